@@ -1,0 +1,1 @@
+"""p2pfl: decentralised peer-to-peer federated training in JAX."""

@@ -1,0 +1,17 @@
+"""Every node alone: the local steps of `dsgd`, and never a word to a neighbour. The baseline of every result."""
+
+from __future__ import annotations
+
+import optax
+
+from p2pfl.algorithms.dsgd import State, dsgd
+from p2pfl.types import Algorithm, Inbox, Learner, Neighborhood
+
+
+def local(learner: Learner, optimizer: optax.GradientTransformation) -> Algorithm:
+    """Local training only; `mix` leaves the model as it is."""
+
+    def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
+        return state
+
+    return dsgd(learner, optimizer)._replace(name="local", mix=mix, mixes=False, keeps_mean="nothing")

@@ -1,0 +1,141 @@
+"""Images or feature rows from a numpy .npz file, in the layout of MedMNIST or as plain images and labels."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from p2pfl.data.dataset import Dataset, Samples, as_float32, encode_labels, split, validate
+from p2pfl.errors import DataError
+
+PAIRS = (("images", "labels"), ("x", "y"))
+MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
+MOST_CHANNELS = 4  # grey, two of something, RGB, RGBA; a longer last axis is space
+
+
+def load(path: str | os.PathLike[str], test_fraction: float = 0.2, seed: int = 0) -> Dataset:
+    """Read an .npz: MedMNIST's keys (Yang et al. 2023), or "images" and "labels", or "x" and "y".
+
+    uint8 images become float32 in 0..1, other numbers are kept as they are; [N, H, W] becomes [N, H, W, 1] and a volume
+    [N, D, H, W] becomes [N, D, H, W, 1]. Labels: [N] or [N, 1], whole numbers or text; an array "classes" names them.
+    MedMNIST's validation rows are left out (a note says so); plain pairs are split at random, stratified by label.
+    Raises DataError for a file that is missing, damaged or holds Python objects (never unpickled), for keys, shapes and
+    labels that don't fit; ConfigError for a fraction outside (0, 1).
+    """
+    file = Path(path)
+    where = str(path)
+    arrays, keys = _read(file, where)
+    names = _class_names(arrays, where)
+    if "train_images" in arrays:
+        x = {part: _images(arrays[f"{part}_images"], f"{part}_images", where) for part in ("train", "test")}
+        labels = {key: arrays[key] for key in ("train_labels", "test_labels")}
+        (y_train, y_test), classes = encode_labels(labels, names, where)
+        _same_length(x["train"], y_train, "train_images", "train_labels", where)
+        _same_length(x["test"], y_test, "test_images", "test_labels", where)
+        train, test = Samples(x["train"], y_train), Samples(x["test"], y_test)
+    else:
+        image_key, label_key = next(pair for pair in PAIRS if pair[0] in arrays)
+        pixels = _images(arrays[image_key], image_key, where)
+        (y,), classes = encode_labels({label_key: arrays[label_key]}, names, where)
+        _same_length(pixels, y, image_key, label_key, where)
+        in_test = split(y, None, test_fraction, seed)
+        train, test = Samples(pixels[~in_test], y[~in_test]), Samples(pixels[in_test], y[in_test])
+    dataset = Dataset(train, test, classes, notes=_notes(keys, arrays))
+    validate(dataset, where)
+    return dataset
+
+
+def _read(file: Path, where: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays that are used, by key, and the keys of all."""
+    if not file.is_file():
+        raise DataError(f"{where}: no such file ({file.resolve()})")
+    if not zipfile.is_zipfile(file):
+        raise DataError(f"{where}: not an .npz file (a zip of arrays); write it with numpy.savez_compressed")
+    try:
+        with np.load(file, allow_pickle=False) as found:
+            keys = list(found.files)
+            return {key: found[key] for key in _wanted(keys, where)}, keys
+    except ValueError as exc:  # what numpy raises for an array of Python objects, and for a damaged header
+        raise DataError(
+            f"{where}: {exc}. Arrays of Python objects are never read; store plain numbers or text of fixed width"
+        ) from exc
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as exc:
+        raise DataError(f"{where}: the file is damaged or can't be read: {exc}") from exc
+
+
+def _wanted(keys: list[str], where: str) -> list[str]:
+    names = ["classes"] if "classes" in keys else []
+    if any(key in keys for key in MEDMNIST):
+        lacking = [key for key in MEDMNIST if key not in keys]
+        if lacking:
+            raise DataError(
+                f"{where}: lacks {', '.join(lacking)}; MedMNIST's layout needs {', '.join(MEDMNIST)}. "
+                f"Found: {', '.join(keys)}"
+            )
+        return [*MEDMNIST, *names]
+    for pair in PAIRS:
+        if all(key in keys for key in pair):
+            return [*pair, *names]
+    raise DataError(
+        f"{where}: no arrays to learn from. Needed: {', '.join(MEDMNIST)}; or images and labels; or x and y. "
+        f"Found: {', '.join(keys) or 'nothing'}"
+    )
+
+
+def _class_names(arrays: dict[str, np.ndarray], where: str) -> list[str] | None:
+    if "classes" not in arrays:
+        return None
+    names = arrays["classes"]
+    if names.ndim != 1:
+        raise DataError(f"{where}: classes has shape {names.shape}; it must be a list of names, [classes]")
+    # Names given as bytes are decoded, so that "WBC" is not shown as "b'WBC'".
+    return [str(name) for name in (names.astype(str) if names.dtype.kind == "S" else names).tolist()]
+
+
+def _images(array: np.ndarray, key: str, where: str) -> np.ndarray:
+    """float32 with a channel axis where rows are images."""
+    if array.dtype.kind not in "buif":
+        raise DataError(f"{where}: {key} has dtype {array.dtype}; it must hold numbers")
+    if array.ndim not in (2, 3, 4, 5):
+        raise DataError(
+            f"{where}: {key} has shape {array.shape}; it must be rows [N, F], images [N, H, W] or [N, H, W, C], "
+            "or volumes [N, D, H, W] or [N, D, H, W, C]"
+        )
+    space = array.shape[1:]
+    if len(space) == 3 and space[0] <= MOST_CHANNELS < min(space[1:]):
+        raise DataError(
+            f"{where}: {key} has shape {array.shape}, which looks like channels before height and width; "
+            "put them last: numpy.moveaxis(images, 1, -1)"
+        )
+    if len(space) == 2 or (len(space) == 3 and space[-1] > MOST_CHANNELS):
+        array = array[..., None]
+    return as_float32(array) / np.float32(255) if array.dtype == np.uint8 else as_float32(array)
+
+
+def _same_length(x: np.ndarray, y: np.ndarray, image_key: str, label_key: str, where: str) -> None:
+    if len(x) != len(y):
+        raise DataError(f"{where}: {image_key} has {len(x)} rows, {label_key} has {len(y)}; they must be equal")
+
+
+def _notes(keys: list[str], arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
+    unused = [key for key in keys if key not in arrays]
+    validation = [key for key in unused if key.startswith("val_")]
+    other = [key for key in unused if key not in validation]
+    notes = []
+    if validation:
+        notes.append(f"left out the validation rows ({', '.join(validation)})")
+    if other:
+        notes.append(
+            f"not used: {', '.join(other)}"
+            + (
+                ""
+                if "train_images" in arrays
+                else ". The split is by row: if one of these says which rows belong together (one patient, one slide), "
+                "such rows may stand in train and in test, and the test is then too kind"
+            )
+        )
+    return tuple(notes)

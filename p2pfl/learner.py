@@ -1,0 +1,212 @@
+"""From a Flax module, a loss and its data's shape to a `Learner`; and the local steps that algorithms share.
+
+NNX is what examples use; a Linen module works as well. Variables with gradients form params["trained"]; all other
+float variables (batch statistics) form params["carried"]: they travel and are mixed like the weights.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from p2pfl.errors import ConfigError, nearest
+from p2pfl.types import Array, Batches, Key, Learner, Metrics, Params, Steps, Tree
+
+Loss = Callable[[Array, Array], Array]
+"""(logits [B, C], labels [B]) -> loss per sample [B]."""
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Softmax cross entropy of integer labels, per sample [B]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def from_flax(model: Any, example: Array, classes: int, loss: Loss = cross_entropy) -> Learner:
+    """A learner from a Flax model.
+
+    `model`: a Linen module, or a function `(nnx.Rngs) -> nnx.Module` (an NNX class with its arguments bound).
+    `example`: [1, ...] one input, for its shape and dtype. Batches are {"x": [B, ...], "y": [B] int32}.
+    Raises ConfigError when the model is of another kind or its output is not [B, classes].
+    """
+    if isinstance(model, linen.Module):
+        init, apply = _linen(model, example)
+    elif callable(model):
+        init, apply = _nnx(model)
+    else:
+        raise ConfigError(f"model={type(model).__name__}: must be a Linen module or a function (nnx.Rngs) -> nnx.Module")
+    unroll = _check_output(init, apply, example, classes)
+
+    def objective(trained: Tree, carried: Tree, batch: Tree, key: Key) -> tuple[Array, Tree]:
+        logits, carried = apply({"trained": trained, "carried": carried}, batch["x"], key)
+        return loss(logits, batch["y"]).mean(), carried
+
+    def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Tree, Metrics]:
+        step = jax.value_and_grad(objective, has_aux=True)
+        (value, carried), gradient = step(params["trained"], params["carried"], batch, key)
+        return gradient, carried, {"loss": value}
+
+    def evaluate(params: Params, batch: Tree, mask: Array) -> Metrics:
+        logits, _ = apply(params, batch["x"], None)
+        correct = (logits.argmax(axis=-1) == batch["y"]).astype(jnp.float32)
+        return {"correct": correct * mask, "loss": loss(logits, batch["y"]) * mask}
+
+    return Learner(init, grad, evaluate, unroll)
+
+
+Init = Callable[[Key], Params]
+Apply = Callable[[Params, Array, Key | None], tuple[Array, Tree]]
+"""(model, inputs, key) -> (logits, new carried); key None means evaluation."""
+
+
+def _nnx(make: Callable[[nnx.Rngs], Any]) -> tuple[Init, Apply]:
+    def build(key: Key) -> Any:
+        return make(nnx.Rngs(key))
+
+    abstract = nnx.eval_shape(build, jax.random.key(0))
+    if not isinstance(abstract, nnx.Module):
+        raise ConfigError(f"model: the function returned {type(abstract).__name__}; must return an nnx.Module")
+    graph, trained_like, rng_like, carried_like = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
+
+    def init(key: Key) -> Params:
+        _, trained, _, carried = nnx.split(build(key), nnx.Param, nnx.RngState, ...)
+        return {"trained": nnx.to_pure_dict(trained), "carried": nnx.to_pure_dict(carried)}
+
+    def apply(params: Params, x: Array, key: Key | None) -> tuple[Array, Tree]:
+        trained = _filled(trained_like, params["trained"])
+        carried = _filled(carried_like, params["carried"])
+        module = nnx.merge(graph, trained, _random(rng_like, key), carried)
+        module.eval() if key is None else module.train()
+        logits = module(x)
+        _, _, _, carried = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        return logits, nnx.to_pure_dict(carried)
+
+    return init, apply
+
+
+def _filled(like: Any, values: Tree) -> Any:
+    """An NNX state of the structure of `like` that holds `values`."""
+    state = jax.tree.map(lambda leaf: leaf, like)
+    nnx.replace_by_pure_dict(state, values)
+    return state
+
+
+def _random(like: Any, key: Key | None) -> Any:
+    """An NNX random state drawn from `key`, so that dropout depends on (node, round, step) and nothing else."""
+    leaves, structure = jax.tree.flatten(like)
+    key = jax.random.key(0) if key is None else key
+    fresh = [
+        jax.random.fold_in(key, i) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.zeros(leaf.shape, leaf.dtype)
+        for i, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, fresh)
+
+
+def _linen(module: linen.Module, example: Array) -> tuple[Init, Apply]:
+    accepted = inspect.signature(type(module).__call__).parameters
+
+    def mode(training: bool) -> dict[str, bool]:
+        known = {"train": training, "training": training, "deterministic": not training}
+        return {name: value for name, value in known.items() if name in accepted}
+
+    def init(key: Key) -> Params:
+        rngs = {"params": key, "dropout": jax.random.fold_in(key, 1)}
+        variables = dict(module.init(rngs, example, **mode(False)))
+        return {"trained": variables.pop("params", {}), "carried": variables}
+
+    def apply(params: Params, x: Array, key: Key | None) -> tuple[Array, Tree]:
+        variables = {"params": params["trained"], **params["carried"]}
+        if key is None:
+            return module.apply(variables, x, **mode(False)), params["carried"]
+        carried = list(params["carried"])
+        logits, new = module.apply(variables, x, **mode(True), rngs={"dropout": key}, mutable=carried)
+        return logits, dict(new)
+
+    return init, apply
+
+
+def _check_output(init: Init, apply: Apply, example: Array, classes: int) -> bool:
+    """Raises ConfigError on a wrong output; returns whether local steps should be written out (see Learner.unroll)."""
+
+    def forward(key: Key, x: Array) -> Array:
+        return apply(init(key), x, None)[0]
+
+    try:
+        traced = jax.make_jaxpr(forward)(jax.random.key(0), example)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model: does not take inputs of shape {example.shape[1:]}: {error}") from error
+    got = traced.out_avals[0].shape
+    if got != (example.shape[0], classes):
+        raise ConfigError(
+            f"model: output of shape {got[1:]} for inputs of shape {example.shape[1:]}; "
+            f"must be ({classes},), one logit per class of the data"
+        )
+    return jax.default_backend() == "cpu" and "conv_general_dilated" in str(traced)
+
+
+def optimizer(name: str, **arguments: Any) -> optax.GradientTransformation:
+    """Any optax optimizer by name. Raises ConfigError for an unknown name or argument."""
+    makers = {
+        key: value
+        for key, value in vars(optax).items()
+        if callable(value) and not inspect.isclass(value) and _takes_learning_rate(value)
+    }
+    if name not in makers:
+        raise ConfigError(f"optimizer name={name!r}: {nearest(name, makers)}")
+    accepted = inspect.signature(makers[name]).parameters
+    for argument in arguments:
+        if argument not in accepted:
+            raise ConfigError(f"optimizer {name}: argument {argument!r}: {nearest(argument, accepted)}")
+    try:
+        return makers[name](**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optimizer {name}({arguments}): {error}") from error
+
+
+def _takes_learning_rate(function: Callable[..., Any]) -> bool:
+    try:
+        return next(iter(inspect.signature(function).parameters), "") == "learning_rate"
+    except (TypeError, ValueError):  # builtins without a signature
+        return False
+
+
+def descend(
+    learner: Learner,
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    opt_state: Tree,
+    batches: Batches,
+    key: Key,
+    steps: Steps | None = None,
+) -> tuple[Params, Tree, Metrics]:
+    """S local steps of the optimizer on the node's own batches; the mean loss over the steps taken.
+
+    With `steps`, batches from index `steps` on leave everything as it is. The optimizer's state comes back and is kept
+    from round to round.
+    """
+
+    def step(carry: tuple[Params, Tree], item: tuple[Array, Tree]) -> tuple[tuple[Params, Tree], Array]:
+        index, batch = item
+        params, opt_state = carry
+        gradient, carried, metrics = learner.grad(params, batch, jax.random.fold_in(key, index))
+        updates, new_state = optimizer.update(gradient, opt_state, params["trained"])
+        new = ({"trained": optax.apply_updates(params["trained"], updates), "carried": carried}, new_state)
+        if steps is not None:
+            new = jax.tree.map(lambda a, b: jnp.where(index < steps, a, b), new, carry)
+        return new, metrics["loss"]
+
+    count = jax.tree.leaves(batches)[0].shape[0]
+    items = (jnp.arange(count, dtype=jnp.int32), batches)
+    (params, opt_state), losses = jax.lax.scan(
+        step, (params, opt_state), items, unroll=count if learner.unroll else 1
+    )
+    if steps is None:
+        return params, opt_state, {"loss": losses.mean()}
+    taken = jnp.arange(count, dtype=jnp.int32) < steps
+    return params, opt_state, {"loss": jnp.where(taken, losses, 0.0).sum() / jnp.maximum(steps, 1).astype(jnp.float32)}

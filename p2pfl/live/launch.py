@@ -1,0 +1,251 @@
+"""Starts the node processes of a federation on this machine, carries out its planned returns, and sees them end.
+
+Every process is the one that `p2pfl node NODE.toml` starts by hand. The launcher tells nodes nothing but "go": the
+federation runs without it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from p2pfl.errors import LocalError
+from p2pfl.live import clock
+
+_STARTUP = 300.0
+"""Seconds that processes may take to import, load their data and compile."""
+
+
+READY = "ready"
+"""The line with which a node that holds says that all is compiled."""
+
+
+class Order(NamedTuple):
+    """A node to start."""
+
+    node: int
+    arguments: tuple[str, ...]  # of the p2pfl command
+    directory: Path
+    returns: int  # how many times it is planned to come back
+
+
+@dataclass(slots=True)
+class _Process:
+    node: int
+    pid: int
+    go: int  # writing end of its standard input
+    log: Path
+    offset: int  # where its part of the log begins
+    ready: bool = False
+
+
+@dataclass(slots=True)
+class _Member:
+    """What has become of a node."""
+
+    order: Order
+    current: _Process | None = None
+    standby: _Process | None = None
+    returned: int = 0
+    state: str = "starting"  # starting | alive | lost | left | finished | failed
+    status: int | None = None
+    pids: list[int] = field(default_factory=list)
+
+
+class Launcher:
+    """Node processes on this machine. `say` takes a line for a person."""
+
+    def __init__(self, entry: str, preload: Sequence[str], say: Callable[[str], None]) -> None:
+        self.members: dict[int, _Member] = {}
+        self.events: list[dict[str, Any]] = []
+        self._say = say
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-m", "p2pfl.live.forkserver", str(there.fileno()), entry, *preload]
+        # one computing thread a node: there are more nodes than cores, and they share them
+        quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        self._server = subprocess.Popen(command, pass_fds=(there.fileno(),), stdin=subprocess.DEVNULL, env={**quiet, **os.environ})
+        there.close()
+        self._link = here
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(here, selectors.EVENT_READ)
+        self._waiting: list[tuple[_Member, bool, int, Path, int]] = []
+
+    def __enter__(self) -> Launcher:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing that was started is left behind."""
+        for member in self.members.values():
+            for process in (member.current, member.standby):
+                if process is not None:
+                    _kill(process.pid)
+        self._link.close()
+        try:
+            self._server.wait(5)
+        except subprocess.TimeoutExpired:
+            self._server.kill()
+            self._server.wait()
+        self._selector.close()
+
+    # --- starting
+
+    def prepare(self, orders: Sequence[Order]) -> None:
+        """Start all processes and those that wait for a planned return; returns when all are compiled and hold."""
+        self.members = {order.node: _Member(order) for order in orders}
+        for member in self.members.values():
+            self._start(member, standby=False)
+        for member in self.members.values():
+            if member.order.returns:
+                self._start(member, standby=True)
+        limit = clock.now() + _STARTUP
+        while any(not p.ready for m in self.members.values() for p in (m.current, m.standby) if p) or self._waiting:
+            self._read(0.05)
+            for member in self.members.values():
+                self._look_ready(member)
+                if member.state == "failed":
+                    raise LocalError(
+                        f"ended with status {member.status} before it was ready; see {member.order.directory / 'log.txt'}",
+                        node=member.order.node, round=0, part="start",
+                    )
+            if clock.now() > limit:
+                raise LocalError("some nodes were not ready in time", node=-1, round=0, part="start")
+
+    def go(self) -> None:
+        """Let all nodes begin."""
+        for member in self.members.values():
+            if member.current:
+                self._go(member, member.current)
+
+    def _start(self, member: _Member, standby: bool) -> None:
+        directory = member.order.directory
+        directory.mkdir(parents=True, exist_ok=True)
+        held, go = os.pipe()
+        path = directory / ("return.txt" if standby else "log.txt")
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        request = json.dumps({"arguments": member.order.arguments}).encode()
+        socket.send_fds(self._link, [request], [held, log])
+        os.close(held)
+        os.close(log)
+        self._waiting.append((member, standby, go, path, path.stat().st_size))
+
+    def _go(self, member: _Member, process: _Process) -> None:
+        member.current, member.state = process, "alive"
+        try:
+            os.write(process.go, b"go\n")
+        except BrokenPipeError:  # it died a moment ago; its end will be read
+            return
+        os.close(process.go)
+
+    def _look_ready(self, member: _Member) -> None:
+        for process in (member.current, member.standby):
+            if process is not None and not process.ready:
+                process.ready = READY in process.log.read_text("utf-8")[process.offset :].splitlines()
+
+    # --- running
+
+    def poll(self, seconds: float) -> None:
+        """Read for at most so long what has become of the processes."""
+        self._read(seconds)
+
+    @property
+    def running(self) -> bool:
+        """Some node is still at work."""
+        return any(member.state == "alive" for member in self.members.values())
+
+    def _read(self, seconds: float) -> None:
+        if not self._selector.select(seconds):
+            return
+        packet = self._link.recv(65536)
+        if not packet:
+            raise LocalError("the process that starts nodes has died", node=-1, round=0, part="start")
+        answer = json.loads(packet)
+        if "status" in answer:
+            self._ended(answer["pid"], answer["status"])
+            return
+        member, standby, go, log, offset = self._waiting.pop(0)
+        process = _Process(member.order.node, answer["pid"], go, log, offset)
+        member.pids.append(process.pid)
+        if standby:
+            member.standby = process
+        else:
+            member.current = process
+
+    def _ended(self, pid: int, status: int) -> None:
+        member = next(m for m in self.members.values() if pid in m.pids)
+        if member.standby is not None and member.standby.pid == pid:
+            member.standby = None
+            self._say(f"node {member.order.node}: the process that was to return has ended with status {status}")
+            return
+        member.current, member.status = None, status
+        if member.state == "starting":
+            member.state = "failed" if status >= 0 else "lost"
+            return
+        if status == 0:
+            left = member.returned < member.order.returns
+            member.state = "left" if left else "finished"
+        else:
+            member.state = "lost"
+            how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+            self._say(f"node {member.order.node} died ({how})")
+            self._event("crash", member, how)
+        if member.standby is not None:
+            process, member.standby = member.standby, None
+            member.returned += 1
+            self._go(member, process)
+            if member.returned < member.order.returns:
+                self._start(member, standby=True)
+
+    def _event(self, event: str, member: _Member, detail: str) -> None:
+        self.events.append({"event": event, "node": member.order.node, "detail": detail, "time": clock.now()})
+
+    def give_up(self, node: int, why: str) -> None:
+        """End a node that does nothing any more."""
+        member = self.members[node]
+        if member.current is not None:
+            self._say(f"node {node}: {why}; ending it")
+            member.order = member.order._replace(returns=member.returned)
+            if member.standby is not None:
+                _kill(member.standby.pid)
+            _kill(member.current.pid)
+
+    def stop(self) -> None:
+        """Ask all nodes to leave."""
+        for member in self.members.values():
+            if member.current is not None:
+                os.kill(member.current.pid, signal.SIGTERM)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on the loopback address that nothing listens on, below those that outgoing connections take.
+
+    A node that returns listens on its old port again; in between nothing else takes it by chance.
+    """
+    found: list[int] = []
+    tried = random.Random(os.getpid()).sample(range(10_000, 32_000), 22_000)
+    for port in tried:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        found.append(port)
+        if len(found) == count:
+            return found
+    raise LocalError(f"no {count} free ports between 10000 and 32000", node=-1, round=0, part="start")

@@ -1,0 +1,105 @@
+"""The messages of the protocol, and the envelope they travel in."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+VERSION = 1
+
+BOOKED, VOID = "b", "v"
+"""How an exchange ended."""
+
+
+class Hello(NamedTuple):
+    """Who I am and what I run; said until the other end has said it too.
+
+    `sees`: the life of yours I have met, or 0. `round`: where I am; 0 = not begun.
+    """
+
+    sees: int
+    federation: str
+    schema: str
+    round: int
+
+
+class Offer(NamedTuple):
+    """My side of exchange `index`, with the payload behind it; `last` tells how the exchange before it ended."""
+
+    index: int
+    round: int
+    degree: int
+    last: str
+
+
+class Receipt(NamedTuple):
+    """I hold your payload of exchange `index`."""
+
+    index: int
+
+
+class AskVoid(NamedTuple):
+    """Let exchange `index` be void."""
+
+    index: int
+
+
+class Result(NamedTuple):
+    """Exchange `index` has ended so at my end."""
+
+    index: int
+    outcome: str
+
+
+class Ping(NamedTuple):
+    """Are you there, and where do we stand? `have`: I hold your payload of exchange `index`."""
+
+    index: int
+    have: bool
+    last: str
+    round: int
+
+
+class Pong(NamedTuple):
+    """The answer to a ping, with the same fields from my end."""
+
+    index: int
+    have: bool
+    last: str
+    round: int
+
+
+class Want(NamedTuple):
+    """Send me your model as soon as you have trained in round `round`."""
+
+    round: int
+
+
+class Model(NamedTuple):
+    """What you wanted: my payload of round `round` behind it."""
+
+    round: int
+
+
+class Bye(NamedTuple):
+    """I leave; start no exchange with me."""
+
+    round: int
+
+
+Message = Hello | Offer | Receipt | AskVoid | Result | Ping | Pong | Want | Model | Bye
+
+KINDS: tuple[type[Any], ...] = (Hello, Offer, Receipt, AskVoid, Result, Ping, Pong, Want, Model, Bye)
+"""A message's place here is its number on the wire: append only."""
+
+CARRIERS = (Offer, Model)
+"""Messages with a payload behind them."""
+
+
+class Envelope(NamedTuple):
+    """A message with its sender's id and life, and the life of the receiver it is meant for (0: any)."""
+
+    node: int
+    life: int
+    to: int
+    message: Message
+    payload: Any = None

@@ -1,0 +1,58 @@
+"""How long a node waits: presets, each written as what it changes of the one before, and the adaptive deadline."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from typing import NamedTuple
+
+
+class Timing(NamedTuple):
+    """Seconds, unless said otherwise. Read when used, and per node."""
+
+    hello_every: float = 0.1  # until the neighbour has answered
+    start_timeout: float = 10.0  # a neighbour not met by then is left behind at the start
+    ping_every: float = 0.1  # while waiting for a neighbour that says nothing
+    silence: float = 0.5  # pinged and unheard for so long: suspect, nobody waits for it
+    bandwidth: float = 50e6  # bytes/s a link has at least: silence and deadlines stretch by payload / bandwidth
+    retry_every: float = 0.5  # pings to a suspect, so that it is found when it comes back
+    deadline_min: float = 0.25  # a round waits for a neighbour that answers pings until
+    deadline_max: float = 1.0  # median + deadline_mads x MAD of the lateness seen, within these bounds,
+    deadline_mads: float = 8.0
+    patience: float = 3.0  # ... the upper one stretched to this many of the node's own training times
+    drain: float = 1.0  # at the end, for exchanges that are still open
+
+
+LOCAL = Timing()
+LAN = LOCAL._replace(start_timeout=600.0, silence=2.0, bandwidth=5e6, deadline_min=1.0, deadline_max=10.0, drain=5.0)
+WAN = LAN._replace(hello_every=0.5, ping_every=0.5, silence=6.0, bandwidth=0.5e6, retry_every=2.0, deadline_min=3.0,
+                   deadline_max=60.0, drain=20.0)
+
+PRESETS = {"local": LOCAL, "lan": LAN, "wan": WAN}
+
+
+class Lateness:
+    """What a node has seen of its neighbours' lateness and of its own training time, over the last rounds."""
+
+    def __init__(self) -> None:
+        self._late: deque[float] = deque(maxlen=64)
+        self._training: deque[float] = deque(maxlen=16)
+
+    def booked(self, seconds: float) -> None:
+        """An exchange was booked so long after this end was ready."""
+        self._late.append(seconds)
+
+    def trained(self, seconds: float) -> None:
+        """A round's local steps took so long."""
+        self._training.append(seconds)
+
+    def deadline(self, timing: Timing, payload_bytes: int) -> float:
+        """How long to wait for a live neighbour in this round."""
+        stretch = payload_bytes / timing.bandwidth
+        own = statistics.median(self._training) if self._training else 0.0
+        most = max(timing.deadline_max + stretch, timing.patience * own)
+        if len(self._late) < 8:
+            return max(most, timing.deadline_min)
+        median = statistics.median(self._late)
+        mad = statistics.median(abs(late - median) for late in self._late)
+        return max(timing.deadline_min + stretch, min(most, median + timing.deadline_mads * mad))

@@ -1,0 +1,163 @@
+"""What came of a run, from its records: the figures of summary.json and the series of rounds.jsonl."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.numpy
+
+from p2pfl import records
+from p2pfl.simulate.loop import consensus_distance
+
+Rows = Sequence[dict[str, Any]]
+
+
+class Ledger(NamedTuple):
+    """Whether mixing kept the mean."""
+
+    mean_residual: float | None  # root mean square over the parameters of the drift of the mean that no death explains
+    residue: int  # exchanges booked at one end only, because the other end's owner died
+
+
+def directories(run: Path) -> dict[int, Path]:
+    """The records of each node."""
+    found = {int(path.name): path for path in (run / "nodes").iterdir() if path.name.isdigit()}
+    return dict(sorted(found.items()))
+
+
+def merge(run: Path) -> list[dict[str, Any]]:
+    """Write metrics.jsonl and events.jsonl of the run from those of its nodes; returns the metrics, by round and node."""
+    nodes = directories(run).values()
+    metrics = [row for path in nodes for row in records.read(path / "metrics.jsonl")]
+    metrics.sort(key=lambda row: (row["round"], row["node"], row["life"]))
+    _write(run / "metrics.jsonl", metrics)
+    events = [row for path in nodes for row in records.read(path / "events.jsonl")]
+    events += records.read(run / "launch.jsonl")
+    events.sort(key=lambda row: (row["time"], row["node"]))
+    _write(run / "events.jsonl", events)
+    return metrics
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows), "utf-8")
+
+
+def rounds(run: Path, metrics: Rows) -> list[dict[str, Any]]:
+    """One record per round; also written to rounds.jsonl."""
+    models: dict[int, list[np.ndarray]] = defaultdict(list)
+    for path in directories(run).values():
+        for row in records.read(path / "trace.jsonl"):
+            models[row["round"]].append(records.unpack(row["model"]))
+    by_round: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in metrics:
+        by_round[row["round"]].append(row)
+    rows = [_round(number, by_round[number], models[number]) for number in sorted(by_round)]
+    _write(run / "rounds.jsonl", rows)
+    return rows
+
+
+def _round(number: int, rows: Rows, models: list[np.ndarray]) -> dict[str, Any]:
+    accuracy = [row["accuracy_after_mixing"] for row in rows if row["accuracy_after_mixing"] is not None]
+    distance = None
+    if models:
+        stacked = np.stack(models)
+        distance = float(((stacked - stacked.mean(axis=0)) ** 2).sum(axis=1).mean())
+    return {
+        "round": number,
+        "alive": [row["node"] for row in rows],
+        "accuracy_mean": fmean(accuracy) if accuracy else None,
+        "accuracy_worst": min(accuracy, default=None),
+        "consensus_distance": distance,
+        "bytes_sent": sum(row["bytes_sent"] for row in rows),
+        "seconds_median": median(row["seconds"] for row in rows),
+    }
+
+
+def ledger(run: Path, ended_well: set[tuple[int, int]], size: int) -> Ledger:
+    """Balance the nodes' ledgers.
+
+    `ended_well`: (node, life) of lives whose model counts at the end; `size`: parameters of a model. What such a life
+    exchanged with one that died is taken out: the dead one's side is gone with its model, so that no mean can be wrong
+    by it; an exchange that only one of the two had booked is counted as residue. The rest must cancel. Vectors are
+    sketches (tree.sketch), whose norm estimates the true one without bias.
+    """
+    total: np.ndarray | None = None
+    booked: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for node, path in directories(run).items():
+        last: dict[int, dict[str, Any]] = {}
+        for row in records.read(path / "trace.jsonl"):
+            last[row["life"]] = row
+            for other, life, index, _ in row["booked"]:
+                booked[f"{node}:{row['life']}", f"{other}:{life}"].add(index)
+        for life, row in last.items():
+            if (node, life) in ended_well:
+                drift = records.unpack(row["moved"]).copy()
+                for who, vector in row["exchanged"].items():
+                    other, _, other_life = who.partition(":")
+                    if (int(other), int(other_life)) not in ended_well:
+                        drift -= records.unpack(vector)
+                total = drift if total is None else total + drift
+    residue = sum(len(booked[pair] - booked.get(pair[::-1], set())) for pair in list(booked))
+    if total is None:
+        return Ledger(None, residue)
+    return Ledger(float(np.linalg.norm(total)) / len(ended_well) / size**0.5, residue)
+
+
+def final(metrics: Rows, last_round: int) -> list[dict[str, Any]]:
+    """The last record of every node that reached the last round."""
+    return [row for row in metrics if row["round"] == last_round]
+
+
+def accuracies(metrics: Rows, last_round: int) -> dict[str, float | None]:
+    """Mean and worst over the nodes that reached the last round."""
+    rows = final(metrics, last_round)
+    pooled = [row["accuracy_after_mixing"] for row in rows if row["accuracy_after_mixing"] is not None]
+    before = [row["accuracy_before_mixing"] for row in rows if row["accuracy_before_mixing"] is not None]
+    own = [row["accuracy_own"] for row in rows if row["accuracy_own"] is not None]
+    return {
+        "accuracy_mean": fmean(pooled) if pooled else None,
+        "accuracy_worst": min(pooled, default=None),
+        "accuracy_before_mixing_mean": fmean(before) if before else None,
+        "accuracy_own_mean": fmean(own) if own else None,
+        "accuracy_own_worst": min(own, default=None),
+    }
+
+
+def traffic(metrics: Rows) -> dict[str, float | None]:
+    """Time and bytes of a round; the first round of a life is left out of the time."""
+    first: dict[tuple[int, int], int] = {}
+    for row in metrics:
+        first.setdefault((row["node"], row["life"]), row["round"])
+    seconds = [row["seconds"] for row in metrics if row["round"] != first[row["node"], row["life"]]]
+    return {
+        "seconds_per_round_median": median(seconds) if seconds else None,
+        "seconds_per_round_longest": max(seconds, default=None),
+        "bytes_sent_per_node_round": fmean(row["bytes_sent"] for row in metrics) if metrics else None,
+    }
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """Of the nodes that ended in good order: exchanges booked and voided, dropped messages, consensus distance."""
+    dropped: Counter[str] = Counter()
+    models, voided = [], 0
+    for path in directories(run).values():
+        if not (path / "result.json").exists():
+            continue
+        result = json.loads((path / "result.json").read_text("utf-8"))
+        dropped.update(result["dropped"])
+        voided += result["voided"]
+        if not result["left"]:
+            models.append(safetensors.numpy.load_file(path / "model.safetensors"))
+    metrics = [row for path in directories(run).values() for row in records.read(path / "metrics.jsonl")]
+    return {
+        "consensus_distance": consensus_distance(models) if models else None,
+        "exchanges_booked": sum(len(row["arrived"]) for row in metrics) // 2,
+        "exchanges_voided": voided,
+        "messages_dropped": dict(sorted(dropped.items())),
+    }

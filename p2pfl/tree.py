@@ -1,0 +1,84 @@
+"""Arithmetic on pytrees of arrays, and what the wire and the ledger need to know of one."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from p2pfl.types import Array, Tree
+
+SKETCH = 64
+"""Length of a sketch; the relative standard deviation of a squared norm taken from one is sqrt(2 / SKETCH)."""
+
+
+def add(a: Tree, b: Tree) -> Tree:
+    """a + b, leaf by leaf."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def subtract(a: Tree, b: Tree) -> Tree:
+    """a - b, leaf by leaf."""
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def size(tree: Tree) -> int:
+    """Number of scalars."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def nbytes(tree: Tree) -> int:
+    """Bytes of all leaves."""
+    return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A leaf's path as text: `trained/hidden/0/kernel`."""
+    return "/".join(str(getattr(p, "key", getattr(p, "idx", getattr(p, "name", p)))) for p in path)
+
+
+def named_leaves(tree: Tree) -> dict[str, Any]:
+    """Leaves by path, in the tree's own order."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def schema(tree: Tree) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """(path, dtype, shape) of every leaf: what two nodes must have in common to exchange such trees."""
+    return tuple((name, np.dtype(leaf.dtype).name, tuple(leaf.shape)) for name, leaf in named_leaves(tree).items())
+
+
+def digest(tree: Tree) -> str:
+    """BLAKE2 of schema and contents, 32 hex digits: equal for bitwise equal trees."""
+    h = hashlib.blake2b(repr(schema(tree)).encode(), digest_size=16)
+    for leaf in jax.tree.leaves(tree):
+        h.update(np.ascontiguousarray(leaf).tobytes())
+    return h.hexdigest()
+
+
+def sketch(tree: Tree) -> Array:
+    """[SKETCH] float32: a count sketch, linear in the tree, whose squared norm is an unbiased estimate of the tree's.
+
+    Entry j sums the scalars whose index is j modulo SKETCH, each under a fixed pseudo-random sign, so that sketches of
+    models far apart can be added and subtracted by an observer who never sees the models.
+    Source: Charikar, Chen, Farach-Colton, "Finding frequent items in data streams" (2002).
+    """
+    total = jnp.zeros(SKETCH, jnp.float32)
+    start = 0
+    for leaf in jax.tree.leaves(tree):
+        flat = leaf.reshape(-1).astype(jnp.float32)
+        rows = -(-flat.size // SKETCH)
+        index = jnp.arange(start, start + rows * SKETCH, dtype=jnp.uint32)
+        signed = jnp.pad(flat, (0, rows * SKETCH - flat.size)) * _sign(index)
+        total = total + signed.reshape(rows, SKETCH).sum(axis=0)
+        start += rows * SKETCH
+    return total
+
+
+def _sign(index: Array) -> Array:
+    """[N] float32 of +-1 from the index: one round of the 32-bit finaliser of MurmurHash3."""
+    h = (index ^ (index >> 16)) * jnp.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+    return jnp.where((h >> 16) & 1, jnp.float32(1), jnp.float32(-1))
