@@ -70,7 +70,7 @@ class Watch:
         if event == "joined":
             self._silent.pop(about, None)
             return [f"node {about} is back at round {round + 1}, {row['detail']}"]
-        if event in ("paused", "skipped", "absent"):
+        if event in ("paused", "absent"):
             return [f"node {by}, round {round}: {event} {'' if about == by else f'node {about} '}{row['detail']}"]
         return []
 

@@ -8,7 +8,11 @@ from typing import NamedTuple
 
 
 class Timing(NamedTuple):
-    """Seconds, unless said otherwise. Read when used, and per node."""
+    """Seconds, unless said otherwise. Read when used, and per node.
+
+    deadline_min > silence + ping_every: a dead neighbour is found to be silent before any round goes on without a
+    living one, so that its death costs one wait and no exchange between others.
+    """
 
     hello_every: float = 0.1  # until the neighbour has answered
     start_timeout: float = 10.0  # a neighbour not met by then is left behind at the start
@@ -16,16 +20,16 @@ class Timing(NamedTuple):
     silence: float = 0.5  # pinged and unheard for so long: suspect, nobody waits for it
     bandwidth: float = 50e6  # bytes/s a link has at least: silence and deadlines stretch by payload / bandwidth
     retry_every: float = 0.5  # pings to a suspect, so that it is found when it comes back
-    deadline_min: float = 0.25  # a round waits for a neighbour that answers pings until
-    deadline_max: float = 1.0  # median + deadline_mads x MAD of the lateness seen, within these bounds,
+    deadline_min: float = 0.8  # a round waits for a neighbour that answers pings until
+    deadline_max: float = 1.2  # median + deadline_mads x MAD of the lateness seen, within these bounds,
     deadline_mads: float = 8.0
     patience: float = 3.0  # ... the upper one stretched to this many of the node's own training times
     drain: float = 1.0  # at the end, for exchanges that are still open
 
 
 LOCAL = Timing()
-LAN = LOCAL._replace(start_timeout=600.0, silence=2.0, bandwidth=5e6, deadline_min=1.0, deadline_max=10.0, drain=5.0)
-WAN = LAN._replace(hello_every=0.5, ping_every=0.5, silence=6.0, bandwidth=0.5e6, retry_every=2.0, deadline_min=3.0,
+LAN = LOCAL._replace(start_timeout=600.0, silence=2.0, bandwidth=5e6, deadline_min=3.0, deadline_max=10.0, drain=5.0)
+WAN = LAN._replace(hello_every=0.5, ping_every=0.5, silence=6.0, bandwidth=0.5e6, retry_every=2.0, deadline_min=9.0,
                    deadline_max=60.0, drain=20.0)
 
 PRESETS = {"local": LOCAL, "lan": LAN, "wan": WAN}
