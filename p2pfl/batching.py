@@ -28,9 +28,7 @@ class Batching:
         start = (round - 1) * count
         first, last = start // self.rows, (start + count - 1) // self.rows
         self._orders = {
-            number: self._orders[number]
-            if number in self._orders
-            else order(self.seed, self.node, self.rows, number)
+            number: self._orders[number] if number in self._orders else order(self.seed, self.node, self.rows, number)
             for number in range(first, last + 1)
         }
         stream = np.concatenate([self._orders[number] for number in range(first, last + 1)])

@@ -81,8 +81,14 @@ def build_own(experiment: Experiment, node: int, own: Data) -> Federation:
 
 
 def _assemble(
-    experiment: Experiment, dataset: Dataset, parts: Partition, graph: nx.Graph,
-    optimizer: optax.GradientTransformation, events: tuple[churn.Event, ...], pooled: bool, notes: tuple[str, ...],
+    experiment: Experiment,
+    dataset: Dataset,
+    parts: Partition,
+    graph: nx.Graph,
+    optimizer: optax.GradientTransformation,
+    events: tuple[churn.Event, ...],
+    pooled: bool,
+    notes: tuple[str, ...],
 ) -> Federation:
     learned = learner.from_flax(_model(experiment, dataset), jnp.asarray(dataset.train.x[:1]), len(dataset.classes))
     algorithm = ALGORITHMS[experiment.algorithm.name](learned, optimizer)
@@ -133,7 +139,7 @@ def _dataset(table: Data, seed: int) -> Dataset:
         _only(table, {"arguments"}, f"source={table.source!r}")
         return sources.python(table.source, **(table.arguments or {}))
     if table.source not in sources.SOURCES:
-        raise DataError(f"data.source={table.source!r}: {nearest(table.source, sources.SOURCES)}; or \"module:function\"")
+        raise DataError(f'data.source={table.source!r}: {nearest(table.source, sources.SOURCES)}; or "module:function"')
     function = sources.SOURCES[table.source]
     accepted = inspect.signature(function).parameters
     _only(table, set(accepted), f"source={table.source!r}")
@@ -150,7 +156,9 @@ def _only(table: Data, accepted: set[str], what: str) -> None:
     for field in fields(table):
         if getattr(table, field.name) is not None and field.name not in known:
             takes = ", ".join(sorted(known - {"source", "partition", "seed", "dataset", "nodes"})) or "none"
-            raise ConfigError(f"data.{field.name}: {what} with partition={table.partition!r} does not use it; it uses: {takes}")
+            raise ConfigError(
+                f"data.{field.name}: {what} with partition={table.partition!r} does not use it; it uses: {takes}"
+            )
 
 
 def _partition_arguments(name: str) -> set[str]:
@@ -174,7 +182,7 @@ def _model(experiment: Experiment, dataset: Dataset) -> Any:
         maker = function(table.name, "model.name")
         return maker(shape, classes, **given.pop("arguments", {}), **given)
     if table.name not in models.MODELS:
-        raise ConfigError(f"model.name={table.name!r}: {nearest(table.name, models.MODELS)}; or \"module:function\"")
+        raise ConfigError(f'model.name={table.name!r}: {nearest(table.name, models.MODELS)}; or "module:function"')
     return _call(models.MODELS[table.name], (shape, classes), given, f"model {table.name}")
 
 
@@ -192,7 +200,9 @@ def function(name: str, where: str) -> Callable[..., Any]:
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except ImportError as error:
-        raise ConfigError(f"{where}={name!r}: {error}; its folder must be the current one or the experiment's") from error
+        raise ConfigError(
+            f"{where}={name!r}: {error}; its folder must be the current one or the experiment's"
+        ) from error
     if not callable(found):
         raise ConfigError(f"{where}={name!r}: module {module} has no function {attribute!r}")
     return found
@@ -248,7 +258,7 @@ def digest(federation: Federation) -> str:
 
 
 def pooled(experiment: Experiment, nodes: int) -> Experiment:
-    """The baseline "all data pooled": one node with all rows, the same number of steps, every batch `nodes` times as large."""
+    """The baseline "all data pooled": one node, all rows, as many steps, batches `nodes` times as large."""
     training = replace(experiment.training, batch_size=experiment.training.batch_size * nodes)
     data = replace(experiment.data, partition="iid", alpha=None, per_node=None)
     graph = replace(experiment.topology, graph="complete", file=None, nodes=1)

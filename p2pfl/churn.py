@@ -58,11 +58,13 @@ def active(events: Sequence[Event], nodes: int, rounds: int) -> np.ndarray:
 
 
 def planned(events: Sequence[Event], schedule: Schedule, rounds: int, local_steps: int) -> Delivery:
-    """The delivery of a run in which nothing happens but the planned events: an exchange is booked when both are there."""
+    """The delivery of a run with the planned events alone: an exchange is booked when both ends are there."""
     period, nodes, slots = schedule.neighbor.shape
     there = active(events, nodes, rounds)
     neighbor = schedule.neighbor[np.arange(rounds) % period]
-    other = np.take_along_axis(there[:, None, :].repeat(nodes, axis=1), np.maximum(neighbor, 0), axis=2) if slots else None
+    other = (
+        np.take_along_axis(there[:, None, :].repeat(nodes, axis=1), np.maximum(neighbor, 0), axis=2) if slots else None
+    )
     arrived = np.zeros((rounds, nodes, slots), bool) if other is None else other & there[:, :, None] & (neighbor >= 0)
     steps = np.where(there, local_steps, 0).astype(np.int32)
     return Delivery(there, steps, arrived, np.zeros((rounds, nodes, slots), np.int32))

@@ -244,7 +244,17 @@ def _fields(kind: type[Any], table: Sequence[Any]) -> list[str]:
 
 
 TABLES: tuple[type[Any], ...] = (
-    Data, Model, Training, Topology, AlgorithmTable, ChurnEvent, Network, Evaluation, Driver, Experiment, NodeFile,
+    Data,
+    Model,
+    Training,
+    Topology,
+    AlgorithmTable,
+    ChurnEvent,
+    Network,
+    Evaluation,
+    Driver,
+    Experiment,
+    NodeFile,
 )
 """Every table of a file: each field of each is documented in docs/experiment.md."""
 
@@ -260,4 +270,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value
-

@@ -40,7 +40,9 @@ def from_flax(model: Any, example: Array, classes: int, loss: Loss = cross_entro
     elif callable(model):
         init, apply = _nnx(model)
     else:
-        raise ConfigError(f"model={type(model).__name__}: must be a Linen module or a function (nnx.Rngs) -> nnx.Module")
+        raise ConfigError(
+            f"model={type(model).__name__}: must be a Linen module or a function (nnx.Rngs) -> nnx.Module"
+        )
     unroll = _check_output(init, apply, example, classes)
 
     def objective(trained: Tree, carried: Tree, batch: Tree, key: Key) -> tuple[Array, Tree]:
@@ -72,10 +74,10 @@ def _nnx(make: Callable[[nnx.Rngs], Any]) -> tuple[Init, Apply]:
     abstract = nnx.eval_shape(build, jax.random.key(0))
     if not isinstance(abstract, nnx.Module):
         raise ConfigError(f"model: the function returned {type(abstract).__name__}; must return an nnx.Module")
-    graph, trained_like, rng_like, carried_like = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
+    graph, (trained_like, rng_like, carried_like) = _parts(abstract)
 
     def init(key: Key) -> Params:
-        _, trained, _, carried = nnx.split(build(key), nnx.Param, nnx.RngState, ...)
+        _, (trained, _, carried) = _parts(build(key))
         return {"trained": nnx.to_pure_dict(trained), "carried": nnx.to_pure_dict(carried)}
 
     def apply(params: Params, x: Array, key: Key | None) -> tuple[Array, Tree]:
@@ -84,10 +86,16 @@ def _nnx(make: Callable[[nnx.Rngs], Any]) -> tuple[Init, Apply]:
         module = nnx.merge(graph, trained, _random(rng_like, key), carried)
         module.eval() if key is None else module.train()
         logits = module(x)
-        _, _, _, carried = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        _, (_, _, carried) = _parts(module)
         return logits, nnx.to_pure_dict(carried)
 
     return init, apply
+
+
+def _parts(module: Any) -> tuple[Any, list[Any]]:
+    """The module's graph, and its states: with gradients, random, all others."""
+    graph, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    return graph, states
 
 
 def _filled(like: Any, values: Tree) -> Any:
@@ -102,7 +110,9 @@ def _random(like: Any, key: Key | None) -> Any:
     leaves, structure = jax.tree.flatten(like)
     key = jax.random.key(0) if key is None else key
     fresh = [
-        jax.random.fold_in(key, i) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.zeros(leaf.shape, leaf.dtype)
+        jax.random.fold_in(key, i)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else jnp.zeros(leaf.shape, leaf.dtype)
         for i, leaf in enumerate(leaves)
     ]
     return jax.tree.unflatten(structure, fresh)
@@ -111,7 +121,7 @@ def _random(like: Any, key: Key | None) -> Any:
 def _linen(module: linen.Module, example: Array) -> tuple[Init, Apply]:
     accepted = inspect.signature(type(module).__call__).parameters
 
-    def mode(training: bool) -> dict[str, bool]:
+    def mode(training: bool) -> dict[str, Any]:
         known = {"train": training, "training": training, "deterministic": not training}
         return {name: value for name, value in known.items() if name in accepted}
 
@@ -123,7 +133,8 @@ def _linen(module: linen.Module, example: Array) -> tuple[Init, Apply]:
     def apply(params: Params, x: Array, key: Key | None) -> tuple[Array, Tree]:
         variables = {"params": params["trained"], **params["carried"]}
         if key is None:
-            return module.apply(variables, x, **mode(False)), params["carried"]
+            logits: Any = module.apply(variables, x, **mode(False))
+            return logits, params["carried"]
         carried = list(params["carried"])
         logits, new = module.apply(variables, x, **mode(True), rngs={"dropout": key}, mutable=carried)
         return logits, dict(new)
@@ -203,9 +214,7 @@ def descend(
 
     count = jax.tree.leaves(batches)[0].shape[0]
     items = (jnp.arange(count, dtype=jnp.int32), batches)
-    (params, opt_state), losses = jax.lax.scan(
-        step, (params, opt_state), items, unroll=count if learner.unroll else 1
-    )
+    (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), items, unroll=count if learner.unroll else 1)
     if steps is None:
         return params, opt_state, {"loss": losses.mean()}
     taken = jnp.arange(count, dtype=jnp.int32) < steps

@@ -6,6 +6,7 @@ Each maker takes the input's shape without the batch axis and the number of clas
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -25,7 +26,7 @@ class MLP(nnx.Module):
 
     def __init__(self, inputs: int, hidden: Sequence[int], classes: int, *, rngs: nnx.Rngs) -> None:
         widths = [inputs, *hidden, classes]
-        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in zip(widths, widths[1:], strict=False)])
+        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)])
 
     def __call__(self, x: Array) -> Array:
         """x [B, ...] -> logits [B, classes]."""
@@ -54,9 +55,7 @@ class Conv(nnx.Module):
         before = (self.size - 1) // 2
         pad = (before, self.size - 1 - before)
         padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
-        slices = [
-            padded[:, i : i + height, j : j + width, :] for i in range(self.size) for j in range(self.size)
-        ]
+        slices = [padded[:, i : i + height, j : j + width, :] for i in range(self.size) for j in range(self.size)]
         return jnp.concatenate(slices, axis=-1) @ self.kernel[...] + self.bias[...]
 
 
@@ -73,7 +72,7 @@ class CNN(nnx.Module):
     def __init__(self, shape: tuple[int, ...], channels: Sequence[int], classes: int, *, rngs: nnx.Rngs) -> None:
         height, width, inputs = shape
         widths = [inputs, *channels]
-        self.blocks = nnx.List([Conv(a, b, rngs=rngs) for a, b in zip(widths, widths[1:], strict=False)])
+        self.blocks = nnx.List([Conv(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)])
         scale = 2 ** len(channels)
         self.head = nnx.Linear((height // scale) * (width // scale) * widths[-1], classes, rngs=rngs)
 
@@ -99,7 +98,9 @@ def mlp(shape: tuple[int, ...], classes: int, hidden: Sequence[int] = (64,)) -> 
 def cnn(shape: tuple[int, ...], classes: int, channels: Sequence[int] = (16, 32)) -> Make:
     """A convolutional network for images [H, W, C] with a block per entry of `channels`."""
     if len(shape) != 3:
-        raise ConfigError(f"model cnn: needs images [height, width, channels]; the data has shape {list(shape)}. Use mlp.")
+        raise ConfigError(
+            f"model cnn: needs images [height, width, channels]; the data has shape {list(shape)}. Use mlp."
+        )
     for width in channels:
         positive(channels=width)
     if min(shape[:2]) < 2 ** len(channels):

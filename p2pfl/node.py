@@ -23,10 +23,8 @@ def run(file: Path, out: Path | None, hold: bool, say: Callable[[str], None]) ->
     directory = out or (file.parent / given.out if given.out else Path(f"p2pfl-node-{given.node}"))
     if (directory / "result.json").exists():
         raise ConfigError(f"out={str(directory)!r}: holds the records of a finished run; give another with --out")
-    if given.data is None:
-        federation = building.build(wanted)
-    else:
-        federation = building.build_own(wanted, given.node, given.data)
+    own = given.data
+    federation = building.build_own(wanted, given.node, own) if own else building.build(wanted)
     if given.node not in federation.graph:
         raise ConfigError(f"{file}: node={given.node}: the topology has nodes 0 to {len(federation.graph) - 1}")
     task = building.task(federation, given.node)
@@ -39,8 +37,12 @@ def run(file: Path, out: Path | None, hold: bool, say: Callable[[str], None]) ->
         say(note)
     say(f"node {given.node} of {len(federation.graph)}: {len(task.y)} training rows, neighbours {list(task.neighbors)}")
     place = Place(
-        listen=given.listen, addresses=addresses, federation=building.digest(federation),
-        timing=building.timing(wanted), lateness=federation.algorithm.lateness, directory=directory,
+        listen=given.listen,
+        addresses=addresses,
+        federation=building.digest(federation),
+        timing=building.timing(wanted),
+        lateness=federation.algorithm.lateness,
+        directory=directory,
     )
 
     def ready() -> None:

@@ -28,11 +28,11 @@ class Program(NamedTuple):
     """Jitted functions of one node; see `compile`."""
 
     init: Callable[[int], State]
-    train: Callable[[State, Tree, int, int], tuple[State, Array, Payload]]
+    train: Callable[[State, Tree, Array, Array, Neighborhood], tuple[State, Array, Payload]]
     mix: Callable[[State, Inbox, Neighborhood], tuple[State, Mixed]]
     adopt: Callable[[State, Inbox], State]
     params: Callable[[State], Params]
-    evaluate: Callable[[State, "EvalSet"], tuple[np.ndarray, np.ndarray]]
+    evaluate: Callable[[State, EvalSet], tuple[np.ndarray, np.ndarray]]
 
 
 class EvalSet(NamedTuple):
@@ -58,13 +58,15 @@ def eval_set(x: np.ndarray, y: np.ndarray) -> EvalSet:
 def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Program:
     """The program of a node with `slots` neighbours. Nothing is compiled before its first use.
 
-    `init(seed)`: every node starts from the same model. `train(state, batches, node, round)` takes the local steps and
-    makes the payload; returns (state, loss, payload). `mix` takes an inbox whose `sent` and `received` are sequences of
-    K payloads. `evaluate` returns per row (correct, loss) as float32 arrays [rows].
+    `init(seed)`: every node starts from the same model. `train(state, batches, node, round, around)` takes the local
+    steps and makes the payload; returns (state, loss, payload). `mix` takes an inbox whose `sent` and `received` are
+    sequences of K payloads. `evaluate` returns per row (correct, loss) as float32 arrays [rows].
     """
 
     @jax.jit
-    def train(state: State, batches: Tree, node: Array, round: Array, around: Neighborhood) -> tuple[State, Array, Payload]:
+    def train(
+        state: State, batches: Tree, node: Array, round: Array, around: Neighborhood
+    ) -> tuple[State, Array, Payload]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), node), round)
         state, metrics = algorithm.local(state, batches, key, None)
         state, payload = algorithm.send(state, around)
@@ -73,7 +75,9 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Pr
     @jax.jit
     def mix(state: State, inbox: Inbox, around: Neighborhood) -> tuple[State, Mixed]:
         if not inbox.received:  # a node without neighbours
-            return state, Mixed(jnp.zeros(tree.SKETCH), jnp.zeros((0, tree.SKETCH)), tree.sketch(algorithm.params(state)))
+            return state, Mixed(
+                jnp.zeros(tree.SKETCH), jnp.zeros((0, tree.SKETCH)), tree.sketch(algorithm.params(state))
+            )
         new = algorithm.mix(state, inbox._replace(sent=stack(inbox.sent), received=stack(inbox.received)), around)
         model = algorithm.params(new)
         moved = tree.sketch(tree.subtract(model, algorithm.params(state)))

@@ -30,11 +30,11 @@ ENTRY = "p2pfl.cli:node_process"
 _PRELOAD = ("jax", "flax.nnx", "flax.linen", "optax", "zmq", "safetensors.numpy", "p2pfl.live.node", "p2pfl.build")
 
 _STALL = 5.0
-"""Seconds (or that many of its rounds) after which a node that stands still, while others have finished, is given up."""
+"""Seconds, or that many of its rounds, that a node may stand still once others have finished."""
 
 
 def run(wanted: Experiment, out: Path, view: View) -> dict[str, Any]:
-    """Run an experiment into the directory `out`; returns the summary. Raises ConfigError before anything is started."""
+    """Run an experiment into the directory `out`; returns the summary. Raises ConfigError before anything starts."""
     started = clock.now()
     fresh(out)
     with contextlib.ExitStack() as stack:
@@ -45,10 +45,7 @@ def run(wanted: Experiment, out: Path, view: View) -> dict[str, Any]:
         for note in federation.notes:
             view.say(note)
         baselines = _baselines(federation, out, view) if wanted.baselines else {}
-        if server is not None:
-            found = _live(federation, out, view, server)
-        else:
-            found = _simulated(federation, out, view)
+        found = _live(federation, out, view, server) if server else _simulated(federation, out, view)
     return _conclude(federation, out, {**baselines, **found}, started, view)
 
 
@@ -74,7 +71,7 @@ def _loop(federation: Federation, out: Path, progress: Callable[[int, list[Any]]
     wanted = federation.experiment
     tasks = building.tasks(federation)
     delivery = churn.planned(federation.churn, federation.schedule, wanted.rounds, wanted.training.local_steps)
-    files = []
+    files: list[tuple[records.Lines, records.Lines]] = []
     for task in tasks:
         directory = out / "nodes" / str(task.node)
         directory.mkdir(parents=True)
@@ -91,8 +88,14 @@ def _loop(federation: Federation, out: Path, progress: Callable[[int, list[Any]]
         safetensors.numpy.save_file(arrays, out / "nodes" / str(node) / "model.safetensors")
         gone = not delivery.active[-1, node]
         last = records.read(out / "nodes" / str(node) / "trace.jsonl")
-        ended = {"node": node, "life": last[-1]["life"] if last else 1, "left": bool(gone), "voided": 0, "dropped": {},
-                 "digest": tree.digest(model)}
+        ended = {
+            "node": node,
+            "life": last[-1]["life"] if last else 1,
+            "left": bool(gone),
+            "voided": 0,
+            "dropped": {},
+            "digest": tree.digest(model),
+        }
         if not gone:
             (out / "nodes" / str(node) / "result.json").write_text(json.dumps(ended, indent=1))
     for metrics, trace in files:
@@ -202,8 +205,12 @@ def _live(federation: Federation, out: Path, view: View, server: Launcher) -> di
     lost = sorted(node for node, member in server.members.items() if member.state in ("lost", "failed"))
     left = sorted(node for node, member in server.members.items() if member.state == "left")
     return {
-        "seconds_startup": ready - began, "seconds_running": clock.now() - ready, "lost": lost, "left": left,
-        "driver": "live", **({"interrupted": True} if interrupted else {}),
+        "seconds_startup": ready - began,
+        "seconds_running": clock.now() - ready,
+        "lost": lost,
+        "left": left,
+        "driver": "live",
+        **({"interrupted": True} if interrupted else {}),
     }
 
 
@@ -240,7 +247,7 @@ def _conclude(federation: Federation, out: Path, found: dict[str, Any], started:
     wanted = federation.experiment
     metrics = summary.merge(out)
     summary.rounds(out, metrics)
-    ended = set()
+    ended: set[tuple[int, int]] = set()
     digests = {}
     for node, path in summary.directories(out).items():
         if (path / "result.json").exists():
@@ -277,4 +284,3 @@ def _conclude(federation: Federation, out: Path, found: dict[str, Any], started:
 def default_out(name: str) -> Path:
     """A new directory below runs/ in the current one, named after the experiment and the time."""
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-

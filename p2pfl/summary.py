@@ -32,7 +32,7 @@ def directories(run: Path) -> dict[int, Path]:
 
 
 def merge(run: Path) -> list[dict[str, Any]]:
-    """Write metrics.jsonl and events.jsonl of the run from those of its nodes; returns the metrics, by round and node."""
+    """Write metrics.jsonl and events.jsonl of the run from those of its nodes; returns the metrics in order."""
     nodes = directories(run).values()
     metrics = [row for path in nodes for row in records.read(path / "metrics.jsonl")]
     metrics.sort(key=lambda row: (row["round"], row["node"], row["life"]))
@@ -145,13 +145,15 @@ def traffic(metrics: Rows) -> dict[str, float | None]:
 def outcome(run: Path) -> dict[str, Any]:
     """Of the nodes that ended in good order: exchanges booked and voided, dropped messages, consensus distance."""
     dropped: Counter[str] = Counter()
-    models, voided = [], 0
+    models, voided, peaks = [], 0, []
     for path in directories(run).values():
         if not (path / "result.json").exists():
             continue
         result = json.loads((path / "result.json").read_text("utf-8"))
         dropped.update(result["dropped"])
         voided += result["voided"]
+        if "memory_peak" in result:
+            peaks.append(result["memory_peak"])
         if not result["left"]:
             models.append(safetensors.numpy.load_file(path / "model.safetensors"))
     metrics = [row for path in directories(run).values() for row in records.read(path / "metrics.jsonl")]
@@ -159,5 +161,6 @@ def outcome(run: Path) -> dict[str, Any]:
         "consensus_distance": consensus_distance(models) if models else None,
         "exchanges_booked": sum(len(row["arrived"]) for row in metrics) // 2,
         "exchanges_voided": voided,
+        "memory_peak_per_node": max(peaks, default=None),
         "messages_dropped": dict(sorted(dropped.items())),
     }

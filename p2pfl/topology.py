@@ -30,7 +30,7 @@ def torus(nodes: int) -> nx.Graph:
     rows = next((r for r in range(math.isqrt(nodes), 1, -1) if nodes % r == 0), 1)
     if rows == 1 and nodes > 1:
         raise TopologyError(
-            f"topology.graph='torus': nodes={nodes} is no product of two sides >= 2; use ring, or another number of nodes"
+            f"topology.graph='torus': nodes={nodes} is no product of two sides >= 2; use ring or another number"
         )
     graph = nx.grid_2d_graph(rows, nodes // rows, periodic=True)
     return nx.convert_node_labels_to_integers(graph, ordering="sorted")
@@ -51,14 +51,16 @@ GRAPHS: Mapping[str, Callable[[int], nx.Graph]] = MappingProxyType(
 def build(graph: str, nodes: int) -> nx.Graph:
     """The named graph on `nodes` nodes. Raises TopologyError for an unknown name or a graph that can't be."""
     if graph not in GRAPHS:
-        raise TopologyError(f"topology.graph={graph!r}: {nearest(graph, GRAPHS)}; or give file = 'topologies/NAME.toml'")
+        raise TopologyError(
+            f"topology.graph={graph!r}: {nearest(graph, GRAPHS)}; or give file = 'topologies/NAME.toml'"
+        )
     if nodes < 1:
         raise TopologyError(f"topology.nodes={nodes}: must be >= 1")
     return checked(GRAPHS[graph](nodes), f"topology.graph={graph!r}")
 
 
 def load(path: Path, seed: int = 0) -> nx.Graph:
-    """The graph in a file: .toml (generator and arguments, or edges), .graphml, or an edge list (.txt, .edges, .edgelist).
+    """The graph in a file: .toml (generator and arguments, or edges), .graphml, or a list (.txt, .edges, .edgelist).
 
     Nodes are renumbered 0 ... n - 1: integer names in ascending order, other names alphabetically.
     """
@@ -70,14 +72,17 @@ def load(path: Path, seed: int = 0) -> nx.Graph:
     return checked(_renumbered(readers[path.suffix](path, seed)), f"topology.file={str(path)!r}")
 
 
+_KEYS = ("generator", "arguments", "edges", "nodes")
+
+
 def _toml(path: Path, seed: int) -> nx.Graph:
     try:
         table = tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TopologyError(f"{path}: not TOML: {error}") from error
-    unknown = set(table) - {"generator", "arguments", "edges", "nodes"}
+    unknown = set(table) - set(_KEYS)
     if unknown:
-        raise TopologyError(f"{path}: {sorted(unknown)[0]!r}: {nearest(sorted(unknown)[0], ['generator', 'arguments', 'edges', 'nodes'])}")
+        raise TopologyError(f"{path}: {sorted(unknown)[0]!r}: {nearest(sorted(unknown)[0], _KEYS)}")
     if ("generator" in table) == ("edges" in table):
         raise TopologyError(f"{path}: give either generator (with arguments) or edges")
     return _from_edges(path, table) if "edges" in table else _generated(path, table, seed)
@@ -102,15 +107,17 @@ def _generated(path: Path, table: dict[str, Any], seed: int) -> nx.Graph:
     name, arguments = table["generator"], dict(table.get("arguments", {}))
     functions = {key: value for key, value in vars(nx).items() if key.endswith("_graph") and inspect.isfunction(value)}
     if name not in GRAPHS and name not in functions:
-        raise TopologyError(f"{path}: generator={name!r}: {nearest(name, [*GRAPHS, name] if name in GRAPHS else _near(name, functions))}")
-    maker = GRAPHS.get(name) or functions[name]
+        raise TopologyError(f"{path}: generator={name!r}: {nearest(name, _near(name, functions))}")
+    maker: Callable[..., Any] = GRAPHS[name] if name in GRAPHS else functions[name]
     accepted = inspect.signature(maker).parameters
     if "seed" in accepted and "seed" not in arguments:
         arguments["seed"] = seed
     try:
         graph = maker(**arguments)
     except (TypeError, ValueError, nx.NetworkXException) as error:
-        raise TopologyError(f"{path}: generator {name}({arguments}): {error}; it takes {', '.join(accepted)}") from error
+        raise TopologyError(
+            f"{path}: generator {name}({arguments}): {error}; it takes {', '.join(accepted)}"
+        ) from error
     if not isinstance(graph, nx.Graph):
         raise TopologyError(f"{path}: generator={name!r} makes no graph")
     return graph
@@ -150,13 +157,17 @@ def checked(graph: nx.Graph, where: str) -> nx.Graph:
         raise TopologyError(f"{where}: is {kind}; the algorithms here need an undirected simple graph")
     loops = [node for node, _ in nx.selfloop_edges(graph)]
     if loops:
-        raise TopologyError(f"{where}: node {loops[0]} has an edge to itself; remove it (a node always keeps its own share)")
+        raise TopologyError(
+            f"{where}: node {loops[0]} has an edge to itself; remove it (a node always keeps its own share)"
+        )
     if len(graph) == 0:
         raise TopologyError(f"{where}: has no nodes")
     parts = [sorted(part) for part in nx.connected_components(graph)]
     if len(parts) > 1:
         listed = ", ".join(str(part if len(part) <= 8 else [*part[:8], "..."]) for part in parts[:6])
-        raise TopologyError(f"{where}: is in {len(parts)} pieces that never hear of each other: {listed}; add edges between them")
+        raise TopologyError(
+            f"{where}: is in {len(parts)} pieces that never hear of each other: {listed}; add edges between them"
+        )
     return graph
 
 

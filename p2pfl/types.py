@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-Array = jax.Array
+Array = Any
+"""A jax.Array, or the numpy array or scalar that a driver hands to a jitted function."""
 NodeId = int
 Tree = Any
 Params = Tree
-"""The model: a tree of float arrays. Two sub-trees: "trained" (has gradients) and "carried" (batch statistics and the like)."""
+"""The model: a tree of float arrays in two parts, "trained" (has gradients) and "carried" (batch statistics)."""
 Payload = Tree
 """What an algorithm sends to its neighbours in a round: a tree of arrays."""
 State = Any

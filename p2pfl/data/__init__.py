@@ -65,7 +65,7 @@ def _find(spec: str, where: str) -> Callable[..., object]:
         raise DataError(f"{where}: module {module_name!r} ({module.__file__}) has no function {name!r}")
     if not callable(function):
         raise DataError(f"{where}: {name!r} is a {type(function).__name__}, not a function")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _from_arrays(found: object, where: str) -> Dataset:

@@ -16,7 +16,7 @@ def digits(test_fraction: float = 0.2, seed: int = 0) -> Dataset:
 
     Split at random, stratified by class. Raises ConfigError for a fraction outside (0, 1) or a negative seed.
     """
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # here: see the head of the module
+    from sklearn.datasets import load_digits  # here: see the head of the module
 
     found = load_digits()
     x, y = as_float32(found.data / 16), found.target.astype(np.int32)

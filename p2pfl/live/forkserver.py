@@ -1,9 +1,9 @@
 """A process that has imported what nodes need and forks one for each request: starting eight nodes costs one import.
 
-Started as `python -m p2pfl.live.forkserver FD MODULE:FUNCTION [MODULE ...]`: requests come over the socket FD as one JSON
-object a packet, {"arguments": [...]}, with two file descriptors, the node's standard input and its log. A child calls
-FUNCTION(arguments). Answers: {"pid": p} for each request, {"pid": p, "status": s} when a child has ended. No pickle. When
-the socket closes, the children end too.
+Started as `python -m p2pfl.live.forkserver FD MODULE:FUNCTION [MODULE ...]`. Requests come over the socket FD, one JSON
+object a packet: {"arguments": [...]}, with two file descriptors, the node's standard input and its log. A child calls
+FUNCTION(arguments). Answers: {"pid": p} for each request, {"pid": p, "status": s} when a child has ended. No pickle.
+When the socket closes, the children end too.
 """
 
 from __future__ import annotations

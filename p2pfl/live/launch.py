@@ -73,7 +73,9 @@ class Launcher:
         command = [sys.executable, "-m", "p2pfl.live.forkserver", str(there.fileno()), entry, *preload]
         # one computing thread a node: there are more nodes than cores, and they share them
         quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        self._server = subprocess.Popen(command, pass_fds=(there.fileno(),), stdin=subprocess.DEVNULL, env={**quiet, **os.environ})
+        self._server = subprocess.Popen(
+            command, pass_fds=(there.fileno(),), stdin=subprocess.DEVNULL, env={**quiet, **os.environ}
+        )
         there.close()
         self._link = here
         self._selector = selectors.DefaultSelector()
@@ -114,8 +116,10 @@ class Launcher:
                 self._look_ready(member)
                 if member.state == "failed":
                     raise LocalError(
-                        f"ended with status {member.status} before it was ready; see {member.order.directory / 'log.txt'}",
-                        node=member.order.node, round=0, part="start",
+                        f"ended with status {member.status} before it was ready; see log.txt in {member.order.directory}",
+                        node=member.order.node,
+                        round=0,
+                        part="start",
                     )
             if clock.now() > limit:
                 raise LocalError("some nodes were not ready in time", node=-1, round=0, part="start")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import resource
 import signal
 import threading
 from collections import Counter
@@ -21,7 +22,20 @@ from p2pfl.live.transport import Transport
 from p2pfl.live.work import Outgoing, Task, Work
 from p2pfl.protocol.codec import NonFinite, decode, encode
 from p2pfl.protocol.events import (
-    Adopt, Advance, Done, Drop, Effect, Event, Finished, Leave, Note, Received, Refused, Send, Start, Tick,
+    Adopt,
+    Advance,
+    Done,
+    Drop,
+    Effect,
+    Event,
+    Finished,
+    Leave,
+    Note,
+    Received,
+    Refused,
+    Send,
+    Start,
+    Tick,
 )
 from p2pfl.protocol.messages import Hello
 from p2pfl.protocol.neighbour import Facts
@@ -57,6 +71,7 @@ class Result(NamedTuple):
     dropped: dict[str, int]
     left: bool  # before the last round
     digest: str
+    memory_peak: int  # bytes of main memory
     error: str | None
 
 
@@ -82,16 +97,25 @@ def run(task: Task, place: Place, say: Callable[[str], None], ready: Callable[[]
 
 
 class _Node:
-    def __init__(self, task: Task, place: Place, work: Work, life: int, say: Callable[[str], None], counters: list[int]) -> None:
+    def __init__(
+        self, task: Task, place: Place, work: Work, life: int, say: Callable[[str], None], counters: list[int]
+    ) -> None:
         self._task, self._work, self._say, self._counters = task, work, say, counters
         self._events = records.Lines(place.directory / "events.jsonl")
         self._incoming = work.incoming
         schema = self._incoming.schema
         self._transport = Transport(place.listen, place.addresses, schema.frame_cap)
         facts = Facts(
-            node=task.node, life=life, neighbors=tuple(place.addresses), rounds=task.rounds,
-            federation=place.federation, schema=schema.digest, payload_bytes=sum(schema.nbytes), timing=place.timing,
-            lateness=place.lateness, join_round=min((r for r in task.rejoins if r > work.last_round), default=0) if work.last_round else 0,
+            node=task.node,
+            life=life,
+            neighbors=tuple(place.addresses),
+            rounds=task.rounds,
+            federation=place.federation,
+            schema=schema.digest,
+            payload_bytes=sum(schema.nbytes),
+            timing=place.timing,
+            lateness=place.lateness,
+            join_round=min((r for r in task.rejoins if r > work.last_round), default=0) if work.last_round else 0,
         )
         self._facts, self._peer = facts, Peer(facts)
         self._dropped: Counter[str] = Counter()
@@ -130,7 +154,7 @@ class _Node:
         ticked = clock.now()
         self._handle(Start(), ticked)
         while not self._done:
-            poller.poll(_TICK * 1000)
+            poller.poll(int(_TICK * 1000))
             now = clock.now()
             for frames in self._transport.receive():
                 self._take(frames, now)
@@ -222,8 +246,14 @@ class _Node:
 
     def _write(self, event: str, about: int, round: int, detail: str) -> None:
         self._events.write(
-            {"event": event, "node": about, "by": self._task.node, "round": round, "detail": detail,
-             "time": clock.now()}
+            {
+                "event": event,
+                "node": about,
+                "by": self._task.node,
+                "round": round,
+                "detail": detail,
+                "time": clock.now(),
+            }
         )
 
     # --- the end
@@ -234,8 +264,16 @@ class _Node:
         self._worker.join()
         digest = self._work.save()
         return Result(
-            self._task.node, self._work.name, self._peer.round, self._peer.booked, self._peer.voided,
-            dict(self._dropped), self._peer.round < self._task.rounds, digest, str(self._error) if self._error else None,
+            self._task.node,
+            self._work.name,
+            self._peer.round,
+            self._peer.booked,
+            self._peer.voided,
+            dict(self._dropped),
+            self._peer.round < self._task.rounds,
+            digest,
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            str(self._error) if self._error else None,
         )
 
     def close(self) -> None:
@@ -244,4 +282,3 @@ class _Node:
         self._work.close()
         self._events.close()
         os.close(self._wake)
-

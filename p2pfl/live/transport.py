@@ -43,7 +43,9 @@ class Transport:
             self._router.bind(listen)
         except zmq.ZMQError as error:
             self.close(0)
-            raise ConfigError(f"listen={listen!r}: can't listen there: {error}. Free the port or choose another.") from error
+            raise ConfigError(
+                f"listen={listen!r}: can't listen there: {error}. Free the port or choose another."
+            ) from error
         self._dealers: dict[int, zmq.Socket[bytes]] = {}
         for node, address in addresses.items():
             dealer = self._context.socket(zmq.DEALER)

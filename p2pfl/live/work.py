@@ -44,6 +44,10 @@ class Task(NamedTuple):
     rejoins: frozenset[int] = frozenset()  # rounds from which on a later life of the node takes part
 
 
+Accuracy = tuple[float | None, float | None]
+"""On the pooled test rows, and on the node's own; None where there are none."""
+
+
 class Outgoing(NamedTuple):
     """A payload as the computation sees it and as it goes out: serialised once, whatever the number of neighbours."""
 
@@ -55,7 +59,7 @@ class Outgoing(NamedTuple):
 def outgoing(payload: Payload) -> Outgoing:
     """One raw frame per tensor, without a copy where the tensor is in host memory."""
     arrays = [np.ascontiguousarray(leaf).reshape(-1) for leaf in jax.tree.leaves(payload)]
-    frames = tuple(zmq.Frame(memoryview(array.view(np.uint8))) for array in arrays)
+    frames = tuple(zmq.Frame(array.view(np.uint8).data) for array in arrays)
     return Outgoing(payload, frames, sum(array.nbytes for array in arrays))
 
 
@@ -102,7 +106,8 @@ class Work:
         self.life, self.last_round, self.name = 1, 0, 1
         self._moved = np.zeros(tree.SKETCH)
         self._exchanged: dict[str, np.ndarray] = {}
-        self._loss, self._before, self._began = 0.0, None, clock.now()
+        self._loss, self._began = 0.0, clock.now()
+        self._before: Accuracy | None = None
         self._bytes = (0, 0)
 
     def warm(self) -> None:
@@ -114,7 +119,10 @@ class Work:
         self._evaluate(self.task.rounds)
 
     def begin(self, name: int) -> None:
-        """`name`: of this life, as the neighbours know it. Open the records behind those of earlier lives; the clock of the first round starts now."""
+        """Open the records, behind those of earlier lives; the clock of the first round starts now.
+
+        `name`: of this life, as the neighbours know it.
+        """
         self.name = name
         earlier = records.read(self.directory / "metrics.jsonl")
         if earlier:
@@ -143,7 +151,9 @@ class Work:
             part = "train"
             return Trained(self._train(effect.next))
         except (ArithmeticError, ValueError, TypeError, RuntimeError, OSError) as error:
-            raise LocalError(str(error), node=self.task.node, round=effect.next or effect.finished, part=part) from error
+            raise LocalError(
+                str(error), node=self.task.node, round=effect.next or effect.finished, part=part
+            ) from error
 
     def _train(self, round: int) -> Outgoing:
         task = self.task
@@ -190,7 +200,7 @@ class Work:
             weight[k] = self.task.weight(booking.mine.degree, booking.theirs.degree)
         return Inbox(tuple(sent), tuple(received), arrived, age), Neighborhood(weight, np.int32(slots))
 
-    def _evaluate(self, round: int) -> tuple[float | None, float | None] | None:
+    def _evaluate(self, round: int) -> Accuracy | None:
         """(accuracy on the pooled test set, on the node's own rows), or None in a round that is not evaluated."""
         if round % self.task.evaluate_every and round != self.task.rounds:
             return None
@@ -206,18 +216,27 @@ class Work:
         before = self._before or (None, None)
         self._metrics.write(
             records.Measured(
-                node=self.task.node, life=self.life, round=effect.finished, train_loss=self._loss,
-                accuracy_before_mixing=before[0], accuracy_after_mixing=after[0] if after else None,
+                node=self.task.node,
+                life=self.life,
+                round=effect.finished,
+                train_loss=self._loss,
+                accuracy_before_mixing=before[0],
+                accuracy_after_mixing=after[0] if after else None,
                 accuracy_own=after[1] if after else None,
-                arrived=[booking.node for booking in effect.booked], age=[booking.age for booking in effect.booked],
-                bytes_sent=traffic[0] - self._bytes[0], bytes_received=traffic[1] - self._bytes[1],
-                seconds=round(now - self._began, 6), waited=round(effect.waited, 6), time=round(now, 6),
+                arrived=[booking.node for booking in effect.booked],
+                age=[booking.age for booking in effect.booked],
+                bytes_sent=traffic[0] - self._bytes[0],
+                bytes_received=traffic[1] - self._bytes[1],
+                seconds=round(now - self._began, 6),
+                waited=round(effect.waited, 6),
+                time=round(now, 6),
             )
         )
         self._trace.write(
             records.Traced(
-                life=self.name, round=effect.finished,
-                booked=[[b.node, b.life, b.index, b.age] for b in effect.booked],
+                life=self.name,
+                round=effect.finished,
+                booked=[[b.node, b.life, b.number, b.age] for b in effect.booked],
                 moved=records.pack(self._moved),
                 exchanged={who: records.pack(total) for who, total in self._exchanged.items()},
                 model=records.pack(sketch),

@@ -75,8 +75,10 @@ def decode(frames: Sequence[Any], schema: Schema, finite: Callable[[Sequence[Any
     payload = list(frames[1:])
     sizes = tuple(memoryview(frame).nbytes for frame in payload)
     if sizes != schema.nbytes:
-        raise RemoteError("frames", f"{len(sizes)} tensors of {sum(sizes)} bytes; the schema has "
-                          f"{len(schema.nbytes)} of {sum(schema.nbytes)}")
+        raise RemoteError(
+            "frames",
+            f"{len(sizes)} tensors of {sum(sizes)} bytes; the schema has {len(schema.nbytes)} of {sum(schema.nbytes)}",
+        )
     if not finite(payload):
         raise NonFinite(envelope)
     return envelope._replace(payload=payload)
@@ -95,7 +97,7 @@ def _within(value: object, limit: int) -> bool:
 
 
 _CHECKS: dict[str, Callable[[object], bool]] = {
-    "index": lambda v: _within(v, _INDEX),
+    "number": lambda v: _within(v, _INDEX),
     "round": lambda v: _within(v, _INDEX),
     "degree": lambda v: _within(v, 1 << 31),
     "sees": lambda v: _within(v, _LIFE),

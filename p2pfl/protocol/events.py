@@ -63,7 +63,7 @@ class Booking(NamedTuple):
 
     node: int
     life: int
-    index: int
+    number: int
     mine: Side
     theirs: Side
     age: int

@@ -1,15 +1,15 @@
 """The double-entry exchange on one edge: booked by both ends or by neither.
 
-An end of an edge is the value `Edge`; what happens to it are the pure functions below, which return the new end and what
-to say. Exchanges are numbered per edge; an edge has one open exchange at a time.
+An end of an edge is the value `Edge`; what happens to it are the pure functions below, which return the new end and
+what to say. Exchanges are numbered per edge; an edge has one open exchange at a time.
 
-    idle --open--> open --(payload and receipt)--> booked: index + 1, idle
+    idle --open--> open --(payload and receipt)--> booked: number + 1, idle
                     |
-                    `--ask--> asking --(the peer's answer)--> booked or void: index + 1, idle
+                    `--ask--> asking --(the peer's answer)--> booked or void: number + 1, idle
 
 An end books by itself only when it holds the peer's payload and the peer's receipt for its own. An end that asks for a
-void no longer books by itself: the peer grants (void at both ends) unless it has booked, which it could only do with the
-asker's receipt, so that the asker can then book too. The rules are explored exhaustively in tests/test_exchange.py.
+void no longer books by itself: the peer grants (void at both ends) unless it has booked, which it could only do with
+the asker's receipt, so that the asker can then book too. The rules are explored exhaustively in tests/test_exchange.py.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ class Side(NamedTuple):
 class Edge(NamedTuple):
     """One end of an edge."""
 
-    index: int = 0  # of the current exchange
+    number: int = 0  # of the current exchange
     phase: str = IDLE
     mine: Side | None = None
     theirs: Side | None = None  # the peer's side of the current exchange, once it is here
     receipt: bool = False  # the peer has mine
-    last: str = ""  # how exchange index - 1 ended
+    last: str = ""  # how exchange number - 1 ended
 
 
 class Ended(NamedTuple):
     """An exchange that ended at this end. `mine` and `theirs` are both there when it is booked."""
 
-    index: int
+    number: int
     outcome: str
     mine: Side | None
     theirs: Side | None
@@ -59,9 +59,9 @@ class Step(NamedTuple):
 
 
 def open(edge: Edge, mine: Side) -> Step:
-    """Begin exchange `edge.index`; only on an idle edge."""
+    """Begin exchange `edge.number`; only on an idle edge."""
     if edge.phase != IDLE:
-        raise ValueError(f"open: exchange {edge.index} is {edge.phase}; an edge has one open exchange")
+        raise ValueError(f"open: exchange {edge.number} is {edge.phase}; an edge has one open exchange")
     edge = edge._replace(phase=OPEN, mine=mine)
     return _booked_if_due(edge, (_offer(edge),))
 
@@ -70,78 +70,81 @@ def ask(edge: Edge) -> Step:
     """Ask for a void of the open exchange: it has become older than its algorithm stands."""
     if edge.phase != OPEN:
         return Step(edge)
-    return Step(edge._replace(phase=ASKING), (AskVoid(edge.index),))
+    return Step(edge._replace(phase=ASKING), (AskVoid(edge.number),))
 
 
 def ping(edge: Edge) -> Ping:
     """Where this end stands, as a question."""
-    return Ping(edge.index, edge.theirs is not None, edge.last, 0)
+    return Ping(edge.number, edge.theirs is not None, edge.last, 0)
 
 
 def receive(edge: Edge, message: Message, side: Side | None = None) -> Step:
-    """What a message does to this end. `side` comes with an Offer. Raises RemoteError for what an honest peer can't say."""
+    """What a message does to this end; `side` comes with an Offer. RemoteError for what no honest peer says."""
     match message:
         case Offer():
             return _on_offer(edge, message, side)
-        case Receipt(index):
-            _no_future(edge, index, 0)
-            return _booked_if_due(edge._replace(receipt=True), ()) if index == edge.index else Step(edge)
-        case AskVoid(index):
-            _no_future(edge, index, 0)
-            if index < edge.index:
-                return Step(edge, (_told(edge, index),))
+        case Receipt(number):
+            _no_future(edge, number, 0)
+            return _booked_if_due(edge._replace(receipt=True), ()) if number == edge.number else Step(edge)
+        case AskVoid(number):
+            _no_future(edge, number, 0)
+            if number < edge.number:
+                return Step(edge, (_told(edge, number),))
             new, ended = _resolve(edge, VOID)
-            return Step(new, (Result(index, VOID),), ended)
-        case Result(index, outcome):
-            return _on_result(edge, index, outcome)
-        case Ping(index, have, last):
-            step = _on_standing(edge, index, have, last)
+            return Step(new, (Result(number, VOID),), ended)
+        case Result(number, outcome):
+            return _on_result(edge, number, outcome)
+        case Ping(number, have, last):
+            step = _on_standing(edge, number, have, last)
             return step._replace(say=(*step.say, Pong(*ping(step.edge))))
-        case Pong(index, have, last):
-            return _after_loss(_on_standing(edge, index, have, last), index, have)
+        case Pong(number, have, last):
+            return _after_loss(_on_standing(edge, number, have, last), number, have)
     raise ValueError(f"receive: {type(message).__name__} is not about an exchange")
 
 
 def refuse(edge: Edge, message: Offer) -> Step:
     """An Offer whose payload can't be used: no receipt, and a void is asked for. The peer can't have booked."""
-    _no_future(edge, message.index, 1)
+    _no_future(edge, message.number, 1)
     ended: tuple[Ended, ...] = ()
-    if message.index == edge.index + 1:
+    if message.number == edge.number + 1:
         edge, ended = _resolve(edge, message.last)
-    if message.index < edge.index:
-        return Step(edge, (_told(edge, message.index),), ended)
-    return Step(edge._replace(phase=ASKING), (AskVoid(edge.index),), ended)
+    if message.number < edge.number:
+        return Step(edge, (_told(edge, message.number),), ended)
+    return Step(edge._replace(phase=ASKING), (AskVoid(edge.number),), ended)
 
 
 def broken(edge: Edge) -> tuple[Ended, ...]:
-    """The peer's life is over: what is unresolved is void. It may have booked: residue, found by whoever sees both ends."""
-    return () if edge.phase == IDLE else (Ended(edge.index, VOID, edge.mine, edge.theirs),)
+    """The peer's life is over: what is unresolved is void here.
+
+    The peer may have booked it: that is residue, found by whoever sees the records of both ends.
+    """
+    return () if edge.phase == IDLE else (Ended(edge.number, VOID, edge.mine, edge.theirs),)
 
 
 def _offer(edge: Edge) -> Offer:
     assert edge.mine is not None
-    return Offer(edge.index, edge.mine.round, edge.mine.degree, edge.last)
+    return Offer(edge.number, edge.mine.round, edge.mine.degree, edge.last)
 
 
-def _told(edge: Edge, index: int) -> Result:
+def _told(edge: Edge, number: int) -> Result:
     """How an earlier exchange ended. Links keep order, so a question can only be about the last one."""
-    if index != edge.index - 1:
-        raise RemoteError("index", f"exchange {index} is long over; this end is at {edge.index}")
-    return Result(index, edge.last)
+    if number != edge.number - 1:
+        raise RemoteError("number", f"exchange {number} is long over; this end is at {edge.number}")
+    return Result(number, edge.last)
 
 
-def _no_future(edge: Edge, index: int, ahead: int) -> None:
-    if index > edge.index + ahead:
-        raise RemoteError("index", f"exchange {index} from the future; this end is at {edge.index}")
+def _no_future(edge: Edge, number: int, ahead: int) -> None:
+    if number > edge.number + ahead:
+        raise RemoteError("number", f"exchange {number} from the future; this end is at {edge.number}")
 
 
 def _resolve(edge: Edge, outcome: str) -> tuple[Edge, tuple[Ended, ...]]:
     if outcome == BOOKED and (edge.theirs is None or edge.mine is None):
-        raise RemoteError("booking", f"exchange {edge.index} is said to be booked, but was never whole here")
+        raise RemoteError("booking", f"exchange {edge.number} is said to be booked, but was never whole here")
     if outcome not in (BOOKED, VOID):
-        raise RemoteError("booking", f"exchange {edge.index} ended without an outcome")
-    ended = Ended(edge.index, outcome, edge.mine, edge.theirs)
-    return Edge(index=edge.index + 1, last=outcome), (ended,)
+        raise RemoteError("booking", f"exchange {edge.number} ended without an outcome")
+    ended = Ended(edge.number, outcome, edge.mine, edge.theirs)
+    return Edge(number=edge.number + 1, last=outcome), (ended,)
 
 
 def _booked_if_due(edge: Edge, say: tuple[Message, ...], ended: tuple[Ended, ...] = ()) -> Step:
@@ -152,42 +155,42 @@ def _booked_if_due(edge: Edge, say: tuple[Message, ...], ended: tuple[Ended, ...
 
 
 def _on_offer(edge: Edge, message: Offer, side: Side | None) -> Step:
-    _no_future(edge, message.index, 1)
+    _no_future(edge, message.number, 1)
     ended: tuple[Ended, ...] = ()
-    if message.index == edge.index + 1:  # the peer has resolved the current one; its offer says how
+    if message.number == edge.number + 1:  # the peer has resolved the current one; its offer says how
         edge, ended = _resolve(edge, message.last)
-    if message.index < edge.index:
-        return Step(edge, (_told(edge, message.index),), ended)
-    return _booked_if_due(edge._replace(theirs=side), (Receipt(edge.index),), ended)
+    if message.number < edge.number:
+        return Step(edge, (_told(edge, message.number),), ended)
+    return _booked_if_due(edge._replace(theirs=side), (Receipt(edge.number),), ended)
 
 
-def _on_result(edge: Edge, index: int, outcome: str) -> Step:
-    _no_future(edge, index, 0)
-    if index == edge.index:
+def _on_result(edge: Edge, number: int, outcome: str) -> Step:
+    _no_future(edge, number, 0)
+    if number == edge.number:
         new, ended = _resolve(edge, outcome)
         return Step(new, (), ended)
-    if index == edge.index - 1 and edge.last != outcome:
-        raise RemoteError("booking", f"exchange {index} ended {edge.last!r} here, {outcome!r} there")
+    if number == edge.number - 1 and edge.last != outcome:
+        raise RemoteError("booking", f"exchange {number} ended {edge.last!r} here, {outcome!r} there")
     return Step(edge)
 
 
-def _on_standing(edge: Edge, index: int, have: bool, last: str) -> Step:
+def _on_standing(edge: Edge, number: int, have: bool, last: str) -> Step:
     """The peer says where it stands."""
-    _no_future(edge, index, 1)
-    if index == edge.index + 1:
+    _no_future(edge, number, 1)
+    if number == edge.number + 1:
         new, ended = _resolve(edge, last)
         return Step(new, (), ended)
-    if index == edge.index and have:
+    if number == edge.number and have:
         return _booked_if_due(edge._replace(receipt=True), ())
     return Step(edge)
 
 
-def _after_loss(step: Step, index: int, have: bool) -> Step:
+def _after_loss(step: Step, number: int, have: bool) -> Step:
     """An answer to my ping came behind all I had said before it on a link that keeps order: what it lacks was lost."""
     edge = step.edge
-    behind = index < edge.index or (index == edge.index and not have)
+    behind = number < edge.number or (number == edge.number and not have)
     if not behind or edge.phase == IDLE or edge.mine is None:
-        again: tuple[Message, ...] = (AskVoid(edge.index),) if edge.phase == ASKING and index <= edge.index else ()
+        again: tuple[Message, ...] = (AskVoid(edge.number),) if edge.phase == ASKING and number <= edge.number else ()
         return step._replace(say=(*step.say, *again))
-    void = (AskVoid(edge.index),) if edge.phase == ASKING else ()
+    void = (AskVoid(edge.number),) if edge.phase == ASKING else ()
     return step._replace(say=(*step.say, _offer(edge), *void))

@@ -23,37 +23,37 @@ class Hello(NamedTuple):
 
 
 class Offer(NamedTuple):
-    """My side of exchange `index`, with the payload behind it; `last` tells how the exchange before it ended."""
+    """My side of exchange `number`, with the payload behind it; `last` tells how the exchange before it ended."""
 
-    index: int
+    number: int
     round: int
     degree: int
     last: str
 
 
 class Receipt(NamedTuple):
-    """I hold your payload of exchange `index`."""
+    """I hold your payload of exchange `number`."""
 
-    index: int
+    number: int
 
 
 class AskVoid(NamedTuple):
-    """Let exchange `index` be void."""
+    """Let exchange `number` be void."""
 
-    index: int
+    number: int
 
 
 class Result(NamedTuple):
-    """Exchange `index` has ended so at my end."""
+    """Exchange `number` has ended so at my end."""
 
-    index: int
+    number: int
     outcome: str
 
 
 class Ping(NamedTuple):
-    """Are you there, and where do we stand? `have`: I hold your payload of exchange `index`."""
+    """Are you there, and where do we stand? `have`: I hold your payload of exchange `number`."""
 
-    index: int
+    number: int
     have: bool
     last: str
     round: int
@@ -62,7 +62,7 @@ class Ping(NamedTuple):
 class Pong(NamedTuple):
     """The answer to a ping, with the same fields from my end."""
 
-    index: int
+    number: int
     have: bool
     last: str
     round: int

@@ -47,10 +47,12 @@ class Neighbour:
 
     @property
     def linked(self) -> bool:
+        """Each has met the other's present life."""
         return self.life != 0 and self.sees_me and not self.left
 
     @property
     def usable(self) -> bool:
+        """Exchanges may be opened with it."""
         return self.linked and self.ready and not self.suspect
 
     @property

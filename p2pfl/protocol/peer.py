@@ -1,8 +1,8 @@
 """One node's side of the protocol: rounds, exchanges, and who is there. No socket, no clock, no arrays.
 
 A round: the driver trains, `Trained` opens an exchange with every neighbour at hand, the node waits for them until an
-adaptive deadline, `Advance` mixes what was booked and trains the next round. Liveness is simple: a neighbour that leaves
-pings unanswered is suspect, nobody waits for a suspect, and its first word makes it a neighbour again.
+adaptive deadline, `Advance` mixes what was booked and trains the next round. Liveness is simple: a neighbour that
+leaves pings unanswered is suspect, nobody waits for a suspect, and its first word makes it a neighbour again.
 """
 
 from __future__ import annotations
@@ -135,7 +135,10 @@ class Peer:
 
     def _on_hello(self, other: Neighbour, envelope: Envelope, hello: Hello) -> None:
         facts = self.facts
-        for name, theirs, ours in (("federation", hello.federation, facts.federation), ("schema", hello.schema, facts.schema)):
+        for name, theirs, ours in (
+            ("federation", hello.federation, facts.federation),
+            ("schema", hello.schema, facts.schema),
+        ):
             if theirs != ours:
                 self._out.append(Drop(name, f"node {other.node} runs another {name}: {theirs}, here {ours}"))
                 return
@@ -175,7 +178,10 @@ class Peer:
             return
         if envelope.life != other.life or envelope.to != self.facts.life:
             reason = "stranger" if envelope.to == self.facts.life else "stale"
-            self._out.append(Drop(reason, f"{type(message).__name__} of an unknown or earlier life of node {other.node}"))
+            reason = reason if usable else "nonfinite"
+            self._out.append(
+                Drop(reason, f"{type(message).__name__} of an unknown or earlier life of node {other.node}")
+            )
             return
         other.heard, other.pinged = self._now, None
         if other.suspect:
@@ -236,7 +242,7 @@ class Peer:
         self.booked += 1
         self._lateness.booked(self._now - other.opened)
         age = self.round - ended.mine.round
-        self._bookings.append(Booking(other.node, other.life, ended.index, ended.mine, ended.theirs, age))
+        self._bookings.append(Booking(other.node, other.life, ended.number, ended.mine, ended.theirs, age))
 
     def _over(self, other: Neighbour) -> None:
         for ended in exchange.broken(other.edge):

@@ -15,7 +15,7 @@ class Timing(NamedTuple):
     """
 
     hello_every: float = 0.1  # until the neighbour has answered
-    start_timeout: float = 10.0  # a neighbour not met by then is left behind at the start
+    start_timeout: float = 1.5  # once this node is ready: a neighbour not met by then is left behind at the start
     ping_every: float = 0.1  # while waiting for a neighbour that says nothing
     silence: float = 0.5  # pinged and unheard for so long: suspect, nobody waits for it
     bandwidth: float = 50e6  # bytes/s a link has at least: silence and deadlines stretch by payload / bandwidth
@@ -29,8 +29,16 @@ class Timing(NamedTuple):
 
 LOCAL = Timing()
 LAN = LOCAL._replace(start_timeout=600.0, silence=2.0, bandwidth=5e6, deadline_min=3.0, deadline_max=10.0, drain=5.0)
-WAN = LAN._replace(hello_every=0.5, ping_every=0.5, silence=6.0, bandwidth=0.5e6, retry_every=2.0, deadline_min=9.0,
-                   deadline_max=60.0, drain=20.0)
+WAN = LAN._replace(
+    hello_every=0.5,
+    ping_every=0.5,
+    silence=6.0,
+    bandwidth=0.5e6,
+    retry_every=2.0,
+    deadline_min=9.0,
+    deadline_max=60.0,
+    drain=20.0,
+)
 
 PRESETS = {"local": LOCAL, "lan": LAN, "wan": WAN}
 

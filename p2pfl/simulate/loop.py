@@ -10,7 +10,7 @@ import numpy as np
 
 from p2pfl import records, tree
 from p2pfl.errors import LocalError
-from p2pfl.live.work import Task
+from p2pfl.live.work import Accuracy, Task
 from p2pfl.types import Delivery, Inbox, Neighborhood, Params, Payload, State
 
 Record = Callable[[int, records.Measured, records.Traced], None]
@@ -27,9 +27,10 @@ class _Node:
         self.life = 1
         self.moved = np.zeros(tree.SKETCH)
         self.exchanged: dict[str, np.ndarray] = {}
-        self.loss, self.before = 0.0, None
+        self.loss = 0.0
+        self.before: Accuracy | None = None
 
-    def evaluate(self, round: int) -> tuple[float | None, float | None] | None:
+    def evaluate(self, round: int) -> Accuracy | None:
         task = self.task
         if round % task.evaluate_every and round != task.rounds:
             return None
@@ -83,9 +84,7 @@ def _inbox(nodes: Sequence[_Node], i: int, arrived: np.ndarray) -> tuple[Inbox, 
     return Inbox(sent, received, arrived, np.zeros(slots, np.int32)), around
 
 
-def _mix(
-    nodes: Sequence[_Node], i: int, round: int, arrived: np.ndarray, began: float, record: Record
-) -> None:
+def _mix(nodes: Sequence[_Node], i: int, round: int, arrived: np.ndarray, began: float, record: Record) -> None:
     me = nodes[i]
     inbox, around = _inbox(nodes, i, arrived)
     me.state, mixed = me.task.program.mix(me.state, inbox, around)
@@ -99,13 +98,25 @@ def _mix(
     record(
         i,
         records.Measured(
-            node=i, life=me.life, round=round, train_loss=me.loss, accuracy_before_mixing=before[0],
-            accuracy_after_mixing=after[0] if after else None, accuracy_own=after[1] if after else None,
-            arrived=[j for _, j in booked], age=[0] * len(booked), bytes_sent=nbytes, bytes_received=nbytes,
-            seconds=now - began, waited=0.0, time=now,
+            node=i,
+            life=me.life,
+            round=round,
+            train_loss=me.loss,
+            accuracy_before_mixing=before[0],
+            accuracy_after_mixing=after[0] if after else None,
+            accuracy_own=after[1] if after else None,
+            arrived=[j for _, j in booked],
+            age=[0] * len(booked),
+            bytes_sent=nbytes,
+            bytes_received=nbytes,
+            seconds=now - began,
+            waited=0.0,
+            time=now,
         ),
         records.Traced(
-            life=me.life, round=round, booked=[[j, nodes[j].life, round, 0] for _, j in booked],
+            life=me.life,
+            round=round,
+            booked=[[j, nodes[j].life, round, 0] for _, j in booked],
             moved=records.pack(me.moved),
             exchanged={who: records.pack(total) for who, total in me.exchanged.items()},
             model=records.pack(np.asarray(mixed.model, np.float64)),
