@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import networkx as nx
 import numpy as np
 import optax
+from flax.errors import FlaxError
 
 from p2pfl import churn, learner, models, partition, topology
 from p2pfl import data as sources
@@ -32,6 +34,12 @@ from p2pfl.partition import Partition
 from p2pfl.program import compile, eval_set
 from p2pfl.protocol.timing import PRESETS, Timing
 from p2pfl.types import Algorithm, Learner, Schedule
+
+# What a user's code fails with. Others pass through as they are: nothing here may catch all exceptions there are.
+_FAULTS = (
+    ArithmeticError, AssertionError, AttributeError, FlaxError, LookupError, NameError, OSError, RuntimeError,
+    TypeError, ValueError,
+)  # fmt: skip
 
 
 class Federation(NamedTuple):
@@ -70,14 +78,23 @@ def build_own(experiment: Experiment, node: int, own: Data) -> Federation:
     graph = _graph(experiment)
     events = tuple(churn.Event(e.event, e.node, e.round) for e in experiment.churn)
     churn.check(events, len(graph), experiment.rounds)
+    if not 0 <= node < len(graph):
+        raise ConfigError(f"node={node}: the topology has nodes 0 to {len(graph) - 1}")
+    timing(experiment)
     _check_algorithm(experiment)
+    if (own.partition, own.alpha, own.per_node) != ("iid", None, None):
+        raise ConfigError(
+            f"data.partition={own.partition!r} in a node's own [data]: all its rows are that node's; leave out "
+            "partition, alpha and per_node"
+        )
+    optimizer = _optimizer(experiment)
     dataset = _dataset(own, experiment.seed)
     empty = np.zeros(0, np.int64)
     train = [empty] * len(graph)
     test = [empty] * len(graph)
     train[node], test[node] = np.arange(len(dataset.train.y)), np.arange(len(dataset.test.y))
     parts = Partition(tuple(train), tuple(test))
-    return _assemble(experiment, dataset, parts, graph, _optimizer(experiment), events, False, dataset.notes)
+    return _assemble(experiment, dataset, parts, graph, optimizer, events, False, dataset.notes)
 
 
 def _assemble(
@@ -90,7 +107,7 @@ def _assemble(
     pooled: bool,
     notes: tuple[str, ...],
 ) -> Federation:
-    learned = learner.from_flax(_model(experiment, dataset), jnp.asarray(dataset.train.x[:1]), len(dataset.classes))
+    learned = _learner(experiment, dataset)
     algorithm = ALGORITHMS[experiment.algorithm.name](learned, optimizer)
     plan = topology.schedule(graph)
     return Federation(experiment, dataset, parts, graph, plan, learned, optimizer, algorithm, events, pooled, notes)
@@ -130,8 +147,11 @@ def _check_algorithm(experiment: Experiment) -> None:
 def _optimizer(experiment: Experiment) -> optax.GradientTransformation:
     arguments = dict(experiment.training.optimizer)
     if not isinstance(arguments.get("name"), str):
-        raise ConfigError('training.optimizer: name missing, as in { name = "sgd", learning_rate = 0.1 }')
-    return learner.optimizer(**arguments)
+        raise ConfigError('training.optimizer.name: must be given, as in { name = "sgd", learning_rate = 0.1 }')
+    try:
+        return learner.optimizer(**arguments)
+    except ConfigError as error:
+        raise ConfigError(f"training.optimizer: {error}") from error
 
 
 def _dataset(table: Data, seed: int) -> Dataset:
@@ -153,12 +173,23 @@ def _dataset(table: Data, seed: int) -> Dataset:
 def _only(table: Data, accepted: set[str], what: str) -> None:
     """No field is set that the source or the partition does not know: a silent field would be a lie."""
     known = accepted | {"source", "partition", *_partition_arguments(table.partition)}
+    takes = [field.name for field in fields(table) if field.name in known - {"source", "partition"}]
     for field in fields(table):
-        if getattr(table, field.name) is not None and field.name not in known:
-            takes = ", ".join(sorted(known - {"source", "partition", "seed", "dataset", "nodes"})) or "none"
+        value = getattr(table, field.name)
+        if value is not None and field.name not in known:
             raise ConfigError(
-                f"data.{field.name}: {what} with partition={table.partition!r} does not use it; it uses: {takes}"
+                f"data.{field.name}={value!r}: {what} with partition={table.partition!r} does not use it; "
+                f"it uses: {', '.join(takes) or 'none'}"
             )
+    for name, other, wanted in _ONLY_WITH:
+        value = getattr(table, name)
+        if value is not None and (getattr(table, other) is not None) != wanted:
+            rule = f"is used only with data.{other}" if wanted else f"is not used where data.{other} is given"
+            raise ConfigError(f"data.{name}={value!r}: {rule}; leave it out, or change that")
+
+
+_ONLY_WITH = (("min_rows", "site", True), ("small_sites", "site", True), ("test_fraction", "split", False))
+"""Fields of [data] that mean something only where another one is given, or is not."""
 
 
 def _partition_arguments(name: str) -> set[str]:
@@ -175,34 +206,48 @@ def _partition(table: Data, dataset: Dataset, nodes: int, seed: int) -> Partitio
     return partition.PARTITIONS[table.partition](dataset, nodes, seed, **arguments)
 
 
-def _model(experiment: Experiment, dataset: Dataset) -> Any:
+def _learner(experiment: Experiment, dataset: Dataset) -> Learner:
+    """The model that is named, tried on the shape of the data."""
     table, shape, classes = experiment.model, dataset.train.x.shape[1:], len(dataset.classes)
     given = {name: value for name, value in asdict(table).items() if name != "name" and value is not None}
-    if ":" in table.name:
-        maker = function(table.name, "model.name")
-        return maker(shape, classes, **given.pop("arguments", {}), **given)
-    if table.name not in models.MODELS:
-        raise ConfigError(f'model.name={table.name!r}: {nearest(table.name, models.MODELS)}; or "module:function"')
-    return _call(models.MODELS[table.name], (shape, classes), given, f"model {table.name}")
+    where, example = f"model.name={table.name!r}", jnp.asarray(dataset.train.x[:1])
+    if ":" not in table.name:
+        if table.name not in models.MODELS:
+            raise ConfigError(f'{where}: {nearest(table.name, models.MODELS)}; or "module:function"')
+        return learner.from_flax(_call(models.MODELS[table.name], shape, classes, given, where), example, classes)
+    maker = function(table.name, "model.name")
+    arguments = {**given.pop("arguments", {}), **given}
+    try:
+        return learner.from_flax(maker(shape, classes, **arguments), example, classes)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    except _FAULTS as error:
+        raise ConfigError(f"{where}: failed with {type(error).__name__}: {error}") from error
 
 
-def _call(maker: Callable[..., Any], first: tuple[Any, ...], given: Mapping[str, Any], what: str) -> Any:
-    accepted = list(inspect.signature(maker).parameters)[len(first) :]
-    for name in given:
+def _call(maker: Callable[..., Any], shape: Any, classes: int, given: Mapping[str, Any], where: str) -> Any:
+    accepted = list(inspect.signature(maker).parameters)[2:]
+    for name, value in given.items():
         if name not in accepted:
-            raise ConfigError(f"{what}: does not use {name!r}; it uses: {', '.join(accepted) or 'none'}")
-    return maker(*first, **given)
+            raise ConfigError(
+                f"model.{name}={value!r}: {where} does not use it; it uses: {', '.join(accepted) or 'none'}"
+            )
+    return maker(shape, classes, **given)
 
 
 def function(name: str, where: str) -> Callable[..., Any]:
     """The user's function "module:function". Raises ConfigError."""
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        raise ConfigError(f'{where}={name!r}: must be written "module:function", as in "my_models:net"')
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute, None)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ConfigError(
             f"{where}={name!r}: {error}; its folder must be the current one or the experiment's"
         ) from error
+    except (*_FAULTS, ImportError, SyntaxError) as error:
+        raise ConfigError(f"{where}={name!r}: importing failed with {type(error).__name__}: {error}") from error
     if not callable(found):
         raise ConfigError(f"{where}={name!r}: module {module} has no function {attribute!r}")
     return found
@@ -267,4 +312,4 @@ def pooled(experiment: Experiment, nodes: int) -> Experiment:
 
 def alone(experiment: Experiment) -> Experiment:
     """The baseline "every node alone": the same, with no exchange and nobody lost."""
-    return replace(experiment, algorithm=replace(experiment.algorithm, name="local"), churn=[], baselines=False)
+    return replace(experiment, algorithm=replace(experiment.algorithm, name="local"), churn=(), baselines=False)

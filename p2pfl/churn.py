@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, nearest
 from p2pfl.types import Delivery, Schedule
 
 
@@ -28,9 +28,11 @@ EVENTS = ("crash", "leave", "rejoin")
 
 
 def check(events: Sequence[Event], nodes: int, rounds: int) -> None:
-    """Raises ConfigError for events that can't happen: unknown nodes or rounds, a wrong order, nobody left."""
+    """Raises ConfigError for events that can't happen: unknown kinds, nodes or rounds, a wrong order, nobody left."""
     for i, event in enumerate(events):
         where = f"churn[{i}]"
+        if event.event not in EVENTS:
+            raise ConfigError(f"{where}.event={event.event!r}: {nearest(event.event, EVENTS)}")
         if not 0 <= event.node < nodes:
             raise ConfigError(f"{where}.node={event.node}: there are nodes 0 to {nodes - 1}")
         if not 1 <= event.round <= rounds:

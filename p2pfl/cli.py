@@ -36,20 +36,21 @@ def run(file: Path, overrides: tuple[str, ...], out: Path | None, driver: str | 
     overrides = (*overrides, *([f'driver.kind="{driver}"'] if driver else []))
     console = Console(highlight=False)
     with _errors():
-        wanted = experiment.load(file, overrides)
+        wanted = experiment.load(file, overrides, find=True)
         sys.path[:0] = [str(Path.cwd()), str(file.resolve().parent)]
         from p2pfl import run as running
 
         out = out or running.default_out(wanted.name)
-        with view.make(console, quiet=as_json) as shown:
-            table = running.run(wanted, out, shown)
+        running.fresh(out)
+    with _errors(f"{file}: "), view.make(console, quiet=as_json) as shown:
+        table = running.run(wanted, out, shown)
     if as_json:
         click.echo(json.dumps(table, indent=1))
     else:
         console.print(view.results_table(table))
         if table["lost"]:
             console.print(f"lost: node {', '.join(map(str, table['lost']))}")
-        console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+        console.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)
     if table.get("interrupted"):
         sys.exit(130)
 
@@ -74,20 +75,27 @@ def report(run: Path) -> None:
     """Write report.html of the run directory RUN anew."""
     from p2pfl import report as reporting
 
-    click.echo(reporting.write(run))
+    with _errors():
+        click.echo(reporting.write(run))
 
 
 class _errors:
-    """Errors of p2pfl end the command with their text and no traceback."""
+    """Errors of p2pfl, and of files that can't be written, end the command with their text and no traceback."""
+
+    def __init__(self, where: str = "") -> None:
+        self.where = where  # what the text of an error in the experiment begins with
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        from p2pfl.errors import P2PFLError
+        from p2pfl.errors import ConfigError, P2PFLError
 
         if isinstance(error, P2PFLError):
-            raise click.ClickException(str(error)) from error
+            where = self.where if isinstance(error, ConfigError) else ""
+            raise click.ClickException(f"{where}{error}") from error
+        if isinstance(error, OSError) and error.filename is not None:
+            raise click.ClickException(f"{error.filename}: {error.strerror}") from error
 
 
 def node_process(arguments: list[str]) -> int:

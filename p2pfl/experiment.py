@@ -1,11 +1,18 @@
-"""The experiment file: TOML to frozen dataclasses and back. Every error names file, field, value, rule and way out."""
+"""The experiment file: TOML to frozen dataclasses and back. Every error names file, field, value, rule and way out.
+
+Lists of the file become tuples, so that an experiment can't be changed through them; tables without fixed fields
+(`optimizer`, `arguments`, `categories`, `timing`, `peers`) are plain dicts, which nobody may change.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
+import math
+import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +23,12 @@ from pydantic.dataclasses import dataclass
 from p2pfl.errors import ConfigError, nearest
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
-Count = Annotated[int, Field(ge=1)]
+_LIST = Field(strict=False)  # a list of Python is as good as a tuple; what is in it stays strict
+_NAME, _ADDRESS = r"^[\w.-]+$", r"^tcp://[^/\s]+:\d{1,5}$"
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Texts = Annotated[tuple[str, ...], _LIST]
+Counts = Annotated[tuple[Count, ...], _LIST]
+Address = Annotated[str, Field(pattern=_ADDRESS)]
 Open = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -34,12 +46,12 @@ class Data:
     label_above: float | None = None  # csv: predict whether the label is greater than this
     site: str | None = None  # csv: the column that names the site
     split: str | None = None  # csv: the column that says train or test
-    drop: list[str] | None = None  # csv: columns to leave out
+    drop: Texts | None = None  # csv: columns to leave out
     missing: Literal["error", "drop_row", "mean"] | None = None  # csv: what to do about missing values; error
     min_rows: Count | None = None  # csv: rows a site must have; 10
     small_sites: Literal["error", "drop"] | None = None  # csv: what to do about smaller ones; error
-    classes: list[str] | None = None  # csv: the labels, where a single file may not hold them all
-    categories: dict[str, list[str]] | None = None  # csv: the values of text columns, likewise
+    classes: Texts | None = None  # csv: the labels, where a single file may not hold them all
+    categories: dict[str, Texts] | None = None  # csv: the values of text columns, likewise
     standardize: Literal["node", "pooled", "none"] | None = None  # csv: mean 0, sd 1 by each site's training rows; node
     arguments: dict[str, Any] | None = None  # module:function: its arguments
 
@@ -49,8 +61,8 @@ class Model:
     """[model]: what is trained."""
 
     name: str  # logistic | mlp | cnn | "module:function"
-    hidden: list[Count] | None = None  # mlp: layer widths; [64]
-    channels: list[Count] | None = None  # cnn: channels of each block; [16, 32]
+    hidden: Counts | None = None  # mlp: layer widths; [64]
+    channels: Counts | None = None  # cnn: channels of each block; [16, 32]
     arguments: dict[str, Any] | None = None  # module:function: its arguments
 
 
@@ -114,7 +126,7 @@ class Driver:
 class Experiment:
     """A whole experiment file."""
 
-    name: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")]
+    name: Annotated[str, Field(pattern=_NAME)]
     data: Data
     model: Model
     training: Training
@@ -122,7 +134,7 @@ class Experiment:
     algorithm: AlgorithmTable
     rounds: Count
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    churn: list[ChurnEvent] = dataclasses.field(default_factory=list)
+    churn: Annotated[tuple[ChurnEvent, ...], _LIST] = ()
     network: Network = dataclasses.field(default_factory=Network)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     driver: Driver = dataclasses.field(default_factory=Driver)
@@ -135,47 +147,74 @@ class NodeFile:
 
     experiment: str  # the experiment file, the same on every machine
     node: Annotated[int, Field(ge=0)]
-    listen: str  # tcp://ADDRESS:PORT
-    peers: dict[str, str]  # node id -> tcp://HOST:PORT, of the neighbours at least
-    out: str | None = None  # directory of this node's records; ./p2pfl-node-ID
+    listen: Address  # tcp://ADDRESS:PORT
+    peers: dict[str, Address]  # node id -> tcp://HOST:PORT, of the neighbours at least
+    out: str | None = None  # directory of its records, beside this file; ./p2pfl-node-ID
     data: Data | None = None  # this machine's own rows, instead of its part of the experiment's data
 
 
 _PATHS = (("data", "path"), ("topology", "file"))
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read an experiment file and apply `a.b=VALUE` overrides. Raises ConfigError."""
+def load(path: Path, overrides: Sequence[str] = (), find: bool = False) -> Experiment:
+    """Read an experiment file and apply `a.b=VALUE` overrides. Raises ConfigError.
+
+    Paths in the file become absolute (see `located`); those of overrides are taken from the current directory. With
+    `find`, the files it names must be there; a node that brings its own rows has no need of the experiment's.
+    """
     table = read(path)
+    given = {}
     for section, key in _PATHS:
         found = table.get(section)
         if isinstance(found, dict) and isinstance(found.get(key), str):
-            found[key] = str(located(found[key], path.parent))
-    for override in overrides:
-        _override(table, override)
-    return parse(table, str(path), Experiment)
+            name = found[key]
+            found[key] = str(located(name, path.parent))
+            given[found[key]] = name
+    overridden = [_override(table, override) for override in overrides]
+    for section, key in _PATHS:
+        found = table.get(section)
+        if isinstance(found, dict) and isinstance(found.get(key), str):
+            found[key] = str(Path(found[key]).resolve())
+    wanted: Experiment = parse(table, str(path), Experiment, overridden)
+    for section, key in _PATHS if find else ():
+        value = getattr(getattr(wanted, section), key)
+        if value is not None and not Path(value).is_file():
+            raise ConfigError(_not_found(path, f"{section}.{key}", given.get(value), value))
+    return wanted
 
 
 def load_node(path: Path) -> NodeFile:
-    """Read a node file; the paths in it become absolute. Raises ConfigError."""
-    table = read(path)
-    found: NodeFile = parse(table, str(path), NodeFile)
-    data = found.data
+    """Read a node file; the paths in it become absolute. Raises ConfigError, also when a file it names is missing."""
+    found: NodeFile = parse(read(path), str(path), NodeFile)
+    data, experiment = found.data, located(found.experiment, path.parent)
+    if not experiment.is_file():
+        raise ConfigError(_not_found(path, "experiment", found.experiment, str(experiment)))
     if data is not None and data.path is not None:
-        data = dataclasses.replace(data, path=str(located(data.path, path.parent)))
-    return dataclasses.replace(found, experiment=str(located(found.experiment, path.parent)), data=data)
+        rows = located(data.path, path.parent)
+        if not rows.is_file():
+            raise ConfigError(_not_found(path, "data.path", data.path, str(rows)))
+        data = dataclasses.replace(data, path=str(rows))
+    return dataclasses.replace(found, experiment=str(experiment), data=data)
 
 
 def read(path: Path) -> dict[str, Any]:
     """The table in a TOML file. Raises ConfigError naming file and line."""
+    text = ""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8-sig")
+        return tomllib.loads(text)
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: can't be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
+        raise ConfigError(f"{path}: no such file; the full path is {path.resolve()}") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path}: is a directory; give the file, as in {path / 'experiment.toml'}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text in UTF-8 (byte {error.start}); a TOML file is needed") from error
+    except (ValueError, RecursionError) as error:  # ValueError: also whole numbers of thousands of digits
+        line = re.search(r"at line (\d+)", str(error))
+        shown = text.split("\n")[int(line[1]) - 1].strip()[:60] if line else ""
+        raise ConfigError(f"{path}: not TOML: {error}{shown and f': {shown}'}") from error
 
 
 def located(name: str, beside: Path) -> Path:
@@ -185,62 +224,145 @@ def located(name: str, beside: Path) -> Path:
     return here if here.exists() and not first.exists() else first
 
 
-def _override(table: dict[str, Any], override: str) -> None:
-    """Apply one `a.b=VALUE`; VALUE is TOML, and a bare word that is no TOML is a string."""
-    key, equals, text = override.partition("=")
-    names = key.strip().split(".")
-    if not equals or not all(names):
+def _not_found(path: Path, field: str, name: str | None, full: str) -> str:
+    """`name`: as it stands in the file; None where --set has given it."""
+    if name is None or Path(name).is_absolute():
+        return f"{path}: {field}={full!r}: no such file; give another path, or put the file there"
+    beside, here = (path.parent / name).resolve(), Path(name).resolve()
+    places = f"beside this file ({beside}) and in the current directory ({here})"
+    return f"{path}: {field}={name!r}: no such file; looked for it {places}"
+
+
+_KEY = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=(.*)""", re.DOTALL)
+
+
+def _override(table: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Apply one `a.b=VALUE`; VALUE is TOML, and a bare word that is no TOML is a string. Returns (a, b)."""
+    match = _KEY.fullmatch(override)
+    if not match:
         raise ConfigError(f"--set {override!r}: must be written a.b=VALUE, as in training.batch_size=32")
+    key, text = match.groups()
+    names = tuple(part.strip("\"'") for part in re.findall(r"""[\w-]+|"[^"]*"|'[^']*'""", key))
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError as error:
-        if not text or any(mark in text for mark in "\"'[]{}=\n"):
-            raise ConfigError(f"--set {override!r}: {text!r} is not TOML: {error}") from error
-        value = text
-    if tuple(names) in _PATHS and isinstance(value, str):
-        value = str(Path(value).resolve())
-    for name in names[:-1]:
+        parsed = tomllib.loads(f"value = {text}")
+        value = parsed.pop("value")
+    except (ValueError, RecursionError) as error:
+        if not text.strip() or any(mark in text for mark in "\"'[]{}=\n"):
+            said = str(error).replace("at line 1, column", "at column")
+            raise ConfigError(
+                f"--set {override!r}: {text!r} is not TOML: {said}; text with special characters stands in quotes"
+            ) from error
+        parsed, value = {}, text.strip()
+    if parsed:
+        raise ConfigError(f"--set {override!r}: holds more than one value; give --set once for each")
+    for depth, name in enumerate(names[:-1]):
         inner = table.setdefault(name, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"--set {override!r}: {name} is no table; set it as a whole, as in churn=[]")
+            whole = ".".join(names[: depth + 1])
+            raise ConfigError(f"--set {override!r}: {whole} is no table; set it as a whole, as in churn=[]")
         table = inner
     table[names[-1]] = value
+    return names
 
 
-def parse(table: dict[str, Any], where: str, kind: type[Any]) -> Any:
-    """The dataclass `kind` from a table. Raises ConfigError with a line for every fault."""
+def parse(table: dict[str, Any], where: str, kind: type[Any], overridden: Sequence[tuple[str, ...]] = ()) -> Any:
+    """The dataclass `kind` from a table. Raises ConfigError with a line for every fault.
+
+    `overridden`: the fields that don't stand in the file but come from --set; an error says so.
+    """
+    faults = {place: f"{_path(place)}={_shown(value)}: {rule}" for place, value, rule in _unfit(table, ())}
+    found = None
     try:
         # by way of JSON: there, strict means no guessing of scalars, and tables still become dataclasses
-        return TypeAdapter(kind).validate_json(json.dumps(table, default=str))
+        found = TypeAdapter(kind).validate_json(json.dumps(table, default=str))
     except ValidationError as error:
-        lines = [_fault(fault, kind) for fault in error.errors()]
-        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+        for fault in error.errors(include_url=False):
+            faults.setdefault(fault["loc"], _fault(fault, kind))
+    if not faults:
+        return found
+    lines = []
+    for place, text in faults.items():
+        from_set = any(all(a == b for a, b in zip(names, place, strict=False)) for names in overridden)
+        lines.append(f"{where}{' with --set' if from_set else ''}: {text}")
+    raise ConfigError("\n".join(lines))
+
+
+def _unfit(value: Any, place: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any, str]]:
+    """What TOML can say and no field can mean: (place, value, rule)."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _unfit(item, (*place, name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _unfit(item, (*place, index))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield place, value, "must be a finite number"
+    elif isinstance(value, datetime.date | datetime.time):
+        yield place, str(value), f'no field takes a date or time; as text it stands in quotes: "{value}"'
+
+
+_RULES = {
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text, in quotes",
+    "tuple_type": "must be a list, in square brackets",
+    "dict_type": "must be a table, as in {{ name = VALUE }}",
+    "greater_than": "must be > {gt:g}",
+    "greater_than_equal": "must be >= {ge}",
+    "less_than": "must be < {lt}",
+}
+_PATTERNS = {
+    _NAME: "must be one or more letters, digits, '_', '.' or '-'",
+    _ADDRESS: "must be written tcp://HOST:PORT, as in tcp://192.168.0.7:5555",
+}
 
 
 def _fault(fault: Any, kind: type[Any]) -> str:
     """One of pydantic's findings in our words."""
     *table, name = fault["loc"]
-    field = ".".join(str(part) for part in fault["loc"])
+    field, value, context = _path(fault["loc"]), _shown(fault["input"]), fault.get("ctx", {})
     if fault["type"] == "unexpected_keyword_argument":
-        return f"{field}={fault['input']!r}: no such field; {nearest(name, _fields(kind, table))}"
+        return f"{field}={value}: no such field; {nearest(name, _fields(kind, table))}"
     if fault["type"] == "missing":
-        return f"{field}: missing; it must be given"
+        inner = _kind(kind, fault["loc"])
+        return f"{field}: missing; " + (f"a table [{field}] must be given" if inner else "it must be given")
     if fault["type"] == "literal_error":
-        expected = str(fault["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{field}={fault['input']!r}: {nearest(fault['input'], expected)}"
-    rule = fault["msg"].replace("Input should be", "must be").replace("a valid ", "")
-    return f"{field}={fault['input']!r}: {rule}"
+        expected = str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
+        return f"{field}={value}: {nearest(fault['input'], expected)}"
+    if fault["type"] == "dataclass_type":
+        return f"{field}={value}: must be a table with the fields {', '.join(_fields(kind, fault['loc']))}"
+    if fault["type"] == "string_pattern_mismatch":
+        return f"{field}={value}: {_PATTERNS[context['pattern']]}"
+    rule = _RULES.get(fault["type"], fault["msg"].replace("Input should be", "must be"))
+    return f"{field}={value}: {rule.format(**context)}"
 
 
-def _fields(kind: type[Any], table: Sequence[Any]) -> list[str]:
-    """The fields of the table at this place in a file."""
-    for part in table:
-        if isinstance(part, int):
-            continue
-        types = {field.name: field.type for field in dataclasses.fields(kind)}
-        named = str(types.get(str(part), ""))
-        kind = next((each for each in TABLES if each.__name__ in named), kind)
-    return [field.name for field in dataclasses.fields(kind)]
+def _path(place: Sequence[str | int]) -> str:
+    """The field at a place as a person writes it: churn[0].event."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
+
+
+def _shown(value: Any) -> str:
+    """A value of the file in an error's text."""
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _kind(kind: type[Any], place: Sequence[str | int]) -> type[Any] | None:
+    """The dataclass of the table at a place in a file; None where there is a plain value."""
+    found: type[Any] | None = kind
+    for part in place:
+        if isinstance(part, str):
+            types = {field.name: str(field.type) for field in dataclasses.fields(found)} if found else {}
+            words = re.findall(r"\w+", types.get(part, ""))
+            found = next((each for each in TABLES if each.__name__ in words), None)
+    return found
+
+
+def _fields(kind: type[Any], place: Sequence[str | int]) -> list[str]:
+    """The fields of the table at a place in a file."""
+    return [field.name for field in dataclasses.fields(_kind(kind, place) or kind)]
 
 
 TABLES: tuple[type[Any], ...] = (
@@ -267,6 +389,4 @@ def dump(value: Experiment | NodeFile) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
     return value

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -37,12 +38,10 @@ def from_flax(model: Any, example: Array, classes: int, loss: Loss = cross_entro
     """
     if isinstance(model, linen.Module):
         init, apply = _linen(model, example)
-    elif callable(model):
+    elif callable(model) and not isinstance(model, nnx.Module):
         init, apply = _nnx(model)
     else:
-        raise ConfigError(
-            f"model={type(model).__name__}: must be a Linen module or a function (nnx.Rngs) -> nnx.Module"
-        )
+        raise ConfigError(f"model: is an instance of {type(model).__name__}; {_RULE}")
     unroll = _check_output(init, apply, example, classes)
 
     def objective(trained: Tree, carried: Tree, batch: Tree, key: Key) -> tuple[Array, Tree]:
@@ -62,6 +61,8 @@ def from_flax(model: Any, example: Array, classes: int, loss: Loss = cross_entro
     return Learner(init, grad, evaluate, unroll)
 
 
+_RULE = "must be a Linen module, or a function (nnx.Rngs) -> nnx.Module such as `lambda rngs: Net(rngs=rngs)`"
+
 Init = Callable[[Key], Params]
 Apply = Callable[[Params, Array, Key | None], tuple[Array, Tree]]
 """(model, inputs, key) -> (logits, new carried); key None means evaluation."""
@@ -71,9 +72,12 @@ def _nnx(make: Callable[[nnx.Rngs], Any]) -> tuple[Init, Apply]:
     def build(key: Key) -> Any:
         return make(nnx.Rngs(key))
 
-    abstract = nnx.eval_shape(build, jax.random.key(0))
+    try:
+        abstract = nnx.eval_shape(build, jax.random.key(0))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model: calling it with nnx.Rngs failed: {error}; {_RULE}") from error
     if not isinstance(abstract, nnx.Module):
-        raise ConfigError(f"model: the function returned {type(abstract).__name__}; must return an nnx.Module")
+        raise ConfigError(f"model: the function returned no nnx.Module; {_RULE}")
     graph, (trained_like, rng_like, carried_like) = _parts(abstract)
 
     def init(key: Key) -> Params:
@@ -145,13 +149,15 @@ def _linen(module: linen.Module, example: Array) -> tuple[Init, Apply]:
 def _check_output(init: Init, apply: Apply, example: Array, classes: int) -> bool:
     """Raises ConfigError on a wrong output; returns whether local steps should be written out (see Learner.unroll)."""
 
-    def forward(key: Key, x: Array) -> Array:
+    def forward(key: Key, x: Array) -> Any:
         return apply(init(key), x, None)[0]
 
     try:
         traced = jax.make_jaxpr(forward)(jax.random.key(0), example)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model: does not take inputs of shape {example.shape[1:]}: {error}") from error
+    if len(traced.out_avals) != 1:
+        raise ConfigError(f"model: {len(traced.out_avals)} arrays as output; must be one, the logits [B, {classes}]")
     got = traced.out_avals[0].shape
     if got != (example.shape[0], classes):
         raise ConfigError(
@@ -162,11 +168,11 @@ def _check_output(init: Init, apply: Apply, example: Array, classes: int) -> boo
 
 
 def optimizer(name: str, **arguments: Any) -> optax.GradientTransformation:
-    """Any optax optimizer by name. Raises ConfigError for an unknown name or argument."""
+    """Any optax optimizer by name that steps on gradients alone. Raises ConfigError for another name or argument."""
     makers = {
         key: value
         for key, value in vars(optax).items()
-        if callable(value) and not inspect.isclass(value) and _takes_learning_rate(value)
+        if callable(value) and not key.startswith("_") and not inspect.isclass(value) and _takes_learning_rate(value)
     }
     if name not in makers:
         raise ConfigError(f"optimizer name={name!r}: {nearest(name, makers)}")
@@ -174,10 +180,15 @@ def optimizer(name: str, **arguments: Any) -> optax.GradientTransformation:
     for argument in arguments:
         if argument not in accepted:
             raise ConfigError(f"optimizer {name}: argument {argument!r}: {nearest(argument, accepted)}")
+    like = {"kernel": jax.ShapeDtypeStruct((2, 2), np.float32)}
     try:
-        return makers[name](**arguments)
+        made = makers[name](**arguments)
+        # A dry step: some arguments fail only here, and L-BFGS asks for more than gradients.
+        jax.eval_shape(made.update, like, jax.eval_shape(made.init, like), like)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"optimizer {name}({arguments}): {error}") from error
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise ConfigError(f"optimizer {name}({given}): {error}") from error
+    return made
 
 
 def _takes_learning_rate(function: Callable[..., Any]) -> bool:
@@ -218,4 +229,4 @@ def descend(
     if steps is None:
         return params, opt_state, {"loss": losses.mean()}
     taken = jnp.arange(count, dtype=jnp.int32) < steps
-    return params, opt_state, {"loss": jnp.where(taken, losses, 0.0).sum() / jnp.maximum(steps, 1).astype(jnp.float32)}
+    return params, opt_state, {"loss": jnp.where(taken, losses, 0.0).sum() / jnp.maximum(steps, 1).astype(losses.dtype)}

@@ -56,7 +56,7 @@ class Conv(nnx.Module):
         pad = (before, self.size - 1 - before)
         padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
         slices = [padded[:, i : i + height, j : j + width, :] for i in range(self.size) for j in range(self.size)]
-        return jnp.concatenate(slices, axis=-1) @ self.kernel[...] + self.bias[...]
+        return jnp.concatenate(slices, axis=-1) @ self.kernel[...] + self.bias[...].reshape(1, 1, 1, -1)
 
 
 def max_pool(x: Array) -> Array:

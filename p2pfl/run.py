@@ -88,7 +88,7 @@ def _loop(federation: Federation, out: Path, progress: Callable[[int, list[Any]]
         safetensors.numpy.save_file(arrays, out / "nodes" / str(node) / "model.safetensors")
         gone = not delivery.active[-1, node]
         last = records.read(out / "nodes" / str(node) / "trace.jsonl")
-        ended = {
+        ended: dict[str, Any] = {
             "node": node,
             "life": last[-1]["life"] if last else 1,
             "left": bool(gone),

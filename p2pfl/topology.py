@@ -5,10 +5,11 @@ Every function is pure: every node computes the same graph by itself, without an
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -69,10 +70,12 @@ def load(path: Path, seed: int = 0) -> nx.Graph:
     readers = {".toml": _toml, ".graphml": _graphml, ".txt": _edges, ".edges": _edges, ".edgelist": _edges}
     if path.suffix not in readers:
         raise TopologyError(f"topology.file={str(path)!r}: ending {path.suffix!r} is none of {', '.join(readers)}")
-    return checked(_renumbered(readers[path.suffix](path, seed)), f"topology.file={str(path)!r}")
+    return _renumbered(checked(readers[path.suffix](path, seed), f"topology.file={str(path)!r}"))
 
 
 _KEYS = ("generator", "arguments", "edges", "nodes")
+_NOT_OURS = ("create_using", "backend", "backend_kwargs")
+"""Arguments of networkx's generators that a file has no use for."""
 
 
 def _toml(path: Path, seed: int) -> nx.Graph:
@@ -84,18 +87,29 @@ def _toml(path: Path, seed: int) -> nx.Graph:
     if unknown:
         raise TopologyError(f"{path}: {sorted(unknown)[0]!r}: {nearest(sorted(unknown)[0], _KEYS)}")
     if ("generator" in table) == ("edges" in table):
-        raise TopologyError(f"{path}: give either generator (with arguments) or edges")
+        raise TopologyError(f"{path}: give either generator (with arguments) or edges (with nodes)")
+    for key, partner, instead in (
+        ("nodes", "edges", "write arguments = { nodes = ... }, or n, as the generator calls it"),
+        ("arguments", "generator", "leave it out"),
+    ):
+        if key in table and partner not in table:
+            raise TopologyError(f"{path}: {key!r} goes with {partner}; {instead}")
     return _from_edges(path, table) if "edges" in table else _generated(path, table, seed)
 
 
 def _from_edges(path: Path, table: dict[str, Any]) -> nx.Graph:
+    nodes, edges = table.get("nodes", 0), table["edges"]
+    if type(nodes) is not int or nodes < 0:
+        raise TopologyError(f"{path}: nodes={nodes!r}: must be a whole number >= 0")
+    if not isinstance(edges, list):
+        raise TopologyError(f"{path}: edges={edges!r}: must be a list of pairs such as [[0, 1], [1, 2]]")
     graph = nx.Graph()
-    graph.add_nodes_from(range(int(table.get("nodes", 0))))
-    for edge in table["edges"]:
+    graph.add_nodes_from(range(nodes))
+    for edge in edges:
         if not (isinstance(edge, list) and len(edge) == 2 and all(type(end) is int and end >= 0 for end in edge)):
             raise TopologyError(f"{path}: edges: {edge!r} is no pair of node ids such as [0, 1]")
-        if "nodes" in table and max(edge) >= table["nodes"]:
-            raise TopologyError(f"{path}: edges: {edge!r} names a node beyond nodes={table['nodes']}")
+        if "nodes" in table and max(edge) >= nodes:
+            raise TopologyError(f"{path}: edges: {edge!r}: with nodes={nodes} the ids are 0 to {nodes - 1}")
         if graph.has_edge(*edge):
             raise TopologyError(f"{path}: edges: {edge!r} stands twice; an edge is undirected and stands once")
         graph.add_edge(*edge)
@@ -104,28 +118,28 @@ def _from_edges(path: Path, table: dict[str, Any]) -> nx.Graph:
 
 def _generated(path: Path, table: dict[str, Any], seed: int) -> nx.Graph:
     """One of GRAPHS, or any generator of networkx that returns an undirected graph."""
-    name, arguments = table["generator"], dict(table.get("arguments", {}))
+    name, arguments = table["generator"], table.get("arguments", {})
+    if not isinstance(name, str):
+        raise TopologyError(f"{path}: generator={name!r}: must be a name such as 'ring'")
+    if not isinstance(arguments, dict):
+        raise TopologyError(f"{path}: arguments={arguments!r}: must be a table such as {{ nodes = 8 }}")
     functions = {key: value for key, value in vars(nx).items() if key.endswith("_graph") and inspect.isfunction(value)}
     if name not in GRAPHS and name not in functions:
-        raise TopologyError(f"{path}: generator={name!r}: {nearest(name, _near(name, functions))}")
+        known = [*GRAPHS, *difflib.get_close_matches(name, functions, n=8)]
+        raise TopologyError(f"{path}: generator={name!r}: {nearest(name, known)}, or a generator of networkx")
     maker: Callable[..., Any] = GRAPHS[name] if name in GRAPHS else functions[name]
-    accepted = inspect.signature(maker).parameters
-    if "seed" in accepted and "seed" not in arguments:
-        arguments["seed"] = seed
+    accepted = [key for key in inspect.signature(maker).parameters if key not in _NOT_OURS]
+    if "seed" in accepted:
+        arguments = {"seed": seed, **arguments}
     try:
         graph = maker(**arguments)
-    except (TypeError, ValueError, nx.NetworkXException) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, nx.NetworkXException) as error:
         raise TopologyError(
             f"{path}: generator {name}({arguments}): {error}; it takes {', '.join(accepted)}"
         ) from error
     if not isinstance(graph, nx.Graph):
         raise TopologyError(f"{path}: generator={name!r} makes no graph")
     return graph
-
-
-def _near(name: str, functions: Mapping[str, Any]) -> list[str]:
-    """Our own names and the few of networkx's many that resemble `name`."""
-    return [*GRAPHS, *[key for key in functions if name.split("_")[0] in key][:8]]
 
 
 def _graphml(path: Path, seed: int) -> nx.Graph:
@@ -136,37 +150,54 @@ def _graphml(path: Path, seed: int) -> nx.Graph:
 
 
 def _edges(path: Path, seed: int) -> nx.Graph:
+    """Two names a line, more columns are not read; `#` begins a comment; an edge may stand in both directions."""
     try:
-        return nx.read_edgelist(path, data=False)
-    except (ValueError, TypeError, UnicodeDecodeError) as error:
-        raise TopologyError(f"{path}: not an edge list (two node names a line): {error}") from error
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise TopologyError(f"{path}: not an edge list: {error}") from error
+    graph = nx.Graph()
+    for number, line in enumerate(lines, 1):
+        names = line.partition("#")[0].split()
+        if len(names) == 1:
+            raise TopologyError(
+                f"{path}: line {number}: {names[0]!r} is no edge; write two node names and a space between"
+            )
+        if names:
+            graph.add_edge(names[0], names[1])
+    return graph
 
 
 def _renumbered(graph: nx.Graph) -> nx.Graph:
+    return nx.relabel_nodes(graph, {name: i for i, name in enumerate(_ascending(graph.nodes))})
+
+
+def _ascending(names: Iterable[Any]) -> list[Any]:
+    """Integer names (also as text) as numbers, any others alphabetically."""
+    names = list(names)
     try:
-        names = sorted(graph.nodes, key=int)
+        return sorted(names, key=int)
     except (TypeError, ValueError):
-        names = sorted(graph.nodes, key=str)
-    return nx.relabel_nodes(graph, {name: i for i, name in enumerate(names)})
+        return sorted(names, key=str)
 
 
 def checked(graph: nx.Graph, where: str) -> nx.Graph:
     """The graph, undirected, simple and connected; raises TopologyError naming what breaks that."""
     if graph.is_directed() or graph.is_multigraph():
         kind = "directed" if graph.is_directed() else "a multigraph"
-        raise TopologyError(f"{where}: is {kind}; the algorithms here need an undirected simple graph")
+        raise TopologyError(f"{where}: the graph is {kind}; the algorithms here need an undirected simple graph")
     loops = [node for node, _ in nx.selfloop_edges(graph)]
     if loops:
         raise TopologyError(
-            f"{where}: node {loops[0]} has an edge to itself; remove it (a node always keeps its own share)"
+            f"{where}: node {loops[0]!r} has an edge to itself; remove it (a node always keeps its own share)"
         )
     if len(graph) == 0:
-        raise TopologyError(f"{where}: has no nodes")
-    parts = [sorted(part) for part in nx.connected_components(graph)]
+        raise TopologyError(f"{where}: the graph has no nodes")
+    parts = [_ascending(part) for part in nx.connected_components(graph)]
     if len(parts) > 1:
         listed = ", ".join(str(part if len(part) <= 8 else [*part[:8], "..."]) for part in parts[:6])
         raise TopologyError(
-            f"{where}: is in {len(parts)} pieces that never hear of each other: {listed}; add edges between them"
+            f"{where}: the graph is in {len(parts)} pieces that never hear of each other: {listed}; "
+            "add edges between them"
         )
     return graph
 

@@ -116,7 +116,7 @@ class Launcher:
                 self._look_ready(member)
                 if member.state == "failed":
                     raise LocalError(
-                        f"ended with status {member.status} before it was ready; see log.txt in {member.order.directory}",
+                        f"ended with status {member.status} before it was ready; see {member.order.directory}/log.txt",
                         node=member.order.node,
                         round=0,
                         part="start",

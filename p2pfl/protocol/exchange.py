@@ -84,12 +84,12 @@ def receive(edge: Edge, message: Message, side: Side | None = None) -> Step:
         case Offer():
             return _on_offer(edge, message, side)
         case Receipt(number):
-            _no_future(edge, number, 0)
+            _no_future(edge, number)
             return _booked_if_due(edge._replace(receipt=True), ()) if number == edge.number else Step(edge)
         case AskVoid(number):
-            _no_future(edge, number, 0)
-            if number < edge.number:
-                return Step(edge, (_told(edge, number),))
+            _no_future(edge, number)
+            if number != edge.number:
+                return Step(edge, (_told(edge, number),) if number < edge.number else ())
             new, ended = _resolve(edge, VOID)
             return Step(new, (Result(number, VOID),), ended)
         case Result(number, outcome):
@@ -104,7 +104,7 @@ def receive(edge: Edge, message: Message, side: Side | None = None) -> Step:
 
 def refuse(edge: Edge, message: Offer) -> Step:
     """An Offer whose payload can't be used: no receipt, and a void is asked for. The peer can't have booked."""
-    _no_future(edge, message.number, 1)
+    _no_future(edge, message.number)
     ended: tuple[Ended, ...] = ()
     if message.number == edge.number + 1:
         edge, ended = _resolve(edge, message.last)
@@ -133,8 +133,10 @@ def _told(edge: Edge, number: int) -> Result:
     return Result(number, edge.last)
 
 
-def _no_future(edge: Edge, number: int, ahead: int) -> None:
-    if number > edge.number + ahead:
+def _no_future(edge: Edge, number: int) -> None:
+    """The ends are never more than one apart. What is ahead and neither an Offer nor a standing has overtaken what was
+    lost before it: it changes nothing, and the next ping tells."""
+    if number > edge.number + 1:
         raise RemoteError("number", f"exchange {number} from the future; this end is at {edge.number}")
 
 
@@ -155,7 +157,7 @@ def _booked_if_due(edge: Edge, say: tuple[Message, ...], ended: tuple[Ended, ...
 
 
 def _on_offer(edge: Edge, message: Offer, side: Side | None) -> Step:
-    _no_future(edge, message.number, 1)
+    _no_future(edge, message.number)
     ended: tuple[Ended, ...] = ()
     if message.number == edge.number + 1:  # the peer has resolved the current one; its offer says how
         edge, ended = _resolve(edge, message.last)
@@ -165,7 +167,7 @@ def _on_offer(edge: Edge, message: Offer, side: Side | None) -> Step:
 
 
 def _on_result(edge: Edge, number: int, outcome: str) -> Step:
-    _no_future(edge, number, 0)
+    _no_future(edge, number)
     if number == edge.number:
         new, ended = _resolve(edge, outcome)
         return Step(new, (), ended)
@@ -176,7 +178,7 @@ def _on_result(edge: Edge, number: int, outcome: str) -> Step:
 
 def _on_standing(edge: Edge, number: int, have: bool, last: str) -> Step:
     """The peer says where it stands."""
-    _no_future(edge, number, 1)
+    _no_future(edge, number)
     if number == edge.number + 1:
         new, ended = _resolve(edge, last)
         return Step(new, (), ended)

@@ -1,0 +1,146 @@
+"""What is documented is what is there: every field, default, preset and option, or red."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from p2pfl import experiment, models
+from p2pfl.cli import main
+from p2pfl.data import SOURCES
+from p2pfl.experiment import Experiment, NodeFile
+from p2pfl.partition import PARTITIONS
+from p2pfl.protocol.timing import PRESETS, Timing
+from p2pfl.topology import GRAPHS
+from p2pfl.view import DASH
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "experiment.md").read_text("utf-8")
+HEADINGS = {
+    experiment.Experiment: "Top level", experiment.Data: "[data]", experiment.Model: "[model]",
+    experiment.Training: "[training]", experiment.Topology: "[topology]", experiment.AlgorithmTable: "[algorithm]",
+    experiment.ChurnEvent: "[[churn]]", experiment.Network: "[network]", experiment.Evaluation: "[evaluation]",
+    experiment.Driver: "[driver]", experiment.NodeFile: "NODE.toml",
+}  # fmt: skip
+
+
+def section(heading: str) -> str:
+    """The text below a heading, up to the next one of its kind or higher."""
+    parts = re.split(rf"^## {re.escape(heading)}$", PAGE, flags=re.MULTILINE)
+    assert len(parts) == 2, f"docs/experiment.md has {len(parts) - 1} headings '## {heading}'"
+    return re.split(r"^##? ", parts[1], flags=re.MULTILINE)[0]
+
+
+def rows(text: str, first: str) -> dict[str, list[str]]:
+    """The rows of the table whose first column is headed `first`: name -> the other cells."""
+    found: dict[str, list[str]] = {}
+    inside = False
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        inside = bool(cells) and (inside or cells[0] == first)
+        if inside and cells[0].startswith("`"):
+            name = cells[0].strip("`")
+            assert name not in found, f"{name} stands twice"
+            found[name] = cells[1:]
+    return found
+
+
+def of_the_source(kind: type[Any], name: str) -> Any:
+    """The default of a field that is None in the dataclass because the source or the model has its own."""
+    makers = {experiment.Data: SOURCES, experiment.Model: models.MODELS}.get(kind, {})
+    parameters = [inspect.signature(maker).parameters.get(name) for maker in makers.values()]
+    given = {p.default for p in parameters if p is not None and p.default is not p.empty}
+    assert len(given) <= 1, f"{name} has several defaults: {given}"
+    return given.pop() if given else None
+
+
+@pytest.mark.parametrize("kind", experiment.TABLES)
+def test_every_field_and_its_default_are_documented(kind: type[Any]) -> None:
+    documented = rows(section(HEADINGS[kind]), "Field")
+    assert list(documented) and set(documented) == {field.name for field in dataclasses.fields(kind)}
+    for field in dataclasses.fields(kind):
+        type_, default, meaning = documented[field.name]
+        assert type_ and meaning
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            assert default == "required", field.name
+            continue
+        value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = of_the_source(kind, field.name) if value is None else value
+        if value is None:
+            assert default == DASH, field.name
+            continue
+        if dataclasses.is_dataclass(value):  # a table whose fields have defaults of their own
+            value = {} if value == type(value)() else value  # type: ignore[misc]
+        said = tomllib.loads(f"value = {default.strip('`')}")["value"]
+        assert said == (list(value) if isinstance(value, tuple) else value), field.name
+        assert type(said) is (list if isinstance(value, tuple) else type(value)), field.name
+
+
+@pytest.mark.parametrize("field", Timing._fields)
+def test_every_preset_is_documented(field: str) -> None:
+    documented = rows(section("[network]"), "Timing")
+    assert set(documented) == set(Timing._fields)
+    *values, meaning = documented[field]
+    assert meaning and list(PRESETS) == ["local", "lan", "wan"]
+    assert [float(value) for value in values] == [getattr(preset, field) for preset in PRESETS.values()]
+
+
+def test_every_name_that_a_field_can_hold_is_documented() -> None:
+    for heading, names in (
+        ("[data]", [*SOURCES, *PARTITIONS]),
+        ("[model]", list(models.MODELS)),
+        ("[topology]", list(GRAPHS)),
+    ):
+        for name in names:
+            assert f"`{name}`" in section(heading), name
+    from p2pfl.algorithms import ALGORITHMS
+
+    assert all(f"`{name}`" in section("[algorithm]") for name in ALGORITHMS)
+    assert set(rows(section("[data]"), "Partition")) == set(PARTITIONS)
+
+
+def test_the_examples_load(tmp_path: Path) -> None:
+    examples = [tomllib.loads(text) for text in re.findall(r"^```toml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)]
+    whole = next(table for table in examples if "rounds" in table)
+    assert len(examples) > 8
+    for table in examples:
+        if "node" in table:
+            experiment.parse(table, "docs", NodeFile)
+        elif not {"edges", "generator"} & set(table):
+            experiment.parse({**whole, **table}, "docs", Experiment)
+
+
+def options() -> list[tuple[str, str]]:
+    """(command, option) of the whole command line."""
+    found = []
+    for name, command in {"": main, **main.commands}.items():
+        context = click.Context(command, info_name=name, **main.context_settings)
+        for parameter in command.get_params(context):
+            if isinstance(parameter, click.Option):
+                found += [(f"p2pfl {name}".strip(), option) for option in parameter.opts]
+    return found
+
+
+@pytest.mark.parametrize(("command", "option"), options())
+def test_every_option_is_documented(command: str, option: str) -> None:
+    pages = [page.read_text("utf-8") for page in (*ROOT.glob("README.md"), *(ROOT / "docs").glob("*.md"))]
+    assert any(command in page and re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", page) for page in pages)
+
+
+def test_the_list_of_options_is_whole() -> None:
+    assert {("p2pfl run", "--set"), ("p2pfl run", "--json"), ("p2pfl node", "--hold"), ("p2pfl", "--version")} <= set(
+        options()
+    )
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in (ROOT / "docs").glob("*.md"):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

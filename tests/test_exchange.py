@@ -1,0 +1,222 @@
+"""The real exchange code, explored exhaustively: every interleaving on one edge, up to a bound."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from p2pfl.errors import RemoteError
+from p2pfl.protocol import exchange
+from p2pfl.protocol.exchange import ASKING, IDLE, OPEN, Edge, Ended, Side, Step
+from p2pfl.protocol.messages import BOOKED, VOID, AskVoid, Message, Offer, Ping, Pong, Receipt, Result
+
+Link = tuple[Message, ...]
+Ends = tuple[Edge, Edge]
+Outcomes = tuple[str, ...]
+
+
+class Bounds:
+    """How much of each kind may happen."""
+
+    def __init__(self, exchanges: int, breaks: int, asks: int, pings: int, refusals: int = 0) -> None:
+        self.exchanges, self.budget = exchanges, (breaks, asks, pings, refusals)
+
+
+class State:
+    """Two ends, what is under way in each direction, how earlier exchanges ended at each end, what may still happen."""
+
+    __slots__ = ("budget", "ends", "links", "outcomes")
+
+    def __init__(self, ends: Ends, links: tuple[Link, Link], outcomes: tuple[Outcomes, Outcomes], budget: tuple) -> None:
+        self.ends, self.links, self.outcomes, self.budget = ends, links, outcomes, budget
+
+    def key(self) -> tuple:
+        return self.ends, self.links, self.outcomes, self.budget
+
+
+class Violation(Exception):
+    pass
+
+
+Receive = Callable[[Edge, Message, Side | None], Step]
+
+
+def side(end: int, number: int) -> Side:
+    return Side(f"payload {number} of end {end}", number, 1)
+
+
+def after(state: State, end: int, step: Step, links: list[Link], budget: tuple) -> State:
+    ends, outcomes = list(state.ends), list(state.outcomes)
+    ends[end] = step.edge
+    for ended in step.ended:
+        check(end, ended)
+        outcomes[end] = (*outcomes[end], ended.outcome)
+    links[end] = (*links[end], *step.say)
+    for mine, theirs in zip(*outcomes, strict=False):
+        if mine != theirs:
+            raise Violation(f"one end says {mine}, the other {theirs}")
+    return State((ends[0], ends[1]), (links[0], links[1]), (outcomes[0], outcomes[1]), budget)
+
+
+def check(end: int, ended: Ended) -> None:
+    if ended.outcome == BOOKED and (ended.mine, ended.theirs) != (side(end, ended.number), side(1 - end, ended.number)):
+        raise Violation(f"end {end} books {ended}")
+
+
+def moves(state: State, bounds: Bounds, receive: Receive) -> Iterator[tuple[str, State]]:
+    breaks, asks, pings, refusals = state.budget
+    for end in (0, 1):
+        edge = state.ends[end]
+        if edge.phase == IDLE and edge.number < bounds.exchanges:
+            step = exchange.open(edge, side(end, edge.number))
+            yield f"{end} opens {edge.number}", after(state, end, step, list(state.links), state.budget)
+        if edge.phase == OPEN and asks:
+            step, left = exchange.ask(edge), (breaks, asks - 1, pings, refusals)
+            yield f"{end} asks void {edge.number}", after(state, end, step, list(state.links), left)
+        if edge.phase != IDLE and pings:
+            step, left = Step(edge, (exchange.ping(edge),)), (breaks, asks, pings - 1, refusals)
+            yield f"{end} pings", after(state, end, step, list(state.links), left)
+        if state.links[1 - end]:
+            message, *rest = state.links[1 - end]
+            links = list(state.links)
+            links[1 - end] = tuple(rest)
+            theirs = side(1 - end, message.number) if isinstance(message, Offer) else None
+            yield (
+                f"{end} gets {message}",
+                after(state, end, receive(edge, message, theirs), list(links), state.budget),
+            )
+            if isinstance(message, Offer) and refusals and edge.theirs is None:
+                left = (breaks, asks, pings, refusals - 1)
+                yield f"{end} refuses {message}", after(state, end, exchange.refuse(edge, message), list(links), left)
+    if breaks and (state.links[0] or state.links[1]):
+        left = (breaks - 1, asks, pings, refusals)
+        yield "the link breaks", State(state.ends, ((), ()), state.outcomes, left)
+
+
+def explore(bounds: Bounds, receive: Receive = exchange.receive) -> tuple[int, set[Outcomes]]:
+    """All reachable states; raises Violation with the path to it. Returns their number and the outcomes at the ends."""
+    start = State((Edge(), Edge()), ((), ()), ((), ()), bounds.budget)
+    seen: dict[tuple, tuple | None] = {start.key(): None}
+    how: dict[tuple, str] = {}
+    todo, finals = deque([start]), set()
+    while todo:
+        state = todo.popleft()
+        stuck = True
+        try:
+            for what, new in moves(state, bounds, receive):
+                stuck = False
+                if new.key() not in seen:
+                    seen[new.key()], how[new.key()] = state.key(), what
+                    todo.append(new)
+            if stuck:
+                heal(state, bounds, receive)
+                finals.add(state.outcomes[0])
+        except (Violation, RemoteError, ValueError) as error:
+            path, key = [], state.key()
+            while key is not None:
+                path.append(how.get(key, "start"))
+                key = seen[key]
+            raise Violation(f"{error}\n" + "\n".join(reversed(path))) from error
+    return len(seen), finals
+
+
+def heal(state: State, bounds: Bounds, receive: Receive) -> None:
+    """Nothing moves any more: pings, of which a waiting node always has more, must resolve every exchange."""
+    for _ in range(4 * bounds.exchanges + 4):
+        if all(edge.number == bounds.exchanges and edge.phase == IDLE for edge in state.ends):
+            return
+        for end in (0, 1):
+            edge = state.ends[end]
+            if edge.phase == IDLE and edge.number < bounds.exchanges:
+                state = after(state, end, exchange.open(edge, side(end, edge.number)), list(state.links), state.budget)
+            elif edge.phase != IDLE:
+                state = after(state, end, Step(edge, (exchange.ping(edge),)), list(state.links), state.budget)
+        while any(state.links):
+            for end in (0, 1):
+                if state.links[1 - end]:
+                    message, *rest = state.links[1 - end]
+                    links = list(state.links)
+                    links[1 - end] = tuple(rest)
+                    theirs = side(1 - end, message.number) if isinstance(message, Offer) else None
+                    state = after(state, end, receive(state.ends[end], message, theirs), links, state.budget)
+    raise Violation(f"stuck: {state.ends}")
+
+
+BOUNDS = {
+    "plain": Bounds(3, 0, 0, 0),
+    "deadlines": Bounds(3, 0, 3, 0),
+    "breaks": Bounds(2, 2, 1, 2),
+    "refusals": Bounds(2, 1, 1, 1, refusals=2),
+    "pings": Bounds(2, 0, 2, 3),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_no_interleaving_books_at_one_end_only_or_gets_stuck(name: str) -> None:
+    states, outcomes = explore(BOUNDS[name])
+    assert states > 50
+    assert (BOOKED,) * BOUNDS[name].exchanges in outcomes
+    if name != "plain":
+        assert any(VOID in outcome for outcome in outcomes)
+
+
+@pytest.mark.soak
+def test_larger_bounds() -> None:
+    states, _ = explore(Bounds(4, 2, 3, 2))
+    assert states > 100_000
+
+
+def book_without_receipt(edge: Edge, message: Message, side: Side | None) -> Step:
+    step = exchange.receive(edge, message, side)
+    if isinstance(message, Offer) and step.edge.phase == OPEN and step.edge.theirs is not None:
+        step = exchange.receive(step.edge._replace(receipt=True), Receipt(step.edge.number), None)._replace(say=step.say)
+    return step
+
+
+def grant_without_voiding(edge: Edge, message: Message, side: Side | None) -> Step:
+    if isinstance(message, AskVoid) and message.number == edge.number:
+        return Step(edge, (Result(edge.number, VOID),))
+    return exchange.receive(edge, message, side)
+
+
+def book_while_asking(edge: Edge, message: Message, side: Side | None) -> Step:
+    step = exchange.receive(edge, message, side)
+    if step.edge.phase == ASKING and step.edge.theirs is not None and step.edge.receipt:
+        return exchange.receive(step.edge, Result(step.edge.number, BOOKED), None)._replace(say=step.say)
+    return step
+
+
+def forget_what_was_lost(edge: Edge, message: Message, side: Side | None) -> Step:
+    step = exchange.receive(edge, message, side)
+    return step._replace(say=()) if isinstance(message, Pong) else step
+
+
+def deaf_to_pings(edge: Edge, message: Message, side: Side | None) -> Step:
+    return Step(edge) if isinstance(message, Ping | Pong) else exchange.receive(edge, message, side)
+
+
+@pytest.mark.parametrize(
+    "broken", [book_without_receipt, grant_without_voiding, book_while_asking, forget_what_was_lost, deaf_to_pings]
+)
+def test_the_exploration_finds_a_broken_rule(broken: Receive) -> None:
+    with pytest.raises(Violation):
+        explore(Bounds(2, 2, 2, 1), broken)
+
+
+def test_what_no_honest_peer_says_is_a_remote_error() -> None:
+    edge = exchange.open(Edge(number=5, last=BOOKED), side(0, 5)).edge
+    for message in (Offer(7, 1, 1, BOOKED), Receipt(7), AskVoid(7), Result(7, VOID), Ping(7, True, BOOKED, 1)):
+        with pytest.raises(RemoteError, match="number"):
+            exchange.receive(edge, message, side(1, 7))
+    with pytest.raises(RemoteError, match="booking"):
+        exchange.receive(edge, Result(5, BOOKED), None)  # said to be booked, but the payload never came
+    with pytest.raises(RemoteError, match="booking"):
+        exchange.receive(edge, Result(4, VOID), None)  # it was booked here
+
+
+def test_an_edge_has_one_open_exchange() -> None:
+    edge = exchange.open(Edge(), side(0, 0)).edge
+    with pytest.raises(ValueError, match="one open exchange"):
+        exchange.open(edge, side(0, 0))

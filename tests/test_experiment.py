@@ -1,0 +1,501 @@
+"""The experiment file: what it means, and what it says of every mistake in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pfl import experiment
+from p2pfl.errors import ConfigError
+from p2pfl.experiment import ChurnEvent, Experiment, NodeFile
+
+LEAST = """
+name = "tiny"
+rounds = 3
+[data]
+source = "digits"
+[model]
+name = "logistic"
+[training]
+optimizer = { name = "sgd", learning_rate = 0.1 }
+[topology]
+graph = "ring"
+nodes = 3
+[algorithm]
+name = "dsgd"
+"""
+FULL = """
+name = "all-of.it_1"
+seed = 7
+rounds = 9
+baselines = false
+[data]
+source = "csv"
+partition = "by_site"
+path = "/data/patients.csv"
+label = "num"
+label_above = 0
+site = "site"
+split = "part"
+drop = ["id", ""]
+missing = "mean"
+min_rows = 5
+small_sites = "drop"
+categories = { "chest pain" = ["none", "typical"], sex = ["0", "1"] }
+standardize = "pooled"
+[model]
+name = "mlp"
+hidden = [32, 16]
+[training]
+optimizer = { name = "adamw", learning_rate = 1e-3, b1 = 0.8, nesterov = true }
+batch_size = 8
+local_steps = 2
+[topology]
+file = "/graphs/hospitals.toml"
+[algorithm]
+name = "dsgd"
+[[churn]]
+event = "crash"
+node = 1
+round = 2
+[[churn]]
+event = "rejoin"
+node = 1
+round = 4
+[network]
+preset = "wan"
+timing = { silence = 4, deadline_min = 9.5 }
+[evaluation]
+every = 3
+[driver]
+kind = "simulate"
+"""
+NODE = """
+experiment = "experiment.toml"
+node = 1
+listen = "tcp://0.0.0.0:5555"
+[peers]
+0 = "tcp://10.0.0.1:5555"
+2 = "tcp://host-2.example.org:5556"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "exp" / "experiment.toml"
+    path.parent.mkdir()
+    path.write_text(LEAST)
+    return path
+
+
+def load(path: Path, text: str, *overrides: str) -> Experiment:
+    path.write_text(text)
+    return experiment.load(path, overrides)
+
+
+def refused(path: Path, *overrides: str, **options: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        experiment.load(path, overrides, **options)
+    text = str(caught.value)
+    for jargon in ("Input should", "a valid", "pydantic", "Error", "object", "tuple", "String"):
+        assert jargon not in text
+    return text
+
+
+# --- loading and defaults
+
+
+def test_defaults(file: Path) -> None:
+    found = experiment.load(file)
+    assert (found.seed, found.churn, found.baselines) == (0, (), True)
+    assert (found.data.partition, found.training.batch_size, found.training.local_steps) == ("iid", 16, 10)
+    assert (found.network.preset, found.network.timing, found.evaluation.every) == ("local", {}, 1)
+    assert found.driver.kind == "live"
+    unset = {name: value for name, value in dataclasses.asdict(found.data).items() if value is None}
+    assert set(unset) == {field.name for field in dataclasses.fields(found.data)} - {"source", "partition"}
+
+
+def test_everything_is_read(file: Path) -> None:
+    found = load(file, FULL)
+    assert found.churn == (ChurnEvent("crash", 1, 2), ChurnEvent("rejoin", 1, 4))
+    assert found.data.categories == {"chest pain": ("none", "typical"), "sex": ("0", "1")}
+    assert found.data.label_above == 0.0 and isinstance(found.data.label_above, float)
+    assert found.model.hidden == (32, 16) and found.data.drop == ("id", "")
+    assert found.training.optimizer == {"name": "adamw", "learning_rate": 1e-3, "b1": 0.8, "nesterov": True}
+    assert found.network.timing == {"silence": 4.0, "deadline_min": 9.5}
+
+
+@pytest.mark.parametrize("text", [LEAST, FULL])
+def test_dump_and_load_are_inverse(file: Path, text: str) -> None:
+    found = load(file, text)
+    assert load(file, experiment.dump(found)) == found
+
+
+def test_node_file_dump_and_load(file: Path) -> None:
+    path = file.parent / "node.toml"
+    path.write_text(NODE)
+    found = experiment.load_node(path)
+    assert found.experiment == str(file.resolve()) and found.peers["2"] == "tcp://host-2.example.org:5556"
+    path.write_text(experiment.dump(found))
+    assert experiment.load_node(path) == found
+
+
+def test_the_example_in_the_repository_loads() -> None:
+    for path in (Path(__file__).parents[1] / "experiments").glob("*/experiment.toml"):
+        assert experiment.load(path).name
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_mistake(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbf" + LEAST.strip().replace("\n", "\r\n").encode())
+    assert experiment.load(file).name == "tiny"
+
+
+def test_nothing_can_be_changed_through_a_list(file: Path) -> None:
+    found = load(file, FULL)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.rounds = 4  # type: ignore[misc]
+    for value in (found.churn, found.model.hidden, found.data.drop, *found.data.categories.values()):  # type: ignore[union-attr]
+        assert isinstance(value, tuple)
+    # from Python a list may be given, though a type checker would rather not
+    events: Any = [ChurnEvent("leave", 1, 2)]
+    assert dataclasses.replace(found, churn=events).churn == tuple(events)
+
+
+# --- --set
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "value"),
+    [
+        ("rounds=5", "rounds", 5),
+        (" rounds = 5 # five", "rounds", 5),
+        ("training.batch_size=32", "training.batch_size", 32),
+        ("name=bare-word", "name", "bare-word"),
+        ("name='quoted'", "name", "quoted"),
+        ('name="true"', "name", "true"),
+        ("baselines=false", "baselines", False),
+        ("data.alpha=1", "data.alpha", 1.0),
+        ("data.label=chest pain", "data.label", "chest pain"),
+        ("data.label=a.b", "data.label", "a.b"),
+        ("model.hidden=[]", "model.hidden", ()),
+        ("model.hidden=[4, 2]", "model.hidden", (4, 2)),
+        ("churn=[]", "churn", ()),
+        ('churn=[{event="leave", node=0, round=2}]', "churn", (ChurnEvent("leave", 0, 2),)),
+        ('driver={kind="simulate"}', "driver.kind", "simulate"),
+        ("driver.kind=simulate", "driver.kind", "simulate"),
+        ("training.optimizer.learning_rate=0.5", "training.optimizer", {"name": "sgd", "learning_rate": 0.5}),
+        ('data.categories."chest pain"=["a"]', "data.categories", {"chest pain": ("a",)}),
+        ("data.categories.'a.b=c'=[\"x=y\"]", "data.categories", {"a.b=c": ("x=y",)}),
+        ("network.timing.silence=2", "network.timing", {"silence": 2.0}),
+    ],
+)
+def test_set(file: Path, override: str, field: str, value: Any) -> None:
+    found: Any = experiment.load(file, [override])
+    for name in field.split("."):
+        found = getattr(found, name)
+    assert found == value and type(found) is type(value)
+
+
+def test_the_last_set_counts_and_others_stay(file: Path) -> None:
+    found = experiment.load(file, ["rounds=5", "rounds=6", "seed=1"])
+    assert found == dataclasses.replace(experiment.load(file), rounds=6, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("rounds", "must be written a.b=VALUE, as in training.batch_size=32"),
+        ("=3", "must be written a.b=VALUE"),
+        ("data.=3", "must be written a.b=VALUE"),
+        ("a b=3", "must be written a.b=VALUE"),
+        ("rounds=", "'' is not TOML"),
+        ("rounds= ", "' ' is not TOML"),
+        ("model.hidden=[1", "'[1' is not TOML: Unclosed array"),
+        ('name="q', "is not TOML: Unterminated string"),
+        ("rounds=1\nseed=3", "holds more than one value; give --set once for each"),
+        ("rounds=" + "9" * 5000, "must be a whole number"),
+        ("model.hidden=" + "[" * 9999, "is not TOML"),
+        ("data.source.name=x", "data.source is no table; set it as a whole"),
+        ("churn.0.round=3", "churn is no table; set it as a whole, as in churn=[]"),
+    ],
+)
+def test_bad_set(file: Path, override: str, said: str) -> None:
+    file.write_text(LEAST + "[[churn]]\nevent = 'crash'\nnode = 1\nround = 2\n")
+    text = refused(file, override)
+    assert said in text and "--set" in text
+
+
+def test_a_fault_says_whether_it_stands_in_the_file_or_in_a_set(file: Path) -> None:
+    file.write_text(LEAST.replace("rounds = 3", "rounds = 0"))
+    assert refused(file, "seed=-1").splitlines() == [
+        f"{file}: rounds=0: must be >= 1",
+        f"{file} with --set: seed=-1: must be >= 0",
+    ]
+    assert f"{file} with --set: modle=" in refused(file, "modle.name=mlp")
+    assert f"{file} with --set: model.hidden[1]='a'" in refused(file, 'model.hidden=[1, "a"]')
+
+
+# --- paths
+
+
+def test_paths_beside_the_file_come_first_then_the_current_directory(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    file.write_text(LEAST.replace('graph = "ring"\nnodes = 3', 'file = "g.toml"') + "")
+    text = file.read_text().replace('"digits"', '"npz"\npath = "sub/d.npz"')
+    beside, inside = file.parent / "sub" / "d.npz", here / "sub" / "d.npz"
+
+    def path() -> str | None:
+        return load(file, text).data.path
+
+    assert path() == str(beside)  # neither is there
+    inside.parent.mkdir()
+    inside.touch()
+    assert path() == str(inside)
+    beside.parent.mkdir()
+    beside.touch()
+    assert path() == str(beside)
+    assert load(file, text).topology.file == str(file.parent / "g.toml")
+    (here / "g.toml").touch()
+    assert load(file, text).topology.file == str(here / "g.toml")
+
+
+@pytest.mark.parametrize("override", ["data.path=d.npz", "data.path='d.npz'", 'data={source="npz", path="d.npz"}'])
+def test_a_path_of_set_is_taken_from_the_current_directory(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str
+) -> None:
+    (file.parent / "d.npz").touch()
+    monkeypatch.chdir(tmp_path)
+    assert experiment.load(file, [override]).data.path == str(tmp_path / "d.npz")
+    assert experiment.load(file, ["topology.file=g.toml"]).topology.file == str(tmp_path / "g.toml")
+
+
+def test_an_absolute_path_stays(file: Path) -> None:
+    assert load(file, FULL).data.path == "/data/patients.csv"
+
+
+def test_a_missing_file_is_told_with_both_places(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file.write_text(LEAST.replace('"digits"', '"npz"\npath = "sub/d.npz"'))
+    assert experiment.load(file).data.path  # a node with its own rows has no need of it
+    text = refused(file, find=True)
+    assert text.startswith(f"{file}: data.path='sub/d.npz': no such file")
+    assert str(file.parent / "sub/d.npz") in text and str(tmp_path / "sub/d.npz") in text
+    text = refused(file, "data.path=x.npz", find=True)
+    assert f"data.path='{tmp_path / 'x.npz'}': no such file" in text and "beside" not in text
+    file.write_text(LEAST.replace('graph = "ring"', 'file = "g.toml"'))
+    assert f"topology.file='g.toml': no such file; looked for it beside this file ({file.parent}/g.toml)" in refused(
+        file, find=True
+    )
+
+
+def test_node_file_paths(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = file.parent / "node.toml"
+    path.write_text(NODE + '[data]\nsource = "csv"\npath = "own.csv"\n')
+    with pytest.raises(ConfigError, match=r"data\.path='own\.csv': no such file; looked for it beside this file"):
+        experiment.load_node(path)
+    (tmp_path / "own.csv").touch()
+    found = experiment.load_node(path)
+    assert found.data is not None and found.data.path == str(tmp_path / "own.csv")
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"experiment='experiment\.toml': no such file; looked for it beside"):
+        experiment.load_node(path)
+
+
+# --- mistakes in the file
+
+
+def edited(field: str, toml: str) -> str:
+    """FULL with one field set to another text, whatever that is."""
+    table, _, name = field.rpartition(".")
+    head, done = "", False
+    lines: list[str] = []
+    for line in [*FULL.splitlines(), "[]"]:
+        if line.startswith("["):
+            if head == table and not done:
+                lines, done = [*lines, f"{name} = {toml}"], True
+            head = line.strip("[]")
+        if head == table and line.split(" = ")[0] == name and not done:
+            line, done = f"{name} = {toml}", True
+        lines.append(line)
+    assert done, field
+    return "\n".join(lines[:-1]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "toml", "said"),
+    [
+        ("rounds", '"a"', "rounds='a': must be a whole number"),
+        ("rounds", "1.5", "rounds=1.5: must be a whole number"),
+        ("rounds", "3.0", "rounds=3.0: must be a whole number"),
+        ("rounds", "true", "rounds=true: must be a whole number"),
+        ("rounds", "[3]", "rounds=[3]: must be a whole number"),
+        ("rounds", "0", "rounds=0: must be >= 1"),
+        ("rounds", "-3", "rounds=-3: must be >= 1"),
+        ("rounds", "9999999999", "rounds=9999999999: must be < 2147483648"),
+        ("seed", "-1", "seed=-1: must be >= 0"),
+        ("seed", "2147483648", "seed=2147483648: must be < 2147483648"),
+        ("seed", "nan", "seed=nan: must be a finite number"),
+        ("name", "3", "name=3: must be text, in quotes"),
+        ("name", '""', "name='': must be one or more letters, digits, '_', '.' or '-'"),
+        ("name", '"a/b"', "name='a/b': must be one or more letters, digits"),
+        ("baselines", '"yes"', "baselines='yes': must be true or false"),
+        ("baselines", "1", "baselines=1: must be true or false"),
+        ("data.source", "3", "data.source=3: must be text, in quotes"),
+        ("data.source", "2020-01-02", "data.source='2020-01-02': no field takes a date or time; as text"),
+        ("data.partition", '"dirichle"', "data.partition='dirichle': did you mean 'dirichlet'? Valid: by_site, "),
+        ("data.partition", "3", "data.partition=3: Valid: by_site, dirichlet, iid, shards"),
+        ("data.missing", '"drop"', "data.missing='drop': did you mean 'drop_row'? Valid: drop_row, error, mean"),
+        ("data.alpha", '"0.3"', "data.alpha='0.3': must be a number"),
+        ("data.alpha", "true", "data.alpha=true: must be a number"),
+        ("data.alpha", "0", "data.alpha=0: must be > 0"),
+        ("data.alpha", "-0.5", "data.alpha=-0.5: must be > 0"),
+        ("data.alpha", "nan", "data.alpha=nan: must be a finite number"),
+        ("data.alpha", "inf", "data.alpha=inf: must be a finite number"),
+        ("data.test_fraction", "1.0", "data.test_fraction=1.0: must be < 1"),
+        ("data.test_fraction", "0.0", "data.test_fraction=0.0: must be > 0"),
+        ("data.label_above", "-inf", "data.label_above=-inf: must be a finite number"),
+        ("data.min_rows", "0", "data.min_rows=0: must be >= 1"),
+        ("data.drop", '"id"', "data.drop='id': must be a list, in square brackets"),
+        ("data.drop", "[1]", "data.drop[0]=1: must be text, in quotes"),
+        ("data.categories", '["a"]', "data.categories=['a']: must be a table, as in { name = VALUE }"),
+        ("data.categories", "{a = [1]}", "data.categories.a[0]=1: must be text, in quotes"),
+        ("model.hidden", "64", "model.hidden=64: must be a list, in square brackets"),
+        ("model.hidden", "[64, 0]", "model.hidden[1]=0: must be >= 1"),
+        ("model.arguments", "{x = [1, nan]}", "model.arguments.x[1]=nan: must be a finite number"),
+        ("training.optimizer", '"sgd"', "training.optimizer='sgd': must be a table, as in { name = VALUE }"),
+        ("training.optimizer", "{name = 'sgd', learning_rate = nan}", "learning_rate=nan: must be a finite number"),
+        ("training.batch_size", "8.0", "training.batch_size=8.0: must be a whole number"),
+        ("training.local_steps", "0", "training.local_steps=0: must be >= 1"),
+        ("topology.nodes", "0", "topology.nodes=0: must be >= 1"),
+        ("network.preset", '"local_"', "network.preset='local_': did you mean 'local'? Valid: lan, local, wan"),
+        ("network.timing", "{silence = true}", "network.timing.silence=true: must be a number"),
+        ("network.timing", "{silence = nan}", "network.timing.silence=nan: must be a finite number"),
+        ("evaluation.every", "0", "evaluation.every=0: must be >= 1"),
+        ("driver.kind", '"liv"', "driver.kind='liv': did you mean 'live'? Valid: live, simulate"),
+        ("churn.event", '"crsh"', "churn[0].event='crsh': did you mean 'crash'? Valid: crash, leave, rejoin"),
+        ("churn.node", "-1", "churn[0].node=-1: must be >= 0"),
+        ("churn.round", "0", "churn[0].round=0: must be >= 1"),
+        # unknown fields: the nearest name, and the list of that very table
+        ("rouns", "3", "rouns=3: no such field; did you mean 'rounds'? Valid: algorithm, baselines, churn, data, "),
+        ("data.alpa", "3", "data.alpa=3: no such field; did you mean 'alpha'? Valid: alpha, arguments, categories, "),
+        ("model.hiden", "[3]", "model.hiden=[3]: no such field; did you mean 'hidden'? Valid: arguments, channels, "),
+        ("training.batch", "3", "training.batch=3: no such field; did you mean 'batch_size'? Valid: batch_size, "),
+        ("topology.node", "3", "topology.node=3: no such field; did you mean 'nodes'? Valid: file, graph, nodes"),
+        ("algorithm.nam", "3", "algorithm.nam=3: no such field; did you mean 'name'? Valid: name"),
+        ("churn.nod", "3", "churn[0].nod=3: no such field; did you mean 'node'? Valid: event, node, round"),
+        ("network.timings", "{}", "network.timings={}: no such field; did you mean 'timing'? Valid: preset, timing"),
+        ("evaluation.zzz", "3", "evaluation.zzz=3: no such field; Valid: every"),
+        ("driver.kin", "3", "driver.kin=3: no such field; did you mean 'kind'? Valid: kind"),
+    ],
+)  # fmt: skip
+def test_a_mistake_names_file_field_value_and_rule(file: Path, field: str, toml: str, said: str) -> None:
+    file.write_text(edited(field, toml))
+    text = refused(file)
+    assert text.startswith(f"{file}: ") and said in text
+    assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (LEAST.replace("rounds = 3\n", ""), "rounds: missing; it must be given"),
+        (LEAST.replace('[algorithm]\nname = "dsgd"\n', ""), "algorithm: missing; a table [algorithm] must be given"),
+        (LEAST.replace('source = "digits"', ""), "data.source: missing; it must be given"),
+        (LEAST + '[[churn]]\nevent = "crash"\nnode = 1\n', "churn[0].round: missing; it must be given"),
+        ("churn = [3]\n" + LEAST, "churn[0]=3: must be a table with the fields event, node, round"),
+        ("churn = 3\n" + LEAST, "churn=3: must be a list, in square brackets"),
+        ("driver = 3\n" + LEAST, "driver=3: must be a table with the fields kind"),
+        ("[churn]\nevent = 'crash'\n" + LEAST.replace("\nname", "\n[x]\nname", 1), "churn={'event': 'crash'}: must be"),
+        (LEAST + "[modle]\n", "modle={}: no such field; did you mean 'model'?"),
+    ],
+)
+def test_missing_and_misplaced_tables(file: Path, text: str, said: str) -> None:
+    file.write_text(text)
+    assert f"{file}: {said}" in refused(file)
+
+
+def test_all_faults_are_told_one_per_line(file: Path) -> None:
+    file.write_text(edited("data.alpha", "-1").replace("rounds = 9", "round = 9").replace('"crash"', '"crsh"'))
+    lines = refused(file).splitlines()
+    assert len(lines) == 4 and all(line.startswith(f"{file}: ") for line in lines)
+    assert {line.split(": ")[1].split("=")[0] for line in lines} == {"rounds", "round", "data.alpha", "churn[0].event"}
+
+
+def test_a_long_value_is_cut_short(file: Path) -> None:
+    file.write_text(LEAST.replace("rounds = 3", f'rounds = "{"x" * 5000}"'))
+    assert len(refused(file)) < len(str(file)) + 120
+
+
+# --- no experiment file at all
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "name: missing"),
+        (b"name = \n", "not TOML: Invalid value (at line 1, column 8): name ="),
+        (b"name = 'a'\nrounds 3\n", "not TOML: Expected '=' after a key"),
+        (b"rounds = 3\nrounds = 4\n", "not TOML: Cannot overwrite a value (at line 2, column 11): rounds = 4"),
+        (b"[data]\n[data]\n", "not TOML: Cannot declare"),
+        (b"[data]\n[data]\n", " twice (at line 2, column 6): [data]"),
+        (b'name = "a\n', ' (at line 1, column 10): name = "a'),
+        (b"x = [1,\n", "not TOML: "),
+        (b"x = " + b"[" * 9999, "not TOML: "),
+        (b"x = " + b"9" * 9999, "not TOML: "),
+        (b"\x89PNG\r\n\x1a\n\x00\xff\xfe", "not a text in UTF-8 (byte 0); a TOML file is needed"),
+        (b"\x00" * 50, "not TOML: "),
+        (b"site,age\nva,3\n", "not TOML: Expected '=' after a key in a key/value pair (at line 1, column 5): site,age"),
+    ],
+)  # fmt: skip
+def test_what_is_no_toml(file: Path, text: bytes, said: str) -> None:
+    file.write_bytes(text)
+    found = refused(file)
+    assert found.startswith(f"{file}: ") and said in found
+
+
+def test_an_empty_file_lacks_every_field(file: Path) -> None:
+    file.write_text("")
+    missing = [line.split(": ")[1] for line in refused(file).splitlines()]
+    assert sorted(missing) == ["algorithm", "data", "model", "name", "rounds", "topology", "training"]
+
+
+def test_no_such_file_and_a_directory(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refused(Path("x.toml")) == f"x.toml: no such file; the full path is {tmp_path / 'x.toml'}"
+    assert "is a directory; give the file, as in exp/experiment.toml" in refused(Path("exp"))
+    assert "can't be read" in refused(file / "below")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("node = 1", "node = -1", "node=-1: must be >= 0"),
+        ("node = 1", 'node = "1"', "node='1': must be a whole number"),
+        ("node = 1", "", "node: missing; it must be given"),
+        ("listen = ", "lisen = ", "lisen='tcp://0.0.0.0:5555': no such field; did you mean 'listen'? Valid: data, "),
+        ("tcp://0.0.0.0:5555", "0.0.0.0:5555", "listen='0.0.0.0:5555': must be written tcp://HOST:PORT"),
+        ("tcp://0.0.0.0:5555", "tcp://0.0.0.0", "listen='tcp://0.0.0.0': must be written tcp://HOST:PORT"),
+        ("tcp://10.0.0.1:5555", "http://10.0.0.1:5555", "peers.0='http://10.0.0.1:5555': must be written tcp://"),
+        ("[peers]", "[data]\nsorce = 'csv'\n[peers]", "data.sorce='csv': no such field; did you mean 'source'?"),
+        ('[peers]\n0 = "tcp://10.0.0.1:5555"\n', 'peers = ["a"]\n[x]\n', "peers=['a']: must be a table"),
+    ],
+)
+def test_mistakes_in_a_node_file(file: Path, old: str, new: str, said: str) -> None:
+    path = file.parent / "node.toml"
+    path.write_text(NODE.replace(old, new, 1))
+    with pytest.raises(ConfigError) as caught:
+        experiment.load_node(path)
+    assert f"{path}: {said}" in str(caught.value)
+
+
+def test_tables_names_every_dataclass_of_the_module() -> None:
+    found = {each for each in vars(experiment).values() if dataclasses.is_dataclass(each)}
+    assert set(experiment.TABLES) == found and NodeFile in found

@@ -1,0 +1,312 @@
+"""Whole federations of the real Peer on a network in memory, in virtual time: loss, death, freezing, return."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import networkx as nx
+import pytest
+
+from p2pfl.protocol.codec import Schema, decode, encode
+from p2pfl.protocol.events import Adopt, Advance, Done, Drop, Finished, Leave, Note, Received, Send, Start, Tick, Trained
+from p2pfl.protocol.messages import Envelope, Hello
+from p2pfl.protocol.neighbour import Facts
+from p2pfl.protocol.peer import Peer
+from p2pfl.protocol.timing import LOCAL, Timing
+
+SCHEMA = Schema("s", (8,))
+
+
+class Node:
+    """A peer with a model of one number, which local training leaves alone: whatever changes the sum is mixing."""
+
+    def __init__(self, world: World, node: int, life: int, **facts: Any) -> None:
+        self.world, self.node, self.value = world, node, float(node)
+        neighbours = sorted(world.graph.neighbors(node))
+        self.peer = Peer(
+            Facts(node, life, neighbours, world.rounds, "f", "s", 8, world.timing, lateness=8, **facts)
+        )
+        self.frozen = self.dead = self.done = self.started = False
+        self.kept: list[tuple[float, Any]] = []  # what came in while frozen
+        self.finished_at: dict[int, float] = {}
+        self.mixed_with: dict[int, list[int]] = {}
+        self.notes: list[Note] = []
+        self.drops: list[Drop] = []
+
+    def handle(self, event: Any) -> None:
+        self.started = self.started or isinstance(event, Start)
+        if self.dead or self.done or not self.started:  # no socket listens before the start
+            return
+        if self.frozen:
+            self.kept.append((self.world.now, event))
+            return
+        for effect in self.peer.handle(event, self.world.now):
+            match effect:
+                case Send(to, envelope):
+                    self.world.send(self.node, to, envelope)
+                case Advance():
+                    self.world.at(self.world.training(), self.advance, effect)
+                case Adopt(_, _, payload):
+                    self.value = payload
+                case Note():
+                    self.notes.append(effect)
+                case Drop():
+                    self.drops.append(effect)
+                case Done():
+                    self.done = True
+
+    def advance(self, effect: Advance) -> None:
+        if self.dead:
+            return
+        for b in effect.booked:
+            weight = 1 / (1 + max(b.mine.degree, b.theirs.degree))
+            self.value += weight * (b.theirs.payload - b.mine.payload)
+        if effect.finished:
+            self.finished_at[effect.finished] = self.world.now
+            self.mixed_with[effect.finished] = [b.node for b in effect.booked]
+        self.handle(Finished() if effect.next is None else Trained(self.value))
+
+
+class World:
+    """A network that delays, loses and keeps order; a clock that jumps."""
+
+    def __init__(self, graph: nx.Graph, rounds: int, seed: int = 0, loss: float = 0.0, timing: Timing = LOCAL) -> None:
+        self.graph, self.rounds, self.loss, self.timing = graph, rounds, loss, timing
+        self.random, self.now, self.count = random.Random(seed), 0.0, itertools.count()
+        self.queue: list[tuple[float, int, Callable[..., None], tuple]] = []
+        self.last: dict[tuple[int, int], float] = {}
+        self.nodes = {node: Node(self, node, 1) for node in graph}
+        for node in self.nodes.values():
+            self.at(self.random.uniform(0, 0.2), node.handle, Start())
+            self.at(0.3, self.tick, node)
+
+    def at(self, delay: float, call: Callable[..., None], *arguments: Any) -> None:
+        heapq.heappush(self.queue, (self.now + delay, next(self.count), call, arguments))
+
+    def tick(self, node: Node) -> None:
+        if not node.frozen:
+            node.handle(Tick())
+        if not (node.dead or node.done):
+            self.at(0.05, self.tick, node)
+
+    def training(self) -> float:
+        return self.random.uniform(0.005, 0.02)
+
+    def send(self, source: int, to: int, envelope: Envelope) -> None:
+        """Through the codec and a link that keeps order and loses single messages."""
+        decode([encode(envelope)] + ([b"12345678"] if envelope.payload is not None else []), SCHEMA, lambda frames: True)
+        if self.random.random() < self.loss:
+            return
+        when = max(self.now + self.random.uniform(0.0005, 0.002), self.last.get((source, to), 0.0))
+        self.last[source, to] = when
+        self.at(when - self.now, self.deliver, to, envelope)
+
+    def deliver(self, to: int, envelope: Envelope) -> None:
+        self.nodes[to].handle(Received(envelope))
+
+    def kill(self, node: int) -> None:
+        self.nodes[node].dead = True
+
+    def freeze(self, node: int) -> None:
+        self.nodes[node].frozen = True
+
+    def thaw(self, node: int) -> None:
+        frozen = self.nodes[node]
+        frozen.frozen = False
+        for _, event in frozen.kept:
+            frozen.handle(event)
+
+    def restart(self, node: int, **facts: Any) -> None:
+        old = self.nodes[node]
+        self.nodes[node] = new = Node(self, node, old.peer.facts.life + 1, **facts)
+        self.at(0, new.handle, Start())
+        self.at(0.05, self.tick, new)
+
+    def run(self, until: float = 600.0) -> None:
+        while self.queue and self.queue[0][0] <= until:
+            self.now, _, call, arguments = heapq.heappop(self.queue)
+            call(*arguments)
+
+    def run_until_round(self, number: int) -> None:
+        while max((max(n.finished_at, default=0) for n in self.nodes.values())) < number:
+            self.now, _, call, arguments = heapq.heappop(self.queue)
+            call(*arguments)
+
+    @property
+    def mean(self) -> float:
+        return sum(node.value for node in self.nodes.values()) / len(self.nodes)
+
+
+def gaps(node: Node) -> float:
+    times = sorted(node.finished_at.values())
+    return max(b - a for a, b in itertools.pairwise(times))
+
+
+def test_without_faults_every_round_books_every_edge() -> None:
+    world = World(nx.cycle_graph(8), rounds=30)
+    world.run()
+    for node in world.nodes.values():
+        assert node.done
+        assert sorted(node.mixed_with) == list(range(1, 31))
+        assert all(with_whom == sorted(world.graph.neighbors(node.node)) for with_whom in node.mixed_with.values())
+        assert not node.drops
+        assert node.peer.voided == 0
+    assert world.mean == pytest.approx(3.5, abs=1e-12)
+    assert max(n.value for n in world.nodes.values()) - min(n.value for n in world.nodes.values()) < 0.05
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3])
+def test_smallest_federations(nodes: int) -> None:
+    world = World(nx.path_graph(nodes), rounds=20)
+    world.run()
+    assert all(node.done and max(node.finished_at) == 20 for node in world.nodes.values())
+    assert world.mean == pytest.approx((nodes - 1) / 2, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_lost_messages_never_move_the_mean_nor_stop_anybody(seed: int) -> None:
+    graph = nx.random_regular_graph(3, 8, seed=seed)
+    world = World(graph, rounds=25, seed=seed, loss=0.1)
+    world.run()
+    assert all(node.done and max(node.finished_at) == 25 for node in world.nodes.values())
+    assert world.mean == pytest.approx(3.5, abs=1e-12)
+    assert any(node.peer.booked for node in world.nodes.values())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_death_costs_the_survivors_one_wait_and_then_nothing(seed: int) -> None:
+    world = World(nx.cycle_graph(8), rounds=60, seed=seed)
+    world.run_until_round(20)
+    world.at(world.random.uniform(0, 0.03), world.kill, seed % 8)
+    world.run()
+    timing = world.timing
+    for node in world.nodes.values():
+        if node.dead:
+            continue
+        assert node.done
+        assert max(node.finished_at) == 60
+        waits = [b - a for a, b in itertools.pairwise(sorted(node.finished_at.values())) if b - a > 0.1]
+        assert len(waits) <= 1
+        assert gaps(node) < timing.silence + 2 * timing.ping_every + 0.2
+        assert not [note for note in node.notes if note.event == "late"]
+    lost = [note.about for node in world.nodes.values() for note in node.notes if note.event == "detected"]
+    assert lost == [seed % 8] * 2
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seconds", [0.3, 3.0])
+def test_a_frozen_node_comes_back_with_its_model_and_the_mean_is_kept(seed: int, seconds: float) -> None:
+    world = World(nx.cycle_graph(6), rounds=400, seed=seed)
+    world.run_until_round(20)
+    world.freeze(2)
+    world.at(seconds, world.thaw, 2)
+    world.run()
+    assert all(node.done and max(node.finished_at) == 400 for node in world.nodes.values())
+    assert world.mean == pytest.approx(2.5, abs=1e-12)
+    assert all(gaps(node) < 1.0 for node in world.nodes.values() if node.node != 2)
+    thawed = world.nodes[2]
+    rounds = sorted(thawed.mixed_with)
+    assert [1, 3] == thawed.mixed_with[rounds[-1]]
+    if seconds > 1:
+        assert any(note.event == "skipped" for note in thawed.notes)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_returning_node_takes_a_neighbours_model_and_is_back_within_two_rounds(seed: int) -> None:
+    world = World(nx.cycle_graph(8), rounds=200, seed=seed)
+    world.run_until_round(20)
+    world.kill(3)
+    world.run_until_round(60)
+    was = world.mean
+    world.restart(3)
+    at = max(max(node.finished_at, default=0) for node in world.nodes.values())
+    world.run()
+    back = world.nodes[3]
+    assert back.done
+    assert min(back.finished_at) <= at + 4  # one link round trip takes a fraction of a round; two rounds more
+    first_mixed = min(number for number, whom in back.mixed_with.items() if whom)
+    assert first_mixed <= min(back.finished_at) + 2
+    assert [note.event for note in back.notes].count("joined") == 1
+    assert abs(world.mean - was) < 1.0  # it took a neighbour's value, not its own old one
+    assert not any(note.event == "late" for node in world.nodes.values() for note in node.notes)
+
+
+def test_a_planned_return_waits_for_its_round() -> None:
+    world = World(nx.cycle_graph(8), rounds=100)
+    world.run_until_round(20)
+    world.kill(3)
+    world.restart(3, join_round=70)
+    world.run()
+    assert min(world.nodes[3].finished_at) in (70, 71)
+    assert all(gaps(node) < 0.2 for node in world.nodes.values())  # its hello told of the death: nobody waited
+
+
+def test_leaving_voids_nothing_silently_and_is_no_death() -> None:
+    world = World(nx.cycle_graph(5), rounds=60)
+    world.run_until_round(20)
+    world.at(0.004, world.nodes[1].handle, Leave(idle=False))
+    world.run()
+    assert all(node.done for node in world.nodes.values())
+    events = [(note.event, note.about) for node in world.nodes.values() for note in node.notes]
+    assert events.count(("left", 1)) == 2
+    assert not any(event == "detected" for event, _ in events)
+    assert world.mean == pytest.approx(2.0, abs=1e-12)
+
+
+def test_a_neighbour_that_never_comes_is_left_behind_and_joins_later() -> None:
+    world = World(nx.cycle_graph(4), rounds=400)
+    late = world.nodes[0]
+    late.dead = True
+    world.run_until_round(30)
+    world.restart(0)
+    world.run()
+    assert all(node.done and max(node.finished_at) == 400 for node in world.nodes.values())
+    assert ("absent", 0) in [(note.event, note.about) for note in world.nodes[1].notes]
+    assert world.nodes[0].mixed_with[400] == [1, 3]
+
+
+def test_strangers_and_impostors_are_dropped() -> None:
+    world = World(nx.path_graph(3), rounds=50)
+    world.run_until_round(5)
+    node = world.nodes[1]
+    node.handle(Received(Envelope(9, 1, 1, Hello(0, "f", "s", 0))))
+    node.handle(Received(Envelope(0, 7, 1, Hello(0, "other", "s", 0))))
+    node.handle(Received(Envelope(0, 7, 1, Hello(0, "f", "other", 0))))
+    assert [drop.reason for drop in node.drops] == ["stranger", "federation", "schema"]
+    world.run()
+    assert all(each.done and max(each.finished_at) == 50 for each in world.nodes.values())
+
+
+def test_late_exchanges_are_booked_late_and_void_beyond_the_lateness() -> None:
+    """Node 1 trains far slower than the deadline of node 0 allows: the mean is kept all the same."""
+    timing = LOCAL._replace(deadline_min=0.02, deadline_max=0.02, patience=0.0)
+    world = World(nx.path_graph(2), rounds=60, timing=timing)
+    slow = world.nodes[1]
+    fast_training = world.training
+    world.training = lambda: fast_training()  # type: ignore[method-assign]
+    advance = slow.advance
+    slow.advance = lambda effect: world.at(0.1, advance, effect)  # type: ignore[method-assign]
+    world.run()
+    assert all(node.done for node in world.nodes.values())
+    assert world.mean == pytest.approx(0.5, abs=1e-12)
+    assert any(note.event == "late" for note in world.nodes[0].notes)
+    assert world.nodes[0].peer.booked == world.nodes[1].peer.booked > 0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(500))
+def test_anything_goes(seed: int) -> None:
+    rng = random.Random(seed)
+    graph = nx.connected_watts_strogatz_graph(rng.randrange(4, 12), 4, 0.3, seed=seed)
+    world = World(graph, rounds=120, seed=seed, loss=rng.choice([0.0, 0.05, 0.2]))
+    for node in rng.sample(sorted(graph), 2):
+        at = rng.uniform(0.1, 3.0)
+        world.at(at, world.freeze, node)
+        world.at(at + rng.uniform(0.05, 3.0), world.thaw, node)
+    world.run()
+    assert all(node.done for node in world.nodes.values())
+    assert world.mean == pytest.approx((len(graph) - 1) / 2, abs=1e-9)
