@@ -29,10 +29,10 @@ from p2pfl.batching import Batching
 from p2pfl.data import Dataset
 from p2pfl.errors import ConfigError, DataError, nearest
 from p2pfl.experiment import Data, Experiment
-from p2pfl.live.work import Task
 from p2pfl.partition import Partition
 from p2pfl.program import compile, eval_set
 from p2pfl.protocol.timing import PRESETS, Timing
+from p2pfl.task import Task
 from p2pfl.types import Algorithm, Learner, Schedule
 
 # What a user's code fails with. Others pass through as they are: nothing here may catch all exceptions there are.

@@ -82,7 +82,7 @@ def _loop(federation: Federation, out: Path, progress: Callable[[int, list[Any]]
         files[node][1].write(traced)
         progress(node, [measured])
 
-    models = loop.run(tasks, delivery, record)
+    models = loop.run(tasks, delivery, record, clock.now)
     for node, model in enumerate(models):
         arrays = {name: np.ascontiguousarray(leaf) for name, leaf in tree.named_leaves(model).items()}
         safetensors.numpy.save_file(arrays, out / "nodes" / str(node) / "model.safetensors")

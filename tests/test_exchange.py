@@ -29,7 +29,9 @@ class State:
 
     __slots__ = ("budget", "ends", "links", "outcomes")
 
-    def __init__(self, ends: Ends, links: tuple[Link, Link], outcomes: tuple[Outcomes, Outcomes], budget: tuple) -> None:
+    def __init__(
+        self, ends: Ends, links: tuple[Link, Link], outcomes: tuple[Outcomes, Outcomes], budget: tuple
+    ) -> None:
         self.ends, self.links, self.outcomes, self.budget = ends, links, outcomes, budget
 
     def key(self) -> tuple:
@@ -171,7 +173,9 @@ def test_larger_bounds() -> None:
 def book_without_receipt(edge: Edge, message: Message, side: Side | None) -> Step:
     step = exchange.receive(edge, message, side)
     if isinstance(message, Offer) and step.edge.phase == OPEN and step.edge.theirs is not None:
-        step = exchange.receive(step.edge._replace(receipt=True), Receipt(step.edge.number), None)._replace(say=step.say)
+        step = exchange.receive(step.edge._replace(receipt=True), Receipt(step.edge.number), None)._replace(
+            say=step.say
+        )
     return step
 
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "p2pfl"
 FLOORS = {
     0: "types errors check tree records",
-    1: "algorithms mixing learner models batching topology churn partition data program",
+    1: "algorithms mixing learner models batching topology churn partition data program task",
     2: "protocol",
     3: "live simulate",
     4: "experiment build summary watch view report plots run node cli __main__ __init__",

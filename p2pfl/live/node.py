@@ -19,7 +19,7 @@ from p2pfl import records
 from p2pfl.errors import LocalError, RemoteError
 from p2pfl.live import clock
 from p2pfl.live.transport import Transport
-from p2pfl.live.work import Outgoing, Task, Work
+from p2pfl.live.work import Outgoing, Work
 from p2pfl.protocol.codec import NonFinite, decode, encode
 from p2pfl.protocol.events import (
     Adopt,
@@ -41,6 +41,7 @@ from p2pfl.protocol.messages import Hello
 from p2pfl.protocol.neighbour import Facts
 from p2pfl.protocol.peer import Peer
 from p2pfl.protocol.timing import Timing
+from p2pfl.task import Task
 
 _TICK = 0.05
 """Seconds between looks at the clock when nothing comes in."""

@@ -14,38 +14,12 @@ import safetensors.numpy
 import zmq
 
 from p2pfl import records, tree
-from p2pfl.batching import Batching
 from p2pfl.errors import LocalError
 from p2pfl.live import clock
-from p2pfl.program import EvalSet, Program
 from p2pfl.protocol.codec import Schema, schema_of
 from p2pfl.protocol.events import Adopt, Advance, Booking, Finished, Leave, Trained
+from p2pfl.task import Accuracy, Task, evaluated
 from p2pfl.types import Inbox, Neighborhood, Payload, State
-
-
-class Task(NamedTuple):
-    """What a node trains on and with; nothing of the network."""
-
-    node: int
-    neighbors: tuple[int, ...]  # ascending; slot k belongs to neighbors[k]
-    weight: Callable[[int, int], float]  # of an exchange, from the degrees of its two ends
-    program: Program
-    seed: int
-    rounds: int
-    x: np.ndarray  # the node's own training rows
-    y: np.ndarray
-    batching: Batching
-    test: EvalSet
-    own: np.ndarray  # the test rows that are this node's own
-    pooled: bool  # the test rows are those of all nodes, not only its own
-    evaluate_every: int
-    crashes: frozenset[int] = frozenset()  # rounds at whose beginning the node kills itself
-    leaves: frozenset[int] = frozenset()
-    rejoins: frozenset[int] = frozenset()  # rounds from which on a later life of the node takes part
-
-
-Accuracy = tuple[float | None, float | None]
-"""On the pooled test rows, and on the node's own; None where there are none."""
 
 
 class Outgoing(NamedTuple):
@@ -116,7 +90,7 @@ class Work:
         self.task.program.mix(self.state, inbox, around)
         if inbox.sent:
             self.task.program.adopt(self.state, inbox)
-        self._evaluate(self.task.rounds)
+        evaluated(self.task, self.state, self.task.rounds)
 
     def begin(self, name: int) -> None:
         """Open the records, behind those of earlier lives; the clock of the first round starts now.
@@ -162,7 +136,7 @@ class Work:
         )
         going = outgoing(self._payload)
         self._loss = float(loss)
-        self._before = self._evaluate(round)
+        self._before = evaluated(self.task, self.state, round)
         return going
 
     def _finish(self, effect: Advance) -> None:
@@ -200,16 +174,8 @@ class Work:
             weight[k] = self.task.weight(booking.mine.degree, booking.theirs.degree)
         return Inbox(tuple(sent), tuple(received), arrived, age), Neighborhood(weight, np.int32(slots))
 
-    def _evaluate(self, round: int) -> Accuracy | None:
-        """(accuracy on the pooled test set, on the node's own rows), or None in a round that is not evaluated."""
-        if round % self.task.evaluate_every and round != self.task.rounds:
-            return None
-        correct, _ = self.task.program.evaluate(self.state, self.task.test)
-        own = float(correct[self.task.own].mean()) if len(self.task.own) else None
-        return (float(correct.mean()) if self.task.pooled else None), own
-
     def _record(self, effect: Advance, sketch: np.ndarray | None) -> None:
-        after = self._evaluate(effect.finished)
+        after = evaluated(self.task, self.state, effect.finished)
         now, traffic = clock.now(), self._traffic()
         if sketch is None:
             sketch = np.asarray(self.task.program.mix(self.state, *self._inbox([]))[1].model, np.float64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 
 from p2pfl import records, tree
 from p2pfl.errors import LocalError
-from p2pfl.live.work import Accuracy, Task
+from p2pfl.task import Accuracy, Task, evaluated
 from p2pfl.types import Delivery, Inbox, Neighborhood, Params, Payload, State
 
 Record = Callable[[int, records.Measured, records.Traced], None]
@@ -30,25 +29,17 @@ class _Node:
         self.loss = 0.0
         self.before: Accuracy | None = None
 
-    def evaluate(self, round: int) -> Accuracy | None:
-        task = self.task
-        if round % task.evaluate_every and round != task.rounds:
-            return None
-        correct, _ = task.program.evaluate(self.state, task.test)
-        own = float(correct[task.own].mean()) if len(task.own) else None
-        return (float(correct.mean()) if task.pooled else None), own
 
-
-def run(tasks: Sequence[Task], delivery: Delivery, record: Record) -> list[Params]:
+def run(tasks: Sequence[Task], delivery: Delivery, record: Record, now: Callable[[], float]) -> list[Params]:
     """Run all rounds; returns the final model of every node (of one that is away: its last).
 
     A node that is away keeps nothing: when it comes back, it takes the model that its first neighbour has sent in the
-    round before. Raises LocalError.
+    round before. `now` reads a clock, for the records alone. Raises LocalError.
     """
     nodes = [_Node(task) for task in tasks]
     there = np.ones(len(nodes), bool)
     for round in range(1, len(delivery.active) + 1):
-        began = time.monotonic()
+        began = now()
         was, there = there, delivery.active[round - 1]
         for i in np.flatnonzero(there & ~was):
             _return(nodes, int(i), was)
@@ -58,7 +49,7 @@ def run(tasks: Sequence[Task], delivery: Delivery, record: Record) -> list[Param
             except (ArithmeticError, ValueError, TypeError, RuntimeError) as error:
                 raise LocalError(str(error), node=int(i), round=round, part="train") from error
         for i in np.flatnonzero(there):
-            _mix(nodes, int(i), round, delivery.arrived[round - 1, i], began, record)
+            _mix(nodes, int(i), round, delivery.arrived[round - 1, i], record, began, now)
     return [node.task.program.params(node.state) for node in nodes]
 
 
@@ -70,7 +61,7 @@ def _train(node: _Node, round: int) -> None:
     node.state, loss, node.payload = task.program.train(
         node.state, batches, np.int32(task.node), np.int32(round), around
     )
-    node.loss, node.before = float(loss), node.evaluate(round)
+    node.loss, node.before = float(loss), evaluated(task, node.state, round)
 
 
 def _inbox(nodes: Sequence[_Node], i: int, arrived: np.ndarray) -> tuple[Inbox, Neighborhood]:
@@ -84,7 +75,15 @@ def _inbox(nodes: Sequence[_Node], i: int, arrived: np.ndarray) -> tuple[Inbox, 
     return Inbox(sent, received, arrived, np.zeros(slots, np.int32)), around
 
 
-def _mix(nodes: Sequence[_Node], i: int, round: int, arrived: np.ndarray, began: float, record: Record) -> None:
+def _mix(
+    nodes: Sequence[_Node],
+    i: int,
+    round: int,
+    arrived: np.ndarray,
+    record: Record,
+    began: float,
+    now: Callable[[], float],
+) -> None:
     me = nodes[i]
     inbox, around = _inbox(nodes, i, arrived)
     me.state, mixed = me.task.program.mix(me.state, inbox, around)
@@ -94,7 +93,7 @@ def _mix(nodes: Sequence[_Node], i: int, round: int, arrived: np.ndarray, began:
         total = me.exchanged.setdefault(f"{j}:{nodes[j].life}", np.zeros(tree.SKETCH))
         total += np.asarray(mixed.exchanged[k], np.float64)
     nbytes = tree.nbytes(me.payload) * len(booked)
-    after, before, now = me.evaluate(round), me.before or (None, None), time.monotonic()
+    after, before, ended = evaluated(me.task, me.state, round), me.before or (None, None), now()
     record(
         i,
         records.Measured(
@@ -109,9 +108,9 @@ def _mix(nodes: Sequence[_Node], i: int, round: int, arrived: np.ndarray, began:
             age=[0] * len(booked),
             bytes_sent=nbytes,
             bytes_received=nbytes,
-            seconds=now - began,
+            seconds=ended - began,
             waited=0.0,
-            time=now,
+            time=ended,
         ),
         records.Traced(
             life=me.life,

@@ -1,0 +1,303 @@
+"""Real processes on the loopback address: parity with the plain loop, deaths, freezes, garbage, federations by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+import safetensors.numpy
+import zmq
+
+from p2pfl import records
+from p2pfl.live.launch import free_ports
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "experiments" / "ring-digits" / "experiment.toml"
+P2PFL = [sys.executable, "-m", "p2pfl"]
+NO_CHURN = ("--set", "churn=[]", "--set", "baselines=false")
+PATIENT = (
+    "--set",
+    "network.timing={start_timeout=60.0, silence=60.0, deadline_min=61.0, deadline_max=61.0}",
+)
+"""A slow machine must not turn a barrier into a deadline where results are compared to the bit."""
+
+
+class Started:
+    """A run in a process of its own, which ends with the test."""
+
+    def __init__(self, out: Path, *arguments: str) -> None:
+        self.out = out
+        self.process = subprocess.Popen(
+            [*P2PFL, "run", str(DEMO), "--out", str(out), "--json", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+        limit = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < limit
+            time.sleep(0.005)
+
+    def reaches(self, node: int, round: int) -> None:
+        path = self.out / "nodes" / str(node) / "metrics.jsonl"
+        self.wait_for(lambda: path.exists() and path.read_bytes().count(b"\n") >= round)
+
+    def pid(self, node: int) -> int:
+        self.wait_for(lambda: (self.out / "pids.json").exists())
+        return int(json.loads((self.out / "pids.json").read_text())[str(node)][-1])
+
+    def end(self, seconds: float = 120) -> dict[str, Any]:
+        out, err = self.process.communicate(timeout=seconds)
+        assert self.process.returncode == 0, err
+        return dict(json.loads(out))
+
+    def gaps(self, node: int) -> float:
+        rows = records.read(self.out / "nodes" / str(node) / "metrics.jsonl")
+        return max(row["seconds"] for row in rows[1:])
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Started]]:
+    started: list[Started] = []
+
+    def make(*arguments: str) -> Started:
+        started.append(Started(tmp_path / f"run{len(started)}", *arguments))
+        return started[-1]
+
+    yield make
+    for each in started:
+        if each.process.poll() is None:
+            each.process.send_signal(signal.SIGTERM)
+            each.process.kill()
+        each.process.communicate()
+
+
+def models(out: Path, nodes: int) -> list[dict[str, np.ndarray]]:
+    return [safetensors.numpy.load_file(out / "nodes" / str(node) / "model.safetensors") for node in range(nodes)]
+
+
+@pytest.mark.parametrize("graph", ["ring", "star"])
+def test_live_equals_the_plain_loop_to_the_bit(start: Callable[..., Started], graph: str) -> None:
+    small = (*NO_CHURN, "--set", "rounds=15", "--set", "topology.nodes=5", "--set", f"topology.graph={graph}")
+    live = start(*small, *PATIENT).end()
+    loop = start(*small, *PATIENT, "--driver", "simulate").end()
+    assert live["digests"] == loop["digests"]
+    assert live["accuracy_mean"] == loop["accuracy_mean"]
+    assert live["exchanges_booked"] == loop["exchanges_booked"] == 15 * (5 if graph == "ring" else 4)
+    assert live["mean_residual"] < 1e-6
+    assert live["residue"] == live["exchanges_voided"] == 0
+    other = start(*small, *PATIENT, "--driver", "simulate", "--set", "seed=1").end()
+    assert other["digests"] != loop["digests"]  # the comparison can fail
+
+
+def test_the_demo_loses_a_node_and_gets_it_back(start: Callable[..., Started]) -> None:
+    run = start()
+    summary = run.end()
+    assert summary["lost"] == []
+    assert summary["accuracy_mean"] > summary["accuracy_pooled"] - 0.015
+    assert summary["accuracy_mean"] > summary["accuracy_local_only"] + 0.2
+    assert summary["mean_residual"] < 1e-6
+    assert summary["memory_peak_per_node"] < 450 * 2**20
+    rows = records.read(run.out / "nodes" / "3" / "metrics.jsonl")
+    first = [row["round"] for row in rows if row["life"] == 1]
+    second = [row for row in rows if row["life"] == 2]
+    assert first == list(range(1, 20))
+    assert second[0]["round"] >= 40
+    assert any(row["arrived"] for row in second[:3])  # mixes within two rounds of its first
+    events = records.read(run.out / "events.jsonl")
+    assert [e["round"] for e in events if e["event"] == "crash"] == [19]
+    assert len([e for e in events if e["event"] == "joined"]) == 1
+    page = (run.out / "report.html").read_text()
+    assert "node 3" in page.lower()
+
+
+@pytest.mark.parametrize("victim", [0, 5])
+@pytest.mark.parametrize("how", ["kill", "freeze"])
+def test_survivors_wait_under_two_seconds(start: Callable[..., Started], victim: int, how: str) -> None:
+    run = start(*NO_CHURN, "--set", "rounds=250")
+    run.reaches(victim, 25)
+    os.kill(run.pid(victim), signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+    summary = run.end()
+    assert summary["lost"] == [victim]
+    assert summary["mean_residual"] < 1e-6
+    for node in set(range(8)) - {victim}:
+        assert run.gaps(node) < 2.0
+        rows = (run.out / "nodes" / str(node) / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(rows[-1])["round"] == 250
+
+
+def test_a_frozen_node_comes_back_with_what_it_had(start: Callable[..., Started]) -> None:
+    run = start(*NO_CHURN, "--set", "rounds=500")
+    run.reaches(0, 25)
+    os.kill(run.pid(0), signal.SIGSTOP)
+    before = (run.out / "nodes" / "1" / "metrics.jsonl").read_bytes().count(b"\n")
+    run.reaches(1, before + 40)  # the others go on
+    os.kill(run.pid(0), signal.SIGCONT)
+    summary = run.end()
+    assert summary["lost"] == []
+    assert summary["mean_residual"] < 1e-6
+    assert summary["residue"] == 0
+    last = json.loads((run.out / "nodes" / "0" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["round"] == 500
+    assert last["life"] == 1
+
+
+GREETING = b"\xff" + b"\0" * 8 + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" * 32
+READY = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER\x08Identity" + struct.pack(">I", 0)
+HANDSHAKE = GREETING + b"\x04" + bytes([len(READY)]) + READY
+
+
+def throw(address: str, data: bytes) -> None:
+    """Bytes on a raw connection, until the other end closes it or a moment has passed."""
+    host, port = address.removeprefix("tcp://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as raw:
+        raw.sendall(data)
+        raw.settimeout(0.3)
+        try:
+            while raw.recv(4096):
+                pass
+        except OSError:  # a time-out, or the connection reset: both are answers
+            return
+
+
+def test_garbage_is_dropped_counted_and_kills_nobody(start: Callable[..., Started]) -> None:
+    run = start(*NO_CHURN, "--set", "rounds=600")
+    run.reaches(2, 5)
+    table = tomllib.loads((run.out / "nodes" / "2" / "node.toml").read_text())
+    rng = np.random.default_rng(0)
+    throw(table["listen"], rng.bytes(400))
+    throw(table["listen"], b"GET / HTTP/1.1\r\n\r\n")
+    throw(table["listen"], HANDSHAKE + b"\x02" + struct.pack(">Q", 2 << 30) + b"x" * 100)  # claims two gigabytes
+    throw(table["listen"], HANDSHAKE + b"\x00" + bytes([200]) + b"x" * 50)  # ends in the middle of a message
+    context = zmq.Context()
+    dealer = context.socket(zmq.DEALER)
+    dealer.connect(table["listen"])
+    hello = [1, 0, 1, 2**61, 0, 0, "another federation", "another schema", 0]
+    for frames in (
+        [rng.bytes(200)],
+        [b""],
+        [rng.bytes(5000)],
+        [msgpack.packb([1, 1, 1, 5, 5, 0, 1, 2, ""]), b"short"],
+        [msgpack.packb([9, 1, 1, 5, 5])],
+        [msgpack.packb([1, 99, 1, 5, 5])],
+        [msgpack.packb([1, 0, 77, 5, 0, 0, "x", "y", 0])],
+        [msgpack.packb(hello)],
+        [
+            msgpack.packb([1, 1, 1, 5, 5, 0, 1, 2, ""]),
+            *[np.full(size, np.nan, np.float32).tobytes() for size in (64, 4096, 10, 640)],
+        ],
+    ):
+        dealer.send_multipart(frames)
+    events = run.out / "nodes" / "2" / "events.jsonl"
+    run.wait_for(lambda: "nonfinite" in events.read_text())
+    dealer.close(0)
+    context.term()
+    summary = run.end()
+    assert summary["lost"] == []
+    assert summary["accuracy_mean"] > 0.9
+    dropped = json.loads((run.out / "nodes" / "2" / "result.json").read_text())["dropped"]
+    assert dropped["handshake"] >= 2
+    assert dropped["connection"] >= 2
+    assert dropped["header"] == 3
+    for reason in ("frames", "version", "kind", "stranger", "federation", "nonfinite"):
+        assert dropped[reason] == 1
+
+
+def by_hand(folder: Path, rounds: int) -> list[Path]:
+    """The files of two hospitals: one experiment, and on each machine a node file and the rows of its own."""
+    rng = np.random.default_rng(0)
+    experiment = f"""
+name = "two"
+rounds = {rounds}
+[data]
+source = "csv"
+path = "patients.csv"
+label = "ill"
+[model]
+name = "logistic"
+[training]
+optimizer = {{ name = "sgd", learning_rate = 0.1 }}
+[topology]
+graph = "ring"
+nodes = 2
+[algorithm]
+name = "dsgd"
+[network]
+preset = "lan"
+"""
+    (folder / "experiment.toml").write_text(experiment)
+    ports = free_ports(2)
+    files = []
+    for node in (0, 1):
+        x = rng.normal(size=(120, 3))
+        y = (x[:, 0] + 0.3 * rng.normal(size=120) > 0).astype(int)
+        rows = [",".join(f"{v:.4f}" for v in a) + f",{b}" for a, b in zip(x, y, strict=True)]
+        (folder / f"patients{node}.csv").write_text("a,b,c,ill\n" + "\n".join(rows) + "\n")
+        files.append(folder / f"node{node}.toml")
+        files[-1].write_text(
+            f'experiment = "experiment.toml"\nnode = {node}\nlisten = "tcp://127.0.0.1:{ports[node]}"\n'
+            f'out = "records{node}"\n[peers]\n{1 - node} = "tcp://127.0.0.1:{ports[1 - node]}"\n'
+            f'[data]\nsource = "csv"\npath = "patients{node}.csv"\nlabel = "ill"\n'
+        )
+    return files
+
+
+def test_two_nodes_by_hand_with_rows_of_their_own(tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen([*P2PFL, "node", str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for file in by_hand(tmp_path, 30)
+    ]
+    told = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    for node in (0, 1):
+        rows = records.read(tmp_path / f"records{node}" / "metrics.jsonl")
+        assert len(rows) == 30
+        assert rows[-1]["arrived"] == [1 - node]
+        assert rows[-1]["accuracy_own"] > 0.8
+        assert rows[-1]["accuracy_after_mixing"] is None  # nobody has the rows of all
+    first, second = (safetensors.numpy.load_file(tmp_path / f"records{node}" / "model.safetensors") for node in (0, 1))
+    assert all(np.allclose(first[name], second[name], atol=0.2) for name in first)
+
+
+def test_a_node_asked_to_stop_leaves_in_good_order(tmp_path: Path) -> None:
+    files = by_hand(tmp_path, 1_000_000)
+    processes = [
+        subprocess.Popen([*P2PFL, "node", str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for file in files
+    ]
+    try:
+        metrics = tmp_path / "records0" / "metrics.jsonl"
+        limit = time.monotonic() + 60
+        while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 20):
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        processes[0].send_signal(signal.SIGTERM)
+        assert processes[0].wait(30) == 0
+        events = tmp_path / "records1" / "events.jsonl"
+        while "left" not in events.read_text():
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        processes[1].send_signal(signal.SIGTERM)
+        assert processes[1].wait(30) == 0
+        results = [json.loads((tmp_path / f"records{node}" / "result.json").read_text()) for node in (0, 1)]
+        assert results[0]["booked"] == results[1]["booked"] > 0
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
