@@ -302,8 +302,8 @@ def results(summary: Mapping[str, Any]) -> list[Result]:
             "every node alone",
             percent(summary.get("accuracy_local_only")),
             percent(summary.get("accuracy_local_only_worst")),
-            DASH,
-            DASH,
+            percent(summary.get("accuracy_local_only_own_mean")),
+            percent(summary.get("accuracy_local_only_own_worst")),
         ),
     ]
     pooled = percent(summary.get("accuracy_pooled"))
