@@ -9,7 +9,6 @@ does. Names are imported when they are first used: the command line must not wai
 from __future__ import annotations
 
 import importlib
-from typing import Any
 
 _HOME = {
     "p2pfl.algorithms": ("ALGORITHMS", "dsgd", "local"),
@@ -25,7 +24,7 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """A public name, from the module where it lives."""
     if name not in _MODULE:
         raise AttributeError(f"module 'p2pfl' has no attribute {name!r}")
