@@ -236,7 +236,7 @@ def _say_launch(out: Path, server: Launcher, watch: Watch) -> None:
     """The launcher's own events, beside those of the nodes."""
     lines = records.Lines(out / "launch.jsonl")
     for event in server.events:
-        lines.write({**event, "round": watch.at(event["node"], event["time"])})
+        lines.write({**event, "round": watch.at(event["node"], event["time"]) + 1})
     lines.close()
 
 

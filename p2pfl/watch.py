@@ -69,7 +69,7 @@ class Watch:
             return [f"node {about} answers again (round {round})"]
         if event == "joined":
             self._silent.pop(about, None)
-            return [f"node {about} is back at round {round + 1}, {row['detail']}"]
+            return [f"node {about} is back at round {round}, {row['detail']}"]
         if event in ("paused", "absent"):
             return [f"node {by}, round {round}: {event} {'' if about == by else f'node {about} '}{row['detail']}"]
         return []

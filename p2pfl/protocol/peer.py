@@ -200,7 +200,8 @@ class Peer:
                 other.round = max(other.round, round)
                 self._over(other)
                 other.left = True
-                self._note("left", other.node)
+                if round < self.facts.rounds:  # at the end everybody goes
+                    self._note("left", other.node)
             case Want(round):
                 other.wants = round
                 self._serve(other)
@@ -316,7 +317,7 @@ class Peer:
     def _adopt(self, other: Neighbour, round: int, payload: Any) -> None:
         self._out.append(Adopt(other.node, round, payload))
         self.round = round
-        self._note("joined", self.facts.node, f"with the model of node {other.node}")
+        self._out.append(Note("joined", self.facts.node, round + 1, f"with the model of node {other.node}"))
         if round >= self.facts.rounds:
             self.stage = CLOSING
             self._out.append(Advance(round, (), 0.0, None))
