@@ -110,7 +110,8 @@ def test_the_demo_loses_a_node_and_gets_it_back(start: Callable[..., Started]) -
     run = start()
     summary = run.end()
     assert summary["lost"] == []
-    assert summary["accuracy_mean"] > summary["accuracy_pooled"] - 0.015
+    # about one point below pooled; it moves by some tenths with the round in which node 3 is back
+    assert summary["accuracy_mean"] > summary["accuracy_pooled"] - 0.02
     assert summary["accuracy_mean"] > summary["accuracy_local_only"] + 0.2
     assert summary["mean_residual"] < 1e-6
     assert summary["memory_peak_per_node"] < 450 * 2**20
