@@ -22,8 +22,11 @@ from typing import Any, NamedTuple
 from p2pfl.errors import LocalError
 from p2pfl.live import clock
 
-_STARTUP = 300.0
-"""Seconds that processes may take to import, load their data and compile."""
+_STARTUP = 600.0
+"""Seconds that the first process may take to load its data and compile."""
+
+_LAGGARD = 10.0
+"""Seconds, or twice what the first has needed, after which the others begin without those that are not ready."""
 
 
 READY = "ready"
@@ -109,8 +112,9 @@ class Launcher:
         for member in self.members.values():
             if member.order.returns:
                 self._start(member, standby=True)
-        limit = clock.now() + _STARTUP
-        while any(not p.ready for m in self.members.values() for p in (m.current, m.standby) if p) or self._waiting:
+        began = clock.now()
+        limit, waiting = began + _STARTUP, True  # waiting: for the first to be ready
+        while late := self._unready():
             self._read(0.05)
             for member in self.members.values():
                 self._look_ready(member)
@@ -121,8 +125,16 @@ class Launcher:
                         round=0,
                         part="start",
                     )
+            if waiting and len(self._unready()) < len(late):
+                waiting, limit = False, clock.now() + max(_LAGGARD, 2 * (clock.now() - began))
             if clock.now() > limit:
-                raise LocalError("some nodes were not ready in time", node=-1, round=0, part="start")
+                self._say(f"node {', '.join(map(str, sorted(set(late))))} not ready; the others begin without")
+                return
+
+    def _unready(self) -> list[int]:
+        """Nodes with a process that is not ready or not even started."""
+        held = [p for m in self.members.values() for p in (m.current, m.standby) if p and not p.ready]
+        return [process.node for process in held] + [member.order.node for member, *_ in self._waiting]
 
     def go(self) -> None:
         """Let all nodes begin."""
