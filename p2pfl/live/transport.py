@@ -51,8 +51,8 @@ class Transport:
             dealer = self._context.socket(zmq.DEALER)
             dealer.setsockopt(zmq.IMMEDIATE, 1)
             dealer.setsockopt(zmq.SNDHWM, _QUEUE)
+            # always the same short wait: with a growing one, a node that comes back is not heard for many rounds
             dealer.setsockopt(zmq.RECONNECT_IVL, 20)
-            dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
             dealer.setsockopt(zmq.LINGER, 0)
             dealer.connect(address)
             self._dealers[node] = dealer

@@ -81,6 +81,7 @@ class Work:
         self._moved = np.zeros(tree.SKETCH)
         self._exchanged: dict[str, np.ndarray] = {}
         self._loss, self._began = 0.0, clock.now()
+        self._round = 0  # the last it has trained in
         self._before: Accuracy | None = None
         self._bytes = (0, 0)
 
@@ -134,7 +135,7 @@ class Work:
         self.state, loss, self._payload = task.program.train(
             self.state, self._batches(round), np.int32(task.node), np.int32(round), self._around
         )
-        going = outgoing(self._payload)
+        going, self._round = outgoing(self._payload), round
         self._loss = float(loss)
         self._before = evaluated(self.task, self.state, round)
         return going
@@ -151,7 +152,9 @@ class Work:
                 total = self._exchanged.setdefault(with_whom, np.zeros(tree.SKETCH))
                 total += exchanged[self.task.neighbors.index(booking.node)]
             sketch = np.asarray(mixed.model, np.float64)
-        self._record(effect, sketch)
+        # one that leaves at the beginning of a round has not trained in it: it books what is late, and records no round
+        if effect.finished == self._round or effect.booked:
+            self._record(effect, sketch)
 
     def adopt(self, effect: Adopt) -> None:
         """Take over a neighbour's model."""
