@@ -9,7 +9,8 @@ demo: $(VENV)/installed
 	$(BIN)/p2pfl run experiments/ring-digits/experiment.toml
 
 test: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "live and not soak"
+	$(BIN)/python -m pytest -m "not live and not soak" -n auto --dist loadfile
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

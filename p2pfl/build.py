@@ -6,10 +6,8 @@ All that can be wrong with an experiment is found here, before a socket opens or
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -20,26 +18,19 @@ import jax.numpy as jnp
 import networkx as nx
 import numpy as np
 import optax
-from flax.errors import FlaxError
 
-from p2pfl import churn, learner, models, partition, topology
+from p2pfl import churn as churning
 from p2pfl import data as sources
+from p2pfl import demands, learner, models, partition, quadratic, topology, wrap
 from p2pfl.algorithms import ALGORITHMS
-from p2pfl.batching import Batching
 from p2pfl.data import Dataset
 from p2pfl.errors import ConfigError, DataError, nearest
-from p2pfl.experiment import Data, Experiment
+from p2pfl.experiment import AlgorithmTable, Data, Experiment, Topology
+from p2pfl.mixing import renormalised
+from p2pfl.own import FAULTS, called, function
 from p2pfl.partition import Partition
-from p2pfl.program import compile, eval_set
 from p2pfl.protocol.timing import PRESETS, Timing
-from p2pfl.task import Task
-from p2pfl.types import Algorithm, Learner, Schedule
-
-# What a user's code fails with. Others pass through as they are: nothing here may catch all exceptions there are.
-_FAULTS = (
-    ArithmeticError, AssertionError, AttributeError, FlaxError, LookupError, NameError, OSError, RuntimeError,
-    TypeError, ValueError,
-)  # fmt: skip
+from p2pfl.types import Algorithm, Learner, Planning, Schedule
 
 
 class Federation(NamedTuple):
@@ -48,69 +39,166 @@ class Federation(NamedTuple):
     experiment: Experiment
     dataset: Dataset
     partition: Partition
-    graph: nx.Graph
-    schedule: Schedule
+    graph: nx.Graph  # who may ever talk to whom, as the experiment names it
+    schedule: Schedule  # what the algorithm makes of it
     learner: Learner
-    optimizer: optax.GradientTransformation
-    algorithm: Algorithm
-    churn: tuple[churn.Event, ...]
+    make: Callable[[Learner], Algorithm]  # the algorithm, with the experiment's optimizer
+    churn: tuple[churning.Event, ...]
     pooled: bool  # the test rows are those of all nodes
     notes: tuple[str, ...]  # what a person should know of the data
+    task: quadratic.Quadratic | None = None  # of the source "quadratic": what is to be found
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The algorithm that learns with the federation's learner."""
+        return self.make(self.learner)
+
+    @property
+    def steps(self) -> np.ndarray:
+        """[n] local steps of each node in a round in which it trains."""
+        training = self.experiment.training
+        return np.array(training.node_steps or [training.local_steps] * len(self.graph), np.int64)
+
+    @property
+    def conditions(self) -> churning.Conditions:
+        """The network as the experiment has it."""
+        network, algorithm = self.experiment.network, self.algorithm
+        return churning.Conditions(
+            network.loss, network.rule, network.late, algorithm.lateness, algorithm.link, self.experiment.seed
+        )
 
 
 def build(experiment: Experiment) -> Federation:
     """Everything an experiment names. Raises ConfigError."""
-    graph = _graph(experiment)
-    nodes = len(graph)
-    events = tuple(churn.Event(e.event, e.node, e.round) for e in experiment.churn)
-    churn.check(events, nodes, experiment.rounds)
-    timing(experiment)
-    _check_algorithm(experiment)
-    optimizer = _optimizer(experiment)
+    plan, events, optimizer = _before_data(experiment)
+    nodes = plan.neighbor.shape[1]
+    if experiment.data.source == "quadratic":
+        return _quadratic(experiment, plan, optimizer, events)
     dataset = _dataset(experiment.data, experiment.seed)
     parts = _partition(experiment.data, dataset, nodes, experiment.seed)
     notes = (*dataset.notes, *partition.describe(parts, dataset))
-    return _assemble(experiment, dataset, parts, graph, optimizer, events, True, notes)
+    return _assemble(experiment, dataset, parts, plan, optimizer, events, True, notes)
 
 
 def build_own(experiment: Experiment, node: int, own: Data) -> Federation:
     """The same for a machine that holds one node's rows and no other: all rows of `own` are this node's."""
-    graph = _graph(experiment)
-    events = tuple(churn.Event(e.event, e.node, e.round) for e in experiment.churn)
-    churn.check(events, len(graph), experiment.rounds)
-    if not 0 <= node < len(graph):
-        raise ConfigError(f"node={node}: the topology has nodes 0 to {len(graph) - 1}")
-    timing(experiment)
-    _check_algorithm(experiment)
+    plan, events, optimizer = _before_data(experiment)
+    nodes = plan.neighbor.shape[1]
+    if not 0 <= node < nodes:
+        raise ConfigError(f"node={node}: the topology has nodes 0 to {nodes - 1}")
     if (own.partition, own.alpha, own.per_node) != ("iid", None, None):
         raise ConfigError(
             f"data.partition={own.partition!r} in a node's own [data]: all its rows are that node's; leave out "
             "partition, alpha and per_node"
         )
-    optimizer = _optimizer(experiment)
     dataset = _dataset(own, experiment.seed)
     empty = np.zeros(0, np.int64)
-    train = [empty] * len(graph)
-    test = [empty] * len(graph)
+    train = [empty] * nodes
+    test = [empty] * nodes
     train[node], test[node] = np.arange(len(dataset.train.y)), np.arange(len(dataset.test.y))
     parts = Partition(tuple(train), tuple(test))
-    return _assemble(experiment, dataset, parts, graph, optimizer, events, False, dataset.notes)
+    return _assemble(experiment, dataset, parts, plan, optimizer, events, False, dataset.notes)
+
+
+def _before_data(experiment: Experiment) -> tuple[Schedule, tuple[churning.Event, ...], optax.GradientTransformation]:
+    """All that can be wrong before the data are read."""
+    plan = _graph(experiment)
+    nodes = plan.neighbor.shape[1]
+    events = tuple(churning.Event(e.event, e.node, e.round) for e in experiment.churn)
+    churning.check(events, nodes, experiment.rounds)
+    timing(experiment)
+    steps = experiment.training.node_steps
+    if steps is not None and len(steps) != nodes:
+        raise ConfigError(f"training.node_steps: {len(steps)} numbers for {nodes} nodes; give one for each node")
+    name = experiment.algorithm.name
+    if ":" not in name and name not in ALGORITHMS:
+        raise ConfigError(f'algorithm.name={name!r}: {nearest(name, ALGORITHMS)}; or "module:function"')
+    return plan, events, _optimizer(experiment)
 
 
 def _assemble(
     experiment: Experiment,
     dataset: Dataset,
     parts: Partition,
-    graph: nx.Graph,
+    plan: Schedule,
     optimizer: optax.GradientTransformation,
-    events: tuple[churn.Event, ...],
+    events: tuple[churning.Event, ...],
     pooled: bool,
     notes: tuple[str, ...],
+    learned: Learner | None = None,
+    task: quadratic.Quadratic | None = None,
 ) -> Federation:
-    learned = _learner(experiment, dataset)
-    algorithm = ALGORITHMS[experiment.algorithm.name](learned, optimizer)
-    plan = topology.schedule(graph)
-    return Federation(experiment, dataset, parts, graph, plan, learned, optimizer, algorithm, events, pooled, notes)
+    learned = learner.cast(learned or _learner(experiment, dataset), experiment.training.dtype)
+
+    def make(learned: Learner) -> Algorithm:
+        made = _algorithm(experiment, learned, optimizer)
+        return made._replace(weigh=renormalised) if experiment.network.rule == "renormalise" else made
+
+    algorithm = make(learned)
+    _check_network(experiment, algorithm, plan)
+    graph = topology.union(plan)
+    samples = np.array([len(rows) for rows in parts.train], np.int64)
+    if not pooled and task is None:  # a machine that holds one node's rows
+        samples = np.where(samples > 0, samples, -1)
+    if algorithm.plan is not None:
+        plan = algorithm.plan(plan, Planning(experiment.rounds, experiment.seed, samples))
+    table = experiment.topology
+    demands.check(algorithm, plan, f"topology {table.graph or table.file!s} of {len(graph)} nodes")
+    if algorithm.per_edge:
+        plan = topology.stable(plan)
+    elif algorithm.link == "none":
+        plan = Schedule(plan.neighbor[..., :0], plan.weight[..., :0], plan.out_weight[..., :0], plan.trains)
+    return Federation(experiment, dataset, parts, graph, plan, learned, make, events, pooled, notes, task)
+
+
+def _quadratic(
+    experiment: Experiment, plan: Schedule, optimizer: optax.GradientTransformation, events: tuple[churning.Event, ...]
+) -> Federation:
+    table, nodes = experiment.data, plan.neighbor.shape[1]
+    _only(table, {"dim", "spread", "conditioning"}, "source='quadratic'")
+    if experiment.model is not None:
+        raise ConfigError(f"model.name={experiment.model.name!r}: source='quadratic' brings its own; leave [model] out")
+    given = {name: getattr(table, name) for name in ("dim", "spread", "conditioning")}
+    task = quadratic.quadratic(nodes, experiment.seed, **{k: v for k, v in given.items() if v is not None})
+    empty = np.zeros(0, np.int64)
+    parts = Partition(tuple(np.array([i]) for i in range(nodes)), (empty,) * nodes)
+    learned = quadratic.learner(task.a.shape[1])
+    return _assemble(experiment, quadratic.dataset(task), parts, plan, optimizer, events, False, (), learned, task)
+
+
+def _algorithm(experiment: Experiment, learned: Learner, optimizer: optax.GradientTransformation) -> Algorithm:
+    table = experiment.algorithm
+    name = table.name
+    maker = function(name, "algorithm.name") if ":" in name else ALGORITHMS[name]
+    made = called(maker, f"algorithm {name}", "algorithm.arguments", 2, table.arguments, learned, optimizer)
+    if not isinstance(made, Algorithm):
+        raise ConfigError(f"algorithm.name={name!r}: returned a {type(made).__name__}, not an Algorithm")
+    for i, given in enumerate(table.wrap):
+        where, kind = f"algorithm.wrap[{i}]", given.get("name")
+        if kind not in wrap.WRAPS:
+            raise ConfigError(f"{where}.name={kind!r}: {nearest(str(kind), wrap.WRAPS)}")
+        arguments = {key: value for key, value in given.items() if key != "name"}
+        made = wrap.chain(made, called(wrap.WRAPS[str(kind)], f"wrap {kind}", where, 0, arguments))
+    return made
+
+
+def _check_network(experiment: Experiment, algorithm: Algorithm, plan: Schedule) -> None:
+    network, live = experiment.network, experiment.driver.kind == "live"
+    if network.rule != "double_entry":
+        if live:
+            raise ConfigError(
+                f"network.rule={network.rule!r}: real nodes keep double entry; the wrong rules exist for studies. "
+                'Use driver.kind = "simulate"'
+            )
+        if algorithm.link != "exchange":
+            raise ConfigError(f"network.rule={network.rule!r}: {algorithm.name} makes no exchanges; leave rule out")
+    if network.late:
+        if live:
+            raise ConfigError('network.late: real nodes are as late as they are; use driver.kind = "simulate"')
+        if algorithm.link != "exchange" or algorithm.plan is not None or len(plan.neighbor) > 1:
+            raise ConfigError(
+                "network.late: needs an algorithm of exchanges on a graph that stays the same; leave it out"
+            )
 
 
 def timing(experiment: Experiment) -> Timing:
@@ -124,24 +212,27 @@ def timing(experiment: Experiment) -> Timing:
     return PRESETS[experiment.network.preset]._replace(**given)
 
 
-def _graph(experiment: Experiment) -> nx.Graph:
+def _graph(experiment: Experiment) -> Schedule:
     table = experiment.topology
     if (table.graph is None) == (table.file is None):
         raise ConfigError("topology: give either graph or file")
     if table.graph is not None:
         if table.nodes is None:
             raise ConfigError("topology.nodes: missing; it must be given with topology.graph")
-        return topology.build(table.graph, table.nodes)
+        return topology.plan(
+            table.graph,
+            table.nodes,
+            arguments=table.arguments,
+            weights=table.weights,
+            seed=experiment.seed,
+            rounds=experiment.rounds,
+        )
+    if table.arguments:
+        raise ConfigError("topology.arguments: goes with topology.graph; a .toml file holds its own arguments")
     graph = topology.load(Path(str(table.file)), experiment.seed)
     if table.nodes not in (None, len(graph)):
         raise ConfigError(f"topology.nodes={table.nodes}: the graph in {table.file} has {len(graph)}; leave nodes out")
-    return graph
-
-
-def _check_algorithm(experiment: Experiment) -> None:
-    name = experiment.algorithm.name
-    if name not in ALGORITHMS:
-        raise ConfigError(f"algorithm.name={name!r}: {nearest(name, ALGORITHMS)}")
+    return topology.schedule(graph, table.weights)
 
 
 def _optimizer(experiment: Experiment) -> optax.GradientTransformation:
@@ -159,7 +250,8 @@ def _dataset(table: Data, seed: int) -> Dataset:
         _only(table, {"arguments"}, f"source={table.source!r}")
         return sources.python(table.source, **(table.arguments or {}))
     if table.source not in sources.SOURCES:
-        raise DataError(f'data.source={table.source!r}: {nearest(table.source, sources.SOURCES)}; or "module:function"')
+        known = nearest(table.source, [*sources.SOURCES, "quadratic"])
+        raise DataError(f'data.source={table.source!r}: {known}; or "module:function"')
     function = sources.SOURCES[table.source]
     accepted = inspect.signature(function).parameters
     _only(table, set(accepted), f"source={table.source!r}")
@@ -209,6 +301,8 @@ def _partition(table: Data, dataset: Dataset, nodes: int, seed: int) -> Partitio
 def _learner(experiment: Experiment, dataset: Dataset) -> Learner:
     """The model that is named, tried on the shape of the data."""
     table, shape, classes = experiment.model, dataset.train.x.shape[1:], len(dataset.classes)
+    if table is None:
+        raise ConfigError("model: missing; a table [model] must be given")
     given = {name: value for name, value in asdict(table).items() if name != "name" and value is not None}
     where, example = f"model.name={table.name!r}", jnp.asarray(dataset.train.x[:1])
     if ":" not in table.name:
@@ -221,7 +315,7 @@ def _learner(experiment: Experiment, dataset: Dataset) -> Learner:
         return learner.from_flax(maker(shape, classes, **arguments), example, classes)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-    except _FAULTS as error:
+    except FAULTS as error:
         raise ConfigError(f"{where}: failed with {type(error).__name__}: {error}") from error
 
 
@@ -235,59 +329,6 @@ def _call(maker: Callable[..., Any], shape: Any, classes: int, given: Mapping[st
     return maker(shape, classes, **given)
 
 
-def function(name: str, where: str) -> Callable[..., Any]:
-    """The user's function "module:function". Raises ConfigError."""
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
-        raise ConfigError(f'{where}={name!r}: must be written "module:function", as in "my_models:net"')
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute, None)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{where}={name!r}: {error}; its folder must be the current one or the experiment's"
-        ) from error
-    except (*_FAULTS, ImportError, SyntaxError) as error:
-        raise ConfigError(f"{where}={name!r}: importing failed with {type(error).__name__}: {error}") from error
-    if not callable(found):
-        raise ConfigError(f"{where}={name!r}: module {module} has no function {attribute!r}")
-    return found
-
-
-def tasks(federation: Federation) -> list[Task]:
-    """The tasks of all nodes, for drivers that run them in one process: equal programs are compiled once."""
-    made = [task(federation, node) for node in range(len(federation.graph))]
-    programs = {len(each.neighbors): each.program for each in made}
-    return [each._replace(program=programs[len(each.neighbors)], test=made[0].test) for each in made]
-
-
-def task(federation: Federation, node: int) -> Task:
-    """What one node trains on and with."""
-    experiment, dataset, parts = federation.experiment, federation.dataset, federation.partition
-    rows, mixes = parts.train[node], federation.algorithm.mixes
-    around = tuple(topology.neighbors(federation.schedule, node)) if mixes else ()
-    events = [event for event in federation.churn if event.node == node]
-    return Task(
-        node=node,
-        neighbors=around,
-        weight=topology.metropolis,
-        program=compile(federation.algorithm, federation.learner, len(around), experiment.seed),
-        seed=experiment.seed,
-        rounds=experiment.rounds,
-        x=dataset.train.x[rows],
-        y=dataset.train.y[rows],
-        batching=Batching(
-            experiment.seed, node, len(rows), experiment.training.batch_size, experiment.training.local_steps
-        ),
-        test=eval_set(dataset.test.x, dataset.test.y),
-        own=parts.test[node],
-        pooled=federation.pooled,
-        evaluate_every=experiment.evaluation.every,
-        crashes=frozenset(event.round for event in events if event.event == "crash"),
-        leaves=frozenset(event.round for event in events if event.event == "leave"),
-        rejoins=frozenset(event.round for event in events if event.event == "rejoin"),
-    )
-
-
 def model_shape(federation: Federation) -> Any:
     """Shapes and dtypes of the model, without making one."""
     return jax.eval_shape(federation.learner.init, jax.random.key(0))
@@ -296,20 +337,29 @@ def model_shape(federation: Federation) -> Any:
 def digest(federation: Federation) -> str:
     """What all nodes of a federation must have in common, as 32 hex digits: not where the data lies, nor the driver."""
     table = asdict(replace(federation.experiment, data=replace(federation.experiment.data, path=None)))
+    table["loss"] = federation.experiment.network.loss
     for private in ("driver", "baselines", "evaluation", "network", "topology"):
         del table[private]
-    table["edges"] = sorted(sorted(edge) for edge in federation.graph.edges)
+    table["schedule"] = [hashlib.blake2b(part.tobytes()).hexdigest() for part in federation.schedule]
     return hashlib.blake2b(json.dumps(table, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def pooled(experiment: Experiment, nodes: int) -> Experiment:
     """The baseline "all data pooled": one node, all rows, as many steps, batches `nodes` times as large."""
-    training = replace(experiment.training, batch_size=experiment.training.batch_size * nodes)
+    training = experiment.training
+    steps = round(np.mean(training.node_steps)) if training.node_steps else training.local_steps
+    training = replace(training, batch_size=training.batch_size * nodes, local_steps=int(steps), node_steps=None)
     data = replace(experiment.data, partition="iid", alpha=None, per_node=None)
-    graph = replace(experiment.topology, graph="complete", file=None, nodes=1)
+    graph = Topology(graph="complete", nodes=1)
     return replace(alone(experiment), data=data, training=training, topology=graph)
 
 
 def alone(experiment: Experiment) -> Experiment:
     """The baseline "every node alone": the same, with no exchange and nobody lost."""
-    return replace(experiment, algorithm=replace(experiment.algorithm, name="local"), churn=(), baselines=False)
+    network = replace(experiment.network, loss=0.0, rule="double_entry", late=0)
+    return replace(experiment, algorithm=AlgorithmTable("local"), churn=(), network=network, baselines=False)
+
+
+def precision(experiment: Experiment) -> None:
+    """Let this process compute in the experiment's dtype; before anything is compiled."""
+    jax.config.update("jax_enable_x64", experiment.training.dtype == "float64")

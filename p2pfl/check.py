@@ -33,3 +33,10 @@ def one_of(valid: Collection[str], **named: str) -> None:
     for name, value in named.items():
         if value not in valid:
             raise ConfigError(f"{name}={value!r}: {nearest(value, valid)}")
+
+
+def share(**named: float) -> None:
+    """Every value is >= 0 and < 1."""
+    for name, value in named.items():
+        if not 0 <= value < 1:
+            raise ConfigError(f"{name}={value!r}: must be >= 0 and < 1")

@@ -1,14 +1,19 @@
-"""The command line: `p2pfl run`, `p2pfl node`, `p2pfl report`."""
+"""The command line: `p2pfl run`, `p2pfl node`, `p2pfl sweep`, `p2pfl report`, `p2pfl topology`."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from p2pfl.types import Schedule
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,7 +33,12 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="The run directory; must be new or empty.")
 @click.option("--driver", type=click.Choice(["live", "simulate"]), help="Short for --set driver.kind=...")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary alone, as JSON.")
-def run(file: Path, overrides: tuple[str, ...], out: Path | None, driver: str | None, as_json: bool) -> None:
+@click.option(
+    "--hosts", metavar="ADDRESS,N,I", help="Simulate on N hosts, of which this is number I; ADDRESS of host 0."
+)
+def run(
+    file: Path, overrides: tuple[str, ...], out: Path | None, driver: str | None, as_json: bool, hosts: str | None
+) -> None:
     """Run the experiment in FILE: all its nodes on this machine, and its baselines."""
     # jax and the rest take a second to import: not for --help, nor for a mistake in the file
     from p2pfl import experiment, view
@@ -37,6 +47,9 @@ def run(file: Path, overrides: tuple[str, ...], out: Path | None, driver: str | 
     console = Console(highlight=False)
     with _errors():
         wanted = experiment.load(file, overrides, find=True)
+        if wanted.driver.kind == "simulate":
+            _cores_as_devices()
+        _join_hosts(hosts, wanted.driver.kind, wanted.baselines)
         sys.path[:0] = [str(Path.cwd()), str(file.resolve().parent)]
         from p2pfl import run as running
 
@@ -44,6 +57,8 @@ def run(file: Path, overrides: tuple[str, ...], out: Path | None, driver: str | 
         running.fresh(out)
     with _errors(f"{file}: "), view.make(console, quiet=as_json) as shown:
         table = running.run(wanted, out, shown)
+    if not table:  # one of several hosts: the first one tells
+        return
     if as_json:
         click.echo(json.dumps(table, indent=1))
     else:
@@ -70,6 +85,39 @@ def node(file: Path, out: Path | None, hold: bool) -> None:
 
 
 @main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The sweep's directory; an earlier call is gone on with.")
+@click.option("--workers", type=click.IntRange(1, 256), help="Runs made at once; as many as there are cores.")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a field of the base experiment.")
+@click.option("--only", multiple=True, metavar="AXIS=LABEL", help="Make only these; seed=0 chooses a seed.")
+@click.option("--json", "as_json", is_flag=True, help="Print the table alone, as JSON.")
+def sweep(
+    file: Path, out: Path | None, workers: int | None, overrides: tuple[str, ...], only: tuple[str, ...], as_json: bool
+) -> None:
+    """Make every run of the sweep in FILE, and the table and picture of what came of them."""
+    from p2pfl import sweep as sweeping
+    from p2pfl import sweep_run, sweep_view
+
+    console = Console(highlight=False)
+    with _errors():
+        plan = sweeping.read(file)
+        runs = sweeping.runs(plan, overrides, only)
+        out = out or Path("runs") / f"sweep-{plan.sweep.name}"
+        with sweep_view.make(console, as_json) as shown:
+            made = sweep_run.sweep(plan, out, runs, workers or len(os.sched_getaffinity(0)), shown)
+        table = sweep_view.write(plan, out, runs, only, made)
+    if as_json:
+        click.echo(json.dumps(table, indent=1))
+    else:
+        console.print(f"table: {out / 'table.md'}", soft_wrap=True, markup=False)
+    if made.interrupted:
+        click.echo("interrupted: the same command goes on where it stopped", err=True)
+        sys.exit(130)
+    if made.failed:
+        raise click.ClickException(f"failed: {', '.join(made.failed)}; each reason stands in {out / 'table.md'}")
+
+
+@main.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def report(run: Path) -> None:
     """Write report.html of the run directory RUN anew."""
@@ -77,6 +125,128 @@ def report(run: Path) -> None:
 
     with _errors():
         click.echo(reporting.write(run))
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print the verdicts alone, as JSON.")
+def replay(run: Path, as_json: bool) -> None:
+    """Compute the run in the directory RUN again from its trace, and compare the models to the bit."""
+    with _errors():
+        sys.path[:0] = [str(Path.cwd())]
+        from p2pfl import replay as replaying
+
+        verdicts = replaying.replay(run, lambda text: click.echo(text, err=as_json))
+    if as_json:
+        click.echo(json.dumps([verdict._asdict() for verdict in verdicts], indent=1))
+    else:
+        for each in verdicts:
+            click.echo(f"node {each.node}: " + ("equal" if each.equal else f"differs by up to {each.difference:.3g}"))
+    wrong = [verdict.node for verdict in verdicts if not verdict.equal]
+    if wrong:
+        raise click.ClickException(
+            f"{len(wrong)} of {len(verdicts)} nodes differ: node {', '.join(map(str, wrong))}. The trace does not lead "
+            "to these models: another version, machine or data, or a file that was changed"
+        )
+
+
+@main.command()
+@click.argument("graph")
+@click.option("--nodes", type=int, help="How many nodes; for a graph by name.")
+@click.option("--set", "given", multiple=True, metavar="NAME=VALUE", help="An argument of the graph, as in --set k=2.")
+@click.option("--weights", help="Mixing weights of a static graph: metropolis, max_degree, best_constant, ...")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of graphs that are drawn at random.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures alone, as JSON.")
+@click.option("--draw", "picture", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw it, too.")
+def topology(
+    graph: str, nodes: int | None, given: tuple[str, ...], weights: str | None, seed: int, as_json: bool,
+    picture: Path | None,
+) -> None:  # fmt: skip
+    """Describe GRAPH, a name or a file: how fast its nodes agree, and what may run on it."""
+    with _errors():
+        from p2pfl.topology import advice, describe
+
+        schedule, drawn = _graph(graph, nodes, given, weights, seed)
+        figures = describe(schedule, drawn)
+        if picture is not None:
+            from p2pfl import draw
+
+            draw.save(schedule, Path(graph).stem, picture)
+    if as_json:
+        click.echo(json.dumps(figures, indent=1))
+        return
+    for name, value in figures.items():
+        # nine digits: a large ring's rho would be 1 with fewer
+        shown = "-" if value is None else str(value).lower() if isinstance(value, bool) else f"{value:.9g}"
+        click.echo(f"{name:<26}{shown}")
+    click.echo()
+    for sentence in advice(figures, schedule):
+        click.echo(sentence)
+    if picture is not None:
+        click.echo(f"picture: {picture}")
+
+
+def _graph(
+    graph: str, nodes: int | None, given: tuple[str, ...], weights: str | None, seed: int
+) -> tuple[Schedule, float | None]:
+    """The schedule that the command names, and its rate if it is drawn anew in each round."""
+    from p2pfl import topology as graphs
+    from p2pfl.errors import ConfigError
+
+    arguments = dict(_argument(text) for text in given)
+    if Path(graph).suffix or "/" in graph:
+        if arguments:
+            raise ConfigError(f"--set {given[0]}: goes with a graph by name; {graph} is a file")
+        loaded = graphs.load(Path(graph), seed)
+        if nodes not in (None, len(loaded)):
+            raise ConfigError(f"--nodes {nodes}: the graph in {graph} has {len(loaded)}; leave --nodes out")
+        return graphs.schedule(loaded, weights), None
+    if graph in graphs.GRAPHS and nodes is None:
+        raise ConfigError(f"--nodes: missing; it must be given with a graph by name, as in {graph} --nodes 16")
+    count = 1 if nodes is None else nodes
+    planned = graphs.plan(graph, count, arguments=arguments, weights=weights, seed=seed, rounds=100)
+    return planned, graphs.expected_rho(graph, count, arguments=arguments, seed=seed)
+
+
+def _argument(text: str) -> tuple[str, object]:
+    """NAME=VALUE; VALUE is TOML, and what is no TOML is a text."""
+    from p2pfl.errors import ConfigError
+
+    name, sign, value = text.partition("=")
+    if not sign or not name.strip() or not value.strip():
+        raise ConfigError(f"--set {text!r}: must be written NAME=VALUE, as in k=2")
+    try:
+        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+    except ValueError:
+        return name.strip(), value.strip()
+
+
+def _cores_as_devices() -> None:
+    """Every core a device of one thread each: nodes are spread over devices, which is worth more than threads in one.
+
+    Before jax starts; a person's own XLA_FLAGS stand.
+    """
+    cores = len(os.sched_getaffinity(0))
+    flags = f"--xla_force_host_platform_device_count={cores} --xla_cpu_multi_thread_eigen=false"
+    os.environ.setdefault("XLA_FLAGS", flags)
+
+
+def _join_hosts(hosts: str | None, kind: str, baselines: bool) -> None:
+    """Let this process be one of several that simulate together."""
+    if hosts is None:
+        return
+    from p2pfl.errors import ConfigError
+
+    parts = hosts.split(",")
+    if len(parts) != 3 or not all(part.isdigit() for part in parts[1:]) or int(parts[2]) >= int(parts[1]):
+        raise ConfigError(
+            f"--hosts {hosts!r}: must be ADDRESS:PORT,N,I with I from 0 to N - 1, as in 10.0.0.1:5000,2,0"
+        )
+    if kind != "simulate" or baselines:
+        raise ConfigError("--hosts: for a simulation without baselines; use --driver simulate --set baselines=false")
+    import jax
+
+    jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]))
 
 
 class _errors:

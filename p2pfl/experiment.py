@@ -36,7 +36,7 @@ Open = Annotated[float, Field(gt=0, lt=1)]
 class Data:
     """[data]: what is learned from, and how it is spread over the nodes."""
 
-    source: str  # digits | breast_cancer | npz | csv | "module:function"
+    source: str  # digits | breast_cancer | npz | csv | quadratic | "module:function"
     partition: Literal["iid", "dirichlet", "shards", "by_site"] = "iid"
     alpha: Annotated[float, Field(gt=0)] | None = None  # dirichlet: the smaller, the less alike the nodes' classes
     per_node: Count | None = None  # shards: shards a node gets
@@ -53,6 +53,9 @@ class Data:
     classes: Texts | None = None  # csv: the labels, where a single file may not hold them all
     categories: dict[str, Texts] | None = None  # csv: the values of text columns, likewise
     standardize: Literal["node", "pooled", "none"] | None = None  # csv: mean 0, sd 1 by each site's training rows; node
+    dim: Count | None = None  # quadratic: parameters; 10
+    spread: Annotated[float, Field(ge=0)] | None = None  # quadratic: how far apart the nodes' minima lie; 1
+    conditioning: Annotated[float, Field(ge=1)] | None = None  # quadratic: largest over smallest curvature; 1
     arguments: dict[str, Any] | None = None  # module:function: its arguments
 
 
@@ -73,22 +76,28 @@ class Training:
     optimizer: dict[str, Any]  # name of an optax optimizer and its arguments
     batch_size: Count = 16
     local_steps: Count = 10
+    node_steps: Counts | None = None  # local steps of each node, where they differ; then local_steps is not used
+    dtype: Literal["float32", "float64"] = "float32"  # of the model and the data
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Topology:
     """[topology]: the graph along which models travel."""
 
-    graph: str | None = None  # ring | complete | star | path | torus
-    file: str | None = None  # .toml (generator and arguments, or edges), .graphml, .edgelist
+    graph: str | None = None  # a name of p2pfl.topology.GRAPHS
+    file: str | None = None  # .toml (generator and arguments, or edges), .graphml, .json (node-link), .edgelist
     nodes: Count | None = None
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the graph, such as k of base
+    weights: str | None = None  # metropolis | max_degree | best_constant | uniform_out | file
 
 
 @dataclass(frozen=True, config=_STRICT)
 class AlgorithmTable:
     """[algorithm]: how nodes learn together."""
 
-    name: str  # dsgd | local
+    name: str  # a name of p2pfl.ALGORITHMS, or "module:function"
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the algorithm, such as beta of dmsgd
+    wrap: Annotated[tuple[dict[str, Any], ...], _LIST] = ()  # combinators around it, the first innermost
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -102,10 +111,13 @@ class ChurnEvent:
 
 @dataclass(frozen=True, config=_STRICT)
 class Network:
-    """[network]: how patient a live node is."""
+    """[network]: what is lost and how late it is, and how patient a live node is."""
 
     preset: Literal["local", "lan", "wan"] = "local"
     timing: dict[str, float] = dataclasses.field(default_factory=dict)  # single values of the preset, replaced
+    loss: Annotated[float, Field(ge=0, lt=1)] = 0.0  # a message is lost with this probability
+    rule: Literal["double_entry", "renormalise", "self"] = "double_entry"  # the others are wrong: for studies
+    late: Annotated[int, Field(ge=0, lt=1000)] = 0  # simulate: an end books up to so many rounds late
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -120,6 +132,9 @@ class Driver:
     """[driver]: speed only; changing it never changes the meaning."""
 
     kind: Literal["live", "simulate"] = "live"
+    method: Literal["auto", "loop", "map", "vmap", "sharded"] = "auto"  # simulate: how; auto measures
+    chunk: Count | None = None  # simulate: nodes that are computed at once
+    devices: Count | None = None  # simulate: devices to spread the nodes over
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -128,11 +143,11 @@ class Experiment:
 
     name: Annotated[str, Field(pattern=_NAME)]
     data: Data
-    model: Model
     training: Training
     topology: Topology
     algorithm: AlgorithmTable
     rounds: Count
+    model: Model | None = None  # must be given, but for the source quadratic
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     churn: Annotated[tuple[ChurnEvent, ...], _LIST] = ()
     network: Network = dataclasses.field(default_factory=Network)
@@ -366,18 +381,8 @@ def _fields(kind: type[Any], place: Sequence[str | int]) -> list[str]:
 
 
 TABLES: tuple[type[Any], ...] = (
-    Data,
-    Model,
-    Training,
-    Topology,
-    AlgorithmTable,
-    ChurnEvent,
-    Network,
-    Evaluation,
-    Driver,
-    Experiment,
-    NodeFile,
-)
+    Data, Model, Training, Topology, AlgorithmTable, ChurnEvent, Network, Evaluation, Driver, Experiment, NodeFile,
+)  # fmt: skip
 """Every table of a file: each field of each is documented in docs/experiment.md."""
 
 

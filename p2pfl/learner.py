@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as linen
 import jax
@@ -55,8 +55,9 @@ def from_flax(model: Any, example: Array, classes: int, loss: Loss = cross_entro
 
     def evaluate(params: Params, batch: Tree, mask: Array) -> Metrics:
         logits, _ = apply(params, batch["x"], None)
-        correct = (logits.argmax(axis=-1) == batch["y"]).astype(jnp.float32)
-        return {"correct": correct * mask, "loss": loss(logits, batch["y"]) * mask}
+        right = logits.argmax(axis=-1).astype(batch["y"].dtype) == batch["y"]
+        losses = loss(logits, batch["y"])
+        return {"correct": right.astype(jnp.float32) * mask, "loss": losses * mask.astype(losses.dtype)}
 
     return Learner(init, grad, evaluate, unroll)
 
@@ -198,6 +199,24 @@ def _takes_learning_rate(function: Callable[..., Any]) -> bool:
         return False
 
 
+def cast(learner: Learner, dtype: str) -> Learner:
+    """The learner with a model of `dtype`, "float32" or "float64"; the data must be of the same."""
+
+    def init(key: Key) -> Params:
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), learner.init(key))
+
+    return learner._replace(init=init)
+
+
+class Descent(NamedTuple):
+    """What the local steps of a round did."""
+
+    params: Params
+    opt_state: Tree
+    metrics: Metrics
+    direction: Tree  # mean over the steps taken of what was given to the optimizer; () unless asked for
+
+
 def descend(
     learner: Learner,
     optimizer: optax.GradientTransformation,
@@ -206,27 +225,67 @@ def descend(
     batches: Batches,
     key: Key,
     steps: Steps | None = None,
-) -> tuple[Params, Tree, Metrics]:
+    direct: Callable[[Tree], Tree] | None = None,
+    directions: bool = False,
+) -> Descent:
     """S local steps of the optimizer on the node's own batches; the mean loss over the steps taken.
 
-    With `steps`, batches from index `steps` on leave everything as it is. The optimizer's state comes back and is kept
-    from round to round.
+    With `steps`, batches from index `steps` on leave everything as it is. `direct` makes of each gradient what the
+    optimizer gets (a correction, a momentum); with `directions`, its mean comes back. The optimizer's state comes back
+    and is kept from round to round. A learner's `penalty` is added to each gradient, taken from the round's first
+    model.
     """
+    count = jax.tree.leaves(batches)[0].shape[0]
+    start, total = params["trained"], None
+    if directions:
+        total = jax.tree.map(jnp.zeros_like, start)
 
-    def step(carry: tuple[Params, Tree], item: tuple[Array, Tree]) -> tuple[tuple[Params, Tree], Array]:
+    def step(carry: tuple[Params, Tree, Tree], item: tuple[Array, Tree]) -> tuple[tuple[Params, Tree, Tree], Array]:
         index, batch = item
-        params, opt_state = carry
+        params, opt_state, total = carry
         gradient, carried, metrics = learner.grad(params, batch, jax.random.fold_in(key, index))
+        if learner.penalty is not None:
+            gradient = jax.tree.map(jnp.add, gradient, learner.penalty(params["trained"], start))
+        if direct is not None:
+            gradient = direct(gradient)
         updates, new_state = optimizer.update(gradient, opt_state, params["trained"])
-        new = ({"trained": optax.apply_updates(params["trained"], updates), "carried": carried}, new_state)
+        trained = optax.apply_updates(params["trained"], updates)
+        if directions:
+            total = jax.tree.map(jnp.add, total, gradient)
+        new = ({"trained": trained, "carried": carried}, new_state, total)
         if steps is not None:
             new = jax.tree.map(lambda a, b: jnp.where(index < steps, a, b), new, carry)
         return new, metrics["loss"]
 
-    count = jax.tree.leaves(batches)[0].shape[0]
     items = (jnp.arange(count, dtype=jnp.int32), batches)
-    (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), items, unroll=count if learner.unroll else 1)
+    carry, losses = jax.lax.scan(step, (params, opt_state, total), items, unroll=max(count, 1) if learner.unroll else 1)
     if steps is None:
-        return params, opt_state, {"loss": losses.mean()}
-    taken = jnp.arange(count, dtype=jnp.int32) < steps
-    return params, opt_state, {"loss": jnp.where(taken, losses, 0.0).sum() / jnp.maximum(steps, 1).astype(losses.dtype)}
+        taken = jnp.asarray(max(count, 1), losses.dtype)
+    else:
+        losses = jnp.where(jnp.arange(count, dtype=jnp.int32) < steps, losses, 0)
+        taken = jnp.maximum(steps, 1).astype(losses.dtype)
+    params, opt_state, total = carry
+    direction = jax.tree.map(lambda leaf: leaf / taken.astype(leaf.dtype), total) if directions else ()
+    return Descent(params, opt_state, {"loss": losses.sum() / taken}, direction)
+
+
+def learning_rate(optimizer: optax.GradientTransformation, opt_state: Tree, trained: Tree) -> Array:
+    """[] the learning rate of the next step of an optimizer for which `is_plain` holds, schedules included."""
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, trained), opt_state, trained)
+    return -jax.tree.leaves(updates)[0].reshape(-1)[0]
+
+
+def is_plain(optimizer: optax.GradientTransformation) -> bool:
+    """Whether the optimizer is plain SGD: every update is -rate * gradient, with no memory of earlier gradients."""
+    with jax.ensure_compile_time_eval():  # also where an algorithm is made inside a function that is being traced
+        x = {"x": jnp.asarray([0.5, -2.0], jnp.float32)}
+        given = {"x": jnp.asarray([3.0, -1.0], jnp.float32)}
+        try:
+            ones, _ = optimizer.update(jax.tree.map(jnp.ones_like, x), optimizer.init(x), x)
+            first, state = optimizer.update(given, optimizer.init(x), x)
+            rest, _ = optimizer.update(jax.tree.map(jnp.zeros_like, x), state, x)
+        except TypeError:  # strict promotion refuses optimizers of the Adam family, which are not plain
+            return False
+        rate = float(ones["x"][0])
+        same = np.allclose(np.asarray(first["x"]), rate * np.asarray(given["x"]), rtol=1e-5)
+    return rate < 0 and same and not np.asarray(rest["x"]).any()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from p2pfl import build as building
-from p2pfl import experiment
+from p2pfl import experiment, tasks
 from p2pfl.errors import ConfigError
 from p2pfl.live import node as live
 from p2pfl.live.launch import READY
@@ -20,6 +20,7 @@ def run(file: Path, out: Path | None, hold: bool, say: Callable[[str], None]) ->
     source = Path(given.experiment)
     sys.path[:0] = [str(Path.cwd()), str(source.parent)]
     wanted = experiment.load(source)
+    building.precision(wanted)
     directory = out or (file.parent / given.out if given.out else Path(f"p2pfl-node-{given.node}"))
     if (directory / "result.json").exists():
         raise ConfigError(f"out={str(directory)!r}: holds the records of a finished run; give another with --out")
@@ -27,7 +28,7 @@ def run(file: Path, out: Path | None, hold: bool, say: Callable[[str], None]) ->
     federation = building.build_own(wanted, given.node, own) if own else building.build(wanted)
     if given.node not in federation.graph:
         raise ConfigError(f"{file}: node={given.node}: the topology has nodes 0 to {len(federation.graph) - 1}")
-    task = building.task(federation, given.node)
+    task = tasks.task(federation, given.node)
     addresses = {}
     for neighbour in task.neighbors:
         if str(neighbour) not in given.peers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +19,19 @@ CHUNK = 512
 class Mixed(NamedTuple):
     """What `Program.mix` did, for the ledger: sketches (see tree.sketch)."""
 
-    moved: Array  # [SKETCH] float32: how far mixing moved the model
-    exchanged: Array  # [K, SKETCH] float32: how far each slot's exchange should have moved it; zero where none arrived
+    exchanged: Array  # [K, SKETCH] float32: w (received - sent) of each slot; zero where nothing arrived
     model: Array  # [SKETCH] float32: the model after mixing
 
 
 class Program(NamedTuple):
     """Jitted functions of one node; see `compile`."""
 
+    slots: int
     init: Callable[[int], State]
-    train: Callable[[State, Tree, Array, Array, Neighborhood], tuple[State, Array, Payload]]
+    train: Callable[[State, Tree, Array, Array, Neighborhood], tuple[State, Array, Payload, Params | None]]
     mix: Callable[[State, Inbox, Neighborhood], tuple[State, Mixed]]
-    adopt: Callable[[State, Inbox], State]
+    adopt: Callable[[State, Params], State]
+    renew: Callable[[State, Array], State]
     params: Callable[[State], Params]
     evaluate: Callable[[State, EvalSet], tuple[np.ndarray, np.ndarray]]
 
@@ -56,45 +57,47 @@ def eval_set(x: np.ndarray, y: np.ndarray) -> EvalSet:
 
 
 def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Program:
-    """The program of a node with `slots` neighbours. Nothing is compiled before its first use.
+    """The program of a node with `slots` neighbour slots. Nothing is compiled before its first use.
 
     `init(seed)`: every node starts from the same model. `train(state, batches, node, round, around)` takes the local
-    steps and makes the payload; returns (state, loss, payload). `mix` takes an inbox whose `sent` and `received` are
-    sequences of K payloads. `evaluate` returns per row (correct, loss) as float32 arrays [rows].
+    steps and makes the payload; returns (state, loss, payload, model), the model after the local steps, None where it
+    is the payload itself. `mix` takes an inbox whose `sent` and `received` are sequences of K payloads (of K parts,
+    where the algorithm is `per_edge`). `evaluate` returns per row (correct, loss) as float32 arrays [rows].
     """
 
     @jax.jit
     def train(
         state: State, batches: Tree, node: Array, round: Array, around: Neighborhood
-    ) -> tuple[State, Array, Payload]:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), node), round)
-        state, metrics = algorithm.local(state, batches, key, None)
+    ) -> tuple[State, Array, Payload, Params | None]:
+        state, metrics = algorithm.local(state, batches, node_key(seed, node, round), None)
+        model = algorithm.params(state)
         state, payload = algorithm.send(state, around)
-        return state, metrics["loss"], payload
+        return state, metrics["loss"], payload, None if _same(model, payload) else model
 
     @jax.jit
     def mix(state: State, inbox: Inbox, around: Neighborhood) -> tuple[State, Mixed]:
-        if not inbox.received:  # a node without neighbours
-            return state, Mixed(
-                jnp.zeros(tree.SKETCH), jnp.zeros((0, tree.SKETCH)), tree.sketch(algorithm.params(state))
-            )
-        new = algorithm.mix(state, inbox._replace(sent=stack(inbox.sent), received=stack(inbox.received)), around)
-        model = algorithm.params(new)
-        moved = tree.sketch(tree.subtract(model, algorithm.params(state)))
-        weight = jnp.where(inbox.arrived, around.weight, 0.0)
-        exchanged = [
-            weight[k] * tree.sketch(tree.subtract(inbox.received[k], inbox.sent[k])) for k in range(weight.shape[0])
-        ]
-        return new, Mixed(moved, jnp.stack(exchanged), tree.sketch(model))
+        if not inbox.received:
+            like = jax.eval_shape(algorithm.send, state, around)[1]
+            empty = jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), like)
+            whole = inbox._replace(sent=empty, received=empty)
+        else:
+            whole = inbox._replace(sent=stack(inbox.sent), received=stack(inbox.received))
+        if algorithm.weigh is not None:
+            around = around._replace(weight=algorithm.weigh(around.weight, inbox.arrived))
+        new = algorithm.mix(state, whole, around)
+        exchanged = jnp.zeros((len(inbox.received), tree.SKETCH), jnp.float32)
+        if algorithm.keeps_mean == "exchange" and inbox.received:
+            weight = jnp.where(inbox.arrived, around.weight, 0).astype(jnp.float32)
+            rows = [
+                weight[k] * tree.sketch(tree.subtract(inbox.received[k], inbox.sent[k])) for k in range(weight.shape[0])
+            ]
+            exchanged = jnp.stack(rows)
+        return new, Mixed(exchanged, tree.sketch(algorithm.params(new)))
 
     @jax.jit
     def evaluate(state: State, x: Array, y: Array, mask: Array) -> tuple[Array, Array]:
         sums = learner.evaluate(algorithm.params(state), {"x": x, "y": y}, mask)
         return sums["correct"], sums["loss"]
-
-    @jax.jit
-    def adopt(state: State, inbox: Inbox) -> State:
-        return algorithm.adopt(state, inbox._replace(sent=stack(inbox.sent), received=stack(inbox.received)))
 
     @jax.jit
     def init(key: Array) -> State:
@@ -107,20 +110,28 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Pr
         return np.concatenate(correct)[: test.rows], np.concatenate(loss)[: test.rows]
 
     return Program(
+        slots=slots,
         init=lambda seed: init(jax.random.key(seed)),
         train=train,
         mix=mix,
-        adopt=adopt,
+        adopt=jax.jit(algorithm.adopt),
+        renew=jax.jit(algorithm.renew) if algorithm.renew else lambda state, slots: state,
         params=jax.jit(algorithm.params),
         evaluate=evaluate_all,
     )
 
 
+def node_key(seed: int, node: Array, round: Array) -> Array:
+    """The random key of a node's local steps in a round."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), node), round)
+
+
+def _same(model: Params, payload: Payload) -> bool:
+    """Whether the payload is the model: its very arrays, so that they need not be made twice."""
+    ours, theirs = jax.tree.leaves(model), jax.tree.leaves(payload)
+    return len(ours) == len(theirs) and all(a is b for a, b in zip(ours, theirs, strict=True))
+
+
 def stack(payloads: Sequence[Payload]) -> Payload:
     """K payloads as one with a leading axis K."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *payloads)
-
-
-def shapes(program: Program, state: State, batches: Tree, around: Neighborhood) -> Any:
-    """The payload's shapes and dtypes, without running anything."""
-    return jax.eval_shape(program.train, state, batches, np.int32(0), np.int32(1), around)[2]

@@ -31,14 +31,34 @@ class Measured(NamedTuple):
 
 
 class Traced(NamedTuple):
-    """A record of trace.jsonl: what a round did to the node's ledger. Arrays are `pack`ed, [tree.SKETCH] each."""
+    """A record of trace.jsonl: what a round did, enough to compute it again. Arrays are `pack`ed, [tree.SKETCH]."""
 
     life: int  # the name of this life that the neighbours know
     round: int
-    booked: list[list[int]]  # [neighbour, its life, number of the exchange, age]
-    moved: str  # how far mixing has moved the model since the node's life began
-    exchanged: dict[str, str]  # "neighbour:life" -> how far the exchanges with it should have moved the model
+    booked: list[list[int]]  # [neighbour, its life, number of the exchange, round it was opened in here, there]
+    spoke: list[int]  # of an algorithm that pushes: neighbours that got a share in this round
+    renewed: list[int]  # neighbours met in a new life since the round before
+    exchanged: dict[str, str]  # "neighbour:life" -> how far the exchanges with it should have moved the model so far
     model: str  # the model after mixing
+    trained: bool = True  # in this round; else it only mixed what came late, or more than one mixing could hold
+
+
+class Began(NamedTuple):
+    """A record of trace.jsonl: an algorithm that pushes is about to train in a round, and what it will send depends on
+    who is there. Whoever gets that may go on with it, even if this life ends before it records the round itself."""
+
+    life: int
+    round: int
+    began: list[int]  # neighbours that get a share; what Traced then calls `spoke`
+    renewed: list[int]
+
+
+class Adopted(NamedTuple):
+    """A record of trace.jsonl: a life that began with a neighbour's model, from after its local steps in `theirs`."""
+
+    life: int
+    round: int  # the first it trains in
+    adopted: list[int]  # [neighbour, its life, round]
 
 
 class Lines:
@@ -47,7 +67,7 @@ class Lines:
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
-    def write(self, record: Measured | Traced | dict[str, Any]) -> None:
+    def write(self, record: Measured | Traced | Began | Adopted | dict[str, Any]) -> None:
         """Append one record."""
         fields = record if isinstance(record, dict) else record._asdict()
         os.write(self._file, (json.dumps(fields, separators=(",", ":")) + "\n").encode())

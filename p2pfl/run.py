@@ -6,21 +6,20 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
-import safetensors.numpy
 
 from p2pfl import build as building
-from p2pfl import churn, experiment, records, report, summary, tree
+from p2pfl import experiment, records, report, simulation, summary, tree
 from p2pfl.build import Federation
 from p2pfl.errors import ConfigError
 from p2pfl.experiment import Experiment, NodeFile
 from p2pfl.live import clock
 from p2pfl.live.launch import Launcher, Order, free_ports
-from p2pfl.simulate import loop
+from p2pfl.simulation import Collected
 from p2pfl.view import View
 from p2pfl.watch import Watch
 
@@ -37,6 +36,10 @@ def run(wanted: Experiment, out: Path, view: View) -> dict[str, Any]:
     """Run an experiment into the directory `out`; returns the summary. Raises ConfigError before anything starts."""
     started = clock.now()
     fresh(out)
+    building.precision(wanted)
+    if jax.process_index() > 0:  # one of several hosts: the first one writes
+        simulation.into(building.build(wanted), out, lambda status: None)
+        return {}
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(_server(wanted, view)) if wanted.driver.kind == "live" else None
         federation = building.build(wanted)
@@ -44,9 +47,9 @@ def run(wanted: Experiment, out: Path, view: View) -> dict[str, Any]:
         _describe(federation, out)
         for note in federation.notes:
             view.say(note)
-        baselines = _baselines(federation, out, view) if wanted.baselines else {}
+        baselines = _baselines(federation, out, view) if wanted.baselines and not federation.task else {}
         found = _live(federation, out, view, server) if server else _simulated(federation, out, view)
-    return _conclude(federation, out, {**baselines, **found}, started, view)
+    return _conclude(federation, out, found, baselines, started, view)
 
 
 def fresh(out: Path) -> None:
@@ -63,45 +66,7 @@ def _describe(federation: Federation, out: Path) -> None:
     (out / "topology.json").write_text(json.dumps({"graph": graph, "nodes": len(federation.graph), "edges": edges}))
 
 
-# --- baselines and the plain loop
-
-
-def _loop(federation: Federation, out: Path, progress: Callable[[int, list[Any]], None]) -> list[dict[str, Any]]:
-    """Run the plain loop, with the records of a live run in `out`."""
-    wanted = federation.experiment
-    tasks = building.tasks(federation)
-    delivery = churn.planned(federation.churn, federation.schedule, wanted.rounds, wanted.training.local_steps)
-    files: list[tuple[records.Lines, records.Lines]] = []
-    for task in tasks:
-        directory = out / "nodes" / str(task.node)
-        directory.mkdir(parents=True)
-        files.append((records.Lines(directory / "metrics.jsonl"), records.Lines(directory / "trace.jsonl")))
-
-    def record(node: int, measured: records.Measured, traced: records.Traced) -> None:
-        files[node][0].write(measured)
-        files[node][1].write(traced)
-        progress(node, [measured])
-
-    models = loop.run(tasks, delivery, record, clock.now)
-    for node, model in enumerate(models):
-        arrays = {name: np.ascontiguousarray(leaf) for name, leaf in tree.named_leaves(model).items()}
-        safetensors.numpy.save_file(arrays, out / "nodes" / str(node) / "model.safetensors")
-        gone = not delivery.active[-1, node]
-        last = records.read(out / "nodes" / str(node) / "trace.jsonl")
-        ended: dict[str, Any] = {
-            "node": node,
-            "life": last[-1]["life"] if last else 1,
-            "left": bool(gone),
-            "voided": 0,
-            "dropped": {},
-            "digest": tree.digest(model),
-        }
-        if not gone:
-            (out / "nodes" / str(node) / "result.json").write_text(json.dumps(ended, indent=1))
-    for metrics, trace in files:
-        metrics.close()
-        trace.close()
-    return summary.merge(out)
+# --- baselines and simulation
 
 
 def _baselines(federation: Federation, out: Path, view: View) -> dict[str, Any]:
@@ -118,9 +83,7 @@ def _baselines(federation: Federation, out: Path, view: View) -> dict[str, Any]:
     ):
         where = out / "baselines" / name
         where.mkdir(parents=True)
-        metrics = _loop(building.build(other), where, lambda node, measured: None)
-        summary.rounds(where, metrics)
-        result = summary.accuracies(metrics, wanted.rounds)
+        result = simulation.into(building.build(other), where, lambda status: None).figures
         found[key] = result["accuracy_mean"]
         found[f"{key}_worst"] = result["accuracy_worst"]
         found[f"{key}_own_mean"], found[f"{key}_own_worst"] = result["accuracy_own_mean"], result["accuracy_own_worst"]
@@ -135,20 +98,16 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def _simulated(federation: Federation, out: Path, view: View) -> dict[str, Any]:
-    watch = Watch(federation.experiment.rounds, {node: out / "nodes" / str(node) for node in federation.graph})
-    shown = [0.0]
-
-    def progress(node: int, measured: list[Any]) -> None:
-        now = clock.now()
-        if now - shown[0] > 0.1:
-            shown[0] = now
-            watch.read()
-            view.update(watch.status(dict.fromkeys(federation.graph, "alive"), now))
-
+def _simulated(federation: Federation, out: Path, view: View) -> Collected:
     began = clock.now()
-    _loop(federation, out, progress)
-    return {"seconds_startup": 0.0, "seconds_running": clock.now() - began, "lost": [], "driver": "simulate"}
+    if federation.experiment.driver.method == "loop":
+        simulation.loop_into(federation, out, view.update)
+        found = collect(federation, out)
+    else:
+        found = simulation.into(federation, out, view.update)
+    seconds = {"seconds_startup": 0.0, "seconds_running": clock.now() - began}
+    figures = {**seconds, "lost": [], "driver": "simulate", **found.figures}
+    return found._replace(figures=figures)
 
 
 # --- live
@@ -179,7 +138,7 @@ def _orders(federation: Federation, out: Path) -> list[Order]:
     return orders
 
 
-def _live(federation: Federation, out: Path, view: View, server: Launcher) -> dict[str, Any]:
+def _live(federation: Federation, out: Path, view: View, server: Launcher) -> Collected:
     wanted = federation.experiment
     began = clock.now()
     orders = _orders(federation, out)
@@ -204,7 +163,7 @@ def _live(federation: Federation, out: Path, view: View, server: Launcher) -> di
     _say_launch(out, server, watch)
     lost = sorted(node for node, member in server.members.items() if member.state in ("lost", "failed"))
     left = sorted(node for node, member in server.members.items() if member.state == "left")
-    return {
+    figures = {
         "seconds_startup": ready - began,
         "seconds_running": clock.now() - ready,
         "lost": lost,
@@ -212,6 +171,8 @@ def _live(federation: Federation, out: Path, view: View, server: Launcher) -> di
         "driver": "live",
         **({"interrupted": True} if interrupted else {}),
     }
+    found = collect(federation, out)
+    return found._replace(figures={**figures, **found.figures})
 
 
 def _follow(server: Launcher, watch: Watch, view: View) -> None:
@@ -243,7 +204,8 @@ def _say_launch(out: Path, server: Launcher, watch: Watch) -> None:
 # --- the end
 
 
-def _conclude(federation: Federation, out: Path, found: dict[str, Any], started: float, view: View) -> dict[str, Any]:
+def collect(federation: Federation, out: Path) -> Collected:
+    """Figures and models from the records of nodes."""
     wanted = federation.experiment
     metrics = summary.merge(out)
     summary.rounds(out, metrics)
@@ -255,24 +217,35 @@ def _conclude(federation: Federation, out: Path, found: dict[str, Any], started:
             ended.add((node, result["life"]))
             digests[str(node)] = result["digest"]
     size = tree.size(building.model_shape(federation))
-    kept = summary.ledger(out, ended, size)
+    kept = summary.ledger(out, ended, size, federation.algorithm.link, federation.algorithm.keeps_mean)
+    figures = {
+        **summary.accuracies(metrics, wanted.rounds),
+        **summary.traffic(metrics),
+        **summary.outcome(out, federation.algorithm.link),
+        "mean_residual": kept.mean_residual,
+        "residue": kept.residue,
+        "digests": digests,
+    }
+    return Collected(figures, summary.models(out))
+
+
+def _conclude(
+    federation: Federation, out: Path, found: Collected, baselines: dict[str, Any], started: float, view: View
+) -> dict[str, Any]:
+    wanted = federation.experiment
     table = {
         "name": wanted.name,
         "nodes": len(federation.graph),
         "rounds": wanted.rounds,
         "algorithm": federation.algorithm.name,
         "graph": json.loads((out / "topology.json").read_text())["graph"],
-        "parameters": size,
-        **summary.accuracies(metrics, wanted.rounds),
-        **found,
-        **summary.traffic(metrics),
-        **summary.outcome(out),
-        "mean_residual": kept.mean_residual,
-        "residue": kept.residue,
+        "parameters": tree.size(building.model_shape(federation)),
+        **baselines,
+        **found.figures,
+        **simulation.distances(federation, found.models),
         "keeps_mean": federation.algorithm.keeps_mean,
         "seconds_total": clock.now() - started,
         "notes": list(federation.notes),
-        "digests": digests,
     }
     partial = out / "summary.partial"
     partial.write_text(json.dumps(table, indent=1) + "\n", "utf-8")

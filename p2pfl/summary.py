@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors.numpy
 
-from p2pfl import records
+from p2pfl import records, tree
 from p2pfl.simulate.loop import consensus_distance
 
 Rows = Sequence[dict[str, Any]]
@@ -21,7 +21,8 @@ Rows = Sequence[dict[str, Any]]
 class Ledger(NamedTuple):
     """Whether mixing kept the mean."""
 
-    mean_residual: float | None  # root mean square over the parameters of the drift of the mean that no death explains
+    mean_residual: float | None  # root mean square over the parameters of the drift of the mean that no death explains;
+    # None where it is not exchanges that keep the mean
     residue: int  # exchanges booked at one end only, because the other end's owner died
 
 
@@ -36,29 +37,31 @@ def merge(run: Path) -> list[dict[str, Any]]:
     nodes = directories(run).values()
     metrics = [row for path in nodes for row in records.read(path / "metrics.jsonl")]
     metrics.sort(key=lambda row: (row["round"], row["node"], row["life"]))
-    _write(run / "metrics.jsonl", metrics)
+    write_lines(run / "metrics.jsonl", metrics)
     events = [row for path in nodes for row in records.read(path / "events.jsonl")]
     events += records.read(run / "launch.jsonl")
     events.sort(key=lambda row: (row["time"], row["node"]))
-    _write(run / "events.jsonl", events)
+    write_lines(run / "events.jsonl", events)
     return metrics
 
 
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """A file of JSON lines."""
     path.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows), "utf-8")
 
 
 def rounds(run: Path, metrics: Rows) -> list[dict[str, Any]]:
     """One record per round; also written to rounds.jsonl."""
-    models: dict[int, list[np.ndarray]] = defaultdict(list)
-    for path in directories(run).values():
+    models: dict[int, dict[int, np.ndarray]] = defaultdict(dict)
+    for node, path in directories(run).items():
         for row in records.read(path / "trace.jsonl"):
-            models[row["round"]].append(records.unpack(row["model"]))
+            if "model" in row:
+                models[row["round"]][node] = records.unpack(row["model"])
     by_round: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for row in metrics:
         by_round[row["round"]].append(row)
-    rows = [_round(number, by_round[number], models[number]) for number in sorted(by_round)]
-    _write(run / "rounds.jsonl", rows)
+    rows = [_round(number, by_round[number], list(models[number].values())) for number in sorted(by_round)]
+    write_lines(run / "rounds.jsonl", rows)
     return rows
 
 
@@ -79,32 +82,35 @@ def _round(number: int, rows: Rows, models: list[np.ndarray]) -> dict[str, Any]:
     }
 
 
-def ledger(run: Path, ended_well: set[tuple[int, int]], size: int) -> Ledger:
+def ledger(run: Path, ended_well: set[tuple[int, int]], size: int, link: str, keeps_mean: str) -> Ledger:
     """Balance the nodes' ledgers.
 
-    `ended_well`: (node, life) of lives whose model counts at the end; `size`: parameters of a model. What such a life
-    exchanged with one that died is taken out: the dead one's side is gone with its model, so that no mean can be wrong
-    by it; an exchange that only one of the two had booked is counted as residue. The rest must cancel. Vectors are
-    sketches (tree.sketch), whose norm estimates the true one without bias.
+    `ended_well`: (node, life) of lives whose model counts at the end; `size`: parameters of a model. What two such
+    lives have exchanged must cancel. What a life exchanged with one that died is left out: the dead one's side is gone
+    with its model, so that no mean can be wrong by it; an exchange that only one of the two had booked is counted as
+    residue. Vectors are sketches (tree.sketch), whose norm estimates the true one without bias. `link`, `keeps_mean`:
+    of the algorithm. Running sums keep the mean by construction, and "nothing" keeps none: nothing is to be balanced.
     """
-    total: np.ndarray | None = None
+    if link != "exchange":
+        return Ledger(None, 0)
+    total = np.zeros(tree.SKETCH)
     booked: dict[tuple[str, str], set[int]] = defaultdict(set)
     for node, path in directories(run).items():
         last: dict[int, dict[str, Any]] = {}
         for row in records.read(path / "trace.jsonl"):
+            if "booked" not in row:
+                continue
             last[row["life"]] = row
-            for other, life, index, _ in row["booked"]:
-                booked[f"{node}:{row['life']}", f"{other}:{life}"].add(index)
+            for other, life, number, *_ in row["booked"]:
+                booked[f"{node}:{row['life']}", f"{other}:{life}"].add(number)
         for life, row in last.items():
             if (node, life) in ended_well:
-                drift = records.unpack(row["moved"]).copy()
                 for who, vector in row["exchanged"].items():
                     other, _, other_life = who.partition(":")
-                    if (int(other), int(other_life)) not in ended_well:
-                        drift -= records.unpack(vector)
-                total = drift if total is None else total + drift
+                    if (int(other), int(other_life)) in ended_well:
+                        total += records.unpack(vector)
     residue = sum(len(booked[pair] - booked.get(pair[::-1], set())) for pair in list(booked))
-    if total is None:
+    if not ended_well or keeps_mean != "exchange":
         return Ledger(None, residue)
     return Ledger(float(np.linalg.norm(total)) / len(ended_well) / size**0.5, residue)
 
@@ -142,10 +148,22 @@ def traffic(metrics: Rows) -> dict[str, float | None]:
     }
 
 
-def outcome(run: Path) -> dict[str, Any]:
-    """Of the nodes that ended in good order: exchanges booked and voided, dropped messages, consensus distance."""
+def models(run: Path) -> list[dict[str, np.ndarray]]:
+    """The final models of the nodes that reached the end, leaves by path."""
+    found = []
+    for path in directories(run).values():
+        if (path / "result.json").exists() and not json.loads((path / "result.json").read_text("utf-8"))["left"]:
+            found.append(safetensors.numpy.load_file(path / "model.safetensors"))
+    return found
+
+
+def outcome(run: Path, link: str) -> dict[str, Any]:
+    """Of the nodes that ended in good order: exchanges booked and voided, dropped messages, consensus distance.
+
+    `link`: of the algorithm. An exchange is booked at both its ends, a push only where it came in.
+    """
     dropped: Counter[str] = Counter()
-    models, voided, peaks = [], 0, []
+    ended, voided, peaks = models(run), 0, []
     for path in directories(run).values():
         if not (path / "result.json").exists():
             continue
@@ -154,12 +172,10 @@ def outcome(run: Path) -> dict[str, Any]:
         voided += result["voided"]
         if "memory_peak" in result:
             peaks.append(result["memory_peak"])
-        if not result["left"]:
-            models.append(safetensors.numpy.load_file(path / "model.safetensors"))
     metrics = [row for path in directories(run).values() for row in records.read(path / "metrics.jsonl")]
     return {
-        "consensus_distance": consensus_distance(models) if models else None,
-        "exchanges_booked": sum(len(row["arrived"]) for row in metrics) // 2,
+        "consensus_distance": consensus_distance(ended) if ended else None,
+        "exchanges_booked": sum(len(row["arrived"]) for row in metrics) // (2 if link == "exchange" else 1),
         "exchanges_voided": voided,
         "memory_peak_per_node": max(peaks, default=None),
         "messages_dropped": dict(sorted(dropped.items())),

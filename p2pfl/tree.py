@@ -32,7 +32,7 @@ def size(tree: Tree) -> int:
 
 def nbytes(tree: Tree) -> int:
     """Bytes of all leaves."""
-    return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def path_name(path: tuple[Any, ...]) -> str:

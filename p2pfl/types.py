@@ -32,14 +32,17 @@ Steps = Array
 
 
 class Neighborhood(NamedTuple):
-    """All that one node may know of the graph in one round."""
+    """All that one node may know of the graph in one round.
 
-    weight: Array  # [K] float32: mixing weight of each neighbour slot; 0 = empty slot
-    out_degree: Array  # [] int32
+    Slots are the neighbours it hears from or speaks to in that round. On an undirected graph the two weights are equal.
+    """
+
+    weight: Array  # [K] W[i, j]: what this node i gives to the value of the neighbour j in each slot; 0 = hears nothing
+    out_weight: Array  # [K] W[j, i]: the share of this node's value that goes to the neighbour; 0 = says nothing
 
 
 class Inbox(NamedTuple):
-    """What a round hands to `mix`: the two sides of the exchanges booked in it."""
+    """What a round hands to `mix`: the two sides of what was booked in it."""
 
     sent: Payload  # tree, leading axis K: my side of each exchange
     received: Payload  # tree, leading axis K: the neighbour's side
@@ -47,26 +50,66 @@ class Inbox(NamedTuple):
     age: Array  # [K] int32: rounds since the exchange was opened
 
 
-class Algorithm(NamedTuple):
-    """A decentralised learning algorithm. Every function is pure and jits.
+class Demands(NamedTuple):
+    """What an algorithm asks of the weight matrix W (W[i, j]: what node i gives to the value of j); checked at build.
 
-    Declarations: `keeps_mean` says what keeps the mean of the models ("exchange": both ends of an exchange book it or
-    neither; "nothing"), `lateness` the largest age in rounds at which an exchange may still be booked, `mixes` whether
-    it talks to neighbours at all, `state_class` what happens to its state at join and leave ("none": a joiner copies a
-    neighbour's model).
+    `weights`: "symmetric" (and rows that sum to one, so doubly stochastic: what a double-entry exchange needs),
+    "column" (columns sum to one; the graph may be directed), "row" (rows sum to one) or "any". `above`: every
+    eigenvalue of W must be greater than this; None asks nothing. `why`: the reason, for the text of a refusal.
+    """
+
+    weights: str = "symmetric"
+    above: float | None = None
+    why: str = ""
+
+
+class Algorithm(NamedTuple):
+    """A decentralised learning algorithm: six pure functions and what it declares. Every function jits and vmaps.
+
+    A round is `local` (the local steps), `send` (the payload for the neighbours), `mix` (once, with all that was
+    booked, be it nothing). Slots have leading axis K.
+
+    `travels`: the payload in words. `link`: how it travels: "exchange" (double entry: both ends mix or neither),
+    "push" (one way, no receipt) or "none". `keeps_mean`: what keeps the mean of `mass` over the nodes while they mix:
+    "exchange", "running_sums" (a push algorithm whose next message makes up for a lost one) or "nothing". `mass`: of a
+    state, what that mean is taken of; None: the model. `lateness`: the largest age in rounds at which an exchange may
+    still be booked. `state_class` says what join and leave do: "none" (a joiner copies a neighbour's model), "sum"
+    (the nodes' states have an invariant sum: a leaver takes its share away, a joiner starts with none), "pairwise"
+    (kept per neighbour: both ends start afresh when one of them does). `per_edge`: the payload has a leading axis K, a
+    part for each slot; slots then stand for the same neighbour in every round. `linear`: mix depends on the inbox
+    through sum_k w_k (received_k - sent_k) alone, so that a driver may compute that as a matrix product. `plan`: makes
+    of the graph the schedule that the algorithm runs on; None: the graph itself. `renew`: the neighbours in these
+    slots [K] bool begin a new life, and what is kept for them starts afresh; only with state_class "pairwise".
+    `weigh`: of the planned weights [K] and what arrived [K], the weights that drivers hand to `mix`; None: as planned.
     """
 
     name: str
     init: Callable[[Params, int], State]  # (model, K) -> state
-    local: Callable[[State, Batches, Key, Steps], tuple[State, Metrics]]
+    local: Callable[[State, Batches, Key, Steps | None], tuple[State, Metrics]]  # steps None: all S
     send: Callable[[State, Neighborhood], tuple[State, Payload]]
     mix: Callable[[State, Inbox, Neighborhood], State]  # slots are added in one fixed order
-    adopt: Callable[[State, Inbox], State]  # join or rejoin
+    adopt: Callable[[State, Params], State]  # join or rejoin with the model of a neighbour
     params: Callable[[State], Params]  # the model to evaluate
+    travels: str = "the model"
+    link: str = "exchange"
     keeps_mean: str = "exchange"
+    mass: Callable[[State], Tree] | None = None
     lateness: int = 8
-    mixes: bool = True
     state_class: str = "none"
+    per_edge: bool = False
+    linear: bool = True
+    demands: Demands = Demands()
+    plan: Callable[[Schedule, Planning], Schedule] | None = None
+    renew: Callable[[State, Array], State] | None = None
+    weigh: Callable[[Array, Array], Array] | None = None
+
+
+class Planning(NamedTuple):
+    """What an algorithm may draw its schedule from, besides the graph."""
+
+    rounds: int  # of the run: a schedule that is drawn anew in each round has this period
+    seed: int
+    samples: np.ndarray  # [n] int64: training rows of each node; -1 where only the node itself knows them
 
 
 class Learner(NamedTuple):
@@ -75,25 +118,35 @@ class Learner(NamedTuple):
     `init(key)` -> Params. `grad(params, batch, key)` -> (gradient with the structure of params["trained"], new value of
     params["carried"], {"loss": []}). `evaluate(params, batch, mask)` -> {"correct": [B], "loss": [B]} per sample, zero
     where the mask is 0, so that sums over samples and nodes add up. `unroll` asks for local steps written out instead
-    of scanned: XLA:CPU runs a convolution inside a loop several times slower.
+    of scanned: XLA:CPU runs a convolution inside a loop several times slower. `penalty(trained, start)` -> a gradient
+    with the structure of `trained`, added in every local step; `start` is the model of the round's first step.
     """
 
     init: Callable[[Key], Params]
     grad: Callable[[Params, Tree, Key], tuple[Tree, Tree, Metrics]]
     evaluate: Callable[[Params, Tree, Array], Metrics]
     unroll: bool = False
+    penalty: Callable[[Tree, Tree], Tree] | None = None
 
 
 class Schedule(NamedTuple):
-    """The planned graph, used as round % T. Empty slots hold neighbour -1 and weight 0."""
+    """The planned graph: round r = 1, 2, ... uses row (r - 1) % T.
+
+    W[i, j] is what node i, the receiver, gives to the value of node j. The slots of a node hold its in- and
+    out-neighbours of that round in ascending order; empty slots, at the end, hold neighbour -1 and weights 0.
+    """
 
     neighbor: np.ndarray  # [T, n, K] int32
-    weight: np.ndarray  # [T, n, K] float32
-    out_degree: np.ndarray  # [T, n] int32
+    weight: np.ndarray  # [T, n, K] float64: W[i, j] of the neighbour j in the slot
+    out_weight: np.ndarray  # [T, n, K] float64: W[j, i]; on undirected graphs the same as weight
+    trains: np.ndarray  # [T, n] bool: the node takes its local steps in this round; otherwise it only mixes
 
 
 class Delivery(NamedTuple):
-    """What happened in a run, or was drawn: who was there and which exchanges were booked."""
+    """What happened in a run, or was drawn: who was there and what was booked. Slots are those of the schedule's row.
+
+    An exchange booked at age a in round r was opened in round r - a, in the same slot.
+    """
 
     active: np.ndarray  # [R, n] bool
     steps: np.ndarray  # [R, n] int32: local steps taken

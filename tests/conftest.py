@@ -9,6 +9,7 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 8)  # so that what is spread over devices is tested as such
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from p2pfl import build, experiment
+from p2pfl import build, experiment, tasks
 from p2pfl.errors import ConfigError, DataError, TopologyError
 from p2pfl.experiment import Data, Experiment
 from p2pfl.protocol.timing import LAN, LOCAL
@@ -81,8 +81,8 @@ def test_the_tiny_experiment_is_right() -> None:
     made = build.build(make())
     assert len(made.graph) == 3 and made.algorithm.name == "dsgd" and made.pooled
     assert sum(map(len, made.partition.train)) == len(made.dataset.train.y)
-    assert [build.task(made, node).neighbors for node in range(3)] == [(1, 2), (0, 2), (0, 1)]
-    assert not build.task(build.build(build.alone(make())), 0).neighbors
+    assert [tasks.task(made, node).neighbors for node in range(3)] == [(1, 2), (0, 2), (0, 1)]
+    assert not tasks.task(build.build(build.alone(make())), 0).neighbors
 
 
 # --- names
@@ -91,10 +91,13 @@ def test_the_tiny_experiment_is_right() -> None:
 @pytest.mark.parametrize(
     ("tables", "said"),
     [
-        ({"algorithm": {"name": "dsdg"}}, "algorithm.name='dsdg': did you mean 'dsgd'? Valid: dsgd, "),
-        ({"topology": {"graph": "rign", "nodes": 3}}, "topology.graph='rign': did you mean 'ring'? Valid: complete, "),
+        ({"algorithm": {"name": "dsdg"}}, "algorithm.name='dsdg': did you mean 'dsgd'? Valid: ad_psgd, "),
+        ({"topology": {"graph": "rign", "nodes": 3}}, "topology.graph='rign': did you mean 'ring'? Valid: "),
         ({"data": {"source": "digit"}}, "data.source='digit': did you mean 'digits'? Valid: breast_cancer, csv, "),
-        ({"data": {"source": "zzz"}}, "data.source='zzz': Valid: breast_cancer, csv, digits, npz; or \"module:func"),
+        (
+            {"data": {"source": "zzz"}},
+            "data.source='zzz': Valid: breast_cancer, csv, digits, npz, quadratic; or \"module:func",
+        ),
         ({"model": {"name": "mpl"}}, "model.name='mpl': did you mean 'mlp'? Valid: cnn, logistic, mlp; or \"module:"),
         ({"training": {"optimizer": {"name": "sdg", "learning_rate": 0.1}}}, "did you mean 'sgd'? Valid: "),
         ({"training": {"optimizer": {"learning_rate": 0.1}}}, "training.optimizer.name: must be given, as in"),
@@ -408,7 +411,7 @@ def test_baselines_of_every_source_and_partition(csv: Path, npz: Path, module: A
         np.testing.assert_array_equal(pooled.partition.test[0], np.arange(len(run.dataset.test.y)))
         for part in ("train", "test"):
             np.testing.assert_array_equal(getattr(pooled.dataset, part).x, getattr(run.dataset, part).x)
-        assert build.task(pooled, 0).neighbors == ()
+        assert tasks.task(pooled, 0).neighbors == ()
 
 
 def test_pooled_data_stay_standardised_by_site(csv: Path) -> None:
@@ -478,7 +481,7 @@ def test_digest_is_of_the_meaning_alone(tmp_path: Path, npz: Path) -> None:
 def test_build_own_takes_all_rows_for_that_node(csv: Path) -> None:
     own = Data("csv", path=str(csv), label="sick", drop=("site",))
     made = build.build_own(make(), 2, own)
-    task = build.task(made, 2)
+    task = tasks.task(made, 2)
     assert not made.pooled and not task.pooled and task.neighbors == (0, 1)
     np.testing.assert_array_equal(task.x, made.dataset.train.x)
     np.testing.assert_array_equal(task.own, np.arange(len(made.dataset.test.y)))
@@ -508,6 +511,6 @@ def test_build_own_refuses(node: int, own: dict[str, Any], tables: dict[str, Any
 
 
 def test_tasks_share_programs_of_equal_degree() -> None:
-    made = build.tasks(build.build(make(topology={"graph": "star", "nodes": 4})))
+    made = tasks.tasks(build.build(make(topology={"graph": "star", "nodes": 4})))
     assert made[1].program is made[2].program is not made[0].program
     assert [task.neighbors for task in made] == [(1, 2, 3), (0,), (0,), (0,)]

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import pytest
 
-from p2pfl import experiment, models
+from p2pfl import experiment, models, quadratic
 from p2pfl.cli import main
 from p2pfl.data import SOURCES
 from p2pfl.experiment import Experiment, NodeFile
@@ -54,7 +54,8 @@ def rows(text: str, first: str) -> dict[str, list[str]]:
 
 def of_the_source(kind: type[Any], name: str) -> Any:
     """The default of a field that is None in the dataclass because the source or the model has its own."""
-    makers = {experiment.Data: SOURCES, experiment.Model: models.MODELS}.get(kind, {})
+    sources = {**SOURCES, "quadratic": quadratic.quadratic}
+    makers = {experiment.Data: sources, experiment.Model: models.MODELS}.get(kind, {})
     parameters = [inspect.signature(maker).parameters.get(name) for maker in makers.values()]
     given = {p.default for p in parameters if p is not None and p.default is not p.empty}
     assert len(given) <= 1, f"{name} has several defaults: {given}"

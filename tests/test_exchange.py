@@ -46,7 +46,7 @@ Receive = Callable[[Edge, Message, Side | None], Step]
 
 
 def side(end: int, number: int) -> Side:
-    return Side(f"payload {number} of end {end}", number, 1)
+    return Side(f"payload {number} of end {end}", number)
 
 
 def after(state: State, end: int, step: Step, links: list[Link], budget: tuple) -> State:
@@ -211,7 +211,7 @@ def test_the_exploration_finds_a_broken_rule(broken: Receive) -> None:
 
 def test_what_no_honest_peer_says_is_a_remote_error() -> None:
     edge = exchange.open(Edge(number=5, last=BOOKED), side(0, 5)).edge
-    for message in (Offer(7, 1, 1, BOOKED), Receipt(7), AskVoid(7), Result(7, VOID), Ping(7, True, BOOKED, 1)):
+    for message in (Offer(7, 1, BOOKED), Receipt(7), AskVoid(7), Result(7, VOID), Ping(7, True, BOOKED, 1)):
         with pytest.raises(RemoteError, match="number"):
             exchange.receive(edge, message, side(1, 7))
     with pytest.raises(RemoteError, match="booking"):

@@ -388,12 +388,12 @@ def edited(field: str, toml: str) -> str:
         ("data.alpa", "3", "data.alpa=3: no such field; did you mean 'alpha'? Valid: alpha, arguments, categories, "),
         ("model.hiden", "[3]", "model.hiden=[3]: no such field; did you mean 'hidden'? Valid: arguments, channels, "),
         ("training.batch", "3", "training.batch=3: no such field; did you mean 'batch_size'? Valid: batch_size, "),
-        ("topology.node", "3", "topology.node=3: no such field; did you mean 'nodes'? Valid: file, graph, nodes"),
-        ("algorithm.nam", "3", "algorithm.nam=3: no such field; did you mean 'name'? Valid: name"),
+        ("topology.node", "3", "topology.node=3: no such field; did you mean 'nodes'? Valid: arguments, file, "),
+        ("algorithm.nam", "3", "algorithm.nam=3: no such field; did you mean 'name'? Valid: arguments, name, wrap"),
         ("churn.nod", "3", "churn[0].nod=3: no such field; did you mean 'node'? Valid: event, node, round"),
-        ("network.timings", "{}", "network.timings={}: no such field; did you mean 'timing'? Valid: preset, timing"),
+        ("network.timings", "{}", "network.timings={}: no such field; did you mean 'timing'? Valid: late, loss, "),
         ("evaluation.zzz", "3", "evaluation.zzz=3: no such field; Valid: every"),
-        ("driver.kin", "3", "driver.kin=3: no such field; did you mean 'kind'? Valid: kind"),
+        ("driver.kin", "3", "driver.kin=3: no such field; did you mean 'kind'? Valid: chunk, devices, kind, method"),
     ],
 )  # fmt: skip
 def test_a_mistake_names_file_field_value_and_rule(file: Path, field: str, toml: str, said: str) -> None:
@@ -464,7 +464,7 @@ def test_what_is_no_toml(file: Path, text: bytes, said: str) -> None:
 def test_an_empty_file_lacks_every_field(file: Path) -> None:
     file.write_text("")
     missing = [line.split(": ")[1] for line in refused(file).splitlines()]
-    assert sorted(missing) == ["algorithm", "data", "model", "name", "rounds", "topology", "training"]
+    assert sorted(missing) == ["algorithm", "data", "name", "rounds", "topology", "training"]
 
 
 def test_no_such_file_and_a_directory(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

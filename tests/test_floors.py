@@ -12,11 +12,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "p2pfl"
 FLOORS = {
-    0: "types errors check tree records",
-    1: "algorithms mixing learner models batching topology churn partition data program task",
+    0: "types errors check tree records draws",
+    1: "algorithms mixing wrap learner models batching topology churn partition data program task quadratic demands "
+    "own",
     2: "protocol",
     3: "live simulate",
-    4: "experiment build summary watch view report plots run node cli __main__ __init__",
+    4: "experiment build draw tasks simulation replay summary watch view report plots run node sweep "
+    "sweep_run sweep_view sweep_plot cli __main__ __init__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 SIBLINGS_MAY_MEET = {0, 1, 4}

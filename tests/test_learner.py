@@ -253,7 +253,7 @@ def test_descend_is_the_steps_one_by_one(model: Any) -> None:
     it, optimizer = from_flax(model, EXAMPLE, CLASSES), optax.sgd(0.3, momentum=0.9)
     params = it.init(jax.random.key(0))
     start = (params, optimizer.init(params["trained"]))
-    run = jax.jit(lambda p, o, b, k, s: descend(it, optimizer, p, o, b, k, s), static_argnums=())
+    run = jax.jit(lambda p, o, b, k, s: descend(it, optimizer, p, o, b, k, s)[:3])
     one, two = batch(1, STEPS), batch(2, STEPS)
     key, later = jax.random.key(5), jax.random.key(6)
     tolerance = 2e-6  # float32: a fused step rounds unlike single operations
@@ -270,7 +270,7 @@ def test_descend_is_the_steps_one_by_one(model: Any) -> None:
     close(run(*start, one, key, jnp.int32(STEPS)), first, tolerance)
     # Written out instead of scanned.
     unrolled = it._replace(unroll=True)
-    close(jax.jit(lambda: descend(unrolled, optimizer, *start, one, key))(), first, tolerance)
+    close(jax.jit(lambda: descend(unrolled, optimizer, *start, one, key)[:3])(), first, tolerance)
 
 
 def test_each_local_step_has_its_own_key() -> None:
@@ -280,8 +280,73 @@ def test_each_local_step_has_its_own_key() -> None:
     it = Learner(init=lambda key: {}, grad=grad, evaluate=lambda *a: {})
     params = {"trained": jnp.zeros(3), "carried": {}}
     key = jax.random.key(9)
-    got, _, _ = descend(
-        it, optax.sgd(1.0), params, optax.sgd(1.0).init(params["trained"]), {"x": jnp.zeros((5, 1))}, key
-    )
+    done = descend(it, optax.sgd(1.0), params, optax.sgd(1.0).init(params["trained"]), {"x": jnp.zeros((5, 1))}, key)
     expected = -sum(jax.random.normal(jax.random.fold_in(key, s), (3,)) for s in range(5))
-    np.testing.assert_allclose(got["trained"], expected, rtol=1e-5)
+    np.testing.assert_allclose(done.params["trained"], expected, rtol=1e-5)
+
+
+def parabola(penalty: Any = None) -> Learner:
+    """f(x) = |x - b|^2 / 2; b is the batch."""
+
+    def grad(params: Tree, batch: Tree, key: Any) -> tuple[Tree, Tree, dict[str, jax.Array]]:
+        away = params["trained"] - batch["b"]
+        return away, {}, {"loss": (away**2).sum() / 2}
+
+    return Learner(init=lambda key: {}, grad=grad, evaluate=lambda *a: {}, penalty=penalty)
+
+
+def descent(it: Learner, steps: Any = None, **given: Any) -> Any:
+    optimizer = optax.sgd(0.5)
+    params = {"trained": jnp.full(2, 8.0), "carried": {}}
+    batches = {"b": jnp.zeros((3, 2))}
+    return descend(it, optimizer, params, optimizer.init(params["trained"]), batches, jax.random.key(0), steps, **given)
+
+
+def test_direct_makes_what_the_optimizer_gets_and_its_mean_comes_back() -> None:
+    """Numbers of few bits: exact in float32."""
+    plain = descent(parabola(), directions=True)  # 8, 4, 2, 1
+    assert np.array_equal(plain.params["trained"], [1, 1])
+    np.testing.assert_allclose(plain.direction, np.full(2, (8 + 4 + 2) / 3), rtol=1e-6)
+    assert descent(parabola()).direction == ()
+    corrected = descent(parabola(), direct=lambda g: g - 2, directions=True)  # 8, 5, 3.5, 2.75
+    assert np.array_equal(corrected.params["trained"], [2.75, 2.75])
+    np.testing.assert_allclose(corrected.direction, np.full(2, (6 + 3 + 1.5) / 3), rtol=1e-6)
+    two = descent(parabola(), jnp.int32(2), directions=True)  # the mean over the steps taken
+    assert np.array_equal(two.direction, [6, 6])
+    assert np.array_equal(descent(parabola(), jnp.int32(0), directions=True).direction, [0, 0])
+
+
+def test_a_penalty_pulls_to_the_first_model_of_the_round() -> None:
+    held = descent(parabola(lambda z, start: z - start))
+    z = 8.0
+    for _ in range(3):
+        z = z - 0.5 * (z + (z - 8))
+    assert np.array_equal(held.params["trained"], [z, z])  # all in few bits
+
+
+@pytest.mark.parametrize(
+    "optimizer, plain",
+    [
+        (optax.sgd(0.1), True),
+        (optax.sgd(optax.cosine_decay_schedule(0.1, 100)), True),
+        (optax.chain(optax.scale(2.0), optax.sgd(0.1)), True),
+        (optax.sgd(0.1, momentum=0.9), False),
+        (optax.adam(0.1), False),
+        (optax.sign_sgd(0.1), False),
+        (optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1)), False),
+        (optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.1)), False),
+        (optax.chain(optax.clip(0.1), optax.sgd(0.1)), False),
+    ],
+    ids=["sgd", "schedule", "scaled", "momentum", "adam", "sign", "decay", "clipped norm", "clipped"],
+)
+def test_plain_is_sgd_and_nothing_else(optimizer: Any, plain: bool, optax_promotes: None) -> None:
+    assert learner.is_plain(optimizer) == plain
+
+
+def test_the_learning_rate_is_read_off_the_optimizer() -> None:
+    trained = {"w": jnp.asarray([[3.0, -1.0]])}
+    optimizer = optax.sgd(lambda count: 0.5 / (1 + count.astype(jnp.float32)))
+    state = optimizer.init(trained)
+    for expected in (0.5, 0.25):
+        assert float(learner.learning_rate(optimizer, state, trained)) == expected
+        _, state = optimizer.update(trained, state, trained)

@@ -20,9 +20,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import zmq
+from small import CASES, MORE, Case, write
 
-from p2pfl import records
+from p2pfl import build, experiment, records, tree
+from p2pfl.algorithms import ALGORITHMS
 from p2pfl.live.launch import free_ports
+from p2pfl.replay import replay
+from p2pfl.simulate import loop
+from p2pfl.simulation import deliveries
+from p2pfl.tasks import tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "experiments" / "ring-digits" / "experiment.toml"
@@ -32,16 +38,18 @@ PATIENT = (
     "--set",
     "network.timing={start_timeout=60.0, silence=60.0, deadline_min=61.0, deadline_max=61.0}",
 )
+
+pytestmark = pytest.mark.live
 """A slow machine must not turn a barrier into a deadline where results are compared to the bit."""
 
 
 class Started:
     """A run in a process of its own, which ends with the test."""
 
-    def __init__(self, out: Path, *arguments: str) -> None:
+    def __init__(self, out: Path, *arguments: str, file: Path = DEMO) -> None:
         self.out = out
         self.process = subprocess.Popen(
-            [*P2PFL, "run", str(DEMO), "--out", str(out), "--json", *arguments],
+            [*P2PFL, "run", str(file), "--out", str(out), "--json", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -76,8 +84,8 @@ class Started:
 def start(tmp_path: Path) -> Iterator[Callable[..., Started]]:
     started: list[Started] = []
 
-    def make(*arguments: str) -> Started:
-        started.append(Started(tmp_path / f"run{len(started)}", *arguments))
+    def make(*arguments: str, **given: Any) -> Started:
+        started.append(Started(tmp_path / f"run{len(started)}", *arguments, **given))
         return started[-1]
 
     yield make
@@ -96,14 +104,71 @@ def models(out: Path, nodes: int) -> list[dict[str, np.ndarray]]:
 def test_live_equals_the_plain_loop_to_the_bit(start: Callable[..., Started], graph: str) -> None:
     small = (*NO_CHURN, "--set", "rounds=15", "--set", "topology.nodes=5", "--set", f"topology.graph={graph}")
     live = start(*small, *PATIENT).end()
-    loop = start(*small, *PATIENT, "--driver", "simulate").end()
-    assert live["digests"] == loop["digests"]
-    assert live["accuracy_mean"] == loop["accuracy_mean"]
-    assert live["exchanges_booked"] == loop["exchanges_booked"] == 15 * (5 if graph == "ring" else 4)
+    plain = ("--driver", "simulate", "--set", "driver.method=loop")
+    looped = start(*small, *PATIENT, *plain).end()
+    assert live["digests"] == looped["digests"]
+    assert live["accuracy_mean"] == looped["accuracy_mean"]
+    assert live["exchanges_booked"] == looped["exchanges_booked"] == 15 * (5 if graph == "ring" else 4)
     assert live["mean_residual"] < 1e-6
     assert live["residue"] == live["exchanges_voided"] == 0
-    other = start(*small, *PATIENT, "--driver", "simulate", "--set", "seed=1").end()
-    assert other["digests"] != loop["digests"]  # the comparison can fail
+    other = start(*small, *PATIENT, *plain, "--set", "seed=1").end()
+    assert other["digests"] != looped["digests"]  # the comparison can fail
+
+
+def same_everywhere(start: Callable[..., Started], folder: Path, case: Case) -> None:
+    """A live run, the plain loop and the replay of the live run end in the same models."""
+    file = write(folder, case)
+    run = start(file=file)
+    summary = run.end()
+    federation = build.build(experiment.load(file))
+    plain: dict[str, str] = {}
+    booked: dict[tuple[int, int], list[list[int]]] = {}
+
+    def record(node: int, measured: records.Measured, traced: records.Traced | records.Adopted) -> None:
+        assert isinstance(traced, records.Traced)
+        booked[node, traced.round] = [[other, mine, theirs] for other, _, _, mine, theirs in traced.booked]
+
+    for node, model in enumerate(loop.run(tasks(federation), deliveries(federation), record, lambda: 0.0)):
+        plain[str(node)] = tree.digest(model)
+    assert summary["digests"] == plain
+    assert len(set(plain.values())) > 1 or case.algorithm == "fedavg"
+    for (node, round), theirs in booked.items():
+        lines = records.read(run.out / "nodes" / str(node) / "trace.jsonl")
+        line = next(line for line in lines if line["round"] == round and "booked" in line)
+        assert [[other, mine, said] for other, _, _, mine, said in line["booked"]] == theirs
+    assert summary["residue"] == 0
+    assert summary["messages_dropped"] == {}
+    exchanges = federation.algorithm.keeps_mean == "exchange"
+    assert (summary["mean_residual"] < 1e-6) if exchanges else summary["mean_residual"] is None
+    assert all(verdict.equal for verdict in replay(run.out))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_kind_of_algorithm_is_the_same_live(start: Callable[..., Started], tmp_path: Path, case: Case) -> None:
+    same_everywhere(start, tmp_path / "case", case)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("case", MORE, ids=str)
+def test_every_algorithm_is_the_same_live(start: Callable[..., Started], tmp_path: Path, case: Case) -> None:
+    same_everywhere(start, tmp_path / "case", case)
+
+
+def test_every_algorithm_has_a_case() -> None:
+    assert {case.algorithm for case in (*CASES, *MORE)} == set(ALGORITHMS)
+
+
+def test_float64_is_the_same_live(start: Callable[..., Started], tmp_path: Path) -> None:
+    file = write(tmp_path / "case", Case("push_sum", "one_peer_exponential", 4, dtype="float64"))
+    live = start(file=file)
+    digests = live.end()["digests"]
+    looped = start("--driver", "simulate", "--set", "driver.method=loop", file=file).end()
+    assert digests == looped["digests"]
+    leaves = [leaf for model in models(live.out, 4) for leaf in model.values()]
+    assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float64)}
+    told = subprocess.run([*P2PFL, "replay", str(live.out), "--json"], capture_output=True, text=True, timeout=120)
+    assert told.returncode == 0, told.stderr
+    assert [verdict["equal"] for verdict in json.loads(told.stdout)] == [True] * 4
 
 
 def test_the_demo_loses_a_node_and_gets_it_back(start: Callable[..., Started]) -> None:
@@ -189,18 +254,18 @@ def test_garbage_is_dropped_counted_and_kills_nobody(start: Callable[..., Starte
     context = zmq.Context()
     dealer = context.socket(zmq.DEALER)
     dealer.connect(table["listen"])
-    hello = [1, 0, 1, 2**61, 0, 0, "another federation", "another schema", 0]
+    hello = [2, 0, 1, 2**61, 0, 0, "another federation", "another schema", 0]
     for frames in (
         [rng.bytes(200)],
         [b""],
         [rng.bytes(5000)],
-        [msgpack.packb([1, 1, 1, 5, 5, 0, 1, 2, ""]), b"short"],
+        [msgpack.packb([2, 1, 1, 5, 5, 0, 1, ""]), b"short"],
         [msgpack.packb([9, 1, 1, 5, 5])],
-        [msgpack.packb([1, 99, 1, 5, 5])],
-        [msgpack.packb([1, 0, 77, 5, 0, 0, "x", "y", 0])],
+        [msgpack.packb([2, 99, 1, 5, 5])],
+        [msgpack.packb([2, 0, 77, 5, 0, 0, "x", "y", 0])],
         [msgpack.packb(hello)],
         [
-            msgpack.packb([1, 1, 1, 5, 5, 0, 1, 2, ""]),
+            msgpack.packb([2, 1, 1, 5, 5, 0, 1, ""]),
             *[np.full(size, np.nan, np.float32).tobytes() for size in (64, 4096, 10, 640)],
         ],
     ):

@@ -1,7 +1,8 @@
-"""Speed of a live round, beside the limits measured in the same run: figures are ratios first, seconds second.
+"""Speed of a live round and of the simulator, beside the limits measured in the same run: ratios first, seconds second.
 
-python tools/bench.py             # the figures of the README
-python tools/bench.py --smoke     # one short run: does the benchmark itself still work?
+python tools/bench.py                    # the figures of the README
+python tools/bench.py --only simulate    # or live
+python tools/bench.py --smoke            # one short run of each: does the benchmark itself still work?
 """
 
 from __future__ import annotations
@@ -14,33 +15,51 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "experiments" / "ring-digits" / "experiment.toml"
 
-# Small work: digits, MLP 64-128-10 (9,610 parameters, 38 kB), SGD, about one pass over the node's rows in a round
-SMALL = (
+# Small work: rows like digits, MLP 64-128-10 (9,610 parameters, 38 kB), SGD, 6 local steps of 32 rows a round
+TRAINING = 'training={optimizer={name="sgd", learning_rate=0.1}, batch_size=32, local_steps=6}'
+SMALL = ("baselines=false", "churn=[]", "model.hidden=[128]", TRAINING)
+
+# A small CNN: 28 x 28, channels 1-16-32, 3 x 3, batch 32, ten steps
+CNN = (
     "baselines=false",
     "churn=[]",
-    'data={source="digits", partition="iid"}',
-    "model.hidden=[128]",
-    'training.optimizer={name="sgd", learning_rate=0.1}',
-    "training.batch_size=32",
-    "training.local_steps=6",
+    'model={name="cnn", channels=[16, 32]}',
+    'training={optimizer={name="sgd", learning_rate=0.1}, batch_size=32, local_steps=10}',
 )
 
 
-def live(nodes: int, rounds: int, evaluate_every: int) -> dict[str, float]:
-    """One run of real processes on a ring."""
-    wanted = (*SMALL, f"topology.nodes={nodes}", f"rounds={rounds}", f"evaluation.every={evaluate_every}")
+def run(wanted: Sequence[str], *options: str) -> dict[str, Any]:
+    """The summary of one run of the demo with fields replaced."""
     with tempfile.TemporaryDirectory() as folder:
         sets = [part for each in wanted for part in ("--set", each)]
-        command = [sys.executable, "-m", "p2pfl", "run", str(DEMO), "--json", "--out", f"{folder}/run", *sets]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        command = [sys.executable, "-m", "p2pfl", "run", str(DEMO), "--json", "--out", f"{folder}/run", *options, *sets]
+        path = os.pathsep.join([str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    if done.returncode:
+        raise SystemExit(done.stderr)
     return dict(json.loads(done.stdout))
+
+
+def live(nodes: int, rounds: int, evaluate_every: int) -> dict[str, Any]:
+    """One run of real processes on a ring."""
+    given = ('data={source="digits", partition="iid"}', f"topology.nodes={nodes}", f"rounds={rounds}")
+    return run((*SMALL, *given, f"evaluation.every={evaluate_every}"))
+
+
+def simulated(nodes: int, rounds: int, work: Sequence[str], source: str) -> dict[str, Any]:
+    """One simulation on a ring."""
+    data = f'data={{source="bench_data:{source}", partition="iid", arguments={{nodes={nodes}}}}}'
+    given = (data, f"topology.nodes={nodes}", f"rounds={rounds}", f"evaluation.every={rounds}")
+    return run((*work, *given), "--driver", "simulate")
 
 
 def training_alone(steps: int = 6, batch: int = 32, repeats: int = 300) -> float:
@@ -57,47 +76,88 @@ def training_alone(steps: int = 6, batch: int = 32, repeats: int = 300) -> float
     program = compile(dsgd(learner, optimizer("sgd", learning_rate=0.1)), learner, 2, 0)
     state = program.init(0)
     batches = {"x": np.zeros((steps, batch, 64), np.float32), "y": np.zeros((steps, batch), np.int32)}
-    around = Neighborhood(np.zeros(2, np.float32), np.int32(2))
+    around = Neighborhood(np.zeros(2), np.zeros(2))
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
-        state, _, payload = program.train(state, batches, np.int32(0), np.int32(1), around)
+        state, _, payload, _ = program.train(state, batches, np.int32(0), np.int32(1), around)
         jax.block_until_ready(payload)
         times.append(time.perf_counter() - began)
     return statistics.median(times)
 
 
-def main() -> None:
-    """Print one JSON object per figure."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="one short run")
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    repeats, rounds = (1, 30) if arguments.smoke else (arguments.repeats, 400)
+def say(figure: str, **values: Any) -> None:
+    """One JSON object a line."""
+    print(json.dumps({"figure": figure, **values}), flush=True)
+
+
+def spread(runs: Sequence[dict[str, Any]], key: str) -> dict[str, float]:
+    """Median, least and greatest of a figure over runs."""
+    values = sorted(run[key] for run in runs)
+    return {f"{key}_median": statistics.median(values), f"{key}_min": values[0], f"{key}_max": values[-1]}
+
+
+def bench_live(repeats: int, rounds: int, sizes: Sequence[int], alone: float) -> None:
+    """Rings of real processes."""
     cores = os.cpu_count() or 1
-    alone = training_alone(repeats=30 if arguments.smoke else 300)
-    print(json.dumps({"figure": "local steps of one node, alone", "seconds": alone}))
-    for nodes in (8,) if arguments.smoke else (4, 8, 16):
+    for nodes in sizes:
         for every in (rounds, 1):
             runs = [live(nodes, rounds, every) for _ in range(repeats)]
-            medians = sorted(run["seconds_per_round_median"] for run in runs)
-            print(
-                json.dumps(
-                    {
-                        "figure": f"round, ring of {nodes}, "
-                        + ("evaluated every round" if every == 1 else "training only"),
-                        "seconds_median": statistics.median(medians),
-                        "seconds_min": medians[0],
-                        "seconds_max": medians[-1],
-                        "times_the_compute_of_the_cores": statistics.median(medians)
-                        / (alone * nodes / min(cores, nodes)),
-                        "memory_peak_per_node_mb": max(run["memory_peak_per_node"] for run in runs) / 2**20,
-                        "seconds_startup": statistics.median(run["seconds_startup"] for run in runs),
-                        "runs": repeats,
-                    }
-                ),
-                flush=True,
+            figures = spread(runs, "seconds_per_round_median")
+            say(
+                f"round, ring of {nodes}, " + ("evaluated every round" if every == 1 else "training only"),
+                **figures,
+                times_the_compute_of_the_cores=figures["seconds_per_round_median_median"]
+                / (alone * nodes / min(cores, nodes)),
+                memory_peak_per_node_mb=max(run["memory_peak_per_node"] for run in runs) / 2**20,
+                seconds_startup=statistics.median(run["seconds_startup"] for run in runs),
+                runs=repeats,
             )
+
+
+def bench_simulate(repeats: int, sizes: Sequence[tuple[int, int]], cnn: tuple[int, int], alone: float) -> None:
+    """Rings in one process: local steps a second over all nodes, beside one node alone."""
+    for nodes, rounds in sizes:
+        runs = [simulated(nodes, rounds, SMALL, "small") for _ in range(repeats)]
+        figures = spread(runs, "steps_per_second")
+        say(
+            f"simulated ring of {nodes}, small work",
+            **figures,
+            times_one_node_on_one_core=figures["steps_per_second_median"] / (6 / alone),
+            **spread(runs, "seconds_first_round"),
+            memory_peak_mb=max(run["memory_peak"] for run in runs) / 2**20,
+            chosen=runs[0]["simulated_by"],
+            runs=repeats,
+        )
+    nodes, rounds = cnn
+    runs = [simulated(nodes, rounds, CNN, "images") for _ in range(repeats)]
+    figures = spread(runs, "seconds_per_round_median")
+    say(
+        f"simulated ring of {nodes}, small CNN, ten steps",
+        milliseconds_per_node_median=figures["seconds_per_round_median_median"] / nodes * 1e3,
+        milliseconds_per_node_min=figures["seconds_per_round_median_min"] / nodes * 1e3,
+        milliseconds_per_node_max=figures["seconds_per_round_median_max"] / nodes * 1e3,
+        **spread(runs, "seconds_first_round"),
+        chosen=runs[0]["simulated_by"],
+        runs=repeats,
+    )
+
+
+def main() -> None:
+    """Print one JSON object per figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="one short run of each")
+    parser.add_argument("--only", choices=["live", "simulate"], help="one half of the benchmark")
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    smoke, repeats = arguments.smoke, 1 if arguments.smoke else arguments.repeats
+    alone = training_alone(repeats=30 if smoke else 300)
+    say("local steps of one node, alone", seconds=alone, steps_per_second=6 / alone)
+    if arguments.only != "simulate":
+        bench_live(repeats, 30 if smoke else 400, (8,) if smoke else (4, 8, 16), alone)
+    if arguments.only != "live":
+        sizes = ((20, 20),) if smoke else ((10, 2000), (100, 400), (1000, 60), (10_000, 12))
+        bench_simulate(repeats, sizes, (4, 2) if smoke else (16, 12), alone)
 
 
 if __name__ == "__main__":

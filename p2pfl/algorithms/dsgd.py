@@ -1,51 +1,57 @@
-"""Decentralised SGD in adapt-then-combine form (diffusion).
+"""Decentralised SGD, adapt-then-combine (diffusion) or combine-then-adapt (D-PSGD as published).
 
-    x_i' = local steps of the optimizer from x_i on node i's own data
-    x_i+ = x_i' + sum_j w_ij (x_j' - x_i')
+    adapt, then combine:   x_i+ = sum_j w_ij (x_j - eta g_j(x_j))
+    combine, then adapt:   x_i+ = sum_j w_ij x_j - eta g_i(x_i)
 
-Source: Lian et al., "Can decentralized algorithms outperform centralized algorithms?" (2017); Sayed, "Adaptation,
-learning, and optimization over networks" (2014), for the adapt-then-combine order. Weights: Metropolis-Hastings,
-w_ij = 1 / (1 + max(d_i, d_j)).
+Source: Lian et al., "Can decentralized algorithms outperform centralized algorithms?" (2017), equation of algorithm 1
+for the second order; Sayed, "Adaptation, learning, and optimization over networks" (2014) for the first. On unequal
+data both stop at a biased fixed point, the second slightly farther from the optimum; its payload does not wait for the
+gradient.
 
-What travels: the model, after the local steps. Asks of W: symmetric, rows that sum to one. Keeps the mean by exchange.
-The optimizer's state stays at home; a joiner copies a neighbour's model and starts it afresh.
+What travels: the model, after the local steps or before them. Asks of W: symmetric. Keeps the mean by exchange. The
+optimizer's state stays at home; a joiner copies a neighbour's model and starts it afresh.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optax
 
+from p2pfl.check import one_of
 from p2pfl.learner import descend
-from p2pfl.mixing import exchange_mix, first_arrived
+from p2pfl.mixing import exchange_mix
 from p2pfl.types import Algorithm, Batches, Inbox, Key, Learner, Metrics, Neighborhood, Params, Payload, Steps, Tree
 
 
 class State(NamedTuple):
-    """x and the optimizer's state."""
+    """x, the optimizer's state, and what this round sends (combine-then-adapt: x before the local steps)."""
 
     params: Params
     opt_state: Tree
+    before: Params | None
 
 
-def dsgd(learner: Learner, optimizer: optax.GradientTransformation) -> Algorithm:
-    """Decentralised SGD (adapt, then combine) with any optax optimizer as the local step."""
+def dsgd(learner: Learner, optimizer: optax.GradientTransformation, order: str = "atc") -> Algorithm:
+    """Decentralised SGD with any optax optimizer; `order` is "atc" or "cta". Raises ConfigError for another order."""
+    one_of(("atc", "cta"), order=order)
+    first = order == "cta"  # send first
 
     def init(params: Params, slots: int) -> State:
-        return State(params, optimizer.init(params["trained"]))
+        return State(params, optimizer.init(params["trained"]), params if first else None)
 
     def local(state: State, batches: Batches, key: Key, steps: Steps | None) -> tuple[State, Metrics]:
-        params, opt_state, metrics = descend(learner, optimizer, *state, batches, key, steps)
-        return State(params, opt_state), metrics
+        done = descend(learner, optimizer, state.params, state.opt_state, batches, key, steps)
+        return State(done.params, done.opt_state, state.params if first else None), done.metrics
 
     def send(state: State, neighborhood: Neighborhood) -> tuple[State, Payload]:
-        return state, state.params
+        return state, state.before if first else state.params
 
     def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
         return state._replace(params=exchange_mix(state.params, inbox, neighborhood))
 
-    def adopt(state: State, inbox: Inbox) -> State:
-        return init(first_arrived(inbox), 0)
+    def adopt(state: Any, params: Params) -> State:
+        return init(params, 0)
 
-    return Algorithm("dsgd", init, local, send, mix, adopt, lambda state: state.params)
+    travels = "the model before the local steps" if first else "the model"
+    return Algorithm("dsgd", init, local, send, mix, adopt, lambda state: state.params, travels)

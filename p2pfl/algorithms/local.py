@@ -5,7 +5,7 @@ from __future__ import annotations
 import optax
 
 from p2pfl.algorithms.dsgd import State, dsgd
-from p2pfl.types import Algorithm, Inbox, Learner, Neighborhood
+from p2pfl.types import Algorithm, Demands, Inbox, Learner, Neighborhood
 
 
 def local(learner: Learner, optimizer: optax.GradientTransformation) -> Algorithm:
@@ -14,4 +14,6 @@ def local(learner: Learner, optimizer: optax.GradientTransformation) -> Algorith
     def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
         return state
 
-    return dsgd(learner, optimizer)._replace(name="local", mix=mix, mixes=False, keeps_mean="nothing")
+    return dsgd(learner, optimizer)._replace(
+        name="local", mix=mix, travels="nothing", link="none", keeps_mean="nothing", demands=Demands("any")
+    )

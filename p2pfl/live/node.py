@@ -19,7 +19,9 @@ from p2pfl import records
 from p2pfl.errors import LocalError, RemoteError
 from p2pfl.live import clock
 from p2pfl.live.transport import Transport
-from p2pfl.live.work import Outgoing, Work
+from p2pfl.live.turns import turns
+from p2pfl.live.wire import Outgoing
+from p2pfl.live.work import Work
 from p2pfl.protocol.codec import NonFinite, decode, encode
 from p2pfl.protocol.events import (
     Adopt,
@@ -37,7 +39,7 @@ from p2pfl.protocol.events import (
     Start,
     Tick,
 )
-from p2pfl.protocol.messages import Hello
+from p2pfl.protocol.messages import Hello, Model, Offer, Push
 from p2pfl.protocol.neighbour import Facts
 from p2pfl.protocol.peer import Peer
 from p2pfl.protocol.timing import Timing
@@ -103,19 +105,23 @@ class _Node:
     ) -> None:
         self._task, self._work, self._say, self._counters = task, work, say, counters
         self._events = records.Lines(place.directory / "events.jsonl")
-        self._incoming = work.incoming
-        schema = self._incoming.schema
-        self._transport = Transport(place.listen, place.addresses, schema.frame_cap)
+        payload, model = work.payloads.format, work.models.format
+        self._formats = {Offer: payload, Push: payload, Model: model}
+        cap = max(payload.schema.frame_cap, model.schema.frame_cap)
+        self._transport = Transport(place.listen, place.addresses, cap)
         facts = Facts(
             node=task.node,
             life=life,
             neighbors=tuple(place.addresses),
+            plan=turns(task),
+            slots=task.program.slots,
             rounds=task.rounds,
             federation=place.federation,
-            schema=schema.digest,
-            payload_bytes=sum(schema.nbytes),
+            schema=payload.schema.digest + model.schema.digest,
+            payload_bytes=sum(payload.schema.nbytes),
             timing=place.timing,
             lateness=place.lateness,
+            per_edge=task.per_edge,
             join_round=min((r for r in task.rejoins if r > work.last_round), default=0) if work.last_round else 0,
         )
         self._facts, self._peer = facts, Peer(facts)
@@ -175,7 +181,7 @@ class _Node:
 
     def _take(self, frames: list[zmq.Frame], now: float) -> None:
         try:
-            envelope = decode([frame.buffer for frame in frames], self._incoming.schema, self._incoming.finite)
+            envelope = decode([frame.buffer for frame in frames], self._formats)
         except NonFinite as error:
             self._handle(Refused(error.envelope), now)
             return

@@ -4,66 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import safetensors.numpy
-import zmq
 
 from p2pfl import records, tree
 from p2pfl.errors import LocalError
 from p2pfl.live import clock
-from p2pfl.protocol.codec import Schema, schema_of
+from p2pfl.live.wire import Incoming, Outgoing, outgoing
+from p2pfl.program import Mixed
 from p2pfl.protocol.events import Adopt, Advance, Booking, Finished, Leave, Trained
-from p2pfl.task import Accuracy, Task, evaluated
-from p2pfl.types import Inbox, Neighborhood, Payload, State
-
-
-class Outgoing(NamedTuple):
-    """A payload as the computation sees it and as it goes out: serialised once, whatever the number of neighbours."""
-
-    tree: Payload
-    frames: tuple[zmq.Frame, ...]
-    nbytes: int
-
-
-def outgoing(payload: Payload) -> Outgoing:
-    """One raw frame per tensor, without a copy where the tensor is in host memory."""
-    arrays = [np.ascontiguousarray(leaf).reshape(-1) for leaf in jax.tree.leaves(payload)]
-    frames = tuple(zmq.Frame(array.view(np.uint8).data) for array in arrays)
-    return Outgoing(payload, frames, sum(array.nbytes for array in arrays))
-
-
-class Incoming:
-    """From raw frames back to trees, and whether they are fit to be used."""
-
-    def __init__(self, like: Payload) -> None:
-        leaves, self._structure = jax.tree.flatten(like)
-        self._like = [(np.dtype(leaf.dtype), tuple(leaf.shape)) for leaf in leaves]
-        sizes = [int(np.prod(shape)) * dtype.itemsize for dtype, shape in self._like]
-        self.schema: Schema = schema_of(tree.schema(like), sizes)
-
-    def tree(self, frames: Sequence[Any]) -> Payload:
-        """The payload in these frames, as views of them."""
-        leaves = [
-            np.frombuffer(memoryview(frame), dtype).reshape(shape)
-            for frame, (dtype, shape) in zip(frames, self._like, strict=True)
-        ]
-        return jax.tree.unflatten(self._structure, leaves)
-
-    def finite(self, frames: Sequence[Any]) -> bool:
-        """No NaN and no infinity. The sum is finite in nearly every case and costs one pass without a temporary."""
-        for frame, (dtype, _) in zip(frames, self._like, strict=True):
-            array = np.frombuffer(memoryview(frame), dtype)
-            if dtype.kind in "iub":
-                continue
-            with np.errstate(over="ignore", invalid="ignore"):
-                if not np.isfinite(array.sum()) and not np.isfinite(array).all():
-                    return False
-        return True
+from p2pfl.task import Accuracy, Booked, Task, evaluated, part
+from p2pfl.types import Params, Payload, State
 
 
 class Work:
@@ -72,26 +27,32 @@ class Work:
     def __init__(self, task: Task, directory: Path, traffic: Callable[[], tuple[int, int]]) -> None:
         self.task, self.directory, self._traffic = task, directory, traffic
         self.state: State = task.program.init(task.seed)
-        slots = len(task.neighbors)
-        self._around = Neighborhood(np.zeros(slots, np.float32), np.int32(slots))
-        payload = task.program.train(self.state, self._batches(1), np.int32(task.node), np.int32(1), self._around)[2]
-        self.incoming = Incoming(payload)
+        _, _, payload, model = self._computed(self.state, 1, ())
         self._payload: Payload = payload
+        self._model: Params = payload if model is None else model
+        like = jax.tree.map(lambda leaf: np.empty(leaf.shape[1:], leaf.dtype), payload) if task.per_edge else payload
+        self.payloads, self.models = Incoming(like), Incoming(self._model)
         self.life, self.last_round, self.name = 1, 0, 1
-        self._moved = np.zeros(tree.SKETCH)
         self._exchanged: dict[str, np.ndarray] = {}
         self._loss, self._began = 0.0, clock.now()
         self._round = 0  # the last it has trained in
         self._before: Accuracy | None = None
+        self._spoke: tuple[int, ...] = ()
+        self._renewed: tuple[int, ...] = ()
         self._bytes = (0, 0)
 
     def warm(self) -> None:
         """Compile all that a round needs (training was, by the constructor), without changing anything."""
-        inbox, around = self._inbox([])
-        self.task.program.mix(self.state, inbox, around)
-        if inbox.sent:
-            self.task.program.adopt(self.state, inbox)
-        evaluated(self.task, self.state, self.task.rounds)
+        task, program = self.task, self.task.program
+        for round in range(2, 1 + len(task.around.trains)):  # a round without local steps is another program
+            if task.around.trains[round - 1] != task.around.trains[0]:
+                self._computed(self.state, round, ())
+                break
+        inbox, around, _ = task.inbox(1, (), self._payload)
+        program.mix(self.state, inbox, around)
+        program.adopt(self.state, self._model)
+        program.renew(self.state, np.zeros(program.slots, bool))
+        evaluated(task, self.state, task.rounds)
 
     def begin(self, name: int) -> None:
         """Open the records, behind those of earlier lives; the clock of the first round starts now.
@@ -106,13 +67,11 @@ class Work:
         self._trace = records.Lines(self.directory / "trace.jsonl")
         self._began = clock.now()
 
-    def _batches(self, round: int) -> dict[str, np.ndarray]:
-        rows = self.task.batching.indices(round)
-        return {"x": self.task.x[rows], "y": self.task.y[rows]}
+    # --- rounds
 
     def advance(self, effect: Advance) -> Trained | Finished | Leave:
         """Mix and record the finished round, then train the next one."""
-        part = "mix"
+        doing = "mix"
         try:
             if effect.finished:
                 self._finish(effect)
@@ -121,67 +80,104 @@ class Work:
             due = range((effect.finished or effect.next - 1) + 1, effect.next + 1)
             if self.task.crashes.intersection(due):
                 os.kill(os.getpid(), signal.SIGKILL)
+            self._renew(effect.renew)
             if self.task.leaves.intersection(due):
                 return Leave(idle=True)
-            part = "train"
-            return Trained(self._train(effect.next))
+            doing = "train"
+            return self._train(effect.next, effect.speak)
         except (ArithmeticError, ValueError, TypeError, RuntimeError, OSError) as error:
             raise LocalError(
-                str(error), node=self.task.node, round=effect.next or effect.finished, part=part
+                str(error), node=self.task.node, round=effect.next or effect.finished, part=doing
             ) from error
 
-    def _train(self, round: int) -> Outgoing:
+    def _computed(
+        self, state: State, round: int, speak: tuple[int, ...]
+    ) -> tuple[State, jax.Array, Payload, Params | None]:
         task = self.task
-        self.state, loss, self._payload = task.program.train(
-            self.state, self._batches(round), np.int32(task.node), np.int32(round), self._around
+        return task.program.train(
+            state, task.batches(round), np.int32(task.node), np.int32(round), task.outgoing(round, speak)
         )
-        going, self._round = outgoing(self._payload), round
-        self._loss = float(loss)
-        self._before = evaluated(self.task, self.state, round)
-        return going
 
-    def _finish(self, effect: Advance) -> None:
-        sketch = None
-        for group in _groups(effect.booked):
-            inbox, around = self._inbox(group)
-            self.state, mixed = self.task.program.mix(self.state, inbox, around)
-            self._moved += np.asarray(mixed.moved, np.float64)
-            exchanged = np.asarray(mixed.exchanged, np.float64)
-            for booking in group:
-                with_whom = f"{booking.node}:{booking.life}"
-                total = self._exchanged.setdefault(with_whom, np.zeros(tree.SKETCH))
-                total += exchanged[self.task.neighbors.index(booking.node)]
-            sketch = np.asarray(mixed.model, np.float64)
-        # one that leaves at the beginning of a round has not trained in it: it books what is late, and records no round
-        if effect.finished == self._round or effect.booked:
-            self._record(effect, sketch)
+    def _train(self, round: int, speak: tuple[int, ...]) -> Trained:
+        task, self._spoke = self.task, speak
+        if task.link == "push":  # whoever gets it may record it before this node records the round, if it ever does
+            self._trace.write(records.Began(self.name, round, list(speak), list(self._renewed)))
+        self.state, loss, payload, model = self._computed(self.state, round, speak)
+        if task.per_edge:
+            self._payload = jax.tree.map(np.asarray, payload)
+            going: Outgoing | Mapping[int, Outgoing] = {
+                j: outgoing(part(self._payload, task.slot(j))) for j in task.neighbors
+            }
+        else:
+            self._payload, going = payload, outgoing(payload)
+        self._round, self._loss = round, float(loss)
+        self._before = evaluated(task, self.state, round)
+        return Trained(going, None if model is None else outgoing(model))
+
+    def _renew(self, neighbours: Sequence[int]) -> None:
+        """These neighbours have begun a new life: what is kept for them starts afresh."""
+        self._renewed = tuple(neighbours)
+        if self.task.per_edge and neighbours:
+            slots = np.isin(np.arange(self.task.program.slots), [self.task.slot(j) for j in neighbours])
+            self.state = self.task.program.renew(self.state, slots)
 
     def adopt(self, effect: Adopt) -> None:
-        """Take over a neighbour's model."""
-        slot = self.task.neighbors.index(effect.node)
-        inbox, _ = self._inbox([])
-        received = list(inbox.received)
-        received[slot] = self.incoming.tree(effect.payload)
-        arrived = np.arange(len(received)) == slot
-        self.state = self.task.program.adopt(self.state, inbox._replace(received=tuple(received), arrived=arrived))
+        """Begin with a neighbour's model."""
+        self.state = self.task.program.adopt(self.state, self.models.tree(effect.payload))
+        first = effect.round + 1
+        self._trace.write(records.Adopted(self.name, first, [effect.node, effect.life, effect.round]))
 
-    def _inbox(self, group: Sequence[Booking]) -> tuple[Inbox, Neighborhood]:
-        """At most one booking per slot. Empty slots hold the node's own payload on both sides, and weight 0."""
-        slots = len(self.task.neighbors)
-        sent, received = [self._payload] * slots, [self._payload] * slots
-        arrived, age, weight = np.zeros(slots, bool), np.zeros(slots, np.int32), np.zeros(slots, np.float32)
-        for booking in group:
-            k = self.task.neighbors.index(booking.node)
-            sent[k], received[k] = booking.mine.payload.tree, self.incoming.tree(booking.theirs.payload)
-            arrived[k], age[k] = True, booking.age
-            weight[k] = self.task.weight(booking.mine.degree, booking.theirs.degree)
-        return Inbox(tuple(sent), tuple(received), arrived, age), Neighborhood(weight, np.int32(slots))
+    def _finish(self, effect: Advance) -> None:
+        # one that leaves at the beginning of a round has not trained in it: it books what is late, and records no round
+        trained = effect.finished == self._round
+        if not trained and not effect.booked:
+            return
+        for group in _groups(effect.booked, self.task.program.slots):
+            mixed = self._mix(effect.finished, group)
+            self._traced(effect.finished, group, mixed, trained)
+            trained = False
+        self._measured(effect)
 
-    def _record(self, effect: Advance, sketch: np.ndarray | None) -> None:
+    def _mix(self, round: int, group: Sequence[Booking]) -> Mixed:
+        task = self.task
+        booked = [
+            Booked(b.node, b.opened, b.theirs.round, self._sent(b), self.payloads.tree(b.theirs.payload)) for b in group
+        ]
+        inbox, around, slots = task.inbox(round, booked, self._payload)
+        self.state, mixed = task.program.mix(self.state, inbox, around)
+        exchanged = np.asarray(mixed.exchanged, np.float64)
+        for b in group:
+            total = self._exchanged.setdefault(f"{b.node}:{b.life}", np.zeros(tree.SKETCH))
+            total += exchanged[slots[b.node]]
+        return mixed
+
+    def _sent(self, booking: Booking) -> Payload:
+        """This node's side; there is none to a push, and its own payload stands there."""
+        if booking.mine is not None:
+            sent: Payload = booking.mine.payload.tree
+            return sent
+        return part(self._payload, self.task.slot(booking.node)) if self.task.per_edge else self._payload
+
+    # --- records
+
+    def _traced(self, round: int, group: Sequence[Booking], mixed: Mixed, trained: bool) -> None:
+        self._trace.write(
+            records.Traced(
+                life=self.name,
+                round=round,
+                booked=[[b.node, b.life, b.number, b.opened, b.theirs.round] for b in group],
+                spoke=list(self._spoke) if trained and self.task.link == "push" else [],
+                renewed=list(self._renewed),
+                exchanged={who: records.pack(total) for who, total in self._exchanged.items()},
+                model=records.pack(np.asarray(mixed.model, np.float64)),
+                trained=trained,
+            )
+        )
+        self._renewed = ()
+
+    def _measured(self, effect: Advance) -> None:
         after = evaluated(self.task, self.state, effect.finished)
         now, traffic = clock.now(), self._traffic()
-        if sketch is None:
-            sketch = np.asarray(self.task.program.mix(self.state, *self._inbox([]))[1].model, np.float64)
         before = self._before or (None, None)
         self._metrics.write(
             records.Measured(
@@ -192,23 +188,13 @@ class Work:
                 accuracy_before_mixing=before[0],
                 accuracy_after_mixing=after[0] if after else None,
                 accuracy_own=after[1] if after else None,
-                arrived=[booking.node for booking in effect.booked],
-                age=[booking.age for booking in effect.booked],
+                arrived=[b.node for b in effect.booked],
+                age=[effect.finished - b.opened for b in effect.booked],
                 bytes_sent=traffic[0] - self._bytes[0],
                 bytes_received=traffic[1] - self._bytes[1],
                 seconds=round(now - self._began, 6),
                 waited=round(effect.waited, 6),
                 time=round(now, 6),
-            )
-        )
-        self._trace.write(
-            records.Traced(
-                life=self.name,
-                round=effect.finished,
-                booked=[[b.node, b.life, b.number, b.age] for b in effect.booked],
-                moved=records.pack(self._moved),
-                exchanged={who: records.pack(total) for who, total in self._exchanged.items()},
-                model=records.pack(sketch),
             )
         )
         self._began, self._bytes = now, traffic
@@ -228,12 +214,15 @@ class Work:
         self._trace.close()
 
 
-def _groups(booked: Sequence[Booking]) -> list[list[Booking]]:
-    """Bookings in as few inboxes as hold at most one per neighbour, earlier exchanges first. Usually one inbox."""
-    groups: list[list[Booking]] = []
+def _groups(booked: Sequence[Booking], slots: int) -> list[list[Booking]]:
+    """Bookings in as few inboxes as hold at most one per neighbour and as many as there are slots, earlier ones first.
+
+    One inbox, empty or not, but for the last round.
+    """
+    groups: list[list[Booking]] = [[]]
     for booking in booked:
         for group in groups:
-            if all(other.node != booking.node for other in group):
+            if len(group) < slots and all(other.node != booking.node for other in group):
                 group.append(booking)
                 break
         else:

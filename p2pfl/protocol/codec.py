@@ -7,7 +7,7 @@ reason, before anything of it is used.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -39,14 +39,21 @@ def schema_of(leaves: Sequence[tuple[str, str, tuple[int, ...]]], nbytes: Sequen
     return Schema(hashlib.blake2b(repr(tuple(leaves)).encode(), digest_size=16).hexdigest(), tuple(nbytes))
 
 
+class Format(NamedTuple):
+    """What stands behind a kind of message. `finite`: no NaN and no infinity in these frames."""
+
+    schema: Schema
+    finite: Callable[[Sequence[Any]], bool]
+
+
 def encode(envelope: Envelope) -> bytes:
     """The header frame of a message; the payload's frames go behind it as they are."""
     kind = KINDS.index(type(envelope.message))
     return msgpack.packb([VERSION, kind, envelope.node, envelope.life, envelope.to, *envelope.message])
 
 
-def decode(frames: Sequence[Any], schema: Schema, finite: Callable[[Sequence[Any]], bool]) -> Envelope:
-    """The message in these buffers. Raises RemoteError.
+def decode(frames: Sequence[Any], formats: Mapping[type[Any], Format]) -> Envelope:
+    """The message in these buffers; `formats`: of each of CARRIERS. Raises RemoteError.
 
     Reasons: `header` (not msgpack, too long, wrong types or values), `version`, `kind`, `frames` (number or size of the
     tensor frames), `nonfinite` (a payload with NaN or infinity; the error carries the envelope without its payload).
@@ -73,6 +80,7 @@ def decode(frames: Sequence[Any], schema: Schema, finite: Callable[[Sequence[Any
             raise RemoteError("frames", f"{KINDS[kind].__name__} carries no tensors")
         return envelope
     payload = list(frames[1:])
+    schema, finite = formats[KINDS[kind]]
     sizes = tuple(memoryview(frame).nbytes for frame in payload)
     if sizes != schema.nbytes:
         raise RemoteError(
@@ -99,7 +107,6 @@ def _within(value: object, limit: int) -> bool:
 _CHECKS: dict[str, Callable[[object], bool]] = {
     "number": lambda v: _within(v, _INDEX),
     "round": lambda v: _within(v, _INDEX),
-    "degree": lambda v: _within(v, 1 << 31),
     "sees": lambda v: _within(v, _LIFE),
     "last": lambda v: v in (BOOKED, VOID, ""),
     "outcome": lambda v: v in (BOOKED, VOID),

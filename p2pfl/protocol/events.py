@@ -27,9 +27,14 @@ class Refused(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """The local steps of the round are done; `payload` is what the neighbours shall get."""
+    """The local steps of the round are done.
+
+    `payload`: what the neighbours shall get; with `Facts.per_edge` a mapping with what each of them shall get. `model`:
+    for a neighbour that joins; None where it is the payload itself.
+    """
 
     payload: Any
+    model: Any = None
 
 
 class Finished(NamedTuple):
@@ -59,29 +64,40 @@ class Send(NamedTuple):
 
 
 class Booking(NamedTuple):
-    """An exchange with a neighbour, booked by both ends."""
+    """An exchange with a neighbour, booked by both ends; or a push that came in, to which there is no side of mine."""
 
     node: int
     life: int
-    number: int
-    mine: Side
+    number: int  # of the exchange; of a push its round
+    mine: Side | None
     theirs: Side
-    age: int
+
+    @property
+    def opened(self) -> int:
+        """The round it was opened in at this end; of a push, its round."""
+        return self.mine.round if self.mine else self.theirs.round
 
 
 class Advance(NamedTuple):
-    """Mix what was booked in `finished`, then train in round `next`; None: no more."""
+    """Mix what was booked in `finished`, then train in round `next`; None: no more.
+
+    `booked` holds at most one booking per neighbour and `Facts.slots` in all, but for the last Advance, which holds all
+    there is. Before the training: the neighbours in `renew` have begun a new life; those in `speak` get a share.
+    """
 
     finished: int
     booked: tuple[Booking, ...]
     waited: float
     next: int | None
+    speak: tuple[int, ...] = ()
+    renew: tuple[int, ...] = ()
 
 
 class Adopt(NamedTuple):
-    """Take over a neighbour's model, its payload of round `round`."""
+    """Begin with a neighbour's model, from after its local steps in round `round`."""
 
     node: int
+    life: int
     round: int
     payload: Any
 

@@ -27,7 +27,6 @@ class Side(NamedTuple):
 
     payload: Any
     round: int
-    degree: int
 
 
 class Edge(NamedTuple):
@@ -123,7 +122,7 @@ def broken(edge: Edge) -> tuple[Ended, ...]:
 
 def _offer(edge: Edge) -> Offer:
     assert edge.mine is not None
-    return Offer(edge.number, edge.mine.round, edge.mine.degree, edge.last)
+    return Offer(edge.number, edge.mine.round, edge.last)
 
 
 def _told(edge: Edge, number: int) -> Result:

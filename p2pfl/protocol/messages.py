@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-VERSION = 1
+VERSION = 2
 
 BOOKED, VOID = "b", "v"
 """How an exchange ended."""
@@ -27,7 +27,6 @@ class Offer(NamedTuple):
 
     number: int
     round: int
-    degree: int
     last: str
 
 
@@ -75,7 +74,7 @@ class Want(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What you wanted: my payload of round `round` behind it."""
+    """What you wanted: my model after the local steps of round `round`, behind it."""
 
     round: int
 
@@ -86,12 +85,18 @@ class Bye(NamedTuple):
     round: int
 
 
-Message = Hello | Offer | Receipt | AskVoid | Result | Ping | Pong | Want | Model | Bye
+class Push(NamedTuple):
+    """My payload of round `round` for you, behind it; no receipt is asked for."""
 
-KINDS: tuple[type[Any], ...] = (Hello, Offer, Receipt, AskVoid, Result, Ping, Pong, Want, Model, Bye)
+    round: int
+
+
+Message = Hello | Offer | Receipt | AskVoid | Result | Ping | Pong | Want | Model | Bye | Push
+
+KINDS: tuple[type[Any], ...] = (Hello, Offer, Receipt, AskVoid, Result, Ping, Pong, Want, Model, Bye, Push)
 """A message's place here is its number on the wire: append only."""
 
-CARRIERS = (Offer, Model)
+CARRIERS = (Offer, Push, Model)
 """Messages with a payload behind them."""
 
 

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from p2pfl.protocol.exchange import IDLE, Edge
+from p2pfl.errors import RemoteError
+from p2pfl.protocol.exchange import IDLE, Edge, Side
 from p2pfl.protocol.timing import Timing
+
+KEPT = 16
+"""Pushes of one neighbour that wait for their round. One that is not awaited by its neighbours may be ahead of them by
+as many rounds as the graph is wide; whatever is more is dropped, the oldest first."""
+
+
+class Turn(NamedTuple):
+    """What the schedule has for this node in one round: ids of neighbours, ascending."""
+
+    exchange: tuple[int, ...] = ()  # an exchange is opened with each
+    hears: tuple[int, ...] = ()  # each pushes to this node
+    speaks: tuple[int, ...] = ()  # this node pushes to each
+    void: tuple[int, ...] = ()  # the experiment loses the exchange with each of these: neither end opens it
+    lost: tuple[int, ...] = ()  # the experiment loses the push to each of these
 
 
 class Facts(NamedTuple):
@@ -15,13 +30,16 @@ class Facts(NamedTuple):
 
     node: int
     life: int  # greater than that of any earlier process of this node
-    neighbors: Sequence[int]
+    neighbors: Sequence[int]  # over all rounds
+    plan: Callable[[int], Turn]  # of a round; every node has the same schedule
+    slots: int  # bookings that one round can mix
     rounds: int
     federation: str  # digest of what all nodes must have in common
-    schema: str  # digest of the payload's shape
+    schema: str  # digest of the payload's and the model's shape
     payload_bytes: int
     timing: Timing
     lateness: int  # the age in rounds at which an exchange may still be booked
+    per_edge: bool = False  # what this node keeps for a neighbour starts afresh with the neighbour's life
     join_round: int = 0  # a returning node takes part from this round on, or from the first it finds
 
 
@@ -34,11 +52,16 @@ class Neighbour:
     sees_me: bool = False
     ready: bool = False  # it takes part in rounds
     left: bool = False
+    finished: bool = False  # it left after the last round
     suspect: bool = False
     begun: bool = False  # it had begun before we met
+    fresh: bool = False  # met in a new life since the latest Advance, which alone can tell the work of it
     round: int = 0
+    since: int = 0  # the first round of a life that joined later; 0: it was there from the beginning, or is not known
     edge: Edge = field(default_factory=Edge)
     opened: float = 0.0
+    pushed: int = 0  # the round of its latest push
+    pushes: list[Side] = field(default_factory=list)  # not used yet, by round
     heard: float = 0.0
     hello: float = -1e9
     pinged: float | None = None  # since when a ping is unanswered
@@ -56,6 +79,24 @@ class Neighbour:
         return self.linked and self.ready and not self.suspect
 
     @property
-    def awaited(self) -> bool:
-        """A round waits for it."""
+    def pending(self) -> bool:
+        """An exchange with it is open."""
         return self.usable and self.edge.phase != IDLE
+
+    def store(self, payload: Any, round: int) -> None:
+        """Keep a push for the round it is for. RemoteError for what no honest peer says."""
+        if round <= self.pushed:
+            raise RemoteError("number", f"push of round {round} after that of {self.pushed}")
+        self.pushed = round
+        self.pushes.append(Side(payload, round))
+        del self.pushes[:-KEPT]
+
+    def newest(self, round: int) -> Side | None:
+        """The newest push of a round up to this one."""
+        return next((side for side in reversed(self.pushes) if side.round <= round), None)
+
+    def take(self, round: int) -> Side | None:
+        """The newest push of a round up to this one. It and the older ones, which it makes up for, are kept no more."""
+        found = self.newest(round)
+        self.pushes = [side for side in self.pushes if side.round > round]
+        return found

@@ -1,18 +1,22 @@
-"""One node's side of the protocol: rounds, exchanges, and who is there. No socket, no clock, no arrays.
+"""One node's side of the protocol: rounds, exchanges, pushes. No socket, no clock, no arrays.
 
-A round: the driver trains, `Trained` opens an exchange with every neighbour at hand, the node waits for them until an
-adaptive deadline, `Advance` mixes what was booked and trains the next round. Liveness is simple: a neighbour that
-leaves pings unanswered is suspect, nobody waits for a suspect, and its first word makes it a neighbour again.
+A round: the driver trains; `Trained` opens an exchange with, or pushes to, each neighbour that the round's turn names
+and that is at hand; the node waits for those neighbours until an adaptive deadline; `Advance` mixes what was booked and
+trains the next round. Who is at hand: see `presence`.
+
+A push asks for no receipt. A round waits for a push of it or of a later round from each neighbour that the turn names;
+what a neighbour further on has sent is kept for its round. A neighbour that says it is in a later round has sent all it
+will send for this one, since links keep order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from p2pfl.errors import RemoteError
 from p2pfl.protocol import exchange
 from p2pfl.protocol.events import (
-    Adopt,
     Advance,
     Booking,
     Done,
@@ -21,39 +25,35 @@ from p2pfl.protocol.events import (
     Event,
     Finished,
     Leave,
-    Note,
     Received,
     Refused,
-    Send,
     Start,
     Tick,
     Trained,
 )
 from p2pfl.protocol.exchange import IDLE, Edge, Ended, Side, Step
-from p2pfl.protocol.messages import BOOKED, Bye, Envelope, Hello, Message, Model, Offer, Ping, Pong, Want
-from p2pfl.protocol.neighbour import Facts, Neighbour
+from p2pfl.protocol.messages import BOOKED, Bye, Envelope, Hello, Model, Offer, Ping, Pong, Push, Want
+from p2pfl.protocol.neighbour import Facts, Neighbour, Turn
+from p2pfl.protocol.presence import CLOSING, DONE, EXCHANGING, JOINING, LEAVING, TRAINING, Presence
 from p2pfl.protocol.timing import Lateness
 
-STARTING, JOINING, TRAINING, EXCHANGING = "starting", "joining", "training", "exchanging"
-LEAVING, CLOSING, DONE = "leaving", "closing", "done"
+_FAR = 1000
+"""A neighbour ahead by more rounds has gone on without this node, whatever the schedule says."""
 
 
-class Peer:
+class Peer(Presence):
     """See the module. `handle(event, now)` returns the effects, in the order in which they are to be carried out."""
 
     def __init__(self, facts: Facts) -> None:
-        self.facts = facts
-        self.stage = STARTING
-        self.round = 0
-        self.neighbours = {node: Neighbour(node) for node in sorted(facts.neighbors)}
-        self.booked = self.voided = 0  # exchanges that ended so at this end
+        super().__init__(facts)
+        self.booked = self.voided = 0  # exchanges that ended so at this end, and pushes that were used
+        self._turn = Turn()
         self._bookings: list[Booking] = []
-        self._side: Side | None = None
+        self._granted: dict[int, int] = {}  # who gets a share of this round's payload, and the life it is for
+        self._trained_in = 0
+        self._model: Any = None  # after the local steps of that round
         self._lateness = Lateness()
-        self._out: list[Effect] = []
-        self._now = self._since = self._tick = self._deadline = 0.0
         self._leaving = False
-        self._stretch = facts.payload_bytes / facts.timing.bandwidth
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """What one event does at time `now` (seconds, monotonic)."""
@@ -65,8 +65,8 @@ class Peer:
                 self._received(envelope, usable=True)
             case Refused(envelope):
                 self._received(envelope, usable=False)
-            case Trained(payload):
-                self._trained(payload)
+            case Trained(payload, model):
+                self._trained(payload, payload if model is None else model)
             case Tick():
                 self._ticked()
             case Start():
@@ -80,90 +80,6 @@ class Peer:
             case Finished():
                 self._bye()
         return self._out
-
-    # --- words
-
-    def _send(self, to: Neighbour, message: Message, payload: Any = None) -> None:
-        self._out.append(Send(to.node, Envelope(self.facts.node, self.facts.life, to.life, message, payload)))
-
-    def _note(self, event: str, about: int, detail: str = "") -> None:
-        self._out.append(Note(event, about, self.round, detail))
-
-    def _hello(self, to: Neighbour) -> None:
-        to.hello = self._now
-        facts = self.facts
-        self._send(to, Hello(to.life, facts.federation, facts.schema, self.round))
-
-    def _ping(self, to: Neighbour) -> None:
-        to.last_ping = self._now
-        if to.pinged is None:
-            to.pinged = self._now
-        self._send(to, exchange.ping(to.edge)._replace(round=self.round))
-
-    # --- meeting
-
-    def _greet(self) -> None:
-        every = self.facts.timing.hello_every
-        for other in self.neighbours.values():
-            if not other.linked and not other.left and self._now - other.hello >= every:
-                self._hello(other)
-
-    def _begin_if_met(self) -> None:
-        """Start once every neighbour has been met; a returning node goes on as soon as it has met one that trains."""
-        others = self.neighbours.values()
-        begun = [other for other in others if other.linked and other.begun]
-        if begun:
-            self.stage = JOINING
-            for other in begun:
-                self._want(other)
-            return
-        waiting = [other.node for other in others if not other.linked and not other.left]
-        if waiting and self._now - self._since < self.facts.timing.start_timeout:
-            return
-        for node in waiting:
-            self._note("absent", node, "not met at the start; it can join later")
-        self._begin(1)
-
-    def _want(self, other: Neighbour) -> None:
-        self._send(other, Want(max(self.facts.join_round - 1, 0)))
-
-    def _begin(self, round: int) -> None:
-        self.stage = TRAINING
-        self._since = self._now
-        self.round = round
-        self._out.append(Advance(0, (), 0.0, round))
-
-    def _on_hello(self, other: Neighbour, envelope: Envelope, hello: Hello) -> None:
-        facts = self.facts
-        for name, theirs, ours in (
-            ("federation", hello.federation, facts.federation),
-            ("schema", hello.schema, facts.schema),
-        ):
-            if theirs != ours:
-                self._out.append(Drop(name, f"node {other.node} runs another {name}: {theirs}, here {ours}"))
-                return
-        if envelope.life < other.life:
-            self._out.append(Drop("stale", f"node {other.node}: hello of an earlier life"))
-            return
-        new = envelope.life > other.life
-        if new:
-            if other.life:
-                self._over(other)
-                self._note("restarted", other.node)
-            was = other.hello
-            self.neighbours[other.node] = other = Neighbour(other.node, envelope.life, hello=was)
-        if not other.linked:
-            other.begun = hello.round > 0
-        other.heard, other.pinged = self._now, None
-        other.round = max(other.round, hello.round)
-        other.ready = other.ready or hello.round > 0 or self.round == 0
-        other.sees_me = hello.sees == facts.life
-        if new or not other.sees_me:
-            self._hello(other)
-        if self.stage == STARTING:
-            self._begin_if_met()
-        elif self.stage == JOINING and new and other.begun:
-            self._want(other)
 
     # --- messages
 
@@ -199,8 +115,8 @@ class Peer:
             case Bye(round):
                 other.round = max(other.round, round)
                 self._over(other)
-                other.left = True
-                if round < self.facts.rounds:  # at the end everybody goes
+                other.left, other.finished = True, round >= self.facts.rounds
+                if not other.finished:  # at the end everybody goes
                     self._note("left", other.node)
             case Want(round):
                 other.wants = round
@@ -212,16 +128,32 @@ class Peer:
                 other.ready = True
                 other.round = max(other.round, message.round)
                 if usable:
-                    side = Side(envelope.payload, message.round, message.degree)
+                    side = Side(envelope.payload, message.round)
                     self._apply(other, exchange.receive(other.edge, message, side))
                 else:
                     self._out.append(Drop("nonfinite", f"node {other.node}: payload with NaN or infinity"))
                     self._apply(other, exchange.refuse(other.edge, message))
+            case Push(round):
+                self._on_push(other, round, envelope.payload, usable)
             case Ping() | Pong():
                 other.round = max(other.round, message.round)
                 self._apply(other, exchange.receive(other.edge, message))
             case _:
                 self._apply(other, exchange.receive(other.edge, message))
+
+    def _on_push(self, other: Neighbour, round: int, payload: Any, usable: bool) -> None:
+        if not 1 <= round <= self.facts.rounds or other.node not in self.facts.plan(round).hears:
+            raise RemoteError("unplanned", f"a push in round {round}, in which the schedule has none")
+        late = self._awaits(other) and round >= self.round
+        other.ready = True
+        other.round = max(other.round, round)
+        if not usable:
+            other.pushed = max(other.pushed, round)
+            self._out.append(Drop("nonfinite", f"node {other.node}: payload with NaN or infinity"))
+            return
+        other.store(payload, round)
+        if late:
+            self._lateness.booked(self._now - self._since)
 
     def _apply(self, other: Neighbour, step: Step) -> None:
         """Keep the new end, say what is to be said, count what has ended."""
@@ -242,8 +174,7 @@ class Peer:
         assert ended.mine is not None and ended.theirs is not None
         self.booked += 1
         self._lateness.booked(self._now - other.opened)
-        age = self.round - ended.mine.round
-        self._bookings.append(Booking(other.node, other.life, ended.number, ended.mine, ended.theirs, age))
+        self._bookings.append(Booking(other.node, other.life, ended.number, ended.mine, ended.theirs))
 
     def _over(self, other: Neighbour) -> None:
         for ended in exchange.broken(other.edge):
@@ -252,130 +183,161 @@ class Peer:
 
     # --- rounds
 
-    def _trained(self, payload: Any) -> None:
+    def _begin(self, round: int) -> None:
+        self._train(round, 0, (), 0.0)
+
+    def _train(self, round: int, finished: int, booked: tuple[Booking, ...], waited: float) -> None:
+        """On to a round: who is there now gets a share of what will be sent in it."""
+        self.stage, self.round, self._since = TRAINING, round, self._now
+        self._turn = turn = self.facts.plan(round)
+        # a push that the experiment loses has its share all the same, as long as there is somebody to lose it
+        granted = [other for other in self._named(turn.speaks + turn.lost) if other.usable]
+        granted += [other for other in self._named(turn.lost) if other.finished]
+        self._granted = {other.node: other.life for other in granted}
+        renew = [other for other in self.neighbours.values() if other.fresh]
+        for other in renew:
+            other.fresh = False
+        speak, renewed = tuple(sorted(self._granted)), tuple(other.node for other in renew)
+        self._out.append(Advance(finished, booked, waited, round, speak, renewed))
+
+    def _named(self, nodes: Sequence[int]) -> list[Neighbour]:
+        return [self.neighbours[node] for node in sorted(nodes)]
+
+    def _trained(self, payload: Any, model: Any) -> None:
         self._lateness.trained(self._now - self._since)
         self._since = self._now
         if self._leaving:
             self._leave()
             return
         self.stage = EXCHANGING
-        others = self.neighbours.values()
-        # the degree of the planned graph: both ends derive the same weight from the two
-        self._side = Side(payload, self.round, len(self.neighbours))
-        for other in others:
+        self._trained_in, self._model = self.round, model
+        for other in self.neighbours.values():
             self._serve(other)
-            open_since = other.edge.mine.round if other.edge.mine else self.round
-            if self.round - open_since >= self.facts.lateness:
-                self._apply(other, exchange.ask(other.edge))
-            if other.usable and other.edge.phase == IDLE:
-                other.opened = self._now
-                self._apply(other, exchange.open(other.edge, self._side))
+            mine = payload[other.node] if self.facts.per_edge else payload
+            self._open(other, Side(mine, self.round))
+            if other.node in self._turn.speaks and self._granted.get(other.node) == other.life and other.linked:
+                self._send(other, Push(self.round), mine)
+            if other.node in self._turn.hears and other.pushed >= self.round:
+                self._lateness.booked(0.0)
         self._deadline = self._now + self._lateness.deadline(self.facts.timing, self.facts.payload_bytes)
         self._check()
 
+    def _open(self, other: Neighbour, side: Side) -> None:
+        """Open the turn's exchange with a neighbour; ask for a void of one that has become too old."""
+        open_since = other.edge.mine.round if other.edge.mine else self.round
+        if self.round - open_since >= self.facts.lateness:
+            self._apply(other, exchange.ask(other.edge))
+        if other.edge.phase != IDLE:
+            return
+        if other.node in self._turn.exchange and other.usable and not self._untold(other):
+            other.opened = self._now
+            self._apply(other, exchange.open(other.edge, side))
+        elif other.node in self._turn.void and (other.usable or other.finished):
+            self.voided += 1
+
+    def _untold(self, other: Neighbour) -> bool:
+        """What the node keeps for this neighbour is still that of its earlier life."""
+        return self.facts.per_edge and other.fresh
+
     def _serve(self, other: Neighbour) -> None:
         """Give the model to a neighbour that wants it, once the round it wants has been trained."""
-        if other.wants is not None and self._side is not None and self._side.round >= other.wants:
+        if other.wants is not None and self._trained_in and self._trained_in >= other.wants:
             other.wants = None
-            self._send(other, Model(self._side.round), self._side.payload)
+            self._send(other, Model(self._trained_in), self._model)
 
-    def _awaited(self) -> list[Neighbour]:
-        return [other for other in self.neighbours.values() if other.awaited]
+    def _awaits(self, other: Neighbour) -> bool:
+        if self.stage not in (EXCHANGING, LEAVING) or not other.usable:
+            return False
+        ending = self.stage == LEAVING or self.round >= self.facts.rounds  # no exchange stays open behind
+        if other.pending and (ending or other.node in self._turn.exchange):
+            return ending or not self._gone_on(other)
+        hears = self.stage == EXCHANGING and other.node in self._turn.hears
+        return hears and max(other.pushed, other.round - 1) < self.round
+
+    def _gone_on(self, other: Neighbour) -> bool:
+        """The neighbour is in a later round, has left no offer, and makes none there: it has passed this round by."""
+        return (
+            other.round > self.round
+            and other.edge.theirs is None
+            and other.node not in self.facts.plan(min(other.round, self.facts.rounds)).exchange
+        )
 
     def _check(self) -> None:
         """Go on if there is nothing to wait for."""
-        if self.stage == EXCHANGING:
-            waiting = self._awaited()
-            if not waiting:
+        if self.stage not in (EXCHANGING, LEAVING):
+            return
+        waiting = [other for other in self.neighbours.values() if self._awaits(other)]
+        if self.stage == LEAVING:
+            if not waiting or self._now - self._since >= self.facts.timing.drain:
+                self._advance(last=True)
+        elif not waiting:
+            self._advance()
+        elif self._now >= self._deadline:
+            for other in waiting:
+                self._note("late", other.node)
+            if self.round >= self.facts.rounds:
+                self._leave()
+            else:
                 self._advance()
-            elif self._now >= self._deadline:
-                for other in waiting:
-                    self._note("late", other.node)
-                if self.round >= self.facts.rounds:
-                    self._leave()
-                else:
-                    self._advance()
-        elif self.stage == LEAVING and (not self._awaited() or self._now - self._since >= self.facts.timing.drain):
-            self._advance(last=True)
 
     def _advance(self, last: bool = False) -> None:
         finished, waited = self.round, self._now - self._since
-        booked, self._bookings = tuple(sorted(self._bookings)), []
-        if self.neighbours and not booked and not last:
+        last = last or self.round >= self.facts.rounds
+        booked = self._hand_out(last)
+        if (self._turn.exchange or self._turn.hears) and not booked and self.stage != LEAVING:
             self._note("alone", self.facts.node, "mixed with nobody")
-        heard = max((other.round for other in self.neighbours.values()), default=0)
-        following = min(max(self.round + 1, heard), self.facts.rounds)
-        if last or self.round >= self.facts.rounds:
+        if last:
             self.stage = CLOSING
             self._out.append(Advance(finished, booked, waited, None))
             return
+        following = self._following()
         if following > self.round + 1:
             self._note("skipped", self.facts.node, f"from round {self.round} to {following}, where the neighbours are")
-        self.stage, self.round, self._since = TRAINING, following, self._now
-        self._out.append(Advance(finished, booked, waited, following))
-
-    def _adopt(self, other: Neighbour, round: int, payload: Any) -> None:
-        self._out.append(Adopt(other.node, round, payload))
-        self.round = round
-        self._out.append(Note("joined", self.facts.node, round + 1, f"with the model of node {other.node}"))
-        if round >= self.facts.rounds:
-            self.stage = CLOSING
-            self._out.append(Advance(round, (), 0.0, None))
-            return
-        self._begin(round + 1)
-        for each in self.neighbours.values():
-            if each.linked:
-                self._hello(each)
-
-    # --- time
-
-    def _ticked(self) -> None:
-        timing = self.facts.timing
-        gap, self._tick = self._now - self._tick, self._now
-        if gap > timing.silence / 2:  # this node itself stood still: the others' silence means nothing
-            self._since += gap
-            self._deadline += gap
+        skipped = following > self.round + 1
+        self._train(following, finished, booked, waited)
+        if skipped:
             for other in self.neighbours.values():
-                other.heard, other.pinged = self._now, None
-            self._note("paused", self.facts.node, f"for {gap:.2f} s")
-        self._greet()
-        if self.stage == STARTING:
-            self._begin_if_met()
-            return
-        waiting = self.stage in (EXCHANGING, LEAVING)
+                if other.linked:  # who waits for this node in a round that it skips shall know at once
+                    self._send(other, exchange.ping(other.edge)._replace(round=self.round))
+
+    def _hand_out(self, everything: bool) -> tuple[Booking, ...]:
+        """What this round mixes: of each neighbour the oldest exchange or the newest push, the oldest first where there
+        are more than slots. The rest waits for the next round, but for the last, which mixes all."""
+        found: list[Booking] = []
+        for booking in sorted(self._bookings, key=lambda each: (each.opened, each.node, each.number)):
+            if everything or all(each.node != booking.node for each in found):
+                found.append(booking)
         for other in self.neighbours.values():
-            self._watch(other, (waiting and other.awaited) or (self.stage == JOINING and other.linked))
-        if self.stage == JOINING:
-            self._join_alone_if_lost()
-        self._check()
+            side = None if self._untold(other) else other.newest(self.round)
+            if side is not None:
+                found.append(Booking(other.node, other.life, side.round, None, side))
+        if not everything:
+            found = sorted(found, key=lambda each: each.opened)[: self.facts.slots]
+        taken = {(each.node, each.life, each.number) for each in found if each.mine is not None}
+        self._bookings = [each for each in self._bookings if (each.node, each.life, each.number) not in taken]
+        for each in found:
+            if each.mine is None:
+                self.neighbours[each.node].take(each.theirs.round)
+                self.booked += 1
+        return tuple(sorted(found, key=lambda each: (each.node, each.life, each.number)))
 
-    def _watch(self, other: Neighbour, awaited: bool) -> None:
-        """Ping a neighbour that keeps this node waiting, suspect it when it does not answer, try it again later."""
-        timing = self.facts.timing
-        if other.suspect:
-            if other.linked and self._now - other.last_ping >= timing.retry_every:
-                self._ping(other)
-        elif awaited and other.pinged is None:
-            if self._now - max(other.heard, self._since) >= timing.ping_every:
-                self._ping(other)
-        elif awaited and other.pinged is not None:
-            if self._now - other.pinged >= timing.silence + self._stretch:
-                other.suspect = True
-                self._note("detected", other.node, "answers no ping; nobody waits for it")
-            elif self._now - other.last_ping >= timing.ping_every:
-                self._ping(other)
+    def _following(self) -> int:
+        """The round after this, or a later one that a neighbour is in who has gone on without this node."""
+        following = self.round + 1
+        for other in self.neighbours.values():
+            if other.round > following and self._passed_over(other):
+                following = other.round
+        return min(following, self.facts.rounds)
 
-    def _join_alone_if_lost(self) -> None:
-        """Every neighbour that could give a model is gone."""
-        if any(other.linked and not other.suspect for other in self.neighbours.values()):
-            return
-        if all(other.left for other in self.neighbours.values() if other.life):
-            self._note("alone", self.facts.node, "the neighbours finished before this node could join")
-            self.stage = CLOSING
-            self._out.append(Advance(self.round, (), 0.0, None))
-        elif self._now - self._since >= self.facts.timing.start_timeout:
-            self._note("alone", self.facts.node, "no neighbour gives a model; going on with a fresh one")
-            self._begin(max(1, self.facts.join_round))
+    def _passed_over(self, other: Neighbour) -> bool:
+        """The neighbour has left a round behind in which it was to wait for this node, which has not been there.
+
+        Without that, a neighbour may be ahead by what the schedule allows.
+        """
+        ahead = range(max(self.round + 1, other.since), min(other.round, self.facts.rounds + 1))
+        return len(ahead) > _FAR or any(
+            other.node in turn.exchange or other.node in turn.speaks for turn in map(self.facts.plan, ahead)
+        )
 
     # --- leaving
 
@@ -384,8 +346,9 @@ class Peer:
         if self.stage in (LEAVING, CLOSING, DONE):
             return
         self.stage, self._since = LEAVING, self._now
-        for other in self._awaited():
-            self._apply(other, exchange.ask(other.edge))
+        for other in self.neighbours.values():
+            if other.pending:
+                self._apply(other, exchange.ask(other.edge))
         self._check()
 
     def _bye(self) -> None:

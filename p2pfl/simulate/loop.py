@@ -8,134 +8,114 @@ import jax
 import numpy as np
 
 from p2pfl import records, tree
-from p2pfl.errors import LocalError
-from p2pfl.task import Accuracy, Task, evaluated
-from p2pfl.types import Delivery, Inbox, Neighborhood, Params, Payload, State
+from p2pfl.program import Mixed
+from p2pfl.simulate.plain import Node
+from p2pfl.task import Booked, Task, evaluated
+from p2pfl.types import Delivery, Params
 
-Record = Callable[[int, records.Measured, records.Traced], None]
-"""Takes what a node did in a round: (node, metrics, trace)."""
-
-
-class _Node:
-    """One node's state between rounds."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.state: State = task.program.init(task.seed)
-        self.payload: Payload | None = None
-        self.life = 1
-        self.moved = np.zeros(tree.SKETCH)
-        self.exchanged: dict[str, np.ndarray] = {}
-        self.loss = 0.0
-        self.before: Accuracy | None = None
+Record = Callable[[int, records.Measured, records.Traced | records.Adopted], None]
+"""Takes what a node did in a round: (node, metrics, trace); before the first of a life, that it adopted a model."""
 
 
 def run(tasks: Sequence[Task], delivery: Delivery, record: Record, now: Callable[[], float]) -> list[Params]:
     """Run all rounds; returns the final model of every node (of one that is away: its last).
 
-    A node that is away keeps nothing: when it comes back, it takes the model that its first neighbour has sent in the
-    round before. `now` reads a clock, for the records alone. Raises LocalError.
+    A node that is away keeps nothing: when it comes back, it takes the model that its first neighbour has after its
+    local steps of the round before. `now` reads a clock, for the records alone. Raises LocalError.
     """
-    nodes = [_Node(task) for task in tasks]
+    keep = int(delivery.age.max(initial=0)) + 2
+    nodes = [Node(task, keep=keep) for task in tasks]
+    ledgers: list[dict[str, np.ndarray]] = [{} for _ in nodes]
     there = np.ones(len(nodes), bool)
     for round in range(1, len(delivery.active) + 1):
         began = now()
         was, there = there, delivery.active[round - 1]
-        for i in np.flatnonzero(there & ~was):
-            _return(nodes, int(i), was)
-        for i in np.flatnonzero(there):
-            try:
-                _train(nodes[i], round)
-            except (ArithmeticError, ValueError, TypeError, RuntimeError) as error:
-                raise LocalError(str(error), node=int(i), round=round, part="train") from error
-        for i in np.flatnonzero(there):
-            _mix(nodes, int(i), round, delivery.arrived[round - 1, i], record, began, now)
+        back = [int(i) for i in np.flatnonzero(there & ~was)]
+        adopted = {i: _return(nodes, i, was, round, keep) for i in back}
+        for i in back:
+            ledgers[i] = {}
+        for i in np.flatnonzero(there).tolist():
+            nodes[i].renew([j for j in back if j != i and j in nodes[i].task.neighbors])
+            present = tuple(j for j in nodes[i].task.neighbors if there[j])
+            nodes[i].train(round, present, int(delivery.steps[round - 1, i]))
+        booked = {int(i): _booked(nodes, int(i), round, delivery) for i in np.flatnonzero(there)}
+        for i, mine in booked.items():
+            mixed, slots = nodes[i].mix(round, mine)
+            for each in mine:
+                total = ledgers[i].setdefault(f"{each.node}:{nodes[each.node].life}", np.zeros(tree.SKETCH))
+                total += np.asarray(mixed.exchanged[slots[each.node]], np.float64)
+            spoke = [j for j in nodes[i].task.around.speaks(round) if there[j] and nodes[i].task.link == "push"]
+            _record(nodes, i, round, mine, mixed, ledgers[i], back, spoke, adopted.get(i), record, began, now)
     return [node.task.program.params(node.state) for node in nodes]
 
 
-def _train(node: _Node, round: int) -> None:
-    task, slots = node.task, len(node.task.neighbors)
-    rows = task.batching.indices(round)
-    batches = {"x": task.x[rows], "y": task.y[rows]}
-    around = Neighborhood(np.zeros(slots, np.float32), np.int32(slots))
-    node.state, loss, node.payload = task.program.train(
-        node.state, batches, np.int32(task.node), np.int32(round), around
-    )
-    node.loss, node.before = float(loss), evaluated(task, node.state, round)
+def _booked(nodes: Sequence[Node], i: int, round: int, delivery: Delivery) -> list[Booked]:
+    """What node i books in this round."""
+    me, found = nodes[i], []
+    for k in np.flatnonzero(delivery.arrived[round - 1, i]):
+        opened = round - int(delivery.age[round - 1, i, k])
+        j = int(me.task.around.neighbor[me.task.around.row(opened), k])
+        found.append(Booked(j, opened, opened, me.said(j, opened), nodes[j].said(i, opened)))
+    return found
 
 
-def _inbox(nodes: Sequence[_Node], i: int, arrived: np.ndarray) -> tuple[Inbox, Neighborhood]:
-    me, slots = nodes[i], len(nodes[i].task.neighbors)
-    arrived = arrived[:slots]
-    sent = (me.payload,) * slots
-    received = tuple(nodes[j].payload if arrived[k] else me.payload for k, j in enumerate(me.task.neighbors))
-    degrees = [len(nodes[j].task.neighbors) for j in me.task.neighbors]
-    weight = np.array([me.task.weight(slots, degree) for degree in degrees], np.float32)
-    around = Neighborhood(np.where(arrived, weight, np.float32(0)), np.int32(slots))
-    return Inbox(sent, received, arrived, np.zeros(slots, np.int32)), around
-
-
-def _mix(
-    nodes: Sequence[_Node],
+def _record(
+    nodes: Sequence[Node],
     i: int,
     round: int,
-    arrived: np.ndarray,
+    booked: Sequence[Booked],
+    mixed: Mixed,
+    ledger: dict[str, np.ndarray],
+    back: Sequence[int],
+    spoke: list[int],
+    adopted: records.Adopted | None,
     record: Record,
     began: float,
     now: Callable[[], float],
 ) -> None:
-    me = nodes[i]
-    inbox, around = _inbox(nodes, i, arrived)
-    me.state, mixed = me.task.program.mix(me.state, inbox, around)
-    me.moved += np.asarray(mixed.moved, np.float64)
-    booked = [(k, j) for k, j in enumerate(me.task.neighbors) if inbox.arrived[k]]
-    for k, j in booked:
-        total = me.exchanged.setdefault(f"{j}:{nodes[j].life}", np.zeros(tree.SKETCH))
-        total += np.asarray(mixed.exchanged[k], np.float64)
-    nbytes = tree.nbytes(me.payload) * len(booked)
-    after, before, ended = evaluated(me.task, me.state, round), me.before or (None, None), now()
-    record(
-        i,
-        records.Measured(
-            node=i,
-            life=me.life,
-            round=round,
-            train_loss=me.loss,
-            accuracy_before_mixing=before[0],
-            accuracy_after_mixing=after[0] if after else None,
-            accuracy_own=after[1] if after else None,
-            arrived=[j for _, j in booked],
-            age=[0] * len(booked),
-            bytes_sent=nbytes,
-            bytes_received=nbytes,
-            seconds=ended - began,
-            waited=0.0,
-            time=ended,
-        ),
-        records.Traced(
-            life=me.life,
-            round=round,
-            booked=[[j, nodes[j].life, round, 0] for _, j in booked],
-            moved=records.pack(me.moved),
-            exchanged={who: records.pack(total) for who, total in me.exchanged.items()},
-            model=records.pack(np.asarray(mixed.model, np.float64)),
-        ),
+    me, task = nodes[i], nodes[i].task
+    nbytes = sum(tree.nbytes(each.received) for each in booked)
+    after, before, ended = evaluated(task, me.state, round), me.before or (None, None), now()
+    measured = records.Measured(
+        node=i,
+        life=me.life,
+        round=round,
+        train_loss=me.loss,
+        accuracy_before_mixing=before[0],
+        accuracy_after_mixing=after[0] if after else None,
+        accuracy_own=after[1] if after else None,
+        arrived=[each.node for each in booked],
+        age=[round - each.mine for each in booked],
+        bytes_sent=nbytes,
+        bytes_received=nbytes,
+        seconds=ended - began,
+        waited=0.0,
+        time=ended,
     )
+    traced = records.Traced(
+        life=me.life,
+        round=round,
+        booked=[[b.node, nodes[b.node].life, b.mine, b.mine, b.theirs] for b in booked],
+        spoke=spoke,
+        renewed=[j for j in back if j != i and j in task.neighbors],
+        exchanged={who: records.pack(total) for who, total in ledger.items()},
+        model=records.pack(np.asarray(mixed.model, np.float64)),
+    )
+    if adopted:
+        record(i, measured, adopted)
+    record(i, measured, traced)
 
 
-def _return(nodes: list[_Node], i: int, was: np.ndarray) -> None:
-    """A node comes back with nothing but its data, and takes the payload of a neighbour."""
+def _return(nodes: list[Node], i: int, was: np.ndarray, round: int, keep: int) -> records.Adopted | None:
+    """A node comes back with nothing but its data, and takes the model of a neighbour."""
     old = nodes[i]
-    me = _Node(old.task)
-    me.life = old.life + 1
-    donors = [(k, j) for k, j in enumerate(me.task.neighbors) if was[j]]
-    if donors:
-        slot, donor = donors[0]
-        slots = len(me.task.neighbors)
-        payload = nodes[donor].payload
-        inbox = Inbox((payload,) * slots, (payload,) * slots, np.arange(slots) == slot, np.zeros(slots, np.int32))
-        me.state = me.task.program.adopt(me.state, inbox)
+    me = Node(old.task, old.life + 1, keep)
+    donors = [j for j in me.task.neighbors if was[j] and round - 1 in nodes[j].models]
     nodes[i] = me
+    if not donors:
+        return None
+    me.adopt(nodes[donors[0]].models[round - 1])
+    return records.Adopted(me.life, round, [donors[0], nodes[donors[0]].life, round - 1])
 
 
 def consensus_distance(models: Sequence[Params]) -> float:

@@ -1,0 +1,44 @@
+"""Decentralised momentum SGD.
+
+    m_i+ = beta m_i + g_i(x_i)
+    x_i+ = sum_j w_ij (x_j - eta m_j+)          and, if the momentum travels too:  m_i+ = sum_j w_ij m_j+
+
+Source: Yu, Jin, Yang, "On the linear speedup analysis of communication efficient momentum SGD for distributed
+non-convex optimization" (2019). Momentum does not help against unequal data: the fixed point is that of `dsgd` at the
+learning rate eta / (1 - beta).
+
+What travels: the model; with `mix_momentum` the model and the momentum. Asks of W: symmetric. Keeps the mean by
+exchange. A joiner copies a neighbour's model and starts with no momentum.
+"""
+
+from __future__ import annotations
+
+import optax
+
+from p2pfl.algorithms.dsgd import State, dsgd
+from p2pfl.check import share
+from p2pfl.mixing import exchange_mix, part
+from p2pfl.types import Algorithm, Inbox, Learner, Neighborhood, Payload
+
+
+def dmsgd(
+    learner: Learner, optimizer: optax.GradientTransformation, beta: float = 0.9, mix_momentum: bool = False
+) -> Algorithm:
+    """Decentralised SGD with heavy-ball momentum 0 <= `beta` < 1 before the optimizer. Raises ConfigError."""
+    share(beta=beta)
+    base = dsgd(learner, optax.chain(optax.trace(beta), optimizer))._replace(name="dmsgd")
+    if not mix_momentum:
+        return base
+
+    def send(state: State, neighborhood: Neighborhood) -> tuple[State, Payload]:
+        return state, {"model": state.params, "momentum": state.opt_state[0].trace}
+
+    def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
+        trace, *rest = state.opt_state
+        momentum = exchange_mix(trace.trace, part(inbox, "momentum"), neighborhood)
+        return state._replace(
+            params=exchange_mix(state.params, part(inbox, "model"), neighborhood),
+            opt_state=(trace._replace(trace=momentum), *rest),
+        )
+
+    return base._replace(send=send, mix=mix, travels="the model and its momentum")

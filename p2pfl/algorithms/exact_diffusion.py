@@ -1,0 +1,74 @@
+"""Exact diffusion (NIDS): diffusion whose bias is corrected away, at the cost of one model a round.
+
+    psi_i  = x_i - eta g_i(x_i)
+    phi_i  = psi_i + x_i - psi_i(of the round before)
+    x_i+   = sum_j v_ij phi_j,                V = (I + W) / 2
+
+Source: Yuan, Ying, Zhao, Sayed, "Exact diffusion for distributed optimization and learning" (2017), algorithm 1; Li,
+Shi, Yan, "A decentralized proximal-gradient method" (2019). Written with the correction c = x - psi(of the round
+before), to which every exchange adds what it adds to x: so a voided exchange is as if its edge had not been there.
+
+What travels: the corrected model phi. Asks of W: symmetric. Keeps the mean by exchange, and with it the sum of the
+corrections, which is zero. It stands exchanges that are one round late, while not more than half are void, and diverges
+at three. A joiner copies a neighbour's model and has no correction; a leaver takes its share of the sum away.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from p2pfl.learner import descend
+from p2pfl.mixing import exchange_mix
+from p2pfl.types import Algorithm, Batches, Inbox, Key, Learner, Metrics, Neighborhood, Params, Payload, Steps, Tree
+
+
+class State(NamedTuple):
+    """x (between `local` and `mix`: phi), the optimizer's state, and c."""
+
+    params: Params
+    opt_state: Tree
+    correction: Params
+
+
+def exact_diffusion(learner: Learner, optimizer: optax.GradientTransformation) -> Algorithm:
+    """Exact diffusion: to the optimum on unequal data, for every symmetric W."""
+    return corrected("exact_diffusion", learner, optimizer, 0.5)
+
+
+def corrected(name: str, learner: Learner, optimizer: optax.GradientTransformation, scale: float) -> Algorithm:
+    """Corrected diffusion with V = I + scale (W - I): exact diffusion for 1/2, D2 for 1."""
+
+    def init(params: Params, slots: int) -> State:
+        return State(params, optimizer.init(params["trained"]), jax.tree.map(jnp.zeros_like, params))
+
+    def local(state: State, batches: Batches, key: Key, steps: Steps | None) -> tuple[State, Metrics]:
+        done = descend(learner, optimizer, state.params, state.opt_state, batches, key, steps)
+        some = jax.tree.leaves(batches)[0].shape[0] > 0 if steps is None else steps > 0
+
+        def correct(psi: Any, c: Any) -> Any:  # a round without a step has nothing to correct
+            return jnp.where(some, psi + c, psi)
+
+        phi = jax.tree.map(correct, done.params, state.correction)
+        return State(phi, done.opt_state, state.correction), done.metrics
+
+    def send(state: State, neighborhood: Neighborhood) -> tuple[State, Payload]:
+        return state, state.params
+
+    def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
+        return state._replace(
+            params=exchange_mix(state.params, inbox, neighborhood, scale),
+            correction=exchange_mix(state.correction, inbox, neighborhood, scale),
+        )
+
+    def adopt(state: Any, params: Params) -> State:
+        return init(params, 0)
+
+    return Algorithm(
+        name, init, local, send, mix, adopt, lambda state: state.params,
+        travels="the corrected model", state_class="sum", lateness=1,
+        mass=lambda state: (state.params, state.correction),
+    )  # fmt: skip

@@ -1,0 +1,77 @@
+"""Gossip learning: every node sends its model to one random neighbour; models meet weighted by their age.
+
+    on receiving (x', t'):   x <- (t x + t' x') / (t + t'),   t <- max(t, t'),    then local steps, each adding 1 to t
+    limited merge:           |t - t'| > limit:  the older model replaces the younger
+
+Source: Ormandi, Hegedus, Jelasity, "Gossip learning with linear models on fully distributed data" (2013), algorithm 1;
+Hegedus, Danner, Jelasity, "Decentralized learning works: an empirical comparison of gossip learning and federated
+learning" (2021) for the weights by age; Danner, Hegedus, Jelasity, "Improving gossip learning via limited model
+merging" (2023) for the limit.
+
+What travels: the model and its age. Nothing waits, nothing asks for a receipt, and the mean wanders. Asks nothing of W.
+A joiner copies a model, at age 0.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from p2pfl.check import at_least
+from p2pfl.learner import descend
+from p2pfl.topology import sampled
+from p2pfl.types import Algorithm, Batches, Demands, Inbox, Key, Learner, Metrics, Neighborhood, Params, Steps, Tree
+
+
+class State(NamedTuple):
+    """x, the optimizer's state, and t: local steps behind the model."""
+
+    params: Params
+    opt_state: Tree
+    age: Tree
+
+
+def gossip_learning(learner: Learner, optimizer: optax.GradientTransformation, limit: int | None = None) -> Algorithm:
+    """Push gossip with merging by age; `limit`: ages farther apart are not merged. Raises ConfigError for limit < 0."""
+    at_least(0, limit=0 if limit is None else limit)
+
+    def init(params: Params, slots: int) -> State:
+        return State(params, optimizer.init(params["trained"]), jnp.zeros((), jnp.float32))
+
+    def local(state: State, batches: Batches, key: Key, steps: Steps | None) -> tuple[State, Metrics]:
+        done = descend(learner, optimizer, state.params, state.opt_state, batches, key, steps)
+        taken = jax.tree.leaves(batches)[0].shape[0] if steps is None else steps
+        return State(done.params, done.opt_state, state.age + jnp.asarray(taken, jnp.float32)), done.metrics
+
+    def send(state: State, neighborhood: Neighborhood) -> tuple[State, Tree]:
+        return state, {"model": state.params, "age": state.age}
+
+    def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
+        x, t = state.params, state.age
+        for k in range(inbox.arrived.shape[0]):
+            other = jax.tree.map(lambda leaf, k=k: leaf[k], inbox.received)
+            here = inbox.arrived[k] & (neighborhood.weight[k] > 0)
+            total = t + other["age"]
+            theirs = jnp.where(total > 0, other["age"] / jnp.where(total > 0, total, 1), 0.5)
+            if limit is not None:
+                far = jnp.abs(t - other["age"]) > limit
+                theirs = jnp.where(far, (other["age"] > t).astype(theirs.dtype), theirs)
+
+            def leaf(a: Tree, b: Tree, here: Tree = here, theirs: Tree = theirs) -> Tree:
+                return jnp.where(here, a + theirs.astype(a.dtype) * (b.astype(a.dtype) - a), a)
+
+            x, t = jax.tree.map(leaf, x, other["model"]), jnp.where(here, jnp.maximum(t, other["age"]), t)
+        return state._replace(params=x, age=t)
+
+    def adopt(state: Any, params: Params) -> State:
+        return init(params, 0)
+
+    return Algorithm(
+        "gossip_learning", init, local, send, mix, adopt, lambda state: state.params,
+        travels="the model and its age", link="push", keeps_mean="nothing", linear=False, demands=Demands("any"),
+        plan=partial(sampled.pushes, s=1),
+    )  # fmt: skip

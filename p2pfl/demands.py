@@ -1,0 +1,60 @@
+"""Whether a schedule gives an algorithm what it asks for; checked before anything starts."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse.linalg  # type: ignore[import-untyped]
+
+from p2pfl.errors import TopologyError
+from p2pfl.topology import matrix
+from p2pfl.types import Algorithm, Schedule
+
+_ROUNDING = 1e-9
+_DENSE = 2000
+"""Nodes up to which eigenvalues are taken of the dense matrix."""
+
+_WORDS = {
+    "symmetric": (
+        "needs symmetric weights whose rows sum to one, none of them negative, so that both ends of an exchange add "
+        "opposite amounts",
+        'Use an undirected graph with weights = "metropolis", or push_sum, which runs on directed ones',
+    ),
+    "column": ("needs column-stochastic weights", 'Use weights = "uniform_out"'),
+    "row": ("needs weights whose rows sum to one", 'Use weights = "metropolis"'),
+}
+
+
+def check(algorithm: Algorithm, schedule: Schedule, where: str) -> None:
+    """Raises TopologyError when the weights are not what the algorithm asks for; `where` names the graph."""
+    asked = algorithm.demands
+    weight, out = schedule.weight, schedule.out_weight
+    if (weight < 0).any() or (out < 0).any():
+        raise TopologyError(f"{where}: a weight is negative; weights must be >= 0. Use weights = 'metropolis'")
+    fits = {
+        "symmetric": np.abs(weight - out).max(initial=0) <= _ROUNDING and weight.sum(axis=2).max() <= 1 + _ROUNDING,
+        "column": out.sum(axis=2).max() <= 1 + _ROUNDING,
+        "row": weight.sum(axis=2).max() <= 1 + _ROUNDING,
+        "any": True,
+    }
+    if not fits[asked.weights]:
+        rule, way = _WORDS[asked.weights]
+        raise TopologyError(f"{algorithm.name}: {where} does not fit; {algorithm.name} {rule}. {way}")
+    if asked.above is not None:
+        if len(weight) > 1:  # its modes are those of one W; on changing ones it diverges even where each is safe
+            raise TopologyError(f"{algorithm.name}: {where} changes from round to round; {asked.why}")
+        least = least_eigenvalue(schedule)
+        if least <= asked.above + _ROUNDING:
+            raise TopologyError(f"{algorithm.name}: {where} has lambda_min = {least:.4f}; {asked.why}")
+
+
+def least_eigenvalue(schedule: Schedule) -> float:
+    """The smallest eigenvalue of the symmetric W of a graph that stays."""
+    row = 0
+    nodes = schedule.neighbor.shape[1]
+    if nodes <= _DENSE:
+        return float(np.linalg.eigvalsh(matrix(schedule, row))[0])
+    node, slot = np.nonzero(schedule.neighbor[row] >= 0)
+    weight = schedule.weight[row]
+    w = scipy.sparse.csr_matrix((weight[node, slot], (node, schedule.neighbor[row][node, slot])), (nodes, nodes))
+    w = w + scipy.sparse.diags(1 - weight.sum(axis=1))
+    return float(scipy.sparse.linalg.eigsh(w, k=1, which="SA", return_eigenvectors=False)[0])

@@ -1,0 +1,63 @@
+"""Payloads as frames: from trees to what goes out, from what came in back to trees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import zmq
+
+from p2pfl import tree
+from p2pfl.protocol.codec import Format, Schema, schema_of
+from p2pfl.types import Payload
+
+
+class Outgoing(NamedTuple):
+    """A payload as the computation sees it and as it goes out: serialised once, whatever the number of neighbours."""
+
+    tree: Payload
+    frames: tuple[zmq.Frame, ...]
+    nbytes: int
+
+
+def outgoing(payload: Payload) -> Outgoing:
+    """One raw frame per tensor, without a copy where the tensor is in host memory."""
+    arrays = [np.ascontiguousarray(leaf).reshape(-1) for leaf in jax.tree.leaves(payload)]
+    frames = tuple(zmq.Frame(array.view(np.uint8).data) for array in arrays)
+    return Outgoing(payload, frames, sum(array.nbytes for array in arrays))
+
+
+class Incoming:
+    """From raw frames back to trees like one that is given, and whether they are fit to be used."""
+
+    def __init__(self, like: Payload) -> None:
+        leaves, self._structure = jax.tree.flatten(like)
+        self._like = [(np.dtype(leaf.dtype), tuple(leaf.shape)) for leaf in leaves]
+        sizes = [int(np.prod(shape)) * dtype.itemsize for dtype, shape in self._like]
+        self.schema: Schema = schema_of(tree.schema(like), sizes)
+
+    @property
+    def format(self) -> Format:
+        """For the codec."""
+        return Format(self.schema, self.finite)
+
+    def tree(self, frames: Sequence[Any]) -> Payload:
+        """The payload in these frames, as views of them."""
+        leaves = [
+            np.frombuffer(memoryview(frame), dtype).reshape(shape)
+            for frame, (dtype, shape) in zip(frames, self._like, strict=True)
+        ]
+        return jax.tree.unflatten(self._structure, leaves)
+
+    def finite(self, frames: Sequence[Any]) -> bool:
+        """No NaN and no infinity. The sum is finite in nearly every case and costs one pass without a temporary."""
+        for frame, (dtype, _) in zip(frames, self._like, strict=True):
+            array = np.frombuffer(memoryview(frame), dtype)
+            if dtype.kind in "iub":
+                continue
+            with np.errstate(over="ignore", invalid="ignore"):
+                if not np.isfinite(array.sum()) and not np.isfinite(array).all():
+                    return False
+        return True

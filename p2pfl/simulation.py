@@ -1,0 +1,281 @@
+"""What a simulation leaves behind: the records and figures of a run, by the same names as a live one."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from p2pfl import churn, quadratic, records, simulate, summary, tree
+from p2pfl.build import Federation
+from p2pfl.live import clock
+from p2pfl.simulate import loop
+from p2pfl.simulate.vectorised import Evaluated, How, Outcome, run
+from p2pfl.tasks import tasks
+from p2pfl.topology import matrix
+from p2pfl.types import Neighborhood
+from p2pfl.view import NodeStatus, Status
+from p2pfl.watch import Watch
+
+_LISTED = 64
+"""Neighbours up to which a record lists who was heard."""
+
+
+class Collected(NamedTuple):
+    """What came of a run: the figures of its summary, and the final models, leaves by path."""
+
+    figures: dict[str, Any]
+    models: Sequence[Mapping[str, np.ndarray]]
+
+
+def how(federation: Federation) -> How:
+    """The way that [driver] asks for."""
+    driver = federation.experiment.driver
+    if driver.method == "map":
+        return How(1, 1)
+    if driver.method == "vmap":
+        return How(len(federation.graph), 1)
+    return How(driver.chunk, driver.devices)
+
+
+def into(federation: Federation, out: Path, update: Callable[[Status], None]) -> Collected:
+    """Simulate all nodes at once; writes metrics.jsonl, rounds.jsonl, events.jsonl and models.safetensors."""
+    wanted = federation.experiment
+    payload = payload_bytes(federation)
+    rows: list[dict[str, Any]] = []
+    began = clock.now()
+    writes = jax.process_index() == 0
+    lines = records.Lines(out / "metrics.jsonl") if writes else None
+    last: list[Evaluated] = []
+
+    def progress(round: int, evaluated: list[Evaluated]) -> None:
+        for one in evaluated:
+            last[:] = [one]
+            rows.append(_round(one, payload, (clock.now() - began) / max(round, 1)))
+            if lines is not None:
+                for record in _measured(federation, one, payload, clock.now() - began):
+                    lines.write(record)
+        update(_status(federation, round, last[0] if last else None, began))
+
+    outcome = run(simulate.work(federation), how(federation), progress, clock.now)
+    if lines:
+        lines.close()
+        summary.write_lines(out / "rounds.jsonl", rows)
+        summary.write_lines(out / "events.jsonl", _events(federation))
+        arrays = {k: np.ascontiguousarray(v) for k, v in tree.named_leaves(outcome.models).items()}
+        safetensors.numpy.save_file(arrays, out / "models.safetensors")
+    figures = _figures(federation, outcome, last[0], payload, (clock.now() - began) / wanted.rounds)
+    names = tree.named_leaves(outcome.models)
+    ends = [i for i in range(len(federation.graph)) if last[0].active[i]]
+    models = [{name: leaf[i] for name, leaf in names.items()} for i in ends] if len(ends) <= 4096 else []
+    return Collected(figures, models)
+
+
+def payload_bytes(federation: Federation) -> int:
+    """Bytes of what goes to one neighbour in a round."""
+    algorithm, slots = federation.algorithm, federation.schedule.neighbor.shape[2]
+    params = jax.eval_shape(federation.learner.init, jax.random.key(0))
+    state = jax.eval_shape(lambda p: algorithm.init(p, slots), params)
+    around = Neighborhood(np.zeros(slots), np.zeros(slots))
+    total = tree.nbytes(jax.eval_shape(lambda s: algorithm.send(s, around)[1], state))
+    return total // max(slots, 1) if algorithm.per_edge else total
+
+
+def _measured(federation: Federation, one: Evaluated, payload: int, time: float) -> list[dict[str, Any]]:
+    neighbor = federation.schedule.neighbor[(one.round - 1) % len(federation.schedule.neighbor)]
+    lives = np.ones(len(one.active), int)
+    for event in federation.churn:
+        lives[event.node] += event.event == "rejoin" and event.round <= one.round
+    listed = neighbor.shape[1] <= _LISTED
+
+    def value(array: np.ndarray | None, i: int) -> float | None:
+        return None if array is None or np.isnan(array[i]) else float(array[i])
+
+    return [
+        {
+            "node": int(i), "life": int(lives[i]), "round": one.round, "train_loss": float(one.train_loss[i]),
+            "accuracy_before_mixing": value(one.accuracy_before, i),
+            "accuracy_after_mixing": value(one.accuracy, i), "accuracy_own": value(one.accuracy_own, i),
+            "arrived": neighbor[i][one.arrived[i]].tolist() if listed else int(one.arrived[i].sum()),
+            "bytes_sent": payload * int(one.arrived[i].sum()), "time": time,
+        }
+        for i in np.flatnonzero(one.active).tolist()
+    ]  # fmt: skip
+
+
+def _round(one: Evaluated, payload: int, seconds: float) -> dict[str, Any]:
+    accuracy = None if one.accuracy is None else one.accuracy[one.active]
+    return {
+        "round": one.round,
+        "alive": int(one.active.sum()),
+        "accuracy_mean": None if accuracy is None else float(accuracy.mean()),
+        "accuracy_worst": None if accuracy is None else float(accuracy.min()),
+        "consensus_distance": one.consensus_distance,
+        "bytes_sent": payload * int(one.arrived.sum()),
+        "seconds_median": seconds,
+    }
+
+
+def _events(federation: Federation) -> list[dict[str, Any]]:
+    names = {"rejoin": "joined", "leave": "left"}
+    return [
+        {
+            "event": names.get(e.event, e.event),
+            "node": e.node,
+            "round": e.round,
+            "detail": "planned",
+            "time": float(e.round),
+        }
+        for e in sorted(federation.churn, key=lambda e: (e.round, e.node))
+    ]
+
+
+def _status(federation: Federation, round: int, one: Evaluated | None, began: float) -> Status:
+    rounds = federation.experiment.rounds
+    there = churn.active(federation.churn, len(federation.graph), rounds)[max(round, 1) - 1]
+    known = one.accuracy if one is not None else None
+    nodes = tuple(
+        NodeStatus(i, "alive" if there[i] else "lost", round, None if known is None else float(known[i]))
+        for i in range(len(federation.graph))
+    )
+    left = (clock.now() - began) / max(round, 1) * (rounds - round)
+    mean, worst = (None, None) if known is None else (float(known[there].mean()), float(known[there].min()))
+    return Status(round, rounds, nodes, mean, worst, 0, left)
+
+
+def _figures(federation: Federation, outcome: Outcome, last: Evaluated, payload: int, seconds: float) -> dict[str, Any]:
+    def mean_worst(array: np.ndarray | None) -> tuple[float | None, float | None]:
+        known = np.zeros(0) if array is None else array[last.active]
+        known = known[~np.isnan(known)]
+        return (fmean(known.tolist()), float(known.min())) if known.size else (None, None)
+
+    mean, worst = mean_worst(last.accuracy)
+    own, own_worst = mean_worst(last.accuracy_own)
+    nodes, rounds = len(federation.graph), federation.experiment.rounds
+    exchanges = federation.algorithm.link == "exchange"
+    halves = 2 if exchanges else 1
+    timed = max(outcome.rounds_timed, 1)
+    return {
+        "accuracy_mean": mean,
+        "accuracy_worst": worst,
+        "accuracy_before_mixing_mean": mean_worst(last.accuracy_before)[0],
+        "accuracy_own_mean": own,
+        "accuracy_own_worst": own_worst,
+        "train_loss_mean": float(last.train_loss[last.active].mean()),
+        "seconds_per_round_median": outcome.seconds / timed if outcome.rounds_timed else seconds,
+        "bytes_sent_per_node_round": payload * outcome.booked / nodes / rounds,
+        "consensus_distance": last.consensus_distance,
+        "exchanges_booked": outcome.booked // halves,
+        "exchanges_voided": (outcome.planned - outcome.booked) // halves,
+        "messages_dropped": {},
+        "mean_residual": None if federation.algorithm.keeps_mean == "nothing" else outcome.drift,
+        "residue": 0,
+        "digests": _digests(outcome, last),
+        "seconds_first_round": outcome.seconds_first,
+        "memory_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "steps_per_second": outcome.steps_taken / outcome.seconds if outcome.rounds_timed else None,
+        "simulated_by": {
+            "chunk": outcome.chunk,
+            "devices": outcome.devices,
+            "mixing": outcome.mixing,
+            "seconds_per_node_by_chunk": {str(k): v for k, v in outcome.measured.items()},
+        },
+    }
+
+
+def _digests(outcome: Outcome, last: Evaluated) -> dict[str, str]:
+    """Of the models of nodes that reached the end, where they are few."""
+    if len(last.active) > _LISTED:
+        return {}
+    return {
+        str(i): tree.digest(jax.tree.map(lambda leaf, i=i: leaf[i], outcome.models))
+        for i in np.flatnonzero(last.active).tolist()
+    }
+
+
+# --- the plain loop
+
+
+def loop_into(federation: Federation, out: Path, update: Callable[[Status], None]) -> None:
+    """Run the plain loop, with the records that live nodes write in `out`/nodes."""
+    wanted = federation.experiment
+    made = tasks(federation)
+    delivery = deliveries(federation)
+    files: list[tuple[records.Lines, records.Lines]] = []
+    for task in made:
+        directory = out / "nodes" / str(task.node)
+        directory.mkdir(parents=True)
+        files.append((records.Lines(directory / "metrics.jsonl"), records.Lines(directory / "trace.jsonl")))
+    watch = Watch(wanted.rounds, {node: out / "nodes" / str(node) for node in federation.graph})
+    shown = [0.0]
+
+    def record(node: int, measured: records.Measured, traced: records.Traced | records.Adopted) -> None:
+        if isinstance(traced, records.Traced):
+            files[node][0].write(measured)
+        files[node][1].write(traced)
+        now = clock.now()
+        if now - shown[0] > 0.1:
+            shown[0] = now
+            watch.read()
+            update(watch.status(dict.fromkeys(federation.graph, "alive"), now))
+
+    models = loop.run(made, delivery, record, clock.now)
+    for node, model in enumerate(models):
+        arrays = {name: np.ascontiguousarray(leaf) for name, leaf in tree.named_leaves(model).items()}
+        safetensors.numpy.save_file(arrays, out / "nodes" / str(node) / "model.safetensors")
+        gone = not delivery.active[-1, node]
+        last = records.read(out / "nodes" / str(node) / "trace.jsonl")
+        ended: dict[str, Any] = {
+            "node": node,
+            "life": last[-1]["life"] if last else 1,
+            "left": bool(gone),
+            "voided": 0,
+            "dropped": {},
+            "digest": tree.digest(model),
+        }
+        if not gone:
+            (out / "nodes" / str(node) / "result.json").write_text(json.dumps(ended, indent=1))
+    for metrics, trace in files:
+        metrics.close()
+        trace.close()
+
+
+def deliveries(federation: Federation) -> Any:
+    """The deliveries of all rounds."""
+    rounds = federation.experiment.rounds
+    drawn = churn.Deliveries(federation.churn, federation.schedule, rounds, federation.steps, federation.conditions)
+    return drawn.take(rounds)
+
+
+# --- the quadratic task
+
+
+def distances(federation: Federation, models: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """For the source "quadratic": how far the models are from where they should be; nothing for others."""
+    task, wanted = federation.task, federation.experiment
+    if task is None or not models:
+        return {}
+    x = np.stack([np.asarray(model["trained/x"], np.float64) for model in models])
+    found: dict[str, Any] = {
+        "distance_to_optimum": quadratic.distance(x, task.optimum),
+        "distance_to_fixed_point": None,
+    }
+    training, table = wanted.training, wanted.algorithm
+    lossy = wanted.network.loss > 0 or wanted.network.late > 0
+    plain = set(training.optimizer) == {"name", "learning_rate"} and training.optimizer["name"] == "sgd"
+    same = len(x) == len(federation.graph) and training.node_steps is None and not wanted.churn and not table.wrap
+    known = not lossy or table.name in (*quadratic.EXACT, "local")
+    if same and plain and known and len(federation.schedule.neighbor) == 1 and len(x) <= 2048:
+        fixed = quadratic.fixed_point(
+            task, table.name, table.arguments, matrix(federation.schedule),
+            float(training.optimizer["learning_rate"]), training.local_steps,
+        )  # fmt: skip
+        found["distance_to_fixed_point"] = None if fixed is None else quadratic.distance(x, fixed)
+    return found

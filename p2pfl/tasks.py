@@ -1,0 +1,60 @@
+"""From a federation to the tasks of its nodes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from p2pfl import batching, churn
+from p2pfl.build import Federation
+from p2pfl.program import compile, eval_set
+from p2pfl.task import Around, Task, around
+
+
+def tasks(federation: Federation) -> list[Task]:
+    """The tasks of all nodes, for drivers that run them in one process: equal programs are compiled once."""
+    made = [task(federation, node) for node in range(len(federation.graph))]
+    programs = {each.program.slots: each.program for each in made}
+    return [each._replace(program=programs[each.program.slots], test=made[0].test) for each in made]
+
+
+def task(federation: Federation, node: int) -> Task:
+    """What one node trains on and with."""
+    experiment, dataset, parts = federation.experiment, federation.dataset, federation.partition
+    algorithm, rows, training = federation.algorithm, parts.train[node], experiment.training
+    part = around(federation.schedule, node)
+    ids = part.neighbors()
+    events = [event for event in federation.churn if event.node == node]
+    dtype, probability, seed = np.dtype(training.dtype), experiment.network.loss, experiment.seed
+
+    def lost(round: int, sender: int, receiver: int) -> bool:
+        return bool(churn.lost(probability, seed, round, sender, receiver))
+
+    return Task(
+        node=node,
+        neighbors=ids,
+        around=part,
+        link=algorithm.link,
+        per_edge=algorithm.per_edge,
+        lost=lost,
+        program=compile(algorithm, federation.learner, slots(part, algorithm.per_edge), seed),
+        seed=seed,
+        rounds=experiment.rounds,
+        x=dataset.train.x[rows].astype(dtype),
+        y=dataset.train.y[rows],
+        batching=batching.one(seed, node, max(len(rows), 1), int(federation.steps[node]), training.batch_size),
+        test=eval_set(dataset.test.x.astype(dtype), dataset.test.y),
+        own=parts.test[node],
+        pooled=federation.pooled,
+        evaluate_every=experiment.evaluation.every,
+        crashes=frozenset(event.round for event in events if event.event == "crash"),
+        leaves=frozenset(event.round for event in events if event.event == "leave"),
+        rejoins=frozenset(event.round for event in events if event.event == "rejoin"),
+    )
+
+
+def slots(part: Around, per_edge: bool) -> int:
+    """Slots of a node's program: what its busiest round needs, and on a changing graph two more for late exchanges."""
+    ids = part.neighbors()
+    if per_edge or len(part.neighbor) == 1:
+        return len(ids)
+    return min(len(ids), int((part.neighbor >= 0).sum(axis=1).max()) + 2)

@@ -1,0 +1,192 @@
+"""The graphs by name: what each takes, and the schedule it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import networkx as nx
+import numpy as np
+
+from p2pfl.errors import TopologyError, nearest
+from p2pfl.topology import dynamic, graphs
+from p2pfl.topology.weights import schedule
+from p2pfl.types import Schedule
+
+
+class Argument(NamedTuple):
+    """What a graph takes besides the number of nodes."""
+
+    kind: type  # int, float or str
+    default: str  # in words
+    meaning: str
+
+
+class Family(NamedTuple):
+    """A graph by name. Exactly one of `graph` and `rows` is there.
+
+    `graph(nodes, [seed], **arguments)`: a static graph, whose weights can be chosen. `rows(nodes, seed, rounds,
+    **arguments)`: a schedule with weights of its own. `contraction(nodes, seed, **arguments)`: of a schedule that is
+    drawn anew in each round, the share of the mean squared deviation that a round leaves in expectation; None if it is
+    not.
+    """
+
+    words: str
+    graph: Callable[..., nx.Graph] | None = None
+    rows: Callable[..., Schedule] | None = None
+    directed: bool = False
+    random: bool = False
+    arguments: Mapping[str, Argument] = MappingProxyType({})
+    contraction: Callable[..., float | None] | None = None
+
+
+def _one_peer(nodes: int, seed: int, rounds: int) -> Schedule:
+    return dynamic.one_peer_exponential(nodes)
+
+
+def _base(nodes: int, seed: int, rounds: int, **arguments: Any) -> Schedule:
+    return dynamic.base(nodes, **arguments)
+
+
+def _matching_contraction(nodes: int, seed: int) -> float:
+    return dynamic.matching_contraction(nodes)
+
+
+GRAPHS: Mapping[str, Family] = MappingProxyType(
+    {
+        "ring": Family("a cycle", graphs.ring),
+        "path": Family("a line", graphs.path),
+        "torus": Family("a two-dimensional grid without borders, as square as can be", graphs.torus),
+        "grid": Family("a two-dimensional grid with borders, as square as can be", graphs.grid),
+        "complete": Family("everybody with everybody", graphs.complete),
+        "star": Family("node 0 with all others", graphs.star),
+        "hypercube": Family("ids that differ in one bit; 2, 4, 8, ... nodes", graphs.hypercube),
+        "exponential": Family(
+            "every node hears those 1, 2, 4, ... places before it", graphs.exponential, directed=True
+        ),
+        "one_peer_exponential": Family("the same, one distance per round in turn", rows=_one_peer, directed=True),
+        "base": Family(
+            "few neighbours per round, and the exact mean after a period, for any number of nodes", rows=_base,
+            arguments={"k": Argument(int, "1", "neighbours in a round, at most")},
+        ),
+        "erdos_renyi": Family(
+            "every pair with probability p", graphs.erdos_renyi, random=True,
+            arguments={"p": Argument(float, "2 ln(nodes) / nodes", "probability of an edge")},
+        ),
+        "watts_strogatz": Family(
+            "a ring of k nearest neighbours, some edges rewired", graphs.watts_strogatz, random=True,
+            arguments={
+                "k": Argument(int, "4", "neighbours on the ring; even"),
+                "p": Argument(float, "0.3", "probability that an edge is rewired"),
+            },
+        ),
+        "barabasi_albert": Family(
+            "grows; who has many neighbours gets more", graphs.barabasi_albert, random=True,
+            arguments={"m": Argument(int, "2", "edges of each new node")},
+        ),
+        "random_regular": Family(
+            "every node has d neighbours, drawn at random", graphs.random_regular, random=True,
+            arguments={"d": Argument(int, "3", "neighbours of a node; nodes times d must be even")},
+        ),
+        "random_matching": Family(
+            "in every round the nodes are paired at random", rows=dynamic.random_matching, random=True,
+            contraction=_matching_contraction,
+        ),
+        "equitopo": Family(
+            "random shifts of the ring, at a rate that does not depend on the number of nodes", rows=dynamic.equitopo,
+            random=True, contraction=dynamic.equitopo_contraction,
+            arguments={
+                "variant": Argument(str, '"u_static"', '"u_static", "d_static" (directed), "u_dynamic", "d_dynamic"'),
+                "m": Argument(int, "ceil(log2 nodes)", "shifts"),
+            },
+        ),
+        "two_cliques": Family("two complete halves and one edge between them", graphs.two_cliques),
+    }
+)  # fmt: skip
+"""The graphs by name."""
+
+
+def plan(
+    graph: str,
+    nodes: int,
+    *,
+    arguments: Mapping[str, Any] = MappingProxyType({}),
+    weights: str | None = None,
+    seed: int = 0,
+    rounds: int = 1,
+) -> Schedule:
+    """The schedule of a named graph: a pure function of its arguments.
+
+    `rounds`: how many rounds to draw of a schedule that is drawn anew in each (random_matching, dynamic equitopo); row
+    r - 1 is the same whatever `rounds` is. `weights`: as `schedule` has it, for static graphs. Raises TopologyError.
+    """
+    family = _checked(graph, nodes, arguments, seed)
+    if family.rows is None:
+        return schedule(_made(graph, nodes, arguments, seed), weights)
+    if weights is not None:
+        raise TopologyError(
+            f"topology.weights={weights!r}: the graph {graph!r} has weights of its own; leave weights out"
+        )
+    if rounds < 1:
+        raise TopologyError(f"rounds={rounds}: must be >= 1")
+    return family.rows(nodes, seed, rounds, **arguments)
+
+
+def build(graph: str, nodes: int, *, arguments: Mapping[str, Any] = MappingProxyType({}), seed: int = 0) -> nx.Graph:
+    """The named graph on `nodes` nodes, for the static ones that have no weights of their own. Raises TopologyError."""
+    family = _checked(graph, nodes, arguments, seed)
+    if family.graph is None:
+        raise TopologyError(f"topology.graph={graph!r}: is a schedule with weights of its own, and no static graph")
+    return _made(graph, nodes, arguments, seed)
+
+
+def for_members(graph: str, members: Sequence[int], **given: Any) -> Schedule:
+    """`plan` for the nodes with these ids, ascending: row i of the schedule is members[i], neighbours are ids."""
+    ids = np.asarray(members, np.int32)
+    if (np.diff(ids) <= 0).any():
+        raise TopologyError(f"members={list(members)}: must be ascending, each once")
+    planned = plan(graph, len(ids), **given)
+    named = np.where(planned.neighbor >= 0, ids[planned.neighbor], np.int32(-1))
+    return planned._replace(neighbor=named.astype(np.int32))
+
+
+def expected_rho(
+    graph: str, nodes: int, *, arguments: Mapping[str, Any] = MappingProxyType({}), seed: int = 0
+) -> float | None:
+    """If drawn anew in each round: sqrt(E[||(W - J) x||^2]) of the worst x of norm one; None otherwise."""
+    family = _checked(graph, nodes, arguments, seed)
+    if family.contraction is None:
+        return None
+    left = family.contraction(nodes, seed, **arguments)
+    return None if left is None else max(left, 0.0) ** 0.5
+
+
+def _checked(graph: str, nodes: int, arguments: Mapping[str, Any], seed: int) -> Family:
+    if graph not in GRAPHS:
+        raise TopologyError(
+            f"topology.graph={graph!r}: {nearest(graph, GRAPHS)}; or give file = 'topologies/NAME.toml'"
+        )
+    family = GRAPHS[graph]
+    if type(nodes) is not int or nodes < 1:
+        raise TopologyError(f"topology.nodes={nodes}: must be >= 1")
+    if type(seed) is not int or seed < 0:
+        raise TopologyError(f"seed={seed!r}: must be a whole number >= 0")
+    for name, value in arguments.items():
+        if name not in family.arguments:
+            known = nearest(name, family.arguments) if family.arguments else "it takes none"
+            raise TopologyError(f"topology.graph={graph!r}: no argument {name!r}; {known}")
+        kind = family.arguments[name].kind
+        if isinstance(value, bool) or not isinstance(value, int | float if kind is float else kind):
+            words = {int: "a whole number", float: "a number", str: "a text"}[kind]
+            raise TopologyError(f"topology.graph={graph!r}: {name}={value!r}: must be {words}")
+    return family
+
+
+def _made(graph: str, nodes: int, arguments: Mapping[str, Any], seed: int) -> nx.Graph:
+    family = GRAPHS[graph]
+    assert family.graph is not None
+    if nodes == 1:  # one node has no neighbours, whatever the graph
+        return nx.empty_graph(1, create_using=nx.DiGraph if family.directed else nx.Graph)
+    drawn = {"seed": seed} if family.random else {}
+    return graphs.checked(family.graph(nodes, **drawn, **arguments), f"topology.graph={graph!r}")

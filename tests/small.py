@@ -1,0 +1,96 @@
+"""Small federations for tests of drivers against each other: quadratics, a few rounds, every algorithm."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+PATIENT = {"start_timeout": 60.0, "silence": 60.0, "deadline_min": 61.0, "deadline_max": 61.0}
+"""A slow machine must not turn a barrier into a deadline where results are compared to the bit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An algorithm and the graph it is tried on."""
+
+    algorithm: str
+    graph: str = "ring"
+    nodes: int = 5
+    loss: float = 0.0
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the algorithm
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        lossy = f"-loss{self.loss}" if self.loss else ""
+        return "-".join([self.algorithm, *map(str, self.arguments.values()), self.graph]) + lossy
+
+
+CASES = (
+    Case("dsgd", "base", loss=0.2),
+    Case("gradient_tracking"),
+    Case("push_sum", "one_peer_exponential", 6, loss=0.2),
+    Case("push_sum", "exponential"),
+    Case("epidemic", "complete"),
+    Case("ad_psgd"),
+    Case("gossip_learning", "complete"),
+    Case("fedavg", "star"),
+)
+"""One of each kind: static and changing graphs, exchanges and pushes, one payload for all and one for each."""
+
+MORE = (
+    Case("dsgd"),
+    Case("dsgd", "base", arguments={"order": "cta"}),
+    Case("dmsgd"),
+    Case("qg_dsgdm", loss=0.2),
+    Case("exact_diffusion"),
+    Case("d2", "complete", 3),
+    Case("push_sum", "one_peer_exponential", 6),
+    Case("epidemic", "complete", 6, arguments={"kind": "oracle"}),
+    Case("ad_psgd", loss=0.2),
+    Case("dfedavg"),
+    Case("outer"),
+    Case("outer", arguments={"pairs": True}),
+    Case("fedavg", "complete"),
+    Case("fedprox"),
+    Case("local"),
+)
+"""The rest of the table of algorithms."""
+
+
+def toml(case: Case, rounds: int = 8, timing: dict[str, float] = PATIENT, more: str = "") -> str:
+    """The experiment file of a case; `more`: further tables."""
+    table = f"""
+name = "small"
+rounds = {rounds}
+baselines = false
+[data]
+source = "quadratic"
+dim = 3
+[training]
+optimizer = {{ name = "sgd", learning_rate = 0.05 }}
+local_steps = 2
+dtype = "{case.dtype}"
+[topology]
+graph = "{case.graph}"
+nodes = {case.nodes}
+[algorithm]
+name = "{case.algorithm}"
+[network]
+loss = {case.loss}
+[network.timing]
+"""
+    table += "".join(f"{name} = {value}\n" for name, value in timing.items())
+    if case.arguments:
+        table += "[algorithm.arguments]\n"
+        table += "".join(f"{name} = {json.dumps(value)}\n" for name, value in case.arguments.items())
+    return table + more
+
+
+def write(folder: Path, case: Case, **given: Any) -> Path:
+    """The experiment file in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "experiment.toml"
+    file.write_text(toml(case, **given))
+    return file

@@ -1,0 +1,333 @@
+"""The ladder of parity below live runs: plain loop ~ all nodes at once ~ spread over devices, per algorithm, in x64."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import p2pfl
+from p2pfl import build, experiment, simulation, tree
+from p2pfl.errors import ConfigError
+from p2pfl.experiment import Experiment
+from p2pfl.simulate import choose, layout, loop, vectorised
+from p2pfl.simulate.layout import exported, tables
+from p2pfl.tasks import tasks
+from p2pfl.topology import plan
+
+TABLE: dict[str, Any] = {
+    "name": "t",
+    "rounds": 7,
+    "data": {"source": "quadratic", "dim": 3},
+    "training": {
+        "optimizer": {"name": "sgd", "learning_rate": 0.1}, "batch_size": 2, "local_steps": 2, "dtype": "float64",
+    },
+    "topology": {"graph": "ring", "nodes": 9},
+    "algorithm": {"name": "dsgd"},
+    "evaluation": {"every": 3},
+    "driver": {"kind": "simulate"},
+    "baselines": False,
+}  # fmt: skip
+DIRECTED = {"graph": "exponential", "nodes": 9}
+COMPLETE = {"graph": "complete", "nodes": 9}
+CHURN = [{"event": "crash", "node": 2, "round": 3}, {"event": "rejoin", "node": 2, "round": 5}]
+CASES: dict[str, dict[str, Any]] = {
+    "dsgd": {},
+    "dsgd cta": {"algorithm": {"name": "dsgd", "arguments": {"order": "cta"}}},
+    "dmsgd": {"algorithm": {"name": "dmsgd", "arguments": {"mix_momentum": True}}},
+    "qg_dsgdm": {"algorithm": {"name": "qg_dsgdm"}},
+    "gradient_tracking": {"algorithm": {"name": "gradient_tracking"}},
+    "diging": {"algorithm": {"name": "gradient_tracking", "arguments": {"form": "diging"}}},
+    "exact_diffusion": {"algorithm": {"name": "exact_diffusion"}},
+    "d2": {"algorithm": {"name": "d2"}, "topology": {"graph": "erdos_renyi", "nodes": 9}},
+    "push_sum": {"algorithm": {"name": "push_sum"}, "topology": DIRECTED},
+    "push_sum, one peer": {
+        "algorithm": {"name": "push_sum"}, "topology": {"graph": "one_peer_exponential", "nodes": 9},
+    },
+    "epidemic": {"algorithm": {"name": "epidemic"}, "topology": COMPLETE},
+    "epidemic oracle": {"algorithm": {"name": "epidemic", "arguments": {"kind": "oracle"}}, "topology": COMPLETE},
+    "ad_psgd": {"algorithm": {"name": "ad_psgd"}},
+    "gossip_learning": {"algorithm": {"name": "gossip_learning", "arguments": {"limit": 3}}},
+    "dfedavg": {"algorithm": {"name": "dfedavg"}},
+    "outer": {"algorithm": {"name": "outer"}},
+    "outer pairs": {"algorithm": {"name": "outer", "arguments": {"pairs": True}}},
+    "fedavg star": {"algorithm": {"name": "fedavg"}, "topology": {"graph": "star", "nodes": 9}},
+    "fedavg complete": {"algorithm": {"name": "fedavg"}, "topology": COMPLETE},
+    "fedprox": {"algorithm": {"name": "fedprox"}},
+    "local": {"algorithm": {"name": "local"}},
+    "base graph": {"topology": {"graph": "base", "nodes": 9}},
+    "complete": {"topology": COMPLETE},
+    "loss": {"network": {"loss": 0.3}},
+    "renormalise": {"network": {"loss": 0.3, "rule": "renormalise"}},
+    "self": {"network": {"loss": 0.3, "rule": "self"}, "algorithm": {"name": "gradient_tracking"}},
+    "loss, push": {"network": {"loss": 0.3}, "algorithm": {"name": "push_sum"}, "topology": DIRECTED},
+    "loss, fedavg": {
+        "network": {"loss": 0.3}, "algorithm": {"name": "fedavg"}, "topology": {"graph": "star", "nodes": 9},
+    },
+    "late": {"network": {"late": 2, "loss": 0.1}, "algorithm": {"name": "gradient_tracking"}},
+    "churn": {"churn": CHURN},
+    "churn, push": {"churn": CHURN, "algorithm": {"name": "push_sum"}, "topology": DIRECTED},
+    "unequal steps": {"training": {**TABLE["training"], "node_steps": [1, 2, 3, 1, 2, 3, 1, 2, 3]}},
+    "wraps": {"algorithm": {"name": "dsgd", "wrap": [{"name": "clip", "radius": 0.05}, {"name": "cast"}]}},
+}  # fmt: skip
+cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case)
+
+
+@pytest.fixture(autouse=True)
+def float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+def federation(**tables: Any) -> build.Federation:
+    wanted: Experiment = experiment.parse({**TABLE, **tables}, "test.toml", Experiment)
+    return build.build(wanted)
+
+
+def looped(made: build.Federation) -> np.ndarray:
+    """[n, parameters] the final models of the plain loop."""
+    models = loop.run(tasks(made), simulation.deliveries(made), lambda node, a, b: None, lambda: 0.0)
+    return np.stack([flat(model) for model in models])
+
+
+def flat(model: Any) -> np.ndarray:
+    return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(model)])
+
+
+def at_once(made: build.Federation, **how: Any) -> np.ndarray:
+    outcome = p2pfl.simulate(made, **how)
+    leaves = [np.asarray(leaf).reshape(len(made.graph), -1) for leaf in jax.tree.leaves(outcome.models)]
+    return np.concatenate(leaves, axis=1)
+
+
+@cases
+def test_all_nodes_at_once_are_the_plain_loop(case: str) -> None:
+    """Sums are taken in other orders, and some operations are fused: a few units in the last place each round."""
+    made = federation(**CASES[case])
+    np.testing.assert_allclose(at_once(made, devices=1, chunk=4), looped(made), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "case", ["dsgd", "gradient_tracking", "push_sum", "epidemic", "fedavg star", "late", "churn, push", "local"]
+)
+def test_spread_over_devices_is_the_same(case: str) -> None:
+    made = federation(**CASES[case])
+    one = at_once(made, devices=1, chunk=9)
+    for devices, chunk in ((2, 2), (8, 1)):
+        np.testing.assert_allclose(at_once(made, devices=devices, chunk=chunk), one, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("graph, devices", [("barabasi_albert", 1), ("star", 4), ("complete", 4)])
+def test_every_way_of_mixing_is_the_same(graph: str, devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = federation(topology={"graph": graph, "nodes": 12}, algorithm={"name": "exact_diffusion"})
+    expected = looped(made)
+    for way in ("inbox", "edges", "dense", *(["mean"] if graph == "complete" else [])):
+        monkeypatch.setattr(choose, "mixing", lambda *given, way=way: way)
+        np.testing.assert_allclose(at_once(made, devices=devices, chunk=3), expected, rtol=1e-12, atol=1e-13)
+
+
+def test_what_is_cheapest_is_chosen() -> None:
+    def chosen(graph: str, nodes: int, drawn: bool = False, name: str = "dsgd") -> str:
+        made = federation(topology={"graph": graph, "nodes": nodes}, algorithm={"name": name})
+        return choose.mixing(made.algorithm, made.schedule, drawn, False)
+
+    assert chosen("ring", 200) == chosen("star", 200) == "edges"
+    assert chosen("complete", 40) == "mean"
+    assert chosen("complete", 40, drawn=True) == "dense"
+    assert chosen("exponential", 8, name="push_sum") == "inbox"
+
+
+def test_a_model_with_data_of_unequal_size_and_evaluation() -> None:
+    """A network on digits, Dirichlet: nodes have different numbers of rows, and are tested before and after mixing."""
+    made = federation(
+        data={"source": "digits", "partition": "dirichlet", "alpha": 0.5},
+        model={"name": "mlp", "hidden": [8]},
+        topology={"graph": "ring", "nodes": 5},
+        rounds=4,
+        evaluation={"every": 2},
+    )
+    assert len({len(rows) for rows in made.partition.train}) > 1
+    seen: list[vectorised.Evaluated] = []
+    outcome = p2pfl.simulate(made, devices=2, chunk=2, progress=lambda round, evaluated: seen.extend(evaluated))
+    rows: dict[tuple[int, int], Any] = {}
+    models = loop.run(
+        tasks(made), simulation.deliveries(made), lambda i, a, b: rows.__setitem__((i, a.round), a), lambda: 0.0
+    )
+    for i, model in enumerate(models):
+        mine = jax.tree.map(lambda leaf, i=i: leaf[i], outcome.models)
+        np.testing.assert_allclose(flat(mine), flat(model), rtol=1e-11, atol=1e-12)
+    assert [one.round for one in seen] == [2, 4]
+    for one in seen:
+        for i in range(5):
+            record = rows[i, one.round]
+            assert one.accuracy is not None and one.accuracy_own is not None and one.accuracy_before is not None
+            # shares of the same counts, in float32 and float64
+            assert abs(one.accuracy[i] - record.accuracy_after_mixing) < 1e-6
+            assert abs(one.accuracy_own[i] - record.accuracy_own) < 1e-6
+            assert abs(one.accuracy_before[i] - record.accuracy_before_mixing) < 1e-6
+            assert abs(one.train_loss[i] - record.train_loss) < 1e-6
+    distance = loop.consensus_distance(models)
+    assert abs(seen[-1].consensus_distance - distance) < 1e-9 * max(distance, 1)
+
+
+def test_the_cut_into_stretches_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = federation(rounds=11, evaluation={"every": 11}, network={"loss": 0.2})
+    whole = at_once(made)
+    monkeypatch.setattr(vectorised, "_LONGEST", 3)
+    assert np.array_equal(at_once(made), whole)
+
+
+def test_the_drift_is_measured() -> None:
+    """Double entry keeps the mean to rounding; the wrong rules move it."""
+    made = federation(network={"loss": 0.3})
+    assert p2pfl.simulate(made).drift < 1e-15
+    for rule in ("self", "renormalise"):
+        assert p2pfl.simulate(federation(network={"loss": 0.3, "rule": rule})).drift > 1e-4
+
+
+def test_hundreds_of_nodes_with_an_own_algorithm() -> None:
+    """What a researcher does: an algorithm in a few lines, and it is simulated."""
+    made = federation(topology={"graph": "random_regular", "nodes": 300}, rounds=3)
+
+    def lazy(learner: Any) -> Any:
+        inner = build.ALGORITHMS["dsgd"](learner, p2pfl.optimizer("sgd", learning_rate=0.1))
+        return inner._replace(name="lazy", mix=lambda state, inbox, around: state)
+
+    mine = made._replace(make=lazy)
+    alone = federation(topology={"graph": "random_regular", "nodes": 300}, rounds=3, algorithm={"name": "local"})
+    np.testing.assert_allclose(at_once(mine), at_once(alone), rtol=1e-13)
+    assert not np.allclose(at_once(mine), at_once(made))
+
+
+# ---------------------------------------------------------------------------------------------------- layout, memory
+
+
+@pytest.mark.parametrize("nodes, devices, chunk", [(1, 8, 4), (9, 2, 4), (10, 4, 3), (1000, 2, 16), (7, 7, 9)])
+def test_a_layout_holds_all_nodes_with_little_waste(nodes: int, devices: int, chunk: int) -> None:
+    made = layout.layout(nodes, devices, chunk)
+    assert made.devices <= min(devices, nodes) and made.chunk <= chunk
+    assert made.size % made.chunk == 0 and made.places >= nodes
+    assert made.places - nodes < made.devices * made.chunk + made.devices
+
+
+@pytest.mark.parametrize("graph", ["ring", "exponential", "base", "barabasi_albert", "complete"])
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_tables_lead_to_the_neighbours(graph: str, devices: int) -> None:
+    """Follow every index by hand: what a device gathers is the neighbour, and its slot stands for the gatherer."""
+    schedule = plan(graph, 16, arguments={"k": 2} if graph == "base" else {})
+    shape = layout.layout(16, devices, 2)
+    found = tables(schedule, shape)
+    width = max((len(part) for row in exported(schedule, shape) for part in row), default=0)
+    for t in range(len(schedule.neighbor)):
+        for i in range(16):
+            device = i // shape.size
+            own = np.arange(device * shape.size, (device + 1) * shape.size)
+            table = np.arange(shape.places)
+            if found.halo:
+                shown = [d * shape.size + found.export[t, d] for d in range(devices)]
+                table = np.concatenate([own, *shown])
+                assert found.export.shape[2] == width
+            elif devices == 1:
+                table = own
+            for k, j in enumerate(schedule.neighbor[t, i]):
+                if j >= 0 and schedule.weight[t, i, k] > 0:
+                    assert table[found.row[t, i, k]] == j
+                    assert schedule.neighbor[t, j, found.other[t, i, k]] == i
+
+
+def test_what_does_not_fit_is_refused_with_what_would() -> None:
+    choose.fits(10, 0, 5, free=None)
+    choose.fits(1000, 0, 5, free=10_000)
+    with pytest.raises(ConfigError, match=r"topology.nodes=50: .* about 8 nodes of this model and algorithm fit"):
+        choose.fits(10 * 2**20, 0, 50, free=97 * 2**20)
+
+
+def test_memory_is_planned_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "free_memory", lambda devices: 1000)
+    with pytest.raises(ConfigError, match=r"nodes of this model and algorithm fit"):
+        p2pfl.simulate(federation())
+
+
+# --------------------------------------------------------------------------------------------- several hosts, command
+
+HOST = """
+import sys, jax, json, numpy as np
+from pathlib import Path
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+import p2pfl
+from p2pfl import build, experiment, tree
+made = build.build(experiment.parse(json.loads(sys.argv[3]), "t", experiment.Experiment))
+outcome = p2pfl.simulate(made, chunk=2)
+assert outcome.devices == 4
+np.save(sys.argv[4], np.concatenate([l.reshape(len(made.graph), -1) for l in jax.tree.leaves(outcome.models)], axis=1))
+"""
+
+
+def test_two_hosts_together_are_one(tmp_path: Path) -> None:
+    """jax.distributed: two processes with two devices each end with the models of a single one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    table = {**TABLE, "algorithm": {"name": "gradient_tracking"}, "network": {"loss": 0.1}, "churn": CHURN}
+    files = [tmp_path / f"{i}.npy" for i in range(2)]
+    commands = [
+        [sys.executable, "-c", HOST, address, str(i), json.dumps(table), str(file)] for i, file in enumerate(files)
+    ]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    try:
+        for process in running:
+            _, said = process.communicate(timeout=180)
+            assert process.returncode == 0, said[-2000:]
+    finally:
+        for process in running:
+            process.kill()
+    expected = at_once(build.build(experiment.parse(table, "t", Experiment)), devices=1)
+    for file in files:
+        np.testing.assert_allclose(np.load(file), expected, rtol=1e-12, atol=1e-13)
+
+
+def test_a_run_leaves_the_records_of_a_run(tmp_path: Path) -> None:
+    file = tmp_path / "e.toml"
+    wanted: Experiment = experiment.parse(TABLE, "test.toml", Experiment)
+    file.write_text(experiment.dump(wanted))
+    command = [sys.executable, "-m", "p2pfl", "run", str(file), "--json", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env={**os.environ, "XLA_FLAGS": ""})
+    assert done.returncode == 0, done.stderr[-2000:]
+    summary = json.loads(done.stdout)
+    # the quadratic's figures, and they are those of theory: two local steps towards (I - W H) x = W (I - H) b
+    assert summary["distance_to_optimum"] > 0.01
+    assert summary["mean_residual"] < 1e-15
+    assert summary["simulated_by"]["devices"] >= 1
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {row["round"] for row in rows} == {3, 6, 7} and {row["node"] for row in rows} == set(range(9))
+    assert (tmp_path / "run" / "report.html").exists() and (tmp_path / "run" / "models.safetensors").exists()
+    assert len(tree.named_leaves(build.model_shape(federation()))) == 1
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--hosts", "a:1"], "must be ADDRESS:PORT,N,I"),
+        (["--hosts", "a:1,2,2"], "must be ADDRESS:PORT,N,I"),
+        (["--hosts", "a:1,2,0", "--set", "baselines=true"], "without baselines"),
+        (["--hosts", "a:1,2,0", "--driver", "live"], "without baselines"),
+    ],
+)
+def test_hosts_that_cannot_be(tmp_path: Path, options: list[str], said: str) -> None:
+    file = tmp_path / "e.toml"
+    wanted: Experiment = experiment.parse(TABLE, "test.toml", Experiment)
+    file.write_text(experiment.dump(wanted))
+    command = [sys.executable, "-m", "p2pfl", "run", str(file), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and said in done.stderr
