@@ -100,7 +100,7 @@ def models(out: Path, nodes: int) -> list[dict[str, np.ndarray]]:
     return [safetensors.numpy.load_file(out / "nodes" / str(node) / "model.safetensors") for node in range(nodes)]
 
 
-@pytest.mark.parametrize("graph", ["ring", "star"])
+@pytest.mark.parametrize("graph", ["ring", pytest.param("star", marks=pytest.mark.soak)])
 def test_live_equals_the_plain_loop_to_the_bit(start: Callable[..., Started], graph: str) -> None:
     small = (*NO_CHURN, "--set", "rounds=15", "--set", "topology.nodes=5", "--set", f"topology.graph={graph}")
     live = start(*small, *PATIENT).end()
@@ -193,8 +193,12 @@ def test_the_demo_loses_a_node_and_gets_it_back(start: Callable[..., Started]) -
     assert "node 3" in page.lower()
 
 
-@pytest.mark.parametrize("victim", [0, 5])
-@pytest.mark.parametrize("how", ["kill", "freeze"])
+MORE_LOST = ((5, "kill"), (0, "freeze"))
+
+
+@pytest.mark.parametrize(
+    "victim, how", [(0, "kill"), (5, "freeze"), *(pytest.param(*more, marks=pytest.mark.soak) for more in MORE_LOST)]
+)
 def test_survivors_wait_under_two_seconds(start: Callable[..., Started], victim: int, how: str) -> None:
     run = start(*NO_CHURN, "--set", "rounds=250")
     run.reaches(victim, 25)

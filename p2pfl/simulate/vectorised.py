@@ -163,10 +163,10 @@ class _Simulation:
         self.pace = 1 if self.alone else self.most  # rounds that a stretch is to have
 
     def _guess(self, params: Any) -> int:
-        """Without measuring: convolutions one node at a time, others as many as stay in a core's cache."""
-        if self.work.learner.unroll or any(leaf.ndim > 2 for leaf in jax.tree.leaves(params)):
+        """Without measuring: images one node at a time, anything else as many nodes as stay in a core's cache."""
+        if self.work.learner.unroll or self.work.x.ndim > 2:
             return 1
-        return max(1, min(16, _CACHE // max(3 * tree.nbytes(params), 1)))
+        return max(1, min(8, _CACHE // max(3 * tree.nbytes(params), 1)))
 
     def _choose(self, slots: int, most: int) -> tuple[int, dict[int, float]]:
         work = self.work
@@ -221,13 +221,16 @@ class _Simulation:
         work, shape = self.work, self.shape
         carry = vector.compile_init(work.algorithm, work.learner, shape, self.mesh)()
         testing = _Testing(work, shape, self.mesh)
-        first, begun, timed, steps = 0.0, 0.0, 0, 0
+        first, begun, timed, steps, seconds = 0.0, 0.0, 0, 0, 0.0
         waiting: list[tuple[int, Any, Any]] = []
         for start, count in self._stretches():
             carry = self._revived(carry, start)
             graph, rounds, delivery = self._inputs(start, count)
             carry, loss = self.stretch(carry, np.int32(count), graph, rounds, self.x, self.y)
             last = start + count - 1
+            if last == work.rounds and begun:  # the last test may have to be compiled: that is no part of the rounds
+                jax.block_until_ready(loss)
+                seconds = self.now() - begun
             tested = testing.start(carry, self.test) if self._tested(last) else None
             if begun:
                 timed, steps = timed + count, steps + int(delivery.steps.sum())
@@ -245,7 +248,6 @@ class _Simulation:
         models = jax.jit(jax.vmap(work.algorithm.params))(carry.state)
         nodes = shape.layout.nodes
         found = jax.tree.map(lambda leaf: fetch(leaf)[:nodes], models)
-        seconds = self.now() - begun
         drift = [np.asarray(fetch(leaf), np.float64).sum(axis=0).ravel() for leaf in jax.tree.leaves(carry.drift)]
         vectors = np.concatenate(drift)
         residual = float(np.linalg.norm(vectors)) / nodes / max(vectors.size, 1) ** 0.5
