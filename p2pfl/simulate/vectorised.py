@@ -25,8 +25,7 @@ _STRETCH = 0.5
 _LONGEST = 256
 _WORTH = 50_000
 """Local steps of a whole simulation from which on it is worth a second to measure how many nodes to compute at once."""
-_CACHE = 1 << 21
-_MIXED = 1 << 21
+_CACHE = _MIXED = 1 << 21
 _KEPT = 1 << 29
 """Bytes of models from before mixing that are kept for evaluation."""
 
@@ -242,7 +241,7 @@ class _Simulation:
                 begun = self.now()
                 first = begun - self.began
             elif timed and self.alone:
-                self.pace = max(1, min(self.most, int(_STRETCH * timed / max(self.now() - begun, 1e-6))))
+                self.pace = max(1, min(self.most, 8 * self.pace, int(_STRETCH * timed / max(self.now() - begun, 1e-6))))
         for item in waiting:
             self._tell(item, progress, testing)
         models = jax.jit(jax.vmap(work.algorithm.params))(carry.state)
