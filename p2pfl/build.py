@@ -217,6 +217,10 @@ def _graph(experiment: Experiment) -> Schedule:
     if (table.graph is None) == (table.file is None):
         raise ConfigError("topology: give either graph or file")
     if table.graph is not None:
+        if not table.heal:
+            raise ConfigError(
+                "topology.heal=false: a graph by name is made anew for those who are left; leave heal out"
+            )
         if table.nodes is None:
             raise ConfigError("topology.nodes: missing; it must be given with topology.graph")
         return topology.plan(

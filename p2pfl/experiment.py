@@ -88,6 +88,7 @@ class Topology:
     file: str | None = None  # .toml (generator and arguments, or edges), .graphml, .json (node-link), .edgelist
     nodes: Count | None = None
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the graph, such as k of base
+    heal: bool = True  # a graph of a file is joined together again when nodes are gone
     weights: str | None = None  # metropolis | max_degree | best_constant | uniform_out | file
 
 

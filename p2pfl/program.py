@@ -32,6 +32,7 @@ class Program(NamedTuple):
     mix: Callable[[State, Inbox, Neighborhood], tuple[State, Mixed]]
     adopt: Callable[[State, Params], State]
     renew: Callable[[State, Array], State]
+    restart: Callable[[State, int], State]
     params: Callable[[State], Params]
     evaluate: Callable[[State, EvalSet], tuple[np.ndarray, np.ndarray]]
 
@@ -116,6 +117,7 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Pr
         mix=mix,
         adopt=jax.jit(algorithm.adopt),
         renew=jax.jit(algorithm.renew) if algorithm.renew else lambda state, slots: state,
+        restart=jax.jit(algorithm.restart, static_argnums=1) if algorithm.restart else lambda state, slots: state,
         params=jax.jit(algorithm.params),
         evaluate=evaluate_all,
     )

@@ -56,6 +56,13 @@ class Around(NamedTuple):
         """
         return self.weight_of(node, max(mine, theirs)) or self.weight_of(node, min(mine, theirs))
 
+    def slots(self, per_edge: bool) -> int:
+        """Places a program needs: for the busiest round, and on a changing graph two more for late exchanges."""
+        ids = self.neighbors()
+        if per_edge or len(self.neighbor) == 1:
+            return len(ids)
+        return min(len(ids), int((self.neighbor >= 0).sum(axis=1).max()) + 2)
+
     def turn(self, round: int) -> int:
         """How many rounds up to this one, it included, have local steps."""
         whole, rest = divmod(round, len(self.trains))
@@ -77,6 +84,8 @@ class Task(NamedTuple):
     per_edge: bool  # of the algorithm: slot k of program and payload then stands for neighbors[k], in every round
     lost: Callable[[int, int, int], bool]  # (round, sender, receiver): the experiment's network loses this message
     program: Program
+    slots: int  # places for neighbours; of a program, whatever it was made with
+    within: Callable[[tuple[int, ...]], Around]  # this node's part of the schedule while these are the members
     seed: int
     rounds: int
     x: np.ndarray  # the node's own training rows
@@ -90,6 +99,11 @@ class Task(NamedTuple):
     leaves: frozenset[int] = frozenset()
     rejoins: frozenset[int] = frozenset()  # rounds from which on a later life of the node takes part
 
+    def at(self, members: tuple[int, ...]) -> Task:
+        """The same task in the epoch of these members, this node among them. Slots never become fewer."""
+        part = self.within(members)
+        return self._replace(around=part, neighbors=part.neighbors(), slots=max(self.slots, part.slots(self.per_edge)))
+
     def batches(self, round: int) -> dict[str, np.ndarray]:
         """Rows of the round's local steps, [S, B, ...]; S is 0 in a round without."""
         trains = bool(self.around.trains[self.around.row(round)])
@@ -102,8 +116,8 @@ class Task(NamedTuple):
 
     def outgoing(self, round: int, speak: tuple[int, ...]) -> Neighborhood:
         """What `send` needs: the shares that go to those of `speak` that the schedule names in this round."""
-        weight = np.zeros(self.program.slots)
-        share = np.zeros(self.program.slots)
+        weight = np.zeros(self.slots)
+        share = np.zeros(self.slots)
         named = [j for j in self.around.speaks(round) if j in speak]
         for k, j in enumerate(named):
             share[self.slot(j) if self.per_edge else k] = self.around.out_weight_of(j, round)
@@ -115,7 +129,7 @@ class Task(NamedTuple):
         Slots follow the neighbours' ids. What the schedule names and was not booked has its weight and did not arrive.
         `own`: this round's payload, to fill the sides of such slots. Also returns neighbour -> slot.
         """
-        slots = self.program.slots
+        slots = self.slots
         theirs = {each.node: each for each in booked}
         ids = sorted({*theirs, *self.around.hears(round)})
         while len(ids) > slots:  # late bookings of a graph that changes take the places of what did not come

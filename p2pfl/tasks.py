@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from p2pfl import batching, churn
 from p2pfl.build import Federation
+from p2pfl.epoch import Epoch, planner
 from p2pfl.program import compile, eval_set
-from p2pfl.task import Around, Task, around
+from p2pfl.task import Task, around
 
 
 def tasks(federation: Federation) -> list[Task]:
     """The tasks of all nodes, for drivers that run them in one process: equal programs are compiled once."""
-    made = [task(federation, node) for node in range(len(federation.graph))]
+    plan = planner(federation)
+    made = [task(federation, node, plan) for node in range(len(federation.graph))]
     programs = {each.program.slots: each.program for each in made}
     return [each._replace(program=programs[each.program.slots], test=made[0].test) for each in made]
 
 
-def task(federation: Federation, node: int) -> Task:
-    """What one node trains on and with."""
+def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoch] | None = None) -> Task:
+    """What one node trains on and with. `plan`: of `epoch.planner`, for those who make several tasks."""
+    plan = plan or planner(federation)
     experiment, dataset, parts = federation.experiment, federation.dataset, federation.partition
     algorithm, rows, training = federation.algorithm, parts.train[node], experiment.training
     part = around(federation.schedule, node)
@@ -36,7 +41,9 @@ def task(federation: Federation, node: int) -> Task:
         link=algorithm.link,
         per_edge=algorithm.per_edge,
         lost=lost,
-        program=compile(algorithm, federation.learner, slots(part, algorithm.per_edge), seed),
+        program=compile(algorithm, federation.learner, part.slots(algorithm.per_edge), seed),
+        slots=part.slots(algorithm.per_edge),
+        within=lambda members: around(plan(members).schedule, node),
         seed=seed,
         rounds=experiment.rounds,
         x=dataset.train.x[rows].astype(dtype),
@@ -50,11 +57,3 @@ def task(federation: Federation, node: int) -> Task:
         leaves=frozenset(event.round for event in events if event.event == "leave"),
         rejoins=frozenset(event.round for event in events if event.event == "rejoin"),
     )
-
-
-def slots(part: Around, per_edge: bool) -> int:
-    """Slots of a node's program: what its busiest round needs, and on a changing graph two more for late exchanges."""
-    ids = part.neighbors()
-    if per_edge or len(part.neighbor) == 1:
-        return len(ids)
-    return min(len(ids), int((part.neighbor >= 0).sum(axis=1).max()) + 2)

@@ -80,6 +80,8 @@ class Algorithm(NamedTuple):
     through sum_k w_k (received_k - sent_k) alone, so that a driver may compute that as a matrix product. `plan`: makes
     of the graph the schedule that the algorithm runs on; None: the graph itself. `renew`: the neighbours in these
     slots [K] bool begin a new life, and what is kept for them starts afresh; only with state_class "pairwise".
+    `restart`: a new epoch of the membership begins, with K slots: whatever has an invariant sum over the nodes starts
+    afresh, model and optimizer stay; given with every state_class but "none".
     `weigh`: of the planned weights [K] and what arrived [K], the weights that drivers hand to `mix`; None: as planned.
     """
 
@@ -102,6 +104,7 @@ class Algorithm(NamedTuple):
     plan: Callable[[Schedule, Planning], Schedule] | None = None
     renew: Callable[[State, Array], State] | None = None
     weigh: Callable[[Array, Array], Array] | None = None
+    restart: Callable[[State, int], State] | None = None
 
 
 class Planning(NamedTuple):

@@ -16,8 +16,8 @@ FLOORS = {
     1: "algorithms mixing wrap learner models batching topology churn partition data program task quadratic demands "
     "own",
     2: "protocol",
-    3: "live simulate",
-    4: "experiment build draw tasks simulation replay summary watch view report plots run node sweep "
+    3: "live simulate virtual",
+    4: "experiment build epoch draw tasks simulation replay summary watch view report plots run node sweep "
     "sweep_run sweep_view sweep_plot cli __main__ __init__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}

@@ -67,8 +67,11 @@ def corrected(name: str, learner: Learner, optimizer: optax.GradientTransformati
     def adopt(state: Any, params: Params) -> State:
         return init(params, 0)
 
+    def restart(state: State, slots: int) -> State:  # the next step is one of DSGD
+        return state._replace(correction=jax.tree.map(jnp.zeros_like, state.correction))
+
     return Algorithm(
         name, init, local, send, mix, adopt, lambda state: state.params,
         travels="the corrected model", state_class="sum", lateness=1,
-        mass=lambda state: (state.params, state.correction),
+        mass=lambda state: (state.params, state.correction), restart=restart,
     )  # fmt: skip

@@ -66,8 +66,11 @@ def gradient_tracking(learner: Learner, optimizer: optax.GradientTransformation,
     def adopt(state: Any, params: Params) -> State:
         return init(params, 0)
 
+    def restart(state: State, slots: int) -> State:  # y <- g
+        return state._replace(correction=jax.tree.map(jnp.zeros_like, state.correction))
+
     return Algorithm(
         "gradient_tracking", init, local, send, mix, adopt, lambda state: state.params,
         travels="the model and a direction", state_class="sum",
-        mass=lambda state: (state.params, state.correction),
+        mass=lambda state: (state.params, state.correction), restart=restart,
     )  # fmt: skip

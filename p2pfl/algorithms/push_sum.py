@@ -78,6 +78,9 @@ def push_sum(learner: Learner, optimizer: optax.GradientTransformation) -> Algor
         sent, seen = jax.tree.map(lambda leaf: jnp.where(over(slots, leaf), jnp.zeros_like(leaf), leaf), kept)
         return state._replace(sent=sent, seen=seen)
 
+    def restart(state: State, slots: int) -> State:  # every node counts once again
+        return init(params(state), slots)._replace(opt_state=state.opt_state)
+
     def mass(state: State) -> Tree:
         return jax.tree.map(lambda x, away: x + away.sum(axis=0), state.mine, grown(state.sent, state.seen))
 
@@ -85,4 +88,5 @@ def push_sum(learner: Learner, optimizer: optax.GradientTransformation) -> Algor
         "push_sum", init, local, send, mix, adopt, params,
         travels="the running sum of what was shared with a neighbour", link="push", keeps_mean="running_sums",
         mass=mass, state_class="pairwise", per_edge=True, linear=False, demands=Demands("column"), renew=renew,
+        restart=restart,
     )  # fmt: skip

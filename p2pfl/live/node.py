@@ -114,7 +114,7 @@ class _Node:
             life=life,
             neighbors=tuple(place.addresses),
             plan=turns(task),
-            slots=task.program.slots,
+            slots=task.slots,
             rounds=task.rounds,
             federation=place.federation,
             schema=payload.schema.digest + model.schema.digest,

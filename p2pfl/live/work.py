@@ -118,7 +118,7 @@ class Work:
         """These neighbours have begun a new life: what is kept for them starts afresh."""
         self._renewed = tuple(neighbours)
         if self.task.per_edge and neighbours:
-            slots = np.isin(np.arange(self.task.program.slots), [self.task.slot(j) for j in neighbours])
+            slots = np.isin(np.arange(self.task.slots), [self.task.slot(j) for j in neighbours])
             self.state = self.task.program.renew(self.state, slots)
 
     def adopt(self, effect: Adopt) -> None:
@@ -132,7 +132,7 @@ class Work:
         trained = effect.finished == self._round
         if not trained and not effect.booked:
             return
-        for group in _groups(effect.booked, self.task.program.slots):
+        for group in _groups(effect.booked, self.task.slots):
             mixed = self._mix(effect.finished, group)
             self._traced(effect.finished, group, mixed, trained)
             trained = False

@@ -60,5 +60,5 @@ class Node:
     def renew(self, neighbours: Sequence[int]) -> None:
         """These neighbours have begun a new life."""
         if self.task.per_edge and neighbours:
-            slots = np.isin(np.arange(self.task.program.slots), [self.task.slot(j) for j in neighbours])
+            slots = np.isin(np.arange(self.task.slots), [self.task.slot(j) for j in neighbours])
             self.state = self.task.program.renew(self.state, slots)
