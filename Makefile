@@ -3,19 +3,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint soak bench clean
+.PHONY: demo test lint faults soak bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/p2pfl run experiments/ring-digits/experiment.toml
 
 test: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest -m "live and not soak"
+	$(BIN)/python -m pytest -m "live and not soak and not faults"
 	$(BIN)/python -m pytest -m "not live and not soak" -n auto --dist loadfile
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+faults: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m faults
 
 soak: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m soak

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ import optax
 
 from p2pfl import churn as churning
 from p2pfl import data as sources
-from p2pfl import demands, learner, models, partition, quadratic, topology, wrap
+from p2pfl import demands, learner, models, partition, planned, quadratic, topology, wrap
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.data import Dataset
 from p2pfl.errors import ConfigError, DataError, nearest
@@ -64,8 +64,16 @@ class Federation(NamedTuple):
         """The network as the experiment has it."""
         network, algorithm = self.experiment.network, self.algorithm
         return churning.Conditions(
-            network.loss, network.rule, network.late, algorithm.lateness, algorithm.link, self.experiment.seed
-        )
+            network.loss, network.rule, network.late, algorithm.lateness, algorithm.link, self.experiment.seed,
+            network.detection,
+        )  # fmt: skip
+
+    def planner(self) -> Callable[[Sequence[int]], Schedule]:
+        """A function from members to the schedule of their epoch: `epoch.planner`, which is written for federations."""
+        from p2pfl.epoch import planner
+
+        plan = planner(self)
+        return lambda members: plan(members).schedule
 
 
 def build(experiment: Experiment) -> Federation:
@@ -77,6 +85,8 @@ def build(experiment: Experiment) -> Federation:
     dataset = _dataset(experiment.data, experiment.seed)
     parts = _partition(experiment.data, dataset, nodes, experiment.seed)
     notes = (*dataset.notes, *partition.describe(parts, dataset))
+    if planned.by_label(experiment):
+        events = planned.events(experiment, plan, [planned.labels(dataset, rows) for rows in parts.train])
     return _assemble(experiment, dataset, parts, plan, optimizer, events, True, notes)
 
 
@@ -92,6 +102,7 @@ def build_own(experiment: Experiment, node: int, own: Data) -> Federation:
             "partition, alpha and per_node"
         )
     dataset = _dataset(own, experiment.seed)
+    planned.no_labels(experiment)
     empty = np.zeros(0, np.int64)
     train = [empty] * nodes
     test = [empty] * nodes
@@ -104,8 +115,7 @@ def _before_data(experiment: Experiment) -> tuple[Schedule, tuple[churning.Event
     """All that can be wrong before the data are read."""
     plan = _graph(experiment)
     nodes = plan.neighbor.shape[1]
-    events = tuple(churning.Event(e.event, e.node, e.round) for e in experiment.churn)
-    churning.check(events, nodes, experiment.rounds)
+    events = planned.events(experiment, plan)
     timing(experiment)
     steps = experiment.training.node_steps
     if steps is not None and len(steps) != nodes:
@@ -155,6 +165,7 @@ def _quadratic(
     experiment: Experiment, plan: Schedule, optimizer: optax.GradientTransformation, events: tuple[churning.Event, ...]
 ) -> Federation:
     table, nodes = experiment.data, plan.neighbor.shape[1]
+    planned.no_labels(experiment)
     _only(table, {"dim", "spread", "conditioning"}, "source='quadratic'")
     if experiment.model is not None:
         raise ConfigError(f"model.name={experiment.model.name!r}: source='quadratic' brings its own; leave [model] out")
@@ -183,7 +194,7 @@ def _algorithm(experiment: Experiment, learned: Learner, optimizer: optax.Gradie
 
 
 def _check_network(experiment: Experiment, algorithm: Algorithm, plan: Schedule) -> None:
-    network, live = experiment.network, experiment.driver.kind == "live"
+    network, live = experiment.network, experiment.driver.kind != "simulate"
     if network.rule != "double_entry":
         if live:
             raise ConfigError(
@@ -192,6 +203,18 @@ def _check_network(experiment: Experiment, algorithm: Algorithm, plan: Schedule)
             )
         if algorithm.link != "exchange":
             raise ConfigError(f"network.rule={network.rule!r}: {algorithm.name} makes no exchanges; leave rule out")
+    if network.detection != 1 and live:
+        raise ConfigError(
+            f"network.detection={network.detection}: real nodes find out by themselves; leave it out, or use "
+            'driver.kind = "simulate"'
+        )
+    if network.sync == "async" and algorithm.keeps_mean == "running_sums":
+        raise ConfigError(
+            f"network.sync='async': a node that trains faster than it hears keeps a small weight in {algorithm.name}, "
+            "and its steps blow up; use 'deadline', or another algorithm"
+        )
+    if network.sync == "async" and not live:
+        raise ConfigError("network.sync='async': the simulator has no clock; use driver.kind = \"virtual\"")
     if network.late:
         if live:
             raise ConfigError('network.late: real nodes are as late as they are; use driver.kind = "simulate"')
@@ -342,7 +365,8 @@ def digest(federation: Federation) -> str:
     """What all nodes of a federation must have in common, as 32 hex digits: not where the data lies, nor the driver."""
     table = asdict(replace(federation.experiment, data=replace(federation.experiment.data, path=None)))
     table["loss"] = federation.experiment.network.loss
-    for private in ("driver", "baselines", "evaluation", "network", "topology"):
+    table["churn"] = [event._asdict() for event in federation.churn]  # what is meant, wherever a trace's file lies
+    for private in ("driver", "baselines", "evaluation", "network", "topology", "virtual"):
         del table[private]
     table["schedule"] = [hashlib.blake2b(part.tobytes()).hexdigest() for part in federation.schedule]
     return hashlib.blake2b(json.dumps(table, sort_keys=True).encode(), digest_size=16).hexdigest()

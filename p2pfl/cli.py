@@ -31,7 +31,7 @@ def main() -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a field; VALUE is read as TOML.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run directory; must be new or empty.")
-@click.option("--driver", type=click.Choice(["live", "simulate"]), help="Short for --set driver.kind=...")
+@click.option("--driver", type=click.Choice(["live", "virtual", "simulate"]), help="Short for --set driver.kind=...")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary alone, as JSON.")
 @click.option(
     "--hosts", metavar="ADDRESS,N,I", help="Simulate on N hosts, of which this is number I; ADDRESS of host 0."
@@ -74,12 +74,13 @@ def run(
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of this node's records.")
 @click.option("--hold", is_flag=True, help="When all is compiled, wait for a line on standard input.")
-def node(file: Path, out: Path | None, hold: bool) -> None:
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in the node's directory, if there is one.")
+def node(file: Path, out: Path | None, hold: bool, resume: bool) -> None:
     """Run one node of a federation, as FILE describes it."""
     with _errors():
         from p2pfl import node as one
 
-        error = one.run(file, out, hold, lambda text: click.echo(text))
+        error = one.run(file, out, hold, resume, lambda text: click.echo(text))
     if error:
         raise click.ClickException(error)
 

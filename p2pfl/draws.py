@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-BATCHES, LOSS, LATE = 0xBA7C, 0x1055, 0x1A7E
+BATCHES, LOSS, LATE, CHURN = 0xBA7C, 0x1055, 0x1A7E, 0xC4A2
 """One constant per purpose, so that the same seed elsewhere does not draw the same bits."""
 
 

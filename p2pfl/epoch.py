@@ -42,22 +42,23 @@ def planner(federation: Federation) -> Callable[[Sequence[int]], Epoch]:
 def _planned(federation: Federation, members: tuple[int, ...]) -> Epoch:
     algorithm, wanted = federation.algorithm, federation.experiment
     schedule, note = _graph(federation, members)
-    if algorithm.plan is not None:
-        samples = np.array([len(federation.partition.train[i]) for i in members], np.int64)
-        if not federation.pooled and federation.task is None:  # a machine that holds one node's rows
-            samples = np.where(samples > 0, samples, -1)
-        schedule = algorithm.plan(schedule, Planning(wanted.rounds, wanted.seed, samples))
+    empty = Schedule(
+        schedule.neighbor[..., :0], schedule.weight[..., :0], schedule.out_weight[..., :0], schedule.trains
+    )
+    samples = np.array([len(federation.partition.train[i]) for i in members], np.int64)
+    if not federation.pooled and federation.task is None:  # a machine that holds one node's rows
+        samples = np.where(samples > 0, samples, -1)
     try:
+        if algorithm.plan is not None:
+            schedule = algorithm.plan(schedule, Planning(wanted.rounds, wanted.seed, samples))
         demands.check(algorithm, schedule, f"the graph of the {len(members)} members that are left")
     except TopologyError as error:
         note = f"nobody mixes while only these are members: {error}"
-        schedule = Schedule(schedule.neighbor[..., :0], schedule.weight[..., :0], schedule.out_weight[..., :0],
-                            schedule.trains)  # fmt: skip
+        schedule = empty
     if algorithm.per_edge:
         schedule = topology.stable(schedule)
     elif algorithm.link == "none":
-        schedule = Schedule(schedule.neighbor[..., :0], schedule.weight[..., :0], schedule.out_weight[..., :0],
-                            schedule.trains)  # fmt: skip
+        schedule = empty
     return Epoch(_spread(schedule, members, len(federation.graph)), note)
 
 

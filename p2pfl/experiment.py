@@ -20,7 +20,9 @@ import tomli_w
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from p2pfl.churn import ChurnEvent
 from p2pfl.errors import ConfigError, nearest
+from p2pfl.virtual.table import Virtual, VirtualLink
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _LIST = Field(strict=False)  # a list of Python is as good as a tuple; what is in it stays strict
@@ -102,23 +104,16 @@ class AlgorithmTable:
 
 
 @dataclass(frozen=True, config=_STRICT)
-class ChurnEvent:
-    """[[churn]]: something that happens to a node at the beginning of a round."""
-
-    event: Literal["crash", "leave", "rejoin"]
-    node: Annotated[int, Field(ge=0)]
-    round: Count
-
-
-@dataclass(frozen=True, config=_STRICT)
 class Network:
     """[network]: what is lost and how late it is, and how patient a live node is."""
 
     preset: Literal["local", "lan", "wan"] = "local"
     timing: dict[str, float] = dataclasses.field(default_factory=dict)  # single values of the preset, replaced
     loss: Annotated[float, Field(ge=0, lt=1)] = 0.0  # a message is lost with this probability
+    sync: Literal["barrier", "deadline", "async"] = "deadline"  # how long a round waits for neighbours
     rule: Literal["double_entry", "renormalise", "self"] = "double_entry"  # the others are wrong: for studies
     late: Annotated[int, Field(ge=0, lt=1000)] = 0  # simulate: an end books up to so many rounds late
+    detection: Annotated[int, Field(ge=0, lt=1000)] = 1  # simulate: rounds until a crash or a partition is known
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -132,10 +127,11 @@ class Evaluation:
 class Driver:
     """[driver]: speed only; changing it never changes the meaning."""
 
-    kind: Literal["live", "simulate"] = "live"
+    kind: Literal["live", "virtual", "simulate"] = "live"
     method: Literal["auto", "loop", "map", "vmap", "sharded"] = "auto"  # simulate: how; auto measures
     chunk: Count | None = None  # simulate: nodes that are computed at once
     devices: Count | None = None  # simulate: devices to spread the nodes over
+    checkpoint: Annotated[int, Field(ge=0, lt=2**31)] = 10  # live: rounds from one checkpoint to the next; 0: none
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -152,6 +148,7 @@ class Experiment:
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     churn: Annotated[tuple[ChurnEvent, ...], _LIST] = ()
     network: Network = dataclasses.field(default_factory=Network)
+    virtual: Virtual = dataclasses.field(default_factory=Virtual)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     driver: Driver = dataclasses.field(default_factory=Driver)
     baselines: bool = True  # also train every node alone, and on all data pooled
@@ -163,13 +160,11 @@ class NodeFile:
 
     experiment: str  # the experiment file, the same on every machine
     node: Annotated[int, Field(ge=0)]
-    listen: Address  # tcp://ADDRESS:PORT
-    peers: dict[str, Address]  # node id -> tcp://HOST:PORT, of the neighbours at least
+    listen: Address  # tcp://ADDRESS:PORT; the membership listens on the port after it
+    peers: Annotated[tuple[Address, ...], _LIST] = ()  # other nodes; one that is there is enough to find all
+    address: Address | None = None  # how the others reach this node; as `listen`
     out: str | None = None  # directory of its records, beside this file; ./p2pfl-node-ID
     data: Data | None = None  # this machine's own rows, instead of its part of the experiment's data
-
-
-_PATHS = (("data", "path"), ("topology", "file"))
 
 
 def load(path: Path, overrides: Sequence[str] = (), find: bool = False) -> Experiment:
@@ -180,23 +175,28 @@ def load(path: Path, overrides: Sequence[str] = (), find: bool = False) -> Exper
     """
     table = read(path)
     given = {}
-    for section, key in _PATHS:
-        found = table.get(section)
-        if isinstance(found, dict) and isinstance(found.get(key), str):
-            name = found[key]
-            found[key] = str(located(name, path.parent))
-            given[found[key]] = name
+    for found, key, _ in _paths(table):
+        name = found[key]
+        found[key] = str(located(name, path.parent))
+        given[found[key]] = name
     overridden = [_override(table, override) for override in overrides]
-    for section, key in _PATHS:
-        found = table.get(section)
-        if isinstance(found, dict) and isinstance(found.get(key), str):
-            found[key] = str(Path(found[key]).resolve())
+    for found, key, _ in _paths(table):
+        found[key] = str(Path(found[key]).resolve())
     wanted: Experiment = parse(table, str(path), Experiment, overridden)
-    for section, key in _PATHS if find else ():
-        value = getattr(getattr(wanted, section), key)
-        if value is not None and not Path(value).is_file():
-            raise ConfigError(_not_found(path, f"{section}.{key}", given.get(value), value))
+    for found, key, field in _paths(table) if find else ():
+        if not Path(found[key]).is_file():
+            raise ConfigError(_not_found(path, field, given.get(found[key]), found[key]))
     return wanted
+
+
+def _paths(table: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Every path that stands in an experiment file: (its table, its key there, the field as a person writes it)."""
+    churn = table.get("churn")
+    places = [(table.get("data"), "path", "data.path"), (table.get("topology"), "file", "topology.file")]
+    places += [(each, "path", f"churn[{i}].path") for i, each in enumerate(churn if isinstance(churn, list) else ())]
+    for found, key, field in places:
+        if isinstance(found, dict) and isinstance(found.get(key), str):
+            yield found, key, field
 
 
 def load_node(path: Path) -> NodeFile:
@@ -325,8 +325,9 @@ _RULES = {
     "tuple_type": "must be a list, in square brackets",
     "dict_type": "must be a table, as in {{ name = VALUE }}",
     "greater_than": "must be > {gt:g}",
-    "greater_than_equal": "must be >= {ge}",
+    "greater_than_equal": "must be >= {ge:g}",
     "less_than": "must be < {lt}",
+    "too_long": "must hold at most {max_length}",
 }
 _PATTERNS = {
     _NAME: "must be one or more letters, digits, '_', '.' or '-'",
@@ -382,7 +383,8 @@ def _fields(kind: type[Any], place: Sequence[str | int]) -> list[str]:
 
 
 TABLES: tuple[type[Any], ...] = (
-    Data, Model, Training, Topology, AlgorithmTable, ChurnEvent, Network, Evaluation, Driver, Experiment, NodeFile,
+    Data, Model, Training, Topology, AlgorithmTable, ChurnEvent, Network, Virtual, VirtualLink,
+    Evaluation, Driver, Experiment, NodeFile,
 )  # fmt: skip
 """Every table of a file: each field of each is documented in docs/experiment.md."""
 
@@ -395,4 +397,4 @@ def dump(value: Experiment | NodeFile) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items() if item is not None}
-    return value
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

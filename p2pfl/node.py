@@ -7,54 +7,91 @@ from collections.abc import Callable
 from pathlib import Path
 
 from p2pfl import build as building
-from p2pfl import experiment, tasks
+from p2pfl import experiment, planned, tasks
 from p2pfl.errors import ConfigError
+from p2pfl.experiment import NodeFile
 from p2pfl.live import node as live
+from p2pfl.live import sidecar
 from p2pfl.live.launch import READY
-from p2pfl.live.node import Place
+from p2pfl.live.place import Place
+
+_NO_HOST = ("0.0.0.0", "*", "[::]")
 
 
-def run(file: Path, out: Path | None, hold: bool, say: Callable[[str], None]) -> str | None:
-    """Run the node in `file` to its end; returns what went wrong, if anything did. Raises ConfigError at once."""
+def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[str], None]) -> str | None:
+    """Run the node in `file` to its end; returns what went wrong, if anything did. Raises ConfigError at once.
+
+    `hold`: wait for a line on standard input when all is compiled. `resume`: go on from the checkpoint that an earlier
+    process of the node has left in its directory, if there is one.
+    """
     given = experiment.load_node(file)
+    address = _address(file, given)
     source = Path(given.experiment)
     sys.path[:0] = [str(Path.cwd()), str(source.parent)]
     wanted = experiment.load(source)
-    building.precision(wanted)
     directory = out or (file.parent / given.out if given.out else Path(f"p2pfl-node-{given.node}"))
-    if (directory / "result.json").exists():
-        raise ConfigError(f"out={str(directory)!r}: holds the records of a finished run; give another with --out")
-    own = given.data
-    federation = building.build_own(wanted, given.node, own) if own else building.build(wanted)
-    if given.node not in federation.graph:
-        raise ConfigError(f"{file}: node={given.node}: the topology has nodes 0 to {len(federation.graph) - 1}")
-    task = tasks.task(federation, given.node)
-    addresses = {}
-    for neighbour in task.neighbors:
-        if str(neighbour) not in given.peers:
-            raise ConfigError(f"{file}: peers: no address of node {neighbour}, a neighbour of node {given.node}")
-        addresses[neighbour] = given.peers[str(neighbour)]
-    for note in federation.notes:
-        say(note)
-    say(f"node {given.node} of {len(federation.graph)}: {len(task.y)} training rows, neighbours {list(task.neighbors)}")
-    place = Place(
-        listen=given.listen,
-        addresses=addresses,
-        federation=building.digest(federation),
-        timing=building.timing(wanted),
-        lateness=federation.algorithm.lateness,
-        directory=directory,
-    )
+    if (directory / "result.json").exists() and not resume:
+        raise ConfigError(
+            f"out={str(directory)!r}: holds the records of a finished run; give another with --out, or --resume"
+        )
+    membership = sidecar.start()
+    try:
+        building.precision(wanted)
+        own = given.data
+        federation = building.build_own(wanted, given.node, own) if own else building.build(wanted)
+        if given.node not in federation.graph:
+            raise ConfigError(f"{file}: node={given.node}: the topology has nodes 0 to {len(federation.graph) - 1}")
+        task = tasks.task(federation, given.node)
+        for note in federation.notes:
+            say(note)
+        say(
+            f"node {given.node} of {len(federation.graph)}: {len(task.y)} training rows, "
+            f"neighbours {list(task.neighbors)}"
+        )
+        place = Place(
+            listen=given.listen,
+            address=address,
+            peers=given.peers,
+            nodes=len(federation.graph),
+            expected=planned.expected(federation.churn, len(federation.graph)),
+            federation=building.digest(federation),
+            timing=building.timing(wanted),
+            rhythm=wanted.network.preset,
+            lateness=federation.algorithm.lateness,
+            sync=wanted.network.sync,
+            directory=directory,
+            every=wanted.driver.checkpoint,
+            resume=resume,
+        )
 
-    def ready() -> None:
-        if hold:
-            say(READY)
-            sys.stdin.readline()
-        say(f"listening on {given.listen}")
+        def ready() -> None:
+            if hold:
+                say(READY)
+                sys.stdin.readline()
+            say(f"listening on {given.listen}")
 
-    result = live.run(task, place, say, ready)
+        result = live.run(task, place, membership, say, ready)
+    finally:
+        membership.close()
     say(
         f"done at round {result.round}: {result.booked} exchanges booked, {result.voided} voided, "
         f"dropped {result.dropped or 'nothing'}; model {result.digest} in {directory}"
     )
     return result.error
+
+
+def _address(file: Path, given: NodeFile) -> str:
+    """How the others reach the node. Raises ConfigError."""
+    address = given.address or given.listen
+    host = address.removeprefix("tcp://").rpartition(":")[0]
+    if host in _NO_HOST:
+        raise ConfigError(
+            f"{file}: listen={given.listen!r}: says on all of this machine's addresses, of which the others know none; "
+            'give one of them, as in address = "tcp://192.168.0.7:5555"'
+        )
+    for name, value in (("listen", given.listen), ("address", address), *(("peers", peer) for peer in given.peers)):
+        if not 1 <= int(value.rpartition(":")[2]) <= 65534:
+            raise ConfigError(
+                f"{file}: {name}={value!r}: the port must be within 1 to 65534; the next one is used, too"
+            )
+    return address

@@ -31,7 +31,6 @@ class Program(NamedTuple):
     train: Callable[[State, Tree, Array, Array, Neighborhood], tuple[State, Array, Payload, Params | None]]
     mix: Callable[[State, Inbox, Neighborhood], tuple[State, Mixed]]
     adopt: Callable[[State, Params], State]
-    renew: Callable[[State, Array], State]
     restart: Callable[[State, int], State]
     params: Callable[[State], Params]
     evaluate: Callable[[State, EvalSet], tuple[np.ndarray, np.ndarray]]
@@ -116,7 +115,6 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Pr
         train=train,
         mix=mix,
         adopt=jax.jit(algorithm.adopt),
-        renew=jax.jit(algorithm.renew) if algorithm.renew else lambda state, slots: state,
         restart=jax.jit(algorithm.restart, static_argnums=1) if algorithm.restart else lambda state, slots: state,
         params=jax.jit(algorithm.params),
         evaluate=evaluate_all,

@@ -37,7 +37,6 @@ class Traced(NamedTuple):
     round: int
     booked: list[list[int]]  # [neighbour, its life, number of the exchange, round it was opened in here, there]
     spoke: list[int]  # of an algorithm that pushes: neighbours that got a share in this round
-    renewed: list[int]  # neighbours met in a new life since the round before
     exchanged: dict[str, str]  # "neighbour:life" -> how far the exchanges with it should have moved the model so far
     model: str  # the model after mixing
     trained: bool = True  # in this round; else it only mixed what came late, or more than one mixing could hold
@@ -50,7 +49,6 @@ class Began(NamedTuple):
     life: int
     round: int
     began: list[int]  # neighbours that get a share; what Traced then calls `spoke`
-    renewed: list[int]
 
 
 class Adopted(NamedTuple):
@@ -61,16 +59,40 @@ class Adopted(NamedTuple):
     adopted: list[int]  # [neighbour, its life, round]
 
 
+class Entered(NamedTuple):
+    """A record of trace.jsonl: before it trains in this round, the life enters the epoch of these members."""
+
+    life: int
+    round: int
+    members: list[int]
+
+
+class Kept(NamedTuple):
+    """A record of trace.jsonl: a life that goes on with the state that an earlier one of the node had after a round."""
+
+    life: int
+    round: int  # the first it can train in
+    kept: list[int]  # [the earlier life, the round]
+
+
+Trace = Traced | Began | Adopted | Entered | Kept
+
+
 class Lines:
     """A file of JSON lines. A line is written by one call, so that a kill can't tear what came before it."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
-    def write(self, record: Measured | Traced | Began | Adopted | dict[str, Any]) -> None:
+    def write(self, record: Measured | Trace | dict[str, Any]) -> None:
         """Append one record."""
         fields = record if isinstance(record, dict) else record._asdict()
-        os.write(self._file, (json.dumps(fields, separators=(",", ":")) + "\n").encode())
+        text = (json.dumps(fields, separators=(",", ":")) + "\n").encode()
+        try:
+            os.write(self._file, text)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def close(self) -> None:
         """Close the file."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 
 from p2pfl import build as building
-from p2pfl import experiment, records, report, simulation, summary, tree
+from p2pfl import churn, experiment, ledger, planned, records, report, simulation, summary, tree, virtual_run
 from p2pfl.build import Federation
 from p2pfl.errors import ConfigError
 from p2pfl.experiment import Experiment, NodeFile
@@ -27,6 +28,9 @@ ENTRY = "p2pfl.cli:node_process"
 """What the processes of nodes call: the command `p2pfl node`."""
 
 _PRELOAD = ("jax", "flax.nnx", "flax.linen", "optax", "zmq", "safetensors.numpy", "p2pfl.live.node", "p2pfl.build")
+
+_FREEZE = 10.0
+"""Seconds without a finished round after which a frozen node is let go on: then all wait for it."""
 
 _STALL = 5.0
 """Seconds, or that many of its rounds, that a node may stand still once others have finished."""
@@ -43,12 +47,17 @@ def run(wanted: Experiment, out: Path, view: View) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(_server(wanted, view)) if wanted.driver.kind == "live" else None
         federation = building.build(wanted)
+        if wanted.driver.kind == "virtual":
+            virtual_run.setting(federation)  # a mistake in it is found before anything runs
         out.mkdir(parents=True, exist_ok=True)
         _describe(federation, out)
         for note in federation.notes:
             view.say(note)
         baselines = _baselines(federation, out, view) if wanted.baselines and not federation.task else {}
-        found = _live(federation, out, view, server) if server else _simulated(federation, out, view)
+        if server:
+            found = _live(federation, out, view, server)
+        else:
+            found = (_virtual if wanted.driver.kind == "virtual" else _simulated)(federation, out, view)
     return _conclude(federation, out, found, baselines, started, view)
 
 
@@ -110,6 +119,28 @@ def _simulated(federation: Federation, out: Path, view: View) -> Collected:
     return found._replace(figures=figures)
 
 
+def _virtual(federation: Federation, out: Path, view: View) -> Collected:
+    began = clock.now()
+    nodes = list(federation.graph)
+    watch = Watch(federation.experiment.rounds, {node: out / "nodes" / str(node) for node in nodes})
+    shown = [began]
+
+    def begun(round: int) -> None:
+        if clock.now() - shown[0] > 0.2:
+            shown[0] = clock.now()
+            for text in watch.read():
+                view.say(text)
+            view.update(watch.status(dict.fromkeys(nodes, "alive"), clock.now()))
+
+    ended = virtual_run.into(federation, out, begun, view.say)
+    for text in watch.read():
+        view.say(text)
+    seconds = {"seconds_startup": 0.0, "seconds_running": clock.now() - began}
+    found = collect(federation, out)
+    virtual_run.timed(out, ended)
+    return found._replace(figures={**seconds, **virtual_run.figures(ended), **found.figures})
+
+
 # --- live
 
 
@@ -130,11 +161,14 @@ def _orders(federation: Federation, out: Path) -> list[Order]:
     for node in range(nodes):
         directory = out / "nodes" / str(node)
         directory.mkdir(parents=True)
-        peers = {str(other): address[other] for other in sorted(federation.graph.neighbors(node))}
+        peers = tuple(address[other] for other in range(nodes) if other != node)
         file = NodeFile("../../experiment.toml", node, address[node], peers, out=".")
         (directory / "node.toml").write_text(experiment.dump(file), "utf-8")
-        returns = sum(event.event == "rejoin" and event.node == node for event in federation.churn)
-        orders.append(Order(node, ("node", str(directory / "node.toml"), "--hold"), directory, returns))
+        argument = ("node", str(directory / "node.toml"), "--hold")
+        back = [event for event in federation.churn if event.node == node and event.event in ("rejoin", "join")]
+        returns = tuple(argument + (("--resume",) if event.state == "kept" else ()) for event in back)
+        later = node not in planned.expected(federation.churn, nodes)
+        orders.append(Order(node, argument, directory, returns, later))
     return orders
 
 
@@ -152,7 +186,7 @@ def _live(federation: Federation, out: Path, view: View, server: Launcher) -> Co
     server.go()
     interrupted = False
     try:
-        _follow(server, watch, view)
+        _follow(federation, server, watch, view)
     except KeyboardInterrupt:
         interrupted = True
         view.say("interrupted: asking the nodes to leave")
@@ -162,7 +196,7 @@ def _live(federation: Federation, out: Path, view: View, server: Launcher) -> Co
             server.poll(0.05)
     _say_launch(out, server, watch)
     lost = sorted(node for node, member in server.members.items() if member.state in ("lost", "failed"))
-    left = sorted(node for node, member in server.members.items() if member.state == "left")
+    left = summary.left(out)
     figures = {
         "seconds_startup": ready - began,
         "seconds_running": clock.now() - ready,
@@ -175,8 +209,9 @@ def _live(federation: Federation, out: Path, view: View, server: Launcher) -> Co
     return found._replace(figures={**figures, **found.figures})
 
 
-def _follow(server: Launcher, watch: Watch, view: View) -> None:
-    """Show what happens until no node is at work any more."""
+def _follow(federation: Federation, server: Launcher, watch: Watch, view: View) -> None:
+    """Show what happens until no node is at work any more; call back and let go on whom the experiment has planned."""
+    plan = _Plan(federation.churn)
     while server.running:
         server.poll(0.05)
         now = clock.now()
@@ -184,6 +219,7 @@ def _follow(server: Launcher, watch: Watch, view: View) -> None:
             view.say(text)
         states = {node: member.state for node, member in server.members.items()}
         view.update(watch.status(states, now))
+        plan.look(server, watch, now)
         if any(state == "finished" for state in states.values()):
             for node in watch.standing_still([n for n, s in states.items() if s == "alive"], now, _STALL):
                 server.give_up(node, f"no sign of life since round {watch.rounds_of[node]}")
@@ -191,6 +227,33 @@ def _follow(server: Launcher, watch: Watch, view: View) -> None:
         view.say(text)
     states = {node: member.state for node, member in server.members.items()}
     view.update(watch.status(states, clock.now()))
+
+
+class _Plan:
+    """Returns, joins and ends of freezes that are still to come. They are due when somebody begins the round before."""
+
+    def __init__(self, events: Sequence[churn.Event]) -> None:
+        due = [(e.round, "call", e.node) for e in events if e.event in ("rejoin", "join")]
+        due += [(e.round + e.rounds, "thaw", e.node) for e in events if e.event == "freeze"]
+        self._due = sorted(due)
+        self._thawed: set[int] = set()
+        self._at = (0, 0.0)
+
+    def look(self, server: Launcher, watch: Watch, now: float) -> None:
+        """What is due by the furthest round that somebody has finished; or, where all wait for the frozen, by time."""
+        furthest = max(watch.rounds_of.values(), default=0)
+        if furthest > self._at[0]:
+            self._at = (furthest, now)
+        waits = now - self._at[1] > _FREEZE
+        while self._due and (self._due[0][0] <= furthest + 2 or (waits and self._due[0][1] == "thaw")):
+            _, kind, node = self._due.pop(0)
+            if kind == "call":
+                server.call(node)
+            else:
+                self._thawed.add(node)
+            waits = False
+        for node in self._thawed:  # again and again: it may be so far behind that it freezes only now
+            server.thaw(node)
 
 
 def _say_launch(out: Path, server: Launcher, watch: Watch) -> None:
@@ -217,13 +280,14 @@ def collect(federation: Federation, out: Path) -> Collected:
             ended.add((node, result["life"]))
             digests[str(node)] = result["digest"]
     size = tree.size(building.model_shape(federation))
-    kept = summary.ledger(out, ended, size, federation.algorithm.link, federation.algorithm.keeps_mean)
+    books = ledger.balance(
+        summary.directories(out), ended, size, federation.algorithm.link, federation.algorithm.keeps_mean
+    )
     figures = {
         **summary.accuracies(metrics, wanted.rounds),
         **summary.traffic(metrics),
         **summary.outcome(out, federation.algorithm.link),
-        "mean_residual": kept.mean_residual,
-        "residue": kept.residue,
+        **books._asdict(),
         "digests": digests,
     }
     return Collected(figures, summary.models(out))

@@ -13,14 +13,16 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from p2pfl import churn, quadratic, records, simulate, summary, tree
+from p2pfl import quadratic, records, simulate, summary, tree
 from p2pfl.build import Federation
+from p2pfl.churn import Event
 from p2pfl.live import clock
-from p2pfl.simulate import loop
-from p2pfl.simulate.vectorised import Evaluated, How, Outcome, run
+from p2pfl.simulate import loop, vectorised
+from p2pfl.simulate.given import Evaluated, How, Outcome, Work
+from p2pfl.simulate.membership import Course
 from p2pfl.tasks import tasks
 from p2pfl.topology import matrix
-from p2pfl.types import Neighborhood
+from p2pfl.types import Delivery, Neighborhood
 from p2pfl.view import NodeStatus, Status
 from p2pfl.watch import Watch
 
@@ -51,6 +53,7 @@ def into(federation: Federation, out: Path, update: Callable[[Status], None]) ->
     payload = payload_bytes(federation)
     rows: list[dict[str, Any]] = []
     began = clock.now()
+    work = simulate.work(federation)
     writes = jax.process_index() == 0
     lines = records.Lines(out / "metrics.jsonl") if writes else None
     last: list[Evaluated] = []
@@ -60,11 +63,11 @@ def into(federation: Federation, out: Path, update: Callable[[Status], None]) ->
             last[:] = [one]
             rows.append(_round(one, payload, (clock.now() - began) / max(round, 1)))
             if lines is not None:
-                for record in _measured(federation, one, payload, clock.now() - began):
+                for record in _measured(work, one, payload, clock.now() - began):
                     lines.write(record)
-        update(_status(federation, round, last[0] if last else None, began))
+        update(_status(work, round, last[0] if last else None, began))
 
-    outcome = run(simulate.work(federation), how(federation), progress, clock.now)
+    outcome = vectorised.run(work, how(federation), progress, clock.now)
     if lines:
         lines.close()
         summary.write_lines(out / "rounds.jsonl", rows)
@@ -72,6 +75,7 @@ def into(federation: Federation, out: Path, update: Callable[[Status], None]) ->
         arrays = {k: np.ascontiguousarray(v) for k, v in tree.named_leaves(outcome.models).items()}
         safetensors.numpy.save_file(arrays, out / "models.safetensors")
     figures = _figures(federation, outcome, last[0], payload, (clock.now() - began) / wanted.rounds)
+    figures.update(_membership(federation, work.course))
     names = tree.named_leaves(outcome.models)
     ends = [i for i in range(len(federation.graph)) if last[0].active[i]]
     models = [{name: leaf[i] for name, leaf in names.items()} for i in ends] if len(ends) <= 4096 else []
@@ -88,11 +92,9 @@ def payload_bytes(federation: Federation) -> int:
     return total // max(slots, 1) if algorithm.per_edge else total
 
 
-def _measured(federation: Federation, one: Evaluated, payload: int, time: float) -> list[dict[str, Any]]:
-    neighbor = federation.schedule.neighbor[(one.round - 1) % len(federation.schedule.neighbor)]
-    lives = np.ones(len(one.active), int)
-    for event in federation.churn:
-        lives[event.node] += event.event == "rejoin" and event.round <= one.round
+def _measured(work: Work, one: Evaluated, payload: int, time: float) -> list[dict[str, Any]]:
+    neighbor = one.neighbor
+    lives = work.course.timeline.life[one.round - 1] if work.course else np.ones(len(one.active), int)
     listed = neighbor.shape[1] <= _LISTED
 
     def value(array: np.ndarray | None, i: int) -> float | None:
@@ -124,26 +126,40 @@ def _round(one: Evaluated, payload: int, seconds: float) -> dict[str, Any]:
 
 
 def _events(federation: Federation) -> list[dict[str, Any]]:
-    names = {"rejoin": "joined", "leave": "left"}
     return [
         {
-            "event": names.get(e.event, e.event),
-            "node": e.node,
+            "event": _NAMES.get(e.event, e.event),
+            "node": e.node if e.node >= 0 else None,
             "round": e.round,
-            "detail": "planned",
+            "detail": _detail(e),
             "time": float(e.round),
         }
         for e in sorted(federation.churn, key=lambda e: (e.round, e.node))
     ]
 
 
-def _status(federation: Federation, round: int, one: Evaluated | None, began: float) -> Status:
-    rounds = federation.experiment.rounds
-    there = churn.active(federation.churn, len(federation.graph), rounds)[max(round, 1) - 1]
+_NAMES = {"rejoin": "joined", "join": "joined", "leave": "left"}
+
+
+def _detail(event: Event) -> str:
+    """What else is to be said of a planned event."""
+    more = {
+        "rejoin": "as it was" if event.state == "kept" else "with nothing but its data",
+        "join": "for the first time",
+        "freeze": f"for {event.rounds} rounds",
+        "link_loss": f"{event.loss:g} for {event.rounds} rounds",
+        "partition": " | ".join(", ".join(map(str, group)) for group in event.groups) + " | the rest",
+    }
+    return f"planned: {more[event.event]}" if event.event in more else "planned"
+
+
+def _status(work: Work, round: int, one: Evaluated | None, began: float) -> Status:
+    rounds, many = work.rounds, len(work.steps)
+    there = work.course.timeline.present[max(round, 1) - 1] if work.course else np.ones(many, bool)
     known = one.accuracy if one is not None else None
     nodes = tuple(
         NodeStatus(i, "alive" if there[i] else "lost", round, None if known is None else float(known[i]))
-        for i in range(len(federation.graph))
+        for i in range(many)
     )
     left = (clock.now() - began) / max(round, 1) * (rounds - round)
     mean, worst = (None, None) if known is None else (float(known[there].mean()), float(known[there].min()))
@@ -190,6 +206,20 @@ def _figures(federation: Federation, outcome: Outcome, last: Evaluated, payload:
     }
 
 
+def _membership(federation: Federation, course: Course | None) -> dict[str, Any]:
+    """How many epochs there were, and who was not there at the end."""
+    if course is None:
+        return {"epochs": 1, "lost": [], "left": []}
+    gone = set(np.flatnonzero(~course.timeline.present[-1]).tolist())
+    last = {event.node: event.event for event in sorted(federation.churn, key=lambda e: e.round)
+            if event.event in ("crash", "leave")}  # fmt: skip
+    return {
+        "epochs": course.epochs,
+        "lost": sorted(node for node in gone if last[node] == "crash"),
+        "left": sorted(node for node in gone if last[node] == "leave"),
+    }
+
+
 def _digests(outcome: Outcome, last: Evaluated) -> dict[str, str]:
     """Of the models of nodes that reached the end, where they are few."""
     if len(last.active) > _LISTED:
@@ -205,9 +235,9 @@ def _digests(outcome: Outcome, last: Evaluated) -> dict[str, str]:
 
 def loop_into(federation: Federation, out: Path, update: Callable[[Status], None]) -> None:
     """Run the plain loop, with the records that live nodes write in `out`/nodes."""
-    wanted = federation.experiment
+    wanted, work = federation.experiment, simulate.work(federation)
     made = tasks(federation)
-    delivery = deliveries(federation)
+    delivery = vectorised.deliveries(work).take(wanted.rounds)
     files: list[tuple[records.Lines, records.Lines]] = []
     for task in made:
         directory = out / "nodes" / str(task.node)
@@ -216,7 +246,7 @@ def loop_into(federation: Federation, out: Path, update: Callable[[Status], None
     watch = Watch(wanted.rounds, {node: out / "nodes" / str(node) for node in federation.graph})
     shown = [0.0]
 
-    def record(node: int, measured: records.Measured, traced: records.Traced | records.Adopted) -> None:
+    def record(node: int, measured: records.Measured, traced: records.Trace) -> None:
         if isinstance(traced, records.Traced):
             files[node][0].write(measured)
         files[node][1].write(traced)
@@ -226,11 +256,11 @@ def loop_into(federation: Federation, out: Path, update: Callable[[Status], None
             watch.read()
             update(watch.status(dict.fromkeys(federation.graph, "alive"), now))
 
-    models = loop.run(made, delivery, record, clock.now)
+    models = loop.run(made, delivery, record, clock.now, work.course)
     for node, model in enumerate(models):
         arrays = {name: np.ascontiguousarray(leaf) for name, leaf in tree.named_leaves(model).items()}
         safetensors.numpy.save_file(arrays, out / "nodes" / str(node) / "model.safetensors")
-        gone = not delivery.active[-1, node]
+        gone = not (work.course.timeline.present[-1, node] if work.course else True)
         last = records.read(out / "nodes" / str(node) / "trace.jsonl")
         ended: dict[str, Any] = {
             "node": node,
@@ -247,11 +277,9 @@ def loop_into(federation: Federation, out: Path, update: Callable[[Status], None
         trace.close()
 
 
-def deliveries(federation: Federation) -> Any:
+def deliveries(federation: Federation) -> Delivery:
     """The deliveries of all rounds."""
-    rounds = federation.experiment.rounds
-    drawn = churn.Deliveries(federation.churn, federation.schedule, rounds, federation.steps, federation.conditions)
-    return drawn.take(rounds)
+    return vectorised.deliveries(simulate.work(federation)).take(federation.experiment.rounds)
 
 
 # --- the quadratic task

@@ -7,23 +7,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
-from p2pfl import records, tree
+from p2pfl import records
 from p2pfl.simulate.loop import consensus_distance
 
 Rows = Sequence[dict[str, Any]]
-
-
-class Ledger(NamedTuple):
-    """Whether mixing kept the mean."""
-
-    mean_residual: float | None  # root mean square over the parameters of the drift of the mean that no death explains;
-    # None where it is not exchanges that keep the mean
-    residue: int  # exchanges booked at one end only, because the other end's owner died
 
 
 def directories(run: Path) -> dict[int, Path]:
@@ -82,39 +74,6 @@ def _round(number: int, rows: Rows, models: list[np.ndarray]) -> dict[str, Any]:
     }
 
 
-def ledger(run: Path, ended_well: set[tuple[int, int]], size: int, link: str, keeps_mean: str) -> Ledger:
-    """Balance the nodes' ledgers.
-
-    `ended_well`: (node, life) of lives whose model counts at the end; `size`: parameters of a model. What two such
-    lives have exchanged must cancel. What a life exchanged with one that died is left out: the dead one's side is gone
-    with its model, so that no mean can be wrong by it; an exchange that only one of the two had booked is counted as
-    residue. Vectors are sketches (tree.sketch), whose norm estimates the true one without bias. `link`, `keeps_mean`:
-    of the algorithm. Running sums keep the mean by construction, and "nothing" keeps none: nothing is to be balanced.
-    """
-    if link != "exchange":
-        return Ledger(None, 0)
-    total = np.zeros(tree.SKETCH)
-    booked: dict[tuple[str, str], set[int]] = defaultdict(set)
-    for node, path in directories(run).items():
-        last: dict[int, dict[str, Any]] = {}
-        for row in records.read(path / "trace.jsonl"):
-            if "booked" not in row:
-                continue
-            last[row["life"]] = row
-            for other, life, number, *_ in row["booked"]:
-                booked[f"{node}:{row['life']}", f"{other}:{life}"].add(number)
-        for life, row in last.items():
-            if (node, life) in ended_well:
-                for who, vector in row["exchanged"].items():
-                    other, _, other_life = who.partition(":")
-                    if (int(other), int(other_life)) in ended_well:
-                        total += records.unpack(vector)
-    residue = sum(len(booked[pair] - booked.get(pair[::-1], set())) for pair in list(booked))
-    if not ended_well or keeps_mean != "exchange":
-        return Ledger(None, residue)
-    return Ledger(float(np.linalg.norm(total)) / len(ended_well) / size**0.5, residue)
-
-
 def final(metrics: Rows, last_round: int) -> list[dict[str, Any]]:
     """The last record of every node that reached the last round."""
     return [row for row in metrics if row["round"] == last_round]
@@ -157,6 +116,18 @@ def models(run: Path) -> list[dict[str, np.ndarray]]:
     return found
 
 
+def left(run: Path) -> list[int]:
+    """Nodes that have left in good order before the end."""
+    places = {node: path / "result.json" for node, path in directories(run).items()}
+    return [node for node, path in places.items() if path.exists() and json.loads(path.read_text("utf-8"))["left"]]
+
+
+def epochs(run: Path) -> int:
+    """The most epochs that one node was a part of."""
+    found = [sum("members" in row for row in records.read(path / "trace.jsonl")) for path in directories(run).values()]
+    return max(found, default=0)
+
+
 def outcome(run: Path, link: str) -> dict[str, Any]:
     """Of the nodes that ended in good order: exchanges booked and voided, dropped messages, consensus distance.
 
@@ -177,6 +148,7 @@ def outcome(run: Path, link: str) -> dict[str, Any]:
         "consensus_distance": consensus_distance(ended) if ended else None,
         "exchanges_booked": sum(len(row["arrived"]) for row in metrics) // (2 if link == "exchange" else 1),
         "exchanges_voided": voided,
+        "epochs": epochs(run),
         "memory_peak_per_node": max(peaks, default=None),
         "messages_dropped": dict(sorted(dropped.items())),
     }

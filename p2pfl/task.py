@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from p2pfl.batching import Batching
+from p2pfl.churn import Event
 from p2pfl.program import EvalSet, Program
 from p2pfl.types import Inbox, Neighborhood, Payload, Schedule, State
 
@@ -86,6 +87,7 @@ class Task(NamedTuple):
     program: Program
     slots: int  # places for neighbours; of a program, whatever it was made with
     within: Callable[[tuple[int, ...]], Around]  # this node's part of the schedule while these are the members
+    note: Callable[[tuple[int, ...]], str]  # what a person should know of that epoch
     seed: int
     rounds: int
     x: np.ndarray  # the node's own training rows
@@ -95,9 +97,7 @@ class Task(NamedTuple):
     own: np.ndarray  # the test rows that are this node's own
     pooled: bool  # the test rows are those of all nodes, not only its own
     evaluate_every: int
-    crashes: frozenset[int] = frozenset()  # rounds at whose beginning the node kills itself
-    leaves: frozenset[int] = frozenset()
-    rejoins: frozenset[int] = frozenset()  # rounds from which on a later life of the node takes part
+    events: tuple[Event, ...] = ()  # that the experiment plans, of all nodes and of the network
 
     def at(self, members: tuple[int, ...]) -> Task:
         """The same task in the epoch of these members, this node among them. Slots never become fewer."""

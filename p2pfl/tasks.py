@@ -28,7 +28,6 @@ def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoc
     algorithm, rows, training = federation.algorithm, parts.train[node], experiment.training
     part = around(federation.schedule, node)
     ids = part.neighbors()
-    events = [event for event in federation.churn if event.node == node]
     dtype, probability, seed = np.dtype(training.dtype), experiment.network.loss, experiment.seed
 
     def lost(round: int, sender: int, receiver: int) -> bool:
@@ -44,6 +43,7 @@ def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoc
         program=compile(algorithm, federation.learner, part.slots(algorithm.per_edge), seed),
         slots=part.slots(algorithm.per_edge),
         within=lambda members: around(plan(members).schedule, node),
+        note=lambda members: plan(members).note,
         seed=seed,
         rounds=experiment.rounds,
         x=dataset.train.x[rows].astype(dtype),
@@ -53,7 +53,5 @@ def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoc
         own=parts.test[node],
         pooled=federation.pooled,
         evaluate_every=experiment.evaluation.every,
-        crashes=frozenset(event.round for event in events if event.event == "crash"),
-        leaves=frozenset(event.round for event in events if event.event == "leave"),
-        rejoins=frozenset(event.round for event in events if event.event == "rejoin"),
+        events=federation.churn,
     )

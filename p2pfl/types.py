@@ -78,10 +78,9 @@ class Algorithm(NamedTuple):
     (kept per neighbour: both ends start afresh when one of them does). `per_edge`: the payload has a leading axis K, a
     part for each slot; slots then stand for the same neighbour in every round. `linear`: mix depends on the inbox
     through sum_k w_k (received_k - sent_k) alone, so that a driver may compute that as a matrix product. `plan`: makes
-    of the graph the schedule that the algorithm runs on; None: the graph itself. `renew`: the neighbours in these
-    slots [K] bool begin a new life, and what is kept for them starts afresh; only with state_class "pairwise".
-    `restart`: a new epoch of the membership begins, with K slots: whatever has an invariant sum over the nodes starts
-    afresh, model and optimizer stay; given with every state_class but "none".
+    of the graph the schedule that the algorithm runs on; None: the graph itself. `restart`: a new epoch of the
+    membership begins, with K slots: whatever has an invariant sum over the nodes, and whatever is kept for a neighbour,
+    starts afresh, model and optimizer stay; given with every state_class but "none".
     `weigh`: of the planned weights [K] and what arrived [K], the weights that drivers hand to `mix`; None: as planned.
     """
 
@@ -102,7 +101,6 @@ class Algorithm(NamedTuple):
     linear: bool = True
     demands: Demands = Demands()
     plan: Callable[[Schedule, Planning], Schedule] | None = None
-    renew: Callable[[State, Array], State] | None = None
     weigh: Callable[[Array, Array], Array] | None = None
     restart: Callable[[State, int], State] | None = None
 

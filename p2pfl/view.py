@@ -33,6 +33,7 @@ STATES = {  # state: (symbol, symbol on a terminal without Unicode, colour); rea
     "alive": ("●", "o", "green"),
     "lost": ("✕", "x", "red"),
     "left": ("◌", "-", "bright_black"),
+    "away": ("·", ",", "bright_black"),
     "finished": ("✓", "+", "cyan"),
 }
 
@@ -41,7 +42,7 @@ class NodeStatus(NamedTuple):
     """One node as the observer last heard of it."""
 
     node: int
-    state: str  # "starting" | "alive" | "lost" | "left" | "finished"
+    state: str  # a key of STATES
     round: int
     accuracy: float | None
 

@@ -42,6 +42,7 @@ class Watch:
         self._took: dict[int, float] = dict.fromkeys(directories, 0.0)
         self._bytes = 0
         self._silent: dict[int, set[int]] = {}
+        self._membership: dict[int, str] = {}  # "added" or "removed": what was last said of a node
         self._first: tuple[float, int] | None = None
         self._fresh: set[int] = set()
 
@@ -70,6 +71,14 @@ class Watch:
         if event == "joined":
             self._silent.pop(about, None)
             return [f"node {about} is back at round {round}, {row['detail']}"]
+        if event in ("removed", "added"):  # many say so; it is news once
+            if self._membership.get(about) == event:
+                return []
+            self._membership[about] = event
+            became = "is a member" if event == "added" else "is no member any more: the graph is planned anew"
+            return [f"node {about} {became} (round {round})"]
+        if event == "reborn":
+            return [f"node {about} was held for dead; it goes on as a new life (round {round})"]
         if event in ("paused", "absent"):
             return [f"node {by}, round {round}: {event} {'' if about == by else f'node {about} '}{row['detail']}"]
         return []

@@ -12,6 +12,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)  # so that what is spread over devices is tested as such
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--rewrite-transcripts`: write the transcripts that tests compare with anew."""
+    parser.addoption("--rewrite-transcripts", action="store_true", help="write tests/transcripts anew")
+
+
 @pytest.fixture
 def optax_promotes() -> Iterator[None]:
     """Standard dtype promotion, for a test that runs an optimizer of the Adam family.
@@ -21,3 +26,12 @@ def optax_promotes() -> Iterator[None]:
     """
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def precision_of_its_own() -> Iterator[None]:
+    """What an experiment in double precision switches on ends with its test."""
+    before = jax.config.jax_enable_x64
+    yield
+    if jax.config.jax_enable_x64 != before:
+        jax.config.update("jax_enable_x64", before)

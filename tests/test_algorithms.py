@@ -171,7 +171,7 @@ def test_declarations_fit_together(row: Row) -> None:
     )  # an exchange keeps it, nothing else does by receipts
     assert it.link != "exchange" or it.demands.weights == "symmetric"
     assert it.keeps_mean != "running_sums" or (it.per_edge and it.demands.weights == "column")
-    assert (it.renew is not None) == (it.state_class == "pairwise")
+    assert (it.restart is not None) == (it.state_class != "none")
     assert it.per_edge or it.state_class != "pairwise"  # what is kept per slot needs slots that stay
     assert not (it.per_edge and it.linear)
     assert it.demands.above is None or it.demands.why
@@ -543,19 +543,22 @@ def test_a_joiner_has_the_donors_model_and_nothing_else(row: Row) -> None:
         assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves((adopted.sent, adopted.seen)))
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if make(row).renew is not None], ids=str)
-def test_renewed_slots_start_afresh_in_both_directions(row: Row) -> None:
+@pytest.mark.parametrize("row", [row for row in ROWS if make(row).restart is not None], ids=str)
+def test_a_new_epoch_keeps_the_model_and_what_is_summed_starts_afresh(row: Row) -> None:
+    """Model and optimizer stay; all else is as `init` makes it, with as many slots as the new epoch has."""
     nodes = nodes_of(str(row))
     it, state = nodes.algorithm, warm(nodes)
-    slots = jnp.asarray(np.random.default_rng(2).random((nodes.n, nodes.slots)) < 0.5)
-    renewed = jax.jit(jax.vmap(it.renew))(state, slots)
-    assert equal((renewed.mine, renewed.opt_state), (state.mine, state.opt_state))
-    for side in ("sent", "seen"):
-        was, now = (tree.named_leaves(getattr(s, side)) for s in (state, renewed))
-        assert any(np.asarray(leaf)[slots].any() for leaf in was.values())
-        for name in was:
-            assert not np.asarray(now[name])[slots].any()
-            assert np.array_equal(np.asarray(now[name])[~slots], np.asarray(was[name])[~slots])
+    for slots in (nodes.slots, nodes.slots + 2, 0):
+        begun = jax.jit(jax.vmap(lambda one, slots=slots: it.restart(one, slots)))(state)
+        close(nodes.params(begun), nodes.params(state), 1e-15)
+        assert equal(begun.opt_state, state.opt_state)
+        first = jax.vmap(lambda p, slots=slots: it.init(p, slots))(nodes.params(state))._replace(
+            opt_state=state.opt_state
+        )
+        if "direction" in first._fields:  # what travels is made anew before it does
+            begun, first = (part._replace(direction=(), model=()) for part in (begun, first))
+        assert equal(begun, first)
+        assert not equal(state, begun)
 
 
 # ------------------------------------------------------------------------------------------------- what they ask of W

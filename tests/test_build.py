@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 
 from p2pfl import build, experiment, tasks
 from p2pfl.errors import ConfigError, DataError, TopologyError
@@ -237,6 +240,52 @@ def test_churn(events: list[dict[str, Any]], said: str) -> None:
     own = Data("digits")
     with pytest.raises(ConfigError, match=re.escape(said)):
         build.build_own(make(churn=events), 0, own)
+
+
+def test_churn_that_a_driver_does_not_know() -> None:
+    lag = {"event": "lag", "node": 1, "round": 2, "rounds": 2, "seconds": 0.5}
+    build.build(make(churn=[lag]))
+    refused(
+        'churn: lag of node 1 at round 2: the simulator knows no seconds; leave it out, or use driver.kind = "live"',
+        churn=[lag], driver={"kind": "simulate"},
+    )  # fmt: skip
+    build.build(make(network={"detection": 3}, driver={"kind": "simulate"}))
+    refused("network.detection=3: real nodes find out by themselves; leave it out", network={"detection": 3})
+
+
+def test_the_holder_of_a_class_is_found_in_the_data() -> None:
+    stroke = {"model": "adversarial", "target": "holder", "class_label": "7", "round": 2}
+    made = build.build(make(churn=[stroke], data={"source": "digits", "partition": "shards", "per_node": 1}))
+    rows = [int((made.dataset.train.y[rows] == 7).sum()) for rows in made.partition.train]
+    assert [event.node for event in made.churn] == [int(np.argmax(rows))] and max(rows) > min(rows)
+    refused("churn[0].class_label='nine': Valid: 0, 1, 2", churn=[{**stroke, "class_label": "nine"}])
+    said = "churn.target='holder': needs the labels of all nodes, which are not known here; name the node"
+    with pytest.raises(ConfigError, match=said):
+        build.build_own(make(churn=[stroke]), 0, Data("digits"))
+    refused(said, churn=[stroke], data={"source": "quadratic"}, model=None)
+
+
+def test_a_trace_lies_beside_the_experiment_and_its_place_means_nothing(tmp_path: Path) -> None:
+    entry = {"duration": 1, "active": [0], "inactive": [30], "finish_time": 40}
+    always = {**entry, "inactive": [40]}
+    digests = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "t.json").write_text(json.dumps({"0": entry, "1": always, "2": always}))
+        table = {**TABLE, "churn": [{"model": "trace", "path": "t.json", "seconds_per_round": 10.0}]}
+        file = tmp_path / name / "e.toml"
+        file.write_text(tomli_w.dumps(table))
+        wanted = experiment.load(file, find=True)
+        assert wanted.churn[0].path == str(tmp_path / name / "t.json")
+        again: Experiment = experiment.parse(tomllib.loads(experiment.dump(wanted)), "again", Experiment)
+        assert again == wanted
+        made = build.build(wanted)
+        assert [(e.event, e.node, e.round) for e in made.churn] == [("crash", 0, 4), ("rejoin", 0, 5)]
+        digests.append(build.digest(made))
+    assert digests[0] == digests[1] != build.digest(build.build(make()))
+    (tmp_path / "b" / "t.json").unlink()
+    with pytest.raises(ConfigError, match=re.escape("churn[0].path='t.json': no such file; looked for it beside")):
+        experiment.load(tmp_path / "b" / "e.toml", find=True)
 
 
 # --- the user's own functions

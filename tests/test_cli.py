@@ -17,7 +17,7 @@ from p2pfl import build, experiment, tree, view
 from p2pfl import run as running
 from p2pfl.cli import main
 from p2pfl.errors import ConfigError
-from p2pfl.live import launch
+from p2pfl.live import launch, sidecar
 
 TINY = """
 name = "tiny"
@@ -98,7 +98,7 @@ def test_version() -> None:
     [
         (["ru"], "No such command 'ru'"),
         (["run"], "Missing argument 'FILE'"),
-        (["run", "exp.toml", "--driver", "liv"], "'liv' is not one of 'live', 'simulate'"),
+        (["run", "exp.toml", "--driver", "liv"], "'liv' is not one of 'live', 'virtual', 'simulate'"),
         (["run", "exp.toml", "--seed", "3"], "No such option"),
         (["run", "exp.toml", "--set"], "requires an argument"),
         (["node"], "Missing argument 'FILE'"),
@@ -176,11 +176,22 @@ def test_a_place_that_cannot_be_written_is_no_traceback(place: Path) -> None:
     assert result.exit_code == 1 and result.stderr.startswith("Error: file/out: ")
 
 
-def test_mistakes_of_a_node_file(place: Path) -> None:
-    text = 'experiment = "exp.toml"\nnode = 1\nlisten = "tcp://127.0.0.1:5555"\n[peers]\n0 = "tcp://127.0.0.1:5556"\n'
+def test_mistakes_of_a_node_file(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoSidecar:
+        """A test's process has jax at work, and must not fork."""
+
+        def close(self) -> None:
+            return
+
+    monkeypatch.setattr(sidecar, "start", NoSidecar)
+    text = 'experiment = "exp.toml"\nnode = 1\nlisten = "tcp://127.0.0.1:5555"\npeers = ["tcp://127.0.0.1:5557"]\n'
     for changed, said in (
         (text.replace("exp.toml", "no.toml"), "node.toml: experiment='no.toml': no such file; looked for it beside"),
-        (text, "node.toml: peers: no address of node 2, a neighbour of node 1"),
+        (text.replace("127.0.0.1:5555", "0.0.0.0:5555"), "node.toml: listen='tcp://0.0.0.0:5555': says on all of this"),
+        (
+            text.replace(":5555", ":65535"),
+            "node.toml: listen='tcp://127.0.0.1:65535': the port must be within 1 to 65534",
+        ),
         (text.replace("node = 1", "node = 3"), "node.toml: node=3: the topology has nodes 0 to 2"),
         (text + '[data]\nsource = "digit"\n', "data.source='digit': did you mean 'digits'?"),
         (

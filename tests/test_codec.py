@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from p2pfl.errors import RemoteError
-from p2pfl.live.wire import Incoming, outgoing
 from p2pfl.protocol import messages
-from p2pfl.protocol.codec import Format, NonFinite, Schema, decode, encode
+from p2pfl.protocol.codec import Format, NonFinite, Schema, decode, digest, encode
 from p2pfl.protocol.messages import CARRIERS, KINDS, VERSION, Envelope, Model, Offer, Push
+from p2pfl.wire import Incoming, outgoing
 
 PAYLOAD = Format(Schema("p", (4, 8)), lambda frames: frames[0] != b"nan!")
 MODEL = Format(Schema("m", (16,)), lambda frames: True)
@@ -26,6 +26,8 @@ SAMPLE = {
     "last": "",
     "outcome": "b",
     "have": True,
+    "epoch": 11,
+    "digest": digest([b"x" * 16]),
 }
 
 
@@ -40,11 +42,11 @@ def test_every_kind_goes_there_and_back(kind: type[Any]) -> None:
 
 def test_a_kind_has_its_own_schema() -> None:
     """A push with the frames of a model is no push."""
-    for message, frames in ((Push(1), [b"x" * 16]), (Model(1), [b"1234", b"12345678"])):
+    for message, frames in ((Push(1, 2), [b"x" * 16]), (Model(1, ""), [b"1234", b"12345678"])):
         with pytest.raises(RemoteError, match="frames"):
             decode([encode(Envelope(1, 2, 3, message)), *frames], FORMATS)
     with pytest.raises(NonFinite):
-        decode([encode(Envelope(1, 2, 3, Push(1))), b"nan!", b"12345678"], FORMATS)
+        decode([encode(Envelope(1, 2, 3, Push(1, 2))), b"nan!", b"12345678"], FORMATS)
 
 
 @pytest.mark.parametrize(
@@ -53,10 +55,10 @@ def test_a_kind_has_its_own_schema() -> None:
         ([VERSION + 1, 0, 1, 1, 1], "version"),
         ([VERSION - 1, 0, 1, 1, 1], "version"),
         ([VERSION, len(KINDS), 1, 1, 1], "kind"),
-        ([VERSION, KINDS.index(Push), 1, 1, 1, -1], "header"),
-        ([VERSION, KINDS.index(Push), 1, 1, 1, 1, 1], "header"),
-        ([VERSION, KINDS.index(Offer), 1, 1, 1, 0, 1, "x"], "header"),
-        ([VERSION, KINDS.index(Push), -1, 1, 1, 1], "header"),
+        ([VERSION, KINDS.index(Push), 1, 1, 1, -1, 2], "header"),
+        ([VERSION, KINDS.index(Push), 1, 1, 1, 1, 1, 1], "header"),
+        ([VERSION, KINDS.index(Offer), 1, 1, 1, 0, 1, "x", 2], "header"),
+        ([VERSION, KINDS.index(Push), -1, 1, 1, 1, 2], "header"),
         ([VERSION], "header"),
     ],
 )
@@ -71,14 +73,14 @@ def test_numbers_on_the_wire_stay() -> None:
     names = ["Hello", "Offer", "Receipt", "AskVoid", "Result", "Ping", "Pong", "Want", "Model", "Bye", "Push"]
     assert [kind.__name__ for kind in KINDS] == names
     assert {kind.__name__ for kind in CARRIERS} == {"Offer", "Push", "Model"}
-    assert messages.VERSION == 2
+    assert messages.VERSION == 3
 
 
 def test_trees_go_there_and_back_with_scalars_and_float64() -> None:
     tree = {"x": np.arange(6, dtype=np.float64).reshape(2, 3), "w": np.float32(0.5), "n": np.zeros((0, 2), np.int32)}
     incoming = Incoming(tree)
     going = outgoing(tree)
-    frames = [bytes(frame.buffer) for frame in going.frames]
+    frames = [bytes(frame) for frame in going.frames]
     assert tuple(map(len, frames)) == incoming.schema.nbytes
     assert going.nbytes == sum(map(len, frames)) == 6 * 8 + 4
     back = incoming.tree(frames)
@@ -88,4 +90,4 @@ def test_trees_go_there_and_back_with_scalars_and_float64() -> None:
         assert np.array_equal(back[name], leaf)
     assert incoming.finite(frames)
     bad = outgoing({**tree, "w": np.float32("inf")})
-    assert not incoming.finite([bytes(frame.buffer) for frame in bad.frames])
+    assert not incoming.finite([bytes(frame) for frame in bad.frames])

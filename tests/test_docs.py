@@ -12,7 +12,7 @@ from typing import Any
 import click
 import pytest
 
-from p2pfl import experiment, models, quadratic
+from p2pfl import churn, experiment, models, quadratic
 from p2pfl.cli import main
 from p2pfl.data import SOURCES
 from p2pfl.experiment import Experiment, NodeFile
@@ -26,7 +26,8 @@ PAGE = (ROOT / "docs" / "experiment.md").read_text("utf-8")
 HEADINGS = {
     experiment.Experiment: "Top level", experiment.Data: "[data]", experiment.Model: "[model]",
     experiment.Training: "[training]", experiment.Topology: "[topology]", experiment.AlgorithmTable: "[algorithm]",
-    experiment.ChurnEvent: "[[churn]]", experiment.Network: "[network]", experiment.Evaluation: "[evaluation]",
+    experiment.ChurnEvent: "[[churn]]", experiment.Network: "[network]", experiment.Virtual: "[virtual]",
+    experiment.VirtualLink: "[[virtual.links]]", experiment.Evaluation: "[evaluation]",
     experiment.Driver: "[driver]", experiment.NodeFile: "NODE.toml",
 }  # fmt: skip
 
@@ -105,6 +106,11 @@ def test_every_name_that_a_field_can_hold_is_documented() -> None:
 
     assert all(f"`{name}`" in section("[algorithm]") for name in ALGORITHMS)
     assert set(rows(section("[data]"), "Partition")) == set(PARTITIONS)
+    assert set(rows(section("[[churn]]"), "Event")) == set(churn.EVENTS)
+    assert set(rows(section("[[churn]]"), "Model")) == set(churn.MODELS)
+    for name, (fields, _) in {**rows(section("[[churn]]"), "Event"), **rows(section("[[churn]]"), "Model")}.items():
+        known, said = churn.FIELDS[name], set(re.findall(r"\w+", fields)) - {"or"}
+        assert {*known.must, *known.one} <= said <= {*known.must, *known.one, *known.may}, name
 
 
 def test_the_examples_load(tmp_path: Path) -> None:

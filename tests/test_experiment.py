@@ -77,9 +77,8 @@ NODE = """
 experiment = "experiment.toml"
 node = 1
 listen = "tcp://0.0.0.0:5555"
-[peers]
-0 = "tcp://10.0.0.1:5555"
-2 = "tcp://host-2.example.org:5556"
+address = "tcp://10.0.0.9:5555"
+peers = ["tcp://10.0.0.1:5555", "tcp://host-2.example.org:5556"]
 """
 
 
@@ -138,7 +137,7 @@ def test_node_file_dump_and_load(file: Path) -> None:
     path = file.parent / "node.toml"
     path.write_text(NODE)
     found = experiment.load_node(path)
-    assert found.experiment == str(file.resolve()) and found.peers["2"] == "tcp://host-2.example.org:5556"
+    assert found.experiment == str(file.resolve()) and found.peers[1] == "tcp://host-2.example.org:5556"
     path.write_text(experiment.dump(found))
     assert experiment.load_node(path) == found
 
@@ -380,7 +379,7 @@ def edited(field: str, toml: str) -> str:
         ("network.timing", "{silence = nan}", "network.timing.silence=nan: must be a finite number"),
         ("evaluation.every", "0", "evaluation.every=0: must be >= 1"),
         ("driver.kind", '"liv"', "driver.kind='liv': did you mean 'live'? Valid: live, simulate"),
-        ("churn.event", '"crsh"', "churn[0].event='crsh': did you mean 'crash'? Valid: crash, leave, rejoin"),
+        ("churn.event", '"crsh"', "churn[0].event='crsh': did you mean 'crash'? Valid: crash, freeze, heal, join, "),
         ("churn.node", "-1", "churn[0].node=-1: must be >= 0"),
         ("churn.round", "0", "churn[0].round=0: must be >= 1"),
         # unknown fields: the nearest name, and the list of that very table
@@ -390,10 +389,10 @@ def edited(field: str, toml: str) -> str:
         ("training.batch", "3", "training.batch=3: no such field; did you mean 'batch_size'? Valid: batch_size, "),
         ("topology.node", "3", "topology.node=3: no such field; did you mean 'nodes'? Valid: arguments, file, "),
         ("algorithm.nam", "3", "algorithm.nam=3: no such field; did you mean 'name'? Valid: arguments, name, wrap"),
-        ("churn.nod", "3", "churn[0].nod=3: no such field; did you mean 'node'? Valid: event, node, round"),
-        ("network.timings", "{}", "network.timings={}: no such field; did you mean 'timing'? Valid: late, loss, "),
+        ("churn.nod", "3", "churn[0].nod=3: no such field; did you mean 'node'? Valid: class_label, down, event, "),
+        ("network.timings", "{}", "network.timings={}: no such field; did you mean 'timing'? Valid: detection, late, "),
         ("evaluation.zzz", "3", "evaluation.zzz=3: no such field; Valid: every"),
-        ("driver.kin", "3", "driver.kin=3: no such field; did you mean 'kind'? Valid: chunk, devices, kind, method"),
+        ("driver.kin", "3", "driver.kin=3: no such field; did you mean 'kind'? Valid: checkpoint, "),
     ],
 )  # fmt: skip
 def test_a_mistake_names_file_field_value_and_rule(file: Path, field: str, toml: str, said: str) -> None:
@@ -409,7 +408,11 @@ def test_a_mistake_names_file_field_value_and_rule(file: Path, field: str, toml:
         (LEAST.replace("rounds = 3\n", ""), "rounds: missing; it must be given"),
         (LEAST.replace('[algorithm]\nname = "dsgd"\n', ""), "algorithm: missing; a table [algorithm] must be given"),
         (LEAST.replace('source = "digits"', ""), "data.source: missing; it must be given"),
-        (LEAST + '[[churn]]\nevent = "crash"\nnode = 1\n', "churn[0].round: missing; it must be given"),
+        (LEAST + '[[churn]]\nevent = "crash"\nnode = true\n', "churn[0].node=true: must be a whole number"),
+        (LEAST + "[[churn]]\ngroups = [[0, -1]]\n", "churn[0].groups[0][1]=-1: must be >= 0"),
+        (LEAST + "[[churn]]\nlinks = [[0]]\n", "churn[0].links[0][1]: missing; it must be given"),
+        (LEAST + "[[churn]]\nlinks = [[0, 1, 2]]\n", "churn[0].links[0]=[0, 1, 2]: must hold at most 2"),
+        (LEAST + "[[churn]]\nloss = 1.5\n", "churn[0].loss=1.5: must be less than or equal to 1"),
         ("churn = [3]\n" + LEAST, "churn[0]=3: must be a table with the fields event, node, round"),
         ("churn = 3\n" + LEAST, "churn=3: must be a list, in square brackets"),
         ("driver = 3\n" + LEAST, "driver=3: must be a table with the fields kind"),
@@ -480,12 +483,16 @@ def test_no_such_file_and_a_directory(file: Path, tmp_path: Path, monkeypatch: p
         ("node = 1", "node = -1", "node=-1: must be >= 0"),
         ("node = 1", 'node = "1"', "node='1': must be a whole number"),
         ("node = 1", "", "node: missing; it must be given"),
-        ("listen = ", "lisen = ", "lisen='tcp://0.0.0.0:5555': no such field; did you mean 'listen'? Valid: data, "),
+        (
+            "listen = ",
+            "lisen = ",
+            "lisen='tcp://0.0.0.0:5555': no such field; did you mean 'listen'? Valid: address, data, ",
+        ),
         ("tcp://0.0.0.0:5555", "0.0.0.0:5555", "listen='0.0.0.0:5555': must be written tcp://HOST:PORT"),
         ("tcp://0.0.0.0:5555", "tcp://0.0.0.0", "listen='tcp://0.0.0.0': must be written tcp://HOST:PORT"),
-        ("tcp://10.0.0.1:5555", "http://10.0.0.1:5555", "peers.0='http://10.0.0.1:5555': must be written tcp://"),
-        ("[peers]", "[data]\nsorce = 'csv'\n[peers]", "data.sorce='csv': no such field; did you mean 'source'?"),
-        ('[peers]\n0 = "tcp://10.0.0.1:5555"\n', 'peers = ["a"]\n[x]\n', "peers=['a']: must be a table"),
+        ("tcp://10.0.0.1:5555", "http://10.0.0.1:5555", "peers[0]='http://10.0.0.1:5555': must be written tcp://"),
+        ("peers", "data = {sorce = 'csv'}\npeers", "data.sorce='csv': no such field; did you mean 'source'?"),
+        ("peers = [", "peers = [3, ", "peers[0]=3: must be text"),
     ],
 )
 def test_mistakes_in_a_node_file(file: Path, old: str, new: str, said: str) -> None:

@@ -25,6 +25,7 @@ from small import CASES, MORE, Case, write
 from p2pfl import build, experiment, records, tree
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.live.launch import free_ports
+from p2pfl.protocol.messages import VERSION
 from p2pfl.replay import replay
 from p2pfl.simulate import loop
 from p2pfl.simulation import deliveries
@@ -258,18 +259,18 @@ def test_garbage_is_dropped_counted_and_kills_nobody(start: Callable[..., Starte
     context = zmq.Context()
     dealer = context.socket(zmq.DEALER)
     dealer.connect(table["listen"])
-    hello = [2, 0, 1, 2**61, 0, 0, "another federation", "another schema", 0]
+    hello = [VERSION, 0, 1, 2**61, 0, 0, "another federation", "another schema", 0]
     for frames in (
         [rng.bytes(200)],
         [b""],
         [rng.bytes(5000)],
-        [msgpack.packb([2, 1, 1, 5, 5, 0, 1, ""]), b"short"],
+        [msgpack.packb([VERSION, 1, 1, 5, 5, 0, 1, "", 7]), b"short"],
         [msgpack.packb([9, 1, 1, 5, 5])],
-        [msgpack.packb([2, 99, 1, 5, 5])],
-        [msgpack.packb([2, 0, 77, 5, 0, 0, "x", "y", 0])],
+        [msgpack.packb([VERSION, 99, 1, 5, 5])],
+        [msgpack.packb([VERSION, 0, 77, 5, 0, 0, "x", "y", 0])],
         [msgpack.packb(hello)],
         [
-            msgpack.packb([2, 1, 1, 5, 5, 0, 1, ""]),
+            msgpack.packb([VERSION, 1, 1, 5, 5, 0, 1, "", 7]),
             *[np.full(size, np.nan, np.float32).tobytes() for size in (64, 4096, 10, 640)],
         ],
     ):
@@ -322,7 +323,7 @@ preset = "lan"
         files.append(folder / f"node{node}.toml")
         files[-1].write_text(
             f'experiment = "experiment.toml"\nnode = {node}\nlisten = "tcp://127.0.0.1:{ports[node]}"\n'
-            f'out = "records{node}"\n[peers]\n{1 - node} = "tcp://127.0.0.1:{ports[1 - node]}"\n'
+            f'out = "records{node}"\npeers = ["tcp://127.0.0.1:{ports[1 - node]}"]\n'
             f'[data]\nsource = "csv"\npath = "patients{node}.csv"\nlabel = "ill"\n'
         )
     return files

@@ -309,18 +309,20 @@ def test_push_sum_on_an_irregular_directed_graph_is_unbiased_in_the_mean() -> No
     assert distance(nodes.run(1000)[1].x[-1], expected) < 1e-9
 
 
-def test_a_node_that_comes_back_renews_its_links() -> None:
-    """Node 3 dies, and begins a new life with a neighbour's model: mass is whole again, and all agree."""
+def test_a_node_that_comes_back_is_a_new_epoch() -> None:
+    """Node 3 dies, and begins a new life with a neighbour's model: all restart, mass is whole again, and all agree."""
     nodes = bench("push_sum", "exponential", 8)
     gone = [Event("crash", 3, 20), Event("rejoin", 3, 101)]
     state, _ = nodes.run(CHUNK, 0, what=nodes.deliveries(CHUNK, 0, gone[:1], loss=0.3))
     back = jnp.arange(8) == 3
     fresh = jax.vmap(nodes.algorithm.adopt)(state, jax.tree.map(lambda p: jnp.roll(p, 1, axis=0), nodes.params(state)))
-    met = back[nodes.wires.neighbor[0]] & jnp.asarray(nodes.schedule.neighbor[0] >= 0)
-    renewed = jax.vmap(nodes.algorithm.renew)(state, met)
-    start = jax.tree.map(lambda a, b: jnp.where(back.reshape(-1, *(1,) * (a.ndim - 1)), a, b), fresh, renewed)
+    restart = nodes.algorithm.restart
+    assert restart is not None
+    others = jax.vmap(lambda one: restart(one, nodes.slots))(state)
+    start = jax.tree.map(lambda a, b: jnp.where(back.reshape(-1, *(1,) * (a.ndim - 1)), a, b), fresh, others)
     _, trace = nodes.run(2 * CHUNK, 0, start=start, loss=0.3, first=101)
     assert np.ptp(trace.mass["w"]) < 1e-12  # no more is lost
+    assert abs(trace.mass["w"][-1] - 1).max() < 1e-12  # and every member counts once
     assert np.ptp(trace.x[-1], axis=0).max() < 1e-12
     widest = abs(np.asarray(nodes.models["trained"]["x"])).max()
     assert abs(trace.x).max() <= widest

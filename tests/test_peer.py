@@ -14,7 +14,7 @@ from typing import Any
 import networkx as nx
 import pytest
 
-from p2pfl.protocol.codec import Format, Schema, decode, encode
+from p2pfl.protocol.codec import Format, Schema, decode, digest, encode
 from p2pfl.protocol.events import (
     Adopt,
     Advance,
@@ -22,15 +22,18 @@ from p2pfl.protocol.events import (
     Drop,
     Finished,
     Leave,
+    Members,
     Note,
+    Reborn,
     Received,
+    Seen,
     Send,
     Start,
     Tick,
     Trained,
 )
-from p2pfl.protocol.messages import CARRIERS, Envelope, Hello
-from p2pfl.protocol.neighbour import Facts, Turn
+from p2pfl.protocol.messages import CARRIERS, Envelope, Hello, Model
+from p2pfl.protocol.neighbour import Facts, Plan, Turn
 from p2pfl.protocol.peer import Peer
 from p2pfl.protocol.timing import LOCAL, Timing
 
@@ -42,14 +45,15 @@ class Node:
 
     def __init__(self, world: World, node: int, life: int, **facts: Any) -> None:
         self.world, self.node, self.value = world, node, float(node)
-        self.neighbours = sorted(world.graph.neighbors(node))
-        given = {"slots": len(self.neighbours), "lateness": 8, **facts}
+        self.neighbours = sorted(set(world.graph.neighbors(node)) - {node})
+        given = {"lateness": 8, **facts}
         self.peer = Peer(
             Facts(
                 node,
                 life,
-                self.neighbours,
-                lambda round: world.turn(node, round),
+                nodes=len(world.graph),
+                expected=tuple(world.graph),
+                plan=self.plan,
                 rounds=world.rounds,
                 federation="f",
                 schema="s",
@@ -65,8 +69,21 @@ class Node:
         self.notes: list[Note] = []
         self.drops: list[Drop] = []
 
+    def plan(self, members: tuple[int, ...]) -> Plan:
+        def turn(round: int) -> Turn:
+            return Turn(
+                *(
+                    tuple(j for j in part if j in members and j != self.node)
+                    for part in self.world.turn(self.node, round)
+                )
+            )
+
+        return Plan(turn, len(self.neighbours), tuple(j for j in self.neighbours if j in members))
+
     def handle(self, event: Any) -> None:
-        self.started = self.started or isinstance(event, Start)
+        if isinstance(event, Start) and not self.dead:
+            self.started = True
+            self.world.register(self.node, self.peer.life)
         if self.dead or self.done or not self.started:  # no socket listens before the start
             return
         if self.frozen:
@@ -84,15 +101,21 @@ class Node:
                     self.notes.append(effect)
                 case Drop():
                     self.drops.append(effect)
+                case Reborn(life):
+                    self.world.register(self.node, life)
                 case Done():
                     self.done = True
+                    self.world.over(self.node, self.peer.round)
 
     def advance(self, effect: Advance) -> None:
         if self.dead:
             return
-        assert effect.next is None or len({b.node for b in effect.booked}) == len(effect.booked)
-        assert effect.next is None or len(effect.booked) <= self.peer.facts.slots
+        if effect.next is not None and effect.members is None:
+            slots = self.plan(self.peer.members).slots
+            assert len({b.node for b in effect.booked}) == len(effect.booked) <= slots
         self.mix(effect)
+        if effect.members is not None:
+            self.enter(effect)
         if effect.finished:
             self.finished_at[effect.finished] = self.world.now
             self.mixed_with[effect.finished] = [b.node for b in effect.booked]
@@ -101,6 +124,9 @@ class Node:
     def mix(self, effect: Advance) -> None:
         for b in effect.booked:
             self.value += self.world.weight(self.node, b.node) * (b.theirs.payload - b.mine.payload)
+
+    def enter(self, effect: Advance) -> None:
+        """Another epoch begins."""
 
     def train(self, effect: Advance) -> Trained:
         return Trained(self.value)
@@ -113,6 +139,7 @@ class World:
     """A network that delays, loses and keeps order; a clock that jumps."""
 
     kind: type[Node] = Node
+    detection = 1.0  # seconds until the membership declares a death
     facts: Mapping[str, Any] = {}
 
     def __init__(self, graph: nx.Graph, rounds: int, seed: int = 0, loss: float = 0.0, timing: Timing = LOCAL) -> None:
@@ -120,6 +147,8 @@ class World:
         self.random, self.now, self.count = random.Random(seed), 0.0, itertools.count()
         self.queue: list[tuple[float, int, Callable[..., None], tuple]] = []
         self.last: dict[tuple[int, int], float] = {}
+        self.members: dict[int, int] = {}  # node -> life, as an all-knowing membership has it
+        self.past: dict[int, int] = {}  # node -> its latest life that is over
         self.nodes = {node: self.kind(self, node, 1, **self.facts) for node in graph}
         for node in self.nodes.values():
             self.at(self.random.uniform(0, 0.2), node.handle, Start())
@@ -134,6 +163,31 @@ class World:
     def at(self, delay: float, call: Callable[..., None], *arguments: Any) -> None:
         heapq.heappush(self.queue, (self.now + delay, next(self.count), call, arguments))
 
+    def register(self, node: int, life: int) -> None:
+        """The membership learns of a life, and tells it to everybody a little later."""
+        self.members[node] = life
+        self.past.pop(node, None)
+        self.tell()
+
+    def tell(self) -> None:
+        for node in self.nodes.values():
+            self.at(self.random.uniform(0.001, 0.02), self.inform, node)
+
+    def inform(self, node: Node) -> None:
+        furthest = {n: self.nodes[n].peer.round for n in self.members}
+        there = tuple(Seen(n, life, False, furthest[n]) for n, life in sorted(self.members.items()))
+        node.handle(Members(there, over=tuple(self.past.items())))
+
+    def over(self, node: int, round: int) -> None:
+        if round < self.rounds and node in self.members:  # who has finished stays in the epoch
+            self.past[node] = self.members.pop(node)
+            self.tell()
+
+    def buried(self, node: int, life: int) -> None:
+        if self.members.get(node) == life:
+            self.past[node] = self.members.pop(node)
+            self.tell()
+
     def tick(self, node: Node) -> None:
         if not node.frozen:
             node.handle(Tick())
@@ -145,6 +199,8 @@ class World:
 
     def send(self, source: int, to: int, envelope: Envelope) -> None:
         """Through the codec and a link that keeps order and loses single messages."""
+        if isinstance(envelope.message, Model):  # whoever has the bytes puts the digest in
+            envelope = envelope._replace(message=envelope.message._replace(digest=digest([b"12345678"])))
         decode([encode(envelope)] + ([b"12345678"] if envelope.payload is not None else []), FORMATS)
         if self.random.random() < self.loss:
             return
@@ -157,6 +213,7 @@ class World:
 
     def kill(self, node: int) -> None:
         self.nodes[node].dead = True
+        self.at(self.detection, self.buried, node, self.nodes[node].peer.life)
 
     def freeze(self, node: int) -> None:
         self.nodes[node].frozen = True
@@ -169,7 +226,7 @@ class World:
 
     def restart(self, node: int, **facts: Any) -> None:
         old = self.nodes[node]
-        self.nodes[node] = new = self.kind(self, node, old.peer.facts.life + 1, **{**self.facts, **facts})
+        self.nodes[node] = new = self.kind(self, node, old.peer.life + 1, **{**self.facts, **facts})
         self.at(0, new.handle, Start())
         self.at(0.05, self.tick, new)
 

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 import p2pfl
-from p2pfl import build, experiment, simulation, tree
+from p2pfl import build, experiment, simulate, simulation, tree
 from p2pfl.errors import ConfigError
 from p2pfl.experiment import Experiment
-from p2pfl.simulate import choose, layout, loop, vectorised
+from p2pfl.simulate import choose, given, layout, loop, vectorised
 from p2pfl.simulate.layout import exported, tables
 from p2pfl.tasks import tasks
 from p2pfl.topology import plan
@@ -95,7 +95,8 @@ def federation(**tables: Any) -> build.Federation:
 
 def looped(made: build.Federation) -> np.ndarray:
     """[n, parameters] the final models of the plain loop."""
-    models = loop.run(tasks(made), simulation.deliveries(made), lambda node, a, b: None, lambda: 0.0)
+    course = simulate.course_of(made)
+    models = loop.run(tasks(made), simulation.deliveries(made), lambda node, a, b: None, lambda: 0.0, course)
     return np.stack([flat(model) for model in models])
 
 
@@ -156,7 +157,7 @@ def test_a_model_with_data_of_unequal_size_and_evaluation() -> None:
         evaluation={"every": 2},
     )
     assert len({len(rows) for rows in made.partition.train}) > 1
-    seen: list[vectorised.Evaluated] = []
+    seen: list[given.Evaluated] = []
     outcome = p2pfl.simulate(made, devices=2, chunk=2, progress=lambda round, evaluated: seen.extend(evaluated))
     rows: dict[tuple[int, int], Any] = {}
     models = loop.run(

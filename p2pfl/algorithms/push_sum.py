@@ -10,8 +10,8 @@ the sum it has seen last, so that the next message makes up for any that were lo
 sum grows with time; it is kept and sent as a pair of floats (value and rounding error), so that differences stay exact.
 
 What travels: per neighbour, two models. Asks of W: column-stochastic. Keeps the mean of x and w, with what is under
-way, by running sums. A joiner enters with a copied model and w = 1; sums start afresh at both ends. A node that hears
-nothing for long keeps a small w, and a step moves its model by eta g / w: much loss wants a smaller learning rate.
+way, by running sums. A joiner enters with a copied model; with every epoch w = 1 again, and sums start afresh. A node
+that hears nothing for long keeps a small w, and a step moves its model by eta g / w: much loss wants a smaller rate.
 """
 
 from __future__ import annotations
@@ -73,11 +73,6 @@ def push_sum(learner: Learner, optimizer: optax.GradientTransformation) -> Algor
     def adopt(state: State, params: Params) -> State:
         return init(params, jax.tree.leaves(state.seen)[0].shape[0])
 
-    def renew(state: State, slots: Tree) -> State:
-        kept = (state.sent, state.seen)
-        sent, seen = jax.tree.map(lambda leaf: jnp.where(over(slots, leaf), jnp.zeros_like(leaf), leaf), kept)
-        return state._replace(sent=sent, seen=seen)
-
     def restart(state: State, slots: int) -> State:  # every node counts once again
         return init(params(state), slots)._replace(opt_state=state.opt_state)
 
@@ -87,6 +82,5 @@ def push_sum(learner: Learner, optimizer: optax.GradientTransformation) -> Algor
     return Algorithm(
         "push_sum", init, local, send, mix, adopt, params,
         travels="the running sum of what was shared with a neighbour", link="push", keeps_mean="running_sums",
-        mass=mass, state_class="pairwise", per_edge=True, linear=False, demands=Demands("column"), renew=renew,
-        restart=restart,
+        mass=mass, state_class="pairwise", per_edge=True, linear=False, demands=Demands("column"), restart=restart,
     )  # fmt: skip

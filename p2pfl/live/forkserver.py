@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
         while True:
             for key, _ in selector.select():
                 if key.fileobj is link:
-                    request, files, _, _ = socket.recv_fds(link, MESSAGE, 2)
+                    request, files = _request(link)
                     if not request:
                         _end(children)
                         return
@@ -54,6 +54,15 @@ def main(arguments: list[str]) -> None:
                     os.read(wake_read, 4096)
             for pid, status in _ended(children):
                 link.send(json.dumps({"pid": pid, "status": status}).encode())
+
+
+def _request(link: socket.socket) -> tuple[bytes, list[int]]:
+    """The next request; an empty one when the other end has closed, in whatever manner."""
+    try:
+        request, files, _, _ = socket.recv_fds(link, MESSAGE, 2)
+    except ConnectionResetError:
+        return b"", []
+    return request, files
 
 
 def _fork(arguments: list[str], files: list[int], function: Callable[[list[str]], int], link: socket.socket) -> int:

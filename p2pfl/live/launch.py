@@ -6,6 +6,7 @@ federation runs without it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -39,7 +40,8 @@ class Order(NamedTuple):
     node: int
     arguments: tuple[str, ...]  # of the p2pfl command
     directory: Path
-    returns: int  # how many times it is planned to come back
+    returns: tuple[tuple[str, ...], ...] = ()  # arguments of each planned return
+    later: bool = False  # it is not there from the start: its first return is a join
 
 
 @dataclass(slots=True)
@@ -60,7 +62,8 @@ class _Member:
     current: _Process | None = None
     standby: _Process | None = None
     returned: int = 0
-    state: str = "starting"  # starting | alive | lost | left | finished | failed
+    called: int = 0  # returns that are due
+    state: str = "starting"  # starting | alive | lost | left | finished | failed; away: not there, and will be
     status: int | None = None
     pids: list[int] = field(default_factory=list)
 
@@ -93,7 +96,7 @@ class Launcher:
         for member in self.members.values():
             for process in (member.current, member.standby):
                 if process is not None:
-                    _kill(process.pid)
+                    _signal(process.pid, signal.SIGKILL)
         self._link.close()
         try:
             self._server.wait(5)
@@ -108,7 +111,10 @@ class Launcher:
         """Start all processes and those that wait for a planned return; returns when all are compiled and hold."""
         self.members = {order.node: _Member(order) for order in orders}
         for member in self.members.values():
-            self._start(member, standby=False)
+            if member.order.later:
+                member.state = "away"
+            else:
+                self._start(member, standby=False)
         for member in self.members.values():
             if member.order.returns:
                 self._start(member, standby=True)
@@ -148,7 +154,8 @@ class Launcher:
         held, go = os.pipe()
         path = directory / ("return.txt" if standby else "log.txt")
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        request = json.dumps({"arguments": member.order.arguments}).encode()
+        arguments = member.order.returns[member.returned] if standby else member.order.arguments
+        request = json.dumps({"arguments": arguments}).encode()
         socket.send_fds(self._link, [request], [held, log])
         os.close(held)
         os.close(log)
@@ -207,19 +214,33 @@ class Launcher:
             member.state = "failed" if status >= 0 else "lost"
             return
         if status == 0:
-            left = member.returned < member.order.returns
-            member.state = "left" if left else "finished"
+            member.state = "left" if member.returned < len(member.order.returns) else "finished"
         else:
             member.state = "lost"
             how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
             self._say(f"node {member.order.node} died ({how})")
             self._event("crash", member, how)
-        if member.standby is not None:
-            process, member.standby = member.standby, None
-            member.returned += 1
-            self._go(member, process)
-            if member.returned < member.order.returns:
-                self._start(member, standby=True)
+        self._return(member)
+
+    def call(self, node: int) -> None:
+        """The next return of a node is due: it begins as soon as its earlier process has ended."""
+        self.members[node].called += 1
+        self._return(self.members[node])
+
+    def _return(self, member: _Member) -> None:
+        if member.current is not None or member.standby is None or member.called <= member.returned:
+            return
+        process, member.standby = member.standby, None
+        member.returned += 1
+        self._go(member, process)
+        if member.returned < len(member.order.returns):
+            self._start(member, standby=True)
+
+    def thaw(self, node: int) -> None:
+        """Let a frozen node go on."""
+        current = self.members[node].current
+        if current is not None:
+            _signal(current.pid, signal.SIGCONT)
 
     def _event(self, event: str, member: _Member, detail: str) -> None:
         self.events.append({"event": event, "node": member.order.node, "detail": detail, "time": clock.now()})
@@ -229,39 +250,38 @@ class Launcher:
         member = self.members[node]
         if member.current is not None:
             self._say(f"node {node}: {why}; ending it")
-            member.order = member.order._replace(returns=member.returned)
+            member.order = member.order._replace(returns=member.order.returns[: member.returned])
             if member.standby is not None:
-                _kill(member.standby.pid)
-            _kill(member.current.pid)
+                _signal(member.standby.pid, signal.SIGKILL)
+            _signal(member.current.pid, signal.SIGKILL)
 
     def stop(self) -> None:
         """Ask all nodes to leave."""
         for member in self.members.values():
             if member.current is not None:
-                os.kill(member.current.pid, signal.SIGTERM)
+                _signal(member.current.pid, signal.SIGTERM)
 
 
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended, which will be read
+        os.kill(pid, number)
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on the loopback address that nothing listens on, below those that outgoing connections take.
+    """Ports on the loopback address that nothing listens on, nor on the next, below those of outgoing connections.
 
-    A node that returns listens on its old port again; in between nothing else takes it by chance.
+    A node that returns listens on its old ports again; in between nothing else takes them by chance.
     """
     found: list[int] = []
-    tried = random.Random(os.getpid()).sample(range(10_000, 32_000), 22_000)
+    tried = random.Random(os.getpid()).sample(range(10_000, 32_000, 2), 11_000)
     for port in tried:
-        with socket.socket() as probe:
+        with socket.socket() as probe, socket.socket() as beside:
             try:
                 probe.bind(("127.0.0.1", port))
+                beside.bind(("127.0.0.1", port + 1))
             except OSError:
                 continue
         found.append(port)
         if len(found) == count:
             return found
-    raise LocalError(f"no {count} free ports between 10000 and 32000", node=-1, round=0, part="start")
+    raise LocalError(f"no {count} pairs of free ports between 10000 and 32000", node=-1, round=0, part="start")

@@ -9,20 +9,18 @@ import resource
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable
 
 import zmq
 
 from p2pfl import records
 from p2pfl.errors import LocalError, RemoteError
-from p2pfl.live import clock
+from p2pfl.live import clock, sidecar
+from p2pfl.live.place import Place, Result, beside
+from p2pfl.live.sidecar import Sidecar
 from p2pfl.live.transport import Transport
-from p2pfl.live.turns import turns
-from p2pfl.live.wire import Outgoing
-from p2pfl.live.work import Work
-from p2pfl.protocol.codec import NonFinite, decode, encode
+from p2pfl.live.weather import Forecast, Links
+from p2pfl.protocol.codec import NonFinite, decode, digest, encode
 from p2pfl.protocol.events import (
     Adopt,
     Advance,
@@ -33,17 +31,24 @@ from p2pfl.protocol.events import (
     Finished,
     Leave,
     Note,
+    Reborn,
     Received,
     Refused,
     Send,
     Start,
     Tick,
 )
+from p2pfl.protocol.membership.events import Accused, Conflict, Superseded
+from p2pfl.protocol.membership.table import Me, Member
 from p2pfl.protocol.messages import Hello, Model, Offer, Push
 from p2pfl.protocol.neighbour import Facts
 from p2pfl.protocol.peer import Peer
-from p2pfl.protocol.timing import Timing
+from p2pfl.protocol.view import view
+from p2pfl.store import Store
 from p2pfl.task import Task
+from p2pfl.turns import plan
+from p2pfl.wire import Outgoing
+from p2pfl.work import Host, Work
 
 _TICK = 0.05
 """Seconds between looks at the clock when nothing comes in."""
@@ -52,42 +57,19 @@ _DETAILS = 10
 """Dropped messages that are written down one by one, for each reason; all are counted."""
 
 
-class Place(NamedTuple):
-    """Where a node is and whom it talks to."""
-
-    listen: str
-    addresses: Mapping[int, str]
-    federation: str
-    timing: Timing
-    lateness: int
-    directory: Path
+_RECOMPILES = 30.0
+"""Seconds that a new epoch may keep a node busy compiling, as it tells the others."""
 
 
-class Result(NamedTuple):
-    """How a node's run ended; also written to result.json."""
+def run(task: Task, place: Place, membership: Sidecar, say: Callable[[str], None], ready: Callable[[], None]) -> Result:
+    """Run one node to its end. `ready` is called when all is compiled and may wait; the sockets open after it.
 
-    node: int
-    life: int
-    round: int
-    booked: int
-    voided: int
-    dropped: dict[str, int]
-    left: bool  # before the last round
-    digest: str
-    memory_peak: int  # bytes of main memory
-    error: str | None
-
-
-def run(task: Task, place: Place, say: Callable[[str], None], ready: Callable[[], None]) -> Result:
-    """Run one node to its end. `ready` is called when all is compiled and may wait; the sockets open after it."""
+    `membership`: of `sidecar.start()`, before jax computes anything.
+    """
     place.directory.mkdir(parents=True, exist_ok=True)
-    counters = [0, 0]
-    work = Work(task, place.directory, lambda: (counters[0], counters[1]))
-    work.warm()
+    node = _Node(task, place, membership, say)
+    node.warm()
     ready()
-    life = clock.life()
-    work.begin(life)
-    node = _Node(task, place, work, life, say, counters)
     try:
         node.loop()
         result = node.result()
@@ -100,31 +82,12 @@ def run(task: Task, place: Place, say: Callable[[str], None], ready: Callable[[]
 
 
 class _Node:
-    def __init__(
-        self, task: Task, place: Place, work: Work, life: int, say: Callable[[str], None], counters: list[int]
-    ) -> None:
-        self._task, self._work, self._say, self._counters = task, work, say, counters
-        self._events = records.Lines(place.directory / "events.jsonl")
-        payload, model = work.payloads.format, work.models.format
-        self._formats = {Offer: payload, Push: payload, Model: model}
-        cap = max(payload.schema.frame_cap, model.schema.frame_cap)
-        self._transport = Transport(place.listen, place.addresses, cap)
-        facts = Facts(
-            node=task.node,
-            life=life,
-            neighbors=tuple(place.addresses),
-            plan=turns(task),
-            slots=task.slots,
-            rounds=task.rounds,
-            federation=place.federation,
-            schema=payload.schema.digest + model.schema.digest,
-            payload_bytes=sum(payload.schema.nbytes),
-            timing=place.timing,
-            lateness=place.lateness,
-            per_edge=task.per_edge,
-            join_round=min((r for r in task.rejoins if r > work.last_round), default=0) if work.last_round else 0,
-        )
-        self._facts, self._peer = facts, Peer(facts)
+    def __init__(self, task: Task, place: Place, membership: Sidecar, say: Callable[[str], None]) -> None:
+        self._task, self._place, self._membership, self._say = task, place, membership, say
+        self._counters = (0, 0)
+        store = Store(place.directory, place.federation)
+        host = Host(clock.now, lambda: self._counters, self._happens, say, store, place.every)
+        self._work = Work(task, place.directory, host)
         self._dropped: Counter[str] = Counter()
         self._alone = 0
         self._jobs: queue.SimpleQueue[Advance | Adopt | None] = queue.SimpleQueue()
@@ -132,8 +95,66 @@ class _Node:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._signals: list[int] = []
         self._error: LocalError | None = None
-        self._done = False
+        self._done = self._busy = False
+        self._forecast = Forecast(task.events, task.node, place.nodes)
+        self._table: tuple[Member, ...] = ()  # as the membership last told it
+        self._told = -1  # the round that the membership has been told
         self._worker = threading.Thread(target=self._compute, name="work", daemon=True)
+
+    def warm(self) -> None:
+        """Compile; no socket is open yet."""
+        self._work.warm()
+
+    def _open(self) -> None:
+        """Sockets and records; from here on the node exists for the others."""
+        task, place, work = self._task, self._place, self._work
+        payload, model = work.payloads.format, work.models.format
+        self._formats = {Offer: payload, Push: payload, Model: model}
+        if place.resume:
+            for note in work.resume():
+                self._say(note)
+        self._transport = Transport(place.listen, max(payload.schema.frame_cap, model.schema.frame_cap))
+        self._links = Links(self._transport, self._membership)
+        life = clock.life()
+        work.begin(life)
+        self._events = records.Lines(place.directory / "events.jsonl")
+        later = [e.round for e in task.events if e.node == task.node and e.event in ("rejoin", "join")]
+        later = [round for round in later if round > work.last_round]
+        facts = Facts(
+            node=task.node,
+            life=life,
+            nodes=place.nodes,
+            expected=tuple(place.expected),
+            plan=plan(task),
+            rounds=task.rounds,
+            federation=place.federation,
+            schema=payload.schema.digest + model.schema.digest,
+            payload_bytes=sum(payload.schema.nbytes),
+            timing=place.timing,
+            lateness=place.lateness,
+            per_edge=task.per_edge,
+            sync=place.sync,
+            join_round=min(later, default=0) if work.last_round or task.node not in place.expected else 0,
+            kept_round=work.kept[1] if work.kept else 0,
+        )
+        self._facts, self._peer = facts, Peer(facts)
+        me = Me(task.node, life, beside(place.address))
+        seeds = [beside(address) for address in place.peers]
+        self._membership.begin(me, place.federation, seeds, place.rhythm, beside(place.listen))
+
+    def _happens(self, round: int) -> str | None:
+        """What the experiment has in store for this node at the beginning of a round. In the computing thread."""
+        self._links.weather = self._forecast.of(round)
+        for event in self._task.events:
+            if event.node != self._task.node or event.round != round:
+                continue
+            if event.event == "crash":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif event.event == "freeze":  # until whoever runs the experiment lets it go on
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif event.event == "leave":
+                return "leave"
+        return None
 
     # --- the thread that computes
 
@@ -143,7 +164,9 @@ class _Node:
                 if isinstance(job, Adopt):
                     self._work.adopt(job)
                     continue
-                self._results.put(self._work.advance(job))
+                done = self._work.advance(job)
+                if done is not None:
+                    self._results.put(done)
             except LocalError as error:
                 self._results.put(error)
             os.eventfd_write(self._wake, 1)
@@ -152,20 +175,24 @@ class _Node:
 
     def loop(self) -> None:
         """Until the peer is done."""
+        self._open()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, frame: self._signals.append(number))
         poller = zmq.Poller()
         poller.register(self._transport.socket, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
+        poller.register(self._membership.fileno(), zmq.POLLIN)
         self._worker.start()
         ticked = clock.now()
         self._handle(Start(), ticked)
         while not self._done:
-            poller.poll(int(_TICK * 1000))
+            poller.poll(int(_TICK * 1000) if not self._links.waiting else 1)
             now = clock.now()
             for frames in self._transport.receive():
                 self._take(frames, now)
             self._collect(now)
+            self._hear(now)
+            self._links.turn(now)
             if now - ticked >= _TICK:
                 ticked = now
                 self._tick(now)
@@ -178,6 +205,35 @@ class _Node:
             self._say("leaving: asked to stop")
             self._handle(Leave(idle=False), now)
         self._handle(Tick(), now)
+        self._membership.beat()
+        if self._peer.round != self._told:
+            self._told = self._peer.round
+            self._membership.progress(self._told)
+
+    def _hear(self, now: float) -> None:
+        """What the membership says."""
+        for event in self._membership.read():
+            match event:
+                case sidecar.Members(members):
+                    for member in members:
+                        self._transport.know(member.node, beside(member.address, -1))
+                    self._table = members
+                    self._handle(view(members, self._task.rounds, self._place.sync), now)
+                case Accused():
+                    self._handle(view(self._table, self._task.rounds, self._place.sync, accused=True), now)
+                case Superseded(address=address):
+                    self._fail(f"node {self._task.node} runs at {address}, too, and this process is the older")
+                    self._handle(Leave(idle=False), now)
+                case Conflict(node, address):
+                    self._write("conflict", node, self._peer.round, f"two processes say they are it; one at {address}")
+                    self._say(f"node {node}: two processes say they are it; one at {address}")
+                case sidecar.Dropped(reason, detail):
+                    self._drop(Drop(reason, detail))
+
+    def _fail(self, text: str) -> None:
+        failure = LocalError(text, node=self._task.node, round=self._peer.round, part="membership")
+        self._say(f"stopping: {failure}")
+        self._error = self._error or failure
 
     def _take(self, frames: list[zmq.Frame], now: float) -> None:
         try:
@@ -188,8 +244,10 @@ class _Node:
         except RemoteError as error:
             self._drop(Drop(error.reason, error.detail))
             return
-        if isinstance(envelope.message, Hello) and envelope.node in self._peer.neighbours:
+        if isinstance(envelope.message, Hello) and envelope.node < self._place.nodes:
             self._transport.introduced(frames[0])
+        if envelope.node in self._links.weather.cut:
+            return
         if envelope.payload is not None:  # keep the frames themselves: a buffer dies with its frame
             envelope = envelope._replace(payload=frames[1:])
         self._handle(Received(envelope), now)
@@ -205,6 +263,9 @@ class _Node:
                 self._say(f"stopping: {failure}")
                 result = Finished() if self._error else Leave(idle=True)
                 self._error = self._error or failure
+            if self._busy:
+                self._busy = False
+                self._membership.busy(0.0)
             self._handle(result, now)
         try:
             os.eventfd_read(self._wake)
@@ -220,14 +281,18 @@ class _Node:
     def _carry_out(self, effect: Effect) -> None:
         match effect:
             case Send(to, envelope):
+                going = envelope.payload if isinstance(envelope.payload, Outgoing) else Outgoing(None, (), 0)
+                if isinstance(envelope.message, Model):
+                    envelope = envelope._replace(message=envelope.message._replace(digest=digest(going.frames)))
                 header = encode(envelope)
-                if isinstance(envelope.payload, Outgoing):
-                    going = envelope.payload
-                    self._transport.send(to, (header, *going.frames), len(header) + going.nbytes)
-                else:
-                    self._transport.send(to, (header,), len(header))
-                self._counters[:] = self._transport.bytes_sent, self._transport.bytes_received
+                self._links.send(to, (header, *going.frames), len(header) + going.nbytes, clock.now())
+                self._counters = self._transport.bytes_sent, self._transport.bytes_received
+            case Reborn(life):
+                self._membership.reborn(life)
             case Advance() | Adopt():
+                if isinstance(effect, Advance) and effect.members is not None:  # which may have to be compiled
+                    self._membership.busy(_RECOMPILES)
+                    self._busy = True
                 self._jobs.put(effect)
             case Note():
                 self._note(effect)
@@ -269,7 +334,8 @@ class _Node:
         """Save the model and say how it went. Only after `loop`."""
         self._jobs.put(None)
         self._worker.join()
-        digest = self._work.save()
+        self._work.checkpoint()
+        saved = self._work.save()
         return Result(
             self._task.node,
             self._work.name,
@@ -278,14 +344,31 @@ class _Node:
             self._peer.voided,
             dict(self._dropped),
             self._peer.round < self._task.rounds,
-            digest,
+            saved,
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             str(self._error) if self._error else None,
         )
 
     def close(self) -> None:
-        """Close sockets and files; the last words get a moment to leave."""
-        self._transport.close(linger=self._facts.timing.drain)
-        self._work.close()
-        self._events.close()
+        """Say good-bye to the membership, close sockets and files; the last words get a moment to leave."""
+        if self._done:
+            self._membership.progress(self._peer.round)
+            self._membership.leave()
+        if hasattr(self, "_transport"):
+            self._transport.close(linger=self._place.timing.drain)
+        if self._done:
+            self._wait_left()
+        self._membership.close()
+        if hasattr(self, "_events"):
+            self._work.close()
+            self._events.close()
         os.close(self._wake)
+
+    def _wait_left(self) -> None:
+        limit = clock.now() + self._place.timing.drain
+        poller = zmq.Poller()
+        poller.register(self._membership.fileno(), zmq.POLLIN)
+        while (left := limit - clock.now()) > 0:
+            poller.poll(int(left * 1000))
+            if any(isinstance(event, sidecar.Left) for event in self._membership.read()):
+                return

@@ -1,4 +1,4 @@
-"""Frames over ZeroMQ: one ROUTER that everybody sends to, one DEALER to each neighbour.
+"""Frames over ZeroMQ: one ROUTER that everybody sends to, one DEALER to each node that something is sent to.
 
 A link keeps order in each direction and loses what was on it when it breaks; nothing is concluded from a socket about
 whether the other end lives. Messages to a neighbour that is not connected are dropped, not queued.
@@ -7,7 +7,7 @@ whether the other end lives. Messages to a neighbour that is not connected are d
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import zmq
@@ -28,7 +28,7 @@ _FAILED = (
 class Transport:
     """Sockets of one node. `dropped` counts what never became a message."""
 
-    def __init__(self, listen: str, addresses: Mapping[int, str], frame_cap: int) -> None:
+    def __init__(self, listen: str, frame_cap: int) -> None:
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._router = self._context.socket(zmq.ROUTER)
@@ -46,16 +46,28 @@ class Transport:
             raise ConfigError(
                 f"listen={listen!r}: can't listen there: {error}. Free the port or choose another."
             ) from error
+        self._addresses: dict[int, str] = {}
         self._dealers: dict[int, zmq.Socket[bytes]] = {}
-        for node, address in addresses.items():
+
+    def know(self, node: int, address: str) -> None:
+        """Where a node is; a link to where it was before is given up."""
+        if self._addresses.get(node) == address:
+            return
+        self._addresses[node] = address
+        if node in self._dealers:
+            self._dealers.pop(node).close(0)
+
+    def _dealer(self, node: int) -> zmq.Socket[bytes]:
+        if node not in self._dealers:
             dealer = self._context.socket(zmq.DEALER)
             dealer.setsockopt(zmq.IMMEDIATE, 1)
             dealer.setsockopt(zmq.SNDHWM, _QUEUE)
             # always the same short wait: with a growing one, a node that comes back is not heard for many rounds
             dealer.setsockopt(zmq.RECONNECT_IVL, 20)
             dealer.setsockopt(zmq.LINGER, 0)
-            dealer.connect(address)
+            dealer.connect(self._addresses[node])
             self._dealers[node] = dealer
+        return self._dealers[node]
 
     @property
     def socket(self) -> zmq.Socket[bytes]:
@@ -63,9 +75,12 @@ class Transport:
         return self._router
 
     def send(self, to: int, frames: Sequence[Any], nbytes: int) -> bool:
-        """Send frames without copying large ones; False when the neighbour is not connected or reads nothing."""
+        """Send frames without copying large ones; False when the node is not connected yet or reads nothing."""
+        if to not in self._addresses:
+            self.dropped["unsent"] += 1
+            return False
         try:
-            self._dealers[to].send_multipart(frames, zmq.NOBLOCK, copy=False)
+            self._dealer(to).send_multipart(frames, zmq.NOBLOCK, copy=False)
         except zmq.Again:
             self.dropped["unsent"] += 1
             return False

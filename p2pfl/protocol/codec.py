@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from p2pfl.errors import RemoteError
-from p2pfl.protocol.messages import BOOKED, CARRIERS, KINDS, VERSION, VOID, Envelope
+from p2pfl.protocol.messages import BOOKED, CARRIERS, KINDS, VERSION, VOID, Envelope, Model
 
 HEADER_CAP = 1024
 """Bytes of a header at most."""
@@ -56,7 +56,8 @@ def decode(frames: Sequence[Any], formats: Mapping[type[Any], Format]) -> Envelo
     """The message in these buffers; `formats`: of each of CARRIERS. Raises RemoteError.
 
     Reasons: `header` (not msgpack, too long, wrong types or values), `version`, `kind`, `frames` (number or size of the
-    tensor frames), `nonfinite` (a payload with NaN or infinity; the error carries the envelope without its payload).
+    tensor frames), `digest` (a model whose bytes are not those announced), `nonfinite` (a payload with NaN or infinity;
+    the error carries the envelope without its payload).
     """
     if not frames or memoryview(frames[0]).nbytes > HEADER_CAP:
         raise RemoteError("header", "missing or too long")
@@ -87,9 +88,19 @@ def decode(frames: Sequence[Any], formats: Mapping[type[Any], Format]) -> Envelo
             "frames",
             f"{len(sizes)} tensors of {sum(sizes)} bytes; the schema has {len(schema.nbytes)} of {sum(schema.nbytes)}",
         )
+    if isinstance(message, Model) and message.digest != digest(payload):
+        raise RemoteError("digest", f"the model of node {node} is not the one that it announced")
     if not finite(payload):
         raise NonFinite(envelope)
     return envelope._replace(payload=payload)
+
+
+def digest(frames: Sequence[Any]) -> str:
+    """Of the bytes of a payload, 32 hex digits."""
+    total = hashlib.blake2b(digest_size=16)
+    for frame in frames:
+        total.update(frame)
+    return total.hexdigest()
 
 
 class NonFinite(RemoteError):
@@ -113,6 +124,8 @@ _CHECKS: dict[str, Callable[[object], bool]] = {
     "have": lambda v: type(v) is bool,
     "federation": lambda v: isinstance(v, str) and len(v) <= 64,
     "schema": lambda v: isinstance(v, str) and len(v) <= 64,
+    "epoch": lambda v: _within(v, _LIFE),
+    "digest": lambda v: isinstance(v, str) and len(v) <= 64,
 }
 
 

@@ -51,7 +51,28 @@ class Leave(NamedTuple):
     idle: bool
 
 
-Event = Start | Received | Refused | Trained | Finished | Tick | Leave
+class Seen(NamedTuple):
+    """A member, as the membership sees it. `round`: where it was when it last said so; 0: not begun."""
+
+    node: int
+    life: int
+    suspect: bool = False
+    round: int = 0
+
+
+class Members(NamedTuple):
+    """Who is there: everybody who is neither dead nor has left before the end, this node among them.
+
+    `accused`: the others hold this node for dead. It goes on as a new life, with what it has. `over`: (node, life) of
+    those that are no members any more: they are part of what tells one epoch from an earlier one of the same members.
+    """
+
+    seen: tuple[Seen, ...]
+    accused: bool = False
+    over: tuple[tuple[int, int], ...] = ()
+
+
+Event = Start | Received | Refused | Trained | Finished | Tick | Leave | Members
 
 # --- effects: what a node shall do
 
@@ -81,8 +102,9 @@ class Booking(NamedTuple):
 class Advance(NamedTuple):
     """Mix what was booked in `finished`, then train in round `next`; None: no more.
 
-    `booked` holds at most one booking per neighbour and `Facts.slots` in all, but for the last Advance, which holds all
-    there is. Before the training: the neighbours in `renew` have begun a new life; those in `speak` get a share.
+    `booked` holds at most one booking per neighbour and `Plan.slots` in all; the last Advance of an epoch holds all
+    there is. Before the training: with `members` a new epoch begins, in which this node's life is `life`; the
+    neighbours in `speak` get a share of what is sent.
     """
 
     finished: int
@@ -90,7 +112,8 @@ class Advance(NamedTuple):
     waited: float
     next: int | None
     speak: tuple[int, ...] = ()
-    renew: tuple[int, ...] = ()
+    members: tuple[int, ...] | None = None  # None: the epoch goes on
+    life: int = 0
 
 
 class Adopt(NamedTuple):
@@ -118,8 +141,14 @@ class Drop(NamedTuple):
     detail: str
 
 
+class Reborn(NamedTuple):
+    """This node goes on as this life of its; the membership shall say so."""
+
+    life: int
+
+
 class Done(NamedTuple):
     """Nothing more will happen."""
 
 
-Effect = Send | Advance | Adopt | Note | Drop | Done
+Effect = Send | Advance | Adopt | Note | Drop | Reborn | Done

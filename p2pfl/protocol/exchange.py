@@ -7,6 +7,9 @@ what to say. Exchanges are numbered per edge; an edge has one open exchange at a
                     |
                     `--ask--> asking --(the peer's answer)--> booked or void: number + 1, idle
 
+What the ends have opened in different epochs of the membership is void when both hold both sides: their weights, and
+the sums that hold within an epoch, would not fit.
+
 An end books by itself only when it holds the peer's payload and the peer's receipt for its own. An end that asks for a
 void no longer books by itself: the peer grants (void at both ends) unless it has booked, which it could only do with
 the asker's receipt, so that the asker can then book too. The rules are explored exhaustively in tests/test_exchange.py.
@@ -23,10 +26,11 @@ IDLE, OPEN, ASKING = "idle", "open", "asking"
 
 
 class Side(NamedTuple):
-    """What one end puts into an exchange."""
+    """What one end puts into an exchange, and the epoch in which it does."""
 
     payload: Any
     round: int
+    epoch: int = 0
 
 
 class Edge(NamedTuple):
@@ -38,6 +42,7 @@ class Edge(NamedTuple):
     theirs: Side | None = None  # the peer's side of the current exchange, once it is here
     receipt: bool = False  # the peer has mine
     last: str = ""  # how exchange number - 1 ended
+    forsaken: bool = False  # ... at this end alone
 
 
 class Ended(NamedTuple):
@@ -112,6 +117,17 @@ def refuse(edge: Edge, message: Offer) -> Step:
     return Step(edge._replace(phase=ASKING), (AskVoid(edge.number),), ended)
 
 
+def forsake(edge: Edge) -> Step:
+    """Void the open exchange at this end alone: a new epoch begins, and the peer, silent but not dead, can't be asked.
+
+    Should it have booked, that is residue, found by whoever sees the records of both ends.
+    """
+    if edge.phase == IDLE:
+        return Step(edge)
+    new, ended = _resolve(edge, VOID)
+    return Step(new._replace(forsaken=True), (), ended)
+
+
 def broken(edge: Edge) -> tuple[Ended, ...]:
     """The peer's life is over: what is unresolved is void here.
 
@@ -122,7 +138,7 @@ def broken(edge: Edge) -> tuple[Ended, ...]:
 
 def _offer(edge: Edge) -> Offer:
     assert edge.mine is not None
-    return Offer(edge.number, edge.mine.round, edge.last)
+    return Offer(edge.number, edge.mine.round, edge.last, edge.mine.epoch)
 
 
 def _told(edge: Edge, number: int) -> Result:
@@ -150,7 +166,8 @@ def _resolve(edge: Edge, outcome: str) -> tuple[Edge, tuple[Ended, ...]]:
 
 def _booked_if_due(edge: Edge, say: tuple[Message, ...], ended: tuple[Ended, ...] = ()) -> Step:
     if edge.phase == OPEN and edge.theirs is not None and edge.receipt:
-        edge, more = _resolve(edge, BOOKED)
+        assert edge.mine is not None
+        edge, more = _resolve(edge, BOOKED if edge.mine.epoch == edge.theirs.epoch else VOID)
         ended = ended + more
     return Step(edge, say, ended)
 
@@ -170,7 +187,7 @@ def _on_result(edge: Edge, number: int, outcome: str) -> Step:
     if number == edge.number:
         new, ended = _resolve(edge, outcome)
         return Step(new, (), ended)
-    if number == edge.number - 1 and edge.last != outcome:
+    if number == edge.number - 1 and edge.last != outcome and not edge.forsaken:
         raise RemoteError("booking", f"exchange {number} ended {edge.last!r} here, {outcome!r} there")
     return Step(edge)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-VERSION = 2
+VERSION = 3
 
 BOOKED, VOID = "b", "v"
 """How an exchange ended."""
@@ -28,6 +28,7 @@ class Offer(NamedTuple):
     number: int
     round: int
     last: str
+    epoch: int
 
 
 class Receipt(NamedTuple):
@@ -74,9 +75,10 @@ class Want(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What you wanted: my model after the local steps of round `round`, behind it."""
+    """What you wanted: my model after the local steps of round `round`, behind it. `digest`: of its bytes."""
 
     round: int
+    digest: str
 
 
 class Bye(NamedTuple):
@@ -89,6 +91,7 @@ class Push(NamedTuple):
     """My payload of round `round` for you, behind it; no receipt is asked for."""
 
     round: int
+    epoch: int
 
 
 Message = Hello | Offer | Receipt | AskVoid | Result | Ping | Pong | Want | Model | Bye | Push

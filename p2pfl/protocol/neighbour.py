@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from p2pfl.errors import RemoteError
 from p2pfl.protocol.exchange import IDLE, Edge, Side
@@ -25,22 +26,48 @@ class Turn(NamedTuple):
     lost: tuple[int, ...] = ()  # the experiment loses the push to each of these
 
 
+class Plan(NamedTuple):
+    """What the schedule of an epoch has for this node."""
+
+    turn: Callable[[int], Turn]  # of a round; every node in the epoch has the same schedule
+    slots: int  # bookings that one round can mix
+    neighbors: tuple[int, ...]  # over all rounds
+
+
+BARRIER, DEADLINE, ASYNC = "barrier", "deadline", "async"
+SYNCS = (BARRIER, DEADLINE, ASYNC)
+"""How long a round waits: for everybody who is no dead one; until an adaptive deadline; not at all."""
+
+
 class Facts(NamedTuple):
     """What a node knows from the start and what never changes."""
 
     node: int
     life: int  # greater than that of any earlier process of this node
-    neighbors: Sequence[int]  # over all rounds
-    plan: Callable[[int], Turn]  # of a round; every node has the same schedule
-    slots: int  # bookings that one round can mix
+    nodes: int  # ids go from 0 to nodes - 1
+    expected: tuple[int, ...]  # members that a start waits for, as long as nobody has begun
+    plan: Callable[[tuple[int, ...]], Plan]  # of an epoch's members, ascending, this node among them
     rounds: int
     federation: str  # digest of what all nodes must have in common
     schema: str  # digest of the payload's and the model's shape
     payload_bytes: int
     timing: Timing
     lateness: int  # the age in rounds at which an exchange may still be booked
-    per_edge: bool = False  # what this node keeps for a neighbour starts afresh with the neighbour's life
+    per_edge: bool = False  # there is a payload for each neighbour
+    sync: str = DEADLINE
     join_round: int = 0  # a returning node takes part from this round on, or from the first it finds
+    kept_round: int = 0  # it comes back with its own state from after this round; 0: with nothing
+
+
+def epoch_of(lives: Iterable[tuple[int, int]], over: Iterable[tuple[int, int]] = ()) -> int:
+    """The epoch of these members, (node, life) each: 63 bits of a digest.
+
+    `over`: lives that were and are no more. Both only ever grow, so that no epoch comes twice: a node that joins and
+    dies leaves behind another epoch than the one it found, also for who has never heard of it in time.
+    """
+    text = " ".join(f"{node}:{life}" for node, life in sorted(lives))
+    text += "".join(f" -{node}:{life}" for node, life in sorted(over))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 @dataclass(slots=True)
@@ -53,9 +80,10 @@ class Neighbour:
     ready: bool = False  # it takes part in rounds
     left: bool = False
     finished: bool = False  # it left after the last round
-    suspect: bool = False
+    suspect: bool = False  # it answers no ping
+    doubted: bool = False  # the membership suspects it
+    away: bool = False  # it is no member
     begun: bool = False  # it had begun before we met
-    fresh: bool = False  # met in a new life since the latest Advance, which alone can tell the work of it
     round: int = 0
     since: int = 0  # the first round of a life that joined later; 0: it was there from the beginning, or is not known
     edge: Edge = field(default_factory=Edge)
@@ -71,32 +99,30 @@ class Neighbour:
     @property
     def linked(self) -> bool:
         """Each has met the other's present life."""
-        return self.life != 0 and self.sees_me and not self.left
+        return self.life != 0 and self.sees_me and not self.left and not self.away
 
     @property
     def usable(self) -> bool:
         """Exchanges may be opened with it."""
-        return self.linked and self.ready and not self.suspect
+        return self.linked and self.ready and not self.suspect and not self.doubted
 
     @property
     def pending(self) -> bool:
         """An exchange with it is open."""
         return self.usable and self.edge.phase != IDLE
 
-    def store(self, payload: Any, round: int) -> None:
+    def store(self, side: Side) -> None:
         """Keep a push for the round it is for. RemoteError for what no honest peer says."""
-        if round <= self.pushed:
-            raise RemoteError("number", f"push of round {round} after that of {self.pushed}")
-        self.pushed = round
-        self.pushes.append(Side(payload, round))
+        if side.round <= self.pushed:
+            raise RemoteError("number", f"push of round {side.round} after that of {self.pushed}")
+        self.pushed = side.round
+        self.pushes.append(side)
         del self.pushes[:-KEPT]
 
-    def newest(self, round: int) -> Side | None:
-        """The newest push of a round up to this one."""
-        return next((side for side in reversed(self.pushes) if side.round <= round), None)
+    def newest(self, round: int, epoch: int) -> Side | None:
+        """The newest push of an epoch and of a round up to this one."""
+        return next((side for side in reversed(self.pushes) if side.round <= round and side.epoch == epoch), None)
 
-    def take(self, round: int) -> Side | None:
-        """The newest push of a round up to this one. It and the older ones, which it makes up for, are kept no more."""
-        found = self.newest(round)
+    def take(self, round: int) -> None:
+        """A push of this round has been used. It and the older ones, which it makes up for, are kept no more."""
         self.pushes = [side for side in self.pushes if side.round > round]
-        return found

@@ -4,6 +4,9 @@ A round: the driver trains; `Trained` opens an exchange with, or pushes to, each
 and that is at hand; the node waits for those neighbours until an adaptive deadline; `Advance` mixes what was booked and
 trains the next round. Who is at hand: see `presence`.
 
+Rounds belong to an epoch of the membership: who was a member when the round began. Before the first round of another
+epoch all that is open is settled: voided, or booked, with whoever answers.
+
 A push asks for no receipt. A round waits for a push of it or of a later round from each neighbour that the turn names;
 what a neighbour further on has sent is kept for its round. A neighbour that says it is in a later round has sent all it
 will send for this one, since links keep order.
@@ -25,6 +28,7 @@ from p2pfl.protocol.events import (
     Event,
     Finished,
     Leave,
+    Members,
     Received,
     Refused,
     Start,
@@ -33,8 +37,8 @@ from p2pfl.protocol.events import (
 )
 from p2pfl.protocol.exchange import IDLE, Edge, Ended, Side, Step
 from p2pfl.protocol.messages import BOOKED, Bye, Envelope, Hello, Model, Offer, Ping, Pong, Push, Want
-from p2pfl.protocol.neighbour import Facts, Neighbour, Turn
-from p2pfl.protocol.presence import CLOSING, DONE, EXCHANGING, JOINING, LEAVING, TRAINING, Presence
+from p2pfl.protocol.neighbour import ASYNC, BARRIER, Facts, Neighbour, Turn
+from p2pfl.protocol.presence import CLOSING, DONE, EXCHANGING, JOINING, LEAVING, SETTLING, TRAINING, Presence
 from p2pfl.protocol.timing import Lateness
 
 _FAR = 1000
@@ -53,7 +57,8 @@ class Peer(Presence):
         self._trained_in = 0
         self._model: Any = None  # after the local steps of that round
         self._lateness = Lateness()
-        self._leaving = False
+        self._leaving = self._began = False
+        self._settling = 0.0
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """What one event does at time `now` (seconds, monotonic)."""
@@ -69,6 +74,9 @@ class Peer(Presence):
                 self._trained(payload, payload if model is None else model)
             case Tick():
                 self._ticked()
+            case Members():
+                self._on_members(event)
+                self._check()
             case Start():
                 self._since = self._tick = now
                 self._greet()
@@ -84,22 +92,21 @@ class Peer(Presence):
     # --- messages
 
     def _received(self, envelope: Envelope, usable: bool) -> None:
-        other = self.neighbours.get(envelope.node)
-        if other is None:
-            self._out.append(Drop("stranger", f"node {envelope.node} is no neighbour of node {self.facts.node}"))
+        node, message = envelope.node, envelope.message
+        if node >= self.facts.nodes or node == self.facts.node:
+            self._out.append(Drop("stranger", f"node {node}: there are nodes 0 to {self.facts.nodes - 1}"))
             return
-        message = envelope.message
         if isinstance(message, Hello):
-            self._on_hello(other, envelope, message)
+            self._on_hello(envelope, message)
             return
-        if envelope.life != other.life or envelope.to != self.facts.life:
-            reason = "stranger" if envelope.to == self.facts.life else "stale"
+        other = self.neighbours.get(node, Neighbour(node))
+        if envelope.life != other.life or envelope.to != self.life:
+            reason = "stranger" if envelope.to == self.life else "stale"
             reason = reason if usable else "nonfinite"
-            self._out.append(
-                Drop(reason, f"{type(message).__name__} of an unknown or earlier life of node {other.node}")
-            )
+            self._out.append(Drop(reason, f"{type(message).__name__} of an unknown or earlier life of node {node}"))
             return
         other.heard, other.pinged = self._now, None
+        other.sees_me = True  # it knows this life, whatever became of its hello
         if other.suspect:
             other.suspect = False
             self._note("recovered", other.node)
@@ -123,35 +130,42 @@ class Peer(Presence):
                 self._serve(other)
             case Model(round):
                 if self.stage == JOINING and usable:
-                    self._adopt(other, round, envelope.payload)
+                    self._given(other, round, envelope.payload)
             case Offer():
                 other.ready = True
                 other.round = max(other.round, message.round)
-                if usable:
-                    side = Side(envelope.payload, message.round)
+                if not usable:
+                    self._out.append(Drop("nonfinite", f"node {other.node}: payload with NaN or infinity"))
+                if usable and not self._foreign(message.epoch):
+                    side = Side(envelope.payload, message.round, message.epoch)
                     self._apply(other, exchange.receive(other.edge, message, side))
                 else:
-                    self._out.append(Drop("nonfinite", f"node {other.node}: payload with NaN or infinity"))
                     self._apply(other, exchange.refuse(other.edge, message))
-            case Push(round):
-                self._on_push(other, round, envelope.payload, usable)
+            case Push(round, epoch):
+                self._on_push(other, Side(envelope.payload, round, epoch), usable)
             case Ping() | Pong():
                 other.round = max(other.round, message.round)
                 self._apply(other, exchange.receive(other.edge, message))
             case _:
                 self._apply(other, exchange.receive(other.edge, message))
 
-    def _on_push(self, other: Neighbour, round: int, payload: Any, usable: bool) -> None:
-        if not 1 <= round <= self.facts.rounds or other.node not in self.facts.plan(round).hears:
-            raise RemoteError("unplanned", f"a push in round {round}, in which the schedule has none")
-        late = self._awaits(other) and round >= self.round
+    def _foreign(self, epoch: int) -> bool:
+        """What is offered in this epoch can't be booked: this node is in another, and is going into another."""
+        return self.stage in (TRAINING, EXCHANGING) and epoch not in (self.epoch, self.ahead)
+
+    def _on_push(self, other: Neighbour, side: Side, usable: bool) -> None:
+        if not 1 <= side.round <= self.facts.rounds:
+            raise RemoteError("unplanned", f"a push in round {side.round}, in which the schedule has none")
+        if side.epoch == self.epoch and other.node not in self._plan.turn(side.round).hears:
+            raise RemoteError("unplanned", f"a push in round {side.round}, in which the schedule has none")
+        late = self._awaits(other) and side.round >= self.round
         other.ready = True
-        other.round = max(other.round, round)
+        other.round = max(other.round, side.round)
         if not usable:
-            other.pushed = max(other.pushed, round)
+            other.pushed = max(other.pushed, side.round)
             self._out.append(Drop("nonfinite", f"node {other.node}: payload with NaN or infinity"))
             return
-        other.store(payload, round)
+        other.store(side)
         if late:
             self._lateness.booked(self._now - self._since)
 
@@ -187,18 +201,20 @@ class Peer(Presence):
         self._train(round, 0, (), 0.0)
 
     def _train(self, round: int, finished: int, booked: tuple[Booking, ...], waited: float) -> None:
-        """On to a round: who is there now gets a share of what will be sent in it."""
+        """On to a round, and into another epoch if there is one: who is there now gets a share of what will be sent."""
+        self._reborn()
+        entered = self._enter() or not self._began
+        self._began = True
         self.stage, self.round, self._since = TRAINING, round, self._now
-        self._turn = turn = self.facts.plan(round)
+        self._turn = turn = self._plan.turn(round)
         # a push that the experiment loses has its share all the same, as long as there is somebody to lose it
         granted = [other for other in self._named(turn.speaks + turn.lost) if other.usable]
         granted += [other for other in self._named(turn.lost) if other.finished]
         self._granted = {other.node: other.life for other in granted}
-        renew = [other for other in self.neighbours.values() if other.fresh]
-        for other in renew:
-            other.fresh = False
-        speak, renewed = tuple(sorted(self._granted)), tuple(other.node for other in renew)
-        self._out.append(Advance(finished, booked, waited, round, speak, renewed))
+        speak, members = tuple(sorted(self._granted)), self.members if entered else None
+        self._out.append(Advance(finished, booked, waited, round, speak, members, self.life))
+        if entered:
+            self._greet()
 
     def _named(self, nodes: Sequence[int]) -> list[Neighbour]:
         return [self.neighbours[node] for node in sorted(nodes)]
@@ -213,10 +229,10 @@ class Peer(Presence):
         self._trained_in, self._model = self.round, model
         for other in self.neighbours.values():
             self._serve(other)
-            mine = payload[other.node] if self.facts.per_edge else payload
-            self._open(other, Side(mine, self.round))
+            mine = payload.get(other.node) if self.facts.per_edge else payload
+            self._open(other, Side(mine, self.round, self.epoch))
             if other.node in self._turn.speaks and self._granted.get(other.node) == other.life and other.linked:
-                self._send(other, Push(self.round), mine)
+                self._send(other, Push(self.round, self.epoch), mine)
             if other.node in self._turn.hears and other.pushed >= self.round:
                 self._lateness.booked(0.0)
         self._deadline = self._now + self._lateness.deadline(self.facts.timing, self.facts.payload_bytes)
@@ -227,52 +243,58 @@ class Peer(Presence):
         open_since = other.edge.mine.round if other.edge.mine else self.round
         if self.round - open_since >= self.facts.lateness:
             self._apply(other, exchange.ask(other.edge))
-        if other.edge.phase != IDLE:
+        # what is booked and not yet mixed is in flight as well: with two, late exchanges blow up
+        if other.edge.phase != IDLE or any(booking.node == other.node for booking in self._bookings):
             return
-        if other.node in self._turn.exchange and other.usable and not self._untold(other):
+        # without a barrier, who is offered an exchange takes it, whatever its own schedule says
+        taken = self.facts.sync == ASYNC and other.edge.theirs is not None and other.edge.theirs.epoch == self.epoch
+        if (other.node in self._turn.exchange or taken) and other.usable:
             other.opened = self._now
             self._apply(other, exchange.open(other.edge, side))
         elif other.node in self._turn.void and (other.usable or other.finished):
             self.voided += 1
 
-    def _untold(self, other: Neighbour) -> bool:
-        """What the node keeps for this neighbour is still that of its earlier life."""
-        return self.facts.per_edge and other.fresh
-
     def _serve(self, other: Neighbour) -> None:
         """Give the model to a neighbour that wants it, once the round it wants has been trained."""
         if other.wants is not None and self._trained_in and self._trained_in >= other.wants:
             other.wants = None
-            self._send(other, Model(self._trained_in), self._model)
+            self._send(other, Model(self._trained_in, ""), self._model)  # the digest is put in by whoever has the bytes
 
     def _awaits(self, other: Neighbour) -> bool:
-        if self.stage not in (EXCHANGING, LEAVING) or not other.usable:
+        if self.stage not in (EXCHANGING, SETTLING, LEAVING) or not other.usable:
             return False
+        if self.stage == SETTLING:
+            return other.pending
         ending = self.stage == LEAVING or self.round >= self.facts.rounds  # no exchange stays open behind
+        if self.facts.sync == ASYNC:
+            return ending and other.pending
         if other.pending and (ending or other.node in self._turn.exchange):
             return ending or not self._gone_on(other)
         hears = self.stage == EXCHANGING and other.node in self._turn.hears
         return hears and max(other.pushed, other.round - 1) < self.round
+
+    def _watched(self, other: Neighbour) -> bool:
+        return self._awaits(other) or (self.facts.sync == ASYNC and other.pending)
 
     def _gone_on(self, other: Neighbour) -> bool:
         """The neighbour is in a later round, has left no offer, and makes none there: it has passed this round by."""
         return (
             other.round > self.round
             and other.edge.theirs is None
-            and other.node not in self.facts.plan(min(other.round, self.facts.rounds)).exchange
+            and other.node not in self._plan.turn(min(other.round, self.facts.rounds)).exchange
         )
 
     def _check(self) -> None:
         """Go on if there is nothing to wait for."""
-        if self.stage not in (EXCHANGING, LEAVING):
+        if self.stage not in (EXCHANGING, SETTLING, LEAVING):
             return
         waiting = [other for other in self.neighbours.values() if self._awaits(other)]
-        if self.stage == LEAVING:
-            if not waiting or self._now - self._since >= self.facts.timing.drain:
-                self._advance(last=True)
+        if self.stage in (SETTLING, LEAVING):
+            if not waiting or self._now - self._settling >= self.facts.timing.drain:
+                self._advance(last=self.stage == LEAVING)
         elif not waiting:
             self._advance()
-        elif self._now >= self._deadline:
+        elif self._now >= self._deadline and (self.facts.sync != BARRIER or self._moving):
             for other in waiting:
                 self._note("late", other.node)
             if self.round >= self.facts.rounds:
@@ -280,10 +302,26 @@ class Peer(Presence):
             else:
                 self._advance()
 
+    def _settled(self) -> bool:
+        """Another epoch begins: is nothing open any more? If something is, ask for a void of it, once."""
+        if self.stage != SETTLING:
+            pending = [other for other in self.neighbours.values() if other.pending]
+            if pending:
+                self.stage, self._settling = SETTLING, self._now
+                for other in pending:
+                    self._apply(other, exchange.ask(other.edge))
+                return False
+        for other in self.neighbours.values():
+            self._apply(other, exchange.forsake(other.edge))
+        return True
+
     def _advance(self, last: bool = False) -> None:
-        finished, waited = self.round, self._now - self._since
         last = last or self.round >= self.facts.rounds
-        booked = self._hand_out(last)
+        moves = not last and self._moving
+        if moves and not self._settled():
+            return
+        finished, waited = self.round, self._now - self._since
+        booked = self._hand_out(last or moves)
         if (self._turn.exchange or self._turn.hears) and not booked and self.stage != LEAVING:
             self._note("alone", self.facts.node, "mixed with nobody")
         if last:
@@ -308,11 +346,11 @@ class Peer(Presence):
             if everything or all(each.node != booking.node for each in found):
                 found.append(booking)
         for other in self.neighbours.values():
-            side = None if self._untold(other) else other.newest(self.round)
+            side = other.newest(self.round, self.epoch)
             if side is not None:
                 found.append(Booking(other.node, other.life, side.round, None, side))
         if not everything:
-            found = sorted(found, key=lambda each: each.opened)[: self.facts.slots]
+            found = sorted(found, key=lambda each: each.opened)[: self._plan.slots]
         taken = {(each.node, each.life, each.number) for each in found if each.mine is not None}
         self._bookings = [each for each in self._bookings if (each.node, each.life, each.number) not in taken]
         for each in found:
@@ -325,7 +363,7 @@ class Peer(Presence):
         """The round after this, or a later one that a neighbour is in who has gone on without this node."""
         following = self.round + 1
         for other in self.neighbours.values():
-            if other.round > following and self._passed_over(other):
+            if other.round > following and self.facts.sync != ASYNC and self._passed_over(other):
                 following = other.round
         return min(following, self.facts.rounds)
 
@@ -336,7 +374,7 @@ class Peer(Presence):
         """
         ahead = range(max(self.round + 1, other.since), min(other.round, self.facts.rounds + 1))
         return len(ahead) > _FAR or any(
-            other.node in turn.exchange or other.node in turn.speaks for turn in map(self.facts.plan, ahead)
+            other.node in turn.exchange or other.node in turn.speaks for turn in map(self._plan.turn, ahead)
         )
 
     # --- leaving
@@ -345,7 +383,7 @@ class Peer(Presence):
         """Let no exchange stay open: ask for a void of what is, wait a little for the answers, and go."""
         if self.stage in (LEAVING, CLOSING, DONE):
             return
-        self.stage, self._since = LEAVING, self._now
+        self.stage, self._settling = LEAVING, self._now
         for other in self.neighbours.values():
             if other.pending:
                 self._apply(other, exchange.ask(other.edge))

@@ -1,18 +1,20 @@
 """The simulator: one process, no network. The package can be called: `p2pfl.simulate(federation)`.
 
 `loop`: the plain loop that every other way is tested against. `vectorised`: all nodes at once, over all devices, whole
-stretches of rounds in one compiled program (`vector`, `layout`, `choose`). `replay`: a live run, computed again.
+stretches of rounds in one compiled program (`vector`, `layout`, `choose`). `membership`: who belongs together when.
+`replay`: a live run, computed again.
 """
 
 from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from p2pfl.simulate import vectorised
-from p2pfl.simulate.vectorised import Evaluated, How, Outcome, Work
+from p2pfl.simulate.given import Evaluated, How, Outcome, Work, make_work
+from p2pfl.simulate.membership import Course, course
 
 
 def simulate(
@@ -41,11 +43,11 @@ def work(federation: Any) -> Work:
     for node, rows in enumerate(federation.partition.test):
         for row in rows:
             owner[row] = node
-    dtype = wanted.training.dtype
-    return vectorised.make_work(
+    dtype, planned = wanted.training.dtype, course_of(federation)
+    return make_work(
         make=federation.make,
         learner=federation.learner,
-        schedule=federation.schedule,
+        schedule=planned.schedule if planned else federation.schedule,
         seed=wanted.seed,
         rounds=wanted.rounds,
         x=data.train.x.astype(dtype),
@@ -59,7 +61,21 @@ def work(federation: Any) -> Work:
         evaluate_every=wanted.evaluation.every,
         events=federation.churn,
         conditions=federation.conditions,
+        course=planned,
     )
+
+
+def course_of(federation: Any) -> Course | None:
+    """The epochs of a federation with planned churn; None without. Raises ConfigError."""
+    if not federation.churn:
+        return None
+    given = federation.conditions
+
+    def plan(members: Sequence[int]) -> Any:
+        return federation.planner()(members)  # a new one each time: it would keep all schedules, and few come twice
+
+    rounds = federation.experiment.rounds
+    return course(federation.churn, len(federation.graph), rounds, given.detection, plan, given.late > 0)
 
 
 def _quiet(round: int, evaluated: list[Evaluated]) -> None:

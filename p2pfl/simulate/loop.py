@@ -9,33 +9,34 @@ import numpy as np
 
 from p2pfl import records, tree
 from p2pfl.program import Mixed
+from p2pfl.simulate.membership import Course
 from p2pfl.simulate.plain import Node
 from p2pfl.task import Booked, Task, evaluated
 from p2pfl.types import Delivery, Params
 
-Record = Callable[[int, records.Measured, records.Traced | records.Adopted], None]
-"""Takes what a node did in a round: (node, metrics, trace); before the first of a life, that it adopted a model."""
+Record = Callable[[int, records.Measured, records.Trace], None]
+"""Takes what a node did in a round: (node, metrics, trace); first, how its life began and what epoch it has entered."""
 
 
-def run(tasks: Sequence[Task], delivery: Delivery, record: Record, now: Callable[[], float]) -> list[Params]:
+def run(
+    tasks: Sequence[Task],
+    delivery: Delivery,
+    record: Record,
+    now: Callable[[], float],
+    course: Course | None = None,
+) -> list[Params]:
     """Run all rounds; returns the final model of every node (of one that is away: its last).
 
-    A node that is away keeps nothing: when it comes back, it takes the model that its first neighbour has after its
-    local steps of the round before. `now` reads a clock, for the records alone. Raises LocalError.
+    A node that comes with nothing takes the model that a neighbour, or else another member, has after its local steps
+    of the round before. `course`: of planned churn. `now` reads a clock, for the records alone. Raises LocalError.
     """
     keep = int(delivery.age.max(initial=0)) + 2
     nodes = [Node(task, keep=keep) for task in tasks]
     ledgers: list[dict[str, np.ndarray]] = [{} for _ in nodes]
-    there = np.ones(len(nodes), bool)
     for round in range(1, len(delivery.active) + 1):
-        began = now()
-        was, there = there, delivery.active[round - 1]
-        back = [int(i) for i in np.flatnonzero(there & ~was)]
-        adopted = {i: _return(nodes, i, was, round, keep) for i in back}
-        for i in back:
-            ledgers[i] = {}
+        began, there = now(), delivery.active[round - 1]
+        turned = _turned(nodes, round, keep, ledgers, course) if course else _started(nodes, round)
         for i in np.flatnonzero(there).tolist():
-            nodes[i].renew([j for j in back if j != i and j in nodes[i].task.neighbors])
             present = tuple(j for j in nodes[i].task.neighbors if there[j])
             nodes[i].train(round, present, int(delivery.steps[round - 1, i]))
         booked = {int(i): _booked(nodes, int(i), round, delivery) for i in np.flatnonzero(there)}
@@ -45,7 +46,7 @@ def run(tasks: Sequence[Task], delivery: Delivery, record: Record, now: Callable
                 total = ledgers[i].setdefault(f"{each.node}:{nodes[each.node].life}", np.zeros(tree.SKETCH))
                 total += np.asarray(mixed.exchanged[slots[each.node]], np.float64)
             spoke = [j for j in nodes[i].task.around.speaks(round) if there[j] and nodes[i].task.link == "push"]
-            _record(nodes, i, round, mine, mixed, ledgers[i], back, spoke, adopted.get(i), record, began, now)
+            _record(nodes, i, round, mine, mixed, ledgers[i], spoke, turned.get(i, ()), record, began, now)
     return [node.task.program.params(node.state) for node in nodes]
 
 
@@ -66,9 +67,8 @@ def _record(
     booked: Sequence[Booked],
     mixed: Mixed,
     ledger: dict[str, np.ndarray],
-    back: Sequence[int],
     spoke: list[int],
-    adopted: records.Adopted | None,
+    turned: Sequence[records.Trace],
     record: Record,
     began: float,
     now: Callable[[], float],
@@ -97,25 +97,42 @@ def _record(
         round=round,
         booked=[[b.node, nodes[b.node].life, b.mine, b.mine, b.theirs] for b in booked],
         spoke=spoke,
-        renewed=[j for j in back if j != i and j in task.neighbors],
         exchanged={who: records.pack(total) for who, total in ledger.items()},
         model=records.pack(np.asarray(mixed.model, np.float64)),
     )
-    if adopted:
-        record(i, measured, adopted)
-    record(i, measured, traced)
+    for each in (*turned, traced):
+        record(i, measured, each)
 
 
-def _return(nodes: list[Node], i: int, was: np.ndarray, round: int, keep: int) -> records.Adopted | None:
-    """A node comes back with nothing but its data, and takes the model of a neighbour."""
-    old = nodes[i]
-    me = Node(old.task, old.life + 1, keep)
-    donors = [j for j in me.task.neighbors if was[j] and round - 1 in nodes[j].models]
-    nodes[i] = me
-    if not donors:
-        return None
-    me.adopt(nodes[donors[0]].models[round - 1])
-    return records.Adopted(me.life, round, [donors[0], nodes[donors[0]].life, round - 1])
+def _started(nodes: Sequence[Node], round: int) -> dict[int, list[records.Trace]]:
+    """The records of a membership that never changes: one epoch."""
+    everybody = [node.task.node for node in nodes] if round == 1 else []
+    return {i: [records.Entered(nodes[i].life, round, everybody)] for i in everybody}
+
+
+def _turned(
+    nodes: list[Node], round: int, keep: int, ledgers: list[dict[str, np.ndarray]], course: Course
+) -> dict[int, list[records.Trace]]:
+    """What the membership does at the beginning of a round; returns the records of it, by node."""
+    when, found = course.timeline, dict[int, list[records.Trace]]()
+    donors = {i: course.donor[round - 1, i] for i in np.flatnonzero(when.fresh[round - 1]).tolist()}
+    new = {i: Node(nodes[i].whole, int(when.life[round - 1, i]), keep) for i in donors}
+    for i, j in donors.items():
+        ledgers[i] = {}
+        if j >= 0:
+            new[i].adopt(nodes[j].models[round - 1])
+            found.setdefault(i, []).append(records.Adopted(new[i].life, round, [int(j), nodes[j].life, round - 1]))
+    for i, node in new.items():
+        nodes[i] = node
+    for i in np.flatnonzero(when.kept[round - 1]).tolist():
+        ledgers[i], before = {}, nodes[i].life
+        nodes[i].life = int(when.life[round - 1, i])
+        found.setdefault(i, []).append(records.Kept(nodes[i].life, round, [before, nodes[i].round]))
+    for i in np.flatnonzero(course.enters[round - 1]).tolist():
+        members = course.members[course.epoch[round - 1, i]]
+        nodes[i].enter(members)
+        found.setdefault(i, []).append(records.Entered(nodes[i].life, round, [*members]))
+    return found
 
 
 def consensus_distance(models: Sequence[Params]) -> float:

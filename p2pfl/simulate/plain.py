@@ -16,10 +16,11 @@ class Node:
     """A life of a node: its state, and what it has sent in the latest `keep` rounds."""
 
     def __init__(self, task: Task, life: int = 1, keep: int = 1) -> None:
-        self.task, self.life, self.keep = task, life, keep
+        self.whole, self.task, self.life, self.keep = task, task, life, keep
         self.state: State = task.program.init(task.seed)
         self.payloads: dict[int, Payload] = {}  # by round
         self.models: dict[int, Params] = {}  # after the local steps, by round
+        self.order: dict[int, tuple[int, ...]] = {}  # the neighbours of the epoch, by round: whose the parts are
         self.round = 0  # the last it has trained in
         self.loss = 0.0
         self.before: Accuracy | None = None
@@ -37,15 +38,23 @@ class Node:
             raise LocalError(str(error), node=task.node, round=round, part="train") from error
         self.round, self.loss = round, float(loss)
         self.payloads[round], self.models[round] = payload, payload if model is None else model
-        for kept in (self.payloads, self.models):
-            for old in [r for r in kept if r <= round - self.keep]:
-                del kept[old]
+        self.order[round] = task.neighbors
+        self.forget(
+            [r for r in self.payloads if r <= round - self.keep], [r for r in self.models if r <= round - self.keep]
+        )
         self.before = evaluated(task, self.state, round)
 
     def said(self, to: int, round: int) -> Payload:
         """What a neighbour got, or was to get, of a round's payload."""
         payload = self.payloads[round]
-        return part(payload, self.task.slot(to)) if self.task.per_edge else payload
+        return part(payload, self.order[round].index(to)) if self.task.per_edge else payload
+
+    def forget(self, payloads: Sequence[int], models: Sequence[int]) -> None:
+        """Rounds whose payloads, and whose models, are needed no more."""
+        for round in payloads:
+            del self.payloads[round], self.order[round]
+        for round in models:
+            del self.models[round]
 
     def mix(self, round: int, booked: Sequence[Booked]) -> tuple[Mixed, dict[int, int]]:
         """Mix what was booked; also returns neighbour -> slot."""
@@ -57,8 +66,7 @@ class Node:
         """Begin with the model of a neighbour."""
         self.state = self.task.program.adopt(self.state, model)
 
-    def renew(self, neighbours: Sequence[int]) -> None:
-        """These neighbours have begun a new life."""
-        if self.task.per_edge and neighbours:
-            slots = np.isin(np.arange(self.task.slots), [self.task.slot(j) for j in neighbours])
-            self.state = self.task.program.renew(self.state, slots)
+    def enter(self, members: tuple[int, ...]) -> None:
+        """A new epoch of these members begins: its graph, and what has an invariant sum over the nodes afresh."""
+        self.task = self.whole.at(members)
+        self.state = self.task.program.restart(self.state, self.task.slots)

@@ -1,8 +1,8 @@
 """A run computed again from its trace: what was booked by whom decides, whenever that happened and however late.
 
-The trace says for every life of a node how it began, in which rounds it trained, and what it mixed; messages, clocks
-and losses need not be known. A life goes on as far as the payloads it needs are there, the others likewise in turn, and
-a payload is kept until no line needs it any more.
+The trace says for every life of a node how it began, which epochs it entered, in which rounds it trained, and what it
+mixed; messages, clocks and losses need not be known. A life goes on as far as the payloads it needs are there, the
+others likewise in turn, and a payload is kept until no line needs it any more.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from p2pfl.errors import DataError
 from p2pfl.program import EvalSet
 from p2pfl.simulate.plain import Node
 from p2pfl.task import Booked, Task
-from p2pfl.types import Params
+from p2pfl.types import Params, State
 
 Lines = Sequence[Mapping[str, Any]]
-"""Records of a trace.jsonl: those of records.Traced, Began and Adopted."""
+"""Records of a trace.jsonl: those of records.Trace."""
 
 _FOREVER = 1 << 62
 
@@ -35,6 +35,9 @@ class Name(NamedTuple):
 class _Life:
     node: Node
     adopted: tuple[Name, int] | None = None  # the model it began with: whose, and from after which round's local steps
+    kept: tuple[Name, int] | None = None  # the state it began with: of which life, after which round
+    entered: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)  # (round, members) of epochs to come
+    states: dict[int, State] = field(default_factory=dict)  # after rounds that a later life goes on from
     lines: list[Mapping[str, Any]] = field(default_factory=list)
     began: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # by round
     wanted: int = 0  # the last round of it that others have something of
@@ -59,6 +62,7 @@ class _Run:
         self.lives: dict[Name, _Life] = {}
         self._payloads: Counter[tuple[Name, int]] = Counter()  # how many lines are to come that need it
         self._models: Counter[tuple[Name, int]] = Counter()
+        self._states: set[tuple[Name, int]] = set()
         for name in ended:
             self._life(name)
         for node, lines in traces.items():
@@ -81,6 +85,13 @@ class _Run:
             other, its_life, round = line["adopted"]
             life.adopted = Name(other, its_life), round
             self._models[life.adopted] += 1
+        elif "kept" in line:
+            earlier, round = line["kept"]
+            life.kept = Name(node, earlier), round
+            self._states.add(life.kept)
+            self._life(life.kept[0])
+        elif "members" in line:
+            life.entered.append((line["round"], tuple(line["members"])))
         elif "began" in line:
             life.began[line["round"]] = line
         else:
@@ -101,7 +112,7 @@ class _Run:
         left = list(self.lives.values())
         while left:
             moved = [self._forth(life) for life in left]
-            left = [life for life in left if life.done < len(life.lines) or life.node.round < life.wanted]
+            left = [life for life in left if self._unfinished(life)]
             if left and not any(moved):
                 life = left[0]
                 round = life.lines[life.done]["round"] if life.done < len(life.lines) else life.wanted
@@ -110,9 +121,19 @@ class _Run:
                     "that it mixed, adopted or sent is in no trace; the records are not whole"
                 )
 
+    def _unfinished(self, life: _Life) -> bool:
+        due = {round for name, round in self._states if name == life.name} - set(life.states)
+        return life.done < len(life.lines) or life.node.round < life.wanted or bool(due)
+
     def _forth(self, life: _Life) -> bool:
         """As far as a life gets with what is there; returns whether it moved."""
         moved, node = False, life.node
+        if life.kept is not None:
+            earlier, round = life.kept
+            if round not in self.lives[earlier].states:
+                return False
+            node.state = self.lives[earlier].states[round]
+            life.kept, moved = None, True
         if life.adopted is not None:
             donor, round = life.adopted
             if round not in self.lives[donor].node.models:
@@ -124,7 +145,8 @@ class _Run:
         while life.done < len(life.lines):
             line = life.lines[life.done]
             if not life.ready:
-                node.renew(line["renewed"])
+                self._keep(life, line["round"])
+                self._enter(life, line["round"])
                 if line["trained"]:
                     node.train(line["round"], tuple(line["spoke"]))
                 life.ready = moved = True
@@ -136,12 +158,24 @@ class _Run:
             for name in {life.name, *(name for name, _ in needs)}:
                 self._forget(self.lives[name])
             life.done, life.ready, moved = life.done + 1, False, True
+        moved |= self._keep(life, _FOREVER)
         if node.round < life.wanted:  # it trained once more before its end, and others got that
-            began = life.began.get(life.wanted, {"renewed": [], "began": []})
-            node.renew(began["renewed"])
+            began = life.began.get(life.wanted, {"began": []})
+            self._enter(life, life.wanted)
             node.train(life.wanted, tuple(began["began"]))
             moved = True
         return moved
+
+    def _keep(self, life: _Life, round: int) -> bool:
+        """Keep the state of before this round for the lives that go on from it; returns whether there were any."""
+        due = [r for name, r in self._states if name == life.name and r < round and r not in life.states]
+        life.states.update(dict.fromkeys(due, life.node.state))
+        return bool(due)
+
+    def _enter(self, life: _Life, round: int) -> None:
+        """The epochs up to this round."""
+        while life.entered and life.entered[0][0] <= round:
+            life.node.enter(life.entered.pop(0)[1])
 
     def _booked(self, life: _Life, node: int, its_life: int, number: int, mine: int, theirs: int) -> Booked:
         me, other = life.node, self.lives[Name(node, its_life)].node
@@ -151,6 +185,7 @@ class _Run:
     def _forget(self, life: _Life) -> None:
         """Payloads and models that no line needs any more; but the latest, which is the node's own."""
         node, name = life.node, life.name
-        for kept, needed in ((node.payloads, self._payloads), (node.models, self._models)):
-            for round in [r for r in kept if r < node.round and needed[name, r] <= 0]:
-                del kept[round]
+        node.forget(
+            [r for r in node.payloads if r < node.round and self._payloads[name, r] <= 0],
+            [r for r in node.models if r < node.round and self._models[name, r] <= 0],
+        )

@@ -28,6 +28,8 @@ class Shape(NamedTuple):
     keep: bool  # the models from before mixing come back
     resting: bool  # there are rounds in which nobody trains
     seed: int
+    restarts: bool = False  # there are rounds in which nodes enter another epoch
+    back: int = 0  # nodes that come in one round with nothing, at most
 
 
 class Graph(NamedTuple):
@@ -52,6 +54,9 @@ class Rounds(NamedTuple):
     arrived: Array | None  # [R, places, K] bool
     age: Array | None  # [R, places, K] int32
     speaks: Array | None  # [R, places, K] bool: the neighbour is there
+    enters: Array | None = None  # [R, places] bool: the node enters another epoch
+    back: Array | None = None  # [R, back] int32: places of nodes that come with nothing, then -1
+    donor: Array | None = None  # [R, back] int32: places of those whose models they take; -1: nobody's
 
 
 class Carry(NamedTuple):

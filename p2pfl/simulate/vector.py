@@ -16,10 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from p2pfl.program import node_key
-from p2pfl.simulate import gossip
+from p2pfl.simulate import enter, gossip
 from p2pfl.simulate.gossip import Sharing, where
 from p2pfl.simulate.shape import AXIS, OVER, ROWS, WHOLE, Carry, Graph, Rounds, Shape, table_rows
 from p2pfl.types import Algorithm, Array, Learner, Neighborhood, Params, State, Tree
@@ -28,15 +29,18 @@ from p2pfl.types import Algorithm, Array, Learner, Neighborhood, Params, State, 
 def compile_stretch(
     make: Callable[[Learner], Algorithm], learner: Learner, shape: Shape, mesh: Mesh
 ) -> Callable[..., Any]:
-    """`(carry, count, graph, rounds, x, y) -> (carry, loss [R, places])`: the first `count` >= 1 of the rounds."""
+    """`(carry, count, graph, rounds, x, y, first) -> (carry, loss [R, places])`: the first `count` >= 1 of the rounds.
+
+    `first`: the model that all begin with, where nodes come with nothing; else None.
+    """
     body = partial(_stretch, make, learner, shape)
     carry = Carry(OVER, OVER, PartitionSpec(None, AXIS), OVER, OVER)
     graph = Graph(ROWS, ROWS, ROWS, ROWS, ROWS)
-    rounds = Rounds(WHOLE, WHOLE, WHOLE, ROWS, ROWS, ROWS, ROWS, ROWS, ROWS)
+    rounds = Rounds(WHOLE, WHOLE, WHOLE, ROWS, ROWS, ROWS, ROWS, ROWS, ROWS, ROWS, WHOLE, WHOLE)
     mapped = jax.shard_map(
         body,
         mesh=mesh,
-        in_specs=(carry, WHOLE, graph, rounds, OVER, OVER),
+        in_specs=(carry, WHOLE, graph, rounds, OVER, OVER, WHOLE),
         out_specs=(carry, ROWS),
         check_vma=False,
     )
@@ -53,6 +57,7 @@ def _stretch(
     rounds: Rounds,
     x: Array,
     y: Array,
+    first: Params | None,
 ) -> tuple[Carry, Array]:
     x, y = x[0], y[0]  # the leading axis is the device
 
@@ -68,6 +73,8 @@ def _stretch(
         carry, losses = item
         now = jax.tree.map(lambda part: part[r], rounds)
         around = jax.tree.map(lambda part: part[now.row], graph)
+        if shape.restarts or shape.back:
+            carry = carry._replace(state=enter.begun(algorithm, shape, carry, now, first))
         spare, models, loss = _train(algorithm, shape, shared, carry, now, around)
         state, history, drift = _mix(algorithm, shape, shared, carry, spare, now, around)
         return Carry(state, spare, history, drift, models), losses.at[r].set(loss.astype(jnp.float32))
@@ -178,6 +185,12 @@ def compile_init(algorithm: Algorithm, learner: Learner, shape: Shape, mesh: Mes
     return jax.jit(init, out_shardings=shardings)
 
 
+def first_model(mesh: Mesh, models: Params) -> Params:
+    """Of models [places, ...] that are all alike yet, one, on all devices."""
+    one = jax.jit(lambda models: jax.tree.map(lambda leaf: leaf[0], models), out_shardings=NamedSharding(mesh, WHOLE))
+    return one(models)
+
+
 def compile_evaluate(
     model: Callable[[Any], Params], learner: Learner, shape: Shape, mesh: Mesh
 ) -> Callable[..., tuple[Array, Array, Array]]:
@@ -209,6 +222,13 @@ def compile_evaluate(
         evaluate, mesh=mesh, in_specs=(OVER, WHOLE, WHOLE, WHOLE, WHOLE), out_specs=(OVER, OVER, OVER), check_vma=False
     )
     return jax.jit(mapped)
+
+
+def fetch(array: Any, axis: int = 0) -> np.ndarray:
+    """The whole array on this host, parts of other hosts included."""
+    if jax.process_count() == 1 or array.is_fully_addressable:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def put(mesh: Mesh, spec: PartitionSpec, array: np.ndarray | None) -> Any:

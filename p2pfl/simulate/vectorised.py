@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,12 @@ from jax.sharding import Mesh
 from p2pfl import churn, tree
 from p2pfl.batching import Batching
 from p2pfl.simulate import choose, shape, vector
+from p2pfl.simulate.given import How, Outcome, Progress, Work
 from p2pfl.simulate.layout import Layout, exported, layout, samples, tables
-from p2pfl.types import Algorithm, Array, Learner, Params, Schedule
+from p2pfl.simulate.membership import Course
+from p2pfl.simulate.testing import Testing
+from p2pfl.simulate.vector import fetch
+from p2pfl.types import Schedule
 
 _INPUT = 1 << 26
 """Bytes of sample indices that a stretch is given at most."""
@@ -30,77 +34,11 @@ _KEPT = 1 << 29
 """Bytes of models from before mixing that are kept for evaluation."""
 
 
-class Work(NamedTuple):
-    """What is to be simulated."""
-
-    make: Callable[[Learner], Algorithm]
-    learner: Learner
-    schedule: Schedule
-    seed: int
-    rounds: int
-    x: np.ndarray  # training rows of all nodes
-    y: np.ndarray
-    rows: Sequence[np.ndarray]  # of each node
-    steps: np.ndarray  # [n]
-    batch_size: int
-    test_x: np.ndarray
-    test_y: np.ndarray
-    owner: np.ndarray  # [test rows] the node that a test row is the own of; -1: nobody's
-    evaluate_every: int
-    events: tuple[churn.Event, ...]
-    conditions: churn.Conditions
-
-    @property
-    def algorithm(self) -> Algorithm:
-        """The algorithm that learns with the learner."""
-        return self.make(self.learner)
-
-
-def make_work(*, owner: Sequence[int], **parts: Any) -> Work:
-    """Work from its parts by name."""
-    return Work(owner=np.asarray(owner, np.int32), **parts)
-
-
-class How(NamedTuple):
-    """The way it is simulated; changes nothing but speed."""
-
-    chunk: int | None = None  # None: by measurement
-    devices: int | None = None  # None: all there are
-    measure: bool = True  # where chunk is None and the simulation is long enough to be worth it
-
-
-class Evaluated(NamedTuple):
-    """All nodes at the end of a round; [n] arrays."""
-
-    round: int
-    active: np.ndarray
-    train_loss: np.ndarray
-    accuracy: np.ndarray | None
-    accuracy_own: np.ndarray | None
-    accuracy_before: np.ndarray | None
-    consensus_distance: float
-    arrived: np.ndarray  # [n, K]
-
-
-class Outcome(NamedTuple):
-    """What came of it."""
-
-    models: Params  # [n, ...] numpy
-    drift: float  # root mean square, per scalar, of how far mixing moved the mean of the mass
-    booked: int  # messages that were mixed
-    planned: int  # ... that would have been, had nothing been lost and nobody been away
-    seconds_first: float  # until the first round was done: planning, measuring and compiling
-    seconds: float  # of all rounds after the first stretch
-    rounds_timed: int
-    steps_taken: int  # local steps in those rounds
-    chunk: int
-    devices: int
-    mixing: str
-    measured: dict[int, float]
-
-
-Progress = Callable[[int, list[Evaluated]], None]
-"""Takes the last round that is done, and what was evaluated since the last call."""
+def deliveries(work: Work) -> churn.Deliveries:
+    """What happens in the rounds of a simulation."""
+    course = work.course
+    rows, epoch = (course.row, course.epoch) if course else (None, None)
+    return churn.Deliveries(work.events, work.schedule, work.rounds, work.steps, work.conditions, rows, epoch)
 
 
 def run(work: Work, how: How, progress: Progress, now: Callable[[], float]) -> Outcome:
@@ -118,8 +56,8 @@ class _Simulation:
         self.ragged = bool(work.events) or bool(np.ptp(work.steps)) or _uneven(work.schedule)
         mixing = choose.mixing(work.algorithm, work.schedule, self.drawn, bool(self.late))
         params = jax.eval_shape(work.learner.init, jax.random.key(0))
-        returns = any(event.event == "rejoin" for event in work.events)
-        self.keep = returns or nodes * tree.nbytes(params) <= _KEPT
+        back = int(work.course.timeline.fresh.sum(axis=1).max()) if work.course else 0
+        self.keep = back > 0 or nodes * tree.nbytes(params) <= _KEPT
         needs = choose.memory(work.algorithm, work.learner, slots, nodes, mixing, self.late, self.keep)
         choose.fits(*needs, nodes, choose.free_memory(devices), jax.process_count())
         self.measured: dict[int, float] = {}
@@ -146,15 +84,18 @@ class _Simulation:
             keep=self.keep,
             resting=not work.schedule.trains.any(axis=1).all(),
             seed=work.seed,
+            restarts=work.course is not None and bool(work.course.enters.any()),
+            back=back,
         )
         self._place_data(at)
-        self.deliveries = churn.Deliveries(work.events, work.schedule, work.rounds, work.steps, work.conditions)
+        self.deliveries = deliveries(work)
         self.batching = Batching(
             work.seed, np.arange(nodes), np.array([max(len(r), 1) for r in work.rows]), work.steps, work.batch_size
         )
         each = nodes * self.batching.width * work.batch_size * 4 + nodes * slots * 6 * self.drawn
         self.most = max(1, min(_INPUT // max(each, 1), _LONGEST, work.rounds, max(self._gaps())))
         self.period = len(work.schedule.neighbor)
+        self.turns = np.cumsum(work.schedule.trains.any(axis=1))  # rounds with local steps up to each row
         self.stretch = vector.compile_stretch(work.make, work.learner, self.shape, self.mesh)
         whole = self.period <= self.most
         self.graph = self._graph(None) if whole else None
@@ -199,10 +140,7 @@ class _Simulation:
 
     def _stops(self) -> list[int]:
         """Rounds after which something has to be done."""
-        work = self.work
-        returns = {event.round - 1 for event in work.events if event.event == "rejoin"}
-        tested = {r for r in range(1, work.rounds + 1) if self._tested(r)}
-        return sorted({r for r in returns | tested if r > 0})
+        return [r for r in range(1, self.work.rounds + 1) if self._tested(r)]
 
     def _tested(self, round: int) -> bool:
         return round % self.work.evaluate_every == 0 or round == self.work.rounds
@@ -219,18 +157,19 @@ class _Simulation:
     def run(self, progress: Progress) -> Outcome:
         work, shape = self.work, self.shape
         carry = vector.compile_init(work.algorithm, work.learner, shape, self.mesh)()
-        testing = _Testing(work, shape, self.mesh)
+        testing = Testing(work, shape, self.mesh)
+        first_model = vector.first_model(self.mesh, carry.models) if shape.back else None
         first, begun, timed, steps, seconds = 0.0, 0.0, 0, 0, 0.0
         waiting: list[tuple[int, Any, Any]] = []
         for start, count in self._stretches():
-            carry = self._revived(carry, start)
             graph, rounds, delivery = self._inputs(start, count)
-            carry, loss = self.stretch(carry, np.int32(count), graph, rounds, self.x, self.y)
+            carry, loss = self.stretch(carry, np.int32(count), graph, rounds, self.x, self.y, first_model)
             last = start + count - 1
             if last == work.rounds and begun:  # the last test may have to be compiled: that is no part of the rounds
                 jax.block_until_ready(loss)
                 seconds = self.now() - begun
-            tested = testing.start(carry, self.test) if self._tested(last) else None
+            there = delivery.active[-1] if work.course else None
+            tested = testing.start(carry, self.test, there) if self._tested(last) else None
             if begun:
                 timed, steps = timed + count, steps + int(delivery.steps.sum())
             waiting.append((last, (loss, count, delivery), tested))
@@ -260,18 +199,15 @@ class _Simulation:
         work, at, most = self.work, self.shape.layout, self.most
         delivery = self.deliveries.take(count)
         numbers = np.arange(start, start + most, dtype=np.int32)
-        t = (numbers - 1) % self.period
+        t = self._graph_rows(numbers)
         graph, row = self.graph, t.astype(np.int32)
         if graph is None:
             graph, row = self._graph(t.tolist()), np.arange(most, dtype=np.int32)
         trains = work.schedule.trains[t].any(axis=1)
-        turns = np.cumsum(work.schedule.trains.any(axis=1))
         rows = np.zeros((most, at.places, self.batching.width, work.batch_size), np.int32)
         for r in range(count):
-            whole, rest = divmod(start + r - 1, self.period)
             if trains[r]:
-                indices = self.batching.indices(int(whole * turns[-1] + turns[rest]))
-                rows[r, : at.nodes] = indices + self.first[: at.nodes, None, None]
+                rows[r, : at.nodes] = self._samples(start + r) + self.first[: at.nodes, None, None]
         planned = work.schedule.weight[t[:count]] > 0
         self.planned += int(planned.sum())
         self.booked += int(delivery.arrived.sum())
@@ -295,90 +231,50 @@ class _Simulation:
             arrived=over(delivery.arrived, self.drawn),
             age=over(delivery.age, bool(self.late)),
             speaks=over(everyone, bool(work.events)),
+            **(self._turned(work.course, start, count, over) if work.course else {}),
         )
         return graph, rounds, delivery
 
-    # --- nodes that come back
+    def _graph_rows(self, numbers: np.ndarray) -> np.ndarray:
+        """The rows of the schedule that these rounds use."""
+        if self.work.course is None:
+            return (numbers - 1) % self.period
+        return self.work.course.row[np.minimum(numbers, self.work.rounds) - 1]
 
-    def _revived(self, carry: shape.Carry, start: int) -> shape.Carry:
-        """Nodes that return in round `start` begin afresh with the model of the first neighbour that was there."""
-        work, at = self.work, self.shape.layout
-        if not work.events:
-            return carry
-        present = churn.active(work.events, at.nodes, work.rounds)
-        was = present[start - 2] if start > 1 else np.ones(at.nodes, bool)
-        back = present[start - 1] & ~was
-        if not back.any():
-            return carry
-        donor = np.full(at.places, -1)
-        met = np.zeros((at.places, self.shape.slots), bool)
-        for i in np.flatnonzero(back):
-            ids = np.unique(work.schedule.neighbor[:, i])
-            donors = [j for j in ids if j >= 0 and was[j]]
-            donor[i] = donors[0] if donors else -1
-        neighbor = work.schedule.neighbor[0]  # slots of a per-edge algorithm stand for one neighbour in every row
-        met[: at.nodes] = (neighbor >= 0) & back[np.maximum(neighbor, 0)]
-        fresh = jax.jit(_revive, static_argnums=(0, 1, 2), donate_argnums=3)
-        state = fresh(work.algorithm, work.learner, self.shape, carry.state, carry.models, at.padded(back), donor, met)
-        return carry._replace(state=state)
+    def _samples(self, round: int) -> np.ndarray:
+        """[n, S, B] the samples of a round; each node counts its own turns where there are epochs."""
+        work = self.work
+        if work.course is None:
+            whole, rest = divmod(round - 1, self.period)
+            return self.batching.indices(int(whole * self.turns[-1] + self.turns[rest]))
+        turn = np.where(work.course.timeline.active[round - 1], work.course.turn[round - 1], 0)
+        found = np.zeros((len(turn), self.batching.width, work.batch_size), np.int64)
+        for each in np.unique(turn[turn > 0]).tolist():
+            found[turn == each] = self.batching.indices(each)[turn == each]
+        return found
 
-    def _tell(self, item: tuple[int, Any, Any], progress: Progress, testing: _Testing) -> None:
+    def _turned(self, course: Course, start: int, count: int, over: Callable[..., Any]) -> dict[str, Any]:
+        """What the membership does in these rounds."""
+        found = {"enters": over(course.enters[start - 1 : start - 1 + count], self.shape.restarts)}
+        if self.shape.back:
+            back = np.full((self.most, self.shape.back), -1, np.int32)
+            donor = back.copy()
+            for r in range(count):
+                ids = np.flatnonzero(course.timeline.fresh[start - 1 + r])
+                back[r, : len(ids)], donor[r, : len(ids)] = ids, course.donor[start - 1 + r, ids]
+            found["back"] = vector.put(self.mesh, shape.WHOLE, back)
+            found["donor"] = vector.put(self.mesh, shape.WHOLE, donor)
+        return found
+
+    def _tell(self, item: tuple[int, Any, Any], progress: Progress, testing: Testing) -> None:
         last, (loss, count, delivery), tested = item
         if tested is None:
             progress(last, [])
             return
         nodes = self.shape.layout.nodes
         losses = fetch(loss, axis=1)[count - 1, :nodes]
-        progress(last, [testing.finish(last, delivery.active[-1], losses, delivery.arrived[-1], tested)])
-
-
-def _revive(
-    algorithm: Algorithm, learner: Learner, shape: shape.Shape, state: Any, models: Any, back: Array, donor: Array,
-    met: Array,
-) -> Any:  # fmt: skip
-    def node(state: Any, back: Array, donor: Array, met: Array) -> Any:
-        first = algorithm.init(learner.init(jax.random.key(shape.seed)), shape.slots)
-        given = jax.tree.map(lambda leaf: leaf[jnp.maximum(donor, 0)], models)
-        adopted = algorithm.adopt(first, given)
-        new = jax.tree.map(lambda a, b: jnp.where(donor >= 0, a, b), adopted, first)
-        old = algorithm.renew(state, met) if algorithm.renew else state
-        return jax.tree.map(lambda a, b: jnp.where(back, a, b), new, old)
-
-    return jax.vmap(node)(state, back, donor, met)
-
-
-class _Testing:
-    """Evaluation of all models: begun when a round is dispatched, read when it is done."""
-
-    def __init__(self, work: Work, shape: shape.Shape, mesh: Mesh) -> None:
-        self.work, self.shape = work, shape
-        self.after = vector.compile_evaluate(work.algorithm.params, work.learner, shape, mesh)
-        self.before = vector.compile_evaluate(lambda model: model, work.learner, shape, mesh)
-        self.distance = jax.jit(self._distance)
-
-    def _distance(self, state: Any) -> Array:
-        nodes = self.shape.layout.nodes
-        total: Any = 0.0
-        for leaf in jax.tree.leaves(jax.vmap(self.work.algorithm.params)(state)):
-            x = leaf[:nodes]
-            total = total + ((x - x.mean(axis=0, keepdims=True)) ** 2).sum() / nodes
-        return jnp.asarray(total)
-
-    def start(self, carry: shape.Carry, test: Any) -> Any:
-        """Dispatch."""
-        distance = self.distance(carry.state)
-        if test is None:
-            return None, None, distance
-        before = self.before(carry.models, *test) if self.shape.keep else None
-        return self.after(carry.state, *test), before, distance
-
-    def finish(self, round: int, active: np.ndarray, loss: np.ndarray, arrived: np.ndarray, begun: Any) -> Evaluated:
-        """Read."""
-        after, before, distance = begun
-        nodes = self.shape.layout.nodes
-        share, own = (None, None) if after is None else (fetch(part)[:nodes] for part in after[:2])
-        earlier = None if before is None else fetch(before[0])[:nodes]
-        return Evaluated(round, active, loss, share, own, earlier, float(fetch(distance)), arrived)
+        neighbor = self.work.schedule.neighbor[self._graph_rows(np.array([last]))[0]]
+        progress(last, [testing.finish(last, delivery.active[-1], losses, delivery.arrived[-1], neighbor, tested)])
 
 
 def _mixed(at: Layout, nbytes: int) -> int:
@@ -391,10 +287,3 @@ def _mixed(at: Layout, nbytes: int) -> int:
 def _uneven(schedule: Schedule) -> bool:
     """Whether there are rounds in which some nodes train and others do not."""
     return bool((schedule.trains.any(axis=1) != schedule.trains.all(axis=1)).any())
-
-
-def fetch(array: Any, axis: int = 0) -> np.ndarray:
-    """The whole array on this host, parts of other hosts included."""
-    if jax.process_count() == 1 or array.is_fully_addressable:
-        return np.asarray(array)
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import zmq
 
 from p2pfl import tree
 from p2pfl.protocol.codec import Format, Schema, schema_of
@@ -15,17 +14,17 @@ from p2pfl.types import Payload
 
 
 class Outgoing(NamedTuple):
-    """A payload as the computation sees it and as it goes out: serialised once, whatever the number of neighbours."""
+    """A payload as the computation sees it and as it goes out: made once, whatever the number of neighbours."""
 
     tree: Payload
-    frames: tuple[zmq.Frame, ...]
+    frames: tuple[memoryview, ...]  # one per tensor
     nbytes: int
 
 
 def outgoing(payload: Payload) -> Outgoing:
     """One raw frame per tensor, without a copy where the tensor is in host memory."""
     arrays = [np.ascontiguousarray(leaf).reshape(-1) for leaf in jax.tree.leaves(payload)]
-    frames = tuple(zmq.Frame(array.view(np.uint8).data) for array in arrays)
+    frames = tuple(array.view(np.uint8).data for array in arrays)
     return Outgoing(payload, frames, sum(array.nbytes for array in arrays))
 
 

@@ -1,11 +1,10 @@
-"""The computing side of a live node: training, mixing, evaluation, records. Runs in one thread, knows no socket."""
+"""The computing side of a node: training, mixing, evaluation, records. Knows no socket, no clock and no process."""
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,32 +12,48 @@ import safetensors.numpy
 
 from p2pfl import records, tree
 from p2pfl.errors import LocalError
-from p2pfl.live import clock
-from p2pfl.live.wire import Incoming, Outgoing, outgoing
 from p2pfl.program import Mixed
 from p2pfl.protocol.events import Adopt, Advance, Booking, Finished, Leave, Trained
+from p2pfl.store import Store
 from p2pfl.task import Accuracy, Booked, Task, evaluated, part
 from p2pfl.types import Params, Payload, State
+from p2pfl.wire import Incoming, Outgoing, outgoing
+
+
+class Host(NamedTuple):
+    """What a driver gives to the computing side of a node."""
+
+    now: Callable[[], float]  # a clock, seconds
+    traffic: Callable[[], tuple[int, int]]  # bytes sent and received so far
+    happens: Callable[
+        [int], str | None
+    ]  # of a round about to begin: "leave", "crash" (of a node that goes on), or nothing
+    say: Callable[[str], None]  # a line for a person
+    store: Store | None = None
+    every: int = 0  # rounds from checkpoint to checkpoint; 0: none
 
 
 class Work:
     """The state of one node and what is done to it, round by round; writes metrics.jsonl, trace.jsonl and the model."""
 
-    def __init__(self, task: Task, directory: Path, traffic: Callable[[], tuple[int, int]]) -> None:
-        self.task, self.directory, self._traffic = task, directory, traffic
+    def __init__(self, task: Task, directory: Path, host: Host) -> None:
+        self.task, self.directory, self._host = task, directory, host
+        self._whole = task  # with the schedule of all nodes
         self.state: State = task.program.init(task.seed)
         _, _, payload, model = self._computed(self.state, 1, ())
         self._payload: Payload = payload
         self._model: Params = payload if model is None else model
         like = jax.tree.map(lambda leaf: np.empty(leaf.shape[1:], leaf.dtype), payload) if task.per_edge else payload
         self.payloads, self.models = Incoming(like), Incoming(self._model)
-        self.life, self.last_round, self.name = 1, 0, 1
+        self.life, self.name = 1, 1
+        self.last_round = 0  # that an earlier process of the node has finished
+        self.kept: tuple[int, int] | None = None  # life and round of the checkpoint that this life goes on from
         self._exchanged: dict[str, np.ndarray] = {}
-        self._loss, self._began = 0.0, clock.now()
+        self._loss, self._began = 0.0, host.now()
         self._round = 0  # the last it has trained in
+        self._saved = 0  # the last that a checkpoint was made after
         self._before: Accuracy | None = None
         self._spoke: tuple[int, ...] = ()
-        self._renewed: tuple[int, ...] = ()
         self._bytes = (0, 0)
 
     def warm(self) -> None:
@@ -51,8 +66,18 @@ class Work:
         inbox, around, _ = task.inbox(1, (), self._payload)
         program.mix(self.state, inbox, around)
         program.adopt(self.state, self._model)
-        program.renew(self.state, np.zeros(program.slots, bool))
+        program.restart(self.state, task.slots)
         evaluated(task, self.state, task.rounds)
+
+    def resume(self) -> list[str]:
+        """Take the state of the checkpoint in the store, if there is one; returns what a person should know."""
+        assert self._host.store is not None
+        found, notes = self._host.store.load(self.state)
+        if found is None:
+            return [*notes, "no checkpoint: beginning without one"]
+        self.state = found.state
+        self.kept = found.table["life"], found.table["round"]
+        return [*notes, f"going on from the checkpoint after round {found.table['round']}"]
 
     def begin(self, name: int) -> None:
         """Open the records, behind those of earlier lives; the clock of the first round starts now.
@@ -65,24 +90,26 @@ class Work:
             self.life, self.last_round = earlier[-1]["life"] + 1, earlier[-1]["round"]
         self._metrics = records.Lines(self.directory / "metrics.jsonl")
         self._trace = records.Lines(self.directory / "trace.jsonl")
-        self._began = clock.now()
+        if self.kept is not None:
+            self._trace.write(records.Kept(self.name, self.kept[1] + 1, list(self.kept)))
+        self._began = self._host.now()
 
     # --- rounds
 
-    def advance(self, effect: Advance) -> Trained | Finished | Leave:
-        """Mix and record the finished round, then train the next one."""
+    def advance(self, effect: Advance) -> Trained | Finished | Leave | None:
+        """Mix and record the finished round, then train the next one; None: the node is no more."""
         doing = "mix"
         try:
             if effect.finished:
                 self._finish(effect)
             if effect.next is None:
                 return Finished()
-            due = range((effect.finished or effect.next - 1) + 1, effect.next + 1)
-            if self.task.crashes.intersection(due):
-                os.kill(os.getpid(), signal.SIGKILL)
-            self._renew(effect.renew)
-            if self.task.leaves.intersection(due):
-                return Leave(idle=True)
+            for round in range((effect.finished or effect.next - 1) + 1, effect.next + 1):
+                fate = self._host.happens(round)
+                if fate is not None:
+                    return Leave(idle=True) if fate == "leave" else None
+            if effect.members is not None:
+                self._enter(effect.next, effect.members, effect.life)
             doing = "train"
             return self._train(effect.next, effect.speak)
         except (ArithmeticError, ValueError, TypeError, RuntimeError, OSError) as error:
@@ -98,10 +125,21 @@ class Work:
             state, task.batches(round), np.int32(task.node), np.int32(round), task.outgoing(round, speak)
         )
 
+    def _enter(self, round: int, members: tuple[int, ...], life: int) -> None:
+        """Another epoch: its graph, and whatever has an invariant sum over the nodes starts afresh."""
+        if life != self.name:
+            self._trace.write(records.Kept(life, round, [self.name, self._round]))
+            self.name, self._exchanged = life, {}
+        self._trace.write(records.Entered(self.name, round, list(members)))
+        if note := self._whole.note(members):
+            self._host.say(f"round {round}: {note}")
+        self.task = self._whole.at(members)
+        self.state = self.task.program.restart(self.state, self.task.slots)
+
     def _train(self, round: int, speak: tuple[int, ...]) -> Trained:
         task, self._spoke = self.task, speak
         if task.link == "push":  # whoever gets it may record it before this node records the round, if it ever does
-            self._trace.write(records.Began(self.name, round, list(speak), list(self._renewed)))
+            self._trace.write(records.Began(self.name, round, list(speak)))
         self.state, loss, payload, model = self._computed(self.state, round, speak)
         if task.per_edge:
             self._payload = jax.tree.map(np.asarray, payload)
@@ -113,13 +151,6 @@ class Work:
         self._round, self._loss = round, float(loss)
         self._before = evaluated(task, self.state, round)
         return Trained(going, None if model is None else outgoing(model))
-
-    def _renew(self, neighbours: Sequence[int]) -> None:
-        """These neighbours have begun a new life: what is kept for them starts afresh."""
-        self._renewed = tuple(neighbours)
-        if self.task.per_edge and neighbours:
-            slots = np.isin(np.arange(self.task.slots), [self.task.slot(j) for j in neighbours])
-            self.state = self.task.program.renew(self.state, slots)
 
     def adopt(self, effect: Adopt) -> None:
         """Begin with a neighbour's model."""
@@ -137,6 +168,8 @@ class Work:
             self._traced(effect.finished, group, mixed, trained)
             trained = False
         self._measured(effect)
+        if self._host.every and (effect.finished % self._host.every == 0 or effect.next is None):
+            self.checkpoint()
 
     def _mix(self, round: int, group: Sequence[Booking]) -> Mixed:
         task = self.task
@@ -160,6 +193,16 @@ class Work:
 
     # --- records
 
+    def checkpoint(self) -> None:
+        """Save the state after the last finished round, once. What goes wrong is said, and training goes on."""
+        store = self._host.store
+        if store is None or self._saved == self._round or not self._round:
+            return
+        wrong = store.save(self.state, {"life": self.name, "round": self._round})
+        if wrong is not None:
+            self._host.say(f"no checkpoint after round {self._round}: {wrong}")
+        self._saved = self._round
+
     def _traced(self, round: int, group: Sequence[Booking], mixed: Mixed, trained: bool) -> None:
         self._trace.write(
             records.Traced(
@@ -167,17 +210,15 @@ class Work:
                 round=round,
                 booked=[[b.node, b.life, b.number, b.opened, b.theirs.round] for b in group],
                 spoke=list(self._spoke) if trained and self.task.link == "push" else [],
-                renewed=list(self._renewed),
                 exchanged={who: records.pack(total) for who, total in self._exchanged.items()},
                 model=records.pack(np.asarray(mixed.model, np.float64)),
                 trained=trained,
             )
         )
-        self._renewed = ()
 
     def _measured(self, effect: Advance) -> None:
         after = evaluated(self.task, self.state, effect.finished)
-        now, traffic = clock.now(), self._traffic()
+        now, traffic = self._host.now(), self._host.traffic()
         before = self._before or (None, None)
         self._metrics.write(
             records.Measured(
@@ -217,7 +258,7 @@ class Work:
 def _groups(booked: Sequence[Booking], slots: int) -> list[list[Booking]]:
     """Bookings in as few inboxes as hold at most one per neighbour and as many as there are slots, earlier ones first.
 
-    One inbox, empty or not, but for the last round.
+    One inbox, empty or not, but for the last round of an epoch.
     """
     groups: list[list[Booking]] = [[]]
     for booking in booked:

@@ -1,12 +1,22 @@
-"""What a node's schedule means for its `Peer`, round by round."""
+"""What a node's schedule means for its `Peer`: in every epoch, round by round."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
 
-from p2pfl.protocol.neighbour import Turn
+from p2pfl.protocol.neighbour import Plan, Turn
 from p2pfl.task import Task
+
+
+def plan(task: Task) -> Callable[[tuple[int, ...]], Plan]:
+    """The plan of each epoch, by its members."""
+
+    def of(members: tuple[int, ...]) -> Plan:
+        there = task.at(members)
+        return Plan(turns(there), there.slots, there.neighbors)
+
+    return of
 
 
 def turns(task: Task) -> Callable[[int], Turn]:

@@ -1,0 +1,123 @@
+"""Events, round by round: who is there, who is known to be there, who can reach whom."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from p2pfl.churn.events import Event
+
+
+class Timeline(NamedTuple):
+    """Arrays [rounds, nodes]; row r - 1 is round r.
+
+    `known` and `known_side` are what a perfect membership service would say that learns of a crash or a partition some
+    rounds late, and of all else at once. Node i then takes those j for members for which known[j] holds and
+    known_side[j] == known_side[i].
+    """
+
+    active: np.ndarray  # bool: takes part: trains, and may exchange
+    present: np.ndarray  # bool: is there, even if it stands still
+    known: np.ndarray  # bool: counts as a member
+    side: np.ndarray  # int16: messages arrive between equal ones; 0: of the rest, or nothing is parted
+    known_side: np.ndarray  # int16
+    life: np.ndarray  # int32: 1, and one more for each time the node came back
+    kept: np.ndarray  # bool: comes back in this round as it was
+    fresh: np.ndarray  # bool: comes in this round with nothing but its data
+
+
+def timeline(events: Sequence[Event], nodes: int, rounds: int, detection: int = 0) -> Timeline:
+    """The timeline of events that `check` lets pass. `detection`: rounds after which a crash or partition is known."""
+    shape = (rounds, nodes)
+    present, known, frozen = np.ones(shape, bool), np.ones(shape, bool), np.zeros(shape, bool)
+    kept, fresh = np.zeros(shape, bool), np.zeros(shape, bool)
+    life = np.ones(shape, np.int32)
+    for event in sorted(events, key=lambda e: e.round):
+        kind, i, r = event.event, event.node, event.round - 1
+        if kind in ("crash", "leave"):
+            present[r:, i] = False
+            known[r + (detection if kind == "crash" else 0) :, i] = False
+        elif kind == "join":
+            present[:r, i] = known[:r, i] = False
+            fresh[r, i] = True
+        elif kind == "rejoin":
+            present[r:, i] = known[r:, i] = True
+            life[r:, i] += 1
+            (kept if event.state == "kept" else fresh)[r, i] = True
+        elif kind == "freeze":
+            frozen[r : r + event.rounds, i] = True
+    side, known_side = np.zeros(shape, np.int16), np.zeros(shape, np.int16)
+    before = 0  # the last round of the partition before, where this one follows at once: it is believed in until then
+    for start, end, groups in _partitions(events):
+        row = np.zeros(nodes, np.int16)
+        row[list(groups)] = list(groups.values())
+        side[start - 1 : end] = row
+        if detection and before == start - 1 > 0:
+            known_side[start - 1 : end] = known_side[start - 2]
+        known_side[start - 1 + detection : end] = row
+        before = rounds if end is None else end
+    return Timeline(present & ~frozen, present, known, side, known_side, life, kept, fresh)
+
+
+def active(events: Sequence[Event], nodes: int, rounds: int) -> np.ndarray:
+    """[rounds, nodes] bool: who takes part in round r (row r - 1)."""
+    return timeline(events, nodes, rounds).active
+
+
+def _partitions(events: Sequence[Event]) -> list[tuple[int, int | None, dict[int, int]]]:
+    """(first round, last one or None, node -> 1, 2, ... of its group) of each partition, in their order."""
+    turns = sorted((e for e in events if e.event in ("partition", "heal")), key=lambda e: e.round)
+    ends = [*(event.round - 1 for event in turns[1:]), None]
+    return [
+        (event.round, end, {node: number for number, group in enumerate(event.groups, 1) for node in group})
+        for event, end in zip(turns, ends, strict=False)
+        if event.event == "partition"
+    ]
+
+
+def cut(events: Sequence[Event]) -> Callable[[int, int, int], bool]:
+    """(round, sender, receiver) -> whether a partition keeps the message of that round back."""
+    parts = _partitions(events)
+    starts = [start for start, _, _ in parts]
+
+    def kept_back(round: int, sender: int, receiver: int) -> bool:
+        at = bisect_right(starts, round) - 1
+        if at < 0:
+            return False
+        _, end, groups = parts[at]
+        return (end is None or round <= end) and groups.get(sender, 0) != groups.get(receiver, 0)
+
+    return kept_back
+
+
+def losses(events: Sequence[Event]) -> Callable[[Any, Any, Any], Any]:
+    """(round, sender, receiver) -> the probability that "link_loss" loses the message; arguments may be arrays."""
+    told = [event for event in events if event.event == "link_loss"]
+
+    def probability(round: Any, sender: Any, receiver: Any) -> Any:
+        arrives = np.ones(np.broadcast_shapes(np.shape(round), np.shape(sender), np.shape(receiver)))
+        low, high = np.minimum(sender, receiver), np.maximum(sender, receiver)
+        for event in told:
+            on = np.zeros(arrives.shape, bool)
+            if event.nodes:
+                on |= np.isin(sender, event.nodes) | np.isin(receiver, event.nodes)
+            for a, b in event.links:
+                on |= (low == min(a, b)) & (high == max(a, b))
+            on &= (np.asarray(round) >= event.round) & (np.asarray(round) < event.round + event.rounds)
+            arrives = np.where(on, arrives * (1 - event.loss), arrives)
+        return 1 - arrives
+
+    return probability
+
+
+def lags(events: Sequence[Event]) -> Callable[[int, int], float]:
+    """(round, node) -> by how many seconds the messages that the node sends in that round are late."""
+    told = [event for event in events if event.event == "lag"]
+
+    def seconds(round: int, node: int) -> float:
+        return sum(e.seconds for e in told if e.node == node and e.round <= round < e.round + e.rounds)
+
+    return seconds

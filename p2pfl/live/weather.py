@@ -1,0 +1,64 @@
+"""What an experiment does to a node's messages: partitions that keep them back, and lag that holds them up."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from p2pfl import churn
+from p2pfl.live.sidecar import Sidecar
+from p2pfl.live.transport import Transport
+
+
+class Weather(NamedTuple):
+    """Of one round."""
+
+    cut: frozenset[int] = frozenset()  # nodes that nothing is sent to or taken from
+    lag: float = 0.0  # seconds that messages are held up
+
+
+class Forecast:
+    """The weather of each round at one node, as the experiment plans it."""
+
+    def __init__(self, events: Sequence[churn.Event], node: int, nodes: int) -> None:
+        self._cut, self._lags = churn.cut(events), churn.lags(events)
+        self._node, self._nodes = node, nodes
+
+    def of(self, round: int) -> Weather:
+        """The weather of a round."""
+        cut = frozenset(other for other in range(self._nodes) if self._cut(round, self._node, other))
+        return Weather(cut, self._lags(round, self._node))
+
+
+class Links:
+    """The way out, through the weather. `weather` may be set by another thread; the sockets feel it in `turn`."""
+
+    def __init__(self, transport: Transport, membership: Sidecar) -> None:
+        self._transport, self._membership = transport, membership
+        self.weather = self._felt = Weather()
+        self._held: deque[tuple[float, int, Sequence[Any], int]] = deque()  # until when, to whom, what
+
+    def send(self, to: int, frames: Sequence[Any], nbytes: int, now: float) -> None:
+        """Send, now or later, in order; or not at all."""
+        if to in self.weather.cut:
+            return
+        if self.weather.lag or self._held:
+            self._held.append((now + self.weather.lag, to, frames, nbytes))
+        else:
+            self._transport.send(to, frames, nbytes)
+
+    def turn(self, now: float) -> None:
+        """Let go what was held up long enough; tell the membership of new weather."""
+        while self._held and self._held[0][0] <= now:
+            _, to, frames, nbytes = self._held.popleft()
+            self._transport.send(to, frames, nbytes)
+        if self.weather != self._felt:
+            self._felt = self.weather
+            self._membership.cut(self._felt.cut)
+            self._membership.lag(self._felt.lag)
+
+    @property
+    def waiting(self) -> bool:
+        """Something is held up."""
+        return bool(self._held)

@@ -1,0 +1,59 @@
+"""The events that an experiment plans: [[churn]], made out for its graph, its seed and, where need be, its data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from p2pfl import churn, topology
+from p2pfl.data import Dataset
+from p2pfl.errors import ConfigError
+from p2pfl.experiment import Experiment
+from p2pfl.types import Schedule
+
+
+def events(
+    experiment: Experiment, plan: Schedule, labels: Sequence[Mapping[str, int]] | None = None
+) -> tuple[churn.Event, ...]:
+    """All events. `labels`: of each node, class -> rows; without them, a model that asks for them draws none.
+
+    Raises ConfigError.
+    """
+    if not experiment.churn:
+        return ()
+    setting = churn.Setting(plan.neighbor.shape[1], experiment.rounds, experiment.seed, topology.union(plan), labels)
+    found = churn.expand(experiment.churn, setting)
+    late = next((event for event in found if event.event == "lag"), None)
+    if late is not None and experiment.driver.kind == "simulate":
+        raise ConfigError(
+            f"churn: lag of node {late.node} at round {late.round}: the simulator knows no seconds; leave it out, or "
+            'use driver.kind = "live"'
+        )
+    return found
+
+
+def by_label(experiment: Experiment) -> bool:
+    """Whether a model asks who holds a class."""
+    return any(event.target == "holder" for event in experiment.churn)
+
+
+def no_labels(experiment: Experiment) -> None:
+    """Raises ConfigError when a model asks who holds a class, where nobody can tell."""
+    if by_label(experiment):
+        raise ConfigError(
+            "churn.target='holder': needs the labels of all nodes, which are not known here; name the node, with "
+            'event = "crash"'
+        )
+
+
+def labels(dataset: Dataset, rows: np.ndarray) -> dict[str, int]:
+    """The training rows of each class among these."""
+    counts = np.bincount(dataset.train.y[rows], minlength=len(dataset.classes)).tolist()
+    return dict(zip(dataset.classes, counts, strict=True))
+
+
+def expected(events: Sequence[churn.Event], nodes: int) -> tuple[int, ...]:
+    """The members that a start waits for: all but those that come later."""
+    later = {event.node for event in events if event.event == "join"}
+    return tuple(node for node in range(nodes) if node not in later)

@@ -1,0 +1,392 @@
+"""Who is there: a member of the federation as a pure machine. `handle(event, now)` returns what is to be done.
+
+Nobody is in charge. Each period a member asks one other whether it is there; if neither it nor those asked to ask it
+hear an answer, the other is suspect, and dead when it does not refute that in time. What is learnt rides on these
+messages and on gossip. Tables are told whole to a random member now and then, and to those believed dead as well: a
+partition of any length heals. The rules for whose word counts are in `table`.
+
+Sources: SWIM, DSN 2002; Lifeguard, arXiv 1707.00788.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Sequence
+
+from p2pfl.errors import ConfigError, RemoteError
+from p2pfl.protocol.membership import spread, wire
+from p2pfl.protocol.membership.events import (
+    Busy,
+    Changed,
+    Drop,
+    Effect,
+    Event,
+    Gone,
+    Heard,
+    Leave,
+    Progress,
+    Reborn,
+    Say,
+    Start,
+    Superseded,
+    Tick,
+)
+from p2pfl.protocol.membership.probe import Laps, Probe, Relay, Trips
+from p2pfl.protocol.membership.rhythm import Rhythm, check
+from p2pfl.protocol.membership.roster import Roster
+from p2pfl.protocol.membership.seeds import Seeds
+from p2pfl.protocol.membership.table import LEFT, SUSPECT, Entry, Me, Member
+from p2pfl.protocol.membership.wire import Ack, Ask, Gossip, Letter, Message, Nack, Ping, Sync, Synced
+
+PIGGYBACK = 24
+"""Entries that ride on a message at most: some two kilobytes."""
+
+_RELAYS = 256
+"""Probes made for others at a time."""
+
+_HELLOS = 20
+"""Rounds of greeting the seeds after the first has answered; the others are tried on at the pace of the dead."""
+
+
+class Membership:
+    """One member. Time comes only by `now`; `wake` is when a Tick is next due."""
+
+    def __init__(self, me: Me, cluster: str, seeds: Sequence[str], rhythm: Rhythm, seed: int) -> None:
+        if not 0 < len(cluster) <= wire.CLUSTER_CAP:
+            raise ConfigError(f"cluster={cluster!r}: 1 to {wire.CLUSTER_CAP} characters. Shorten it.")
+        for address in (me.address, *seeds):
+            if not wire.good_address(address):
+                raise ConfigError(f"address={address!r}: as in tcp://10.0.0.1:7000. Write it so.")
+        self._cluster, self._rhythm = cluster, check(rhythm)
+        self._draw = random.Random(f"{seed}/{me.node}/{me.life}")
+        self._roster = Roster(me, rhythm)
+        self._seeds = Seeds(seeds, me.address)
+        self._health, self._trips, self._laps = self._roster.health, Trips(), Laps(self._draw)
+        self._probe: Probe | None = None
+        self._relays: dict[int, Relay] = {}
+        self._seq = self._draw.getrandbits(40)
+        self._timers: dict[str, float] = {}  # what is due when; nothing before Start
+        self._steps: dict[str, Callable[[], None]] = {
+            "hello": self._hello,
+            "probe": self._next_probe,
+            "ask": self._ask,
+            "gossip": self._gossip,
+            "sync": self._sync,
+            "retry": self._retry,
+            "farewell": self._farewell,
+            "leave": self._gone,
+        }
+        self._hellos = 0
+        self._receipts: set[int] = set()
+        self._answered: dict[int, float] = {}  # when a node was last told what it said wrong
+        self._last_gossip = self._last_changed = -math.inf
+        self._quiet = False  # superseded, or gone
+        self._out: list[Effect] = []
+        self._now = 0.0
+        self.wake = math.inf
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Everybody known, this node too, ascending node."""
+        return tuple(entry.member for _, entry in sorted(self._roster.entries.items()))
+
+    @property
+    def score(self) -> int:
+        """How ill this node finds itself: 0 to 7."""
+        return self._health.score
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take an event in; what is to be done, in order."""
+        self._now, self._out = now, []
+        if self._quiet and not isinstance(event, Reborn):
+            return []
+        self._catch_up()
+        match event:
+            case Start():
+                self._start()
+            case Heard(data):
+                self._hear(data)
+            case Busy(seconds):
+                self._busy(seconds)
+            case Progress(round):
+                self._roster.progress(round)
+            case Reborn(life):
+                self._roster.reborn(life)
+                if self._quiet:
+                    self._quiet = False
+                    self._start()
+                self._soon("gossip")
+            case Leave():
+                self._roster.say(state=LEFT, at=now)
+                self._receipts.clear()
+                self._timers |= {"probe": math.inf, "leave": now + self._rhythm.leave, "farewell": now}
+            case Tick():
+                pass
+        self._settle()
+        self._run()
+        self._report()
+        return self._out
+
+    def _busy(self, seconds: float) -> None:
+        mine = self._roster.mine
+        until = self._now + min(seconds, self._rhythm.busy_cap) if seconds > 0 else 0.0
+        if not mine.terminal and (until or mine.at):
+            self._roster.say(said=mine.said + 1, at=until)
+            self._soon("gossip")  # before the pause begins
+
+    # --- time
+
+    def _soon(self, name: str) -> None:
+        if self._timers:
+            self._timers[name] = self._now
+
+    def _start(self) -> None:
+        period = self._rhythm.interval
+        self._timers = {
+            "hello": self._now,
+            "probe": self._now + period * self._draw.random(),
+            "sync": self._now + period * self._draw.uniform(1, 4),  # soon: at a start much is said at once
+            "retry": self._now + self._rhythm.retry_dead * self._draw.random(),
+        }
+        self._roster.last_heard = self._now
+        self._roster.spread.put(self._roster.mine)
+
+    def _catch_up(self) -> None:
+        """Called too late: what this node did not hear or do meanwhile counts against nobody."""
+        late = self._now - self.wake
+        if late <= self._rhythm.late:
+            return
+        self._timers = {name: due + late for name, due in self._timers.items()}
+        self._relays = {seq: relay._replace(due=relay.due + late) for seq, relay in self._relays.items()}
+        if self._probe is not None:
+            self._probe.began += late
+        self._roster.shift(late)
+
+    def _run(self) -> None:
+        """Do what is due."""
+        due = [name for name, time in self._timers.items() if time <= self._now]
+        for name in sorted(due, key=[*self._steps].index):
+            if not self._quiet:
+                self._timers[name] = math.inf
+                self._steps[name]()
+                self._settle()
+        for seq in [seq for seq, relay in self._relays.items() if relay.due <= self._now]:
+            relay = self._relays.pop(seq)
+            self._say(relay.address, Nack(), relay.seq)
+        expiry = self._roster.expire(self._now) if self._timers else math.inf
+        self._settle()
+        relays = (relay.due for relay in self._relays.values())
+        self.wake = math.inf if self._quiet else min([expiry, *self._timers.values(), *relays])
+
+    def _settle(self) -> None:
+        """Carry over what the roster has found."""
+        for node in self._roster.met:
+            self._laps.add(node)
+        self._roster.met.clear()
+        for effect in self._roster.effects:
+            self._out.append(effect)
+            if isinstance(effect, Superseded):
+                self._silence()
+        self._roster.effects.clear()
+        if len(self._roster.spread) and self._timers and (self._roster.live or self._roster.recently_dead(self._now)):
+            due = max(self._now, self._last_gossip + self._rhythm.gossip_every)
+            self._timers["gossip"] = min(self._timers.get("gossip", math.inf), due)
+
+    def _report(self) -> None:
+        if self._roster.changed or (self._roster.moved and self._now - self._last_changed >= self._rhythm.interval):
+            self._roster.changed = self._roster.moved = False
+            self._last_changed = self._now
+            self._out.append(Changed(self.members))
+
+    def _silence(self) -> None:
+        self._quiet = True
+        self._timers.clear()
+        self._relays.clear()
+        self._probe = None
+
+    # --- messages
+
+    def _say(self, address: str, message: Message, seq: int, first: Iterable[Entry] = ()) -> None:
+        """Send a message, with news on it: `first`, then what is to be spread."""
+        entries = list(first)
+        if not isinstance(message, Sync | Synced):
+            most = spread.limit(self._rhythm.retransmit, self._roster.n)
+            news, there = self._roster.spread.take(most, PIGGYBACK - len(entries)), {e.node for e in entries}
+            entries += [entry for entry in news if entry.node not in there]
+        data = wire.encode(Letter(self._cluster, seq, self._roster.mine, entries, message), self._now)
+        self._out.append(Say(address, data))
+
+    def _next_seq(self) -> int:
+        self._seq += 1
+        return self._seq
+
+    def _table(self) -> list[Entry]:
+        return [entry for node, entry in self._roster.entries.items() if node != self._roster.me.node]
+
+    def _hear(self, data: bytes) -> None:
+        try:
+            letter = wire.decode(data, self._cluster, self._now)
+        except RemoteError as error:
+            self._out.append(Drop(error.reason, error.detail))
+            return
+        sender, me = letter.sender, self._roster.me
+        if (sender.node, sender.life, sender.address) == (me.node, me.life, me.address):
+            self._seeds.myself(letter.seq)
+            return
+        answers = [self._roster.learn(sender, self._now, direct=True)]
+        answers += [self._roster.learn(entry, self._now, direct=False) for entry in letter.entries]
+        self._settle()
+        if not self._quiet:
+            self._answer(letter, [entry for entry in answers if entry is not None])
+
+    def _answer(self, letter: Letter, wrong: list[Entry]) -> None:
+        sender, seq = letter.sender, letter.seq
+        match letter.message:
+            case Ping(target):
+                if target == self._roster.me.node:
+                    self._say(sender.address, Ack(), seq, wrong[:PIGGYBACK])
+                    return
+                self._out.append(Drop("target", f"a ping of node {sender.node} for node {target}"))
+            case Sync():
+                self._say(sender.address, Synced(), seq, self._table())
+                return
+            case Synced():
+                self._seeds.answered(seq, sender.node)
+            case Ask(target, address, wait):
+                self._relay(letter, target, address, wait)
+            case Ack():
+                self._acked(letter)
+            case Nack():
+                if self._probe is not None and seq == self._probe.seq and sender.node in self._probe.asked:
+                    self._probe.nacks.add(sender.node)
+        fresh = self._answered.get(sender.node, -math.inf) + self._rhythm.gossip_every
+        if wrong and self._now >= fresh:
+            self._answered[sender.node] = self._now
+            self._say(sender.address, Gossip(), 0, wrong[:PIGGYBACK])
+
+    # --- probing
+
+    def _next_probe(self) -> None:
+        """The period is over: judge its probe, begin the next."""
+        probe, roster = self._probe, self._roster
+        if probe is not None and not probe.reached and probe.target in roster.live:
+            self._health.add(probe.against(len(roster.live)))
+            roster.suspect(probe.target, self._now)
+        self._remind()
+        stretch = self._health.stretch
+        self._timers["probe"] = self._now + self._rhythm.interval * stretch
+        target = self._laps.next(roster.live)
+        self._probe = None
+        if target is None:
+            return
+        self._probe = Probe(target, self._next_seq(), self._now)
+        self._timers["ask"] = self._now + self._trips.timeout(self._rhythm) * stretch
+        self._ping(target, self._probe.seq)
+
+    def _ping(self, target: int, seq: int) -> None:
+        held = self._roster.entries[target]
+        self._say(held.address, Ping(target), seq, [held] if held.state == SUSPECT else [])
+
+    def _remind(self) -> None:
+        """Tell some of those that this node suspects so, each once a period at most: they can refute it."""
+        suspicions = self._roster.suspicions
+        for node in sorted(suspicions, key=lambda node: suspicions[node].told)[: self._rhythm.fanout]:
+            suspicions[node].told = self._now
+            self._ping(node, self._next_seq())
+
+    def _ask(self) -> None:
+        """No answer in time: ask others to ping."""
+        probe = self._probe
+        if probe is None or probe.reached or probe.target not in self._roster.live:
+            return
+        others = [n for n in self._roster.live if n != probe.target and n not in self._roster.suspicions]
+        probe.asked = set(self._draw.sample(others, min(self._rhythm.ask, len(others))))
+        wait = max(0.0, 0.8 * (self._timers["probe"] - self._now))
+        target = self._roster.entries[probe.target]
+        for node in sorted(probe.asked):
+            self._say(self._roster.entries[node].address, Ask(probe.target, target.address, wait), probe.seq)
+
+    def _relay(self, letter: Letter, target: int, address: str, wait: float) -> None:
+        if len(self._relays) >= _RELAYS:
+            self._out.append(Drop("relays", f"node {letter.sender.node} asks for a ping; {_RELAYS} are under way"))
+            return
+        seq = self._next_seq()
+        wait = min(wait, self._rhythm.interval * 8)
+        self._relays[seq] = Relay(target, letter.sender.address, letter.seq, self._now + wait)
+        held = self._roster.entries.get(target)
+        self._say(address, Ping(target), seq, [held] if held is not None and held.state == SUSPECT else [])
+
+    def _acked(self, letter: Letter) -> None:
+        sender, probe = letter.sender, self._probe
+        self._receipts.add(sender.node)
+        relay = self._relays.get(letter.seq)
+        if relay is not None and relay.target == sender.node:
+            del self._relays[letter.seq]
+            self._say(relay.address, Ack(), relay.seq, [self._roster.entries[sender.node]])
+        if probe is None or letter.seq != probe.seq or probe.reached:
+            return
+        if sender.node == probe.target or sender.node in probe.asked:
+            probe.reached = True
+            self._health.add(-1)
+            if sender.node == probe.target:
+                self._trips.add(self._now - probe.began)
+
+    # --- telling
+
+    def _targets(self, count: int) -> list[Entry]:
+        """Some members to tell news to: of those that live, and of those that died not long ago."""
+        nodes = [*self._roster.live, *self._roster.recently_dead(self._now)]
+        return [self._roster.entries[node] for node in self._draw.sample(nodes, min(count, len(nodes)))]
+
+    def _gossip(self) -> None:
+        for entry in self._targets(self._rhythm.fanout):
+            if len(self._roster.spread):
+                self._say(entry.address, Gossip(), 0)
+        self._last_gossip = self._now
+
+    def _sync(self) -> None:
+        self._roster.forget(self._now)
+        self._timers["sync"] = self._now + self._rhythm.sync_every * self._draw.uniform(0.75, 1.25)
+        if self._roster.live:
+            node = self._draw.choice([*self._roster.live])
+            self._say(self._roster.entries[node].address, Sync(), self._next_seq(), self._table())
+
+    def _retry(self) -> None:
+        self._timers["retry"] = self._now + self._rhythm.retry_dead * self._draw.uniform(0.75, 1.25)
+        addresses = dict.fromkeys(
+            [*(entry.address for entry in self._roster.dead()), *self._seeds.unanswered(self._roster.entries)]
+        )
+        if addresses:
+            self._greet(self._draw.choice([*addresses]))
+
+    def _hello(self) -> None:
+        """Greet seeds: until one has answered, and for some time those that have not."""
+        waiting = self._seeds.unanswered(self._roster.entries)
+        self._hellos += 1
+        if not waiting or (self._roster.live and self._hellos > _HELLOS):
+            return
+        self._timers["hello"] = self._now + self._rhythm.hello_every * self._draw.uniform(0.75, 1.25)
+        for address in self._draw.sample(waiting, min(self._rhythm.fanout, len(waiting))):
+            self._greet(address)
+
+    def _greet(self, address: str) -> None:
+        seq = self._next_seq()
+        self._seeds.ask(seq, address)
+        self._say(address, Sync(), seq, self._table())
+
+    # --- leaving
+
+    def _farewell(self) -> None:
+        """Say left to some members until a few have given their receipt; the rest learn it from them."""
+        live = len(self._roster.live)
+        if len(self._receipts & self._roster.live.keys()) >= min(self._rhythm.fanout, live):
+            self._gone()
+            return
+        self._timers["farewell"] = self._now + self._rhythm.gossip_every
+        for node in self._draw.sample([*self._roster.live], min(self._rhythm.fanout, live)):
+            self._ping(node, self._next_seq())
+
+    def _gone(self) -> None:
+        self._silence()
+        self._out.append(Gone())

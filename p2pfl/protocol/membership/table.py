@@ -1,0 +1,99 @@
+"""What is held of each member, and how two accounts of one are joined.
+
+An entry is ordered by rank = (life, terminal, refutes, suspect): a greater life beats all of an earlier one; within a
+life left beats dead beats everything else; a suspicion is beaten by an alive with more refutes. Only the member itself
+raises its life or its refutes. `join` takes the greater, so tables form a join-semilattice: whatever the order in which
+members hear of each other, and however often, they end with the same table. No alive ever beats a death of its life:
+who has left a view comes back only as a greater life.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+ALIVE, SUSPECT, DEAD, LEFT = "alive", "suspect", "dead", "left"
+
+STATES = (ALIVE, SUSPECT, DEAD, LEFT)
+"""A state's place here is its number on the wire."""
+
+NOBODY = -1
+"""The accuser of an entry that accuses nobody."""
+
+
+class Me(NamedTuple):
+    """Who this node is; `address` is where its membership socket listens, tcp://HOST:PORT."""
+
+    node: int
+    life: int
+    address: str
+
+
+class Member(NamedTuple):
+    """What this node holds of a member. `round` is the last one heard of.
+
+    `busy`: until when, by this node's clock, the member has announced a pause; 0 for none.
+    """
+
+    node: int
+    life: int
+    refutes: int
+    state: str
+    address: str
+    round: int
+    busy: float
+
+    @property
+    def present(self) -> bool:
+        """It is neither dead nor has it left."""
+        return self.state in (ALIVE, SUSPECT)
+
+
+class Entry(NamedTuple):
+    """What is said of a member.
+
+    `said` counts what the member has said of `round` and of its pauses. `at`: a pause lasts until then (0: none), or
+    a terminal state is known since then. `by`: who accuses.
+    """
+
+    node: int
+    life: int
+    refutes: int
+    state: str
+    address: str
+    said: int
+    round: int
+    at: float
+    by: int
+
+    @property
+    def terminal(self) -> bool:
+        """Whether this life is over."""
+        return self.state in (DEAD, LEFT)
+
+    @property
+    def member(self) -> Member:
+        """The part for the owner of a table."""
+        busy = 0.0 if self.terminal else self.at
+        return Member(self.node, self.life, self.refutes, self.state, self.address, self.round, busy)
+
+
+def rank(entry: Entry) -> tuple[int, int, int, bool]:
+    """What decides between two accounts of a member."""
+    terminal = {DEAD: 1, LEFT: 2}.get(entry.state, 0)
+    return entry.life, terminal, entry.refutes, entry.state == SUSPECT
+
+
+def join(one: Entry, other: Entry) -> Entry:
+    """The least account of a member that holds what both say."""
+    if one.life != other.life:
+        return max(one, other, key=lambda entry: entry.life)
+    first, second = rank(one), rank(other)
+    if first == second:  # of one rank: the same, but for who accuses (and for two processes of one life)
+        best = one._replace(address=max(one.address, other.address), by=min(one.by, other.by))
+    else:
+        best = one if first > second else other
+    latest = one if one.said >= other.said else other
+    at = latest.at
+    if best.terminal:
+        at = min(entry.at for entry in (one, other) if entry.terminal)
+    return best._replace(said=latest.said, round=latest.round, at=at)

@@ -1,0 +1,25 @@
+"""From what the membership says to what a `Peer` is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from p2pfl.protocol.events import Members, Seen
+from p2pfl.protocol.membership.table import LEFT, SUSPECT, Member
+from p2pfl.protocol.neighbour import ASYNC
+
+
+def view(table: Iterable[Member], rounds: int, sync: str, accused: bool = False) -> Members:
+    """Who is there and whose life is over, of a whole table.
+
+    Who has left after its last round counts as there: the others still have a round or two to go, and need no new graph
+    for that. Without a barrier they may have many.
+    """
+    there, over = [], []
+    for member in sorted(table):
+        finished = member.state == LEFT and member.round >= rounds and sync != ASYNC
+        if member.present or finished:
+            there.append(Seen(member.node, member.life, member.state == SUSPECT, member.round))
+        else:
+            over.append((member.node, member.life))
+    return Members(tuple(there), accused, tuple(over))

@@ -1,0 +1,255 @@
+"""Checkpoints of one node: its state and a small table, in one file that is whole or not there.
+
+The file is safetensors: whoever reads such files can look into it. Its header carries the table and a digest over
+everything, so that a torn or changed file is known as such. The checkpoint before stays beside it. A crash between any
+two operations leaves at least one that can be read:
+
+    write the partial file, sync it; current -> previous; partial -> current; sync the directory
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from p2pfl import tree
+from p2pfl.errors import ConfigError
+from p2pfl.types import State
+
+CURRENT, PREVIOUS, PARTIAL = "checkpoint.safetensors", "checkpoint.previous.safetensors", "checkpoint.partial"
+FORMAT, VERSION = "p2pfl checkpoint", "1"
+
+_NAMES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64", "bool": "BOOL",
+    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
+    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
+}  # fmt: skip
+"""What safetensors calls a dtype; any other is written as its bytes, U8."""
+
+Table = dict[str, Any]
+
+
+class Checkpoint(NamedTuple):
+    """What was saved: the algorithm's state, a tree of arrays, and a table of JSON values."""
+
+    state: State
+    table: Table
+
+
+class _Unusable(ValueError):
+    """A file that is there and can't be used; the text says why and what to do."""
+
+
+class Store:
+    """The checkpoints of one node in a directory. `federation`: digest of what all its nodes have in common."""
+
+    def __init__(self, directory: Path, federation: str) -> None:
+        self.directory, self._federation = directory, federation
+        self._keep = True  # the current file is worth to be kept as the previous one
+
+    def save(self, state: State, table: Table) -> str | None:
+        """Write a checkpoint. None, or for a person what went wrong; then the older checkpoints are still there."""
+        header, arrays = self._header(state, table)
+        partial, current = self.directory / PARTIAL, self.directory / CURRENT
+        placed = False
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            _write(partial, header, arrays)
+            if self._keep and current.exists():
+                os.replace(current, self.directory / PREVIOUS)
+            os.replace(partial, current)
+            placed = self._keep = True
+            _sync(self.directory)
+        except OSError as error:
+            if placed:
+                return f"{current}: saved, but a power failure may undo it: {error.strerror}"
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+            return (
+                f"{current}: this checkpoint could not be saved: {error.strerror}; the node goes on, and would come "
+                "back from an older one; make room or repair the disk"
+            )
+        return None
+
+    def load(self, like: State | Callable[[Table], State]) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that can be used, and for a person why a newer one can't.
+
+        `like`: a state of the same structure, dtypes and shapes (arrays or jax.ShapeDtypeStruct), or a function that
+        makes one from the table, for states whose shape depends on it. (None, []) where nothing has been saved.
+        """
+        notes: list[str] = []
+        for name in (CURRENT, PREVIOUS):
+            path = self.directory / name
+            try:
+                found = self._read(path, like)
+            except FileNotFoundError:
+                continue
+            except (_Unusable, OSError) as error:
+                why = str(error) if isinstance(error, _Unusable) else f"can't be read: {error.strerror}; see to that"
+                notes.append(f"{path}: {why}")
+                self._keep = self._keep and name != CURRENT
+                continue
+            if notes:
+                notes.append(f"{path}: used instead")
+            return found, notes
+        return None, notes
+
+    def resume(self, like: State | Callable[[Table], State]) -> tuple[Checkpoint, list[str]]:
+        """As `load`, for a node that was told to resume. ConfigError where there is nothing that can be used."""
+        found, notes = self.load(like)
+        if found is None:
+            reasons = notes or [f"{self.directory / CURRENT}: no such file"]
+            reasons.append("to begin anew, start the node without --resume; its neighbours have a model for it")
+            raise ConfigError("\n".join(reasons))
+        return found, notes
+
+    # --- the file
+
+    def _header(self, state: State, table: Table) -> tuple[bytes, list[np.ndarray]]:
+        """The header of the file, with its length in front, and what comes behind it."""
+        leaves = _leaves(state)
+        arrays = [_data(leaf) for _, leaf in leaves]
+        meta = {
+            "format": FORMAT,
+            "version": VERSION,
+            "federation": self._federation,
+            "table": json.dumps(table, allow_nan=False),
+            "schema": json.dumps(_schema(leaves)),
+            "keys": json.dumps({name: str(jax.random.key_impl(leaf)) for name, leaf in leaves if _is_key(leaf)}),
+        }
+        entries: dict[str, Any] = {"__metadata__": {**meta, "digest": _digest(meta, arrays)}}
+        at = 0
+        for (name, _), array in zip(leaves, arrays, strict=True):
+            known = _NAMES.get(array.dtype.name)
+            shape = list(array.shape) if known else [array.nbytes]
+            entries[name] = {"dtype": known or "U8", "shape": shape, "data_offsets": [at, at + array.nbytes]}
+            at += array.nbytes
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text, arrays
+
+    def _read(self, path: Path, like: State | Callable[[Table], State]) -> Checkpoint:
+        raw = path.read_bytes()
+        meta = _meta(raw)
+        if (meta.get("format"), meta.get("version")) != (FORMAT, VERSION):
+            raise _Unusable(
+                f"is of format {meta.get('format')!r}, version {meta.get('version')!r}; this is {FORMAT!r}, version "
+                f"{VERSION!r}; use the version of p2pfl that wrote it"
+            )
+        if meta.get("federation") != self._federation:
+            raise _Unusable(
+                f"is of another federation, {meta.get('federation')}; this one is {self._federation}: experiments "
+                "differ; use the same experiment file, or another directory"
+            )
+        try:
+            data = {name: tensor["data"] for name, tensor in safetensors.deserialize(raw)}
+            schema = [(str(name), str(dtype), tuple(shape)) for name, dtype, shape in json.loads(meta["schema"])]
+            table, keys = dict(json.loads(meta["table"])), dict(json.loads(meta["keys"]))
+            parts = [data[name] for name, _, _ in schema]
+            whole = meta.pop("digest") == _digest(meta, parts)
+        except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise _Unusable(f"is torn or garbled ({error}); remove it") from error
+        if not whole:
+            raise _Unusable("is garbled: its contents are not those that were written; remove it")
+        wanted = like(table) if callable(like) else like
+        leaves = _leaves(wanted)
+        if differing := sorted(set(schema) ^ set(_schema(leaves))):
+            name = differing[0][0]
+            was, now = (next((each[1:] for each in s if each[0] == name), "nothing") for s in (schema, _schema(leaves)))
+            raise _Unusable(
+                f"holds another state: {name} is {was} there, {now} here ({len(differing)} differences); use the same "
+                "model, algorithm and dtype"
+            )
+        made = [_restored(leaf, part, keys.get(name)) for (name, leaf), part in zip(leaves, parts, strict=True)]
+        return Checkpoint(jax.tree.unflatten(jax.tree.structure(wanted), made), table)
+
+
+def _write(path: Path, header: bytes, arrays: Sequence[np.ndarray]) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        for part in (header, *map(_bytes, arrays)):
+            rest = memoryview(part)
+            while rest:
+                rest = rest[os.write(file, rest) :]
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _sync(directory: Path) -> None:
+    """Let the names in a directory outlive a power failure."""
+    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _meta(raw: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file, without its tensors: a file of another version need not be whole for us."""
+    end = 8 + int.from_bytes(raw[:8], "little")
+    try:
+        if not 8 < end <= len(raw):
+            raise ValueError(f"its header ends at byte {end}, the file at {len(raw)}")
+        return dict(json.loads(raw[8:end])["__metadata__"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _Unusable(f"is torn or garbled ({error}); remove it") from error
+
+
+def _digest(meta: dict[str, str], parts: Sequence[Any]) -> str:
+    """BLAKE2 of the metadata and all leaves, 32 hex digits."""
+    h = hashlib.blake2b(json.dumps(meta, sort_keys=True).encode(), digest_size=16)
+    for part in parts:
+        h.update(_bytes(part) if isinstance(part, np.ndarray) else part)
+    return h.hexdigest()
+
+
+# --- leaves
+
+
+def _leaves(state: State) -> list[tuple[str, Any]]:
+    """Leaves by path, in the tree's own order; equal paths get a number."""
+    found: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        name = base = tree.path_name(path) or "state"
+        while name in found or name == "__metadata__":
+            name = f"{base}#{len(found)}"
+        found[name] = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    return list(found.items())
+
+
+def _schema(leaves: Sequence[tuple[str, Any]]) -> list[tuple[str, str, tuple[int, ...]]]:
+    return [(name, str(leaf.dtype), tuple(leaf.shape)) for name, leaf in leaves]
+
+
+def _is_key(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def _data(leaf: Any) -> np.ndarray:
+    """A leaf in host memory; of random keys, the integers behind them."""
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
+
+
+def _bytes(array: np.ndarray) -> Any:
+    """A view of its bytes."""
+    return array.reshape(-1).view(np.uint8)
+
+
+def _restored(like: Any, part: bytes, impl: str | None) -> Any:
+    """The leaf like this one whose bytes these are. `impl`: of random keys, the name of their algorithm."""
+    if impl is not None:
+        data = jax.eval_shape(jax.random.key_data, like)
+        return jax.random.wrap_key_data(jnp.array(np.frombuffer(part, data.dtype).reshape(data.shape)), impl=impl)
+    array = np.frombuffer(part, np.dtype(like.dtype)).reshape(like.shape)
+    return array.copy() if isinstance(like, np.ndarray | np.generic) else jnp.array(array)

@@ -1,0 +1,534 @@
+"""One member, message by message: what it says and holds after what it hears; and the small parts it is made of."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from members import CLUSTER, FAR, World, address
+
+from p2pfl.errors import ConfigError, RemoteError
+from p2pfl.protocol.membership import wire
+from p2pfl.protocol.membership.events import (
+    Accused,
+    Changed,
+    Drop,
+    Gone,
+    Heard,
+    Leave,
+    Progress,
+    Reborn,
+    Say,
+    Start,
+    Superseded,
+    Tick,
+)
+from p2pfl.protocol.membership.membership import Membership
+from p2pfl.protocol.membership.probe import Health, Laps, Probe, Trips
+from p2pfl.protocol.membership.rhythm import LAN, LOCAL, RHYTHMS, WAN, check
+from p2pfl.protocol.membership.seeds import Seeds
+from p2pfl.protocol.membership.spread import Spread, limit
+from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, SUSPECT, Entry, Me, Member
+from p2pfl.protocol.membership.wire import (
+    ENTRY_CAP,
+    MESSAGE_CAP,
+    Ack,
+    Ask,
+    Gossip,
+    Letter,
+    Nack,
+    Ping,
+    Sync,
+    Synced,
+    decode,
+    encode,
+)
+
+TRANSCRIPT = Path(__file__).parent / "transcripts" / "membership.txt"
+
+
+def account(node: int, state: str = ALIVE, life: int = 1, refutes: int = 0, **more: Any) -> Entry:
+    return Entry(node, life, refutes, state, address(node), 0, 0, 0.0, -1)._replace(**more)
+
+
+class One:
+    """Member 0, and what it hears."""
+
+    def __init__(self, *known: Entry, seeds: tuple[str, ...] = (), life: int = 1) -> None:
+        self.now = 0.0
+        self.member = Membership(Me(0, life, address(0)), CLUSTER, seeds, LAN, 0)
+        self.do(Start())
+        for entry in known:
+            self.hear(entry)
+
+    def do(self, event: Any, after: float = 0.0) -> list[Any]:
+        self.now += after
+        return self.member.handle(event, self.now)
+
+    def hear(self, *entries: Entry, by: int | Entry = 1, message: Any = Gossip(), seq: int = 1) -> list[Any]:  # noqa: B008
+        sender = by if isinstance(by, Entry) else account(by)
+        return self.do(Heard(encode(Letter(CLUSTER, seq, sender, entries, message), self.now)))
+
+    def held(self, node: int) -> Member:
+        return next(m for m in self.member.members if m.node == node)
+
+    def passes(self, seconds: float) -> list[Any]:
+        end, found = self.now + seconds, []
+        while self.member.wake <= end:
+            found += self.do(Tick(), max(0.0, self.member.wake - self.now))
+        self.now = end
+        return found
+
+
+def letters(effects: list[Any]) -> list[tuple[str, Letter]]:
+    return [(e.address, decode(e.data, CLUSTER, 0.0)) for e in effects if isinstance(e, Say)]
+
+
+def said(effects: list[Any], kind: type) -> list[tuple[str, Letter]]:
+    return [(to, letter) for to, letter in letters(effects) if isinstance(letter.message, kind)]
+
+
+# what is heard of others
+
+
+@pytest.mark.parametrize(
+    "held, heard, wins",
+    [
+        (account(2), account(2, SUSPECT), True),
+        (account(2, refutes=1), account(2, SUSPECT), False),
+        (account(2, SUSPECT), account(2), False),
+        (account(2, SUSPECT), account(2, refutes=1), True),
+        (account(2, SUSPECT, refutes=1), account(2, SUSPECT), False),
+        (account(2), account(2, DEAD), True),
+        (account(2, refutes=9), account(2, DEAD), True),
+        (account(2, DEAD), account(2, refutes=9), False),
+        (account(2, DEAD), account(2, SUSPECT, refutes=9), False),
+        (account(2, DEAD), account(2, LEFT), True),
+        (account(2, LEFT), account(2, DEAD, refutes=9), False),
+        (account(2, DEAD), account(2, life=2), True),
+        (account(2, LEFT), account(2, life=2), True),
+        (account(2, life=2), account(2, LEFT, refutes=9), False),
+        (account(2, SUSPECT, life=2), account(2, life=1, refutes=9), False),
+        (account(2), account(2, life=2, address=address(9)), True),
+    ],
+    ids=lambda value: f"{value.state}-{value.life}-{value.refutes}" if isinstance(value, Entry) else str(value),
+)
+def test_whose_account_counts(held: Entry, heard: Entry, wins: bool) -> None:
+    one = One(held)
+    changed = any(isinstance(effect, Changed) for effect in one.hear(heard))
+    assert one.held(2) == (heard if wins else held).member
+    assert changed == wins
+
+
+def test_whoever_says_that_a_dead_one_lives_hears_of_its_death() -> None:
+    one = One(account(1), account(2, DEAD))
+    one.passes(1)
+    told = said(one.hear(account(2, refutes=3)), Gossip)
+    assert (address(1), account(2, DEAD)._replace(at=0.0)) in [
+        (to, e._replace(at=0.0)) for to, letter in told for e in letter.entries
+    ]
+    again = said(one.hear(account(2, refutes=3)), Gossip)
+    assert not any(e.node == 2 for _, letter in again for e in letter.entries), "not to every message of a storm"
+
+
+def test_a_dead_one_that_speaks_is_told_with_the_answer() -> None:
+    one = One(account(1), account(2, DEAD))
+    one.passes(1)
+    ((to, letter),) = said(one.hear(by=2, message=Ping(0), seq=7), Ack)
+    assert to == address(2) and letter.seq == 7
+    assert next((e.node, e.state) for e in letter.entries) == (2, DEAD)
+
+
+def test_a_suspect_that_speaks_is_told_so() -> None:
+    one = One(account(1), account(2, SUSPECT, refutes=4))
+    ((_, letter),) = said(one.hear(by=account(2, refutes=4), message=Ping(0)), Ack)
+    assert (2, SUSPECT, 4) in [(e.node, e.state, e.refutes) for e in letter.entries]
+    one.hear(by=account(2, refutes=5))
+    assert one.held(2).state == ALIVE
+
+
+def test_rounds_and_pauses_are_taken_from_the_latest_word() -> None:
+    one = One(account(1))
+    one.hear(by=account(1, said=2, round=7))
+    one.hear(account(1, said=1, round=6), by=2)
+    assert one.held(1).round == 7
+    one.hear(by=account(1, said=3, round=8, at=one.now + 5.0))
+    assert one.held(1).busy == pytest.approx(5.0)
+    one.hear(account(1, said=3, round=8, at=one.now + 9.0), by=2)
+    assert one.held(1).busy == pytest.approx(5.0), "of one word the first account: hops do not prolong a pause"
+    one.hear(account(1, DEAD))
+    assert one.held(1) == account(1, DEAD)._replace(round=8).member
+    one.hear(account(1, LEFT, said=4, round=9))
+    assert one.held(1) == account(1, LEFT)._replace(round=9).member, "a last word counts as well"
+
+
+def test_a_pause_is_believed_up_to_a_cap_also_of_a_stranger() -> None:
+    one = One(account(1), account(2, at=1e6))
+    one.hear(by=account(1, said=1, at=1e6))
+    one.hear(account(2, life=2, at=1e6))
+    assert [m.busy for m in one.member.members[1:]] == [LAN.busy_cap] * 2
+
+
+def test_a_round_is_told_to_the_owner_once_a_period_at_most() -> None:
+    one = One(account(1))
+    changes = [e for r in range(1, 20) for e in one.hear(by=account(1, said=r, round=r)) if isinstance(e, Changed)]
+    assert changes == []
+    told = [e.members[1].round for e in one.passes(1.5 * LAN.interval) if isinstance(e, Changed)]
+    assert told[0] == 19 and len(told) <= 2, told
+
+
+def test_a_progress_rides_on_what_is_said_anyway() -> None:
+    one = One(account(1))
+    one.passes(3)
+    assert letters(one.do(Progress(12))) == []
+    ((_, letter),) = said(one.hear(by=1, message=Ping(0)), Ack)
+    assert letter.sender.round == 12
+
+
+def test_the_dead_of_long_ago_are_forgotten_and_not_learnt_again() -> None:
+    one = One(account(1))
+    long_ago = account(2, DEAD, at=one.now - LAN.forget_after + 100)
+    one.hear(long_ago, account(3, DEAD, at=one.now - LAN.forget_after - 1))
+    assert [m.node for m in one.member.members] == [0, 1, 2]
+    one.passes(200)
+    assert 2 not in [m.node for m in one.member.members]
+    one.hear(long_ago)
+    assert 2 not in [m.node for m in one.member.members]
+
+
+def test_so_many_members_can_be_known_and_no_more() -> None:
+    one = One()
+    for start in range(1, ENTRY_CAP + 50, 50):
+        effects = one.hear(*(account(node) for node in range(start, start + 50)))
+    assert len(one.member.members) == ENTRY_CAP
+    assert {e.reason for e in effects if isinstance(e, Drop)} == {"full"}
+    assert max(len(e.data) for e in one.passes(LAN.sync_every * 2) if isinstance(e, Say)) < MESSAGE_CAP
+
+
+# what is heard of itself
+
+
+def test_a_suspicion_of_itself_is_refuted_and_counts_against_its_health() -> None:
+    one = One(account(1))
+    effects = one.hear(account(0, SUSPECT, refutes=3, by=1))
+    assert one.held(0).refutes == 4 and one.member.score == 1
+    assert all(letter.sender.refutes == 4 for _, letter in letters(effects))
+    one.hear(account(0, SUSPECT, refutes=2, by=1))
+    assert one.held(0).refutes == 4, "an older one is refuted already"
+
+
+def test_a_death_of_itself_is_told_to_the_owner_once_and_ends_with_a_greater_life() -> None:
+    one = One(account(1))
+    effects = one.hear(account(0, DEAD, by=5))
+    assert [e for e in effects if isinstance(e, Accused)] == [Accused(1, 5)]
+    assert one.held(0).state == DEAD
+    assert not [e for e in one.hear(account(0, DEAD, by=4)) if isinstance(e, Accused)]
+    with pytest.raises(ValueError, match="life=1: greater than 1"):
+        one.do(Reborn(1))
+    told = letters(one.do(Reborn(2)))
+    assert told and all((letter.sender.life, letter.sender.state) == (2, ALIVE) for _, letter in told)
+    assert one.held(0) == account(0, life=2).member
+    assert [e for e in one.hear(account(0, DEAD, life=2, by=4)) if isinstance(e, Accused)] == [Accused(2, 4)]
+
+
+def test_a_greater_life_of_its_own_elsewhere_silences_it() -> None:
+    one = One(account(1))
+    effects = one.hear(account(0, life=2, address=address(9)))
+    assert [e for e in effects if isinstance(e, Superseded)] == [Superseded(2, address(9))]
+    assert one.member.wake == math.inf
+    assert one.hear(by=1, message=Ping(0)) == [] and one.passes(10) == []
+    assert letters(one.do(Reborn(3))), "its owner knows better"
+    assert said(one.hear(by=1, message=Ping(0)), Ack)
+
+
+def test_it_is_not_its_own_peer() -> None:
+    one = One(seeds=("tcp://other.name:0", address(1)))
+    ((_, mine),) = [x for x in said(one.do(Tick(), 0.3), Sync) if x[0].startswith("tcp://other")] or [(None, None)]
+    asked = [letter.seq for to, letter in said(one.passes(2), Sync) if to == "tcp://other.name:0"]
+    assert mine or asked
+    for seq in asked:
+        assert one.hear(by=account(0), message=Sync(), seq=seq) == []
+    assert not [to for to, _ in said(one.passes(30), Sync) if to == "tcp://other.name:0"]
+    assert [m.node for m in one.member.members] == [0]
+
+
+# probing
+
+
+def test_a_silent_member_is_asked_for_by_others_then_suspect_then_dead() -> None:
+    one = One(*(account(n) for n in (1, 2, 3, 4, 5)))
+    target = None
+    while target is None:
+        for _, letter in said(one.do(Tick(), max(0.0, one.member.wake - one.now)), Ping):
+            target, began, seq = letter.message.target, one.now, letter.seq
+    asks = said(one.passes(LAN.ack_max + 0.001), Ask)
+    assert len({to for to, _ in asks}) == LAN.ask and address(target) not in {to for to, _ in asks}
+    assert all(
+        a.message == Ask(target, address(target), pytest.approx(0.8 * (LAN.interval - LAN.ack_max))) for _, a in asks
+    )
+    for to, letter in asks:
+        assert letter.seq == seq
+        one.hear(by=int(to.rsplit(":", 1)[1]), message=Nack(), seq=seq)
+    one.passes(began + LAN.interval + 0.001 - one.now)
+    assert one.held(target).state == SUSPECT and one.member.score == 0, "all helped: this node is well"
+
+
+def test_a_suspect_hears_so_with_every_ping() -> None:
+    one = One(account(1), account(2, SUSPECT))
+    pings = [letter for to, letter in said(one.passes(1.0), Ping) if to == address(2)]
+    assert len(pings) > 1 and all((2, SUSPECT) in [(e.node, e.state) for e in p.entries] for p in pings)
+
+
+def test_the_dead_are_asked_again_until_they_are_forgotten_and_the_left_are_not() -> None:
+    one = One(account(2, DEAD), account(3, LEFT), account(1, DEAD))
+    greeted = {to for to, _ in said(one.passes(LAN.retry_dead * 8), Sync)}
+    assert greeted == {address(1), address(2)}
+    one.now += LAN.forget_after - LAN.retry_dead * 10
+    one.passes(LAN.retry_dead * 20)
+    assert said(one.passes(LAN.retry_dead * 8), Sync) == [] and len(one.member.members) == 1
+
+
+def test_an_answer_through_another_is_an_answer() -> None:
+    one = One(account(1), account(2))
+    pings = said(one.passes(LAN.interval), Ping)
+    target, seq = pings[0][1].message.target, pings[0][1].seq
+    one.passes(LAN.ack_max)
+    one.hear(by=9, message=Ack(), seq=seq)
+    one.hear(by=3 - target, message=Ack(), seq=seq)
+    one.passes(LAN.interval / 2)
+    assert one.held(target).state == ALIVE
+
+
+def test_it_pings_for_others_and_says_so_when_there_is_no_answer() -> None:
+    one = One(account(1), account(2, SUSPECT))
+    ((to, letter),) = said(one.hear(by=1, message=Ask(2, address(2), 0.1), seq=40), Ping)
+    assert to == address(2) and letter.message == Ping(2) and letter.entries[0].state == SUSPECT
+    ((to, answer),) = said(one.hear(by=2, message=Ack(), seq=letter.seq), Ack)
+    assert (to, answer.seq, answer.entries[0].node) == (address(1), 40, 2)
+    one.hear(by=1, message=Ask(2, address(2), 0.1), seq=41)
+    ((to, answer),) = said(one.passes(0.11), Nack)
+    assert (to, answer.seq) == (address(1), 41)
+
+
+def test_a_ping_for_somebody_else_is_not_answered() -> None:
+    one = One(account(1))
+    effects = one.hear(by=1, message=Ping(5))
+    assert not said(effects, Ack) and [e.reason for e in effects if isinstance(e, Drop)] == ["target"]
+
+
+def test_a_stall_of_its_own_is_nobodys_silence() -> None:
+    punctual, stalled = [One(*(account(n) for n in (1, 2, 3))) for _ in range(2)]
+    for one, stall in ((punctual, 0.0), (stalled, 60.0)):
+        one.passes(1.0)
+        one.do(Tick(), one.member.wake - one.now + stall)
+        one.passes(0.5)
+    assert punctual.member.members == stalled.member.members
+    assert punctual.member.wake == pytest.approx(stalled.member.wake - 60.0)
+
+
+def test_leaving_alone_is_quick_and_with_others_waits_for_receipts_but_not_for_ever() -> None:
+    assert Gone() in One().do(Leave())
+    one = One(account(1))
+    one.do(Leave())
+    assert Gone() in one.passes(LAN.leave + 0.1)
+    assert one.held(0).state == LEFT and one.do(Tick()) == []
+    one = One(account(1))
+    one.do(Leave())
+    ((_, ping),) = said(one.passes(LAN.gossip_every * 1.01), Ping) or said(one.do(Leave()), Ping)
+    assert ping.sender.state == LEFT
+    one.hear(by=1, message=Ack(), seq=ping.seq)
+    assert Gone() in one.passes(LAN.gossip_every * 1.01)
+
+
+# the parts
+
+
+def test_laps_visit_everybody_once_a_lap() -> None:
+    laps = Laps(random.Random(1))
+    assert laps.next([]) is None
+    first, second = [[laps.next(range(8)) for _ in range(8)] for _ in range(2)]
+    assert sorted(first) == sorted(second) == list(range(8)) and first != second
+    laps.next(range(8))
+    laps.add(99)
+    assert 99 in [laps.next([*range(8), 99]) for _ in range(8)]
+    assert laps.next([5]) == 5
+
+
+def test_health_counts_from_zero_to_seven() -> None:
+    health = Health()
+    for points, score in [(-1, 0), (3, 3), (-1, 2), (9, 7), (0, 7), (-9, 0)]:
+        health.add(points)
+        assert (health.score, health.stretch) == (score, score + 1)
+    probe = Probe(1, 1, 0.0)
+    assert (probe.against(1), probe.against(2)) == (0, 1)
+    probe.asked, probe.nacks = {2, 3, 4}, {3}
+    assert probe.against(4) == 2
+
+
+def test_an_answer_may_take_three_times_what_almost_all_took() -> None:
+    trips = Trips()
+    assert trips.timeout(LAN) == LAN.ack_max
+    for _ in range(8):
+        trips.add(0.05)
+    assert trips.timeout(LAN) == pytest.approx(0.15)
+    for _ in range(128):
+        trips.add(0.001)
+    assert trips.timeout(LAN) == LAN.ack_min
+    for _ in range(3):
+        trips.add(1.0)
+    assert trips.timeout(LAN) == LAN.ack_max
+
+
+def test_news_are_told_a_bounded_number_of_times_and_the_newest_first() -> None:
+    assert [limit(4, n) for n in (1, 9, 10, 99, 100)] == [4, 4, 8, 8, 12]
+    spread = Spread()
+    for node in range(5):
+        spread.put(account(node))
+    assert [e.node for e in spread.take(2, 3)] == [4, 3, 2]
+    assert [e.node for e in spread.take(2, 3)] == [1, 0, 4]
+    spread.put(account(3, SUSPECT))
+    assert spread.take(2, 1) == [account(3, SUSPECT)]
+    assert sorted(e.node for _ in range(9) for e in spread.take(2, 9)) == [0, 1, 2, 3]
+    assert len(spread) == 0
+
+
+def test_seeds_wait_until_a_member_lives_there() -> None:
+    seeds = Seeds([address(0), address(1), "tcp://b:2"], address(0))
+    assert seeds.unanswered({}) == [address(1), "tcp://b:2"]
+    seeds.ask(7, "tcp://b:2")
+    seeds.answered(7, 2)
+    entries = {1: account(1), 2: account(2)}
+    assert seeds.unanswered(entries) == []
+    assert seeds.unanswered(entries | {2: account(2, DEAD)}) == ["tcp://b:2"]
+    assert seeds.unanswered({1: account(1, DEAD), 2: account(2)}) == [address(1)]
+
+
+def test_the_presets_can_work_and_what_can_not_is_refused() -> None:
+    assert RHYTHMS == {"local": LOCAL, "lan": LAN, "wan": WAN}
+    assert [check(rhythm) for rhythm in RHYTHMS.values()] == [*RHYTHMS.values()]
+    for name, value in [("ack_max", 0.3), ("ack_min", 0.3), ("interval", 0.0), ("suspicion", 0.5), ("leave", math.nan)]:
+        with pytest.raises(ConfigError, match=f"{name if name != 'ack_min' else 'ack_max'}="):
+            check(LAN._replace(**{name: value}))
+    for name, made in [
+        ("cluster", lambda: Membership(Me(0, 1, address(0)), "", [], LAN, 0)),
+        ("address", lambda: Membership(Me(0, 1, "somewhere"), CLUSTER, [], LAN, 0)),
+        ("address", lambda: Membership(Me(0, 1, address(0)), CLUSTER, ["tcp://a b:1"], LAN, 0)),
+    ]:
+        with pytest.raises(ConfigError, match=f"{name}="):
+            made()
+
+
+# the wire
+
+
+def test_letters_come_back_as_they_went() -> None:
+    entries = [
+        account(3, SUSPECT, life=1 << 62, refutes=5, by=2),
+        account(4, DEAD, at=90.0, by=7),
+        account(5, LEFT, at=95.0),
+        account(6, said=3, round=9, at=130.0),
+    ]
+    for message in (Ping(3), Ack(), Ask(4, address(4), 0.25), Nack(), Gossip(), Sync(), Synced()):
+        letter = Letter(CLUSTER, 12, account(1, round=4, said=1), entries, message)
+        assert decode(encode(letter, 100.0), CLUSTER, 100.0) == letter
+        later = decode(encode(letter, 100.0), CLUSTER, 1000.0)
+        assert [e.at for e in later.entries] == [0.0, 990.0, 995.0, 1030.0], "no clock of another node is trusted"
+
+
+@pytest.mark.parametrize(
+    "reason, change",
+    [
+        ("version", {0: 2}),
+        ("version", {0: True}),
+        ("cluster", {1: "other"}),
+        ("cluster", {1: 5}),
+        ("kind", {2: 7}),
+        ("kind", {2: -1}),
+        ("kind", {2: 1.0}),
+        ("message", {3: -1}),
+        ("message", {3: "1"}),
+        ("message", {4: None}),
+        ("message", {5: 3}),
+        ("message", {5: [[1]]}),
+        ("message", {6: -1}),
+        ("message", {6: 1 << 31}),
+        ("size", {5: [0] * (ENTRY_CAP + 1)}),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused_with_a_reason(reason: str, change: dict[int, Any]) -> None:
+    array = msgpack.unpackb(encode(Letter(CLUSTER, 1, account(1), [], Ping(0)), 0.0))
+    for place, value in change.items():
+        array[place] = value
+    with pytest.raises(RemoteError) as caught:
+        decode(msgpack.packb(array), CLUSTER, 0.0)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("place, values", [
+    (0, [-1, 1 << 31, "1", True]), (1, [-1, 1 << 63]), (2, [-1, 1 << 53]), (3, [4, -1, "alive"]),
+    (4, ["", "tcp://" + "a" * 200, "tcp://a b", "udp://a", b"tcp://a"]), (5, [-1]), (6, [-1, 1.0]),
+    (7, [-1.0, math.nan, math.inf, 0, 1e10]), (8, [-2, 1 << 31]),
+])  # fmt: skip
+def test_an_entry_that_does_not_fit_is_refused(place: int, values: list[Any]) -> None:
+    array = msgpack.unpackb(encode(Letter(CLUSTER, 1, account(1), [account(2)], Gossip()), 0.0))
+    decode(msgpack.packb(array), CLUSTER, 0.0)
+    for value in values:
+        array[5][0][place] = value
+        with pytest.raises(RemoteError, match="message"):
+            decode(msgpack.packb(array, use_bin_type=True), CLUSTER, 0.0)
+        assert wire.sender(msgpack.packb(array), CLUSTER, 0.0) is None
+    with pytest.raises(RemoteError, match="size"):
+        decode(bytes(MESSAGE_CAP + 1), CLUSTER, 0.0)
+
+
+# a transcript to read
+
+
+def transcript() -> str:
+    """Three members meet, one crashes, is found dead and returns as another life; then one leaves."""
+    world, lines = World(3, FAR._replace(jitter=0.0), LAN._replace(sync_every=600.0)), []
+
+    def told(entries: Any) -> str:
+        return " ".join(f"{e.node}:{e.life}.{e.refutes}:{e.state}" for e in entries)
+
+    def log(now: float, place: int, what: Any) -> None:
+        match what:
+            case Say(to, data):
+                letter = decode(data, CLUSTER, now)
+                fields = "".join(f" {value}" for value in letter.message if not isinstance(value, float | str))
+                kind = type(letter.message).__name__.lower()
+                lines.append(f"{now:7.3f}  {place} -> {to[-1]}  {kind}{fields}  {told(letter.entries)}".rstrip())
+            case Changed(members):
+                lines.append(f"{now:7.3f}  {place} holds   {told(members)}")
+            case Heard() | Tick():
+                return
+            case _:
+                lines.append(f"{now:7.3f}  {place} {what}")
+
+    world.log = log
+    for node in range(3):
+        world.start(node, [0 if node else 1])
+    world.run(1.5)
+    lines.append(f"{world.now:7.3f}  2 crashes")
+    world.crash(2)
+    world.run(3.0)
+    world.start(2, [1], life=9)
+    world.run(0.6)
+    world.tell(0, Leave())
+    world.run(0.6)
+    return "\n".join(lines) + "\n"
+
+
+def test_the_transcript_is_as_written(request: pytest.FixtureRequest) -> None:
+    """`pytest --rewrite-transcripts` writes it anew: read the difference before it is committed."""
+    now = transcript()
+    if request.config.getoption("--rewrite-transcripts"):
+        TRANSCRIPT.write_text(now, "utf-8")
+    assert TRANSCRIPT.read_text("utf-8").splitlines() == now.splitlines()
+    for needed in ("holds   0:1.0:alive 1:1.0:alive 2:1.0:dead", "2:9.0:alive", "Gone()", "0:1.0:left"):
+        assert needed in now

@@ -1,0 +1,489 @@
+"""What must hold of a federation's membership, over seeds, in virtual time: ten properties, and an oracle."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from statistics import mean
+from typing import Any
+
+import pytest
+from members import CLUSTER, FAR, World, address
+
+from p2pfl.protocol.membership.events import Accused, Busy, Conflict, Drop, Gone, Heard, Leave, Start, Superseded, Tick
+from p2pfl.protocol.membership.membership import Membership
+from p2pfl.protocol.membership.probe import Laps
+from p2pfl.protocol.membership.rhythm import LAN, LOCAL
+from p2pfl.protocol.membership.suspicion import Suspicion, bounds
+from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, STATES, SUSPECT, Entry, Me, join, rank
+from p2pfl.protocol.membership.wire import Ack, Gossip, Letter, Ping, Sync, decode, encode
+from p2pfl.virtual.network import Link
+
+LOW16, HIGH16, _ = bounds(LAN, 16)
+
+
+def lossy(loss: float) -> Link:
+    return FAR._replace(loss=loss)
+
+
+# 1: every crash is found by everybody
+
+
+def completeness(seed: int, n: int, loss: float) -> None:
+    """Members join at random times, some crash at random times; in the end all that run hold the same table."""
+    draw = random.Random(seed)
+    world = World(seed, lossy(loss))
+    for node in range(n):
+        world.start(node, [draw.randrange(node)] if node else [n - 1])
+        world.run(draw.random())
+    world.run(10)
+    crashed = draw.sample(range(n), draw.randint(1, n - 1))
+    for node in crashed:
+        world.crash(node)
+        world.run(draw.random())
+
+    def found() -> bool:
+        views = world.views()
+        return len(views) == 1 and {node for node, _ in next(iter(views))} == set(range(n)) - set(crashed)
+
+    found_in_time = any(world.run(1.0) or found() for _ in range(120))
+    assert found_in_time, f"seed {seed}, n {n}, loss {loss}: crashed {sorted(crashed)}, views {world.views()}"
+
+
+@pytest.mark.parametrize("n, loss", [*itertools.product((2, 3, 5, 8), (0.0, 0.1, 0.29)), (16, 0.1), (33, 0.0)])
+def test_every_crash_is_found_by_everybody(n: int, loss: float) -> None:
+    completeness(1, n, loss)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("n", [2, 3, 5, 8, 16, 33, 64])
+def test_every_crash_is_found_by_everybody_over_many_seeds(n: int) -> None:
+    for seed, loss in itertools.product(range(1000 // n**2 + 1), (0.0, 0.05, 0.2, 0.29)):
+        completeness(seed, n, loss)
+
+
+@pytest.mark.parametrize("n, rhythm", [(2, LAN), (8, LOCAL), (16, LAN), (48, LAN)])
+def test_members_that_start_at_once_know_each_other_soon(n: int, rhythm: Any) -> None:
+    """Each has the addresses of all as its seeds; or of one only, which answers for the others."""
+    for seed, loss in ((1, 0.0), (2, 0.1)):
+        for seeds in (range(n), [n - 1]):
+            world = World(seed, lossy(loss), rhythm)
+            for node in range(n):
+                world.start(node, seeds)
+            knows = world.run(
+                3.0 if loss else 1.0, until=lambda w=world: all(w.living(p) == [*range(n)] for p in range(n))
+            )
+            assert knows, f"seed {seed}, {len(seeds)} seeds: {sorted(len(world.living(p)) for p in range(n))}"
+
+
+# 2: in a time, and with a traffic, that do not grow with the number of members
+
+
+def crash(seed: int, n: int, link: Link = FAR, rhythm: Any = LAN) -> tuple[float, float, float]:
+    """Seconds to the first suspicion, and until all hold the death; messages per member and second before it."""
+    world = World(seed, link, rhythm)
+    for node in range(n):
+        world.start(node, [0 if node else 1])
+    world.run(4 + seed % 97 * 0.013)
+    before, start = world.said.total(), world.now
+    world.run(2)
+    rate = (world.said.total() - before) / n / 2
+    start = world.now
+    world.crash(n // 2)
+    known = world.run(15, until=lambda: world.last(DEAD, n // 2) < math.inf)
+    assert known and world.deaths() == 1, f"seed {seed}, n {n}: known {known}, deaths {world.deaths()}"
+    return world.first(SUSPECT, n // 2) - start, world.last(DEAD, n // 2) - start, rate
+
+
+def test_a_crash_is_found_within_the_same_time_whatever_the_size() -> None:
+    rates, firsts = {}, []
+    for n, seeds in [(3, 25), (8, 20), (16, 10), (32, 3)]:
+        low, high, _ = bounds(LAN, n)
+        found = {seed: crash(seed, n) for seed in range(seeds)}
+        for seed, (first, last, _) in found.items():
+            said = f"seed {seed}, n {n}: suspect after {first:.2f} s, dead for all after {last:.2f} s"
+            assert LAN.interval - 0.03 <= first <= 6 * LAN.interval, said
+            assert low <= last - first <= high + 6 * LAN.gossip_every * math.log2(n), said
+            assert n > 16 or last <= 4.0, said
+        rates[n] = mean(rate for _, _, rate in found.values())
+        firsts += [first for first, _, _ in found.values()]
+    # a probe fails after one period; that nobody asks for three more has probability (1 - 3/(n-1))^(n-1) < e^-3 = 0.05
+    assert mean(first > 4 * LAN.interval for first in firsts) < 0.1
+    assert max(rates.values()) <= 1.2 * min(rates.values()), f"messages per member and second: {rates}"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("n, seeds", [(3, 500), (8, 200), (16, 200), (32, 20), (64, 5), (128, 1)])
+def test_a_crash_is_found_within_the_same_time_over_many_seeds(n: int, seeds: int) -> None:
+    found = sorted((crash(seed, n)[:2], seed) for seed in range(seeds))
+    late = [seed for (first, _), seed in found if first > 4 * LAN.interval]
+    assert len(late) <= 0.05 * seeds + 3 * math.sqrt(0.05 * seeds), f"n {n}: suspected late for seeds {late}"
+    if n <= 16:
+        slow = [(seed, last) for (_, last), seed in found if last > 4.0]
+        assert not slow, f"n {n}: dead for all after more than 4 s: {slow}"
+
+
+# 3: nobody is declared dead that lives
+
+
+def accuracy(seed: int, n: int, seconds: float, loss: float, most: int = 0) -> None:
+    world = World(seed, Link(latency=0.002, jitter=0.05, loss=loss)).all(n)
+    world.run(seconds)
+    assert world.deaths() <= most, f"seed {seed}: {world.deaths()} false deaths in {seconds} s at loss {loss}"
+
+
+def test_nobody_is_declared_dead_by_loss_and_jitter() -> None:
+    accuracy(1, 8, 240.0, 0.05)
+    accuracy(2, 3, 240.0, 0.05)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("n, loss, most", [(3, 0.05, 0), (8, 0.05, 0), (16, 0.05, 0), (8, 0.2, 1), (16, 0.2, 1)])
+def test_nobody_is_declared_dead_by_loss_and_jitter_in_an_hour(n: int, loss: float, most: int) -> None:
+    accuracy(1, n, 3600.0, loss, most)
+
+
+@pytest.mark.parametrize("rhythm, stall", [(LAN, 1.15), (LOCAL, 1.5)], ids=["lan", "local"])
+def test_a_stall_shorter_than_a_suspicion_costs_no_life(rhythm: Any, stall: float) -> None:
+    for seed in range(4):
+        world = World(seed, FAR._replace(loss=0.02), rhythm).all(5)
+        for turn in range(10):
+            world.freeze(turn % 5, stall)
+            world.run(5)
+        assert world.deaths() == 0, f"seed {seed}: {world.deaths()} deaths"
+        world.freeze(1, 30)
+        world.run(10)
+        assert world.held(0, 1).state == DEAD, f"seed {seed}: a long one does"
+
+
+def test_an_announced_pause_costs_no_life_and_a_crash_in_it_is_found_after_it() -> None:
+    for seed in range(3):
+        world = World(seed, FAR._replace(loss=0.05)).all(8)
+        start = world.now
+        world.tell(3, Busy(20.0))
+        world.freeze(3, 15.0)
+        world.run(14)
+        assert world.held(0, 3).state == SUSPECT and world.held(5, 3).busy > world.now, f"seed {seed}"
+        world.run(20)
+        assert world.deaths() == 0 and world.held(0, 3).state == ALIVE, f"seed {seed}: {world.deaths()} deaths"
+        start = world.now
+        world.tell(4, Busy(10.0))
+        world.crash(4)
+        assert world.run(30, until=lambda w=world: w.last(DEAD, 4) < math.inf), f"seed {seed}"
+        assert 10.0 <= world.last(DEAD, 4) - start <= 14.0, f"seed {seed}"
+
+
+def test_a_pause_is_believed_up_to_a_cap() -> None:
+    world = World(1, rhythm=LAN._replace(busy_cap=5.0)).all(4)
+    world.tell(2, Busy(1e6))
+    world.run(1)
+    assert world.held(0, 2).busy <= world.now + 4.1
+    world.crash(2)
+    assert world.run(10, until=lambda: world.last(DEAD, 2) < math.inf)
+
+
+# 4: refutation; the order of hearing does not matter; only the owner raises what is its own
+
+
+def forged(node: int, state: str, refutes: int = 0, life: int = 1, by: int = 1) -> Gossip | Letter:
+    liar = Entry(1, 1, 0, ALIVE, address(1), 0, 0, 0.0, -1)
+    return Letter(CLUSTER, 1, liar, [Entry(node, life, refutes, state, address(node), 0, 0, 0.0, by)], Gossip())
+
+
+def test_a_forged_suspicion_is_refuted_everywhere_soon() -> None:
+    for n, seed in itertools.product((3, 16, 33), (1, 2)):
+        world = World(seed).all(n)
+        world.tell(n - 1, Heard(encode(forged(0, SUSPECT, 5), world.now)))
+        world.run(1.0 + 0.2 * math.log2(n))
+        held = [world.held(place, 0) for place in range(n)]
+        assert all(m.state == ALIVE and m.refutes == 6 for m in held), f"n {n}, seed {seed}: {held}"
+
+
+def test_a_forged_death_is_answered_by_a_new_life() -> None:
+    for n, seed in itertools.product((3, 16), (1, 2)):
+        world = World(seed).all(n)
+        world.tell(n - 1, Heard(encode(forged(0, DEAD, by=n - 1), world.now)))
+        world.run(1.5)
+        assert [e for _, p, e in world.of(Accused)] == [Accused(1, n - 1)], f"n {n}, seed {seed}"
+        held = [world.held(place, 0) for place in range(n)]
+        assert all(m.state == ALIVE and m.life == 2 for m in held), f"n {n}, seed {seed}: {held}"
+
+
+def test_an_accused_node_that_does_not_answer_stays_dead_and_goes_on_hearing() -> None:
+    world = World(1).all(5)
+    world.reborn = False
+    world.tell(2, Heard(encode(forged(0, DEAD), world.now)))
+    world.run(5)
+    assert {world.held(place, 0).state for place in range(5)} == {DEAD}
+    assert len(world.of(Accused)) == 1 and world.views() == {((1, 1), (2, 1), (3, 1), (4, 1))}
+    world.crash(4)
+    world.run(6)
+    assert world.held(0, 4).state == DEAD and world.deaths() == 2
+
+
+def entry(draw: random.Random, node: int = 0) -> Entry:
+    """An entry as honest members say it: what a life has said is the same in all accounts of it."""
+    life, said, state = draw.randint(1, 3), draw.randint(0, 3), draw.choice(STATES)
+    at = draw.random() if state in (DEAD, LEFT) else float(life * 10 + said)
+    return Entry(node, life, draw.randint(0, 3), state, address(life), said, said * 7, at, draw.randint(-1, 3))
+
+
+def test_joins_of_entries_are_a_semilattice() -> None:
+    for seed in range(3000):
+        draw = random.Random(seed)
+        a, b, c = (entry(draw) for _ in range(3))
+        assert join(a, b) == join(b, a), f"seed {seed}"
+        assert join(a, join(b, c)) == join(join(a, b), c), f"seed {seed}"
+        assert join(a, a) == a, f"seed {seed}"
+        assert rank(join(a, b)) == max(rank(a), rank(b)), f"seed {seed}"
+
+
+def test_members_that_hear_the_same_in_any_order_hold_the_same() -> None:
+    def table(entries: list[Entry]) -> list[Any]:
+        member = Membership(Me(9, 1, address(9)), CLUSTER, [], LAN, 0)
+        member.handle(Start(), 0.0)
+        for entry in entries:
+            liar = Entry(8, 1, 0, ALIVE, address(8), 0, 0, 0.0, -1)
+            member.handle(Heard(encode(Letter(CLUSTER, 1, liar, [entry], Gossip()), 0.0)), 0.0)
+        return [(m.node, m.life, m.refutes, m.state, m.address) for m in member.members]
+
+    for seed in range(150):
+        draw = random.Random(seed)
+        entries = [entry(draw, draw.randrange(3))._replace(at=0.0) for _ in range(12)]
+        shuffled = draw.sample(entries, 12) + draw.sample(entries, 5)
+        assert table(entries) == table(shuffled), f"seed {seed}"
+
+
+def test_only_the_owner_raises_its_refutes_and_no_life_comes_back() -> None:
+    """In a bad network with a freezing member: nobody holds more of a node than it has said, and what has left a view
+    is in none again."""
+    for seed in range(3):
+        world = World(seed, Link(latency=0.01, jitter=0.1, loss=0.25, reorder=0.2, duplicate=0.1)).all(6, settle=30)
+        gone: dict[int, set[tuple[int, int]]] = {}
+        last: dict[int, set[tuple[int, int]]] = {}
+        for turn in range(100):
+            if turn % 20 == 0:
+                world.freeze(turn // 20, 6.0)
+            world.run(0.5)
+            for place in world.running():
+                view = set(world.view(place))
+                gone.setdefault(place, set()).update(last.get(place, view) - view)
+                last[place] = view
+                assert not view & gone[place], f"seed {seed}, turn {turn}: back at {place}: {view & gone[place]}"
+                for m in world.at[place].member.members:
+                    own = world.held(m.node, m.node)
+                    assert (m.life, m.refutes) <= (own.life, own.refutes), f"seed {seed}, turn {turn}: {m}, {own}"
+        assert world.deaths(), "nothing has happened"
+
+
+# 5: confirmations
+
+
+def test_confirmations_shorten_a_suspicion_as_in_the_table() -> None:
+    rhythm = LAN._replace(suspicion=5.0, stretch=6.0, interval=1.0, ack_max=0.4)
+    low, high, k = bounds(rhythm, 10)
+    assert (low, high, k) == (5.0, 30.0, 3)
+    suspicion = Suspicion(100.0, 1, rhythm, 10)
+    due = [suspicion.due(1.0)]
+    for by in (1, 2, 2, 3, 1, 3, 4, 5):
+        suspicion.confirm(by)
+        due.append(suspicion.due(1.0))
+    assert due[:2] == [130.0, 130.0], "its own accuser confirms nothing"
+    expected = [30.0 - 25.0 * math.log(c + 1) / math.log(4) for c in range(4)]
+    assert due == pytest.approx([100.0 + expected[c] for c in (0, 0, 1, 1, 2, 2, 2, 3, 3)])
+    assert due[-1] == pytest.approx(105.0)
+    assert suspicion.due(2.0) == pytest.approx(110.0)
+    assert [suspicion.confirm(by) for by in (1, 2, 6)] == [False] * 3
+
+
+def test_nobody_can_confirm_in_a_federation_of_two() -> None:
+    assert bounds(LAN, 2)[2] == 0 and bounds(LAN, 3)[2] == 1
+    assert Suspicion(0.0, 1, LAN, 2).due(1.0) == pytest.approx(bounds(LAN, 2)[0])
+
+
+# 6: who is ill notices it
+
+
+def test_an_ill_member_blames_itself_and_kills_nobody() -> None:
+    for seed in range(1):
+        world = World(seed, lambda source, to: lossy(0.5 if 3 in (source, to) else 0.0)).all(16, settle=5)
+        scores = []
+        for _ in range(60):
+            world.run(1)
+            scores.append([world.at[place].member.score for place in range(16)])
+        ill, well = mean(row[3] for row in scores), mean(mean(row[:3] + row[4:]) for row in scores)
+        assert ill > 1.0 and well < 0.3, f"seed {seed}: scores {ill:.2f} and {well:.2f}"
+        dead = {node for p in world.at.values() for (node, _), states in p.since.items() if DEAD in states}
+        assert dead <= {3}, f"seed {seed}: {dead}"
+
+
+def test_who_is_cut_off_declares_nobody_dead_for_a_while_and_is_reborn() -> None:
+    for seed in range(3):
+        world = World(seed).all(6)
+        world.network.partition([[4]])
+        world.run(14)
+        assert world.at[4].member.score == 7 and world.at[0].member.score == 0, f"seed {seed}"
+        assert world.view(0) == tuple((n, 1) for n in (0, 1, 2, 3, 5)), f"seed {seed}"
+        assert len(world.view(4)) == 6, f"seed {seed}"
+        world.network.heal()
+        world.run(15)
+        assert world.views() == {tuple((n, 2 if n == 4 else 1) for n in range(6))}, f"seed {seed}: {world.views()}"
+
+
+# 7: partitions heal
+
+
+def partition(seed: int, half: int, seconds: float, loss: float = 0.0) -> None:
+    world = World(seed, lossy(loss)).all(2 * half)
+    one, other = range(half), range(half, 2 * half)
+    world.network.partition([one, other])
+    world.run(seconds)
+    assert {world.view(p) for p in one} == {tuple((n, 1) for n in one)}, f"seed {seed}"
+    assert {world.view(p) for p in other} == {tuple((n, 1) for n in other)}, f"seed {seed}"
+    start = world.now
+    world.network.heal()
+    whole = world.run(30, until=lambda: len(world.views()) == 1 and len(world.view(0)) == 2 * half)
+    assert whole, f"seed {seed}: {world.views()}"
+    world.run(5)
+    assert len(world.views()) == 1 and len(world.view(0)) == 2 * half, f"seed {seed}, healed after {world.now - start}"
+
+
+def test_a_partition_heals() -> None:
+    partition(1, 2, 600.0)
+    partition(2, 8, 60.0)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(6))
+def test_a_long_partition_of_many_heals(seed: int) -> None:
+    partition(seed, 8, 600.0, (0.0, 0.05, 0.1)[seed % 3])
+
+
+# 8: restarts
+
+
+def test_a_restart_is_alive_everywhere_soon_and_its_old_death_does_not_win() -> None:
+    for seed, wait, place in itertools.product((1, 2), (0.3, 1.0, 10.0), (3, 20)):
+        world = World(seed).all(8)
+        world.crash(3)
+        world.run(wait)
+        start = world.now
+        world.start(3, [5], life=5000, place=place)
+        said = f"seed {seed}, wait {wait}, place {place}"
+        assert world.run(2.0, until=lambda w=world: all((3, 5000) in view for view in w.views())), said
+        world.run(12)
+        assert world.last(ALIVE, 3, 5000) - start <= 2.0, said
+        assert world.views() == {tuple((n, 5000 if n == 3 else 1) for n in range(8))}, f"{said}: {world.views()}"
+
+
+def test_two_processes_of_one_id_are_noticed_and_the_older_falls_silent() -> None:
+    for seed in range(3):
+        world = World(seed).all(6)
+        world.start(2, [0], life=9, place=30)
+        world.run(3)
+        assert [(p, e) for _, p, e in world.of(Superseded)] == [(2, Superseded(9, address(30)))], f"seed {seed}"
+        assert {e for _, _, e in world.of(Conflict)} == {Conflict(2, address(30))}, f"seed {seed}"
+        said = world.said[2]
+        world.run(5)
+        assert world.said[2] == said and world.deaths() == 0, f"seed {seed}"
+        assert {world.held(p, 2).life for p in (0, 1, 3, 4, 5, 30)} == {9}, f"seed {seed}"
+
+
+def test_a_clock_set_back_is_answered_by_a_greater_life() -> None:
+    """The restarted process has a lesser life than its dead one: it learns so, and takes a greater."""
+    world = World(1).all(4)
+    world.start(1, [0], life=50)
+    world.run(3)
+    world.crash(1)
+    world.run(8)
+    world.start(1, [0], life=7)
+    world.run(3)
+    assert [e.life for _, p, e in world.of(Accused)] == [50]
+    assert world.views() == {((0, 1), (1, 51), (2, 1), (3, 1))}
+
+
+# 9: leaving
+
+
+def test_who_leaves_is_left_and_neither_suspect_nor_dead() -> None:
+    for n, loss, seed in [*itertools.product((2, 5, 16), (0.0, 0.1), (1, 2)), (33, 0.0, 1)]:
+        world = World(seed, lossy(loss)).all(n, settle=5)
+        start = world.now
+        world.tell(1, Leave())
+        known = world.run(2.0, until=lambda w=world: 1 not in w.running() and w.last(LEFT, 1) < math.inf)
+        said = f"n {n}, loss {loss}, seed {seed}"
+        assert known, said
+        assert world.last(LEFT, 1) - start <= 0.2 * math.log2(n) + (0.2 if not loss else 0.8), said
+        assert len(world.of(Gone)) == 1, said
+        world.run(6)
+        assert DEAD not in {s for p in world.at.values() for s in p.since.get((1, 1), {})}, said
+        assert 1 not in world.living(0), said
+
+
+# 10: bad bytes
+
+
+def test_no_bytes_break_a_member() -> None:
+    member = Membership(Me(0, 1, address(0)), CLUSTER, [address(1)], LAN, 0)
+    sender = Entry(1, 1, 0, ALIVE, address(1), 0, 0, 0.0, -1)
+    about = [Entry(node, 1, 0, SUSPECT, address(node), 0, 0, 0.0, 3) for node in range(5)]
+    good = [encode(Letter(CLUSTER, 5, sender, about, m), 0.0) for m in (Ping(0), Ack(), Sync(), Gossip())]
+    member.handle(Start(), 0.0)
+    kind = bytearray(good[0])
+    kind[len(CLUSTER) + 3] = 99
+    reasons = {effect.reason for effect in member.handle(Heard(bytes(kind)), 0.0) if isinstance(effect, Drop)}
+    for seed in range(6000):
+        draw = random.Random(seed)
+        data = bytearray(draw.choice(good))
+        for _ in range(draw.randint(1, 4)):
+            match draw.randrange(4):
+                case 0:
+                    data[draw.randrange(len(data))] = draw.randrange(256)
+                case 1:
+                    del data[draw.randrange(len(data)) :]
+                    data += b"\x90"
+                case 2:
+                    data.insert(draw.randrange(len(data)), draw.randrange(256))
+                case 3:
+                    data = bytearray(draw.randbytes(draw.randrange(1, 60)))
+        for effect in [*member.handle(Heard(bytes(data)), seed / 1000), *member.handle(Tick(), seed / 1000)]:
+            if isinstance(effect, Drop):
+                reasons.add(effect.reason)
+    assert reasons <= {"message", "version", "cluster", "kind", "size", "target", "relays", "full"}
+    assert {"message", "version", "cluster", "kind"} <= reasons
+
+
+def test_another_federation_is_not_heard() -> None:
+    world = World(1).all(3)
+    other = Membership(Me(9, 1, address(9)), "other", [address(0)], LAN, 0)
+    for effect in other.handle(Start(), 0.0):
+        if hasattr(effect, "data"):
+            world.tell(0, Heard(effect.data))
+    assert world.dropped == {"cluster": 1} and world.held(0, 9) is None
+    assert decode(encode(forged(1, ALIVE), 0.0), CLUSTER, 0.0).entries[0].node == 1
+
+
+# the oracle
+
+
+@pytest.mark.parametrize("n, chance, most", [(5, 0.683594, 1.4629), (16, 0.644736, 1.5510), (32, 0.638135, 1.5671)])
+def test_a_crashed_member_is_asked_as_soon_as_theory_says(n: int, chance: float, most: float) -> None:
+    """In a period with independent choices: with probability 1 - (1 - 1/(n-1))^(n-1); so after 1 / that many periods
+    in the mean, e / (e - 1) = 1.58 for many members (SWIM, section 3). Laps have the same chance in a period, and
+    are not slower."""
+    assert 1 - (1 - 1 / (n - 1)) ** (n - 1) == pytest.approx(chance, abs=1e-4)
+    assert 1 / chance == pytest.approx(most, abs=1e-3)
+    draw = random.Random(n)
+    periods = []
+    for _ in range(2500):
+        probers = [Laps(draw) for _ in range(n - 1)]
+        for laps in probers:
+            for _ in range(draw.randrange(n - 1)):
+                laps.next(range(n - 1))
+        count = 1
+        while all([laps.next(range(n - 1)) != 0 for laps in probers]):
+            count += 1
+        periods.append(count)
+    assert mean(count == 1 for count in periods) == pytest.approx(chance, abs=0.03)
+    assert 1.2 < mean(periods) < most + 0.03

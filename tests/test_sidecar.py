@@ -1,0 +1,189 @@
+"""Membership in its own processes over real sockets: they meet, die, return, are cut, leave, and fall silent.
+
+The play runs in a process of its own, since sidecars are forked before jax has a backend; what it has seen is asserted
+here, scene by scene.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.live
+
+LIMIT = 20.0
+"""Seconds a scene may take at most; each is over as soon as what it waits for has come."""
+
+
+class Play:
+    """Sidecars by node, and what each has said."""
+
+    def __init__(self) -> None:
+        from p2pfl.live import clock, sidecar
+        from p2pfl.protocol.membership.rhythm import LOCAL
+
+        self.clock, self.sidecar, self.local = clock, sidecar, LOCAL
+        self.cars: dict[int, Any] = {}
+        self.address: dict[int, str] = {}
+        self.held: dict[int, dict[int, Any]] = {}
+        self.events: list[tuple[int, Any]] = []
+
+    def begin(self, node: int, seeds: list[str], **changes: Any) -> None:
+        from p2pfl.protocol.membership.table import Me
+
+        if node not in self.address:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                self.address[node] = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        car = self.sidecar.start()
+        me = Me(node, self.clock.life(), self.address[node])
+        car.begin(me, "play", seeds, self.local._replace(**changes), me.address)
+        self.cars[node] = car
+
+    def until(self, condition: Callable[[], bool], silent: int = -1) -> bool:
+        """Let the sidecars run, with all nodes but `silent` showing life."""
+        end = self.clock.now() + LIMIT
+        while self.clock.now() < end:
+            poll = select.poll()
+            for node, car in self.cars.items():
+                poll.register(car, select.POLLIN)
+                if node != silent:
+                    car.beat()
+            poll.poll(50)
+            for node, car in self.cars.items():
+                for event in car.read():
+                    if isinstance(event, self.sidecar.Members):
+                        self.held[node] = {m.node: m for m in event.members}
+                    else:
+                        self.events.append((node, event))
+            if condition():
+                return True
+        return False
+
+    def state(self, node: int) -> set[str]:
+        """Of a node, as the others hold it."""
+        nothing = type("Nothing", (), {"state": "unknown"})
+        return {self.held.get(other, {}).get(node, nothing).state for other in self.cars if other != node}
+
+    def said(self, node: int, kind: str) -> list[Any]:
+        return [event for who, event in self.events if who == node and type(event).__name__ == kind]
+
+    def run(self) -> dict[str, Any]:
+        import zmq
+
+        from p2pfl.errors import ConfigError, LocalError
+        from p2pfl.protocol.membership.table import Me
+
+        seen: dict[str, Any] = {}
+        self.begin(0, [])
+        for node in (1, 2, 3):
+            self.begin(node, [self.address[0]])
+        seen["meet"] = self.until(lambda: all(self.state(node) == {"alive"} for node in range(4)))
+
+        self.cars[1].progress(17)
+        self.cars[2].busy(300.0)
+        seen["progress"] = self.until(lambda: all(self.held[n][1].round == 17 for n in (0, 2, 3)))
+        seen["busy"] = self.until(lambda: all(self.held[n][2].busy > self.clock.now() + 200 for n in (0, 1, 3)))
+        self.cars[2].busy(0.0)
+        seen["busy over"] = self.until(lambda: all(self.held[n][2].busy == 0 for n in (0, 1, 3)))
+
+        taken = self.sidecar.start()
+        self.address[9] = self.address[0]
+        try:
+            taken.begin(Me(9, 1, self.address[9]), "play", [], "local", self.address[9])
+            seen["taken"] = "no error"
+        except ConfigError as error:
+            seen["taken"] = str(error)
+        taken.close()
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(self.cars[0].pid, number)
+        self.cars[1].progress(18)
+        seen["signals"] = self.until(lambda: self.held[0][1].round == 18)
+
+        with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+            dealer.connect(self.address[3])
+            dealer.send(b"\xff\x00 nonsense")
+            dealer.send_multipart([b"two", b"frames"])
+            seen["nonsense"] = self.until(lambda: {"message", "frames"} <= {e.reason for e in self.said(3, "Dropped")})
+
+        dead = self.cars.pop(2)
+        dead._link.close()  # as when the node is killed
+        seen["ends with its node"] = os.waitstatus_to_exitcode(os.waitpid(dead.pid, 0)[1])
+        seen["dead"] = self.until(lambda: self.state(2) == {"dead"})
+        self.begin(2, [self.address[3]])
+        seen["back"] = self.until(lambda: self.state(2) == {"alive"} and len(self.held.get(2, ())) == 4)
+
+        for one, others in ((0, [2, 3]), (1, [2, 3]), (2, [0, 1]), (3, [0, 1])):
+            self.cars[one].cut(others)
+        seen["cut"] = self.until(
+            lambda: all(self.held[a][b].state == "dead" for a, b in ((0, 2), (0, 3), (1, 2), (3, 0), (2, 1), (2, 0)))
+        )
+        for car in self.cars.values():
+            car.cut([])
+        seen["accused"] = self.until(lambda: all(self.said(node, "Accused") for node in range(4)))
+        for node in range(4):
+            self.cars[node].reborn(self.said(node, "Accused")[-1].life + 1)
+        seen["healed"] = self.until(lambda: all(self.state(node) == {"alive"} for node in range(4)))
+
+        for car in self.cars.values():
+            car.lag(0.02)
+        self.cars[3].progress(19)
+        seen["lag"] = self.until(lambda: self.held[0][3].round == 19)
+
+        self.begin(4, [self.address[1]], stalled_after=1.0)
+        self.until(lambda: self.state(4) == {"alive"})
+        seen["stalled"] = self.until(lambda: self.state(4) == {"dead"}, silent=4)
+        seen["wakes"] = self.until(lambda: bool(self.said(4, "Accused")))
+
+        self.cars[1].leave()
+        seen["left"] = self.until(lambda: self.state(1) == {"left"} and bool(self.said(1, "Left")))
+        self.cars.pop(1).close()
+
+        os.kill(self.cars[3].pid, signal.SIGKILL)
+        try:
+            seen["killed"] = str(self.until(lambda: False))
+        except LocalError as error:
+            seen["killed"] = str(error)
+        for car in self.cars.values():
+            car.close()
+        return seen
+
+
+@pytest.fixture(scope="module")
+def seen() -> dict[str, Any]:
+    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("scene", [
+    "meet", "progress", "busy", "busy over", "signals", "nonsense", "dead", "back", "cut", "accused", "healed", "lag",
+    "stalled", "wakes", "left",
+])  # fmt: skip
+def test_a_scene_of_the_play(seen: dict[str, Any], scene: str) -> None:
+    assert seen[scene] is True
+
+
+def test_a_sidecar_ends_with_its_node_and_a_node_hears_of_the_end_of_its_sidecar(seen: dict[str, Any]) -> None:
+    assert seen["ends with its node"] == 0
+    assert seen["killed"] == "node 3, round 0, membership: the membership process has ended"
+
+
+def test_an_address_that_is_taken_is_a_config_error(seen: dict[str, Any]) -> None:
+    assert "can't listen there" in seen["taken"] and seen["taken"].startswith("listen='tcp://127.0.0.1:")
+
+
+if __name__ == "__main__":
+    print(json.dumps(Play().run()))
