@@ -125,9 +125,9 @@ def same_everywhere(start: Callable[..., Started], folder: Path, case: Case) -> 
     plain: dict[str, str] = {}
     booked: dict[tuple[int, int], list[list[int]]] = {}
 
-    def record(node: int, measured: records.Measured, traced: records.Traced | records.Adopted) -> None:
-        assert isinstance(traced, records.Traced)
-        booked[node, traced.round] = [[other, mine, theirs] for other, _, _, mine, theirs in traced.booked]
+    def record(node: int, measured: records.Measured, traced: records.Trace) -> None:
+        if isinstance(traced, records.Traced):
+            booked[node, traced.round] = [[other, mine, theirs] for other, _, _, mine, theirs in traced.booked]
 
     for node, model in enumerate(loop.run(tasks(federation), deliveries(federation), record, lambda: 0.0)):
         plain[str(node)] = tree.digest(model)

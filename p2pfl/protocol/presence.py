@@ -109,7 +109,8 @@ class Presence(ABC):
             other.doubted = seen is not None and seen.suspect and self.facts.sync != BARRIER
         if self.stage in (STARTING, JOINING):
             self._reborn()
-            self._enter()
+            if self.stage == JOINING:
+                self._enter()
             self._begin_if_met()
             self._greet()
 
@@ -153,6 +154,8 @@ class Presence(ABC):
 
     def _greet(self) -> None:
         every = self.facts.timing.hello_every
+        if self.stage == STARTING and not self._gathered:  # with whom depends on who is there
+            return
         for node in self._wanted():
             other = self.neighbours.setdefault(node, Neighbour(node))
             if not other.linked and not other.left and self._now - other.hello >= every:
@@ -165,6 +168,18 @@ class Presence(ABC):
             wanted.update([node for node in sorted(self.seen) if self.seen[node].round > 0][:_DONORS])
         return sorted(wanted & self.seen.keys())
 
+    @property
+    def _missing(self) -> list[int]:
+        """Members that a start waits for and that are not there."""
+        return [node for node in self.facts.expected if node != self.facts.node and node not in self.seen]
+
+    @property
+    def _gathered(self) -> bool:
+        """All are there, or have been waited for; where others have begun, not for long."""
+        begun = any(seen.round > 0 for seen in self.seen.values())
+        patience = self.facts.timing.silence if begun else self.facts.timing.start_timeout
+        return not self._missing or self._now - self._since >= patience
+
     def _begin_if_met(self) -> None:
         """Start once all expected members are there and every neighbour has been met.
 
@@ -172,10 +187,8 @@ class Presence(ABC):
         """
         if self.stage != STARTING:
             return
-        waited, timing = self._now - self._since, self.facts.timing
-        late = waited >= timing.start_timeout
-        begun = any(seen.round > 0 for seen in self.seen.values())
-        missing = [node for node in self.facts.expected if node != self.facts.node and node not in self.seen]
+        if not self._gathered:
+            return
         if self._enter():
             self._greet()
         others = [self.neighbours[node] for node in self._plan.neighbors]
@@ -186,12 +199,11 @@ class Presence(ABC):
                     self._want(other)
             self._join_if_given()
             return
-        if missing and not late and not (begun and waited >= timing.silence):
-            return
         waiting = [other.node for other in others if not other.linked and not other.left]
-        if waiting and not late:
+        # those who have lost patience with somebody at about the same time still meet each other
+        if waiting and self._now - self._since < self.facts.timing.start_timeout + self.facts.timing.silence:
             return
-        for node in sorted({*missing, *waiting}):
+        for node in sorted({*self._missing, *waiting}):
             self._note("absent", node, "not met at the start; it can join later")
         self._begin(max(1, self.facts.kept_round + 1))
 
