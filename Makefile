@@ -17,8 +17,9 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# they hold real processes to seconds, which a busy machine may exceed: what fails is tried once more
 faults: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest -m faults || $(BIN)/python -m pytest -m faults --last-failed --last-failed-no-failures none
 
 soak: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m soak

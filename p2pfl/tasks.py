@@ -28,10 +28,9 @@ def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoc
     algorithm, rows, training = federation.algorithm, parts.train[node], experiment.training
     part = around(federation.schedule, node)
     ids = part.neighbors()
-    dtype, probability, seed = np.dtype(training.dtype), experiment.network.loss, experiment.seed
-
-    def lost(round: int, sender: int, receiver: int) -> bool:
-        return bool(churn.lost(probability, seed, round, sender, receiver))
+    dtype, seed = np.dtype(training.dtype), experiment.seed
+    # what a link loses is known to both ends, who open no exchange then; a partition nobody is told of
+    known = [event for event in federation.churn if event.event == "link_loss"]
 
     return Task(
         node=node,
@@ -39,7 +38,7 @@ def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoc
         around=part,
         link=algorithm.link,
         per_edge=algorithm.per_edge,
-        lost=lost,
+        lost=churn.losing(known, experiment.network.loss, seed),
         program=compile(algorithm, federation.learner, part.slots(algorithm.per_edge), seed),
         slots=part.slots(algorithm.per_edge),
         within=lambda members: around(plan(members).schedule, node),

@@ -113,8 +113,8 @@ class _Run:
         self._works: dict[int, Work] = {}
         events = setting.events
         self.world = World(setting.seed, setting.link, churn.cut(events), churn.lags(events))
+        self.world.ends.append(self._over)  # before the script, which may begin the next life at once
         self._script = Script(self.world, events, len(tasks), self._begin)
-        self.world.ends.append(self._over)
         self._first: float | None = None
 
     def run(self) -> Ended:
