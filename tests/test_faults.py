@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -283,10 +282,8 @@ def test_models_of_44_mb_on_every_link_delay_no_death_and_cause_none(begin: Star
     balanced(run.stop())
 
 
-def full() -> None:
-    """No file may grow beyond 20 kB: as on a full disk, the writes fail."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+FULL = ["bash", "-c", 'ulimit -f 20; exec "$@"', "full"]
+"""No file may grow beyond 20 kB: as on a full disk, the writes fail."""
 
 
 def test_a_node_on_a_full_disk_says_so_and_harms_nobody(tmp_path: Path) -> None:
@@ -295,7 +292,7 @@ def test_a_node_on_a_full_disk_says_so_and_harms_nobody(tmp_path: Path) -> None:
         [*P2PFL, "node", str(files[0])], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     bad = subprocess.Popen(
-        [*P2PFL, "node", str(files[1])], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=full
+        [*FULL, *P2PFL, "node", str(files[1])], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
         told = bad.communicate(timeout=120)[0]
