@@ -21,7 +21,7 @@ import optax
 
 from p2pfl import churn as churning
 from p2pfl import data as sources
-from p2pfl import demands, learner, models, partition, planned, quadratic, topology, wrap
+from p2pfl import epoch, learner, models, partition, planned, quadratic, topology, wrap
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.data import Dataset
 from p2pfl.errors import ConfigError, DataError, nearest
@@ -30,6 +30,7 @@ from p2pfl.mixing import renormalised
 from p2pfl.own import FAULTS, called, function
 from p2pfl.partition import Partition
 from p2pfl.protocol.timing import PRESETS, Timing
+from p2pfl.turns import Terms
 from p2pfl.types import Algorithm, Learner, Planning, Schedule
 
 
@@ -68,12 +69,14 @@ class Federation(NamedTuple):
             network.detection,
         )  # fmt: skip
 
-    def planner(self) -> Callable[[Sequence[int]], Schedule]:
-        """A function from members to the schedule of their epoch: `epoch.planner`, which is written for federations."""
-        from p2pfl.epoch import planner
+    @property
+    def samples(self) -> np.ndarray:
+        """[n] int64: training rows of each node; -1 where only the node itself knows."""
+        return _samples(self.partition, self.pooled or self.task is not None)
 
-        plan = planner(self)
-        return lambda members: plan(members).schedule
+    def planner(self) -> Callable[[Sequence[int]], epoch.Epoch]:
+        """A function from members to their epoch."""
+        return epoch.planner(self.experiment, self.algorithm, self.schedule, self.samples)
 
 
 def build(experiment: Experiment) -> Federation:
@@ -147,18 +150,15 @@ def _assemble(
     algorithm = make(learned)
     _check_network(experiment, algorithm, plan)
     graph = topology.union(plan)
-    samples = np.array([len(rows) for rows in parts.train], np.int64)
-    if not pooled and task is None:  # a machine that holds one node's rows
-        samples = np.where(samples > 0, samples, -1)
-    if algorithm.plan is not None:
-        plan = algorithm.plan(plan, Planning(experiment.rounds, experiment.seed, samples))
+    planning = Planning(experiment.rounds, experiment.seed, _samples(parts, pooled or task is not None))
     table = experiment.topology
-    demands.check(algorithm, plan, f"topology {table.graph or table.file!s} of {len(graph)} nodes")
-    if algorithm.per_edge:
-        plan = topology.stable(plan)
-    elif algorithm.link == "none":
-        plan = Schedule(plan.neighbor[..., :0], plan.weight[..., :0], plan.out_weight[..., :0], plan.trains)
+    plan = epoch.suited(algorithm, plan, planning, f"topology {table.graph or table.file!s} of {len(graph)} nodes")
     return Federation(experiment, dataset, parts, graph, plan, learned, make, events, pooled, notes, task)
+
+
+def _samples(parts: Partition, all_known: bool) -> np.ndarray:
+    samples = np.array([len(rows) for rows in parts.train], np.int64)
+    return samples if all_known else np.where(samples > 0, samples, -1)  # a machine that holds one node's rows
 
 
 def _quadratic(
@@ -246,14 +246,7 @@ def _graph(experiment: Experiment) -> Schedule:
             )
         if table.nodes is None:
             raise ConfigError("topology.nodes: missing; it must be given with topology.graph")
-        return topology.plan(
-            table.graph,
-            table.nodes,
-            arguments=table.arguments,
-            weights=table.weights,
-            seed=experiment.seed,
-            rounds=experiment.rounds,
-        )
+        return epoch.named(experiment, table.nodes)
     if table.arguments:
         raise ConfigError("topology.arguments: goes with topology.graph; a .toml file holds its own arguments")
     graph = topology.load(Path(str(table.file)), experiment.seed)
@@ -370,6 +363,19 @@ def digest(federation: Federation) -> str:
         del table[private]
     table["schedule"] = [hashlib.blake2b(part.tobytes()).hexdigest() for part in federation.schedule]
     return hashlib.blake2b(json.dumps(table, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def terms(federation: Federation) -> Terms:
+    """What the nodes of a federation agree on."""
+    wanted, nodes = federation.experiment, len(federation.graph)
+    return Terms(
+        nodes,
+        churning.expected(federation.churn, nodes),
+        digest(federation),
+        timing(wanted),
+        federation.algorithm.lateness,
+        wanted.network.sync,
+    )
 
 
 def pooled(experiment: Experiment, nodes: int) -> Experiment:

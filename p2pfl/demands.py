@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.sparse.linalg  # type: ignore[import-untyped]
 
 from p2pfl.errors import TopologyError
-from p2pfl.topology import matrix
+from p2pfl.topology import eigen
+from p2pfl.topology.spectral import operators
 from p2pfl.types import Algorithm, Schedule
 
 _ROUNDING = 1e-9
-_DENSE = 2000
-"""Nodes up to which eigenvalues are taken of the dense matrix."""
 
 _WORDS = {
     "symmetric": (
@@ -42,19 +40,6 @@ def check(algorithm: Algorithm, schedule: Schedule, where: str) -> None:
     if asked.above is not None:
         if len(weight) > 1:  # its modes are those of one W; on changing ones it diverges even where each is safe
             raise TopologyError(f"{algorithm.name}: {where} changes from round to round; {asked.why}")
-        least = least_eigenvalue(schedule)
+        least = eigen.least(operators(schedule)[0])
         if least <= asked.above + _ROUNDING:
             raise TopologyError(f"{algorithm.name}: {where} has lambda_min = {least:.4f}; {asked.why}")
-
-
-def least_eigenvalue(schedule: Schedule) -> float:
-    """The smallest eigenvalue of the symmetric W of a graph that stays."""
-    row = 0
-    nodes = schedule.neighbor.shape[1]
-    if nodes <= _DENSE:
-        return float(np.linalg.eigvalsh(matrix(schedule, row))[0])
-    node, slot = np.nonzero(schedule.neighbor[row] >= 0)
-    weight = schedule.weight[row]
-    w = scipy.sparse.csr_matrix((weight[node, slot], (node, schedule.neighbor[row][node, slot])), (nodes, nodes))
-    w = w + scipy.sparse.diags(1 - weight.sum(axis=1))
-    return float(scipy.sparse.linalg.eigsh(w, k=1, which="SA", return_eigenvectors=False)[0])

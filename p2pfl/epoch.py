@@ -14,9 +14,9 @@ import networkx as nx
 import numpy as np
 
 from p2pfl import demands, topology
-from p2pfl.build import Federation
 from p2pfl.errors import TopologyError
-from p2pfl.types import Planning, Schedule
+from p2pfl.experiment import Experiment
+from p2pfl.types import Algorithm, Planning, Schedule
 
 
 class Epoch(NamedTuple):
@@ -26,77 +26,80 @@ class Epoch(NamedTuple):
     note: str = ""
 
 
-def planner(federation: Federation) -> Callable[[Sequence[int]], Epoch]:
-    """A function from members (ids, ascending) to their epoch. The same members give the same epoch, everywhere."""
-    made: dict[tuple[int, ...], Epoch] = {tuple(range(len(federation.graph))): Epoch(federation.schedule)}
+def suited(algorithm: Algorithm, graph: Schedule, planning: Planning, where: str) -> Schedule:
+    """The schedule that an algorithm makes of a graph, if it fits. Raises TopologyError; `where` names the graph."""
+    plan = graph if algorithm.plan is None else algorithm.plan(graph, planning)
+    demands.check(algorithm, plan, where)
+    if algorithm.per_edge:
+        return topology.stable(plan)
+    return _empty(plan) if algorithm.link == "none" else plan
+
+
+def named(experiment: Experiment, nodes: int) -> Schedule:
+    """The graph that the experiment names, of so many nodes. Raises TopologyError."""
+    table = experiment.topology
+    return topology.plan(
+        str(table.graph),
+        nodes,
+        arguments=table.arguments,
+        weights=table.weights,
+        seed=experiment.seed,
+        rounds=experiment.rounds,
+    )
+
+
+def planner(
+    experiment: Experiment, algorithm: Algorithm, whole: Schedule, samples: np.ndarray
+) -> Callable[[Sequence[int]], Epoch]:
+    """A function from members (ids, ascending) to their epoch. The same members give the same epoch, everywhere.
+
+    `whole`: the schedule of all nodes; `samples` [n] int64: training rows of each, -1 where only the node knows.
+    """
+    nodes = whole.neighbor.shape[1]
+    made: dict[tuple[int, ...], Epoch] = {tuple(range(nodes)): Epoch(whole)}
+
+    def planned(members: tuple[int, ...]) -> Epoch:
+        graph, note = _graph(experiment, nodes, members)
+        planning = Planning(experiment.rounds, experiment.seed, samples[list(members)])
+        try:
+            schedule = suited(algorithm, graph, planning, f"the graph of the {len(members)} members that are left")
+        except TopologyError as error:
+            note, schedule = f"nobody mixes while only these are members: {error}", _empty(graph)
+        return Epoch(_spread(schedule, members, nodes), note)
 
     def plan(members: Sequence[int]) -> Epoch:
         key = tuple(members)
         if key not in made:
-            made[key] = _planned(federation, key)
+            made[key] = planned(key)
         return made[key]
 
     return plan
 
 
-def _planned(federation: Federation, members: tuple[int, ...]) -> Epoch:
-    algorithm, wanted = federation.algorithm, federation.experiment
-    schedule, note = _graph(federation, members)
-    empty = Schedule(
-        schedule.neighbor[..., :0], schedule.weight[..., :0], schedule.out_weight[..., :0], schedule.trains
-    )
-    samples = np.array([len(federation.partition.train[i]) for i in members], np.int64)
-    if not federation.pooled and federation.task is None:  # a machine that holds one node's rows
-        samples = np.where(samples > 0, samples, -1)
-    try:
-        if algorithm.plan is not None:
-            schedule = algorithm.plan(schedule, Planning(wanted.rounds, wanted.seed, samples))
-        demands.check(algorithm, schedule, f"the graph of the {len(members)} members that are left")
-    except TopologyError as error:
-        note = f"nobody mixes while only these are members: {error}"
-        schedule = empty
-    if algorithm.per_edge:
-        schedule = topology.stable(schedule)
-    elif algorithm.link == "none":
-        schedule = empty
-    return Epoch(_spread(schedule, members, len(federation.graph)), note)
+def _empty(schedule: Schedule) -> Schedule:
+    """The same without neighbours."""
+    return Schedule(schedule.neighbor[..., :0], schedule.weight[..., :0], schedule.out_weight[..., :0], schedule.trains)
 
 
-def _graph(federation: Federation, members: tuple[int, ...]) -> tuple[Schedule, str]:
-    """The schedule among the members, with rows and ids 0 ... m - 1."""
-    table, wanted = federation.experiment.topology, federation.experiment
-    note = ""
-    if table.graph is not None:
+def _graph(experiment: Experiment, nodes: int, members: tuple[int, ...]) -> tuple[Schedule, str]:
+    """The graph among the members, with rows and ids 0 ... m - 1; and what a person should know of it."""
+    table, note = experiment.topology, ""
+    heal, weights = table.heal, table.weights
+    if table.graph is None:
+        whole = topology.load(Path(str(table.file)), experiment.seed)
+    else:
         try:
-            return (
-                topology.plan(
-                    table.graph,
-                    len(members),
-                    arguments=table.arguments,
-                    weights=table.weights,
-                    seed=wanted.seed,
-                    rounds=wanted.rounds,
-                ),
-                "",
-            )
+            return named(experiment, len(members)), ""
         except TopologyError as error:
             note = f"the graph is the old one without those who are gone, healed: {error}"
-        whole = topology.union(topology.plan(
-            table.graph, len(federation.graph), arguments=table.arguments, weights=table.weights, seed=wanted.seed,
-            rounds=wanted.rounds,
-        ))  # fmt: skip
-        heal, weights = True, table.weights
-    else:
-        whole = topology.load(Path(str(table.file)), wanted.seed)
-        heal, weights = table.heal, table.weights
+            whole = topology.union(named(experiment, nodes))
     left = topology.restricted(whole, members, heal)
     bare = [edge for edge in left.edges if "weight" not in left.edges[edge]]
-    if (weights in (None, "file")) and bare and len(bare) < left.number_of_edges():
+    if weights in (None, "file") and bare and len(bare) < left.number_of_edges():
         weights = "uniform_out" if left.is_directed() else "metropolis"  # a new edge has no weight of the file
-    renumbered = nx.relabel_nodes(left, {node: i for i, node in enumerate(members)})
-    ordered = renumbered.__class__()
+    ordered = left.__class__()
     ordered.add_nodes_from(range(len(members)))
-    ordered.add_edges_from(renumbered.edges(data=True))
+    ordered.add_edges_from(nx.relabel_nodes(left, {node: i for i, node in enumerate(members)}).edges(data=True))
     return topology.schedule(ordered, weights), note
 
 

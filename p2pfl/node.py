@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from p2pfl import build as building
-from p2pfl import experiment, planned, tasks
+from p2pfl import experiment, tasks
 from p2pfl.errors import ConfigError
 from p2pfl.experiment import NodeFile
 from p2pfl.live import node as live
@@ -52,13 +52,8 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
             listen=given.listen,
             address=address,
             peers=given.peers,
-            nodes=len(federation.graph),
-            expected=planned.expected(federation.churn, len(federation.graph)),
-            federation=building.digest(federation),
-            timing=building.timing(wanted),
+            terms=building.terms(federation),
             rhythm=wanted.network.preset,
-            lateness=federation.algorithm.lateness,
-            sync=wanted.network.sync,
             directory=directory,
             every=wanted.driver.checkpoint,
             resume=resume,

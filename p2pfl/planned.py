@@ -51,9 +51,3 @@ def labels(dataset: Dataset, rows: np.ndarray) -> dict[str, int]:
     """The training rows of each class among these."""
     counts = np.bincount(dataset.train.y[rows], minlength=len(dataset.classes)).tolist()
     return dict(zip(dataset.classes, counts, strict=True))
-
-
-def expected(events: Sequence[churn.Event], nodes: int) -> tuple[int, ...]:
-    """The members that a start waits for: all but those that come later."""
-    later = {event.node for event in events if event.event == "join"}
-    return tuple(node for node in range(nodes) if node not in later)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from p2pfl import build as building
-from p2pfl import churn, experiment, ledger, planned, records, report, simulation, summary, tree, virtual_run
+from p2pfl import churn, experiment, ledger, records, report, simulation, summary, tree, virtual_run
 from p2pfl.build import Federation
 from p2pfl.errors import ConfigError
 from p2pfl.experiment import Experiment, NodeFile
@@ -167,7 +167,7 @@ def _orders(federation: Federation, out: Path) -> list[Order]:
         argument = ("node", str(directory / "node.toml"), "--hold")
         back = [event for event in federation.churn if event.node == node and event.event in ("rejoin", "join")]
         returns = tuple(argument + (("--resume",) if event.state == "kept" else ()) for event in back)
-        later = node not in planned.expected(federation.churn, nodes)
+        later = node not in churn.expected(federation.churn, nodes)
         orders.append(Order(node, argument, directory, returns, later))
     return orders
 
@@ -290,13 +290,17 @@ def collect(federation: Federation, out: Path) -> Collected:
         **books._asdict(),
         "digests": digests,
     }
-    return Collected(figures, summary.models(out))
+    plan = federation.planner()
+    notes = dict.fromkeys(plan(members).note for members in summary.memberships(out))
+    return Collected(figures, summary.models(out), [note for note in notes if note])
 
 
 def _conclude(
     federation: Federation, out: Path, found: Collected, baselines: dict[str, Any], started: float, view: View
 ) -> dict[str, Any]:
     wanted = federation.experiment
+    for note in found.notes:
+        view.say(note)
     table = {
         "name": wanted.name,
         "nodes": len(federation.graph),
@@ -309,7 +313,7 @@ def _conclude(
         **simulation.distances(federation, found.models),
         "keeps_mean": federation.algorithm.keeps_mean,
         "seconds_total": clock.now() - started,
-        "notes": list(federation.notes),
+        "notes": [*federation.notes, *found.notes],
     }
     partial = out / "summary.partial"
     partial.write_text(json.dumps(table, indent=1) + "\n", "utf-8")

@@ -35,6 +35,7 @@ class Collected(NamedTuple):
 
     figures: dict[str, Any]
     models: Sequence[Mapping[str, np.ndarray]]
+    notes: Sequence[str] = ()  # what a person should know of the graphs of its epochs
 
 
 def how(federation: Federation) -> How:
@@ -79,7 +80,7 @@ def into(federation: Federation, out: Path, update: Callable[[Status], None]) ->
     names = tree.named_leaves(outcome.models)
     ends = [i for i in range(len(federation.graph)) if last[0].active[i]]
     models = [{name: leaf[i] for name, leaf in names.items()} for i in ends] if len(ends) <= 4096 else []
-    return Collected(figures, models)
+    return Collected(figures, models, work.course.notes if work.course else ())
 
 
 def payload_bytes(federation: Federation) -> int:

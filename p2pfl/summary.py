@@ -122,10 +122,17 @@ def left(run: Path) -> list[int]:
     return [node for node, path in places.items() if path.exists() and json.loads(path.read_text("utf-8"))["left"]]
 
 
-def epochs(run: Path) -> int:
-    """The most epochs that one node was a part of."""
-    found = [sum("members" in row for row in records.read(path / "trace.jsonl")) for path in directories(run).values()]
-    return max(found, default=0)
+def epochs(run: Path) -> dict[int, list[tuple[int, ...]]]:
+    """The members of each epoch that a node was a part of, in order."""
+    return {
+        node: [tuple(row["members"]) for row in records.read(path / "trace.jsonl") if "members" in row]
+        for node, path in directories(run).items()
+    }
+
+
+def memberships(run: Path) -> list[tuple[int, ...]]:
+    """Every set of members that was an epoch's, once."""
+    return sorted({members for found in epochs(run).values() for members in found})
 
 
 def outcome(run: Path, link: str) -> dict[str, Any]:
@@ -148,7 +155,7 @@ def outcome(run: Path, link: str) -> dict[str, Any]:
         "consensus_distance": consensus_distance(ended) if ended else None,
         "exchanges_booked": sum(len(row["arrived"]) for row in metrics) // (2 if link == "exchange" else 1),
         "exchanges_voided": voided,
-        "epochs": epochs(run),
+        "epochs": max(map(len, epochs(run).values()), default=0),
         "memory_peak_per_node": max(peaks, default=None),
         "messages_dropped": dict(sorted(dropped.items())),
     }

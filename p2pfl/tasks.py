@@ -8,22 +8,22 @@ import numpy as np
 
 from p2pfl import batching, churn
 from p2pfl.build import Federation
-from p2pfl.epoch import Epoch, planner
+from p2pfl.epoch import Epoch
 from p2pfl.program import compile, eval_set
 from p2pfl.task import Task, around
 
 
 def tasks(federation: Federation) -> list[Task]:
     """The tasks of all nodes, for drivers that run them in one process: equal programs are compiled once."""
-    plan = planner(federation)
+    plan = federation.planner()
     made = [task(federation, node, plan) for node in range(len(federation.graph))]
     programs = {each.program.slots: each.program for each in made}
     return [each._replace(program=programs[each.program.slots], test=made[0].test) for each in made]
 
 
 def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoch] | None = None) -> Task:
-    """What one node trains on and with. `plan`: of `epoch.planner`, for those who make several tasks."""
-    plan = plan or planner(federation)
+    """What one node trains on and with. `plan`: of `federation.planner()`, for those who make several tasks."""
+    plan = plan or federation.planner()
     experiment, dataset, parts = federation.experiment, federation.dataset, federation.partition
     algorithm, rows, training = federation.algorithm, parts.train[node], experiment.training
     part = around(federation.schedule, node)

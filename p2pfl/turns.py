@@ -1,12 +1,48 @@
-"""What a node's schedule means for its `Peer`: in every epoch, round by round."""
+"""What a node's task means for its `Peer`: its facts, and what the schedule of every epoch has, round by round."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
-from p2pfl.protocol.neighbour import Plan, Turn
+from p2pfl.protocol.neighbour import Facts, Plan, Turn
+from p2pfl.protocol.timing import Timing
 from p2pfl.task import Task
+from p2pfl.work import Work
+
+
+class Terms(NamedTuple):
+    """What the nodes of a federation have agreed on, besides their tasks."""
+
+    nodes: int
+    expected: Sequence[int]  # members that a start waits for
+    federation: str  # digest of what all have in common
+    timing: Timing
+    lateness: int
+    sync: str
+
+
+def facts(task: Task, work: Work, terms: Terms, life: int, join_round: int) -> Facts:
+    """What a life of a node knows from the start; `join_round` as in `Facts`."""
+    payload, model = work.payloads.schema, work.models.schema
+    return Facts(
+        node=task.node,
+        life=life,
+        nodes=terms.nodes,
+        expected=tuple(terms.expected),
+        plan=plan(task),
+        rounds=task.rounds,
+        federation=terms.federation,
+        schema=payload.digest + model.digest,
+        payload_bytes=sum(payload.nbytes),
+        timing=terms.timing,
+        lateness=terms.lateness,
+        per_edge=task.per_edge,
+        sync=terms.sync,
+        join_round=join_round,
+        kept_round=work.kept[1] if work.kept else 0,
+    )
 
 
 def plan(task: Task) -> Callable[[tuple[int, ...]], Plan]:
@@ -14,7 +50,7 @@ def plan(task: Task) -> Callable[[tuple[int, ...]], Plan]:
 
     def of(members: tuple[int, ...]) -> Plan:
         there = task.at(members)
-        return Plan(turns(there), there.slots, there.neighbors)
+        return Plan(turns(there), there.slots, there.neighbors, len(there.around.neighbor) == 1)
 
     return of
 

@@ -22,11 +22,8 @@ def setting(federation: Federation) -> Setting:
     table.check(wanted.virtual, nodes)
     return Setting(
         seed=wanted.seed,
-        federation=building.digest(federation),
-        timing=building.timing(wanted),
+        terms=building.terms(federation),
         rhythm=RHYTHMS[wanted.network.preset],
-        lateness=federation.algorithm.lateness,
-        sync=wanted.network.sync,
         seconds=table.seconds(wanted.virtual, nodes),
         link=table.links(wanted.virtual),
         events=federation.churn,

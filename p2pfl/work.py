@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -14,10 +14,31 @@ from p2pfl import records, tree
 from p2pfl.errors import LocalError
 from p2pfl.program import Mixed
 from p2pfl.protocol.events import Adopt, Advance, Booking, Finished, Leave, Trained
-from p2pfl.store import Store
 from p2pfl.task import Accuracy, Booked, Task, evaluated, part
 from p2pfl.types import Params, Payload, State
 from p2pfl.wire import Incoming, Outgoing, outgoing
+
+
+class Kept(Protocol):
+    """What a store has kept."""
+
+    @property
+    def state(self) -> State:
+        """The algorithm's state."""
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """Its `life` and `round`."""
+
+
+class Keeper(Protocol):
+    """What keeps a node's state: `store.Store`, or memory."""
+
+    def save(self, state: State, table: dict[str, Any]) -> str | None:
+        """Keep it; returns what went wrong, for a person."""
+
+    def load(self, like: State) -> tuple[Kept | None, list[str]]:
+        """The latest, if there is one, and what a person should know of it."""
 
 
 class Host(NamedTuple):
@@ -29,7 +50,7 @@ class Host(NamedTuple):
         [int], str | None
     ]  # of a round about to begin: "leave", "crash" (of a node that goes on), or nothing
     say: Callable[[str], None]  # a line for a person
-    store: Store | None = None
+    store: Keeper | None = None
     every: int = 0  # rounds from checkpoint to checkpoint; 0: none
 
 
@@ -196,7 +217,7 @@ class Work:
     def checkpoint(self) -> None:
         """Save the state after the last finished round, once. What goes wrong is said, and training goes on."""
         store = self._host.store
-        if store is None or self._saved == self._round or not self._round:
+        if store is None or not self._host.every or self._saved == self._round or not self._round:
             return
         wrong = store.save(self.state, {"life": self.name, "round": self._round})
         if wrong is not None:

@@ -10,7 +10,6 @@ import pytest
 from small import Case, write
 
 from p2pfl import build, experiment, topology
-from p2pfl.epoch import planner
 from p2pfl.tasks import tasks
 
 
@@ -23,7 +22,7 @@ def edges(schedule: object) -> set[tuple[int, int]]:
 
 
 def test_a_ring_closes(tmp_path: Path) -> None:
-    plan = planner(made(tmp_path, Case("dsgd", nodes=6)))
+    plan = made(tmp_path, Case("dsgd", nodes=6)).planner()
     assert plan(range(6)).schedule is plan((0, 1, 2, 3, 4, 5)).schedule
     left = plan((0, 1, 3, 5)).schedule
     assert edges(left) == {(0, 1), (1, 3), (3, 5), (0, 5)}
@@ -34,7 +33,7 @@ def test_a_ring_closes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("members", [(0, 2, 3, 4, 6), (1, 5), (0, 1, 2, 3, 4, 5, 6)])
 def test_base_averages_exactly_for_any_members(tmp_path: Path, members: tuple[int, ...]) -> None:
-    schedule = planner(made(tmp_path, Case("dsgd", "base", 7)))(members).schedule
+    schedule = made(tmp_path, Case("dsgd", "base", 7)).planner()(members).schedule
     x = np.arange(7.0)
     for t in range(len(schedule.neighbor)):
         other = x[np.maximum(schedule.neighbor[t], 0)]
@@ -48,7 +47,7 @@ def test_base_averages_exactly_for_any_members(tmp_path: Path, members: tuple[in
 @pytest.mark.parametrize("algorithm", ["push_sum", "epidemic", "ad_psgd", "gossip_learning", "exact_diffusion"])
 def test_every_plan_is_what_its_algorithm_asks(tmp_path: Path, algorithm: str) -> None:
     graph = {"push_sum": "one_peer_exponential", "exact_diffusion": "ring"}.get(algorithm, "complete")
-    plan = planner(made(tmp_path, Case(algorithm, graph, 6)))
+    plan = made(tmp_path, Case(algorithm, graph, 6)).planner()
     epoch = plan((0, 2, 3, 5))
     assert not epoch.note
     gone = np.isin(epoch.schedule.neighbor, [1, 4])
@@ -57,13 +56,13 @@ def test_every_plan_is_what_its_algorithm_asks(tmp_path: Path, algorithm: str) -
 
 
 def test_a_graph_that_can_not_be_made_is_healed(tmp_path: Path) -> None:
-    epoch = planner(made(tmp_path, Case("dsgd", "hypercube", 8)))((0, 1, 2, 3, 4, 6))
+    epoch = made(tmp_path, Case("dsgd", "hypercube", 8)).planner()((0, 1, 2, 3, 4, 6))
     assert "healed" in epoch.note
     assert nx.is_connected(topology.union(epoch.schedule).subgraph([0, 1, 2, 3, 4, 6]))
 
 
 def test_a_graph_that_its_algorithm_can_not_stand_is_said(tmp_path: Path) -> None:
-    epoch = planner(made(tmp_path, Case("d2", "ring", 5)))((0, 1, 2, 3))  # the ring of four is beyond its bound
+    epoch = made(tmp_path, Case("d2", "ring", 5)).planner()((0, 1, 2, 3))  # the ring of four is beyond its bound
     assert "nobody mixes" in epoch.note and epoch.schedule.weight.sum() == 0
 
 

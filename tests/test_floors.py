@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent / "p2pfl"
 FLOORS = {
     0: "types errors check tree records draws",
     1: "algorithms mixing wrap learner models batching topology churn partition data program task quadratic demands "
-    "own",
+    "own targets metrics",
     2: "protocol",
-    3: "wire work turns store",
+    3: "wire work turns store notes",
     4: "live simulate virtual",
     5: "experiment planned build epoch draw tasks simulation replay summary ledger watch view report plots run node "
     "sweep sweep_run sweep_view sweep_plot virtual_run cli __main__ __init__",

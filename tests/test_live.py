@@ -76,6 +76,13 @@ class Started:
         assert self.process.returncode == 0, err
         return dict(json.loads(out))
 
+    def over(self) -> None:
+        """Nothing that was started is left behind."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.kill()
+        self.process.communicate()
+
     def gaps(self, node: int) -> float:
         rows = records.read(self.out / "nodes" / str(node) / "metrics.jsonl")
         return max(row["seconds"] for row in rows[1:])
@@ -91,10 +98,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Started]]:
 
     yield make
     for each in started:
-        if each.process.poll() is None:
-            each.process.send_signal(signal.SIGTERM)
-            each.process.kill()
-        each.process.communicate()
+        each.over()
 
 
 def models(out: Path, nodes: int) -> list[dict[str, np.ndarray]]:

@@ -31,7 +31,7 @@ class Tracker(Node):
         """A ring of those who are there."""
         n, i = len(members), members.index(self.node)
         beside = tuple(sorted({members[i - 1], members[(i + 1) % n]} - {self.node}))
-        return Plan(lambda round: Turn(exchange=beside), max(2, len(beside)), beside)
+        return Plan(lambda round: Turn(exchange=beside), max(2, len(beside)), beside, steady=True)
 
     def mix(self, effect: Advance) -> None:
         for b in effect.booked:
@@ -100,7 +100,7 @@ class Ring(World):
 
 
 def lately(node: Node) -> list[int]:
-    """With whom it has mixed in its last rounds. (Neighbours may be a round apart, and then one is left at the end.)"""
+    """With whom it has mixed in its last rounds: in a single one a neighbour may be missed."""
     return sorted({j for round in sorted(node.mixed_with)[-5:] for j in node.mixed_with[round]})
 
 

@@ -30,6 +30,8 @@ def told(node: Node) -> list[str]:
 class Pairs(World):
     """In round r, node i meets i XOR 2^(r mod 3): the hypercube, one peer at a time. `losses`: of whole exchanges."""
 
+    steady = False
+
     def __init__(self, rounds: int, losses: float = 0.0, **given: Any) -> None:
         self.losses = losses
         super().__init__(nx.from_edgelist([(i, i ^ 1 << k) for i in range(8) for k in range(3)]), rounds, **given)
@@ -255,6 +257,7 @@ class Exponential(World):
     """In round r node i pushes to i + 2^(r mod 3), of n: directed, one peer at a time. `losses`: of single messages."""
 
     kind = Pusher
+    steady = False
 
     def __init__(self, nodes: int, rounds: int, losses: float = 0.0, **given: Any) -> None:
         self.n, self.losses = nodes, losses

@@ -215,13 +215,13 @@ def test_every_epoch_of_push_sum_counts_its_members(monkeypatch: pytest.MonkeyPa
 def planned(events: list[Event], nodes: int = 8, rounds: int = 12, detection: int = 1, graph: str = "ring") -> Course:
     """Of a named graph, made anew for the members."""
 
-    def plan(members: Any) -> Schedule:
+    def plan(members: Any) -> tuple[Schedule, str]:
         small, ids = topology.plan(graph, len(members)), np.asarray(members)
         neighbor = np.full((1, nodes, small.neighbor.shape[2]), -1, np.int32)
         weight = np.zeros(neighbor.shape)
         neighbor[0, ids] = np.where(small.neighbor[0] >= 0, ids[small.neighbor[0]], -1)
         weight[0, ids] = small.weight[0]
-        return Schedule(neighbor, weight, weight, np.ones((1, nodes), bool))
+        return Schedule(neighbor, weight, weight, np.ones((1, nodes), bool)), ""
 
     churn.check(events, nodes, rounds)
     return membership.course(events, nodes, rounds, detection, plan)
@@ -305,7 +305,7 @@ def test_a_partition_is_two_epochs_and_its_healing_one_more() -> None:
 def test_a_late_network_wants_graphs_that_stay() -> None:
     still = [Event("freeze", 0, 2, rounds=1)]
     with pytest.raises(ConfigError, match="of the 8 members that are left changes from round to round; leave late out"):
-        membership.course(still, 8, 9, 1, lambda members: topology.plan("base", 8), steady=True)
+        membership.course(still, 8, 9, 1, lambda members: (topology.plan("base", 8), ""), steady=True)
 
 
 # ------------------------------------------------------------------------------------------------- records of a run

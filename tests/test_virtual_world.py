@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from p2pfl.churn import Event
+from p2pfl.churn import Event, expected
 from p2pfl.errors import ConfigError, LocalError
 from p2pfl.protocol.events import Adopt, Advance, Finished, Leave, Trained
 from p2pfl.protocol.membership.rhythm import RHYTHMS
@@ -93,6 +93,7 @@ class Ring:
     ) -> None:
         self.n, self.rounds, self.sync, self.preset, self.link = n, rounds, sync, preset, link
         self.world = World(seed, lambda source, to: self.link, kept_back, lag)
+        self.events = events
         self.script = Script(self.world, events, n, self.begin)
         self.notes: list[tuple[float, int, str, int, int]] = []  # time, who notes, what, about whom, round
         self.script.start()
@@ -101,7 +102,7 @@ class Ring:
         old = self.number(node) if kept else None
         number = Number(old.value if old else float(node), lambda round: self.script.fate(node, round))
         facts = Facts(
-            node, self.world.life(node), self.n, self.script.expected, ring(node), self.rounds, "f", "s", 8,
+            node, self.world.life(node), self.n, expected(self.events, self.n), ring(node), self.rounds, "f", "s", 8,
             PRESETS[self.preset], 8, sync=self.sync, join_round=join_round,
             kept_round=max(old.mixed, default=0) if old else 0,
         )  # fmt: skip
@@ -167,7 +168,7 @@ def record(ring: Ring) -> Any:
     return (
         ring.notes,
         ring.world.now,
-        {node.facts.node: (node.sent, node.received, node.dropped, node.peer.booked) for node in ring.nodes},
+        {node.facts.node: (node.sent, node.received, node.notes.dropped, node.peer.booked) for node in ring.nodes},
         [(number.value, number.mixed, number.epochs) for number in map(ring.number, ring.world.nodes)],
     )
 
@@ -182,7 +183,7 @@ def test_without_faults_every_round_books_every_edge(sync: str) -> None:
     for i in range(8):
         assert ring.number(i).mixed == {r: sorted({(i - 1) % 8, (i + 1) % 8}) for r in range(1, 31)}
         assert ring.number(i).epochs == [(1, tuple(range(8)))]
-        assert not ring.nodes[i].dropped
+        assert not ring.nodes[i].notes.dropped
     assert not ring.notes
     assert max(ring.values) - min(ring.values) < 0.1
     assert ring.residue == 0

@@ -9,11 +9,11 @@ from __future__ import annotations
 from p2pfl.churn.deliveries import Conditions, Deliveries, losing, lost
 from p2pfl.churn.events import EVENTS, Event
 from p2pfl.churn.models import MODELS, Setting
-from p2pfl.churn.rounds import Timeline, active, cut, lags, losses, timeline
+from p2pfl.churn.rounds import Timeline, active, cut, expected, lags, losses, timeline
 from p2pfl.churn.rules import check
 from p2pfl.churn.tables import FIELDS, ChurnEvent, expand
 
 __all__ = [
     "EVENTS", "FIELDS", "MODELS", "ChurnEvent", "Conditions", "Deliveries", "Event", "Setting", "Timeline", "active",
-    "check", "cut", "expand", "lags", "losing", "losses", "lost", "timeline",
+    "check", "cut", "expand", "expected", "lags", "losing", "losses", "lost", "timeline",
 ]  # fmt: skip

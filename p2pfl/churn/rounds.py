@@ -67,6 +67,12 @@ def active(events: Sequence[Event], nodes: int, rounds: int) -> np.ndarray:
     return timeline(events, nodes, rounds).active
 
 
+def expected(events: Sequence[Event], nodes: int) -> tuple[int, ...]:
+    """Who is there from the start: all but those that join later."""
+    later = {event.node for event in events if event.event == "join"}
+    return tuple(node for node in range(nodes) if node not in later)
+
+
 def _partitions(events: Sequence[Event]) -> list[tuple[int, int | None, dict[int, int]]]:
     """(first round, last one or None, node -> 1, 2, ... of its group) of each partition, in their order."""
     turns = sorted((e for e in events if e.event in ("partition", "heal")), key=lambda e: e.round)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
 import resource
 import signal
 import threading
-from collections import Counter
 from collections.abc import Callable
 
 import zmq
@@ -20,6 +20,7 @@ from p2pfl.live.place import Place, Result, beside
 from p2pfl.live.sidecar import Sidecar
 from p2pfl.live.transport import Transport
 from p2pfl.live.weather import Forecast, Links
+from p2pfl.notes import Notes
 from p2pfl.protocol.codec import NonFinite, decode, digest, encode
 from p2pfl.protocol.events import (
     Adopt,
@@ -41,21 +42,16 @@ from p2pfl.protocol.events import (
 from p2pfl.protocol.membership.events import Accused, Conflict, Superseded
 from p2pfl.protocol.membership.table import Me, Member
 from p2pfl.protocol.messages import Hello, Model, Offer, Push
-from p2pfl.protocol.neighbour import Facts
 from p2pfl.protocol.peer import Peer
 from p2pfl.protocol.view import view
 from p2pfl.store import Store
 from p2pfl.task import Task
-from p2pfl.turns import plan
+from p2pfl.turns import facts
 from p2pfl.wire import Outgoing
 from p2pfl.work import Host, Work
 
 _TICK = 0.05
 """Seconds between looks at the clock when nothing comes in."""
-
-_DETAILS = 10
-"""Dropped messages that are written down one by one, for each reason; all are counted."""
-
 
 _RECOMPILES = 30.0
 """Seconds that a new epoch may keep a node busy compiling, as it tells the others."""
@@ -85,18 +81,19 @@ class _Node:
     def __init__(self, task: Task, place: Place, membership: Sidecar, say: Callable[[str], None]) -> None:
         self._task, self._place, self._membership, self._say = task, place, membership, say
         self._counters = (0, 0)
-        store = Store(place.directory, place.federation)
+        store = Store(place.directory, place.terms.federation)
         host = Host(clock.now, lambda: self._counters, self._happens, say, store, place.every)
         self._work = Work(task, place.directory, host)
-        self._dropped: Counter[str] = Counter()
-        self._alone = 0
+        self._notes = Notes(task.node, self._write)
         self._jobs: queue.SimpleQueue[Advance | Adopt | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Event | LocalError] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._opened = contextlib.ExitStack()
+        self._opened.callback(os.close, self._wake)
         self._signals: list[int] = []
         self._error: LocalError | None = None
         self._done = self._busy = False
-        self._forecast = Forecast(task.events, task.node, place.nodes)
+        self._forecast = Forecast(task.events, task.node, place.terms.nodes)
         self._table: tuple[Member, ...] = ()  # as the membership last told it
         self._told = -1  # the round that the membership has been told
         self._worker = threading.Thread(target=self._compute, name="work", daemon=True)
@@ -117,30 +114,17 @@ class _Node:
         self._links = Links(self._transport, self._membership)
         life = clock.life()
         work.begin(life)
+        self._opened.callback(work.close)
         self._events = records.Lines(place.directory / "events.jsonl")
+        self._opened.callback(self._events.close)
+        self._opened.callback(self._part)
         later = [e.round for e in task.events if e.node == task.node and e.event in ("rejoin", "join")]
         later = [round for round in later if round > work.last_round]
-        facts = Facts(
-            node=task.node,
-            life=life,
-            nodes=place.nodes,
-            expected=tuple(place.expected),
-            plan=plan(task),
-            rounds=task.rounds,
-            federation=place.federation,
-            schema=payload.schema.digest + model.schema.digest,
-            payload_bytes=sum(payload.schema.nbytes),
-            timing=place.timing,
-            lateness=place.lateness,
-            per_edge=task.per_edge,
-            sync=place.sync,
-            join_round=min(later, default=0) if work.last_round or task.node not in place.expected else 0,
-            kept_round=work.kept[1] if work.kept else 0,
-        )
-        self._facts, self._peer = facts, Peer(facts)
+        join_round = min(later, default=0) if work.last_round or task.node not in place.terms.expected else 0
+        self._peer = Peer(facts(task, work, place.terms, life, join_round))
         me = Me(task.node, life, beside(place.address))
         seeds = [beside(address) for address in place.peers]
-        self._membership.begin(me, place.federation, seeds, place.rhythm, beside(place.listen))
+        self._membership.begin(me, place.terms.federation, seeds, place.rhythm, beside(place.listen))
 
     def _happens(self, round: int) -> str | None:
         """What the experiment has in store for this node at the beginning of a round. In the computing thread."""
@@ -218,9 +202,9 @@ class _Node:
                     for member in members:
                         self._transport.know(member.node, beside(member.address, -1))
                     self._table = members
-                    self._handle(view(members, self._task.rounds, self._place.sync), now)
+                    self._handle(view(members, self._task.rounds, self._place.terms.sync), now)
                 case Accused():
-                    self._handle(view(self._table, self._task.rounds, self._place.sync, accused=True), now)
+                    self._handle(view(self._table, self._task.rounds, self._place.terms.sync, accused=True), now)
                 case Superseded(address=address):
                     self._fail(f"node {self._task.node} runs at {address}, too, and this process is the older")
                     self._handle(Leave(idle=False), now)
@@ -244,7 +228,7 @@ class _Node:
         except RemoteError as error:
             self._drop(Drop(error.reason, error.detail))
             return
-        if isinstance(envelope.message, Hello) and envelope.node < self._place.nodes:
+        if isinstance(envelope.message, Hello) and envelope.node < self._place.terms.nodes:
             self._transport.introduced(frames[0])
         if envelope.node in self._links.weather.cut:
             return
@@ -285,7 +269,8 @@ class _Node:
                 if isinstance(envelope.message, Model):
                     envelope = envelope._replace(message=envelope.message._replace(digest=digest(going.frames)))
                 header = encode(envelope)
-                self._links.send(to, (header, *going.frames), len(header) + going.nbytes, clock.now())
+                again = isinstance(envelope.message, Hello)  # a link that is only being made shall not cost a period
+                self._links.send(to, (header, *going.frames), len(header) + going.nbytes, clock.now(), again)
                 self._counters = self._transport.bytes_sent, self._transport.bytes_received
             case Reborn(life):
                 self._membership.reborn(life)
@@ -302,18 +287,12 @@ class _Node:
                 self._done = True
 
     def _note(self, note: Note) -> None:
-        if note.event == "alone" and note.about == self._task.node:
-            self._alone += 1
-            if self._alone > 1:  # counted in the metrics: a round in which nothing arrived
-                return
-        self._write(note.event, note.about, note.round, note.detail)
-        who = "this node" if note.about == self._task.node else f"node {note.about}"
-        self._say(f"round {note.round}: {who}: {note.event}" + (f" ({note.detail})" if note.detail else ""))
+        if self._notes.note(note):
+            who = "this node" if note.about == self._task.node else f"node {note.about}"
+            self._say(f"round {note.round}: {who}: {note.event}" + (f" ({note.detail})" if note.detail else ""))
 
     def _drop(self, drop: Drop) -> None:
-        self._dropped[drop.reason] += 1
-        if self._dropped[drop.reason] <= _DETAILS:
-            self._write("dropped", self._task.node, self._peer.round, f"{drop.reason}: {drop.detail}")
+        if self._notes.drop(drop, self._peer.round):
             self._say(f"dropped a message, {drop.reason}: {drop.detail}")
 
     def _write(self, event: str, about: int, round: int, detail: str) -> None:
@@ -342,7 +321,7 @@ class _Node:
             self._peer.round,
             self._peer.booked,
             self._peer.voided,
-            dict(self._dropped),
+            dict(self._notes.dropped),
             self._peer.round < self._task.rounds,
             saved,
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -350,22 +329,21 @@ class _Node:
         )
 
     def close(self) -> None:
-        """Say good-bye to the membership, close sockets and files; the last words get a moment to leave."""
+        """Say good-bye and close what was opened."""
+        self._opened.close()
+
+    def _part(self) -> None:
+        """Tell the membership, and close the sockets; the last words get a moment to leave."""
         if self._done:
             self._membership.progress(self._peer.round)
             self._membership.leave()
-        if hasattr(self, "_transport"):
-            self._transport.close(linger=self._place.timing.drain)
+        self._transport.close(linger=self._place.terms.timing.drain)
         if self._done:
             self._wait_left()
         self._membership.close()
-        if hasattr(self, "_events"):
-            self._work.close()
-            self._events.close()
-        os.close(self._wake)
 
     def _wait_left(self) -> None:
-        limit = clock.now() + self._place.timing.drain
+        limit = clock.now() + self._place.terms.timing.drain
         poller = zmq.Poller()
         poller.register(self._membership.fileno(), zmq.POLLIN)
         while (left := limit - clock.now()) > 0:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from p2pfl.protocol.timing import Timing
+from p2pfl.turns import Terms
 
 
 class Place(NamedTuple):
@@ -15,13 +15,8 @@ class Place(NamedTuple):
     listen: str  # tcp://HOST:PORT for models; the membership is on the port after it
     address: str  # what the others are told; as `listen`, unless that names no host
     peers: Sequence[str]  # addresses of other members; one is enough
-    nodes: int
-    expected: Sequence[int]  # members that the start waits for
-    federation: str
-    timing: Timing
+    terms: Terms
     rhythm: str  # of the membership
-    lateness: int
-    sync: str
     directory: Path
     every: int  # rounds from checkpoint to checkpoint; 0: none
     resume: bool  # go on from the checkpoint in the directory

@@ -10,6 +10,9 @@ from p2pfl import churn
 from p2pfl.live.sidecar import Sidecar
 from p2pfl.live.transport import Transport
 
+_AGAIN = 0.2
+"""Seconds for which a message that asks for it is tried again. A connection on one machine takes a few milliseconds."""
+
 
 class Weather(NamedTuple):
     """Of one round."""
@@ -38,18 +41,22 @@ class Links:
         self._transport, self._membership = transport, membership
         self.weather = self._felt = Weather()
         self._held: deque[tuple[float, int, Sequence[Any], int]] = deque()  # until when, to whom, what
+        self._again: dict[int, tuple[float, Sequence[Any], int]] = {}  # to whom: until when, what
 
-    def send(self, to: int, frames: Sequence[Any], nbytes: int, now: float) -> None:
-        """Send, now or later, in order; or not at all."""
+    def send(self, to: int, frames: Sequence[Any], nbytes: int, now: float, again: bool = False) -> None:
+        """Send, now or later, in order; or not at all. `again`: try for a moment, if there is no connection yet."""
         if to in self.weather.cut:
             return
         if self.weather.lag or self._held:
             self._held.append((now + self.weather.lag, to, frames, nbytes))
-        else:
-            self._transport.send(to, frames, nbytes)
+        elif not self._transport.send(to, frames, nbytes) and again:
+            self._again[to] = now + _AGAIN, frames, nbytes
 
     def turn(self, now: float) -> None:
-        """Let go what was held up long enough; tell the membership of new weather."""
+        """Let go what was held up long enough; try again what could not leave; tell the membership of new weather."""
+        for to, (until, frames, nbytes) in list(self._again.items()):
+            if now >= until or to in self.weather.cut or self._transport.send(to, frames, nbytes):
+                del self._again[to]
         while self._held and self._held[0][0] <= now:
             _, to, frames, nbytes = self._held.popleft()
             self._transport.send(to, frames, nbytes)
@@ -60,5 +67,5 @@ class Links:
 
     @property
     def waiting(self) -> bool:
-        """Something is held up."""
-        return bool(self._held)
+        """Something has not left yet."""
+        return bool(self._held or self._again)

@@ -32,6 +32,7 @@ class Plan(NamedTuple):
     turn: Callable[[int], Turn]  # of a round; every node in the epoch has the same schedule
     slots: int  # bookings that one round can mix
     neighbors: tuple[int, ...]  # over all rounds
+    steady: bool = False  # every round has the same
 
 
 BARRIER, DEADLINE, ASYNC = "barrier", "deadline", "async"

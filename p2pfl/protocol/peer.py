@@ -19,6 +19,7 @@ from typing import Any
 
 from p2pfl.errors import RemoteError
 from p2pfl.protocol import exchange
+from p2pfl.protocol.bookings import Bookings
 from p2pfl.protocol.events import (
     Advance,
     Booking,
@@ -52,7 +53,7 @@ class Peer(Presence):
         super().__init__(facts)
         self.booked = self.voided = 0  # exchanges that ended so at this end, and pushes that were used
         self._turn = Turn()
-        self._bookings: list[Booking] = []
+        self._bookings = Bookings()
         self._granted: dict[int, int] = {}  # who gets a share of this round's payload, and the life it is for
         self._trained_in = 0
         self._model: Any = None  # after the local steps of that round
@@ -188,7 +189,7 @@ class Peer(Presence):
         assert ended.mine is not None and ended.theirs is not None
         self.booked += 1
         self._lateness.booked(self._now - other.opened)
-        self._bookings.append(Booking(other.node, other.life, ended.number, ended.mine, ended.theirs))
+        self._bookings.add(Booking(other.node, other.life, ended.number, ended.mine, ended.theirs))
 
     def _over(self, other: Neighbour) -> None:
         for ended in exchange.broken(other.edge):
@@ -244,7 +245,7 @@ class Peer(Presence):
         if self.round - open_since >= self.facts.lateness:
             self._apply(other, exchange.ask(other.edge))
         # what is booked and not yet mixed is in flight as well: with two, late exchanges blow up
-        if other.edge.phase != IDLE or any(booking.node == other.node for booking in self._bookings):
+        if other.edge.phase != IDLE or self._bookings.holds(other.node):
             return
         # without a barrier, who is offered an exchange takes it, whatever its own schedule says
         taken = self.facts.sync == ASYNC and other.edge.theirs is not None and other.edge.theirs.epoch == self.epoch
@@ -321,49 +322,38 @@ class Peer(Presence):
         if moves and not self._settled():
             return
         finished, waited = self.round, self._now - self._since
-        booked = self._hand_out(last or moves)
+        slots = None if last or moves else self._plan.slots
+        booked = self._bookings.take(self.neighbours.values(), self.round, self.epoch, slots)
+        self.booked += sum(each.mine is None for each in booked)
         if (self._turn.exchange or self._turn.hears) and not booked and self.stage != LEAVING:
             self._note("alone", self.facts.node, "mixed with nobody")
         if last:
             self.stage = CLOSING
             self._out.append(Advance(finished, booked, waited, None))
             return
-        following = self._following()
-        if following > self.round + 1:
-            self._note("skipped", self.facts.node, f"from round {self.round} to {following}, where the neighbours are")
+        following = self._following(booked)
         skipped = following > self.round + 1
+        if skipped:
+            self._note("skipped", self.facts.node, f"from round {self.round} to {following}, where the neighbours are")
         self._train(following, finished, booked, waited)
         if skipped:
             for other in self.neighbours.values():
                 if other.linked:  # who waits for this node in a round that it skips shall know at once
                     self._send(other, exchange.ping(other.edge)._replace(round=self.round))
 
-    def _hand_out(self, everything: bool) -> tuple[Booking, ...]:
-        """What this round mixes: of each neighbour the oldest exchange or the newest push, the oldest first where there
-        are more than slots. The rest waits for the next round, but for the last, which mixes all."""
-        found: list[Booking] = []
-        for booking in sorted(self._bookings, key=lambda each: (each.opened, each.node, each.number)):
-            if everything or all(each.node != booking.node for each in found):
-                found.append(booking)
-        for other in self.neighbours.values():
-            side = other.newest(self.round, self.epoch)
-            if side is not None:
-                found.append(Booking(other.node, other.life, side.round, None, side))
-        if not everything:
-            found = sorted(found, key=lambda each: each.opened)[: self._plan.slots]
-        taken = {(each.node, each.life, each.number) for each in found if each.mine is not None}
-        self._bookings = [each for each in self._bookings if (each.node, each.life, each.number) not in taken]
-        for each in found:
-            if each.mine is None:
-                self.neighbours[each.node].take(each.theirs.round)
-                self.booked += 1
-        return tuple(sorted(found, key=lambda each: (each.node, each.life, each.number)))
+    def _following(self, booked: Sequence[Booking]) -> int:
+        """The round after this, or a later one that a neighbour is in who has gone on without this node.
 
-    def _following(self) -> int:
-        """The round after this, or a later one that a neighbour is in who has gone on without this node."""
+        On a graph that stays, who has booked with a neighbour that was a round ahead takes that over: else it would be
+        behind to the end, and train its last round alone. (Where partners change, who skips a round misses another.)
+        """
         following = self.round + 1
+        if self.facts.sync == ASYNC:
+            return following
+        if self._plan.steady:
+            following = max([following, *(each.theirs.round + 1 for each in booked if each.mine is not None)])
         for other in self.neighbours.values():
-            if other.round > following and self.facts.sync != ASYNC and self._passed_over(other):
+            if other.round > following and self._passed_over(other):
                 following = other.round
         return min(following, self.facts.rounds)
 

@@ -15,8 +15,8 @@ from p2pfl.churn import Event, Timeline, timeline
 from p2pfl.errors import ConfigError
 from p2pfl.types import Schedule
 
-Plan = Callable[[Sequence[int]], Schedule]
-"""Of members, the schedule of their epoch, over the ids of all nodes."""
+Plan = Callable[[Sequence[int]], tuple[Schedule, str]]
+"""Of members, the schedule of their epoch, over the ids of all nodes, and what a person should know of it."""
 
 
 class Course(NamedTuple):
@@ -30,6 +30,7 @@ class Course(NamedTuple):
     schedule: Schedule  # the rows that rounds use, each put together from those of its epochs
     row: np.ndarray  # [R] int64: of the schedule
     turn: np.ndarray  # [R, n] int64: rounds with local steps up to this one, by the node's present epoch
+    notes: tuple[str, ...]  # what a person should know of the epochs' graphs
 
     @property
     def epochs(self) -> int:
@@ -47,10 +48,12 @@ def course(
     for r in range(rounds):
         enters[r] = when.active[r] & (epoch[r] != last)
         last = np.where(when.active[r], epoch[r], last)
-    made = _Rows(when, members, epoch)
+    made, notes = _Rows(when, members, epoch), list[str]()
     for ids in dict.fromkeys(members[e] for e in np.unique(epoch[epoch >= 0])):
-        made.add(ids, plan(ids), steady)
-    return Course(when, members, epoch, enters, made.donor, *made.together(), made.turn)
+        schedule, note = plan(ids)
+        made.add(ids, schedule, steady)
+        notes += [note] if note else []
+    return Course(when, members, epoch, enters, made.donor, *made.together(), made.turn, tuple(dict.fromkeys(notes)))
 
 
 def _epochs(when: Timeline) -> tuple[tuple[tuple[int, ...], ...], np.ndarray]:

@@ -27,12 +27,19 @@ def ends(w: sp.csr_array) -> tuple[float, float]:
     # its factors are sparse, and what was slow becomes fast.
     if top is None:
         top = float(np.sort(linalg.eigsh(w, k=2, sigma=1.0 + 1e-6, return_eigenvectors=False, v0=_start(n)))[0])
-    least = _symmetric(w, "SA")
-    if least is None:
+    return top, least(w)
+
+
+def least(w: sp.csr_array) -> float:
+    """The smallest eigenvalue of a symmetric W [n, n]."""
+    n = w.shape[0]
+    if n <= DENSE:
+        return float(np.linalg.eigvalsh(w.toarray())[0])
+    found = _symmetric(w, "SA")
+    if found is None:
         bound = float((w.diagonal() - (abs(w).sum(axis=1) - abs(w.diagonal()))).min())  # Gershgorin
-        found = linalg.eigsh(w, k=1, sigma=bound - 1e-6, return_eigenvectors=False, v0=_start(n))
-        least = float(found[0])
-    return top, least
+        found = float(linalg.eigsh(w, k=1, sigma=bound - 1e-6, return_eigenvectors=False, v0=_start(n))[0])
+    return found
 
 
 def norm(steps: Sequence[sp.csr_array]) -> float:

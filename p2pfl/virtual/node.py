@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from p2pfl.errors import LocalError
+from p2pfl.notes import Notes
 from p2pfl.protocol.events import (
     Adopt,
     Advance,
@@ -37,9 +38,6 @@ from p2pfl.protocol.view import view
 
 if TYPE_CHECKING:
     from p2pfl.virtual.world import World
-
-_DETAILS = 10
-"""Dropped messages that are told one by one, for each reason; all are counted."""
 
 
 class Computing(Protocol):
@@ -77,14 +75,13 @@ class Node:
         self.ended = 0.0  # when it had
         self.error: LocalError | None = None
         self.sent = self.received = 0  # bytes of models and of what is said about them
-        self.dropped: Counter[str] = Counter()
+        self.notes = Notes(facts.node, given.log)
         self._frozen: float | None = None  # since when
         self._kept: list[Event] = []  # what came in while it was frozen
         self._waiting: deque[Event] = deque()
         self._handling = False
         self._ticks = self._wakes = math.inf  # when each is next due
         self._told = -1  # the round that the membership has been told
-        self._alone = 0
 
     @property
     def round(self) -> int:
@@ -139,10 +136,10 @@ class Node:
                 self.given.computing.adopt(effect)
             case Reborn(life):
                 self.member(membership.Reborn(life))
-            case Note(event, about, round, detail):
-                self._note(event, about, round, detail)
-            case Drop(reason, detail):
-                self._drop(reason, detail)
+            case Note():
+                self.notes.note(effect)
+            case Drop():
+                self.notes.drop(effect, self.peer.round)
             case Done():
                 self.done, self.ended = True, self.world.now
                 self.member(membership.Progress(self.peer.round))
@@ -192,9 +189,9 @@ class Node:
                 case membership.Accused():
                     self.handle(view(self.membership.members, self.facts.rounds, self.facts.sync, accused=True))
                 case membership.Conflict(node, to):
-                    self._note("conflict", node, self.peer.round, f"two processes say they are it; one at {to}")
+                    self.given.log("conflict", node, self.peer.round, f"two processes say they are it; one at {to}")
                 case membership.Drop(reason, detail):
-                    self._drop(reason, detail)
+                    self.notes.drop(Drop(reason, detail), self.peer.round)
                 case membership.Gone():
                     self._end()
                 case membership.Superseded(_, to):
@@ -239,20 +236,6 @@ class Node:
             self.handle(event)
         self.handle(Tick())
         self.member(membership.Tick())
-
-    # --- records
-
-    def _note(self, event: str, about: int, round: int, detail: str) -> None:
-        if event == "alone" and about == self.facts.node:
-            self._alone += 1
-            if self._alone > 1:  # counted in the metrics: a round in which nothing arrived
-                return
-        self.given.log(event, about, round, detail)
-
-    def _drop(self, reason: str, detail: str) -> None:
-        self.dropped[reason] += 1
-        if self.dropped[reason] <= _DETAILS:
-            self.given.log("dropped", self.facts.node, self.peer.round, f"{reason}: {detail}")
 
 
 def address(node: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from p2pfl import churn, records
 from p2pfl.churn import Event
@@ -13,10 +13,8 @@ from p2pfl.protocol.events import Event as PeerEvent
 from p2pfl.protocol.events import Received, Refused
 from p2pfl.protocol.membership.rhythm import Rhythm
 from p2pfl.protocol.messages import Envelope, Model
-from p2pfl.protocol.neighbour import Facts
-from p2pfl.protocol.timing import Timing
 from p2pfl.task import Task
-from p2pfl.turns import plan
+from p2pfl.turns import Terms, facts
 from p2pfl.types import State
 from p2pfl.virtual.network import Link
 from p2pfl.virtual.node import Given, Node
@@ -35,11 +33,8 @@ class Setting(NamedTuple):
     """What there is to a run besides the nodes' tasks."""
 
     seed: int  # of the network's chances and of the membership's
-    federation: str  # digest of what all nodes have in common
-    timing: Timing
+    terms: Terms
     rhythm: Rhythm
-    lateness: int
-    sync: str
     seconds: Sequence[float]  # that a local step of each node takes
     link: Callable[[int, int], Link]  # of each direction
     events: tuple[Event, ...] = ()
@@ -137,7 +132,7 @@ class _Run:
         )
 
     def _patience(self) -> float:
-        timing, rhythm = self._setting.timing, self._setting.rhythm
+        timing, rhythm = self._setting.terms.timing, self._setting.rhythm
         own = max(self._setting.seconds) * max(task.batching.width for task in self._tasks)
         longest = max(timing.start_timeout, timing.deadline_max, timing.drain, rhythm.alone, timing.patience * own)
         return _PATIENCE * (longest + own + 60.0)
@@ -152,7 +147,7 @@ class _Run:
             traffic=lambda: (mine[0].sent, mine[0].received) if mine else (0, 0),
             happens=lambda round: self._happens(node, round),
             say=self._say,
-            store=cast(Any, memory),
+            store=memory,
             every=1,
         )
         work = Work(task, self._directories[node], host)
@@ -169,23 +164,6 @@ class _Run:
             fit = known.finite(frames)
             return Received(envelope._replace(payload=frames)) if fit else Refused(envelope._replace(payload=None))
 
-        facts = Facts(
-            node=node,
-            life=life,
-            nodes=len(self._tasks),
-            expected=self._script.expected,
-            plan=plan(task),
-            rounds=task.rounds,
-            federation=setting.federation,
-            schema=payload.schema.digest + model.schema.digest,
-            payload_bytes=sum(payload.schema.nbytes),
-            timing=setting.timing,
-            lateness=setting.lateness,
-            per_edge=task.per_edge,
-            sync=setting.sync,
-            join_round=join_round,
-            kept_round=work.kept[1] if work.kept else 0,
-        )
         others = [j for j in range(len(self._tasks)) if j != node and j not in task.neighbors]
         given = Given(
             computing=work,
@@ -196,7 +174,7 @@ class _Run:
             log=lambda event, about, round, detail: self._log(node, event, about, round, detail),
         )
         self._works[node] = work
-        mine.append(Node(self.world, facts, given))
+        mine.append(Node(self.world, facts(task, work, setting.terms, life, join_round), given))
         self.world.add(mine[0])
 
     def _happens(self, node: int, round: int) -> str | None:
@@ -228,7 +206,7 @@ class _Run:
             "round": node.peer.round,
             "booked": node.peer.booked,
             "voided": node.peer.voided,
-            "dropped": dict(sorted(node.dropped.items())),
+            "dropped": dict(sorted(node.notes.dropped.items())),
             "left": node.peer.round < node.facts.rounds,
             "digest": work.save(),
             "error": str(node.error) if node.error else None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from p2pfl.churn import Event
+from p2pfl.churn import Event, expected
 from p2pfl.protocol.neighbour import BARRIER
 from p2pfl.virtual.node import Node
 from p2pfl.virtual.world import World
@@ -30,21 +30,16 @@ class Script:
     """Carries out events; `fate` is to be asked before a node begins a round."""
 
     def __init__(self, world: World, events: Sequence[Event], nodes: int, begin: Begin) -> None:
-        self._world, self._begin = world, begin
+        self._world, self._begin, self._expected = world, begin, expected(events, nodes)
         own = [event for event in events if event.node >= 0 and event.event != "lag"]
         self._to_come = {i: sorted((e for e in own if e.node == i), key=lambda e: e.round) for i in range(nodes)}
         self._frozen: list[tuple[int, Node]] = []  # until this round, whom
         self._first = 0.0  # when the first round began
         world.ends.append(lambda node: self._look())
 
-    @property
-    def expected(self) -> tuple[int, ...]:
-        """Who is there from the start."""
-        return tuple(i for i, events in self._to_come.items() if not (events and events[0].event == "join"))
-
     def start(self) -> None:
         """Begin the lives of all who are there from the start."""
-        for node in self.expected:
+        for node in self._expected:
             self._begin(node, 0, False)
 
     def fate(self, node: int, round: int) -> str | None:

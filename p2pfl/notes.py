@@ -1,0 +1,37 @@
+"""What a `Peer` notes and drops, as far as it is written down: the first of its kind, and counts of the rest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from p2pfl.protocol.events import Drop, Note
+
+_DETAILS = 10
+"""Dropped messages that are written down one by one, for each reason; all are counted."""
+
+
+class Notes:
+    """The notes of one node. `write` takes (event, about, round, detail)."""
+
+    def __init__(self, node: int, write: Callable[[str, int, int, str], None]) -> None:
+        self._node, self._write = node, write
+        self._alone = False
+        self.dropped: Counter[str] = Counter()
+
+    def note(self, note: Note) -> bool:
+        """Write it down; False for what is in the metrics anyway: another round in which nothing arrived."""
+        if note.event == "alone" and note.about == self._node:
+            if self._alone:
+                return False
+            self._alone = True
+        self._write(note.event, note.about, note.round, note.detail)
+        return True
+
+    def drop(self, drop: Drop, round: int) -> bool:
+        """Count it; returns whether it was written down."""
+        self.dropped[drop.reason] += 1
+        few = self.dropped[drop.reason] <= _DETAILS
+        if few:
+            self._write("dropped", self._node, round, f"{drop.reason}: {drop.detail}")
+        return few
