@@ -8,30 +8,28 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import networkx as nx
 import numpy as np
 import optax
 
 from p2pfl import churn as churning
 from p2pfl import data as sources
-from p2pfl import epoch, learner, models, partition, planned, quadratic, topology, wrap
+from p2pfl import epoch, learner, learning, partition, planned, predict, quadratic, statistics, topology
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.data import Dataset
 from p2pfl.errors import ConfigError, DataError, nearest
 from p2pfl.experiment import AlgorithmTable, Data, Experiment, Topology
 from p2pfl.mixing import renormalised
-from p2pfl.own import FAULTS, called, function
 from p2pfl.partition import Partition
 from p2pfl.protocol.timing import PRESETS, Timing
 from p2pfl.turns import Terms
-from p2pfl.types import Algorithm, Learner, Planning, Schedule
+from p2pfl.types import Algorithm, Learner, Planning, Schedule, Tree
 
 
 class Federation(NamedTuple):
@@ -47,6 +45,7 @@ class Federation(NamedTuple):
     churn: tuple[churning.Event, ...]
     pooled: bool  # the test rows are those of all nodes
     notes: tuple[str, ...]  # what a person should know of the data
+    sites: Tree  # [n, ...] what each node knows of its own data, where it is asked for
     task: quadratic.Quadratic | None = None  # of the source "quadratic": what is to be found
 
     @property
@@ -85,7 +84,7 @@ def build(experiment: Experiment) -> Federation:
     nodes = plan.neighbor.shape[1]
     if experiment.data.source == "quadratic":
         return _quadratic(experiment, plan, optimizer, events)
-    dataset = _dataset(experiment.data, experiment.seed)
+    dataset = _tested_on(_dataset(experiment.data, experiment.seed), experiment.evaluation.rows)
     parts = _partition(experiment.data, dataset, nodes, experiment.seed)
     notes = (*dataset.notes, *partition.describe(parts, dataset))
     if planned.by_label(experiment):
@@ -104,7 +103,7 @@ def build_own(experiment: Experiment, node: int, own: Data) -> Federation:
             f"data.partition={own.partition!r} in a node's own [data]: all its rows are that node's; leave out "
             "partition, alpha and per_node"
         )
-    dataset = _dataset(own, experiment.seed)
+    dataset = _tested_on(_dataset(own, experiment.seed), experiment.evaluation.rows)
     planned.no_labels(experiment)
     empty = np.zeros(0, np.int64)
     train = [empty] * nodes
@@ -123,10 +122,12 @@ def _before_data(experiment: Experiment) -> tuple[Schedule, tuple[churning.Event
     steps = experiment.training.node_steps
     if steps is not None and len(steps) != nodes:
         raise ConfigError(f"training.node_steps: {len(steps)} numbers for {nodes} nodes; give one for each node")
+    if steps is not None and not any(steps):
+        raise ConfigError("training.node_steps: all are 0; somebody must train")
     name = experiment.algorithm.name
     if ":" not in name and name not in ALGORITHMS:
         raise ConfigError(f'algorithm.name={name!r}: {nearest(name, ALGORITHMS)}; or "module:function"')
-    return plan, events, _optimizer(experiment)
+    return plan, events, learning.optimizer(experiment)
 
 
 def _assemble(
@@ -141,10 +142,15 @@ def _assemble(
     learned: Learner | None = None,
     task: quadratic.Quadratic | None = None,
 ) -> Federation:
-    learned = learner.cast(learned or _learner(experiment, dataset), experiment.training.dtype)
+    methods = learning.objectives(experiment, optimizer)
+    base = learned or learning.base_learner(experiment, dataset)
+    sites, said = learning.known(experiment, methods, dataset, parts.train, real=not pooled)
+    learned = learning.made_learner(experiment, base, methods, optimizer, sites)
+    predict.check([name for name in experiment.evaluation.answers if name != "selector"], learned, dataset.kind)
+    apart = bool(sites) or set(jax.eval_shape(learned.init, jax.random.key(0))) > {"trained", "carried"}
 
     def make(learned: Learner) -> Algorithm:
-        made = _algorithm(experiment, learned, optimizer)
+        made = learning.algorithm(experiment, learned, methods, optimizer, apart)
         return made._replace(weigh=renormalised) if experiment.network.rule == "renormalise" else made
 
     algorithm = make(learned)
@@ -153,7 +159,19 @@ def _assemble(
     planning = Planning(experiment.rounds, experiment.seed, _samples(parts, pooled or task is not None))
     table = experiment.topology
     plan = epoch.suited(algorithm, plan, planning, f"topology {table.graph or table.file!s} of {len(graph)} nodes")
-    return Federation(experiment, dataset, parts, graph, plan, learned, make, events, pooled, notes, task)
+    notes = (*notes, *said)
+    if "sums" not in sites:
+        return Federation(experiment, dataset, parts, graph, plan, learned, make, events, pooled, notes, sites, task)
+    statistics.gossip(algorithm, 1)  # not every algorithm can
+    network, tolerance = experiment.network, experiment.statistics.tolerance
+    needed = statistics.rounds(
+        plan, tolerance, experiment.rounds, algorithm.link, network.loss, network.late, experiment.seed
+    )
+
+    def gossips(learned: Learner) -> Algorithm:
+        return statistics.gossip(make(learned), needed)
+
+    return Federation(experiment, dataset, parts, graph, plan, learned, gossips, events, pooled, notes, sites, task)
 
 
 def _samples(parts: Partition, all_known: bool) -> np.ndarray:
@@ -175,22 +193,6 @@ def _quadratic(
     parts = Partition(tuple(np.array([i]) for i in range(nodes)), (empty,) * nodes)
     learned = quadratic.learner(task.a.shape[1])
     return _assemble(experiment, quadratic.dataset(task), parts, plan, optimizer, events, False, (), learned, task)
-
-
-def _algorithm(experiment: Experiment, learned: Learner, optimizer: optax.GradientTransformation) -> Algorithm:
-    table = experiment.algorithm
-    name = table.name
-    maker = function(name, "algorithm.name") if ":" in name else ALGORITHMS[name]
-    made = called(maker, f"algorithm {name}", "algorithm.arguments", 2, table.arguments, learned, optimizer)
-    if not isinstance(made, Algorithm):
-        raise ConfigError(f"algorithm.name={name!r}: returned a {type(made).__name__}, not an Algorithm")
-    for i, given in enumerate(table.wrap):
-        where, kind = f"algorithm.wrap[{i}]", given.get("name")
-        if kind not in wrap.WRAPS:
-            raise ConfigError(f"{where}.name={kind!r}: {nearest(str(kind), wrap.WRAPS)}")
-        arguments = {key: value for key, value in given.items() if key != "name"}
-        made = wrap.chain(made, called(wrap.WRAPS[str(kind)], f"wrap {kind}", where, 0, arguments))
-    return made
 
 
 def _check_network(experiment: Experiment, algorithm: Algorithm, plan: Schedule) -> None:
@@ -255,20 +257,10 @@ def _graph(experiment: Experiment) -> Schedule:
     return topology.schedule(graph, table.weights)
 
 
-def _optimizer(experiment: Experiment) -> optax.GradientTransformation:
-    arguments = dict(experiment.training.optimizer)
-    if not isinstance(arguments.get("name"), str):
-        raise ConfigError('training.optimizer.name: must be given, as in { name = "sgd", learning_rate = 0.1 }')
-    try:
-        return learner.optimizer(**arguments)
-    except ConfigError as error:
-        raise ConfigError(f"training.optimizer: {error}") from error
-
-
 def _dataset(table: Data, seed: int) -> Dataset:
     if ":" in table.source:
         _only(table, {"arguments"}, f"source={table.source!r}")
-        return sources.python(table.source, **(table.arguments or {}))
+        return sources.python(table.source, seed, **(table.arguments or {}))
     if table.source not in sources.SOURCES:
         known = nearest(table.source, [*sources.SOURCES, "quadratic"])
         raise DataError(f'data.source={table.source!r}: {known}; or "module:function"')
@@ -280,6 +272,15 @@ def _dataset(table: Data, seed: int) -> Dataset:
         if parameter.default is parameter.empty and name not in arguments:
             raise DataError(f"data.{name}: missing; source={table.source!r} needs it")
     return function(**{**arguments, "seed": seed})
+
+
+def _tested_on(dataset: Dataset, rows: str) -> Dataset:
+    """The data with the rows that models are tested on: `rows` is "test", or "validation" to choose by."""
+    if rows == "test":
+        return dataset
+    if dataset.validation is None:
+        raise ConfigError('evaluation.rows="validation": the data have no such rows; use "test", or data that has them')
+    return dataset._replace(test=dataset.validation)
 
 
 def _only(table: Data, accepted: set[str], what: str) -> None:
@@ -318,45 +319,18 @@ def _partition(table: Data, dataset: Dataset, nodes: int, seed: int) -> Partitio
     return partition.PARTITIONS[table.partition](dataset, nodes, seed, **arguments)
 
 
-def _learner(experiment: Experiment, dataset: Dataset) -> Learner:
-    """The model that is named, tried on the shape of the data."""
-    table, shape, classes = experiment.model, dataset.train.x.shape[1:], len(dataset.classes)
-    if table is None:
-        raise ConfigError("model: missing; a table [model] must be given")
-    given = {name: value for name, value in asdict(table).items() if name != "name" and value is not None}
-    where, example = f"model.name={table.name!r}", jnp.asarray(dataset.train.x[:1])
-    if ":" not in table.name:
-        if table.name not in models.MODELS:
-            raise ConfigError(f'{where}: {nearest(table.name, models.MODELS)}; or "module:function"')
-        return learner.from_flax(_call(models.MODELS[table.name], shape, classes, given, where), example, classes)
-    maker = function(table.name, "model.name")
-    arguments = {**given.pop("arguments", {}), **given}
-    try:
-        return learner.from_flax(maker(shape, classes, **arguments), example, classes)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    except FAULTS as error:
-        raise ConfigError(f"{where}: failed with {type(error).__name__}: {error}") from error
-
-
-def _call(maker: Callable[..., Any], shape: Any, classes: int, given: Mapping[str, Any], where: str) -> Any:
-    accepted = list(inspect.signature(maker).parameters)[2:]
-    for name, value in given.items():
-        if name not in accepted:
-            raise ConfigError(
-                f"model.{name}={value!r}: {where} does not use it; it uses: {', '.join(accepted) or 'none'}"
-            )
-    return maker(shape, classes, **given)
-
-
 def model_shape(federation: Federation) -> Any:
-    """Shapes and dtypes of the model, without making one."""
-    return jax.eval_shape(federation.learner.init, jax.random.key(0))
+    """Shapes and dtypes of the model of a node, without making one."""
+    site = jax.tree.map(lambda rows: jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype), federation.sites)
+    return learner.placed(jax.eval_shape(federation.learner.init, jax.random.key(0)), site)
 
 
 def digest(federation: Federation) -> str:
     """What all nodes of a federation must have in common, as 32 hex digits: not where the data lies, nor the driver."""
-    table = asdict(replace(federation.experiment, data=replace(federation.experiment.data, path=None)))
+    data = federation.experiment.data
+    table = asdict(replace(federation.experiment, data=replace(data, path=None, root=None, limit=None, missing=None)))
+    if data.layout is not None:  # its classes and values of labels are meant, wherever the file lies
+        table["data"]["layout"] = hashlib.blake2b(Path(data.layout).read_bytes()).hexdigest()
     table["loss"] = federation.experiment.network.loss
     table["churn"] = [event._asdict() for event in federation.churn]  # what is meant, wherever a trace's file lies
     for private in ("driver", "baselines", "evaluation", "network", "topology", "virtual"):
@@ -384,14 +358,26 @@ def pooled(experiment: Experiment, nodes: int) -> Experiment:
     steps = round(np.mean(training.node_steps)) if training.node_steps else training.local_steps
     training = replace(training, batch_size=training.batch_size * nodes, local_steps=int(steps), node_steps=None)
     data = replace(experiment.data, partition="iid", alpha=None, per_node=None)
-    graph = Topology(graph="complete", nodes=1)
-    return replace(alone(experiment), data=data, training=training, topology=graph)
+    plain = alone(experiment)
+    training = replace(training, objective=plain.training.objective)
+    return replace(plain, data=data, training=training, topology=Topology(graph="complete", nodes=1))
 
 
 def alone(experiment: Experiment) -> Experiment:
     """The baseline "every node alone": the same, with no exchange and nobody lost."""
     network = replace(experiment.network, loss=0.0, rule="double_entry", late=0)
-    return replace(experiment, algorithm=AlgorithmTable("local"), churn=(), network=network, baselines=False)
+    kept = tuple(each for each in experiment.training.objective if each["name"] in ALONE)
+    training = replace(experiment.training, objective=kept)
+    evaluation = replace(experiment.evaluation, answers=())
+    known = replace(experiment.statistics, minimum=1, noise=0.0)  # of one's own, which nobody is told
+    return replace(
+        experiment, algorithm=AlgorithmTable("local"), churn=(), network=network, training=training,
+        evaluation=evaluation, statistics=known, baselines=False,
+    )  # fmt: skip
+
+
+ALONE = frozenset({"augment", "sharpness", "average", "missing_classes"})
+"""Objectives that mean something to a model that nobody else trains."""
 
 
 def precision(experiment: Experiment) -> None:

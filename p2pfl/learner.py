@@ -17,49 +17,77 @@ import numpy as np
 import optax
 from flax import nnx
 
+from p2pfl.check import one_of
 from p2pfl.errors import ConfigError, nearest
+from p2pfl.targets import TARGETS
 from p2pfl.types import Array, Batches, Key, Learner, Metrics, Params, Steps, Tree
 
-Loss = Callable[[Array, Array], Array]
-"""(logits [B, C], labels [B]) -> loss per sample [B]."""
 
-
-def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Softmax cross entropy of integer labels, per sample [B]."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-
-def from_flax(model: Any, example: Array, classes: int, loss: Loss = cross_entropy) -> Learner:
+def from_flax(model: Any, example: Array, classes: int, kind: str = "classes") -> Learner:
     """A learner from a Flax model.
 
     `model`: a Linen module, or a function `(nnx.Rngs) -> nnx.Module` (an NNX class with its arguments bound).
-    `example`: [1, ...] one input, for its shape and dtype. Batches are {"x": [B, ...], "y": [B] int32}.
-    Raises ConfigError when the model is of another kind or its output is not [B, classes].
+    `example`: [1, ...] one input, for its shape and dtype. `kind`: what is predicted, a name of p2pfl.targets.TARGETS.
+    Batches are {"x": [B, ...], "y": [B, ...]}, y as the kind has it ([B] int32 for classes).
+    Raises ConfigError when the model is of another kind or its output has another shape ([B, classes] for classes).
     """
+    one_of(TARGETS, kind=kind)
+    target = TARGETS[kind]
     if isinstance(model, linen.Module):
         init, apply = _linen(model, example)
     elif callable(model) and not isinstance(model, nnx.Module):
         init, apply = _nnx(model)
     else:
         raise ConfigError(f"model: is an instance of {type(model).__name__}; {_RULE}")
-    unroll = _check_output(init, apply, example, classes)
+    unroll = _check_output(init, apply, example, target.output(example.shape[1:], classes))
 
     def objective(trained: Tree, carried: Tree, batch: Tree, key: Key) -> tuple[Array, Tree]:
-        logits, carried = apply({"trained": trained, "carried": carried}, batch["x"], key)
-        return loss(logits, batch["y"]).mean(), carried
+        outputs, carried = apply({"trained": trained, "carried": carried}, batch["x"], key)
+        losses = target.loss(_seen(outputs, batch), batch["y"])
+        if "weight" in batch:
+            losses = losses * batch["weight"].astype(losses.dtype)
+        return losses.mean(), carried
 
-    def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Tree, Metrics]:
+    def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
         step = jax.value_and_grad(objective, has_aux=True)
         (value, carried), gradient = step(params["trained"], params["carried"], batch, key)
-        return gradient, carried, {"loss": value}
+        return gradient, {**rest(params), "carried": carried}, {"loss": value}
 
     def evaluate(params: Params, batch: Tree, mask: Array) -> Metrics:
-        logits, _ = apply(params, batch["x"], None)
-        right = logits.argmax(axis=-1).astype(batch["y"].dtype) == batch["y"]
-        losses = loss(logits, batch["y"])
-        return {"correct": right.astype(jnp.float32) * mask, "loss": losses * mask.astype(losses.dtype)}
+        outputs = _seen(predict(params, batch["x"]), batch)
+        score = target.score(outputs, batch["y"], mask).astype(jnp.float32)
+        return {"correct": score, "loss": target.loss(outputs, batch["y"], mask)}
 
-    return Learner(init, grad, evaluate, unroll)
+    def predict(params: Params, x: Array) -> Array:
+        return apply(params, x, None)[0]
+
+    return Learner(init, grad, evaluate, unroll, predict=predict)
+
+
+ABSENT = -1e9
+"""The output of a class that is not to be seen: its probability is 0."""
+
+
+def _seen(outputs: Array, batch: Tree) -> Array:
+    """Outputs [B, ..., C] of which a batch with "classes" [C] bool sees only these."""
+    if "classes" not in batch:
+        return outputs
+    return jnp.where(jnp.broadcast_to(batch["classes"], outputs.shape), outputs, jnp.asarray(ABSENT, outputs.dtype))
+
+
+def rest(params: Params) -> Params:
+    """All parts of a model but the one with gradients."""
+    return {part: tree for part, tree in params.items() if part != "trained"}
+
+
+def placed(params: Params, site: Tree) -> Params:
+    """A first model, given to a node: with what the node knows of its own data, where that is asked for."""
+    return {**params, "private": {**params.get("private", {}), "site": site}} if site else params
+
+
+def steps_in(batches: Batches) -> int:
+    """S, of batches of S local steps."""
+    return int(jax.tree.leaves(batches)[0].shape[0])
 
 
 _RULE = "must be a Linen module, or a function (nnx.Rngs) -> nnx.Module such as `lambda rngs: Net(rngs=rngs)`"
@@ -147,7 +175,7 @@ def _linen(module: linen.Module, example: Array) -> tuple[Init, Apply]:
     return init, apply
 
 
-def _check_output(init: Init, apply: Apply, example: Array, classes: int) -> bool:
+def _check_output(init: Init, apply: Apply, example: Array, wanted: tuple[int, ...]) -> bool:
     """Raises ConfigError on a wrong output; returns whether local steps should be written out (see Learner.unroll)."""
 
     def forward(key: Key, x: Array) -> Any:
@@ -158,12 +186,12 @@ def _check_output(init: Init, apply: Apply, example: Array, classes: int) -> boo
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model: does not take inputs of shape {example.shape[1:]}: {error}") from error
     if len(traced.out_avals) != 1:
-        raise ConfigError(f"model: {len(traced.out_avals)} arrays as output; must be one, the logits [B, {classes}]")
+        raise ConfigError(f"model: {len(traced.out_avals)} arrays as output; must be one, {[*wanted]} for each row")
     got = traced.out_avals[0].shape
-    if got != (example.shape[0], classes):
+    if got != (example.shape[0], *wanted):
         raise ConfigError(
             f"model: output of shape {got[1:]} for inputs of shape {example.shape[1:]}; "
-            f"must be ({classes},), one logit per class of the data"
+            f"must be {wanted}, one number per class (label, target) of the data"
         )
     return jax.default_backend() == "cpu" and "conv_general_dilated" in str(traced)
 
@@ -203,7 +231,10 @@ def cast(learner: Learner, dtype: str) -> Learner:
     """The learner with a model of `dtype`, "float32" or "float64"; the data must be of the same."""
 
     def init(key: Key) -> Params:
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), learner.init(key))
+        def leaf(leaf: Array) -> Array:  # counters stay what they are
+            return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+        return jax.tree.map(leaf, learner.init(key))
 
     return learner._replace(init=init)
 
@@ -235,7 +266,7 @@ def descend(
     and is kept from round to round. A learner's `penalty` is added to each gradient, taken from the round's first
     model.
     """
-    count = jax.tree.leaves(batches)[0].shape[0]
+    count = steps_in(batches)
     start, total = params["trained"], None
     if directions:
         total = jax.tree.map(jnp.zeros_like, start)
@@ -243,7 +274,7 @@ def descend(
     def step(carry: tuple[Params, Tree, Tree], item: tuple[Array, Tree]) -> tuple[tuple[Params, Tree, Tree], Array]:
         index, batch = item
         params, opt_state, total = carry
-        gradient, carried, metrics = learner.grad(params, batch, jax.random.fold_in(key, index))
+        gradient, others, metrics = learner.grad(params, batch, jax.random.fold_in(key, index))
         if learner.penalty is not None:
             gradient = jax.tree.map(jnp.add, gradient, learner.penalty(params["trained"], start))
         if direct is not None:
@@ -252,7 +283,7 @@ def descend(
         trained = optax.apply_updates(params["trained"], updates)
         if directions:
             total = jax.tree.map(jnp.add, total, gradient)
-        new = ({"trained": trained, "carried": carried}, new_state, total)
+        new = ({**others, "trained": trained}, new_state, total)
         if steps is not None:
             new = jax.tree.map(lambda a, b: jnp.where(index < steps, a, b), new, carry)
         return new, metrics["loss"]

@@ -69,3 +69,38 @@ def grown(sums: dict[str, Tree], before: dict[str, Tree]) -> Tree:
     """By how much running sums, kept as pairs {"high": value, "low": rounding error}, have grown."""
     high, low = (jax.tree.map(jnp.subtract, sums[half], before[half]) for half in ("high", "low"))
     return jax.tree.map(jnp.add, high, low)
+
+
+# --- running sums
+
+
+def unspent(mine: Tree, slots: int) -> dict[str, Tree]:
+    """Running sums, to or from `slots` neighbours, of which nothing has been said yet."""
+    zeros = jax.tree.map(lambda leaf: jnp.zeros((slots, *leaf.shape), leaf.dtype), mine)
+    return {"high": zeros, "low": zeros}
+
+
+def pushed(mine: Tree, sums: dict[str, Tree], share: Array) -> tuple[Tree, dict[str, Tree]]:
+    """What a node shares out of its mass `mine`: (what it keeps, the running sums it sends).
+
+    `share` [K]: the part of its mass that goes to each slot. `sums`: all it has ever shared, leading axis K, as pairs
+    (see `grown`).
+    """
+    given = jax.tree.map(lambda x, e: over(share, e).astype(x.dtype) * x[None] + e, mine, sums["low"])
+    high = jax.tree.map(jnp.add, sums["high"], given)
+    low = jax.tree.map(left_out, sums["high"], given, high)
+    kept = jax.tree.map(lambda leaf: leaf * (1 - share.sum()).astype(leaf.dtype), mine)
+    return kept, {"high": high, "low": low}
+
+
+def pulled(mine: Tree, seen: dict[str, Tree], inbox: Inbox) -> tuple[Tree, dict[str, Tree]]:
+    """What a node has after the neighbours' running sums came in: (its mass, the sums it has seen last)."""
+    here, new = inbox.arrived, inbox.received
+    last = jax.tree.map(lambda old, new: jnp.where(over(here, old), new.astype(old.dtype), old), seen, new)
+    gained = grown(last, seen)
+    return jax.tree.map(lambda leaf, gain: sum(gain, start=leaf), mine, gained), last  # one by one, in order
+
+
+def under_way(mine: Tree, sums: dict[str, Tree], seen: dict[str, Tree]) -> Tree:
+    """A node's mass, with what it has shared out and less what it has got: over all nodes, with what is under way."""
+    return jax.tree.map(lambda x, away: x + away.sum(axis=0), mine, grown(sums, seen))

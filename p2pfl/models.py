@@ -1,7 +1,10 @@
 """The models that an experiment can name: Flax NNX, small, and fast where XLA:CPU is slow.
 
-Each maker takes the input's shape without the batch axis and the number of classes, and returns a function
-`(nnx.Rngs) -> nnx.Module`.
+Each maker takes the input's shape without the batch axis and the number of classes, which is that of outputs, and
+returns a function `(nnx.Rngs) -> nnx.Module`.
+
+Nodes can share a model in part, by the paths of its leaves: each module's text says them. Whatever `norm`, `dropout`
+and `residual` add is made last, so that all other parameters start as without it.
 """
 
 from __future__ import annotations
@@ -10,29 +13,53 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
-from p2pfl.check import positive
+from p2pfl.check import one_of, positive, share
 from p2pfl.errors import ConfigError
 from p2pfl.types import Array
 
 Make = Callable[[nnx.Rngs], nnx.Module]
+MOMENTUM = 0.9
+"""What a step leaves of the running mean and variance in batch normalisation."""
+NORMS = ("batch", "group")
+"""Batch normalisation (Ioffe and Szegedy 2015) and group normalisation (Wu and He 2018), the latter in two groups."""
+
+
+def _norms(norm: str | None, widths: Sequence[int], rngs: nnx.Rngs) -> Any:
+    """A normalisation of each width; none at all without `norm`."""
+    if norm is None:
+        return nnx.List([])
+    if norm == "batch":
+        return nnx.List([nnx.BatchNorm(width, momentum=MOMENTUM, rngs=rngs) for width in widths])
+    return nnx.List([nnx.GroupNorm(width, num_groups=math.gcd(width, 2), rngs=rngs) for width in widths])
+
+
+def _normed(norms: Any, index: int, x: Array) -> Array:
+    return norms[index](x) if len(norms) else x
 
 
 class MLP(nnx.Module):
-    """Fully connected layers with ReLU between them; without hidden layers, multinomial logistic regression."""
+    """Fully connected layers with ReLU between them; without hidden layers, multinomial logistic regression.
 
-    def __init__(self, inputs: int, hidden: Sequence[int], classes: int, *, rngs: nnx.Rngs) -> None:
+    Paths: layers/I, norms/I (between layer I and its ReLU).
+    """
+
+    def __init__(
+        self, inputs: int, hidden: Sequence[int], classes: int, norm: str | None = None, *, rngs: nnx.Rngs
+    ) -> None:
         widths = [inputs, *hidden, classes]
         self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)])
+        self.norms = _norms(norm, hidden, rngs)
 
     def __call__(self, x: Array) -> Array:
         """x [B, ...] -> logits [B, classes]."""
         x = x.reshape(x.shape[0], -1)
-        for layer in self.layers[:-1]:
-            x = nnx.relu(layer(x))
+        for index, layer in enumerate(self.layers[:-1]):
+            x = nnx.relu(_normed(self.norms, index, layer(x)))
         return self.layers[-1](x)
 
 
@@ -66,21 +93,110 @@ def max_pool(x: Array) -> Array:
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
 
 
-class CNN(nnx.Module):
-    """Blocks of 3 x 3 convolution, ReLU and 2 x 2 max pooling, then a linear layer."""
+def double(x: Array) -> Array:
+    """Every pixel of [B, H, W, C] four times: [B, 2 H, 2 W, C]."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
-    def __init__(self, shape: tuple[int, ...], channels: Sequence[int], classes: int, *, rngs: nnx.Rngs) -> None:
+
+class Residual(nnx.Module):
+    """x + f(x), where f is twice: normalisation, ReLU, 3 x 3 convolution.
+
+    Source: He, Zhang, Ren, Sun (2016), "Identity mappings in deep residual networks". Paths: convs/I, norms/I.
+    """
+
+    def __init__(self, channels: int, norm: str | None, *, rngs: nnx.Rngs) -> None:
+        self.convs = nnx.List([Conv(channels, channels, rngs=rngs) for _ in range(2)])
+        self.norms = _norms(norm, [channels] * 2, rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] -> the same shape."""
+        y = x
+        for index, conv in enumerate(self.convs):
+            y = conv(nnx.relu(_normed(self.norms, index, y)))
+        return x + y
+
+
+class CNN(nnx.Module):
+    """Blocks of 3 x 3 convolution, ReLU and 2 x 2 max pooling, then a linear layer.
+
+    Paths: blocks/I, norms/I (between block I and its ReLU), residuals/I (between block I and its norm), head (after a
+    dropout).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels: Sequence[int],
+        classes: int,
+        norm: str | None = None,
+        dropout: float = 0.0,
+        residual: bool = False,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
         height, width, inputs = shape
         widths = [inputs, *channels]
         self.blocks = nnx.List([Conv(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)])
         scale = 2 ** len(channels)
         self.head = nnx.Linear((height // scale) * (width // scale) * widths[-1], classes, rngs=rngs)
+        self.norms = _norms(norm, channels, rngs)
+        self.residuals = nnx.List([Residual(c, norm, rngs=rngs) for c in channels] if residual else [])
+        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
 
     def __call__(self, x: Array) -> Array:
         """x [B, H, W, C] -> logits [B, classes]."""
-        for block in self.blocks:
-            x = max_pool(nnx.relu(block(x)))
-        return self.head(x.reshape(x.shape[0], -1))
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if len(self.residuals):
+                x = self.residuals[index](x)
+            x = max_pool(nnx.relu(_normed(self.norms, index, x)))
+        x = x.reshape(x.shape[0], -1)
+        return self.head(x if self.dropout is None else self.dropout(x))
+
+
+class Twice(nnx.Module):
+    """Twice a 3 x 3 convolution, normalisation and ReLU. Paths: convs/I, norms/I."""
+
+    def __init__(self, inputs: int, outputs: int, norm: str | None, *, rngs: nnx.Rngs) -> None:
+        self.convs = nnx.List([Conv(a, outputs, rngs=rngs) for a in (inputs, outputs)])
+        self.norms = _norms(norm, [outputs] * 2, rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, inputs] -> [B, H, W, outputs]."""
+        for index, conv in enumerate(self.convs):
+            x = nnx.relu(_normed(self.norms, index, conv(x)))
+        return x
+
+
+class UNet(nnx.Module):
+    """A U-Net: halved by max pooling, doubled by repetition, with what was there at each size put beside it.
+
+    Sizes that can't be halved so often are padded with zeros below and on the right, and cut off at the end.
+    Source: Ronneberger, Fischer, Brox (2015). Paths: encoder/I (0: full size), decoder/I (0: smallest size), each with
+    convs/J and norms/J; head.
+    """
+
+    def __init__(
+        self, inputs: int, channels: Sequence[int], classes: int, norm: str | None = None, *, rngs: nnx.Rngs
+    ) -> None:
+        pairs, back = itertools.pairwise([inputs, *channels]), itertools.pairwise(channels[::-1])
+        self.encoder = nnx.List([Twice(a, b, norm, rngs=rngs) for a, b in pairs])
+        self.decoder = nnx.List([Twice(deep + flat, flat, norm, rngs=rngs) for deep, flat in back])
+        self.head = nnx.Linear(channels[0], classes, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] -> logits [B, H, W, classes]."""
+        _, height, width, _ = x.shape
+        whole = 2 ** len(self.decoder)
+        x = jnp.pad(x, ((0, 0), (0, -height % whole), (0, -width % whole), (0, 0)))
+        beside = []
+        for index, block in enumerate(self.encoder):
+            x = block(max_pool(x) if index else x)
+            beside.append(x)
+        beside.pop()
+        for block in self.decoder:
+            x = block(jnp.concatenate([double(x), beside.pop()], axis=-1))
+        return self.head(x)[:, :height, :width, :]
 
 
 def logistic(shape: tuple[int, ...], classes: int) -> Make:
@@ -88,25 +204,67 @@ def logistic(shape: tuple[int, ...], classes: int) -> Make:
     return mlp(shape, classes, hidden=())
 
 
-def mlp(shape: tuple[int, ...], classes: int, hidden: Sequence[int] = (64,)) -> Make:
-    """A fully connected network with `hidden` layer widths."""
+def mlp(shape: tuple[int, ...], classes: int, hidden: Sequence[int] = (64,), norm: str | None = None) -> Make:
+    """A fully connected network with `hidden` layer widths; norm: one of NORMS, or None. Raises ConfigError."""
     for width in hidden:
         positive(hidden=width)
-    return lambda rngs: MLP(math.prod(shape), hidden, classes, rngs=rngs)
+    _check_norm(norm)
+    return lambda rngs: MLP(math.prod(shape), hidden, classes, norm, rngs=rngs)
 
 
-def cnn(shape: tuple[int, ...], classes: int, channels: Sequence[int] = (16, 32)) -> Make:
-    """A convolutional network for images [H, W, C] with a block per entry of `channels`."""
+def cnn(
+    shape: tuple[int, ...],
+    classes: int,
+    channels: Sequence[int] = (16, 32),
+    norm: str | None = None,
+    dropout: float = 0.0,
+    residual: bool = False,
+) -> Make:
+    """A convolutional network for images [H, W, C] with a block per entry of `channels`.
+
+    norm: one of NORMS, or None. dropout: the share of the inputs of the last layer that a local step leaves out.
+    residual: with a residual block after each convolution. Raises ConfigError.
+    """
+    _check_images("cnn", shape, channels, "Use mlp.")
+    _check_norm(norm)
+    share(dropout=dropout)
+    if min(shape[:2]) < 2 ** len(channels):
+        raise ConfigError(f"model cnn: {len(channels)} blocks halve a {shape[0]} x {shape[1]} image to nothing")
+    return lambda rngs: CNN(shape, channels, classes, norm, dropout, residual, rngs=rngs)
+
+
+def unet(shape: tuple[int, ...], classes: int, channels: Sequence[int] = (16, 32), norm: str | None = None) -> Make:
+    """A network for the segmentation of images [H, W, C], each entry of `channels` at half the size of the one before.
+
+    norm: one of NORMS, or None. Raises ConfigError.
+    """
+    _check_images("unet", shape, channels, "Use another model.")
+    _check_norm(norm)
+    if not channels:
+        raise ConfigError("channels=(): must have one entry or more; give one for each size of the image")
+    if min(shape[:2]) < 2 ** (len(channels) - 1):
+        raise ConfigError(
+            f"model unet: {len(channels)} channels halve a {shape[0]} x {shape[1]} image {len(channels) - 1} times, "
+            "to nothing; give fewer"
+        )
+    return lambda rngs: UNet(shape[2], channels, classes, norm, rngs=rngs)
+
+
+def _check_images(name: str, shape: tuple[int, ...], channels: Sequence[int], way_out: str) -> None:
     if len(shape) != 3:
         raise ConfigError(
-            f"model cnn: needs images [height, width, channels]; the data has shape {list(shape)}. Use mlp."
+            f"model {name}: needs images [height, width, channels]; the data has shape {list(shape)}. {way_out}"
         )
     for width in channels:
         positive(channels=width)
-    if min(shape[:2]) < 2 ** len(channels):
-        raise ConfigError(f"model cnn: {len(channels)} blocks halve a {shape[0]} x {shape[1]} image to nothing")
-    return lambda rngs: CNN(shape, channels, classes, rngs=rngs)
 
 
-MODELS: Mapping[str, Callable[..., Make]] = MappingProxyType({"logistic": logistic, "mlp": mlp, "cnn": cnn})
+def _check_norm(norm: str | None) -> None:
+    if norm is not None:
+        one_of(NORMS, norm=norm)
+
+
+MODELS: Mapping[str, Callable[..., Make]] = MappingProxyType(
+    {"logistic": logistic, "mlp": mlp, "cnn": cnn, "unet": unet}
+)
 """The built-in models by name."""

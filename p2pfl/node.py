@@ -6,8 +6,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import safetensors.numpy
+
+from p2pfl import assess, experiment, tasks
 from p2pfl import build as building
-from p2pfl import experiment, tasks
 from p2pfl.errors import ConfigError
 from p2pfl.experiment import NodeFile
 from p2pfl.live import node as live
@@ -68,6 +70,12 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
         result = live.run(task, place, membership, say, ready)
     finally:
         membership.close()
+    if wanted.evaluation.metrics and not hold:  # else whoever runs the experiment does it
+        arrays = safetensors.numpy.load_file(directory / "model.safetensors")
+        figures = assess.assess(federation, {given.node: assess.loaded(federation, arrays)}, directory)
+        found = {name.removesuffix("_own_mean"): value for name, value in figures.items() if name.endswith("_own_mean")}
+        listed = [f"{name} {value:.3f}" for name, value in found.items() if value is not None]
+        say(f"on its own test rows: {', '.join(listed) or 'nothing to test'}")
     say(
         f"done at round {result.round}: {result.booked} exchanges booked, {result.voided} voided, "
         f"dropped {result.dropped or 'nothing'}; model {result.digest} in {directory}"

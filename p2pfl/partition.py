@@ -51,6 +51,7 @@ def dirichlet(dataset: Dataset, nodes: int, seed: int, alpha: float) -> Partitio
     Raises DataError when no draw does, or for more nodes than train rows; ConfigError for alpha <= 0 or infinite.
     """
     _check(dataset, nodes, seed)
+    _one_class_a_row(dataset, "dirichlet")
     positive(alpha=alpha)
     if not math.isfinite(alpha):
         raise ConfigError(f"alpha={alpha!r}: must be finite; even parts are the partition 'iid'")
@@ -84,6 +85,7 @@ def shards(dataset: Dataset, nodes: int, seed: int, per_node: int) -> Partition:
     per_node < 1.
     """
     _check(dataset, nodes, seed)
+    _one_class_a_row(dataset, "shards")
     at_least(1, per_node=per_node)
     y = dataset.train.y
     if nodes * per_node > len(y):
@@ -132,13 +134,14 @@ PARTITIONS: Mapping[str, Callable[..., Partition]] = MappingProxyType(
 
 
 def describe(partition: Partition, dataset: Dataset) -> list[str]:
-    """What a user should know of a partition, one plain sentence each: sizes, classes that a node lacks, no own test.
+    """What a user should know of a partition, one plain sentence each: sizes, classes (of "labels": labels; of
+    "survival": events) that a node lacks in training, no own test.
 
     At most 10 nodes are named one by one for each fact, the rest is counted.
     """
     sizes = np.array([len(rows) for rows in partition.train])
     small, large = int(sizes.argmin()), int(sizes.argmax())
-    name = _names(partition, dataset)
+    name = names(partition, dataset)
     sentences = [
         f"{len(sizes)} nodes: the smallest is {name[small]} with {sizes[small]} training rows, "
         f"the largest is {name[large]} with {sizes[large]}"
@@ -146,18 +149,33 @@ def describe(partition: Partition, dataset: Dataset) -> list[str]:
     if sizes[small] == sizes[large]:
         sentences = [f"{len(sizes)} nodes with {sizes[small]} training rows each"]
     lacks = []
+    what = {"labels": "labels", "survival": "events"}.get(dataset.kind, "classes")
     for node, rows in enumerate(partition.train):
-        lacking = np.flatnonzero(np.bincount(dataset.train.y[rows], minlength=len(dataset.classes)) == 0)
-        if len(lacking):
-            of = f"{len(lacking)} of {len(dataset.classes)} classes"
-            listed = ", ".join(dataset.classes[index] for index in lacking)
-            lacks.append(f"{name[node]} has no training rows of {of}: {listed}")
-    sentences += _shortened(lacks, "lack classes in training")
+        lacking = np.flatnonzero(_held(dataset, rows) == 0)
+        if not len(lacking):
+            continue
+        if what == "events":
+            lacks.append(f"{name[node]} has no event among its training rows")
+            continue
+        of = f"{len(lacking)} of {len(dataset.classes)} {what}"
+        listed = ", ".join(dataset.classes[index] for index in lacking)
+        lacks.append(f"{name[node]} has no training rows of {of}: {listed}")
+    sentences += _shortened(lacks, f"lack {what} in training")
     silent = [f"{name[node]} has no test rows of its own" for node, rows in enumerate(partition.test) if not len(rows)]
     return sentences + _shortened(silent, "have no test rows of their own")
 
 
-def _names(partition: Partition, dataset: Dataset) -> list[str]:
+def _held(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+    """How often each class, label or event occurs in these training rows; of regression nothing that could lack."""
+    y = dataset.train.y[rows]
+    if dataset.kind in ("classes", "segmentation"):
+        return np.bincount(y.reshape(-1), minlength=len(dataset.classes))
+    if dataset.kind == "labels":
+        return np.asarray(y.sum(axis=0))
+    return y[:, 1:].sum(axis=0) if dataset.kind == "survival" else np.ones(1)
+
+
+def names(partition: Partition, dataset: Dataset) -> list[str]:
     """For each node "node 3", or "node 3 (va)" where all its training rows come from one of several sites."""
     names = []
     for node, rows in enumerate(partition.train):
@@ -177,6 +195,14 @@ def _check(dataset: Dataset, nodes: int, seed: int) -> None:
     at_least(0, seed=seed)
     if nodes > len(dataset.train.y):
         raise DataError(f"nodes={nodes}: more than the {len(dataset.train.y)} train rows; use fewer nodes or more data")
+
+
+def _one_class_a_row(dataset: Dataset, name: str) -> None:
+    if dataset.kind != "classes":
+        raise ConfigError(
+            f"partition={name!r}: deals the rows by their class, and these data are of kind {dataset.kind!r}; "
+            "use 'iid' or 'by_site'"
+        )
 
 
 def _cut(sizes: np.ndarray, shares: np.ndarray) -> np.ndarray:

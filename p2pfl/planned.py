@@ -48,6 +48,10 @@ def no_labels(experiment: Experiment) -> None:
 
 
 def labels(dataset: Dataset, rows: np.ndarray) -> dict[str, int]:
-    """The training rows of each class among these."""
+    """The training rows of each class among these. Raises ConfigError where there are no classes."""
+    if dataset.kind != "classes":
+        raise ConfigError(
+            f"churn.target='holder': asks who holds a class, and the data are of kind {dataset.kind!r}; name the node"
+        )
     counts = np.bincount(dataset.train.y[rows], minlength=len(dataset.classes)).tolist()
     return dict(zip(dataset.classes, counts, strict=True))

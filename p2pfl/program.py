@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from p2pfl import tree
+from p2pfl.learner import placed
 from p2pfl.types import Algorithm, Array, Inbox, Learner, Neighborhood, Params, Payload, State, Tree
 
 CHUNK = 512
@@ -27,7 +28,7 @@ class Program(NamedTuple):
     """Jitted functions of one node; see `compile`."""
 
     slots: int
-    init: Callable[[int], State]
+    init: Callable[..., State]  # (seed, site = {})
     train: Callable[[State, Tree, Array, Array, Neighborhood], tuple[State, Array, Payload, Params | None]]
     mix: Callable[[State, Inbox, Neighborhood], tuple[State, Mixed]]
     adopt: Callable[[State, Params], State]
@@ -43,25 +44,27 @@ class EvalSet(NamedTuple):
     rows: int
 
 
-def eval_set(x: np.ndarray, y: np.ndarray) -> EvalSet:
-    """Chunks and pads test rows x [N, ...] and y [N]."""
-    size = min(CHUNK, len(y)) or 1
+def eval_set(x: np.ndarray, y: np.ndarray, whole: bool = False) -> EvalSet:
+    """Chunks and pads test rows x [N, ...] and y [N, ...]; `whole`: in one, where rows are compared with each other."""
+    size = (len(y) if whole else min(CHUNK, len(y))) or 1
     chunks = []
     for start in range(0, len(y), size):
         part_x, part_y = x[start : start + size], y[start : start + size]
         gap = size - len(part_y)
         mask = np.pad(np.ones(len(part_y), np.float32), (0, gap))
-        padded = np.pad(part_x, ((0, gap),) + ((0, 0),) * (x.ndim - 1)), np.pad(part_y, (0, gap))
-        chunks.append((jnp.asarray(padded[0]), jnp.asarray(padded[1]), jnp.asarray(mask)))
+        padded = (np.pad(part, ((0, gap),) + ((0, 0),) * (part.ndim - 1)) for part in (part_x, part_y))
+        rows, answers = map(jnp.asarray, padded)
+        chunks.append((rows, answers, jnp.asarray(mask)))
     return EvalSet(tuple(chunks), len(y))
 
 
 def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Program:
     """The program of a node with `slots` neighbour slots. Nothing is compiled before its first use.
 
-    `init(seed)`: every node starts from the same model. `train(state, batches, node, round, around)` takes the local
-    steps and makes the payload; returns (state, loss, payload, model), the model after the local steps, None where it
-    is the payload itself. `mix` takes an inbox whose `sent` and `received` are sequences of K payloads (of K parts,
+    `init(seed, site)`: every node starts from the same model; `site`: what the node knows of its own data, {} where
+    nothing is asked for. `train(state, batches, node, round, around)` takes the local steps and makes the payload;
+    returns (state, loss, payload, model), the model after the local steps as others may have it, None where it is the
+    payload itself. `mix` takes an inbox whose `sent` and `received` are sequences of K payloads (of K parts,
     where the algorithm is `per_edge`). `evaluate` returns per row (correct, loss) as float32 arrays [rows].
     """
 
@@ -70,7 +73,7 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Pr
         state: State, batches: Tree, node: Array, round: Array, around: Neighborhood
     ) -> tuple[State, Array, Payload, Params | None]:
         state, metrics = algorithm.local(state, batches, node_key(seed, node, round), None)
-        model = algorithm.params(state)
+        model = tree.public(algorithm.params(state))
         state, payload = algorithm.send(state, around)
         return state, metrics["loss"], payload, None if _same(model, payload) else model
 
@@ -92,7 +95,7 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Pr
                 weight[k] * tree.sketch(tree.subtract(inbox.received[k], inbox.sent[k])) for k in range(weight.shape[0])
             ]
             exchanged = jnp.stack(rows)
-        return new, Mixed(exchanged, tree.sketch(algorithm.params(new)))
+        return new, Mixed(exchanged, tree.sketch(tree.mixed(algorithm.params(new))))
 
     @jax.jit
     def evaluate(state: State, x: Array, y: Array, mask: Array) -> tuple[Array, Array]:
@@ -100,8 +103,8 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Pr
         return sums["correct"], sums["loss"]
 
     @jax.jit
-    def init(key: Array) -> State:
-        return algorithm.init(learner.init(key), slots)
+    def init(key: Array, site: Tree) -> State:
+        return algorithm.init(placed(learner.init(key), site), slots)
 
     def evaluate_all(state: State, test: EvalSet) -> tuple[np.ndarray, np.ndarray]:
         parts = [evaluate(state, *chunk) for chunk in test.chunks]
@@ -111,7 +114,7 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Pr
 
     return Program(
         slots=slots,
-        init=lambda seed: init(jax.random.key(seed)),
+        init=lambda seed, site=None: init(jax.random.key(seed), site or {}),
         train=train,
         mix=mix,
         adopt=jax.jit(algorithm.adopt),

@@ -57,10 +57,10 @@ def learner(dim: int) -> Learner:
     def init(key: Key) -> Params:
         return {"trained": {"x": jnp.zeros((dim,), jnp.float32)}, "carried": {}}
 
-    def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Tree, Metrics]:
+    def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
         a, b = batch["x"][:, :dim], batch["x"][:, dim:]
         away = params["trained"]["x"][None, :] - b
-        return {"x": (a * away).mean(axis=0)}, {}, {"loss": (a * away**2).sum(axis=1).mean() / 2}
+        return {"x": (a * away).mean(axis=0)}, {"carried": {}}, {"loss": (a * away**2).sum(axis=1).mean() / 2}
 
     def evaluate(params: Params, batch: Tree, mask: Array) -> Metrics:
         return {"correct": jnp.zeros_like(mask), "loss": jnp.zeros_like(mask)}

@@ -93,6 +93,7 @@ class Run(NamedTuple):
     absences: list[Absence]
     experiment: str
     unread: list[str]  # what could not be read, in words
+    assessed: dict[str, Any]  # assessment.json
 
 
 def write(run: Path) -> Path:
@@ -129,6 +130,7 @@ def _read(run: Path) -> Run:
         absences=absences(events),
         experiment=toml.read_text(encoding="utf-8", errors="replace") if toml.is_file() else "",
         unread=unread,
+        assessed=_object(run / "assessment.json", unread) if (run / "assessment.json").is_file() else {},
     )
 
 
@@ -367,6 +369,7 @@ def _render(run: Run) -> str:
         own=view.has_own(summary),
         dash=view.DASH,
         incomplete=any(view.DASH in row[:3] for row in rows),
+        assessed=view.sites_table(run.assessed),
         pictures={name: picture._replace(svg=Markup(picture.svg)) for name, picture in plots.pictures(run).items()},
         events=grouped(run.events),
         event_count=len(run.events),

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
+from p2pfl import assess as assessment
 from p2pfl import build as building
-from p2pfl import churn, experiment, ledger, records, report, simulation, summary, tree, virtual_run
+from p2pfl import churn, experiment, ledger, records, report, simulation, summary, targets, tree, virtual_run
 from p2pfl.build import Federation
 from p2pfl.errors import ConfigError
 from p2pfl.experiment import Experiment, NodeFile
@@ -83,23 +83,36 @@ def _baselines(federation: Federation, out: Path, view: View) -> dict[str, Any]:
     wanted, nodes = federation.experiment, len(federation.graph)
     view.say("baselines: training every node alone, then one model on all data pooled")
     found: dict[str, Any] = {}
-    labels = federation.dataset.train.y
-    majority = np.bincount(labels).argmax()
-    found["accuracy_majority"] = float((federation.dataset.test.y == majority).mean())
+    found.update(assessment.majority(federation))
     for name, other, key in (
-        ("local", building.alone(wanted), "accuracy_local_only"),
-        ("pooled", building.pooled(wanted, nodes), "accuracy_pooled"),
+        ("local", building.alone(wanted), "local_only"),
+        ("pooled", building.pooled(wanted, nodes), "pooled"),
     ):
         where = out / "baselines" / name
         where.mkdir(parents=True)
-        result = simulation.into(building.build(other), where, lambda status: None).figures
-        found[key] = result["accuracy_mean"]
-        found[f"{key}_worst"] = result["accuracy_worst"]
-        found[f"{key}_own_mean"], found[f"{key}_own_worst"] = result["accuracy_own_mean"], result["accuracy_own_worst"]
+        found.update(_baseline(federation, other, where, key))
     view.say(
         f"baselines: alone {_percent(found['accuracy_local_only'])} mean accuracy, "
         f"pooled {_percent(found['accuracy_pooled'])}"
     )
+    return found
+
+
+def _baseline(federation: Federation, other: Experiment, where: Path, name: str) -> dict[str, Any]:
+    """The figures of a baseline: accuracy_NAME for accuracy_mean, accuracy_NAME_worst, accuracy_NAME_own_mean, ..."""
+    built = building.build(other)
+    result = simulation.into(built, where, lambda status: None)
+    if len(result.whole) == 1:  # one model of all data, at each site
+        model = next(iter(result.whole.values()))
+        built = built._replace(partition=federation.partition, graph=federation.graph)
+        result = result._replace(whole=dict.fromkeys(federation.graph, model))
+    figures = {**result.figures, **(assessment.assess(built, result.whole, where) if other.evaluation.metrics else {})}
+    found = {}
+    for key, value in figures.items():
+        for end in ("_own_mean", "_own_worst", "_mean", "_worst"):
+            if key.endswith(end):
+                found[f"{key.removesuffix(end)}_{name}{'' if end == '_mean' else end}"] = value
+                break
     return found
 
 
@@ -279,7 +292,7 @@ def collect(federation: Federation, out: Path) -> Collected:
             result = json.loads((path / "result.json").read_text("utf-8"))
             ended.add((node, result["life"]))
             digests[str(node)] = result["digest"]
-    size = tree.size(building.model_shape(federation))
+    size = tree.size(tree.mixed(building.model_shape(federation)))
     books = ledger.balance(
         summary.directories(out), ended, size, federation.algorithm.link, federation.algorithm.keeps_mean
     )
@@ -292,7 +305,8 @@ def collect(federation: Federation, out: Path) -> Collected:
     }
     plan = federation.planner()
     notes = dict.fromkeys(plan(members).note for members in summary.memberships(out))
-    return Collected(figures, summary.models(out), [note for note in notes if note])
+    whole = {node: assessment.loaded(federation, leaves) for node, leaves in summary.leaves(out).items()}
+    return Collected(figures, summary.models(out), [note for note in notes if note], whole)
 
 
 def _conclude(
@@ -301,14 +315,17 @@ def _conclude(
     wanted = federation.experiment
     for note in found.notes:
         view.say(note)
+    assessed = assessment.assess(federation, found.whole, out) if wanted.evaluation.metrics else {}
     table = {
         "name": wanted.name,
         "nodes": len(federation.graph),
         "rounds": wanted.rounds,
         "algorithm": federation.algorithm.name,
         "graph": json.loads((out / "topology.json").read_text())["graph"],
-        "parameters": tree.size(building.model_shape(federation)),
+        "parameters": tree.size(tree.mixed(building.model_shape(federation))),
+        "score": targets.TARGETS[federation.dataset.kind].score_name,
         **baselines,
+        **assessed,
         **found.figures,
         **simulation.distances(federation, found.models),
         "keeps_mean": federation.algorithm.keeps_mean,

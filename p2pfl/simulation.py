@@ -7,13 +7,16 @@ import resource
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import safetensors.numpy
 
+from p2pfl import build as building
 from p2pfl import quadratic, records, simulate, summary, tree
+from p2pfl.assess import MOST
 from p2pfl.build import Federation
 from p2pfl.churn import Event
 from p2pfl.live import clock
@@ -22,7 +25,7 @@ from p2pfl.simulate.given import Evaluated, How, Outcome, Work
 from p2pfl.simulate.membership import Course
 from p2pfl.tasks import tasks
 from p2pfl.topology import matrix
-from p2pfl.types import Delivery, Neighborhood
+from p2pfl.types import Delivery, Neighborhood, Params
 from p2pfl.view import NodeStatus, Status
 from p2pfl.watch import Watch
 
@@ -36,6 +39,7 @@ class Collected(NamedTuple):
     figures: dict[str, Any]
     models: Sequence[Mapping[str, np.ndarray]]
     notes: Sequence[str] = ()  # what a person should know of the graphs of its epochs
+    whole: Mapping[int, Params] = MappingProxyType({})  # all parts of the final model of each node that is there
 
 
 def how(federation: Federation) -> How:
@@ -77,17 +81,17 @@ def into(federation: Federation, out: Path, update: Callable[[Status], None]) ->
         safetensors.numpy.save_file(arrays, out / "models.safetensors")
     figures = _figures(federation, outcome, last[0], payload, (clock.now() - began) / wanted.rounds)
     figures.update(_membership(federation, work.course))
-    names = tree.named_leaves(outcome.models)
+    names = tree.named_leaves(tree.mixed(outcome.models))
     ends = [i for i in range(len(federation.graph)) if last[0].active[i]]
     models = [{name: leaf[i] for name, leaf in names.items()} for i in ends] if len(ends) <= 4096 else []
-    return Collected(figures, models, work.course.notes if work.course else ())
+    whole = {i: jax.tree.map(lambda leaf, i=i: leaf[i], outcome.models) for i in ends[: MOST + 1]}
+    return Collected(figures, models, work.course.notes if work.course else (), whole)
 
 
 def payload_bytes(federation: Federation) -> int:
     """Bytes of what goes to one neighbour in a round."""
     algorithm, slots = federation.algorithm, federation.schedule.neighbor.shape[2]
-    params = jax.eval_shape(federation.learner.init, jax.random.key(0))
-    state = jax.eval_shape(lambda p: algorithm.init(p, slots), params)
+    state = jax.eval_shape(lambda p: algorithm.init(p, slots), building.model_shape(federation))
     around = Neighborhood(np.zeros(slots), np.zeros(slots))
     total = tree.nbytes(jax.eval_shape(lambda s: algorithm.send(s, around)[1], state))
     return total // max(slots, 1) if algorithm.per_edge else total

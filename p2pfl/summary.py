@@ -16,6 +16,8 @@ from p2pfl import records
 from p2pfl.simulate.loop import consensus_distance
 
 Rows = Sequence[dict[str, Any]]
+MIXED = ("trained", "carried")
+"""Parts of a model that are mixed."""
 
 
 def directories(run: Path) -> dict[int, Path]:
@@ -107,13 +109,20 @@ def traffic(metrics: Rows) -> dict[str, float | None]:
     }
 
 
-def models(run: Path) -> list[dict[str, np.ndarray]]:
-    """The final models of the nodes that reached the end, leaves by path."""
-    found = []
-    for path in directories(run).values():
+def leaves(run: Path) -> dict[int, dict[str, np.ndarray]]:
+    """The final models of the nodes that reached the end: all leaves, by path."""
+    found = {}
+    for node, path in directories(run).items():
         if (path / "result.json").exists() and not json.loads((path / "result.json").read_text("utf-8"))["left"]:
-            found.append(safetensors.numpy.load_file(path / "model.safetensors"))
+            found[node] = safetensors.numpy.load_file(path / "model.safetensors")
     return found
+
+
+def models(run: Path) -> list[dict[str, np.ndarray]]:
+    """Of these, what is mixed."""
+    return [
+        {name: leaf for name, leaf in model.items() if name.split("/")[0] in MIXED} for model in leaves(run).values()
+    ]
 
 
 def left(run: Path) -> list[int]:

@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from p2pfl import experiment
+from p2pfl import assess, experiment, toml
 from p2pfl.errors import ConfigError, nearest
-from p2pfl.experiment import Experiment, located
+from p2pfl.experiment import Experiment
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _LIST = Field(strict=False)
@@ -119,9 +119,14 @@ def reach(metric: str) -> Reach | None:
     return Reach(found[1], found[2] == "<", float(found[3])) if found else None
 
 
+def in_percent(metric: str) -> bool:
+    """Whether a metric is an accuracy, which is shown in percent."""
+    return re.search(r"(^|_)accuracy_", metric) is not None and reach(metric) is None
+
+
 def read(file: Path) -> Plan:
     """Read a sweep file. Raises ConfigError with a line for every fault."""
-    table = experiment.read(file)
+    table = toml.read(file)
     faults: list[str] = []
     picture, skips = table.get("picture"), table.get("skip")
     if isinstance(picture, dict):
@@ -136,7 +141,7 @@ def read(file: Path) -> Plan:
     if faults:
         raise ConfigError("\n".join(faults))
     axes = tuple(_axis(name, given, faults) for name, given in sweep.axes.items())
-    plan = Plan(file, sweep, located(sweep.experiment, file.parent), axes)
+    plan = Plan(file, sweep, toml.located(sweep.experiment, file.parent), axes)
     if not faults:
         faults += [*_metric_faults(sweep), *_axis_faults(plan), *_picture_faults(plan)]
     if not plan.base.is_file():
@@ -197,8 +202,10 @@ def _metric_faults(sweep: Sweep) -> list[str]:
         except ValueError:
             faults.append(f"metrics: {metric!r}: what follows < or > must be a number")
             continue
-        if found is None and metric not in METRICS:
-            faults.append(f"metrics: {metric!r}: {nearest(metric, METRICS)}")
+        if found is None and metric not in METRICS and not assess.figure(metric):
+            faults.append(
+                f"metrics: {metric!r}: {nearest(metric, METRICS)}, and those of an assessment, as auc_own_mean"
+            )
         elif found is not None and found.figure not in ROUNDS:
             faults.append(f"metrics: {metric!r}: {nearest(found.figure, ROUNDS)}")
     for name, values in (("metrics", sweep.metrics), ("seeds", sweep.seeds)):
@@ -351,8 +358,9 @@ def _add(
 ) -> None:  # fmt: skip
     varied = [text for axis in plan.axes if axis.name in labels for text in axis.overrides[labels[axis.name]]]
     plain = ['algorithm={name="local"}', "churn=[]", "network={}"] if baseline else []
+    asked = f"evaluation.metrics={str(any(metric not in METRICS for metric in plan.sweep.metrics)).lower()}"
     for seed in seeds:
-        own = [f"seed={seed}", f"baselines={str(baseline).lower()}", 'driver.kind="simulate"']
+        own = [f"seed={seed}", f"baselines={str(baseline).lower()}", 'driver.kind="simulate"', asked]
         try:
             wanted = experiment.load(plan.base, [*overrides, *varied, *plain, *own], find=True)
         except ConfigError as error:

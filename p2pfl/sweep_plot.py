@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from p2pfl.sweep import ALONGSIDE, Picture, Plan, matches, reach
+from p2pfl.sweep import ALONGSIDE, Picture, Plan, in_percent, matches
 from p2pfl.sweep_view import POOLED, Row, Table, mean_sd, records
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _point(picture: Picture, metric: str, row: Row) -> tuple[float, float, float
     mean, sd = mean_sd(row.values[metric])
     if mean is None or not math.isfinite(mean):
         return math.nan, math.nan, math.nan
-    scale = 100.0 if metric.startswith("accuracy_") and not reach(metric) else 1.0
+    scale = 100.0 if in_percent(metric) else 1.0
     low, high = scale * (mean - (sd or 0)), scale * (mean + (sd or 0))
     mean *= scale
     if picture.least is not None:

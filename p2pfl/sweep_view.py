@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -14,16 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from p2pfl import view
-from p2pfl.sweep import Plan, Run, chosen, combinations, reach, shown
+from p2pfl.sweep import Plan, Run, chosen, combinations, in_percent, reach, shown
 from p2pfl.sweep_run import Answer, Made, directory, done
 
 ALONE, POOLED, MAJORITY = "every node alone", "all data pooled", "majority class"
-_BESIDE = {
-    ALONE: {"accuracy_mean": "accuracy_local_only", "accuracy_worst": "accuracy_local_only_worst"},
-    POOLED: {"accuracy_mean": "accuracy_pooled"},
-    MAJORITY: {"accuracy_mean": "accuracy_majority"},
-}
-"""Baselines: of which of their figures a metric is filled."""
+_BESIDE = {ALONE: "local_only", POOLED: "pooled", MAJORITY: "majority"}
+"""Baselines, and what they are called in a summary."""
 
 
 class Row(NamedTuple):
@@ -60,10 +57,10 @@ def collect(plan: Plan, out: Path, runs: Sequence[Run], only: Sequence[str], fai
         faults = {run.seed: failed[run.name] for run in members if run.name in failed}
         seeds = tuple(run.seed for run in members)
         places = [f"runs/{run.name}" for run in members]
-        for what, names in _BESIDE.items() if baseline else {"": {name: name for name in sweep.metrics}}.items():
+        for what, beside_as in _BESIDE.items() if baseline else {"": ""}.items():
             values = {
                 metric: [
-                    _value(directory(out, run), names.get(metric, ""), summary) if summary else None
+                    _value(directory(out, run), _named(metric, beside_as), summary) if summary else None
                     for run, summary in zip(members, summaries, strict=True)
                 ]
                 for metric in sweep.metrics
@@ -73,6 +70,18 @@ def collect(plan: Plan, out: Path, runs: Sequence[Run], only: Sequence[str], fai
     skipped = [(labels, why) for labels, why in combinations(plan, kept) if why is not None]
     beside.sort(key=lambda row: list(_BESIDE).index(row.what))
     return Table(sweep.name, [axis.name for axis in plan.axes], list(sweep.metrics), rows + beside, skipped)
+
+
+def _named(metric: str, baseline: str) -> str:
+    """What a summary calls a metric; of a baseline as in accuracy_pooled_own_mean beside accuracy_own_mean."""
+    if not baseline:
+        return metric
+    stem = re.fullmatch(r"(.+?)((?:_own)?_(?:mean|worst))", metric)
+    if stem is None or reach(metric):
+        return ""
+    if stem[2] == "_worst" and baseline == "pooled":  # one model has no worst node
+        return ""
+    return f"{stem[1]}_{baseline}{'' if stem[2] == '_mean' else stem[2]}"
 
 
 def _summary(out: Path, run: Run) -> dict[str, Any]:
@@ -123,7 +132,7 @@ def cell(metric: str, values: Sequence[float | None]) -> str:
         return "diverges"
     missing = sum(value is None for value in values)
     of = f" ({len(values) - missing} of {len(values)})" if missing else ""
-    if metric.startswith("accuracy_") and not reach(metric):
+    if in_percent(metric):
         return f"{100 * mean:.1f}" + ("" if sd is None else f" ± {100 * sd:.1f}") + of
     return _figure(mean) + ("" if not sd else f" ± {_figure(sd)}") + of
 
@@ -134,7 +143,7 @@ def _figure(value: float) -> str:
 
 def heading(metric: str) -> str:
     """A metric as the head of a column."""
-    return f"first round with {metric}" if reach(metric) else metric + (", %" if metric.startswith("accuracy_") else "")
+    return f"first round with {metric}" if reach(metric) else metric + (", %" if in_percent(metric) else "")
 
 
 # --- the files

@@ -11,7 +11,7 @@ import numpy as np
 from p2pfl.batching import Batching
 from p2pfl.churn import Event
 from p2pfl.program import EvalSet, Program
-from p2pfl.types import Inbox, Neighborhood, Payload, Schedule, State
+from p2pfl.types import Inbox, Neighborhood, Payload, Schedule, State, Tree
 
 
 class Around(NamedTuple):
@@ -92,6 +92,7 @@ class Task(NamedTuple):
     rounds: int
     x: np.ndarray  # the node's own training rows
     y: np.ndarray
+    site: Tree  # what the node knows of its own data, where the algorithm or the learner asks for it
     batching: Batching
     test: EvalSet
     own: np.ndarray  # the test rows that are this node's own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 
 from p2pfl import batching, churn
@@ -47,8 +48,9 @@ def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoc
         rounds=experiment.rounds,
         x=dataset.train.x[rows].astype(dtype),
         y=dataset.train.y[rows],
+        site=jax.tree.map(lambda rows: np.asarray(rows[node]), federation.sites),
         batching=batching.one(seed, node, max(len(rows), 1), int(federation.steps[node]), training.batch_size),
-        test=eval_set(dataset.test.x.astype(dtype), dataset.test.y),
+        test=eval_set(dataset.test.x.astype(dtype), dataset.test.y, dataset.kind == "survival"),
         own=parts.test[node],
         pooled=federation.pooled,
         evaluate_every=experiment.evaluation.every,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from p2pfl.types import Array, Tree
+from p2pfl.types import Array, Params, Tree
 
 SKETCH = 64
 """Length of a sketch; the relative standard deviation of a squared norm taken from one is sqrt(2 / SKETCH)."""
@@ -25,6 +25,11 @@ def subtract(a: Tree, b: Tree) -> Tree:
     return jax.tree.map(jnp.subtract, a, b)
 
 
+def scaled(tree: Tree, by: Array) -> Tree:
+    """tree * by [], leaf by leaf, in each leaf's dtype."""
+    return jax.tree.map(lambda leaf: leaf * by.astype(leaf.dtype), tree)
+
+
 def size(tree: Tree) -> int:
     """Number of scalars."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
@@ -33,6 +38,21 @@ def size(tree: Tree) -> int:
 def nbytes(tree: Tree) -> int:
     """Bytes of all leaves."""
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def mixed(params: Params) -> Params:
+    """The parts of a model that are mixed."""
+    return {part: params[part] for part in ("trained", "carried") if part in params}
+
+
+def unmixed(params: Params) -> Params:
+    """All other parts."""
+    return {part: tree for part, tree in params.items() if part not in ("trained", "carried")}
+
+
+def public(params: Params) -> Params:
+    """The parts of a model that others may have: what a node that joins is given."""
+    return {part: tree for part, tree in params.items() if part != "private"}
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -18,7 +18,12 @@ Array = Any
 NodeId = int
 Tree = Any
 Params = Tree
-"""The model: a tree of float arrays in two parts, "trained" (has gradients) and "carried" (batch statistics)."""
+"""The model: a dict of trees of arrays. "trained" (has gradients) and "carried" (batch statistics) travel and mix.
+
+"statistics", where there is one, is what the nodes found out about all data together: whoever joins gets it. "private",
+where there is one, never leaves the node: leaves that are not shared, a model of its own, and under "site" what the
+node knows of its own data. Neither is mixed by an algorithm.
+"""
 Payload = Tree
 """What an algorithm sends to its neighbours in a round: a tree of arrays."""
 State = Any
@@ -80,8 +85,9 @@ class Algorithm(NamedTuple):
     through sum_k w_k (received_k - sent_k) alone, so that a driver may compute that as a matrix product. `plan`: makes
     of the graph the schedule that the algorithm runs on; None: the graph itself. `restart`: a new epoch of the
     membership begins, with K slots: whatever has an invariant sum over the nodes, and whatever is kept for a neighbour,
-    starts afresh, model and optimizer stay; given with every state_class but "none".
-    `weigh`: of the planned weights [K] and what arrived [K], the weights that drivers hand to `mix`; None: as planned.
+    starts afresh, model and optimizer stay; given with every state_class but "none". `put`: the state with another
+    model in it, all else as it is; None: `state._replace(params=...)`. `weigh`: of the planned weights [K] and what
+    arrived [K], the weights that drivers hand to `mix`; None: as planned.
     """
 
     name: str
@@ -103,6 +109,7 @@ class Algorithm(NamedTuple):
     plan: Callable[[Schedule, Planning], Schedule] | None = None
     weigh: Callable[[Array, Array], Array] | None = None
     restart: Callable[[State, int], State] | None = None
+    put: Callable[[State, Params], State] | None = None
 
 
 class Planning(NamedTuple):
@@ -116,18 +123,24 @@ class Planning(NamedTuple):
 class Learner(NamedTuple):
     """What is learned; knows nothing of peers.
 
-    `init(key)` -> Params. `grad(params, batch, key)` -> (gradient with the structure of params["trained"], new value of
-    params["carried"], {"loss": []}). `evaluate(params, batch, mask)` -> {"correct": [B], "loss": [B]} per sample, zero
-    where the mask is 0, so that sums over samples and nodes add up. `unroll` asks for local steps written out instead
-    of scanned: XLA:CPU runs a convolution inside a loop several times slower. `penalty(trained, start)` -> a gradient
-    with the structure of `trained`, added in every local step; `start` is the model of the round's first step.
+    `init(key)` -> Params. `grad(params, batch, key)` -> (gradient with the structure of params["trained"], new values
+    of all other parts of params, {"loss": []}). `evaluate(params, batch, mask)` -> {"correct": [B], "loss": [B]} per
+    sample, zero where the mask is 0, so that sums over samples and nodes add up; "correct" is the score of what is
+    predicted, right or wrong for classes. `unroll` asks for local steps written out instead of scanned: XLA:CPU runs a
+    convolution inside a loop several times slower. `penalty(trained, start)` -> a gradient with the structure of
+    `trained`, added in every local step; `start` is the model of the round's first step. `predict(params, x)` ->
+    outputs [B, ...]. `personal(params)` -> params whose model is the node's own; None where it has none.
+    A batch is {"x": [B, ...], "y": [B, ...]}, and may have "weight" [B]: how much each sample counts, and "classes" [C]
+    bool: which outputs its loss sees.
     """
 
     init: Callable[[Key], Params]
-    grad: Callable[[Params, Tree, Key], tuple[Tree, Tree, Metrics]]
+    grad: Callable[[Params, Tree, Key], tuple[Tree, Params, Metrics]]
     evaluate: Callable[[Params, Tree, Array], Metrics]
     unroll: bool = False
     penalty: Callable[[Tree, Tree], Tree] | None = None
+    predict: Callable[[Params, Array], Array] | None = None
+    personal: Callable[[Params], Params] | None = None
 
 
 class Schedule(NamedTuple):

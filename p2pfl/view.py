@@ -308,9 +308,11 @@ def results(summary: Mapping[str, Any]) -> list[Result]:
         ),
     ]
     pooled = percent(summary.get("accuracy_pooled"))
-    rows.append(Result("all data pooled", pooled, DASH if pooled == DASH else "one model", DASH, DASH))
+    at_sites = [percent(summary.get(f"accuracy_pooled_own_{key}")) for key in ("mean", "worst")]
+    rows.append(Result("all data pooled", pooled, DASH if pooled == DASH else "one model", *at_sites))
     if measured(summary.get("accuracy_majority")) is not None:
-        rows.append(Result("majority class", percent(summary["accuracy_majority"]), "no model", DASH, DASH))
+        own = [percent(summary.get(f"accuracy_majority_own_{key}")) for key in ("mean", "worst")]
+        rows.append(Result("majority class", percent(summary["accuracy_majority"]), "no model", *own))
     return rows
 
 
@@ -340,3 +342,29 @@ def results_table(summary: Mapping[str, Any]) -> Table:
         caption.append(f"{DASH} not measured")
     table.caption = Text("\n".join(caption))
     return table
+
+
+class Sites(NamedTuple):
+    """Metrics of every site on its own test rows."""
+
+    metrics: list[str]
+    rows: list[tuple[str, str, list[str]]]  # (site, which model answered, a text for each metric)
+
+
+def sites_table(assessed: Mapping[str, Any]) -> Sites | None:
+    """From assessment.json; None where it has nothing."""
+    nodes = assessed.get("nodes")
+    if not isinstance(nodes, dict) or not nodes:
+        return None
+    names = assessed.get("names") or {}
+    metrics = [name for name in next(iter(nodes.values())).get("", {}).get("own", {}) if not name.startswith("dice_")]
+    rows = [
+        (
+            str(names.get(node, f"node {node}")),
+            answer or "its model",
+            [figure(found["own"].get(m)) for m in metrics],
+        )
+        for node, answers in nodes.items()
+        for answer, found in answers.items()
+    ]
+    return Sites(metrics, rows)

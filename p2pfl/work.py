@@ -60,7 +60,7 @@ class Work:
     def __init__(self, task: Task, directory: Path, host: Host) -> None:
         self.task, self.directory, self._host = task, directory, host
         self._whole = task  # with the schedule of all nodes
-        self.state: State = task.program.init(task.seed)
+        self.state: State = task.program.init(task.seed, task.site)
         _, _, payload, model = self._computed(self.state, 1, ())
         self._payload: Payload = payload
         self._model: Params = payload if model is None else model

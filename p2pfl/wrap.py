@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from p2pfl.check import one_of, positive
 from p2pfl.errors import ConfigError
-from p2pfl.types import Algorithm, Array, Inbox, Neighborhood, Payload, State
+from p2pfl.partial import fourier
+from p2pfl.tree import mixed
+from p2pfl.types import Algorithm, Array, Inbox, Neighborhood, Params, Payload, State, Tree
+from p2pfl.weigh import by_labels, by_loss, by_samples, by_similarity
 
 Wrap = Callable[[Algorithm], Algorithm]
 
@@ -76,7 +80,7 @@ def clip(radius: float) -> Wrap:
             )
 
         def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
-            pairs = list(zip(jax.tree.leaves(inbox.sent), jax.tree.leaves(inbox.received), strict=True))
+            pairs = list(zip(_moved(inbox.sent), _moved(inbox.received), strict=True))
 
             def square(sent: Array, received: Array) -> Array:
                 return ((received - sent) ** 2).reshape(sent.shape[0], -1).sum(axis=1).astype(jnp.float32)
@@ -84,11 +88,13 @@ def clip(radius: float) -> Wrap:
             norm = jnp.sqrt(sum(square(*pair) for pair in pairs) + jnp.float32(1e-30))
             factor = jnp.minimum(1, radius / norm)
 
-            def leaf(sent: Array, received: Array) -> Array:
+            def leaf(path: tuple[Any, ...], sent: Array, received: Array) -> Array:
+                if _told(path):
+                    return received
                 scale = factor.astype(sent.dtype).reshape(-1, *(1,) * (sent.ndim - 1))
                 return sent + (received - sent) * scale
 
-            received = jax.tree.map(leaf, inbox.sent, inbox.received)
+            received = jax.tree_util.tree_map_with_path(leaf, inbox.sent, inbox.received)
             return inner.mix(state, inbox._replace(received=received), neighborhood)
 
         return inner._replace(mix=mix, linear=False)
@@ -96,5 +102,74 @@ def clip(radius: float) -> Wrap:
     return wrap
 
 
-WRAPS: Mapping[str, Callable[..., Wrap]] = MappingProxyType({"cast": cast, "clip": clip})
+def _told(path: tuple[Any, ...]) -> bool:
+    """Whether a leaf of a payload is what a node tells of itself (see p2pfl.weigh), which is no part of its model."""
+    return any(getattr(key, "key", None) in ("told", "sums") for key in path)
+
+
+def _moved(payload: Payload) -> list[Array]:
+    """The leaves of a payload that mixing moves."""
+    return [leaf for path, leaf in jax.tree_util.tree_flatten_with_path(payload)[0] if not _told(path)]
+
+
+def withhold(inner: Algorithm) -> Algorithm:
+    """Keeps what is not mixed ("private", "statistics") out of payloads; the innermost wrap of a model that has such.
+
+    What does not travel looks to the algorithm as if every neighbour had the same: mixing leaves it as it is. Whoever
+    adopts a model keeps what is private.
+    """
+
+    def send(state: State, neighborhood: Neighborhood) -> tuple[State, Payload]:
+        state, payload = inner.send(state, neighborhood)
+        return state, _mixed_parts(payload)
+
+    def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
+        own = inner.send(state, neighborhood)[1]
+        slots = inbox.arrived.shape[0]
+
+        def whole(own: Tree, side: Tree) -> Tree:
+            if not _is_model(own):
+                return side
+            rest = {part: tree for part, tree in own.items() if part not in side}
+            return {**side, **jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (slots, *leaf.shape)), rest)}
+
+        sent, received = (jax.tree.map(whole, own, side, is_leaf=_is_model) for side in (inbox.sent, inbox.received))
+        return inner.mix(state, inbox._replace(sent=sent, received=received), neighborhood)
+
+    def adopt(state: State, params: Params) -> State:
+        own = inner.params(state)
+        kept = {part: own[part] for part in ("private",) if part in own}
+        return inner.adopt(state, {**params, **kept})
+
+    def mass(state: State) -> Tree:
+        return _mixed_parts((inner.mass or inner.params)(state))
+
+    if inner.per_edge:  # sends no models, but sums of its own, of what is mixed
+        return inner._replace(adopt=adopt)
+    return inner._replace(send=send, mix=mix, adopt=adopt, mass=mass)
+
+
+def _is_model(tree: Tree) -> bool:
+    return isinstance(tree, dict) and "trained" in tree and "carried" in tree
+
+
+def _mixed_parts(tree: Tree) -> Tree:
+    """A tree in which every model has only its parts that are mixed."""
+    return jax.tree.map(lambda leaf: mixed(leaf) if _is_model(leaf) else leaf, tree, is_leaf=_is_model)
+
+
+WRAPS: Mapping[str, Callable[..., Wrap]] = MappingProxyType(
+    {
+        "cast": cast,
+        "clip": clip,
+        "by_samples": by_samples,
+        "by_loss": by_loss,
+        "by_similarity": by_similarity,
+        "by_labels": by_labels,
+        "fourier": fourier,
+    }
+)
 """Makers of combinators by the name that an experiment gives them."""
+
+FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType({"by_samples": ("samples",), "by_labels": ("labels",)})
+"""What combinators ask to know of each site, by their names: names of p2pfl.sites.FACTS."""

@@ -33,7 +33,7 @@ def learner() -> Learner:
     def grad(params: Tree, batch: Tree, key: Any) -> Any:
         gradient, _, metrics = inner.grad(params, batch, key)
         z = params["carried"]["z"]
-        return gradient, {"z": z + (1 - z) / 2}, metrics
+        return gradient, {"carried": {"z": z + (1 - z) / 2}}, metrics
 
     return inner._replace(init=init, grad=grad)
 

@@ -22,6 +22,7 @@ from nodes import CHUNK, STEPS, Nodes, Wires, distance, equal, learner, planned,
 from p2pfl import algorithms, build, demands, experiment, quadratic, topology, tree, wrap
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import TopologyError
+from p2pfl.own import function
 from p2pfl.quadratic import Quadratic
 from p2pfl.types import Algorithm, Inbox, Neighborhood, Tree
 from p2pfl.view import DASH
@@ -129,10 +130,12 @@ def close(a: Tree, b: Tree, tolerance: float) -> None:
 
 
 def test_the_table_is_complete() -> None:
-    """All algorithms, and each argument of each with another value than its default."""
+    """All algorithms, and each argument of each with another value than its default (but what test_weigh.py tries)."""
     assert {row.name for row in ROWS} == set(ALGORITHMS)
     for name, maker in ALGORITHMS.items():
         for argument in list(inspect.signature(maker).parameters.values())[2:]:
+            if (name, argument.name) == ("push_sum", "by"):
+                continue
             others = [r.arguments[argument.name] for r in ROWS if r.name == name and argument.name in r.arguments]
             assert any(value != argument.default for value in others), f"{name}: {argument.name}"
 
@@ -661,7 +664,7 @@ def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     }  # fmt: skip
     federation = build.build(experiment.parse({**rest, **given}, "docs", experiment.Experiment))
     assert federation.algorithm.name == "lazy_diffusion"
-    maker = build.function(given["algorithm"]["name"], "docs")
+    maker = function(given["algorithm"]["name"], "docs")
     it = maker(learner(), optax.sgd(ETA), **given["algorithm"]["arguments"])
     nodes = Nodes(it, planned(it, "ring", 8))
     _, trace = nodes.run(ROUNDS, loss=0.2)

@@ -99,9 +99,12 @@ def test_the_tiny_experiment_is_right() -> None:
         ({"data": {"source": "digit"}}, "data.source='digit': did you mean 'digits'? Valid: breast_cancer, csv, "),
         (
             {"data": {"source": "zzz"}},
-            "data.source='zzz': Valid: breast_cancer, csv, digits, npz, quadratic; or \"module:func",
+            "data.source='zzz': Valid: breast_cancer, csv, digits, folder, medmnist, npz, quadratic; or \"module:func",
         ),
-        ({"model": {"name": "mpl"}}, "model.name='mpl': did you mean 'mlp'? Valid: cnn, logistic, mlp; or \"module:"),
+        (
+            {"model": {"name": "mpl"}},
+            "model.name='mpl': did you mean 'mlp'? Valid: cnn, logistic, mlp, unet; or \"module:",
+        ),
         ({"training": {"optimizer": {"name": "sdg", "learning_rate": 0.1}}}, "did you mean 'sgd'? Valid: "),
         ({"training": {"optimizer": {"learning_rate": 0.1}}}, "training.optimizer.name: must be given, as in"),
         ({"training": {"optimizer": {"name": 3}}}, "training.optimizer.name: must be given, as in"),

@@ -64,7 +64,7 @@ def test_events_as_they_are_written() -> None:
         ({"model": "weibull", "up": 5, "down": 2}, "churn[0].shape: missing; model='weibull' needs it"),
         ({"model": "pareto", "up": 5, "down": 2, "shape": 1.0}, "churn[0].shape=1.0: must be > 1 for model='pareto'"),
         ({"model": "exponential", "up": 5, "down": 2, "shape": 1.0},
-         "churn[0].shape=1.0: model='exponential' does not use it; it uses: up, down, state, nodes, start, kind"),
+         "churn[0].shape=1.0: model='exponential' does not use it; it uses: up, down, state, nodes, start, end, kind"),
         ({"model": "exponential", "up": 5, "down": 2, "nodes": [6]}, "churn[0].nodes[0]=6: there are nodes 0 to 5"),
         ({"model": "exponential", "up": 5, "down": 2, "nodes": [1, 1]}, "churn[0].nodes: node 1 stands twice"),
         ({"model": "correlated", "up": 5, "down": 2, "sites": [[0, 1], [1, 2]]}, "churn[0].sites: node 1 stands twice"),
@@ -130,6 +130,12 @@ def test_draws_depend_on_seed_node_and_place_and_on_nothing_else() -> None:
     assert {e.event for e in events({**table, "kind": "leave", "state": "kept"})} == {"leave", "rejoin"}
     assert {e.state for e in events({**table, "state": "kept"}) if e.event == "rejoin"} == {"kept"}
     assert min(e.round for e in events({**table, "start": 12})) >= 12
+    ended = events({**table, "end": 30})
+    assert (
+        ended
+        and max(e.round for e in ended) <= 30
+        and [e for e in ended if e.round < 30] == [e for e in events(table) if e.round < 30]
+    )
 
 
 def test_two_nodes_stay_whatever_is_drawn() -> None:

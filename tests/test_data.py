@@ -92,7 +92,7 @@ def test_import_does_not_load_sklearn() -> None:
 
 
 def test_sources_can_not_be_changed() -> None:
-    assert set(data.SOURCES) == {"digits", "breast_cancer", "npz", "csv"}
+    assert set(data.SOURCES) == {"digits", "breast_cancer", "npz", "csv", "medmnist", "folder"}
     with pytest.raises(TypeError):
         data.SOURCES["x"] = npz.load  # type: ignore[index]
 
@@ -183,7 +183,9 @@ def test_npz_in_the_layout_of_medmnist(tmp_path: Path) -> None:
     assert found.train.x.shape == (30, 4, 4, 1) and found.test.x.shape == (9, 4, 4, 1)
     np.testing.assert_array_equal(found.train.x[..., 0], x.astype(np.float32) / np.float32(255))
     assert found.train.y.tolist() == y[:, 0].tolist() and found.classes == ("0", "1", "2")
-    assert found.notes == ("left out the validation rows (val_images, val_labels)",)
+    assert found.notes == ('kept 30 validation rows (val_images, val_labels) for [evaluation] rows = "validation"',)
+    assert found.validation is not None and found.validation.y.tolist() == y[:, 0].tolist() and found.kind == "classes"
+    np.testing.assert_array_equal(found.validation.x, found.train.x)
 
 
 @pytest.mark.parametrize("keys", [("images", "labels"), ("x", "y")])

@@ -28,6 +28,7 @@ HEADINGS = {
     experiment.Training: "[training]", experiment.Topology: "[topology]", experiment.AlgorithmTable: "[algorithm]",
     experiment.ChurnEvent: "[[churn]]", experiment.Network: "[network]", experiment.Virtual: "[virtual]",
     experiment.VirtualLink: "[[virtual.links]]", experiment.Evaluation: "[evaluation]",
+    experiment.Statistics: "[statistics]",
     experiment.Driver: "[driver]", experiment.NodeFile: "NODE.toml",
 }  # fmt: skip
 

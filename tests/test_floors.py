@@ -14,12 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent / "p2pfl"
 FLOORS = {
     0: "types errors check tree records draws",
     1: "algorithms mixing wrap learner models batching topology churn partition data program task quadratic demands "
-    "own targets metrics",
+    "own targets metrics share sites objective objectives statistics predict weigh partial",
     2: "protocol",
     3: "wire work turns store notes",
     4: "live simulate virtual",
-    5: "experiment planned build epoch draw tasks simulation replay summary ledger watch view report plots run node "
-    "sweep sweep_run sweep_view sweep_plot virtual_run cli __main__ __init__",
+    5: "toml experiment learning planned build epoch assess draw tasks simulation replay summary ledger watch view "
+    "report plots run node sweep sweep_run sweep_view sweep_plot virtual_run cli __main__ __init__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 SIBLINGS_MAY_MEET = {0, 1, 3, 5}

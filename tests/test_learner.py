@@ -84,7 +84,8 @@ def test_softmax_regression_by_hand(model: Any) -> None:
     params["trained"] = jax.tree.map(lambda leaf: leaf + 0.25, params["trained"])  # a bias that is not zero
     kernel, bias = (next(v for k, v in tree.named_leaves(params).items() if k.endswith(n)) for n in ("kernel", "bias"))
     loss, by_kernel, by_bias, correct = softmax_regression(*map(np.asarray, (kernel, bias, data["x"], data["y"])))
-    gradient, carried, metrics = it.grad(params, data, jax.random.key(0))
+    gradient, others, metrics = it.grad(params, data, jax.random.key(0))
+    carried = others["carried"]
     assert jax.tree.structure(gradient) == jax.tree.structure(params["trained"])
     assert carried == params["carried"] == {}
     named = tree.named_leaves(gradient)
@@ -102,7 +103,8 @@ def test_softmax_regression_by_hand(model: Any) -> None:
 def test_batch_statistics_are_carried(model: Any) -> None:
     it = from_flax(model, EXAMPLE, CLASSES)
     params, data = it.init(jax.random.key(0)), batch()
-    _, carried, _ = it.grad(params, data, jax.random.key(0))
+    _, others, _ = it.grad(params, data, jax.random.key(0))
+    carried = others["carried"]
     assert jax.tree.structure(carried) == jax.tree.structure(params["carried"])
     assert not any(name.split("/")[-1] in ("mean", "var") for name in tree.named_leaves(params["trained"]))
     named = {name.split("/")[-1]: leaf for name, leaf in tree.named_leaves(carried).items()}
@@ -144,7 +146,7 @@ class TwoOutputs(nnx.Module):
     [
         (models.logistic((FEATURES,), 5), r"output of shape \(5,\) for inputs of shape \(4,\); must be \(3,\)"),
         (linen.Dense(2), r"output of shape \(2,\)"),
-        (TwoOutputs, r"2 arrays as output; must be one, the logits \[B, 3\]"),
+        (TwoOutputs, r"2 arrays as output; must be one, \[3\] for each row"),
         (models.logistic((9,), CLASSES), r"does not take inputs of shape \(4,\): "),
         (models.cnn((8, 8, 1), CLASSES), r"does not take inputs of shape \(4,\): "),
         (linen.Conv(CLASSES, (3, 3)), r"does not take inputs|output of shape"),
@@ -233,11 +235,11 @@ STEPS = 4
 def by_hand(it: Learner, optimizer: Any, params: Tree, state: Tree, batches: Tree, key: Any, steps: int) -> Any:
     losses = []
     for s in range(steps):
-        gradient, carried, metrics = it.grad(
+        gradient, others, metrics = it.grad(
             params, jax.tree.map(lambda a, s=s: a[s], batches), jax.random.fold_in(key, s)
         )
         updates, state = optimizer.update(gradient, state, params["trained"])
-        params = {"trained": optax.apply_updates(params["trained"], updates), "carried": carried}
+        params = {**others, "trained": optax.apply_updates(params["trained"], updates)}
         losses.append(metrics["loss"])
     return params, state, {"loss": sum(map(float, losses)) / max(steps, 1)}
 
@@ -275,7 +277,7 @@ def test_descend_is_the_steps_one_by_one(model: Any) -> None:
 
 def test_each_local_step_has_its_own_key() -> None:
     def grad(params: Tree, batch: Tree, key: Any) -> tuple[Tree, Tree, dict[str, jax.Array]]:
-        return jax.random.normal(key, (3,)), {}, {"loss": jnp.float32(0)}
+        return jax.random.normal(key, (3,)), {"carried": {}}, {"loss": jnp.float32(0)}
 
     it = Learner(init=lambda key: {}, grad=grad, evaluate=lambda *a: {})
     params = {"trained": jnp.zeros(3), "carried": {}}
@@ -290,7 +292,7 @@ def parabola(penalty: Any = None) -> Learner:
 
     def grad(params: Tree, batch: Tree, key: Any) -> tuple[Tree, Tree, dict[str, jax.Array]]:
         away = params["trained"] - batch["b"]
-        return away, {}, {"loss": (away**2).sum() / 2}
+        return away, {"carried": {}}, {"loss": (away**2).sum() / 2}
 
     return Learner(init=lambda key: {}, grad=grad, evaluate=lambda *a: {}, penalty=penalty)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
-from p2pfl import models
+from p2pfl import learner, models, tree
 from p2pfl.errors import ConfigError
+from p2pfl.targets import TARGETS
+from p2pfl.types import Learner
 
 
 def images(*shape: int) -> jax.Array:
@@ -85,9 +90,250 @@ def test_a_hidden_layer_is_not_linear() -> None:
     assert float(jnp.abs(module(x) + module(-x) - 2 * module(0 * x)).max()) > 1e-2
 
 
+# ------------------------------------------------------------------------------- normalisation, dropout, residuals
+
+
+IMAGE, CLASSES = (8, 6, 2), 3
+
+
+def made(make: models.Make, shape: tuple[int, ...] = IMAGE) -> Learner:
+    """Of a model whose output is one logit per class."""
+    return learner.from_flax(make, jnp.zeros((1, *shape), jnp.float32), CLASSES)
+
+
+@nnx.jit
+def run(module: nnx.Module, x: jax.Array) -> jax.Array:
+    """Compiled: several times cheaper than operation by operation."""
+    return module(x)
+
+
+def new(make: models.Make) -> nnx.Module:
+    return nnx.jit(lambda: make(nnx.Rngs(0)))()
+
+
+def leaves(make: models.Make) -> tree.Tree:
+    _, trained, carried = nnx.split(make(nnx.Rngs(0)), nnx.Param, ...)
+    carried = {path: leaf for path, leaf in nnx.to_flat_state(carried) if isinstance(leaf, nnx.BatchStat)}
+    return {"trained": nnx.to_pure_dict(trained), "carried": nnx.to_pure_dict(nnx.from_flat_state(carried))}
+
+
+def paths(make: models.Make) -> set[str]:
+    """trained/KIND/..., carried/KIND/... without the indices."""
+    named = tree.named_leaves(jax.eval_shape(lambda: leaves(make)))
+    return {"/".join(part for part in name.split("/") if not part.isdigit()) for name in named}
+
+
+LAYER = {"kernel", "bias"}
+SCALE = {"scale", "bias"}
+
+
+@pytest.mark.parametrize(
+    "make, trained",
+    [
+        (models.mlp(IMAGE, CLASSES), {"layers": LAYER}),
+        (models.mlp(IMAGE, CLASSES, norm="group"), {"layers": LAYER, "norms": SCALE}),
+        (models.cnn(IMAGE, CLASSES), {"blocks": LAYER, "head": LAYER}),
+        (models.cnn(IMAGE, CLASSES, norm="batch"), {"blocks": LAYER, "head": LAYER, "norms": SCALE}),
+        (
+            models.cnn(IMAGE, CLASSES, norm="batch", dropout=0.5, residual=True),
+            {"blocks": LAYER, "head": LAYER, "norms": SCALE, "residuals/convs": LAYER, "residuals/norms": SCALE},
+        ),
+        (models.unet(IMAGE, CLASSES), {"encoder/convs": LAYER, "decoder/convs": LAYER, "head": LAYER}),
+        (
+            models.unet(IMAGE, CLASSES, norm="batch"),
+            {
+                "encoder/convs": LAYER, "decoder/convs": LAYER, "head": LAYER,
+                "encoder/norms": SCALE, "decoder/norms": SCALE,
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_the_paths_that_nodes_share_models_by(make: models.Make, trained: dict[str, set[str]]) -> None:
+    found = paths(make)
+    assert {name for name in found if name.startswith("trained/")} == {
+        f"trained/{at}/{leaf}" for at, names in trained.items() for leaf in names
+    }
+    carried = {name.removeprefix("carried/") for name in found if name.startswith("carried/")}
+    norms = {at for at in trained if at.endswith("norms")}
+    assert carried in (set(), {f"{at}/{leaf}" for at in norms for leaf in ("mean", "var")})
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("mlp", {"norm": "batch"}),
+        ("cnn", {"norm": "group", "dropout": 0.5, "residual": True, "channels": (4, 4)}),
+    ],
+)
+def test_what_an_option_adds_changes_no_first_value(name: str, options: dict[str, object]) -> None:
+    plainly = {key: value for key, value in options.items() if key == "channels"}
+    plain, more = (tree.named_leaves(leaves(models.MODELS[name](IMAGE, CLASSES, **o))) for o in (plainly, options))
+    assert set(plain) < set(more)
+    assert all(np.array_equal(plain[path], more[path]) for path in plain)
+
+
+@pytest.mark.parametrize(
+    "make, dtype",
+    [
+        (models.mlp(IMAGE, CLASSES, hidden=(8,), norm="group"), "float32"),
+        (models.cnn(IMAGE, CLASSES, (4,), norm="batch", dropout=0.3, residual=True), "float64"),
+    ],
+    ids=["mlp", "cnn"],
+)
+def test_a_step_of_several_nodes_at_once(make: models.Make, dtype: str) -> None:
+    """Gradient of every layer, new statistics of every normalisation, and nothing changes its dtype."""
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    it = learner.cast(made(make), dtype)
+    data = {"x": images(2, 7, *IMAGE).astype(dtype), "y": np.arange(14, dtype=np.int32).reshape(2, 7) % CLASSES}
+
+    @jax.jit
+    @jax.vmap
+    def step(key: jax.Array, data: tree.Tree) -> Any:
+        params = it.init(key)
+        return params, it.grad(params, data, key)
+
+    # Flax asks for the greater of float64 and float32, which strict promotion refuses.
+    with jax.numpy_dtype_promotion("strict" if dtype == "float32" else "standard"):
+        nodes, (gradient, others, _) = step(jax.random.split(jax.random.key(0), 2), data)
+    carried = others["carried"]
+    assert tree.schema(gradient) == tree.schema(nodes["trained"])
+    assert tree.schema(carried) == tree.schema(nodes["carried"])
+    assert {leaf.dtype for leaf in jax.tree.leaves((gradient, carried))} == {np.dtype(dtype)}
+    before, after = (tree.named_leaves(each) for each in (nodes["carried"], carried))
+    assert all((np.asarray(before[name]) != np.asarray(after[name])).all() for name in before)
+    assert all(np.asarray(leaf).any() for name, leaf in tree.named_leaves(gradient).items() if "kernel" in name)
+
+
+def test_batch_normalisation_lies_before_the_relu() -> None:
+    """In training each hidden unit has mean 0 and variance 1 over the batch; its statistics move by a tenth."""
+    module = new(models.mlp((4,), CLASSES, hidden=(16,), norm="batch"))
+    x = images(500, 4) * 3 + 1
+    hidden = np.asarray(run(module.layers[0], x), np.float64)
+    module.train()
+    out = run(module, x)
+    normal = (hidden - hidden.mean(axis=0)) / np.sqrt(hidden.var(axis=0) + 1e-5)
+    expected = run(module.layers[1], jnp.asarray(np.maximum(normal, 0), jnp.float32))
+    np.testing.assert_allclose(out, expected, atol=1e-4)
+    np.testing.assert_allclose(module.norms[0].mean[...], 0.1 * hidden.mean(axis=0), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(module.norms[0].var[...], 0.9 + 0.1 * hidden.var(axis=0), rtol=1e-3)
+
+
+def test_group_normalisation_is_of_two_groups_and_one_row() -> None:
+    even, odd = models._norms("group", [6, 5], nnx.Rngs(0))
+    maps = np.asarray(run(even, images(5, 8, 6, 6) * 7 + 3)).reshape(5, 48, 2, 3)
+    np.testing.assert_allclose(maps.mean(axis=(1, 3)), np.zeros((5, 2)), atol=1e-5)
+    np.testing.assert_allclose(maps.var(axis=(1, 3)), np.ones((5, 2)), rtol=1e-3)
+    assert even.num_groups == 2 and odd.num_groups == 1
+
+
+def test_a_residual_that_adds_nothing_is_the_plain_network() -> None:
+    x = images(5, *IMAGE)
+
+    @jax.jit
+    def outputs() -> tuple[jax.Array, ...]:
+        plain, module = (models.cnn(IMAGE, CLASSES, (4,), residual=on)(nnx.Rngs(0)) for on in (False, True))
+        full = module(x)
+        module.residuals[0].convs[1].kernel[...] *= 0
+        return plain(x), full, module(x)
+
+    plain, full, nothing = outputs()
+    assert not np.allclose(plain, full, atol=1e-3)
+    np.testing.assert_allclose(plain, nothing, rtol=1e-6, atol=1e-6)
+
+
+def test_dropout_is_for_training() -> None:
+    x = images(5, *IMAGE)
+
+    @jax.jit
+    def outputs() -> tuple[jax.Array, ...]:
+        plain, module = (models.cnn(IMAGE, CLASSES, (4,), dropout=share)(nnx.Rngs(0)) for share in (0.0, 0.5))
+        module.train()
+        one, two = module(x), module(x)
+        module.eval()
+        return plain(x), module(x), one, two
+
+    plain, tested, one, two = outputs()
+    np.testing.assert_allclose(tested, plain, rtol=1e-6, atol=1e-6)
+    assert not np.allclose(one, two, atol=1e-2) and not np.allclose(one, plain, atol=1e-2)
+
+
+# ------------------------------------------------------------------------------------------------------ segmentation
+
+
+@pytest.mark.parametrize("height, width", [(8, 8), (7, 5), (4, 9), (13, 6)])
+@pytest.mark.parametrize("channels", [(3,), (3, 4), (3, 4, 5)])
+def test_a_unet_of_any_size(height: int, width: int, channels: tuple[int, ...]) -> None:
+    module = nnx.eval_shape(lambda: models.unet((height, width, 2), CLASSES, channels)(nnx.Rngs(0)))
+    out = nnx.eval_shape(lambda m, x: m(x), module, images(2, height, width, 2))
+    assert out.shape == (2, *TARGETS["segmentation"].output((height, width, 2), CLASSES))
+
+
+def test_an_odd_size_is_padded_and_cut() -> None:
+    x = images(2, 7, 5, 2)
+
+    @jax.jit
+    def outputs() -> tuple[jax.Array, jax.Array]:
+        module = models.unet((7, 5, 2), CLASSES, (3, 4))(nnx.Rngs(0))
+        return module(x), module(jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))))
+
+    odd, whole = outputs()
+    assert whole.shape == (2, 8, 6, CLASSES)
+    np.testing.assert_allclose(odd, whole[:, :7, :5], rtol=1e-5, atol=1e-6)
+
+
+def test_a_unet_sees_far_and_keeps_what_is_near() -> None:
+    """Two convolutions each: pixel 16 comes from 14..18, at half the size 7..9, from 5..11, so 10..23, from 8..25."""
+
+    @jax.jit
+    def moved(share: float) -> jax.Array:
+        module = models.unet((32, 2, 1), 2, (8, 8))(nnx.Rngs(0))
+        module.encoder[1].convs[1].kernel[...] *= share
+        return jax.grad(lambda x: module(x)[0, 16, 0, 0])(images(1, 32, 2, 1))
+
+    reach = np.flatnonzero(np.asarray(moved(1.0))[0, :, 0, 0])
+    assert reach.min() == 8 and reach.max() == 25
+    reach = np.flatnonzero(np.asarray(moved(0.0))[0, :, 0, 0])  # nothing comes from below: what lies beside still does
+    assert len(reach) > 3 and reach.min() >= 12 and reach.max() <= 20
+
+
+def test_doubling() -> None:
+    x = images(2, 3, 4, 2)
+    assert np.array_equal(models.double(x), np.kron(x, np.ones((1, 2, 2, 1))))
+    assert np.array_equal(models.max_pool(models.double(x)), x)
+
+
+@pytest.mark.soak
+def test_a_unet_learns_to_segment() -> None:
+    """Bright squares on noise, with the loss and the score of segmentation."""
+    rng = np.random.default_rng(0)
+    y = np.zeros((24, 9, 8), np.int32)
+    for i, (row, column) in enumerate(rng.integers(0, 5, (24, 2))):
+        y[i, row : row + 4, column : column + 3] = 1
+    x = (y + 0.4 * rng.normal(size=y.shape))[..., None].astype(np.float32)
+    target, optimizer = TARGETS["segmentation"], optax.sgd(0.2, momentum=0.9)
+    graph, trained = nnx.split(models.unet((9, 8, 1), 2, (4, 8))(nnx.Rngs(0)), nnx.Param)
+
+    @jax.jit
+    def learned(trained: nnx.State) -> jax.Array:
+        def step(_: int, carry: Any) -> Any:
+            trained, state = carry
+            gradient = jax.grad(lambda t: target.loss(nnx.merge(graph, t)(x[:16]), y[:16]).mean())(trained)
+            updates, state = optimizer.update(gradient, state)
+            return optax.apply_updates(trained, updates), state
+
+        trained, _ = jax.lax.fori_loop(0, 60, step, (trained, optimizer.init(trained)))
+        return target.score(nnx.merge(graph, trained)(x[16:]), y[16:]).mean()
+
+    assert float(learned(trained)) > 0.85
+
+
+# ------------------------------------------------------------------------------------------------------- of the table
+
+
 def test_the_same_seed_makes_the_same_model() -> None:
-    for name, make in models.MODELS.items():
-        one, two, other = (jax.tree.leaves(nnx.state(make((8, 8, 1), 3)(nnx.Rngs(seed)))) for seed in (0, 0, 1))
+    for name, maker in models.MODELS.items():
+        make = maker((8, 8, 1), 3, **({"channels": (2, 2)} if name in ("cnn", "unet") else {}))
+        one, two, other = (jax.tree.leaves(nnx.state(make(nnx.Rngs(seed)))) for seed in (0, 0, 1))
         assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True)), name
         assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True)), name
 
@@ -99,6 +345,14 @@ def test_the_same_seed_makes_the_same_model() -> None:
         ("cnn", (8, 3, 1), {}, "model cnn: 2 blocks halve a 8 x 3 image to nothing"),
         ("cnn", (8, 8, 1), {"channels": (4, 0)}, "channels=0: must be > 0"),
         ("mlp", (8,), {"hidden": (4, -1)}, "hidden=-1: must be > 0"),
+        ("mlp", (8,), {"norm": "layer"}, "norm='layer': .*Valid: batch, group"),
+        ("cnn", (8, 8, 1), {"norm": "bach"}, "norm='bach': did you mean 'batch'"),
+        ("cnn", (8, 8, 1), {"dropout": 1.0}, "dropout=1.0: must be >= 0 and < 1"),
+        ("unet", (64,), {}, r"model unet: needs images .* the data has shape \[64\]\. Use another model"),
+        ("unet", (8, 1, 1), {}, "model unet: 2 channels halve a 8 x 1 image 1 times, to nothing; give fewer"),
+        ("unet", (8, 8, 1), {"channels": ()}, r"channels=\(\): must have one entry or more"),
+        ("unet", (8, 8, 1), {"channels": (4, 0)}, "channels=0: must be > 0"),
+        ("unet", (8, 8, 1), {"norm": "none"}, "norm='none': "),
     ],
 )
 def test_what_cannot_be_is_refused(name: str, shape: tuple[int, ...], arguments: dict[str, object], text: str) -> None:

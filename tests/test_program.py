@@ -118,7 +118,7 @@ def test_randomness_is_of_seed_node_and_round() -> None:
     """A learner whose gradient is its key's normal draw."""
 
     def grad(params: Tree, batch: Tree, key: Any) -> tuple[Tree, Tree, dict[str, Any]]:
-        return jax.random.normal(key, (3,)), {}, {"loss": jnp.float32(0)}
+        return jax.random.normal(key, (3,)), {"carried": {}}, {"loss": jnp.float32(0)}
 
     noise = Learner(lambda key: {"trained": jnp.zeros(3), "carried": {}}, grad, lambda *a: {})
     seen = set()

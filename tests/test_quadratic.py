@@ -181,7 +181,7 @@ def test_the_learner_descends_the_task() -> None:
     away = np.array([1.0, -2.0, 0.5]) - TASK.b[:2]
     np.testing.assert_allclose(gradient["x"], (TASK.a[:2] * away).mean(axis=0), rtol=1e-5)  # float32
     np.testing.assert_allclose(metrics["loss"], (TASK.a[:2] * away**2).sum(axis=1).mean() / 2, rtol=1e-5)
-    assert carried == {}
+    assert carried == {"carried": {}}
     assert not np.asarray(it.evaluate(params, batch, jnp.ones(2))["loss"]).any()
 
 

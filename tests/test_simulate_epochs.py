@@ -329,7 +329,7 @@ def test_the_plain_loop_with_epochs_is_replayed(tmp_path: Path, algorithm: str, 
 
 def test_a_run_says_how_many_epochs_it_had_and_who_is_missing(tmp_path: Path) -> None:
     made = federation("gradient_tracking", [*MUCH, {"event": "crash", "node": 3, "round": 15}], evaluation={"every": 3})
-    figures, models, _ = simulation.into(made, tmp_path, lambda status: None)
+    figures, models, *_ = simulation.into(made, tmp_path, lambda status: None)
     assert (figures["epochs"], figures["lost"], figures["left"]) == (course(made).epochs, [3], [1])
     assert figures["exchanges_voided"] > 0 and figures["mean_residual"] < 1e-15
     assert len(models) == 7 and figures["consensus_distance"] == pytest.approx(

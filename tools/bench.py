@@ -74,7 +74,7 @@ def training_alone(steps: int = 6, batch: int = 32, repeats: int = 300) -> float
 
     learner = from_flax(mlp((64,), 10, hidden=(128,)), jnp.zeros((1, 64)), 10)
     program = compile(dsgd(learner, optimizer("sgd", learning_rate=0.1)), learner, 2, 0)
-    state = program.init(0)
+    state = program.init(0, {})
     batches = {"x": np.zeros((steps, batch, 64), np.float32), "y": np.zeros((steps, batch), np.int32)}
     around = Neighborhood(np.zeros(2), np.zeros(2))
     times = []

@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from p2pfl.learner import descend
+from p2pfl.learner import descend, steps_in
 from p2pfl.mixing import exchange_mix
+from p2pfl.tree import mixed
 from p2pfl.types import Algorithm, Batches, Inbox, Key, Learner, Metrics, Neighborhood, Params, Payload, Steps, Tree
 
 
@@ -43,25 +44,26 @@ def corrected(name: str, learner: Learner, optimizer: optax.GradientTransformati
     """Corrected diffusion with V = I + scale (W - I): exact diffusion for 1/2, D2 for 1."""
 
     def init(params: Params, slots: int) -> State:
-        return State(params, optimizer.init(params["trained"]), jax.tree.map(jnp.zeros_like, params))
+        return State(params, optimizer.init(params["trained"]), jax.tree.map(jnp.zeros_like, mixed(params)))
 
     def local(state: State, batches: Batches, key: Key, steps: Steps | None) -> tuple[State, Metrics]:
         done = descend(learner, optimizer, state.params, state.opt_state, batches, key, steps)
-        some = jax.tree.leaves(batches)[0].shape[0] > 0 if steps is None else steps > 0
+        some = steps_in(batches) > 0 if steps is None else steps > 0
 
         def correct(psi: Any, c: Any) -> Any:  # a round without a step has nothing to correct
             return jnp.where(some, psi + c, psi)
 
-        phi = jax.tree.map(correct, done.params, state.correction)
-        return State(phi, done.opt_state, state.correction), done.metrics
+        phi = jax.tree.map(correct, mixed(done.params), state.correction)
+        return State({**done.params, **phi}, done.opt_state, state.correction), done.metrics
 
     def send(state: State, neighborhood: Neighborhood) -> tuple[State, Payload]:
         return state, state.params
 
     def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
+        apart = inbox._replace(sent=mixed(inbox.sent), received=mixed(inbox.received))
         return state._replace(
             params=exchange_mix(state.params, inbox, neighborhood, scale),
-            correction=exchange_mix(state.correction, inbox, neighborhood, scale),
+            correction=exchange_mix(state.correction, apart, neighborhood, scale),
         )
 
     def adopt(state: Any, params: Params) -> State:
@@ -73,5 +75,5 @@ def corrected(name: str, learner: Learner, optimizer: optax.GradientTransformati
     return Algorithm(
         name, init, local, send, mix, adopt, lambda state: state.params,
         travels="the corrected model", state_class="sum", lateness=1,
-        mass=lambda state: (state.params, state.correction), restart=restart,
+        mass=lambda state: (mixed(state.params), state.correction), restart=restart,
     )  # fmt: skip

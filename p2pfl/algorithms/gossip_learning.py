@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from p2pfl.check import at_least
-from p2pfl.learner import descend
+from p2pfl.learner import descend, steps_in
 from p2pfl.topology import sampled
 from p2pfl.types import Algorithm, Batches, Demands, Inbox, Key, Learner, Metrics, Neighborhood, Params, Steps, Tree
 
@@ -44,7 +44,7 @@ def gossip_learning(learner: Learner, optimizer: optax.GradientTransformation, l
 
     def local(state: State, batches: Batches, key: Key, steps: Steps | None) -> tuple[State, Metrics]:
         done = descend(learner, optimizer, state.params, state.opt_state, batches, key, steps)
-        taken = jax.tree.leaves(batches)[0].shape[0] if steps is None else steps
+        taken = steps_in(batches) if steps is None else steps
         return State(done.params, done.opt_state, state.age + jnp.asarray(taken, jnp.float32)), done.metrics
 
     def send(state: State, neighborhood: Neighborhood) -> tuple[State, Tree]:

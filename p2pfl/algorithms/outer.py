@@ -71,7 +71,7 @@ def outer(
         phi = state.anchor["trained"]
         gradient = jax.tree.map(lambda a, b: a - b, phi, mixed["trained"])
         updates, outer_state = second.update(gradient, state.outer_state, phi)
-        new = {"trained": optax.apply_updates(phi, updates), "carried": mixed["carried"]}
+        new = {**mixed, "trained": optax.apply_updates(phi, updates)}
         return State(new, state.opt_state, new, outer_state, mixed)
 
     def adopt(state: Any, params: Params) -> State:

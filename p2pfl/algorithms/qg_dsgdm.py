@@ -23,7 +23,7 @@ import optax
 
 from p2pfl.check import share
 from p2pfl.errors import ConfigError
-from p2pfl.learner import descend, is_plain, learning_rate
+from p2pfl.learner import descend, is_plain, learning_rate, steps_in
 from p2pfl.mixing import exchange_mix
 from p2pfl.types import Algorithm, Batches, Inbox, Key, Learner, Metrics, Neighborhood, Params, Steps, Tree
 
@@ -53,7 +53,7 @@ def qg_dsgdm(
         return State(params, optimizer.init(trained), zeros, trained, jnp.zeros((), jax.tree.leaves(trained)[0].dtype))
 
     def local(state: State, batches: Batches, key: Key, steps: Steps | None) -> tuple[State, Metrics]:
-        start, count = state.params["trained"], jax.tree.leaves(batches)[0].shape[0]
+        start, count = state.params["trained"], steps_in(batches)
         rate = learning_rate(optimizer, state.opt_state, start) * jnp.asarray(
             count if steps is None else steps, state.rate.dtype
         )

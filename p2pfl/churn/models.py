@@ -94,6 +94,7 @@ def _some(table: Table, setting: Setting, where: str, up: Callable[[int], np.nda
     check_distinct([ids], f"{where}.nodes", setting.nodes)
     whole = np.ones((setting.rounds, setting.nodes), bool)
     whole[:, ids] = up(len(ids))
+    whole[table.get("end", setting.rounds + 1) - 1 :] = True
     return events_of(whole, table.get("kind", "crash"), table.get("state", "lost"))
 
 
@@ -141,6 +142,7 @@ def _correlated(table: Table, setting: Setting, index: int, where: str) -> list[
     up = np.ones((setting.rounds, setting.nodes), bool)
     for site, column in zip(sites, _renewed(lengths, len(sites), setting.rounds, table.get("start", 1)).T, strict=True):
         up[:, list(site)] = column[:, None]
+    up[table.get("end", setting.rounds + 1) - 1 :] = True
     return events_of(up, table.get("kind", "crash"), table.get("state", "lost"))
 
 

@@ -50,6 +50,7 @@ class ChurnEvent:
     down: Mean | None = None  # mean rounds between two; of a restart or a stroke: so many
     shape: Positive | None = None  # weibull, pareto: of the sessions' distribution
     start: Count | None = None  # of a model: sessions begin with this round; 1
+    end: Count | None = None  # of a model: all are back in this round
     kind: Literal["crash", "leave"] | None = None  # of a model: how nodes go; crash
     period: Count | None = None  # diurnal: rounds of a day
     share: Annotated[float, Field(gt=0, le=1)] | None = None  # diurnal: there at the low; flash_crowd: that join
@@ -73,7 +74,7 @@ class Fields(NamedTuple):
     one: tuple[str, ...] = ()  # exactly one of these
 
 
-_OUTAGES = ("state", "nodes", "start", "kind")
+_OUTAGES = ("state", "nodes", "start", "end", "kind")
 FIELDS: Mapping[str, Fields] = MappingProxyType(
     {
         "crash": Fields(("node", "round")),
@@ -89,10 +90,10 @@ FIELDS: Mapping[str, Fields] = MappingProxyType(
         "weibull": Fields(("up", "down", "shape"), _OUTAGES),
         "pareto": Fields(("up", "down", "shape"), _OUTAGES),
         "diurnal": Fields(("period", "share"), _OUTAGES),
-        "trace": Fields(("path", "seconds_per_round"), ("state", "nodes", "kind")),
-        "correlated": Fields(("sites", "up", "down"), ("state", "start", "kind")),
+        "trace": Fields(("path", "seconds_per_round"), ("state", "nodes", "end", "kind")),
+        "correlated": Fields(("sites", "up", "down"), ("state", "start", "end", "kind")),
         "flash_crowd": Fields(("round",), one=("nodes", "share")),
-        "rolling_restart": Fields(("every", "down"), _OUTAGES),
+        "rolling_restart": Fields(("every", "down"), ("state", "nodes", "start", "kind")),
         "adversarial": Fields(("target", "round"), ("down", "state", "kind", "class_label")),
     }
 )

@@ -1,22 +1,30 @@
-"""Data: arrays in, arrays out. Built-in sets, .npz, .csv, and any function of the user's own."""
+"""Data: arrays in, arrays out. Built-in sets, .npz, .csv, MedMNIST, folders as they are, and functions of the user."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import numpy as np
 
-from p2pfl.data import builtin, csv, npz
+from p2pfl.data import builtin, csv, folder, medmnist, npz
 from p2pfl.data.dataset import Dataset, Samples, as_float32, encode_labels, validate
 from p2pfl.errors import DataError
 
-__all__ = ["SOURCES", "Dataset", "Samples", "builtin", "csv", "npz", "python", "validate"]
+__all__ = ["SOURCES", "Dataset", "Samples", "builtin", "csv", "folder", "medmnist", "npz", "python", "validate"]
 
 SOURCES: Mapping[str, Callable[..., Dataset]] = MappingProxyType(
-    {"digits": builtin.digits, "breast_cancer": builtin.breast_cancer, "npz": npz.load, "csv": csv.load}
+    {
+        "digits": builtin.digits,
+        "breast_cancer": builtin.breast_cancer,
+        "npz": npz.load,
+        "csv": csv.load,
+        "medmnist": medmnist.load,
+        "folder": folder.load,
+    }
 )
 """Source name -> function that returns a Dataset."""
 
@@ -27,8 +35,10 @@ _FAULTS = (
 )  # fmt: skip
 
 
-def python(spec: str, **arguments: object) -> Dataset:
+def python(spec: str, seed: int | None = None, **arguments: object) -> Dataset:
     """The data that the user's own function returns; `spec` is "module:function", `arguments` go to the function.
+
+    So does `seed`, where the function has an argument of that name that is not given.
 
     It returns a Dataset, or (x_train, y_train, x_test, y_test): x [N, ...] numbers (cast to float32, never scaled),
     y [N] or [N, 1] whole numbers or text. The module is imported by the usual rules of Python.
@@ -38,6 +48,8 @@ def python(spec: str, **arguments: object) -> Dataset:
     where = f"data function {spec!r}"
     function = _find(spec, where)
     try:
+        if seed is not None and "seed" in inspect.signature(function).parameters:
+            arguments = {"seed": seed, **arguments}
         found = function(**arguments)
     except _FAULTS as exc:
         raise DataError(f"{where}: failed with {type(exc).__name__}: {exc}") from exc

@@ -1,12 +1,19 @@
 """What every source of data returns, and the few pure steps that the sources share.
 
 A data set is arrays: train rows, test rows, and the names of classes, sites and features. Everything that a source left
-out or filled in stands in `notes`, in words, to be shown to the user.
+out or filled in stands in `notes`, in words, to be shown to the user. What is to be predicted is its `kind`:
+
+    classes       y [N] int32: index into classes
+    labels        y [N, L] int32, 0 or 1: which of the L labels a row has; classes are the names of the labels
+    regression    y [N, T] float32: T numbers; classes are the names of the targets
+    survival      y [N, 2] float32: (time > 0, 1 if the event was seen then and 0 if the row was censored)
+    segmentation  y [N, H, W] int32: the class of each pixel of x [N, H, W, C]
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +25,26 @@ from p2pfl.errors import DataError, nearest
 # One constant per purpose of randomness, so that the same seed elsewhere does not draw the same numbers.
 SPLIT_PURPOSE = 0x5917
 
+KINDS: Mapping[str, tuple[type, tuple[str, ...]]] = MappingProxyType(
+    {
+        "classes": (np.int32, ("rows",)),
+        "labels": (np.int32, ("rows", "labels")),
+        "regression": (np.float32, ("rows", "targets")),
+        "survival": (np.float32, ("rows", "2")),
+        "segmentation": (np.int32, ("rows", "height", "width")),
+    }
+)
+"""What is predicted -> dtype and axes of y; see the head of this module."""
+RISK = ("risk",)
+"""The classes of a survival data set: the model's one output, the logarithm of the relative risk."""
+_COUNTS = {1: "one axis", 2: "two axes", 3: "three axes"}
+
 
 class Samples(NamedTuple):
     """Rows of one part of a data set."""
 
     x: np.ndarray  # [N, ...] float32
-    y: np.ndarray  # [N] int32: index into Dataset.classes
+    y: np.ndarray  # [N, ...] what is to be predicted, by Dataset.kind; of "classes" [N] int32
     site: np.ndarray | None = None  # [N] int32: index into Dataset.sites
 
 
@@ -32,72 +53,121 @@ class Dataset(NamedTuple):
 
     train: Samples
     test: Samples
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # names of classes, labels or targets: one for each number that a model puts out
     sites: tuple[str, ...] = ()
     features: tuple[str, ...] = ()  # names of the columns of a flat x; () where they have none
     notes: tuple[str, ...] = ()  # what was left out or filled in, in words
+    validation: Samples | None = None  # rows that are neither trained on nor tested on, where the data set has them
+    kind: str = "classes"  # a name of KINDS
 
 
 def validate(dataset: Dataset, where: str) -> None:
     """Refuse a data set that training could not use; `where` says where it came from.
 
-    Holds: float32 x, int32 y and site, equal lengths, equal row shapes, no NaN and nothing infinite, labels and sites
-    within their names, at least two classes, at least one train row and one test row.
+    Holds: a kind of KINDS, float32 x, y of the kind's dtype and shape, int32 site, equal lengths, equal row shapes, no
+    NaN and nothing infinite, labels and sites within their names, at least two classes (of labels, targets and risks:
+    one), at least one train row and one test row.
     Raises DataError with the part ("train.x"), how many entries are wrong, and the first row (counted from 0).
     """
     _validate_names(dataset, where)
-    for part, samples in (("train", dataset.train), ("test", dataset.test)):
+    parts = [("train", dataset.train), ("test", dataset.test)]
+    parts += [] if dataset.validation is None else [("validation", dataset.validation)]
+    for part, samples in parts:
         _validate_part(samples, part, dataset, where)
-    row_train, row_test = dataset.train.x.shape[1:], dataset.test.x.shape[1:]
-    if row_train != row_test:
-        raise DataError(
-            f"{where}: a row of train.x has shape {row_train}, a row of test.x {row_test}; they must be equal"
-        )
+    row_train = dataset.train.x.shape[1:]
+    for part, samples in parts[1:]:
+        if samples.x.shape[1:] != row_train:
+            raise DataError(
+                f"{where}: a row of train.x has shape {row_train}, a row of {part}.x {samples.x.shape[1:]}; "
+                "they must be equal"
+            )
     if dataset.features and row_train != (len(dataset.features),):
         raise DataError(f"{where}: {len(dataset.features)} feature names for rows of shape {row_train}")
 
 
 def _validate_names(dataset: Dataset, where: str) -> None:
+    if dataset.kind not in KINDS:
+        raise DataError(f"{where}: kind={dataset.kind!r}: {nearest(dataset.kind, KINDS)}")
     for what, names in (("classes", dataset.classes), ("sites", dataset.sites), ("features", dataset.features)):
         if len(set(names)) != len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
             raise DataError(f"{where}: {what} holds {', '.join(map(repr, twice))} more than once; names must differ")
-    if len(dataset.classes) < 2:
+    if dataset.kind == "survival" and dataset.classes != RISK:
+        raise DataError(f"{where}: classes={dataset.classes!r}: survival has the single output {RISK!r}")
+    if dataset.kind in ("classes", "segmentation") and len(dataset.classes) < 2:
         raise DataError(f"{where}: a single class {dataset.classes!r}; at least two are needed to learn anything")
+    if not dataset.classes:
+        raise DataError(f"{where}: classes is empty; kind={dataset.kind!r} needs at least one name")
 
 
 def _validate_part(samples: Samples, part: str, dataset: Dataset, where: str) -> None:
-    named: list[tuple[str, Any, type]] = [("x", samples.x, np.float32), ("y", samples.y, np.int32)]
+    y_dtype, y_axes = KINDS[dataset.kind]
+    named: list[tuple[str, Any, type, tuple[str, ...]]] = [
+        ("x", samples.x, np.float32, ("rows", "...")),
+        ("y", samples.y, y_dtype, y_axes),
+    ]
     if (samples.site is not None) != bool(dataset.sites):
         raise DataError(
             f"{where}: {part}.site is {'None' if samples.site is None else 'given'}, but sites={dataset.sites!r}; "
             "give both or neither"
         )
     if samples.site is not None:
-        named.append(("site", samples.site, np.int32))
-    for name, array, dtype in named:
+        named.append(("site", samples.site, np.int32, ("rows",)))
+    for name, array, dtype, axes in named:
         if not isinstance(array, np.ndarray):
             raise DataError(f"{where}: {part}.{name} is a {type(array).__name__}; it must be a numpy array")
         if array.dtype != dtype:
             raise DataError(f"{where}: {part}.{name} has dtype {array.dtype}; it must be {np.dtype(dtype).name}")
-        if (array.ndim != 1) if name != "x" else (array.ndim < 2):
-            rule = "two or more axes, [rows, ...]" if name == "x" else "one axis, [rows]"
-            raise DataError(f"{where}: {part}.{name} has shape {array.shape}; it must have {rule}")
+        if (array.ndim != len(axes)) if name != "x" else (array.ndim < 2):
+            count = "two or more axes" if name == "x" else f"{_COUNTS[len(axes)]}"
+            raise DataError(
+                f"{where}: {part}.{name} has shape {array.shape}; it must have {count}, [{', '.join(axes)}]"
+            )
         if len(array) != len(samples.y):
             raise DataError(
                 f"{where}: {part}.{name} has {len(array)} rows, {part}.y has {len(samples.y)}; they must be equal"
             )
     if not len(samples.y):
         raise DataError(f"{where}: no {part} rows; at least one is needed")
-    _validate_range(samples.y, len(dataset.classes), f"{where}: {part}.y", "classes")
+    _validate_answers(samples, dataset, f"{where}: {part}")
     if samples.site is not None:
         _validate_range(samples.site, len(dataset.sites), f"{where}: {part}.site", "sites")
-    wrong = ~np.isfinite(samples.x)
+    _validate_finite(samples.x, f"{where}: {part}.x")
+
+
+def _validate_answers(samples: Samples, dataset: Dataset, where: str) -> None:
+    """The shape and the values of y, by kind; its dtype and number of axes are known to be right."""
+    y, kind, names = samples.y, dataset.kind, dataset.classes
+    if kind in ("labels", "regression", "survival"):
+        width = 2 if kind == "survival" else len(names)
+        if y.shape[1] != width:
+            of = "time and event" if kind == "survival" else ", ".join(names)
+            raise DataError(f"{where}.y has {y.shape[1]} columns; kind={kind!r} needs {width}: {of}")
+    if kind == "segmentation" and (samples.x.ndim != 4 or samples.x.shape[:3] != y.shape):
+        raise DataError(
+            f"{where}.x has shape {samples.x.shape}, {where}.y {y.shape}; a mask [N, H, W] must have a class for each "
+            "pixel of the images [N, H, W, C]"
+        )
+    if kind in ("classes", "segmentation"):
+        _validate_range(y, len(names), f"{where}.y", "classes")
+    elif kind == "labels":
+        _validate_range(y, 2, f"{where}.y", "values: without and with the label")
+    else:
+        _validate_finite(y, f"{where}.y")
+    if kind == "survival":
+        for wrong, rule in ((y[:, 0] <= 0, "times must be > 0"), (~np.isin(y[:, 1], (0, 1)), "events must be 0 or 1")):
+            if wrong.any():
+                row = int(np.argmax(wrong))
+                raise DataError(f"{where}.y: {rule}; {int(wrong.sum())} are not, first in row {row}: {y[row].tolist()}")
+
+
+def _validate_finite(array: np.ndarray, what: str) -> None:
+    wrong = ~np.isfinite(array)
     if wrong.any():
-        nan = int(np.isnan(samples.x).sum())
+        nan = int(np.isnan(array).sum())
         row = int(np.argmax(wrong.reshape(len(wrong), -1).any(axis=1)))
         raise DataError(
-            f"{where}: {part}.x holds {nan} NaN and {int(wrong.sum()) - nan} infinite values among {wrong.size}, "
+            f"{what} holds {nan} NaN and {int(wrong.sum()) - nan} infinite values among {wrong.size}, "
             f"first in row {row}; fill them or leave these rows out"
         )
 
@@ -105,10 +175,10 @@ def _validate_part(samples: Samples, part: str, dataset: Dataset, where: str) ->
 def _validate_range(index: np.ndarray, size: int, what: str, names: str) -> None:
     wrong = (index < 0) | (index >= size)
     if wrong.any():
-        row = int(np.argmax(wrong))
+        row = int(np.argmax(wrong.reshape(len(wrong), -1).any(axis=1)))
         raise DataError(
             f"{what} holds {int(wrong.sum())} values outside 0..{size - 1} ({size} {names}), "
-            f"first in row {row}: {int(index[row])}"
+            f"first in row {row}: {int(index[wrong][0])}"
         )
 
 
@@ -126,27 +196,36 @@ def apportion(total: int, shares: npt.ArrayLike) -> np.ndarray:
     return counts
 
 
-def split(y: np.ndarray, site: np.ndarray | None, test_fraction: float, seed: int) -> np.ndarray:
+def split(
+    y: np.ndarray, site: np.ndarray | None, test_fraction: float, seed: int, group: np.ndarray | None = None
+) -> np.ndarray:
     """Draw the test rows, stratified by (site, label) as far as whole rows allow: [N] bool, True = test.
 
-    y [N] int, site [N] int or None. Every site gives round(test_fraction * rows) test rows (at least 1 where it has two
-    rows or more), cut over its labels by largest remainder; the last row of a (site, label) always stays in train.
+    y [N] int; of other kinds than "classes" y [N, ...], and the rows are stratified by site alone. site [N] int or
+    None. Every site gives round(test_fraction * rows) test rows (at least 1 where it has two rows or more), cut over
+    its labels by largest remainder; the last row of a (site, label) always stays in train. With `group` [N] (any
+    values) the same is done with whole groups, each with the site and label of its first row: no group is parted.
     Raises ConfigError for a fraction outside (0, 1) or a negative seed.
     """
     fraction(test_fraction=test_fraction)
     at_least(0, seed=seed)
+    if group is not None:
+        _, first, member = np.unique(group, return_index=True, return_inverse=True)
+        own = split(y[first], None if site is None else site[first], test_fraction, seed)
+        return own[member]
+    label = y if y.ndim == 1 else np.zeros(len(y), np.int32)
     rng = np.random.default_rng([seed, SPLIT_PURPOSE])
     in_test = np.zeros(len(y), bool)
-    groups = np.zeros(len(y), np.int64) if site is None else site
-    for group in np.unique(groups):
-        rows = np.flatnonzero(groups == group)
-        labels, sizes = np.unique(y[rows], return_counts=True)
+    places = np.zeros(len(y), np.int64) if site is None else site
+    for place in np.unique(places):
+        rows = np.flatnonzero(places == place)
+        labels, sizes = np.unique(label[rows], return_counts=True)
         wanted = min(max(round(test_fraction * len(rows)), 1), len(rows) - 1)
         counts = np.minimum(apportion(wanted, sizes), sizes - 1)
         while counts.sum() < wanted and (counts < sizes - 1).any():  # what a small label could not give
             counts[np.argmax(np.where(counts < sizes - 1, sizes - 1 - counts, -1))] += 1
-        for label, count in zip(labels, counts, strict=True):
-            in_test[rng.permutation(rows[y[rows] == label])[:count]] = True
+        for value, count in zip(labels, counts, strict=True):
+            in_test[rng.permutation(rows[label[rows] == value])[:count]] = True
     return in_test
 
 
@@ -195,12 +274,39 @@ def encode_labels(
     return coded, classes
 
 
+def multi_labels(
+    raw: Mapping[str, np.ndarray], names: Sequence[str] | None, where: str
+) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """Multi-label arrays [N, L] of 0 and 1 as int32, and the names of the labels ("0", "1", ... without `names`).
+
+    Raises DataError for other values, for different widths, for names of another number, and for labels of which every
+    row has exactly one: that is one-hot, and one class per row is meant.
+    """
+    widths = {array.shape[1] for array in raw.values()}
+    if len(widths) > 1:
+        raise DataError(f"{where}: {', '.join(raw)} have {sorted(widths)} columns; they must be equal")
+    width = widths.pop()
+    for name, array in raw.items():
+        known = np.isin(array, (0, 1)) if array.dtype.kind in "biuf" else np.zeros(array.shape, bool)
+        if not known.all():
+            row = int(np.argmin(known.all(axis=1)))
+            raise DataError(f"{where}: {name} row {row} holds {array[row].tolist()!r}; labels of a row are 0 or 1")
+    if all((array.sum(axis=1) == 1).all() for array in raw.values()):
+        raise DataError(
+            f"{where}: {next(iter(raw))} has {width} columns and one 1 in every row: one-hot, not multi-label; "
+            "store their argmax over axis 1"
+        )
+    if names is not None and len(names) != width:
+        raise DataError(f"{where}: {len(names)} class names for {width} labels; one for each is needed")
+    return [array.astype(np.int32) for array in raw.values()], tuple(names or map(str, range(width)))
+
+
 def _label_column(array: np.ndarray, name: str, where: str) -> np.ndarray:
     """One array of labels as [N] int64 or [N] text."""
     if array.ndim == 2 and array.shape[1] > 1:
         raise DataError(
-            f"{where}: {name} has {array.shape[1]} columns; one label per row is needed (multi-label data is not "
-            "supported). One-hot labels: store their argmax over axis 1"
+            f"{where}: {name} has {array.shape[1]} columns; one label per row is needed. Several labels per row are "
+            'a Dataset of kind "labels" (multi-label); one-hot labels: store their argmax over axis 1'
         )
     if array.ndim not in (1, 2):
         raise DataError(f"{where}: {name} has shape {array.shape}; labels must be [rows] or [rows, 1]")

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from p2pfl.data.dataset import Dataset, Samples, as_float32, encode_labels, split, validate
+from p2pfl.data.dataset import Dataset, Samples, as_float32, encode_labels, multi_labels, split, validate
 from p2pfl.errors import DataError
 
 PAIRS = (("images", "labels"), ("x", "y"))
 MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
+VALIDATION = ("val_images", "val_labels")
 MOST_CHANNELS = 4  # grey, two of something, RGB, RGBA; a longer last axis is space
 
 
@@ -21,32 +22,55 @@ def load(path: str | os.PathLike[str], test_fraction: float = 0.2, seed: int = 0
     """Read an .npz: MedMNIST's keys (Yang et al. 2023), or "images" and "labels", or "x" and "y".
 
     uint8 images become float32 in 0..1, other numbers are kept as they are; [N, H, W] becomes [N, H, W, 1] and a volume
-    [N, D, H, W] becomes [N, D, H, W, 1]. Labels: [N] or [N, 1], whole numbers or text; an array "classes" names them.
-    MedMNIST's validation rows are left out (a note says so); plain pairs are split at random, stratified by label.
-    Raises DataError for a file that is missing, damaged or holds Python objects (never unpickled), for keys, shapes and
-    labels that don't fit; ConfigError for a fraction outside (0, 1).
+    [N, D, H, W] becomes [N, D, H, W, 1]. Labels: [N] or [N, 1], whole numbers or text, or [N, L] of 0 and 1, which is
+    the kind "labels" (as in ChestMNIST); an array "classes" names them. MedMNIST's validation rows become `validation`
+    (a note says so); plain pairs are split at random, stratified by label. Raises DataError for a file that is missing,
+    damaged or holds Python objects (never unpickled), for keys, shapes and labels that don't fit; ConfigError for a
+    fraction outside (0, 1).
     """
     file = Path(path)
     where = str(path)
     arrays, keys = _read(file, where)
-    names = _class_names(arrays, where)
-    if "train_images" in arrays:
-        x = {part: _images(arrays[f"{part}_images"], f"{part}_images", where) for part in ("train", "test")}
-        labels = {key: arrays[key] for key in ("train_labels", "test_labels")}
-        (y_train, y_test), classes = encode_labels(labels, names, where)
-        _same_length(x["train"], y_train, "train_images", "train_labels", where)
-        _same_length(x["test"], y_test, "test_images", "test_labels", where)
-        train, test = Samples(x["train"], y_train), Samples(x["test"], y_test)
-    else:
-        image_key, label_key = next(pair for pair in PAIRS if pair[0] in arrays)
-        pixels = _images(arrays[image_key], image_key, where)
-        (y,), classes = encode_labels({label_key: arrays[label_key]}, names, where)
-        _same_length(pixels, y, image_key, label_key, where)
-        in_test = split(y, None, test_fraction, seed)
-        train, test = Samples(pixels[~in_test], y[~in_test]), Samples(pixels[in_test], y[in_test])
-    dataset = Dataset(train, test, classes, notes=_notes(keys, arrays))
+    dataset = _parts(arrays, where) if "train_images" in arrays else _pair(arrays, where, test_fraction, seed)
+    dataset = dataset._replace(notes=_notes(keys, arrays))
     validate(dataset, where)
     return dataset
+
+
+def _parts(arrays: dict[str, np.ndarray], where: str) -> Dataset:
+    """MedMNIST's keys."""
+    names = [part for part in ("train", "test", "val") if f"{part}_images" in arrays]
+    y, classes, kind = _labels({f"{part}_labels": arrays[f"{part}_labels"] for part in names}, arrays, where)
+    parts = {}
+    for part, labels in zip(names, y, strict=True):
+        x = _images(arrays[f"{part}_images"], f"{part}_images", where)
+        _same_length(x, labels, f"{part}_images", f"{part}_labels", where)
+        parts[part] = Samples(x, labels)
+    validation = parts.get("val")
+    # A file that was cut down for a try may keep the key and no rows.
+    validation = validation if validation is not None and len(validation.y) else None
+    return Dataset(parts["train"], parts["test"], classes, validation=validation, kind=kind)
+
+
+def _pair(arrays: dict[str, np.ndarray], where: str, test_fraction: float, seed: int) -> Dataset:
+    """Images and labels without a split."""
+    image_key, label_key = next(pair for pair in PAIRS if pair[0] in arrays)
+    pixels = _images(arrays[image_key], image_key, where)
+    (y,), classes, kind = _labels({label_key: arrays[label_key]}, arrays, where)
+    _same_length(pixels, y, image_key, label_key, where)
+    in_test = split(y, None, test_fraction, seed)
+    train, test = Samples(pixels[~in_test], y[~in_test]), Samples(pixels[in_test], y[in_test])
+    return Dataset(train, test, classes, kind=kind)
+
+
+def _labels(
+    raw: dict[str, np.ndarray], arrays: dict[str, np.ndarray], where: str
+) -> tuple[list[np.ndarray], tuple[str, ...], str]:
+    """y of each array, class names, kind."""
+    names = _class_names(arrays, where)
+    if all(array.ndim == 2 and array.shape[1] > 1 for array in raw.values()):
+        return *multi_labels(raw, names, where), "labels"
+    return *encode_labels(raw, names, where), "classes"
 
 
 def _read(file: Path, where: str) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -76,7 +100,7 @@ def _wanted(keys: list[str], where: str) -> list[str]:
                 f"{where}: lacks {', '.join(lacking)}; MedMNIST's layout needs {', '.join(MEDMNIST)}. "
                 f"Found: {', '.join(keys)}"
             )
-        return [*MEDMNIST, *names]
+        return [*MEDMNIST, *(VALIDATION if all(key in keys for key in VALIDATION) else ()), *names]
     for pair in PAIRS:
         if all(key in keys for key in pair):
             return [*pair, *names]
@@ -123,14 +147,13 @@ def _same_length(x: np.ndarray, y: np.ndarray, image_key: str, label_key: str, w
 
 def _notes(keys: list[str], arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
     unused = [key for key in keys if key not in arrays]
-    validation = [key for key in unused if key.startswith("val_")]
-    other = [key for key in unused if key not in validation]
     notes = []
-    if validation:
-        notes.append(f"left out the validation rows ({', '.join(validation)})")
-    if other:
+    if "val_images" in arrays:
+        kept = len(arrays["val_images"])
+        notes.append(f'kept {kept} validation rows ({", ".join(VALIDATION)}) for [evaluation] rows = "validation"')
+    if unused:
         notes.append(
-            f"not used: {', '.join(other)}"
+            f"not used: {', '.join(unused)}"
             + (
                 ""
                 if "train_images" in arrays

@@ -46,9 +46,9 @@ def is_number(cell: str) -> bool:
     return _NUMBER.fullmatch(cell) is not None
 
 
-def read(file: Path, drop: Sequence[str]) -> Table:
-    """Read a UTF-8 file with a header, by which comma, semicolon or tab is found. `drop`: only "" matters here, the
-    permission for one column without a name.
+def read(file: Path, drop: Sequence[str], columns: Sequence[str] = (), delimiter: str | None = None) -> Table:
+    """Read a UTF-8 file with a header, by which comma, semicolon or tab is found unless `delimiter` is given. `drop`:
+    only "" matters here, the permission for one column without a name. `columns`: names, for a file without a header.
 
     Raises DataError for a file that is missing, empty, not UTF-8 or badly quoted, and for ragged rows and bad headers.
     """
@@ -63,10 +63,12 @@ def read(file: Path, drop: Sequence[str]) -> Table:
         raise DataError(f"{where}: can't be read: {exc}") from exc
     # csv.Sniffer guesses quotes too, and guesses wrong in short files; the header alone says the delimiter.
     head = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = max(DELIMITERS, key=head.count)
+    delimiter = delimiter or max(DELIMITERS, key=head.count)
     rows, lines = _rows(text, delimiter, where)
     if not rows:
         raise DataError(f"{where}: the file is empty; a header and rows are needed")
+    if columns:
+        rows, lines = [list(columns), *rows], [0, *lines]
     names = _header(rows[0], where, drop)
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(names):

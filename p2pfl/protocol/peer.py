@@ -344,14 +344,16 @@ class Peer(Presence):
     def _following(self, booked: Sequence[Booking]) -> int:
         """The round after this, or a later one that a neighbour is in who has gone on without this node.
 
-        On a graph that stays, who has booked with a neighbour that was a round ahead takes that over: else it would be
-        behind to the end, and train its last round alone. (Where partners change, who skips a round misses another.)
+        On a graph that stays, who has booked with all its neighbours, and all were ahead, takes their round over: else
+        it would be behind to the end, and train its last round alone. (Not if only some were: then skipping goes round
+        and round on a ring. Where partners change, who skips a round misses another.)
         """
         following = self.round + 1
         if self.facts.sync == ASYNC:
             return following
-        if self._plan.steady:
-            following = max([following, *(each.theirs.round + 1 for each in booked if each.mine is not None)])
+        rounds = {each.node: each.theirs.round for each in booked if each.mine is not None}
+        if self._plan.steady and rounds and set(self._turn.exchange) <= set(rounds):
+            following = max(following, min(rounds.values()) + 1)
         for other in self.neighbours.values():
             if other.round > following and self._passed_over(other):
                 following = other.round

@@ -61,6 +61,7 @@ def work(federation: Any) -> Work:
         evaluate_every=wanted.evaluation.every,
         events=federation.churn,
         conditions=federation.conditions,
+        sites=federation.sites,
         course=planned,
     )
 

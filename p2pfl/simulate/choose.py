@@ -12,7 +12,7 @@ import numpy as np
 from p2pfl import tree
 from p2pfl.errors import ConfigError
 from p2pfl.program import node_key
-from p2pfl.types import Algorithm, Learner, Neighborhood, Schedule
+from p2pfl.types import Algorithm, Neighborhood, Params, Schedule
 
 CANDIDATES = (1, 8)
 """Nodes at once that are tried."""
@@ -46,10 +46,10 @@ class Measured(NamedTuple):
 
 
 def chunk(
-    algorithm: Algorithm, learner: Learner, slots: int, batches: Any, most: int, now: Callable[[], float]
+    algorithm: Algorithm, params: Params, slots: int, batches: Any, most: int, now: Callable[[], float]
 ) -> Measured:
-    """Try the local steps of 1 and of 8 nodes at once on one device. `batches`: of one node, [S, B, ...]."""
-    state = algorithm.init(learner.init(jax.random.key(0)), slots)
+    """Try the local steps of 1 and of 8 nodes at once on one device. `params`, `batches` [S, B, ...]: of one node."""
+    state = algorithm.init(params, slots)
     seconds = {count: _seconds(algorithm, state, slots, count, batches, now) for count in CANDIDATES if count <= most}
     # around a chunk of few nodes there is more of a loop than is tried here: it must win clearly
     best = min(seconds, key=lambda count: seconds[count] * (1 + _LOOP / count))
@@ -81,10 +81,9 @@ def _seconds(algorithm: Algorithm, state: Any, slots: int, count: int, batches: 
 
 
 def memory(
-    algorithm: Algorithm, learner: Learner, slots: int, nodes: int, mixing: str, ages: int, keep: bool
+    algorithm: Algorithm, params: Params, slots: int, nodes: int, mixing: str, ages: int, keep: bool
 ) -> tuple[int, int]:
-    """(bytes for each node, bytes besides) that a simulation holds at its peak."""
-    params = jax.eval_shape(learner.init, jax.random.key(0))
+    """(bytes for each node, bytes besides) that a simulation holds at its peak. `params`: a model, or its shapes."""
     state = jax.eval_shape(lambda p: algorithm.init(p, slots), params)
     around = Neighborhood(np.zeros(slots, np.float32), np.zeros(slots, np.float32))
     payload = tree.nbytes(jax.eval_shape(lambda s: algorithm.send(s, around)[1], state))

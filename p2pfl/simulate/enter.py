@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from p2pfl.learner import placed
 from p2pfl.simulate.gossip import where
 from p2pfl.simulate.shape import AXIS, Carry, Rounds, Shape
 from p2pfl.types import Algorithm, Array, Params, State, Tree
@@ -44,9 +45,14 @@ def _new(
         rows = leaf[jnp.clip(donor - start, 0, size - 1)]
         return jax.lax.psum(jnp.where(here.reshape(-1, *(1,) * (rows.ndim - 1)), rows, 0), AXIS)
 
-    first = algorithm.init(model, shape.slots)
-    adopted = jax.vmap(lambda model: algorithm.adopt(first, model))(jax.tree.map(given, models))
-    new = jax.vmap(lambda known, one: where(known, one, first))(donor >= 0, adopted)
+    def begin(before: State) -> State:
+        site = algorithm.params(before).get("private", {}).get("site", {})  # its data are still there
+        return algorithm.init(placed(model, site), shape.slots)
+
+    rows = jnp.clip(back - start, 0, size - 1)
+    first = jax.vmap(begin)(jax.tree.map(lambda leaf: leaf[rows], state))
+    adopted = jax.vmap(algorithm.adopt)(first, jax.tree.map(given, models))
+    new = jax.vmap(where)(donor >= 0, adopted, first)
     mine = (back >= start) & (back < start + size)
     place = jnp.where(mine, back - start, size)  # beyond the last place: dropped
     written: State = jax.tree.map(lambda leaf, rows: leaf.at[place].set(rows, mode="drop"), state, new)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from p2pfl import churn
+from p2pfl.learner import placed
 from p2pfl.simulate.membership import Course
-from p2pfl.types import Algorithm, Learner, Params, Schedule
+from p2pfl.types import Algorithm, Key, Learner, Params, Schedule, Tree
 
 
 class Work(NamedTuple):
@@ -31,12 +34,17 @@ class Work(NamedTuple):
     evaluate_every: int
     events: tuple[churn.Event, ...]
     conditions: churn.Conditions
+    sites: Tree  # [n, ...] what each node knows of its own data, where it is asked for
     course: Course | None = None  # of the events; its schedule is then `schedule`
 
     @property
     def algorithm(self) -> Algorithm:
         """The algorithm that learns with the learner."""
         return self.make(self.learner)
+
+    def first(self, key: Key) -> Params:
+        """The first model of node 0."""
+        return placed(self.learner.init(key), jax.tree.map(lambda rows: jnp.asarray(rows[0]), self.sites))
 
 
 def make_work(*, owner: Sequence[int], **parts: Any) -> Work:

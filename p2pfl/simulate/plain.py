@@ -17,7 +17,7 @@ class Node:
 
     def __init__(self, task: Task, life: int = 1, keep: int = 1) -> None:
         self.whole, self.task, self.life, self.keep = task, task, life, keep
-        self.state: State = task.program.init(task.seed)
+        self.state: State = task.program.init(task.seed, task.site)
         self.payloads: dict[int, Payload] = {}  # by round
         self.models: dict[int, Params] = {}  # after the local steps, by round
         self.order: dict[int, tuple[int, ...]] = {}  # the neighbours of the epoch, by round: whose the parts are

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from p2pfl import tree
 from p2pfl.simulate import vector
 from p2pfl.simulate.given import Evaluated, Work
 from p2pfl.simulate.shape import Carry, Shape
@@ -28,7 +29,7 @@ class Testing:
         """Over all nodes, or over those who are there."""
         nodes = self.shape.layout.nodes
         total: Any = 0.0
-        for leaf in jax.tree.leaves(jax.vmap(self.work.algorithm.params)(state)):
+        for leaf in jax.tree.leaves(tree.mixed(jax.vmap(self.work.algorithm.params)(state))):
             x = leaf[:nodes]
             if active is None:
                 total = total + ((x - x.mean(axis=0, keepdims=True)) ** 2).sum() / nodes

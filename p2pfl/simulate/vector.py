@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from p2pfl.learner import placed
 from p2pfl.program import node_key
 from p2pfl.simulate import enter, gossip
 from p2pfl.simulate.gossip import Sharing, where
@@ -154,13 +155,17 @@ def _train(
     return jax.lax.cond(now.trains, lambda: all_chunks(now.rows, now.steps), lambda: all_chunks(now.rows[:, :0], None))
 
 
-def compile_init(algorithm: Algorithm, learner: Learner, shape: Shape, mesh: Mesh) -> Callable[[], Carry]:
-    """The first carry: every node with the same model."""
+def compile_init(algorithm: Algorithm, learner: Learner, shape: Shape, mesh: Mesh) -> Callable[[Tree], Carry]:
+    """`(sites) -> the first carry`: every node with the same model; sites [places, ...]: what each knows."""
     layout = shape.layout
 
-    def init() -> Carry:
+    def init(sites: Tree) -> Carry:
         params = learner.init(jax.random.key(shape.seed))
-        state = jax.vmap(lambda _: algorithm.init(params, shape.slots))(jnp.arange(layout.places))
+
+        def one(_: Array, site: Tree) -> State:
+            return algorithm.init(placed(params, site), shape.slots)
+
+        state = jax.vmap(one)(jnp.arange(layout.places), sites)
         mass = jax.eval_shape(algorithm.mass or algorithm.params, jax.tree.map(lambda leaf: leaf[0], state))
         drift = jax.tree.map(lambda leaf: jnp.zeros((layout.devices, *leaf.shape), leaf.dtype), mass)
         models = jax.vmap(algorithm.params)(state) if shape.keep else ()

@@ -55,10 +55,10 @@ class _Simulation:
         self.late = work.conditions.late
         self.ragged = bool(work.events) or bool(np.ptp(work.steps)) or _uneven(work.schedule)
         mixing = choose.mixing(work.algorithm, work.schedule, self.drawn, bool(self.late))
-        params = jax.eval_shape(work.learner.init, jax.random.key(0))
+        params = jax.eval_shape(work.first, jax.random.key(0))
         back = int(work.course.timeline.fresh.sum(axis=1).max()) if work.course else 0
         self.keep = back > 0 or nodes * tree.nbytes(params) <= _KEPT
-        needs = choose.memory(work.algorithm, work.learner, slots, nodes, mixing, self.late, self.keep)
+        needs = choose.memory(work.algorithm, params, slots, nodes, mixing, self.late, self.keep)
         choose.fits(*needs, nodes, choose.free_memory(devices), jax.process_count())
         self.measured: dict[int, float] = {}
         at_once = how.chunk or self._guess(params)
@@ -113,7 +113,7 @@ class _Simulation:
         first = work.rows[0][:1] if len(work.rows[0]) else np.zeros(1, np.int64)
         rows = np.broadcast_to(first, (int(work.steps.max()), work.batch_size))
         batches = {"x": jnp.asarray(work.x[rows]), "y": jnp.asarray(work.y[rows])}
-        found = choose.chunk(work.algorithm, work.learner, slots, batches, most, self.now)
+        found = choose.chunk(work.algorithm, work.first(jax.random.key(0)), slots, batches, most, self.now)
         return found.chunk, found.seconds
 
     def _place_data(self, at: Layout) -> None:
@@ -131,6 +131,11 @@ class _Simulation:
     def _graph(self, rows: Sequence[int] | None) -> shape.Graph:
         found = tables(self.work.schedule, self.shape.layout, rows, self.exports)
         return shape.Graph(*(vector.put(self.mesh, shape.ROWS, part) for part in found[1:]))
+
+    def _sites(self) -> Any:
+        """What each node knows of its own data, over the devices."""
+        at = self.shape.layout
+        return jax.tree.map(lambda rows: vector.put(self.mesh, shape.OVER, at.padded(rows)), self.work.sites)
 
     # --- rounds
 
@@ -156,7 +161,7 @@ class _Simulation:
 
     def run(self, progress: Progress) -> Outcome:
         work, shape = self.work, self.shape
-        carry = vector.compile_init(work.algorithm, work.learner, shape, self.mesh)()
+        carry = vector.compile_init(work.algorithm, work.learner, shape, self.mesh)(self._sites())
         testing = Testing(work, shape, self.mesh)
         first_model = vector.first_model(self.mesh, carry.models) if shape.back else None
         first, begun, timed, steps, seconds = 0.0, 0.0, 0, 0, 0.0

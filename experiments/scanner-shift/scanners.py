@@ -1,0 +1,45 @@
+"""PneumoniaMNIST as four hospitals with unlike scanners would have taken it: gamma and contrast, or an inverted film."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from p2pfl.data import Dataset, Samples
+
+FILE = Path(__file__).resolve().parents[3] / "shared" / "data" / "pneumoniamnist_rebuilt.npz"
+SCANNERS = {  # name -> (gamma, contrast, brightness), of each of the four
+    "gamma": ((0.5, 1.0, 0.0), (1.0, 0.6, 0.2), (2.0, 1.0, 0.0), (1.0, 1.4, -0.2)),
+    "film": ((1.0, 1.0, 0.0), (0.6, 1.0, 0.0), (1.6, 1.0, 0.0), (1.0, -1.0, 1.0)),  # the last one is inverted
+}
+
+
+def load(scanners: str = "gamma", images: int = 100, path: str = str(FILE), seed: int = 0) -> Dataset:
+    """Four sites with `images` training images each, drawn by the seed; every site tests on all test images, as its own
+    scanner shows them, and so it validates."""
+    with np.load(path, allow_pickle=False) as file:
+        parts = {name: (file[f"{name}_images"], file[f"{name}_labels"].reshape(-1)) for name in ("train", "val", "test")}
+    order = np.random.default_rng([seed, 0x5CA]).permutation(len(parts["train"][1]))
+    found = {}
+    for name, (pixels, labels) in parts.items():
+        xs, ys, sites = [], [], []
+        for site, scanner in enumerate(SCANNERS[scanners]):
+            rows = order[site * images : (site + 1) * images] if name == "train" else np.arange(len(labels))
+            xs.append(seen(pixels[rows], *scanner))
+            ys.append(labels[rows])
+            sites.append(np.full(len(rows), site))
+        found[name] = Samples(
+            np.concatenate(xs).astype(np.float32), np.concatenate(ys).astype(np.int32),
+            np.concatenate(sites).astype(np.int32),
+        )  # fmt: skip
+    return Dataset(
+        found["train"], found["test"], ("normal", "pneumonia"), tuple(f"scanner {i}" for i in range(4)),
+        notes=(f"four scanners: {scanners}",), validation=found["val"],
+    )  # fmt: skip
+
+
+def seen(pixels: np.ndarray, gamma: float, contrast: float, brightness: float) -> np.ndarray:
+    """Images [N, H, W] of bytes -> [N, H, W, 1] in 0..1, as the scanner shows them."""
+    x = pixels[..., None] / 255.0
+    return np.clip(contrast * x**gamma + brightness, 0, 1)

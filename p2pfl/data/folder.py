@@ -1,0 +1,315 @@
+"""Data sets as they lie on disk, by a layout (docs/data.md): tables, images, DICOM, NIfTI, masks; sites and patients.
+
+The steps, each with what it says in the notes: find the rows (`rows`) and their labels (`labels`), the given split,
+sites that are too small, a part of all (`limit`), the files; read them (`pixels`); draw the test rows where the layout
+has none, patients kept together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from p2pfl.check import at_least, fraction, one_of
+from p2pfl.data import csv
+from p2pfl.data import layout as layouts
+from p2pfl.data import rows as found_rows
+from p2pfl.data.dataset import Dataset, Samples, apportion, split, validate
+from p2pfl.data.labels import labels
+from p2pfl.data.layout import Layout
+from p2pfl.data.pixels import Arrays, Entry, arrays
+from p2pfl.data.rows import FILE, Rows
+from p2pfl.data.table import Table, is_number
+from p2pfl.errors import DataError
+
+# One constant per purpose of randomness, so that the same seed elsewhere does not draw the same numbers.
+LIMIT_PURPOSE = 0x11417
+MOST_THREADS = 8  # decoders leave the interpreter free; more only wait for the disk
+TRAIN, TEST, VALIDATION = 0, 1, 2
+PARTS = ("train", "test", "validation")
+
+
+def load(
+    path: str | os.PathLike[str],
+    layout: str,
+    missing: str = "error",
+    side: int | None = None,
+    limit: int | None = None,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+) -> Dataset:
+    """The data set at the root `path`, as `layout` (a name of experiments/data, or the path of a .toml) describes it.
+
+    x [N, H, W, C] float32; of slices = "volume" [N, D, H, W, C]; of series and tables [N, F]. y as the kind has it.
+    `missing`: "error" refuses a row whose file is not there, "drop_row" leaves it out. `side`: square images of so many
+    pixels, instead of the layout's size. `limit`: so many rows of the layout at most, drawn from `seed` in proportion
+    to the parts; a volume is one such row. `test_fraction` is used where the layout has no test rows.
+    Raises DataError with file, row, field and way out for what does not fit; ConfigError for a wrong argument.
+    """
+    one_of(("error", "drop_row"), missing=missing)
+    fraction(test_fraction=test_fraction)
+    at_least(0, seed=seed)
+    at_least(1, **{name: value for name, value in (("limit", limit), ("side", side)) if value is not None})
+    wanted = layouts.read(layouts.find(layout, Path(path).resolve().parent))
+    rows = found_rows.find(wanted, Path(path))
+    if wanted.format == "table":
+        return _table(wanted, rows, limit, test_fraction, seed)
+    if side is not None:
+        size = (side,) * (3 if wanted.pixels.slices == "volume" else 2)
+        wanted = _with_size(wanted, size)
+    rows, y, classes = labels(wanted, rows)
+    if not len(rows.places):
+        raise DataError(f"{rows.root}: no rows")
+    chosen = _Chosen(rows, y, _parts(wanted, rows))
+    chosen = _small_sites(wanted, _known(wanted, chosen))
+    chosen = _limited(chosen, limit, seed)
+    chosen, entries = _entries(wanted, chosen, missing)
+    return _dataset(wanted, chosen, classes, _read(wanted, entries), test_fraction, seed)
+
+
+class _Chosen(NamedTuple):
+    """Rows with their answers and parts, thinned out together."""
+
+    rows: Rows
+    y: np.ndarray
+    part: np.ndarray  # [N] TRAIN, TEST, VALIDATION; -1: belongs to none
+
+    def keep(self, mask: np.ndarray, *notes: str) -> _Chosen:
+        if not mask.any():
+            raise DataError(f"{self.rows.root}: no row is left; {'; '.join(notes)}")
+        return _Chosen(self.rows.keep(mask, *notes), self.y[mask], self.part[mask])
+
+
+def _with_size(layout: Layout, size: tuple[int, ...]) -> Layout:
+    return replace(layout, pixels=replace(layout.pixels, size=size))
+
+
+def _parts(layout: Layout, rows: Rows) -> np.ndarray:
+    """The part of every row, as its split says; all TRAIN where there is no split."""
+    given = layout.split
+    if given is None:
+        return np.full(len(rows.places), TRAIN)
+    cells = rows.column(given.column, "split.column")
+    values = {name: set(getattr(given, name)) for name in (*PARTS, "ignore")}
+    for of, file in given.lists.items():
+        values[of] |= found_rows.listed(rows.root, file, f"split.lists.{of}")
+    part = np.full(len(cells), -2)
+    for index, name in ((-1, "ignore"), (VALIDATION, "validation"), (TEST, "test"), (TRAIN, "train")):
+        part[np.isin(cells, list(values[name]))] = index
+    if (part == -2).any():
+        row = int(np.argmax(part == -2))
+        raise DataError(
+            f"{rows.places[row]}: {given.column} is {cells[row]!r}, which split has in none of train, test, validation "
+            f"and ignore ({int((part == -2).sum())} of {len(part)} rows)"
+        )
+    return part
+
+
+def _known(layout: Layout, chosen: _Chosen) -> _Chosen:
+    """Without the rows that no part wants; site and group of every other row must be known."""
+    gone = chosen.part < 0
+    if gone.any():
+        chosen = chosen.keep(~gone, f"left out {int(gone.sum())} rows that belong to no part")
+    for field, name in (("site", layout.site), ("group", layout.group)):
+        if name is None:
+            continue
+        empty = chosen.rows.column(name, field) == ""
+        if empty.any():
+            row = int(np.argmax(empty))
+            raise DataError(
+                f"{chosen.rows.places[row]}: {field}: {name} is empty in {int(empty.sum())} of {len(empty)} rows; "
+                "keep names the rows to take"
+            )
+    return chosen
+
+
+def _small_sites(layout: Layout, chosen: _Chosen) -> _Chosen:
+    if layout.site is None:
+        return chosen
+    cells = chosen.rows.columns[layout.site]
+    small = sorted(name for name, count in Counter(cells).items() if count < layout.min_rows)
+    if not small:
+        return chosen
+    return chosen.keep(
+        ~np.isin(cells, small), f"left out sites with fewer than {layout.min_rows} rows: {', '.join(small)}"
+    )
+
+
+def _limited(chosen: _Chosen, limit: int | None, seed: int) -> _Chosen:
+    count = len(chosen.part)
+    if limit is None or limit >= count:
+        return chosen
+    rng = np.random.default_rng([seed, LIMIT_PURPOSE])
+    kept = np.zeros(count, bool)
+    sizes = np.bincount(chosen.part, minlength=len(PARTS))
+    for part, size in enumerate(apportion(limit, sizes)):
+        kept[rng.permutation(np.flatnonzero(chosen.part == part))[:size]] = True
+    return chosen.keep(kept, f"limit = {limit}: {count - limit} rows were not read")
+
+
+def _entries(layout: Layout, chosen: _Chosen, missing: str) -> tuple[_Chosen, list[Entry]]:
+    """The files of every row."""
+    rows, pixels = chosen.rows, layout.pixels
+    templates = [(f"pixels.channels[{i}]", template) for i, template in enumerate(pixels.channels)]
+    templates = templates or [("path", layout.path or f"{{{FILE}}}")]
+    templates += [("label.mask", layout.label.mask)] if layout.label.mask is not None else []
+    files = [found_rows.paths(rows, template, field) for field, template in templates]
+    absent = np.array([[file is None for file in column] for column in files])
+    gone = np.asarray(absent.any(axis=0))
+    if gone.any():
+        row = int(np.argmax(gone))
+        field, template = templates[int(np.argmax(absent[:, row]))]
+        if missing == "error":
+            raise DataError(
+                f"{rows.places[row]}: {field}={template!r}: no such file below {rows.root} ({int(gone.sum())} of "
+                f'{len(gone)} rows have none); missing = "drop_row" leaves such rows out'
+            )
+        chosen = chosen.keep(~gone, f"left out {int(gone.sum())} rows whose files are not there")
+    frames = _frames(chosen.rows, pixels.frames)
+    kept = [[file for file, lost in zip(column, gone, strict=True) if not lost] for column in files]
+    entries = []
+    for index, own in enumerate(zip(*kept, strict=True)):
+        found = tuple(file for file in own if file is not None)
+        mask = found[-1] if layout.label.mask is not None else None
+        entries.append(Entry(found[: len(found) - (mask is not None)], mask, frames[index]))
+    return chosen, entries
+
+
+def _frames(rows: Rows, names: Sequence[str]) -> list[tuple[int, ...]]:
+    found = []
+    columns = [rows.column(name, "pixels.frames") for name in names]
+    for row, place in enumerate(rows.places):
+        cells = [column[row] for column in columns]
+        if not all(is_number(cell) and float(cell) >= 0 and float(cell).is_integer() for cell in cells):
+            raise DataError(f"{place}: pixels.frames: {', '.join(map(repr, cells))}: must be whole numbers from 0")
+        found.append(tuple(dict.fromkeys(int(float(cell)) for cell in cells)))
+    return found
+
+
+def _read(layout: Layout, entries: Sequence[Entry]) -> Iterator[Arrays]:
+    """What every row becomes, in order; several files are decoded at once."""
+    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+        yield from pool.map(lambda entry: arrays(layout, entry), entries)
+
+
+def _dataset(
+    layout: Layout, chosen: _Chosen, classes: tuple[str, ...], read: Iterator[Arrays], test_fraction: float, seed: int
+) -> Dataset:
+    rows = chosen.rows
+    x: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
+    owner: list[int] = []  # the row of the layout that each row of the data set comes from
+    for index, found in enumerate(read):
+        for array in found.x:
+            if x and array.shape != x[0].shape:
+                raise DataError(
+                    f"{rows.places[index]}: has shape {array.shape}, {rows.places[owner[0]]} {x[0].shape}; rows must "
+                    "be of one shape. Give pixels.size in the layout, or side"
+                )
+            x.append(array)
+            owner.append(index)
+        masks.extend(found.y)
+    if not x:
+        raise DataError(f"{rows.root}: no slice holds anything but {layout.classes[0]!r}; pixels.foreground = false")
+    of = np.array(owner)
+    y = np.stack(masks) if layout.kind == "segmentation" else chosen.y[of]
+    names, site = _sites(layout, rows, of)
+    part = chosen.part[of]
+    if not (part == TEST).any():
+        free = np.flatnonzero(part == TRAIN)
+        group = of[free] if layout.group is None else rows.columns[layout.group][of[free]].astype(str)
+        label = y[free] if layout.kind == "classes" else np.zeros((len(free), 1), np.int32)
+        drawn = split(label, None if site is None else site[free], test_fraction, seed, group)
+        part[free[drawn]] = TEST
+    notes = list(rows.notes)
+    if len(x) != len(rows.places):
+        notes.append(f"{len(x)} rows from {len(rows.places)} files")
+    notes += _judge_parts(layout, part, site, names, rows.root)
+    samples = []
+    for wanted in range(len(PARTS)):
+        taken = np.flatnonzero(part == wanted)
+        own = np.stack([x[index] for index in taken]) if len(taken) else np.zeros((0, *x[0].shape), np.float32)
+        samples.append(Samples(own, y[taken], None if site is None else site[taken]))
+    train, test, validation = samples
+    if layout.kind == "classes" and len(only := np.unique(y)) == 1:
+        notes.append(f"only the class {classes[only[0]]!r} of {', '.join(classes)} occurs")
+    if len(validation.y):
+        notes.append(f'kept {len(validation.y)} validation rows for [evaluation] rows = "validation"')
+    kept = validation if len(validation.y) else None
+    dataset = Dataset(train, test, classes, names, notes=tuple(notes), validation=kept, kind=layout.kind)
+    validate(dataset, f"{rows.root} ({layout.name})")
+    return dataset
+
+
+def _sites(layout: Layout, rows: Rows, of: np.ndarray) -> tuple[tuple[str, ...], np.ndarray | None]:
+    """Names in sorted order, and the site of every row [N] int32; none without a site."""
+    if layout.site is None:
+        return (), None
+    names, site = np.unique(rows.columns[layout.site][of].astype(str), return_inverse=True)
+    return tuple(names.tolist()), site.astype(np.int32)
+
+
+def _judge_parts(
+    layout: Layout, part: np.ndarray, site: np.ndarray | None, names: Sequence[str], root: Path
+) -> list[str]:
+    """What must be said of parts and sites. Raises DataError for no train or test rows, at all or of a site."""
+    for wanted in (TRAIN, TEST):
+        if not (part == wanted).any():
+            more = " Groups are never parted, so there must be more than one" if layout.group else ""
+            raise DataError(f"{root}: no {PARTS[wanted]} rows among {len(part)}; more rows are needed.{more}")
+    if site is None:
+        return []
+    lacking = [name for index, name in enumerate(names) if not (part[site == index] == TRAIN).any()]
+    if lacking:
+        raise DataError(
+            f"{root}: no train rows at site {', '.join(map(repr, lacking))}; leave the site out with "
+            f"keep.{layout.site}, or leave split out of the layout"
+        )
+    silent = [name for index, name in enumerate(names) if not (part[site == index] == TEST).any()]
+    return [f"site {name!r} has no test rows" for name in silent]
+
+
+def _table(layout: Layout, rows: Rows, limit: int | None, test_fraction: float, seed: int) -> Dataset:
+    """format = "table": the columns of [features], by the steps of source = "csv"."""
+    features, label = layout.features, layout.label
+    assert features is not None  # the layout was judged
+    roles = [
+        *features.columns,
+        label.column,
+        *(label.columns or ()),
+        label.time,
+        label.event,
+        layout.site,
+        layout.group,
+    ]
+    names = tuple(dict.fromkeys(name for name in roles if name is not None))
+    cells = np.stack([rows.column(name, "features.columns") for name in names], axis=1)
+    chosen = _Chosen(rows, cells, _parts(layout, rows))
+    gone = int((chosen.part < 0).sum())
+    if gone:
+        chosen = chosen.keep(chosen.part >= 0, f"left out {gone} rows that belong to no part")
+    chosen = _limited(chosen, limit, seed)
+    in_test, notes = None, chosen.rows.notes
+    if layout.split is not None:
+        validation = chosen.part == VALIDATION
+        notes = (*notes, f"left out {int(validation.sum())} validation rows") if validation.any() else notes
+        chosen = chosen.keep(~validation)
+        in_test = chosen.part == TEST if (chosen.part == TEST).any() else None
+    where = rows.root / layout.tables[0].file if len(layout.tables) == 1 else rows.root
+    table = Table(str(where), names, chosen.y, chosen.rows.lines, in_test, notes)
+    wanted = csv.Wanted(
+        label=label.column, site=layout.site, missing=features.missing, min_rows=layout.min_rows,
+        small_sites=features.small_sites, classes=layout.classes or None, categories=features.categories,
+        standardize=features.standardize, kind=layout.kind,
+        labels=label.columns if layout.kind == "labels" else None,
+        targets=label.columns if layout.kind == "regression" else None,
+        time=label.time, event=label.event, group=layout.group, test_fraction=test_fraction, seed=seed,
+    )  # fmt: skip
+    return csv.from_table(table, wanted)

@@ -1,0 +1,189 @@
+"""From the files of a row to its arrays: frames, intensity, slices, size, and the mask of a segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from p2pfl.data.formats import Picture, correlations, read
+from p2pfl.data.layout import Layout, Pixels
+from p2pfl.errors import DataError
+
+
+class Entry(NamedTuple):
+    """A row of the layout: one file, or one for each channel."""
+
+    files: tuple[Path, ...]
+    mask: Path | None = None
+    frames: tuple[int, ...] = ()  # on the last axis of four
+
+
+class Arrays(NamedTuple):
+    """What a row becomes: one or more rows of the data set, as its volume is cut."""
+
+    x: list[np.ndarray]  # of [H, W, C], [D, H, W, C] or [F] float32
+    y: list[np.ndarray]  # of [H, W] int32 class indices; empty but for segmentation
+
+
+def arrays(layout: Layout, entry: Entry) -> Arrays:
+    """Read the files of a row. Raises DataError that names the file of what can't be read or does not fit."""
+    if layout.format == "series":
+        return Arrays([correlations(entry.files[0])], [])
+    pixels = layout.pixels
+    channels = [read(file, layout.format, pixels.mode) for file in entry.files]
+    mask = None if entry.mask is None else read(entry.mask, layout.format, "raw")
+    found = Arrays([], [])
+    for frame in entry.frames or (None,):
+        parts = [
+            _planes(_intensity(_frame(channel, frame, file), layout, file), pixels, file)
+            for channel, file in zip(channels, entry.files, strict=True)
+        ]
+        _same_count(parts, entry.files)
+        colours = not channels[0].volume and channels[0].array.ndim == 3
+        stacked = [_stack([part[index] for part in parts], entry.files, colours) for index in range(len(parts[0]))]
+        if mask is None or entry.mask is None:
+            found.x.extend(stacked)
+            continue
+        planes = _planes(_frame(mask, frame, entry.mask), pixels, entry.mask, labels=True)
+        _same_count([planes, stacked], (entry.mask, entry.files[0]))
+        for plane, x in zip(planes, stacked, strict=True):
+            y = _classes(plane, layout, entry.mask)
+            if y.shape != x.shape[:2]:
+                raise DataError(
+                    f"{entry.mask}: the mask is {y.shape[0]} x {y.shape[1]}, {entry.files[0]} is {x.shape[0]} x "
+                    f"{x.shape[1]}; give both one size: pixels.size"
+                )
+            if y.any() or not pixels.foreground:
+                found.x.append(x)
+                found.y.append(y)
+    return found
+
+
+def _frame(picture: Picture, frame: int | None, file: Path) -> Picture:
+    """One frame of a file of four axes."""
+    if picture.array.ndim < 4:
+        return picture
+    count = picture.array.shape[3]
+    if frame is None:
+        raise DataError(f"{file}: has {count} frames; name the columns with their numbers: pixels.frames")
+    if not 0 <= frame < count:
+        raise DataError(f"{file}: frame {frame} is asked for; it has the frames 0 to {count - 1}")
+    return picture._replace(array=picture.array[..., frame])
+
+
+def _intensity(picture: Picture, layout: Layout, file: Path) -> Picture:
+    """Values as float32, in 0..1 but for "zscore" and "none"."""
+    pixels = layout.pixels
+    x = picture.array.astype(np.float64)
+    if not np.isfinite(x).all():
+        raise DataError(f"{file}: holds NaN or infinite values; repair the file, or leave its row out")
+    rule, window = pixels.intensity, pixels.window
+    if rule == "auto" and window is None:
+        window = picture.window
+        rule = "full" if picture.full is not None else "none" if layout.format == "npy" else "range"
+    if window is not None:
+        x = _windowed(x, *window)
+    elif rule == "full":
+        if picture.full is None:
+            raise DataError(f'{file}: pixels.intensity="full": its type has no largest value; use "range"')
+        x = x / picture.full
+    elif rule == "range":
+        low, high = np.percentile(x, (0.5, 99.5))
+        x = np.clip((x - low) / (high - low), 0, 1) if high > low else np.zeros_like(x)
+    elif rule == "zscore":
+        inside = x[x != 0]
+        if inside.size and inside.std() > 0:
+            x = np.where(x != 0, (x - inside.mean()) / inside.std(), 0.0)
+    if picture.invert and rule != "zscore" and (window is not None or rule == "range"):
+        x = 1 - x
+    return picture._replace(array=x.astype(np.float32))
+
+
+def _windowed(x: np.ndarray, centre: float, width: float) -> np.ndarray:
+    """DICOM's linear window (PS3.3 C.11.2.1.2.1), to 0..1."""
+    found: np.ndarray = np.clip((x - (centre - 0.5)) / max(width - 1, 1e-6) + 0.5, 0, 1)
+    return found
+
+
+def _planes(picture: Picture, pixels: Pixels, file: Path, labels: bool = False) -> list[np.ndarray]:
+    """The planes [H, W] or [H, W, colours] of a picture at their size; of whole volumes one array [D, H, W]."""
+    array = picture.array
+    if not picture.volume:
+        if pixels.slices == "volume":
+            raise DataError(f'{file}: has shape {array.shape}; pixels.slices="volume" needs volumes')
+        return [_resized(array, pixels.size, labels)]
+    array = np.moveaxis(array, pixels.axis, 0)
+    if pixels.slices == "volume":
+        return [_resized_volume(array, pixels.size)]
+    count = len(array)
+    chosen: Sequence[int] = range(count)
+    if pixels.slices == "middle":
+        chosen = [count // 2]
+    elif pixels.slices != "all":
+        first, last = pixels.slices
+        chosen = range(max(first, 0), min(last, count))
+        if not chosen:
+            raise DataError(f"{file}: pixels.slices=[{first}, {last}]: none of its {count} slices lies there")
+    return [_resized(array[index], pixels.size, labels) for index in chosen]
+
+
+def _resized(plane: np.ndarray, size: Sequence[int], labels: bool) -> np.ndarray:
+    """A plane at [height, width]: bilinear with antialiasing, masks by the nearest pixel."""
+    from PIL import Image
+
+    if not size or plane.shape[:2] == tuple(size):
+        return plane
+    to = (size[1], size[0])
+    if labels:
+        image = Image.fromarray(np.ascontiguousarray(plane, np.int32))
+        return np.asarray(image.resize(to, Image.Resampling.NEAREST))
+    colours = plane[..., None] if plane.ndim == 2 else plane
+    planes = [Image.fromarray(np.ascontiguousarray(colours[..., c], np.float32)) for c in range(colours.shape[2])]
+    found = np.stack([np.asarray(image.resize(to, Image.Resampling.BILINEAR)) for image in planes], axis=2)
+    return found[..., 0] if plane.ndim == 2 else found
+
+
+def _resized_volume(volume: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    from scipy.ndimage import zoom  # type: ignore[import-untyped]  # here: 0.1 s, and most data are planes
+
+    if not size or volume.shape == tuple(size):
+        return volume
+    found: np.ndarray = zoom(volume, [to / now for to, now in zip(size, volume.shape, strict=True)], order=1)
+    return found.astype(np.float32)
+
+
+def _same_count(parts: Sequence[Sequence[np.ndarray]], files: Sequence[Path]) -> None:
+    for part, file in zip(parts, files, strict=True):
+        if len(part) != len(parts[0]):
+            raise DataError(f"{file}: gives {len(part)} slices, {files[0]} {len(parts[0])}; they must be equal")
+
+
+def _stack(planes: Sequence[np.ndarray], files: Sequence[Path], colours: bool) -> np.ndarray:
+    """Channels last: [..., C]."""
+    shapes = {plane.shape for plane in planes}
+    if len(shapes) > 1:
+        raise DataError(f"{files[0]}: its channels are of several shapes, {sorted(shapes)}; give pixels.size")
+    if len(planes) == 1:
+        plane = planes[0]
+        return np.ascontiguousarray(plane if colours else plane[..., None], np.float32)
+    return np.ascontiguousarray(np.stack(planes, axis=-1), np.float32)
+
+
+def _classes(plane: np.ndarray, layout: Layout, file: Path) -> np.ndarray:
+    """Class indices [H, W] int32 of a mask, by label.values or as they are."""
+    names = layout.classes
+    if plane.ndim != 2:
+        raise DataError(f"{file}: a mask must have one number per pixel; it has the shape {plane.shape}")
+    known = {float(value): names.index(name) for value, name in layout.label.values.items() if name in names}
+    found, inverse = np.unique(plane, return_inverse=True)
+    index = [known.get(float(value), -1) if known else int(value) for value in found]
+    wrong = [float(value) for value, i in zip(found, index, strict=True) if not 0 <= i < len(names)]
+    if wrong or (not known and (found != np.round(found)).any()):
+        raise DataError(
+            f"{file}: the mask holds {', '.join(f'{value:g}' for value in wrong[:5])}, which is none of the classes "
+            f"{', '.join(names)}; say what it means in label.values"
+        )
+    return np.array(index, np.int32)[inverse].reshape(plane.shape)

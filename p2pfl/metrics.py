@@ -1,0 +1,242 @@
+"""How good outputs are, in the numbers that papers of each kind of task report. On the host, in float64.
+
+Through scikit-learn where it has the metric. It is imported inside the functions that need it: it takes 0.7 s and 70 MB
+per process.
+
+A metric that is not defined is None and never raises or warns: where y holds a single class, where there are no rows,
+where an output is not finite.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+from p2pfl.check import one_of
+from p2pfl.errors import DataError
+
+Found = dict[str, float | None]
+"""Metrics by name; None: not defined."""
+
+BINS = 10
+"""Bins of the confidence; Guo et al. use 15."""
+
+
+def assess(kind: str, outputs: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> Found:
+    """All metrics of a kind of task, as `names` lists them; outputs [N, ...] raw, y [N, ...] as in p2pfl.data.Dataset.
+
+    classes: accuracy, balanced_accuracy (mean recall of the classes in y), auc (of several classes: the mean over those
+    in y of one against the rest), log_loss, brier, ece; of two classes, the second being the positive one, also
+    average_precision, sensitivity, specificity.
+    labels: accuracy (share of labels right), balanced_accuracy and auc (means over the labels that have both values in
+    y), f1_macro (mean over the labels that are somewhere 1 in y or predicted).
+    regression: mae, rmse, r2: means over targets, r2 over those that vary in y.
+    survival: c_index, see `concordance`.
+    segmentation: dice_NAME of each class but the first, the mean over the images in which it is, in y or predicted;
+    dice_mean and iou_mean (Jaccard), the means over classes.
+    Raises ConfigError for another kind, DataError when outputs and y differ in rows or outputs are not of `classes`.
+    """
+    one_of(_ASSESS, kind=kind)
+    outputs, y = np.asarray(outputs), np.asarray(y)
+    if len(outputs) != len(y):
+        raise DataError(f"outputs={len(outputs)} rows, y={len(y)}: must be equal; give the outputs of these rows")
+    wanted = 1 if kind == "survival" else len(classes)
+    if outputs.ndim < 2 or outputs.shape[-1] != wanted:
+        raise DataError(f"outputs={list(outputs.shape)}: must be [rows, ..., {wanted}] for kind={kind!r}")
+    if not len(y) or not np.isfinite(outputs).all():
+        return dict.fromkeys(names(kind, classes))
+    found = _ASSESS[kind](outputs, y, classes)
+    return {name: None if (value := found[name]) is None else float(value) for name in names(kind, classes)}
+
+
+def names(kind: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """The metrics that `assess` gives for such a task. Raises ConfigError for another kind."""
+    one_of(_ASSESS, kind=kind)
+    if kind == "segmentation":
+        return (*(f"dice_{name}" for name in classes[1:]), "dice_mean", "iou_mean")
+    if kind == "classes":
+        two = ("average_precision", "sensitivity", "specificity") if len(classes) == 2 else ()
+        return ("accuracy", "balanced_accuracy", "auc", *two, "log_loss", "brier", "ece")
+    return {
+        "labels": ("accuracy", "balanced_accuracy", "auc", "f1_macro"),
+        "regression": ("mae", "rmse", "r2"),
+        "survival": ("c_index",),
+    }[kind]
+
+
+def by_group(
+    kind: str, outputs: np.ndarray, y: np.ndarray, classes: Sequence[str], group: np.ndarray, groups: Sequence[str]
+) -> dict[str, Found]:
+    """`assess` for the rows of each group, such as a site; group [N] int: index into `groups`, -1 = in none.
+
+    A group without rows has None for every metric. Raises as `assess` does, and DataError for a group out of range.
+    """
+    outputs, y, group = np.asarray(outputs), np.asarray(y), np.asarray(group)
+    if group.shape != (len(y),) or (group < -1).any() or (group >= len(groups)).any():
+        raise DataError(f"group={list(group.shape)}: must be [{len(y)}], of -1..{len(groups) - 1}; one for each row")
+    parts = ((name, group == index) for index, name in enumerate(groups))
+    return {name: assess(kind, outputs[rows], y[rows], classes) for name, rows in parts}
+
+
+# ---------------------------------------------------------------------------------------------------------- classes
+
+
+class Calibration(NamedTuple):
+    """A reliability diagram: bin m holds the rows with confidence in (m / bins, (m + 1) / bins]."""
+
+    confidence: np.ndarray  # [bins] mean probability of the class that is predicted; NaN where the bin is empty
+    accuracy: np.ndarray  # [bins] share of these rows that is right; NaN likewise
+    rows: np.ndarray  # [bins] int64: how many
+
+
+def calibration_curve(outputs: np.ndarray, y: np.ndarray, bins: int = BINS) -> Calibration:
+    """How right a classifier is at each confidence; outputs [N, classes] raw, y [N].
+
+    Source: Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks" (2017), section 2.
+    """
+    p = _softmax(outputs)
+    confidence, right = p.max(axis=1), p.argmax(axis=1) == y
+    at = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    count = np.bincount(at, minlength=bins)
+    sums = (np.bincount(at, weights=values, minlength=bins) for values in (confidence, right))
+    mean = [np.divide(each, count, out=np.full(bins, np.nan), where=count > 0) for each in sums]
+    return Calibration(mean[0], mean[1], count)
+
+
+def _classes(outputs: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> Found:
+    from sklearn import metrics  # here: see the head of the module
+
+    p, guess, present = _softmax(outputs), outputs.argmax(axis=1), np.unique(y)
+    several, margin = len(present) > 1, _margin(outputs)
+    # From the margins: where probabilities round to 1, they still tell who is surer.
+    auc = [metrics.roc_auc_score(y == c, margin[:, c]) for c in present] if several else []
+    curve = calibration_curve(outputs, y)
+    gap = np.abs(np.nan_to_num(curve.accuracy) - np.nan_to_num(curve.confidence))
+    # Brier (1950) sums over classes; of two classes, half of it is meant. scikit-learn has the former only since 1.7.
+    brier = ((p - np.eye(len(classes))[y]) ** 2).sum(axis=1).mean()
+    found: Found = {
+        "accuracy": metrics.accuracy_score(y, guess),
+        "balanced_accuracy": _recall(y, guess, present) if several else None,
+        "auc": float(np.mean(auc)) if several else None,
+        "log_loss": metrics.log_loss(y, p, labels=np.arange(len(classes))),
+        "brier": brier / 2 if len(classes) == 2 else brier,
+        "ece": (curve.rows * gap).sum() / len(y),
+    }
+    if len(classes) == 2:
+        found["average_precision"] = metrics.average_precision_score(y, margin[:, 1]) if several else None
+        found["sensitivity"] = _recall(y, guess, [1]) if 1 in present else None
+        found["specificity"] = _recall(y, guess, [0]) if 0 in present else None
+    return found
+
+
+def _recall(y: np.ndarray, guess: np.ndarray, of: Sequence[int] | np.ndarray) -> float:
+    """The mean recall of these classes, all of which are in y."""
+    from sklearn import metrics  # here: see the head of the module
+
+    return float(metrics.recall_score(y, guess, labels=of, average="macro"))
+
+
+def _softmax(outputs: np.ndarray) -> np.ndarray:
+    e = np.exp(outputs.astype(np.float64) - outputs.max(axis=-1, keepdims=True))
+    p: np.ndarray = e / e.sum(axis=-1, keepdims=True)
+    return p
+
+
+def _margin(outputs: np.ndarray) -> np.ndarray:
+    """[N, classes]: the log odds of each class against all others together."""
+    wide = outputs.astype(np.float64)
+    rest = [np.logaddexp.reduce(np.delete(wide, c, axis=1), axis=1) for c in range(wide.shape[1])]
+    return wide - np.stack(rest, axis=1)
+
+
+# --------------------------------------------------------------------------------------------------- the other kinds
+
+
+def _labels(outputs: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> Found:
+    from sklearn import metrics  # here: see the head of the module
+
+    truth, guess = (y > 0).astype(np.int64), (outputs > 0).astype(np.int64)
+    pairs = [(truth[:, i], guess[:, i], outputs[:, i]) for i in range(len(classes))]
+    both = [pair for pair in pairs if 0 < pair[0].sum() < len(y)]
+    return {
+        "accuracy": metrics.accuracy_score(truth.ravel(), guess.ravel()),
+        "balanced_accuracy": _mean([_recall(t, g, [0, 1]) for t, g, _ in both]),
+        "auc": _mean([metrics.roc_auc_score(t, o) for t, _, o in both]),
+        "f1_macro": _mean([metrics.f1_score(t, g) for t, g, _ in pairs if t.any() or g.any()]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _regression(outputs: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> Found:
+    from sklearn import metrics  # here: see the head of the module
+
+    truth, guess = y.astype(np.float64), outputs.astype(np.float64)
+    vary = np.ptp(truth, axis=0) > 0
+    return {
+        "mae": metrics.mean_absolute_error(truth, guess),
+        "rmse": metrics.root_mean_squared_error(truth, guess),
+        "r2": metrics.r2_score(truth[:, vary], guess[:, vary]) if vary.any() else None,
+    }
+
+
+def concordance(risk: np.ndarray, time: np.ndarray, event: np.ndarray) -> float | None:
+    """Harrell's C-index: the share of comparable pairs in which risk agrees with time; None without such a pair.
+
+    risk, time, event [N]; event: true = died, false = censored. Comparable: the earlier of two rows is an event, or
+    one is an event and the other censored at the same time. Equal risks count half. Source: Harrell et al. (1982),
+    "Evaluating the yield of medical tests". Of the libraries that have it, scikit-survival is under the GPL and
+    lifelines brings pandas and autograd for this one number.
+    """
+    order = np.argsort(time, kind="stable")
+    risk, died = risk[order], event[order] > 0
+    starts = np.flatnonzero(np.diff(time[order], prepend=-np.inf))
+    won, pairs = 0.0, 0
+    later: list[float] = []  # ascending risks of all who outlived the rows at hand: two searches for each event
+    for start, end in zip(starts[::-1], [len(risk), *starts[:0:-1]], strict=True):
+        here, dies = risk[start:end], died[start:end]
+        for each in here[~dies].tolist():
+            bisect.insort(later, each)
+        dead = here[dies].tolist()
+        won += sum(bisect.bisect_left(later, each) + bisect.bisect_right(later, each) for each in dead) / 2
+        pairs += len(later) * len(dead)
+        for each in dead:
+            bisect.insort(later, each)
+    return won / pairs if pairs else None
+
+
+def _survival(outputs: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> Found:
+    return {"c_index": concordance(outputs[:, 0], y[:, 0], y[:, 1])}
+
+
+def _segmentation(outputs: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> Found:
+    """Per image, as is usual in medicine, and not per pixel of all images: hence without scikit-learn."""
+    guess = outputs.argmax(axis=-1)
+    found: Found = {}
+    overlap = []
+    for c, name in enumerate(classes[1:], start=1):
+        t, g = ((of == c).reshape(len(y), -1) for of in (y, guess))
+        both, either = (t & g).sum(axis=1), (t | g).sum(axis=1)
+        there = either > 0
+        found[f"dice_{name}"] = _mean((2 * both[there] / (both + either)[there]).tolist())
+        overlap.append(_mean((both[there] / either[there]).tolist()))
+    found["dice_mean"] = _mean([value for value in found.values() if value is not None])
+    found["iou_mean"] = _mean([value for value in overlap if value is not None])
+    return found
+
+
+_ASSESS: Mapping[str, Callable[[np.ndarray, np.ndarray, Sequence[str]], Found]] = MappingProxyType(
+    {
+        "classes": _classes,
+        "labels": _labels,
+        "regression": _regression,
+        "survival": _survival,
+        "segmentation": _segmentation,
+    }
+)

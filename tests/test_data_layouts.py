@@ -1,0 +1,367 @@
+"""The layouts of known data sets in experiments/data, each read from a small generated tree of the same layout."""
+
+from __future__ import annotations
+
+import csv as tables
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from p2pfl.data import Dataset, folder, layout
+from p2pfl.partition import by_site, describe, iid
+
+LAYOUTS = Path(__file__).parents[1] / "experiments" / "data"
+RNG = np.random.default_rng(0)
+# What is drawn is the same for every test: no figure depends on it.
+GREY = RNG.integers(0, 256, (40, 36)).astype(np.uint8)
+VOLUME = RNG.integers(0, 900, (12, 10, 104)).astype(np.int16)
+
+
+def picture(root: Path, name: str, array: np.ndarray = GREY) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def table(root: Path, name: str, head: Sequence[str], rows: Sequence[Sequence[object]], delimiter: str = ",") -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        tables.writer(file, delimiter=delimiter).writerows([head, *rows] if head else rows)
+
+
+def nifti(root: Path, name: str, array: np.ndarray) -> None:
+    nibabel = pytest.importorskip("nibabel", reason="NIfTI needs nibabel, of the extra [medical]")
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
+
+
+def mask(shape: Sequence[int], values: Sequence[int]) -> np.ndarray:
+    """Blocks of each value; the last plane holds the first value only."""
+    found = np.zeros(shape, np.uint8)
+    for place, value in enumerate(values):
+        found[2 * place : 2 * place + 2, 2:8] = value
+    found[:, :, -1] = values[0]
+    return found
+
+
+def metaimage(root: Path, name: str, array: np.ndarray) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = {"int16": "MET_SHORT", "uint8": "MET_UCHAR"}[array.dtype.name]
+    size = " ".join(map(str, array.shape))
+    raw = path.with_suffix(".raw").name
+    path.write_text(
+        f"ObjectType = Image\nNDims = 3\nDimSize = {size}\nElementType = {kind}\nElementDataFile = {raw}\n", "ascii"
+    )
+    path.with_suffix(".raw").write_bytes(array.tobytes(order="F"))
+
+
+# ------------------------------------------------------------------------------------------ one small tree for each
+
+
+def covid19_radiography(root: Path) -> None:
+    for name in ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia"):
+        for i in range(1, 6):
+            picture(root, f"{name}/images/{name}-{i}.png")
+            white = np.zeros((32, 32), np.uint8)
+            white[8:20, 8:20] = 255
+            picture(root, f"{name}/masks/{name}-{i}.png", white)
+
+
+def covidx(root: Path) -> None:
+    for part, count in (("train", 12), ("test", 4)):
+        rows = [
+            (f"p{part}{i // 2}", f"{part}{i}.png", ("negative", "positive")[i % 2], ("rsna", "bimcv")[i // 2 % 2])
+            for i in range(count)
+        ]
+        table(root, f"{part}.txt", [], rows, " ")
+        for _, name, *_ in rows:
+            picture(root, f"{part}/{name}")
+
+
+def chexpert(root: Path) -> None:
+    labels = ["No Finding", "Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion"]
+    for part, count in (("train", 6), ("valid", 3)):
+        rows = []
+        for i in range(count):
+            for view in ("1_frontal", "2_lateral"):
+                name = f"{part}/patient{i:05d}/study1/view{view}.jpg"
+                rows.append(
+                    [
+                        "CheXpert-v1.0-small/" + name,
+                        "Male",
+                        50,
+                        view[2:].title(),
+                        "AP",
+                        "",
+                        "1.0",
+                        "-1.0",
+                        "0.0",
+                        "",
+                        "1.0",
+                    ]
+                )
+                picture(root, name)
+        table(root, f"{part}.csv", ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *labels], rows)
+
+
+def chestxray14(root: Path) -> None:
+    names = [f"{i:08d}_00{j}.png" for i in range(1, 7) for j in range(2)]
+    findings = ["No Finding", "Cardiomegaly|Edema", "Hernia"]
+    rows = [[name, findings[i % 3], i % 2, i // 2 + 1, 50, "M", "PA", 1, 1, 1, 1, ""] for i, name in enumerate(names)]
+    head = ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Gender",
+            "View Position", "OriginalImage[Width", "Height]", "OriginalImagePixelSpacing[x", "y]", ""]  # fmt: skip
+    table(root, "Data_Entry_2017.csv", head, rows)
+    for i, name in enumerate(names):
+        picture(root, f"images_{i % 3 + 1:03d}/images/{name}")
+    (root / "train_val_list.txt").write_text("\n".join(names[:8]) + "\n", "utf-8")
+    (root / "test_list.txt").write_text("\n".join(names[8:]), "utf-8")
+
+
+def acdc(root: Path) -> None:
+    for part, first in (("training", 1), ("testing", 101)):
+        for i in range(first, first + 2):
+            for frame in ("01", "12"):
+                base = f"{part}/patient{i:03d}/patient{i:03d}_frame{frame}"
+                nifti(root, base + ".nii.gz", VOLUME[:, :, :4])
+                nifti(root, base + "_gt.nii.gz", mask((12, 10, 4), (0, 1, 2, 3)))
+            nifti(root, f"{part}/patient{i:03d}/patient{i:03d}_4d.nii.gz", np.zeros((12, 10, 4, 2), np.int16))
+
+
+def mnms(root: Path) -> None:
+    rows = []
+    for i, place in enumerate(["Training/Labeled"] * 4 + ["Validation"] * 2 + ["Testing"] * 2):
+        code = f"A{i}B{i}"
+        both = np.zeros((12, 10, 3, 6), np.uint8)
+        both[..., 1], both[..., 4] = mask((12, 10, 3), (0, 1, 2, 3)), mask((12, 10, 3), (0, 3, 2, 1))
+        nifti(root, f"{place}/{code}/{code}_sa.nii.gz", RNG.integers(0, 500, (12, 10, 3, 6)).astype(np.int16))
+        nifti(root, f"{place}/{code}/{code}_sa_gt.nii.gz", both)
+        rows.append([i, code, "Siemens", "A", i % 2 + 1, 1, 4])
+    head = ["", "External code", "VendorName", "Vendor", "Centre", "ED", "ES"]
+    table(root, "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv", head, rows)
+
+
+def isic2018(root: Path) -> None:
+    names = [f"ISIC_{i:07d}" for i in range(28)]
+    classes = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
+    rows = [[name, *(float(i // 2 % 7 == c) for c in range(7))] for i, name in enumerate(names)]
+    table(
+        root, "ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv", ["image", *classes], rows
+    )
+    groups = [[name, f"HAM_{i // 2}", "histopathology"] for i, name in enumerate(names)]
+    table(root, "ISIC2018_Task3_Training_LesionGroupings.csv", ["image", "lesion_id", "diagnosis_confirm_type"], groups)
+    for name in names:
+        picture(root, f"ISIC2018_Task3_Training_Input/{name}.jpg", np.stack([GREY] * 3, axis=2))
+
+
+def isic2018_lesions(root: Path) -> None:
+    for i in range(5):
+        picture(root, f"ISIC2018_Task1-2_Training_Input/ISIC_{i:07d}.jpg", np.stack([GREY] * 3, axis=2))
+        white = np.where(np.arange(40 * 36).reshape(40, 36) % 36 < 12, 255, 0).astype(np.uint8)
+        picture(root, f"ISIC2018_Task1_Training_GroundTruth/ISIC_{i:07d}_segmentation.png", white)
+
+
+def ham10000(root: Path) -> None:
+    classes = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
+    rows = [
+        [
+            f"HAM_{i // 2}",
+            f"ISIC_{i}",
+            classes[i // 2 % 7],
+            "histo",
+            50,
+            "male",
+            "back",
+            ("rosendahl", "vidir_modern")[i // 2 % 2],
+        ]
+        for i in range(56)
+    ]
+    head = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
+    table(root, "HAM10000_metadata", head, rows)
+    for i in range(56):
+        picture(root, f"HAM10000_images_part_{i % 2 + 1}/ISIC_{i}.jpg", np.stack([GREY] * 3, axis=2))
+
+
+def adni(root: Path) -> None:
+    head = ["RID", "PTID", "VISCODE", "DX_bl", "AGE", "PTGENDER", "PTEDUCAT", "APOE4", "MMSE", "Ventricles",
+            "Hippocampus", "WholeBrain", "Entorhinal", "Fusiform", "MidTemp", "ICV"]  # fmt: skip
+    rows = []
+    for i in range(54):
+        site = ("011", "022", "099")[0 if i < 26 else 1 if i < 50 else 2]  # 099 has 4 rows
+        for visit in ("bl", "m06"):
+            diagnosis = ("CN", "LMCI", "AD", "EMCI")[i % 4 if i >= 46 else i % 3]
+            numbers = [*RNG.normal(size=9)]
+            numbers[3] = "" if i == 5 else numbers[3]
+            rows.append(
+                [i, f"{site}_S_{i:04d}", visit, diagnosis, 70 + i % 9, ("Male", "Female")[i % 2], *numbers, 1500 + i]
+            )
+    table(root, "ADNIMERGE.csv", head, rows)
+
+
+def abide(root: Path) -> None:
+    rows = []
+    for i in range(26):
+        name = "no_filename" if i == 3 else f"S_{i:07d}"
+        rows.append([i, i, 50000 + i, ("NYU", "UM_1")[i % 2], name, i // 2 % 2 + 1])
+        if i != 3:
+            path = root / f"Outputs/cpac/filt_global/rois_ho/{name}_rois_ho.1D"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savetxt(path, RNG.normal(size=(9, 6)), header="#2001\t#2002", delimiter="\t")
+    table(
+        root, "Phenotypic_V1_0b_preprocessed1.csv", ["", "Unnamed: 0", "SUB_ID", "SITE_ID", "FILE_ID", "DX_GROUP"], rows
+    )
+
+
+def tumours(root: Path, prefix: str) -> None:
+    for i in range(6):
+        for name in ("flair", "t1", "t1ce", "t2"):
+            nifti(root, f"{prefix}{i:05d}/{prefix}{i:05d}_{name}.nii.gz", VOLUME + len(name))
+        nifti(root, f"{prefix}{i:05d}/{prefix}{i:05d}_seg.nii.gz", mask((12, 10, 104), (0, 1, 2, 4)))
+
+
+def brats(root: Path) -> None:
+    tumours(root, "BraTS2021_")
+
+
+def fets(root: Path) -> None:
+    tumours(root, "FeTS2022_")
+    table(
+        root, "partitioning_1.csv", ["Partition_ID", "Subject_ID"], [[i % 2 + 1, f"FeTS2022_{i:05d}"] for i in range(6)]
+    )
+
+
+def rsna_pneumonia(root: Path) -> None:
+    rows: list[list[object]] = []
+    for i in range(8):
+        boxes = [["", "", "", ""]] if i % 2 == 0 else [[1, 2, 3, 4], [5, 6, 7, 8]]
+        rows += [[f"id{i}", *box, i % 2] for box in boxes]
+        dicom(root / f"stage_2_train_images/id{i}.dcm", GREY)
+    table(root, "stage_2_train_labels.csv", ["patientId", "x", "y", "width", "height", "Target"], rows)
+
+
+def dicom(path: Path, array: np.ndarray, **fields: Any) -> None:
+    pydicom = pytest.importorskip("pydicom", reason="DICOM needs pydicom, of the extra [medical]")
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data = pydicom.dataset.FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128)
+    bits = array.dtype.itemsize * 8
+    data.Rows, data.Columns = array.shape[-2:]
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit = bits, bits, bits - 1
+    data.PixelRepresentation = int(array.dtype.kind == "i")
+    data.PixelData = array.tobytes()
+    for name, value in fields.items():
+        setattr(data, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path)
+
+
+def promise12(root: Path) -> None:
+    for i in range(4):
+        metaimage(root, f"training_data/Case{i:02d}.mhd", VOLUME[:, :, :5])
+        metaimage(root, f"training_data/Case{i:02d}_segmentation.mhd", mask((12, 10, 5), (0, 1)))
+
+
+def kermany_pneumonia(root: Path) -> None:
+    for part in ("train", "val", "test"):
+        for i in range(4):
+            picture(root, f"{part}/PNEUMONIA/person{i}_bacteria_{i}.jpeg")
+            picture(root, f"{part}/NORMAL/IM-01{i:02d}-0001.jpeg")
+
+
+def medmnist(root: Path) -> None:
+    rows = []
+    for part, word in (("train", "TRAIN"), ("val", "VALIDATION"), ("test", "TEST")):
+        for i in range(4):
+            rows.append([word, f"{part}{i}_{i % 2}.png", i % 2])
+            picture(root, f"pneumoniamnist/{part}{i}_{i % 2}.png", GREY[:28, :28])
+    table(root, "pneumoniamnist.csv", [], rows)
+
+
+# name: (its tree, rows of train, test and validation, shape of a row, sites)
+CASES: dict[str, tuple[Callable[[Path], None], tuple[int, int, int], tuple[int, ...], tuple[str, ...]]] = {
+    "covid19_radiography": (covid19_radiography, (16, 4, 0), (64, 64, 1), ()),
+    "covid19_radiography_lungs": (covid19_radiography, (16, 4, 0), (64, 64, 1), ()),
+    "covidx": (covidx, (12, 4, 0), (64, 64, 1), ("bimcv", "rsna")),
+    "chexpert": (chexpert, (6, 3, 0), (64, 64, 1), ()),
+    "chestxray14": (chestxray14, (8, 4, 0), (64, 64, 1), ()),
+    "acdc": (acdc, (12, 12, 0), (128, 128, 1), ()),
+    "mnms": (mnms, (24, 8, 0), (128, 128, 1), ("1", "2")),
+    "isic2018": (isic2018, (22, 6, 0), (64, 64, 3), ()),
+    "isic2018_lesions": (isic2018_lesions, (4, 1, 0), (64, 64, 3), ()),
+    "ham10000": (ham10000, (44, 12, 0), (64, 64, 3), ("rosendahl", "vidir_modern")),
+    "adni": (adni, (39, 10, 0), (13,), ("011", "022")),
+    "abide": (abide, (20, 5, 0), (15,), ("NYU", "UM_1")),
+    "brats": (brats, (200, 40, 0), (96, 96, 4), ()),
+    "fets": (fets, (160, 80, 0), (96, 96, 4), ("1", "2")),
+    "rsna_pneumonia": (rsna_pneumonia, (6, 2, 0), (64, 64, 1), ()),
+    "promise12": (promise12, (12, 4, 0), (96, 96, 1), ()),
+    "kermany_pneumonia": (kermany_pneumonia, (8, 8, 8), (64, 64, 1), ()),
+    "medmnist": (medmnist, (4, 4, 4), (28, 28, 1), ()),
+}
+
+
+def test_every_layout_has_a_tree() -> None:
+    assert {file.stem for file in LAYOUTS.glob("*.toml")} == set(CASES)
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text("utf-8")
+    assert all(f"`{name}`" in page for name in CASES)
+
+
+def read(root: Path, name: str, tree: Callable[[Path], None]) -> Dataset:
+    tree(root)
+    return folder.load(root, str(LAYOUTS / f"{name}.toml"), seed=1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_layout_reads_its_tree(tmp_path: Path, name: str) -> None:
+    tree, sizes, shape, sites = CASES[name]
+    found = read(tmp_path, name, tree)
+    wanted = layout.read(LAYOUTS / f"{name}.toml")
+    assert found.kind == wanted.kind and found.sites == sites
+    assert found.train.x.shape[1:] == shape
+    validation = 0 if found.validation is None else len(found.validation.y)
+    assert (len(found.train.y), len(found.test.y), validation) == sizes, found.notes
+    if wanted.format not in ("table", "series"):
+        assert found.train.x.min() >= 0 and found.train.x.max() <= 1 and found.train.x.std() > 0.05
+    if sites:
+        assert all(len(rows) for rows in by_site(found, len(sites)).train)
+    assert describe(iid(found, 2, 0), found)
+    comment = (LAYOUTS / f"{name}.toml").read_text("utf-8")
+    assert "Read off" in comment or "As covid19" in comment, "a layout says what it is known from"
+    assert tomllib.loads(comment)["origin"]
+
+
+def test_what_the_labels_of_some_layouts_mean(tmp_path: Path) -> None:
+    found = read(tmp_path / "a", "chexpert", chexpert)
+    assert found.classes == ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+    assert found.train.y.tolist() == [[0, 1, 0, 1, 1]] * 6  # -1 is read as 1, empty as 0
+    assert any("'-1.0' as 1" in note for note in found.notes) and any("Frontal" in note for note in found.notes)
+    found = read(tmp_path / "b", "chestxray14", chestxray14)
+    words = [[found.classes[i] for i in np.flatnonzero(row)] for row in found.train.y]
+    assert words[:3] == [[], ["Cardiomegaly", "Edema"], ["Hernia"]]
+    found = read(tmp_path / "c", "rsna_pneumonia", rsna_pneumonia)
+    assert (np.bincount(found.train.y) + np.bincount(found.test.y)).tolist() == [4, 4]
+    found = read(tmp_path / "d", "brats", brats)
+    assert sorted(np.unique(found.train.y).tolist()) == [0, 1, 2, 3]  # 4 is the fourth class
+    assert found.train.y.shape == (200, 96, 96)
+    found = read(tmp_path / "e", "adni", adni)
+    assert found.features[:3] == ("AGE", "PTGENDER=Female", "PTGENDER=Male")
+    assert any("filled 1 missing" in note for note in found.notes)
+
+
+def test_a_case_is_in_one_part_only(tmp_path: Path) -> None:
+    ham10000(tmp_path)
+    for seed in range(3):
+        # every lesion has two images, so a part that holds whole lesions is even at each site
+        found = folder.load(tmp_path, str(LAYOUTS / "ham10000.toml"), seed=seed)
+        assert found.test.site is not None
+        assert all(count % 2 == 0 for count in np.bincount(found.test.site))

@@ -1,0 +1,84 @@
+"""What leaves a site: a whole run in virtual time whose every message is looked into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from p2pfl import build, experiment, share, tree, virtual_run
+from p2pfl.experiment import Experiment
+from p2pfl.protocol.messages import Model, Offer, Push
+from p2pfl.virtual.world import World
+from p2pfl.wire import Outgoing
+
+WANTED = {
+    "name": "t", "rounds": 12,
+    "data": {"source": "digits", "partition": "dirichlet", "alpha": 0.5},
+    "model": {"name": "mlp", "hidden": [8], "norm": "batch"},
+    "statistics": {"gather": ["labels"], "normalize": True, "tolerance": 0.2, "minimum": 3},
+    "training": {
+        "optimizer": {"name": "sgd", "learning_rate": 0.1}, "batch_size": 8, "local_steps": 2,
+        "objective": [{"name": "fedsld"}, {"name": "ditto", "strength": 0.1}],
+    },
+    "topology": {"graph": "ring", "nodes": 4}, "algorithm": {"name": "dsgd", "share": "fedbn"},
+    "driver": {"kind": "virtual"}, "evaluation": {"every": 12, "answers": ["personal"]}, "baselines": False,
+    "churn": [{"event": "crash", "node": 2, "round": 4}, {"event": "rejoin", "node": 2, "round": 6}],
+}  # fmt: skip
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
+    """Every message with a payload: (what kind, the tree in it)."""
+    found: list[tuple[Any, Any]] = []
+    send = World.send
+
+    def listened(self: World, sender: Any, to: int, envelope: Any) -> None:
+        if isinstance(envelope.payload, Outgoing):
+            found.append((type(envelope.message), jax.tree.map(np.asarray, envelope.payload.tree)))
+        send(self, sender, to, envelope)
+
+    monkeypatch.setattr(World, "send", listened)
+    return found
+
+
+def test_nothing_but_shared_leaves_and_declared_sums_is_sent(tmp_path: Path, said: list[tuple[Any, Any]]) -> None:
+    wanted: Experiment = experiment.parse(WANTED, "test.toml", Experiment)
+    made = build.build(wanted)
+    virtual_run.into(made, tmp_path, lambda round: None, lambda text: None)
+    kinds = {kind for kind, _ in said}
+    assert kinds == {Offer, Model} and Push not in kinds
+    shared = {f"trained/{path}" for path in share.leaves(build.model_shape(made)) if not path.startswith("batch_stats")}
+    sums = {f"sums/{name}" for name in tree.named_leaves(made.sites["sums"])}
+    assert sums == {"sums/labels/count", "sums/moments/count", "sums/moments/square", "sums/moments/sum"}
+    for kind, payload in said:
+        names = set(tree.named_leaves(payload))
+        if kind is Offer:
+            assert {name.removeprefix("inner/") for name in names} == shared | sums
+        else:
+            assert {name for name in names if not name.startswith("statistics/")} == shared
+    # whatever stands in a frame, no row of anybody's data does, and no private leaf
+    private = [
+        leaf for node in made.graph
+        for name, leaf in safetensors.numpy.load_file(tmp_path / "nodes" / str(node) / "model.safetensors").items()
+        if name.startswith("private/") and "site/" not in name and leaf.size > 4
+    ]  # fmt: skip
+    secrets = [np.ascontiguousarray(leaf).tobytes() for leaf in private]
+    rows = [row.tobytes() for row in made.dataset.train.x]
+    sent = {np.ascontiguousarray(leaf).tobytes() for _, payload in said for leaf in jax.tree.leaves(payload)}
+    assert private and not any(secret in frame for frame in sent for secret in secrets)
+    assert not any(row in frame for frame in sent for row in rows)
+
+
+def test_the_listener_would_hear_it(tmp_path: Path, said: list[tuple[Any, Any]]) -> None:
+    """The same with nothing private: then the normalisation's statistics are heard."""
+    table = {**WANTED, "algorithm": {"name": "dsgd"}, "rounds": 4, "statistics": {}, "churn": []}
+    table["training"] = {**WANTED["training"], "objective": []}  # type: ignore[dict-item]
+    table["evaluation"] = {"every": 4}
+    made = build.build(experiment.parse(table, "test.toml", Experiment))
+    virtual_run.into(made, tmp_path, lambda round: None, lambda text: None)
+    assert any("carried/norms/0/mean" in tree.named_leaves(payload) for _, payload in said)
