@@ -20,7 +20,7 @@ import optax
 
 from p2pfl import churn as churning
 from p2pfl import data as sources
-from p2pfl import epoch, learner, learning, partition, planned, predict, quadratic, statistics, topology
+from p2pfl import epoch, learning, partition, planned, predict, quadratic, statistics, topology
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.data import Dataset
 from p2pfl.errors import ConfigError, DataError, nearest
@@ -122,6 +122,12 @@ def _before_data(experiment: Experiment) -> tuple[Schedule, tuple[churning.Event
     steps = experiment.training.node_steps
     if steps is not None and len(steps) != nodes:
         raise ConfigError(f"training.node_steps: {len(steps)} numbers for {nodes} nodes; give one for each node")
+    data = experiment.data
+    if experiment.statistics.normalize and data.source == "csv" and data.standardize not in ("none", "gossip"):
+        raise ConfigError(
+            f"statistics.normalize=true: data.standardize={data.standardize or 'node'!r} has scaled the rows before, "
+            'and hidden what is to be found out; set data.standardize = "none"'
+        )
     if steps is not None and not any(steps):
         raise ConfigError("training.node_steps: all are 0; somebody must train")
     name = experiment.algorithm.name
@@ -159,6 +165,8 @@ def _assemble(
     planning = Planning(experiment.rounds, experiment.seed, _samples(parts, pooled or task is not None))
     table = experiment.topology
     plan = epoch.suited(algorithm, plan, planning, f"topology {table.graph or table.file!s} of {len(graph)} nodes")
+    with_site = learning.shape(learned, sites)
+    jax.eval_shape(lambda model: algorithm.init(model, 1), with_site)  # some combinators look at the model
     notes = (*notes, *said)
     if "sums" not in sites:
         return Federation(experiment, dataset, parts, graph, plan, learned, make, events, pooled, notes, sites, task)
@@ -321,8 +329,7 @@ def _partition(table: Data, dataset: Dataset, nodes: int, seed: int) -> Partitio
 
 def model_shape(federation: Federation) -> Any:
     """Shapes and dtypes of the model of a node, without making one."""
-    site = jax.tree.map(lambda rows: jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype), federation.sites)
-    return learner.placed(jax.eval_shape(federation.learner.init, jax.random.key(0)), site)
+    return learning.shape(federation.learner, federation.sites)
 
 
 def digest(federation: Federation) -> str:

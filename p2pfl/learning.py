@@ -130,6 +130,12 @@ def known(
     return found, statistics.notes(names, dataset, parts, table.minimum)
 
 
+def shape(learned: Learner, sites: Tree) -> Tree:
+    """Shapes and dtypes of the model of a node; `sites`: of `known`."""
+    site = jax.tree.map(lambda rows: jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype), sites)
+    return learner.placed(jax.eval_shape(learned.init, jax.random.key(0)), site)
+
+
 def gathered(experiment: Experiment) -> tuple[str, ...]:
     """What statistics the nodes gather."""
     table = experiment.statistics

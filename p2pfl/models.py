@@ -227,6 +227,7 @@ def cnn(
     """
     _check_images("cnn", shape, channels, "Use mlp.")
     _check_norm(norm)
+    _check_channels(channels, norm)
     share(dropout=dropout)
     if min(shape[:2]) < 2 ** len(channels):
         raise ConfigError(f"model cnn: {len(channels)} blocks halve a {shape[0]} x {shape[1]} image to nothing")
@@ -240,6 +241,7 @@ def unet(shape: tuple[int, ...], classes: int, channels: Sequence[int] = (16, 32
     """
     _check_images("unet", shape, channels, "Use another model.")
     _check_norm(norm)
+    _check_channels(channels, norm)
     if not channels:
         raise ConfigError("channels=(): must have one entry or more; give one for each size of the image")
     if min(shape[:2]) < 2 ** (len(channels) - 1):
@@ -248,6 +250,14 @@ def unet(shape: tuple[int, ...], classes: int, channels: Sequence[int] = (16, 32
             "to nothing; give fewer"
         )
     return lambda rngs: UNet(shape[2], channels, classes, norm, rngs=rngs)
+
+
+def _check_channels(channels: Sequence[int], norm: str | None) -> None:
+    # XLA on the CPU (of jax 0.10.2) compiles a wrong gradient of the convolution before such a normalisation
+    if norm == "batch" and 1 in channels:
+        raise ConfigError(
+            f"channels={tuple(channels)!r}: a single channel can't be normalised by batch; use two or more"
+        )
 
 
 def _check_images(name: str, shape: tuple[int, ...], channels: Sequence[int], way_out: str) -> None:

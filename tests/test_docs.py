@@ -12,10 +12,11 @@ from typing import Any
 import click
 import pytest
 
-from p2pfl import churn, experiment, models, quadratic
+from p2pfl import churn, experiment, models, predict, quadratic, share, statistics, wrap
 from p2pfl.cli import main
 from p2pfl.data import SOURCES
 from p2pfl.experiment import Experiment, NodeFile
+from p2pfl.objectives import OBJECTIVES
 from p2pfl.partition import PARTITIONS
 from p2pfl.protocol.timing import PRESETS, Timing
 from p2pfl.topology import GRAPHS
@@ -152,3 +153,14 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in (ROOT / "docs").glob("*.md"):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_tests_that_show_a_method_are_there() -> None:
+    page = (ROOT / "docs" / "medical.md").read_text("utf-8")
+    named = re.findall(r"`(?:tests/)?(test_\w+\.py)(?:::(test_\w+))?`", page)
+    assert len(named) > 20
+    for file, name in named:
+        text = (ROOT / "tests" / file).read_text("utf-8")
+        assert not name or f"def {name}(" in text, f"{file}::{name}"
+    known = [*OBJECTIVES, *predict.ANSWERS, *share.PRESETS, *wrap.WRAPS, *statistics.GATHERED]
+    assert all(f"`{name}`" in page or f'"{name}"' in page for name in known if name != "cast")

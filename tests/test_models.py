@@ -358,3 +358,21 @@ def test_the_same_seed_makes_the_same_model() -> None:
 def test_what_cannot_be_is_refused(name: str, shape: tuple[int, ...], arguments: dict[str, object], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         models.MODELS[name](shape, 3, **arguments)
+
+
+@pytest.mark.parametrize("maker", [models.cnn, models.unet])
+def test_a_single_channel_is_not_normalised_by_batch(maker: Any) -> None:
+    """XLA compiles a wrong gradient there: with two channels the compiled gradient is the plain one."""
+    with pytest.raises(ConfigError, match="a single channel can't be normalised by batch"):
+        maker((4, 4, 2), 3, channels=(1, 2), norm="batch")
+    rng = np.random.default_rng(1)
+    net = learner.from_flax(models.cnn((4, 4, 2), 3, channels=(2, 2), norm="batch"), jnp.zeros((1, 4, 4, 2)), 3)
+    data = {
+        "x": jnp.asarray(rng.normal(size=(6, 4, 4, 2)), jnp.float32),
+        "y": jnp.asarray([0, 1, 2, 0, 1, 2], jnp.int32),
+    }
+    params = net.init(jax.random.key(0))
+    compiled = jax.jit(net.grad)(params, data, jax.random.key(0))[0]
+    with jax.disable_jit():
+        plain = net.grad(params, data, jax.random.key(0))[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), compiled, plain)
