@@ -1,4 +1,4 @@
-"""PneumoniaMNIST as four hospitals with unlike scanners would have taken it: gamma and contrast, or an inverted film."""
+"""PneumoniaMNIST as four hospitals with unlike scanners would have taken it: gamma, contrast, an inverted film."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def load(scanners: str = "gamma", images: int = 100, path: str = str(FILE), seed
     """Four sites with `images` training images each, drawn by the seed; every site tests on all test images, as its own
     scanner shows them, and so it validates."""
     with np.load(path, allow_pickle=False) as file:
-        parts = {name: (file[f"{name}_images"], file[f"{name}_labels"].reshape(-1)) for name in ("train", "val", "test")}
+        parts = {
+            name: (file[f"{name}_images"], file[f"{name}_labels"].reshape(-1)) for name in ("train", "val", "test")
+        }
     order = np.random.default_rng([seed, 0x5CA]).permutation(len(parts["train"][1]))
     found = {}
     for name, (pixels, labels) in parts.items():

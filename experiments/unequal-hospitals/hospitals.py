@@ -22,7 +22,9 @@ def load(
     labels is the other class, films are `inverted`, or `faded`: dark, with little contrast. Every hospital is tested on
     all test images, as its own films show them, with the right labels."""
     with np.load(path, allow_pickle=False) as file:
-        parts = {name: (file[f"{name}_images"], file[f"{name}_labels"].reshape(-1)) for name in ("train", "val", "test")}
+        parts = {
+            name: (file[f"{name}_images"], file[f"{name}_labels"].reshape(-1)) for name in ("train", "val", "test")
+        }
     rng = np.random.default_rng([seed, 0x0DD])
     order = rng.permutation(len(parts["train"][1]))
     found = {}
