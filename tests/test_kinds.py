@@ -1,0 +1,84 @@
+"""Every kind of task through a whole run: learned, mixed, tested and assessed, in the plain loop and the simulator alike."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from p2pfl import assess, build, experiment, simulate, simulation, tree
+from p2pfl.data import Dataset, Samples
+from p2pfl.experiment import Experiment
+from p2pfl.run import collect
+
+ROWS = 60
+
+
+def data(kind: str) -> Dataset:
+    """Rows that a model of a few parameters can learn."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(ROWS, 8, 8, 1) if kind == "segmentation" else (ROWS, 5)).astype(np.float32)
+    if kind == "segmentation":
+        y: Any = (x[..., 0] > 0.3).astype(np.int32)
+    elif kind == "labels":
+        y = np.stack([x[:, 0] > 0, x[:, 1] + x[:, 2] > 0.5, x[:, 3] < -1], axis=1).astype(np.int32)
+    elif kind == "regression":
+        y = np.stack([x[:, 0] - x[:, 1], x[:, 2]], axis=1).astype(np.float32)
+    else:
+        time = np.exp(-x[:, 0] + 0.1 * rng.normal(size=ROWS))
+        y = np.stack([time, rng.random(ROWS) < 0.7], axis=1).astype(np.float32)
+    classes = {"segmentation": ("back", "front"), "labels": ("a", "b", "c"), "regression": ("u", "v")}
+    train, test = (Samples(x[part], y[part]) for part in (slice(0, 40), slice(40, ROWS)))
+    return Dataset(train, test, classes.get(kind, ("risk",)), kind=kind)
+
+
+@pytest.fixture
+def source(monkeypatch: pytest.MonkeyPatch) -> str:
+    module: Any = types.ModuleType("kinds_of_data")
+    module.load = data
+    monkeypatch.setitem(sys.modules, "kinds_of_data", module)
+    return "kinds_of_data:load"
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "score", "metric"),
+    [
+        ("labels", {"name": "mlp", "hidden": [8]}, 0.7, "auc_mean"),
+        ("regression", {"name": "logistic"}, 0.5, "r2_mean"),
+        ("survival", {"name": "logistic"}, 0.7, "c_index_own_mean"),
+        ("segmentation", {"name": "unet", "channels": [4]}, 0.4, "dice_mean_mean"),
+    ],
+)
+def test_a_whole_run(tmp_path: Path, source: str, kind: str, model: dict[str, Any], score: float, metric: str) -> None:
+    table = {
+        "name": "t", "rounds": 40, "data": {"source": source, "arguments": {"kind": kind}}, "model": model,
+        "training": {
+            "optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}, "batch_size": 8, "local_steps": 2,
+            "dtype": "float64",
+        },
+        "topology": {"graph": "ring", "nodes": 3}, "algorithm": {"name": "dsgd"},
+        "driver": {"kind": "simulate"}, "evaluation": {"every": 40, "answers": ["fine_tuned"]}, "baselines": False,
+    }  # fmt: skip
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        wanted: Experiment = experiment.parse(table, "test.toml", Experiment)
+        made = build.build(wanted)
+        simulation.loop_into(made, tmp_path, lambda status: None)
+        found = collect(made, tmp_path)
+        assert found.figures["accuracy_mean"] > score
+        last: list[Any] = []
+        whole = simulate.simulate(made, progress=lambda round, evaluated: last.extend(evaluated))
+        figures = assess.assess(made, found.whole, tmp_path)
+    named = tree.named_leaves(whole.models)
+    for node in made.graph:
+        model_of = safetensors.numpy.load_file(tmp_path / "nodes" / str(node) / "model.safetensors")
+        for name, leaf in model_of.items():
+            np.testing.assert_allclose(named[name][node], leaf, atol=1e-8, err_msg=name)
+    assert float(last[-1].accuracy.mean()) == pytest.approx(found.figures["accuracy_mean"], abs=1e-6)
+    assert figures[metric] is not None and figures[metric] > score
+    assert figures[f"fine_tuned_{metric}"] is not None
