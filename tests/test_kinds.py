@@ -1,4 +1,4 @@
-"""Every kind of task through a whole run: learned, mixed, tested and assessed, in the plain loop and the simulator alike."""
+"""Every kind of task through a whole run: learned, mixed, tested, assessed; the plain loop and the simulator alike."""
 
 from __future__ import annotations
 
