@@ -49,7 +49,9 @@ class Links:
             return
         if self.weather.lag or self._held:
             self._held.append((now + self.weather.lag, to, frames, nbytes))
-        elif not self._transport.send(to, frames, nbytes) and again:
+        elif self._transport.send(to, frames, nbytes):
+            self._again.pop(to, None)  # what has been said since is newer, and links keep order
+        elif again:
             self._again[to] = now + _AGAIN, frames, nbytes
 
     def turn(self, now: float) -> None:
