@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,21 +87,25 @@ def _of(federation: Federation, node: int, answers: Mapping[str, Answerer]) -> A
 def _answers(federation: Federation, models: Mapping[int, Params]) -> dict[int, dict[str, Answerer]]:
     """The models that may answer at each node, by name; "" is the model itself."""
     wanted, learner = federation.experiment, federation.learner
-    found = {node: {"": _answerer(federation, model)} for node, model in models.items()}
+    assert learner.predict is not None
+    run = jax.jit(learner.predict)
+    found: dict[int, dict[str, Answerer]]
+    found = {node: {"": partial(_answered, run, model)} for node, model in models.items()}
     names = [name for name in wanted.evaluation.answers if name != "selector"]
     own = {node: _own(federation, node, model) for node, model in models.items()}
     trained = {node: each for node, each in own.items() if len(each.train.y)}
     if names and trained:
         make = _prepared(federation, names)
         for node, each in trained.items():
-            found[node].update({name: _answerer(federation, answer.params) for name, answer in make(each).items()})
+            found[node].update({name: partial(_answered, run, answer.params) for name, answer in make(each).items()})
     if "selector" in wanted.evaluation.answers and len(trained) > 1:
         name = "personal" if learner.personal else "fine_tuned"
         make = _prepared(federation, [name])
         personals = [make(each)[name].params for each in trained.values()]
         inputs = [each.train.x for each in trained.values()]
+        chosen = predict.selector(learner, personals, inputs)
         for node, model in models.items():
-            found[node]["selector"] = predict.selector(learner, model, personals, inputs).predict
+            found[node]["selector"] = partial(chosen.predict, model)
     return found
 
 
@@ -126,15 +132,9 @@ def _own(federation: Federation, node: int, model: Params) -> predict.Own:
     )
 
 
-def _answerer(federation: Federation, model: Params) -> Answerer:
-    assert federation.learner.predict is not None
-    run = jax.jit(federation.learner.predict)
-
-    def answer(x: np.ndarray) -> np.ndarray:
-        parts = [np.asarray(run(model, jnp.asarray(x[at : at + _ROWS]))) for at in range(0, len(x), _ROWS)]
-        return np.concatenate(parts)
-
-    return answer
+def _answered(run: Callable[[Params, Any], Any], model: Params, x: np.ndarray) -> np.ndarray:
+    """The model's outputs, chunk by chunk."""
+    return np.concatenate([np.asarray(run(model, jnp.asarray(x[at : at + _ROWS]))) for at in range(0, len(x), _ROWS)])
 
 
 def figures(nodes: list[Assessed]) -> dict[str, float | None]:

@@ -123,7 +123,7 @@ def _before_data(experiment: Experiment) -> tuple[Schedule, tuple[churning.Event
     if steps is not None and len(steps) != nodes:
         raise ConfigError(f"training.node_steps: {len(steps)} numbers for {nodes} nodes; give one for each node")
     data = experiment.data
-    if experiment.statistics.normalize and data.source == "csv" and data.standardize not in ("none", "gossip"):
+    if experiment.statistics.normalize and data.source == "csv" and data.standardize != "none":
         raise ConfigError(
             f"statistics.normalize=true: data.standardize={data.standardize or 'node'!r} has scaled the rows before, "
             'and hidden what is to be found out; set data.standardize = "none"'
@@ -172,8 +172,10 @@ def _assemble(
         return Federation(experiment, dataset, parts, graph, plan, learned, make, events, pooled, notes, sites, task)
     statistics.gossip(algorithm, 1)  # not every algorithm can
     network, tolerance = experiment.network, experiment.statistics.tolerance
+    planner = epoch.planner(experiment, algorithm, plan, planning.samples)
+    others = [(planner(members).schedule, members) for members in planned.memberships(events, len(graph), experiment)]
     needed = statistics.rounds(
-        plan, tolerance, experiment.rounds, algorithm.link, network.loss, network.late, experiment.seed
+        plan, tolerance, experiment.rounds, algorithm.link, network.loss, network.late, experiment.seed, others
     )
 
     def gossips(learned: Learner) -> Algorithm:

@@ -17,7 +17,7 @@ import numpy as np
 from p2pfl.check import at_least, positive
 from p2pfl.errors import ConfigError
 from p2pfl.mixing import over
-from p2pfl.tree import named_leaves
+from p2pfl.tree import is_model, named_leaves
 from p2pfl.types import (
     Algorithm,
     Array,
@@ -32,7 +32,7 @@ from p2pfl.types import (
     Steps,
     Tree,
 )
-from p2pfl.weigh import beside, exchanges, is_model
+from p2pfl.weigh import beside, exchanges
 
 Mask = Callable[[Tree, Params], Params]
 """(what a node tells of itself, the shapes of a model) -> {"trained", "carried"} of bools that broadcast to leaves."""

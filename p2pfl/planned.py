@@ -10,6 +10,7 @@ from p2pfl import churn, topology
 from p2pfl.data import Dataset
 from p2pfl.errors import ConfigError
 from p2pfl.experiment import Experiment
+from p2pfl.simulate import membership
 from p2pfl.types import Schedule
 
 
@@ -55,3 +56,11 @@ def labels(dataset: Dataset, rows: np.ndarray) -> dict[str, int]:
         )
     counts = np.bincount(dataset.train.y[rows], minlength=len(dataset.classes)).tolist()
     return dict(zip(dataset.classes, counts, strict=True))
+
+
+def memberships(events: Sequence[churn.Event], nodes: int, experiment: Experiment) -> list[tuple[int, ...]]:
+    """The members of every epoch that is planned, and of those with one or two nodes fewer than all: what may come."""
+    when = churn.timeline(events, nodes, experiment.rounds, experiment.network.detection)
+    found = {tuple(members) for members in membership.epochs(when)[0]}
+    found |= {tuple(range(nodes - gone)) for gone in (1, 2) if nodes - gone > 1}
+    return sorted(found - {tuple(range(nodes))})

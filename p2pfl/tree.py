@@ -40,6 +40,11 @@ def nbytes(tree: Tree) -> int:
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def is_model(tree: Tree) -> bool:
+    """Whether this part of a payload is a model."""
+    return isinstance(tree, dict) and "trained" in tree and "carried" in tree
+
+
 def mixed(params: Params) -> Params:
     """The parts of a model that are mixed."""
     return {part: params[part] for part in ("trained", "carried") if part in params}

@@ -111,6 +111,10 @@ class Algorithm(NamedTuple):
     restart: Callable[[State, int], State] | None = None
     put: Callable[[State, Params], State] | None = None
 
+    def replaced(self, state: State, params: Params) -> State:
+        """The state with another model in it: what `put` says, or the usual."""
+        return self.put(state, params) if self.put else state._replace(params=params)
+
 
 class Planning(NamedTuple):
     """What an algorithm may draw its schedule from, besides the graph."""

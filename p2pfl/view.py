@@ -327,7 +327,8 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     name = Text(_one_line(str(summary.get("name") or "result")))
     table = Table(title=name, title_justify="left", caption_justify="left")
     table.add_column("", no_wrap=True)
-    for head in ("accuracy, mean", "worst node", "own test, mean", "own test, worst")[: 4 if own else 2]:
+    score = str(summary.get("score") or "accuracy")
+    for head in (f"{score}, mean", "worst node", "own test, mean", "own test, worst")[: 4 if own else 2]:
         table.add_column(head, justify="right")
     rows = results(summary)
     for row in rows:

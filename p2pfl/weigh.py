@@ -10,8 +10,7 @@ derive the weight of the exchange from them. What that does to the mean of the m
     by_loss, symmetric; by_similarity; by_labels
                         w_ij f_ij, f_ij = f_ji in (0, 1]         the plain mean is kept, by exchange
 
-What an end books is fixed by what the two have sent each other, also when it is booked late. Where `clip` is used as
-well it must stand before these, so that it does not clip what is told.
+What an end books is fixed by what the two have sent each other, also when it is booked late.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 from p2pfl.check import at_least, positive, share
 from p2pfl.errors import ConfigError
 from p2pfl.learner import steps_in
-from p2pfl.tree import mixed, named_leaves
+from p2pfl.tree import is_model, mixed, named_leaves
 from p2pfl.types import (
     Algorithm,
     Array,
@@ -279,8 +278,7 @@ def beside(inner: Algorithm, first: Callable[[Params], Tree]) -> Algorithm:
         return Beside(inner.adopt(state.inner, params), first(params))
 
     def put(state: Beside, params: Params) -> Beside:
-        changed = inner.put(state.inner, params) if inner.put else state.inner._replace(params=params)
-        return state._replace(inner=changed)
+        return state._replace(inner=inner.replaced(state.inner, params))
 
     mass, restart = inner.mass, inner.restart
     return inner._replace(
@@ -324,11 +322,6 @@ def exchanges(name: str, inner: Algorithm, instead: str = "use an algorithm of e
             f"wrap {name}: {inner.name} sends one way, so that the two ends of an edge do not know what the other has "
             f"sent; {instead}"
         )
-
-
-def is_model(tree: Tree) -> bool:
-    """Whether this part of a payload is a model."""
-    return isinstance(tree, dict) and "trained" in tree and "carried" in tree
 
 
 def model(payload: Payload) -> Params:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from p2pfl.check import one_of, positive
 from p2pfl.errors import ConfigError
 from p2pfl.partial import fourier
-from p2pfl.tree import mixed
+from p2pfl.tree import is_model, mixed
 from p2pfl.types import Algorithm, Array, Inbox, Neighborhood, Params, Payload, State, Tree
 from p2pfl.weigh import by_labels, by_loss, by_samples, by_similarity
 
@@ -128,12 +128,12 @@ def withhold(inner: Algorithm) -> Algorithm:
         slots = inbox.arrived.shape[0]
 
         def whole(own: Tree, side: Tree) -> Tree:
-            if not _is_model(own):
+            if not is_model(own):
                 return side
             rest = {part: tree for part, tree in own.items() if part not in side}
             return {**side, **jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (slots, *leaf.shape)), rest)}
 
-        sent, received = (jax.tree.map(whole, own, side, is_leaf=_is_model) for side in (inbox.sent, inbox.received))
+        sent, received = (jax.tree.map(whole, own, side, is_leaf=is_model) for side in (inbox.sent, inbox.received))
         return inner.mix(state, inbox._replace(sent=sent, received=received), neighborhood)
 
     def adopt(state: State, params: Params) -> State:
@@ -149,13 +149,9 @@ def withhold(inner: Algorithm) -> Algorithm:
     return inner._replace(send=send, mix=mix, adopt=adopt, mass=mass)
 
 
-def _is_model(tree: Tree) -> bool:
-    return isinstance(tree, dict) and "trained" in tree and "carried" in tree
-
-
 def _mixed_parts(tree: Tree) -> Tree:
     """A tree in which every model has only its parts that are mixed."""
-    return jax.tree.map(lambda leaf: mixed(leaf) if _is_model(leaf) else leaf, tree, is_leaf=_is_model)
+    return jax.tree.map(lambda leaf: mixed(leaf) if is_model(leaf) else leaf, tree, is_leaf=is_model)
 
 
 WRAPS: Mapping[str, Callable[..., Wrap]] = MappingProxyType(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tomli_w
 
-from p2pfl import build, experiment, tasks
+from p2pfl import build, experiment, statistics, tasks
 from p2pfl.errors import ConfigError, DataError, TopologyError
 from p2pfl.experiment import Data, Experiment
 from p2pfl.protocol.timing import LAN, LOCAL
@@ -566,3 +566,24 @@ def test_tasks_share_programs_of_equal_degree() -> None:
     made = tasks.tasks(build.build(make(topology={"graph": "star", "nodes": 4})))
     assert made[1].program is made[2].program is not made[0].program
     assert [task.neighbors for task in made] == [(1, 2, 3), (0,), (0,), (0,)]
+
+
+def test_averaging_waits_for_the_slowest_graph_that_is_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One-peer exponential averages eight nodes in three rounds, and seven, of which a planned crash leaves so many, in
+    more than ten: the statistics of a new epoch are read no sooner."""
+    asked: list[int] = []
+    rounds = statistics.rounds
+
+    def told(*given: Any) -> int:
+        asked.extend([rounds(*given[:-1]), rounds(*given)])
+        return asked[-1]
+
+    monkeypatch.setattr(statistics, "rounds", told)
+    table = {
+        "name": "t", "rounds": 60, "data": {"source": "digits"}, "model": {"name": "logistic"},
+        "training": {"optimizer": {"name": "sgd", "learning_rate": 0.1}}, "statistics": {"gather": ["labels"]},
+        "topology": {"graph": "one_peer_exponential", "nodes": 8}, "algorithm": {"name": "push_sum"},
+        "churn": [{"event": "crash", "node": 2, "round": 20}], "driver": {"kind": "simulate"},
+    }  # fmt: skip
+    build.build(experiment.parse(table, "t.toml", Experiment))
+    assert asked[0] == 3 and asked[1] > 10

@@ -177,15 +177,6 @@ def test_the_patients_of_a_table_stay_together(tmp_path: Path) -> None:
     )
 
 
-def test_gossip_leaves_the_columns_to_the_nodes_and_still_fills(tmp_path: Path) -> None:
-    rows = body()
-    rows[5][0] = ""
-    arguments: dict[str, Any] = {"label": "died", "missing": "mean", "drop": ["patient"], "site": "hospital"}
-    raw = csv.load(write(tmp_path, rows), **arguments, standardize="none")
-    found = csv.load(write(tmp_path, rows), **arguments, standardize="gossip")
-    assert np.array_equal(found.train.x, raw.train.x) and found.notes == raw.notes and "filled 1" in found.notes[0]
-
-
 @pytest.mark.parametrize(
     ("arguments", "kind", "words"),
     [

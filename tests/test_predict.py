@@ -285,15 +285,16 @@ def opposite() -> tuple[Learner, list[Tree], list[Samples], Selector]:
         sites.append(Samples(0.3 * rows.x + np.float32(2 * i - 1), rows.y if i == 0 else 1 - rows.y))
     fast = optax.sgd(4.0)
     personals = [trained(learner, rows, fast) for rows in sites]
-    chosen = selector(learner, jax.jit(learner.init)(KEY), personals, [rows.x for rows in sites], gamma=0.8)
+    chosen = selector(learner, personals, [rows.x for rows in sites], gamma=0.8)
     return learner, personals, sites, chosen
 
 
 def test_the_selector_is_at_least_as_good_as_any_single_model() -> None:
     learner, personals, sites, chosen = opposite()
+    shared = jax.jit(learner.init)(KEY)
     both = Samples(np.concatenate([r.x for r in sites]), np.concatenate([r.y for r in sites]))
     single = [scored(learner, params, both)[0] for params in personals]
-    got = float((chosen.predict(both.x).argmax(axis=1) == both.y).mean())
+    got = float((chosen.predict(shared, both.x).argmax(axis=1) == both.y).mean())
     assert got >= max(single) + 0.1 and got > 0.8
     np.testing.assert_array_equal(chosen.choose(both.x), np.repeat([0, 1], 120))
     assert len(chosen.choose(both.x[:0])) == 0
@@ -307,8 +308,8 @@ def test_where_no_site_is_likely_the_shared_model_answers() -> None:
     assert unsure.any()
     assert learner.predict is not None
     wanted = np.asarray(learner.predict(shared, jnp.asarray(between)))[unsure]
-    np.testing.assert_allclose(chosen.predict(between)[unsure], wanted, rtol=1e-6)
+    np.testing.assert_allclose(chosen.predict(shared, between)[unsure], wanted, rtol=1e-6)
     with pytest.raises(ConfigError, match="two"):
-        selector(learner, shared, [shared], [sites[0].x])
+        selector(learner, [shared], [sites[0].x])
     with pytest.raises(ConfigError, match="outputs"):
         selector(quadratic.learner(2), shared, [shared] * 2, [sites[0].x] * 2)

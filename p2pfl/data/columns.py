@@ -149,7 +149,7 @@ def _fill(
 
 def standardized(x: np.ndarray, place: np.ndarray, in_test: np.ndarray, standardize: str) -> np.ndarray:
     """x [N, F] with mean 0 and sd 1 over the train rows of each place ("node"), of all ("pooled"), or as it is."""
-    if standardize in ("none", "gossip"):
+    if standardize == "none":
         return x
     groups = place if standardize == "node" else np.zeros_like(place)
     scaled = np.empty_like(x)

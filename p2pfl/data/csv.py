@@ -18,8 +18,8 @@
     categories   column -> all its values, in order: one column "name=value" each, also for values that don't occur. A
                  text column that is not named here gets its values from the file, sorted
     standardize  "node": every column, coded text too, by the mean and standard deviation of the site's own train rows
-                 (as in FLamby, du Terrail et al. 2022); "pooled": of all train rows; "none"; "gossip": as "none"
-                 here, the nodes find mean and deviation of all sites together. Constant: divided by 1
+                 (as in FLamby, du Terrail et al. 2022); "pooled": of all train rows; "none".
+                 Constant: divided by 1
 
 The file becomes a `Table`; each step takes a table and returns a smaller one with its notes, in this order: the split
 column, missing cells, small sites, classes, the drawn split, coding and filling of columns, standardising.
@@ -143,7 +143,7 @@ def _check(wanted: Wanted) -> tuple[str, ...]:
     """Refuse arguments that can't be; returns the columns that hold what is to be predicted."""
     one_of(("error", "drop_row", "mean"), missing=wanted.missing)
     one_of(("error", "drop"), small_sites=wanted.small_sites)
-    one_of(("node", "pooled", "none", "gossip"), standardize=wanted.standardize)
+    one_of(("node", "pooled", "none"), standardize=wanted.standardize)
     one_of(ANSWERS, kind=wanted.kind)
     fraction(test_fraction=wanted.test_fraction)
     at_least(0, seed=wanted.seed, min_rows=wanted.min_rows)

@@ -115,7 +115,7 @@ class Features:
     columns: Texts
     categories: dict[str, Texts] | None = None
     missing: Literal["error", "drop_row", "mean"] = "error"
-    standardize: Literal["node", "pooled", "none", "gossip"] = "node"
+    standardize: Literal["node", "pooled", "none"] = "node"
     small_sites: Literal["error", "drop"] = "error"
 
 

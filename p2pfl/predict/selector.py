@@ -30,10 +30,11 @@ SHARED = -1
 
 
 class Selector(NamedTuple):
-    """`choose(x [N, ...]) -> [N] int`: the site whose personal model answers, or SHARED. `predict(x) -> outputs`."""
+    """`choose(x [N, ...]) -> [N] int`: the site whose personal model answers, or SHARED. `predict(shared, x) ->
+    outputs`, `shared` being the model that answers for all others."""
 
     choose: Callable[[np.ndarray], np.ndarray]
-    predict: Callable[[np.ndarray], np.ndarray]
+    predict: Callable[[Params, np.ndarray], np.ndarray]
 
 
 def features(x: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -50,11 +51,7 @@ def features(x: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def selector(
-    learner: Learner,
-    shared: Params,
-    personals: Sequence[Params],
-    inputs: Sequence[np.ndarray],
-    gamma: float = 0.9,
+    learner: Learner, personals: Sequence[Params], inputs: Sequence[np.ndarray], gamma: float = 0.9
 ) -> Selector:
     """The selector of sites whose training inputs are inputs[i] [N_i, ...] and whose personal models are personals[i].
 
@@ -89,7 +86,7 @@ def selector(
 
     run = jax.jit(predict)
 
-    def answer(x: np.ndarray) -> np.ndarray:
+    def answer(shared: Params, x: np.ndarray) -> np.ndarray:
         chosen, whole = choose(x), jnp.asarray(x)
         outputs = np.array(run(shared, whole))
         for i in np.unique(chosen[chosen != SHARED]).tolist():

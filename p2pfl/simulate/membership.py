@@ -43,7 +43,7 @@ def course(
 ) -> Course:
     """The course of checked events. `steady`: every epoch's graph must stay the same. Raises ConfigError."""
     when = timeline(events, nodes, rounds, detection)
-    members, epoch = _epochs(when)
+    members, epoch = epochs(when)
     last, enters = np.full(nodes, -1, np.int32), np.zeros((rounds, nodes), bool)
     for r in range(rounds):
         enters[r] = when.active[r] & (epoch[r] != last)
@@ -56,7 +56,7 @@ def course(
     return Course(when, members, epoch, enters, made.donor, *made.together(), made.turn, tuple(dict.fromkeys(notes)))
 
 
-def _epochs(when: Timeline) -> tuple[tuple[tuple[int, ...], ...], np.ndarray]:
+def epochs(when: Timeline) -> tuple[tuple[tuple[int, ...], ...], np.ndarray]:
     """The members of all epochs, and [R, n] which epoch a node is in.
 
     No epoch comes twice: one that ends and has the same members later is another one, so that who stood still in

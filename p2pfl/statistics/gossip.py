@@ -107,7 +107,7 @@ def gossip(inner: Algorithm, rounds: int) -> Algorithm:
         return fresh._replace(sums=jax.tree.map(lambda old, own: jnp.where(known, old, own), state.sums, fresh.sums))
 
     def put(state: State, params: Params) -> State:
-        return state._replace(inner=_put(inner, state.inner, params))
+        return state._replace(inner=inner.replaced(state.inner, params))
 
     def mass(state: State) -> Tree:  # of the model alone: sums are in units of their own, and would drown it
         return (inner.mass or inner.params)(state.inner)
@@ -119,14 +119,10 @@ def gossip(inner: Algorithm, rounds: int) -> Algorithm:
     )  # fmt: skip
 
 
-def _put(inner: Algorithm, state: Any, params: Params) -> Any:
-    return inner.put(state, params) if inner.put else state._replace(params=params)
-
-
 def _written(inner: Algorithm, state: Any, sums: Tree) -> Any:
     """The state of a node that knows what the sums say."""
     model = inner.params(state)
-    return _put(inner, state, {**model, "statistics": _said(model["statistics"], sums)})
+    return inner.replaced(state, {**model, "statistics": _said(model["statistics"], sums)})
 
 
 def _said(before: Tree, sums: Tree) -> Tree:
