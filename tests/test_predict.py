@@ -312,4 +312,4 @@ def test_where_no_site_is_likely_the_shared_model_answers() -> None:
     with pytest.raises(ConfigError, match="two"):
         selector(learner, [shared], [sites[0].x])
     with pytest.raises(ConfigError, match="outputs"):
-        selector(quadratic.learner(2), shared, [shared] * 2, [sites[0].x] * 2)
+        selector(quadratic.learner(2), [shared] * 2, [sites[0].x] * 2)
