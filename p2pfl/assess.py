@@ -22,16 +22,18 @@ from p2pfl import learning, metrics, predict, tree
 from p2pfl.build import Federation, model_shape
 from p2pfl.data import Samples
 from p2pfl.partition import names
+from p2pfl.targets import TARGETS
 from p2pfl.types import Params
 
 MOST = 64
 """Nodes up to which all are assessed."""
 _ROWS = 2048
 """Rows that are answered at once."""
-KNOWN = (
-    "accuracy", "balanced_accuracy", "auc", "average_precision", "sensitivity", "specificity", "log_loss", "brier",
-    "ece", "f1_macro", "mae", "rmse", "r2", "c_index", "dice_mean", "iou_mean",
-)  # fmt: skip
+KNOWN = frozenset(
+    name
+    for kind in TARGETS
+    for name in metrics.names(kind, ("negative", "positive") if kind == "classes" else ("one",))
+)
 """Metrics of all kinds of tasks."""
 LOWER = frozenset({"log_loss", "brier", "ece", "mae", "rmse"})
 """Metrics of which less is better."""
@@ -91,21 +93,21 @@ def _answers(federation: Federation, models: Mapping[int, Params]) -> dict[int, 
     run = jax.jit(learner.predict)
     found: dict[int, dict[str, Answerer]]
     found = {node: {"": partial(_answered, run, model)} for node, model in models.items()}
-    names = [name for name in wanted.evaluation.answers if name != "selector"]
+    names = [name for name in wanted.evaluation.answers if name != predict.SELECTOR]
     own = {node: _own(federation, node, model) for node, model in models.items()}
     trained = {node: each for node, each in own.items() if len(each.train.y)}
     if names and trained:
         make = _prepared(federation, names)
         for node, each in trained.items():
             found[node].update({name: partial(_answered, run, answer.params) for name, answer in make(each).items()})
-    if "selector" in wanted.evaluation.answers and len(trained) > 1:
+    if predict.SELECTOR in wanted.evaluation.answers and len(trained) > 1:
         name = "personal" if learner.personal else "fine_tuned"
         make = _prepared(federation, [name])
         personals = [make(each)[name].params for each in trained.values()]
         inputs = [each.train.x for each in trained.values()]
         chosen = predict.selector(learner, personals, inputs)
         for node, model in models.items():
-            found[node]["selector"] = partial(chosen.predict, model)
+            found[node][predict.SELECTOR] = partial(chosen.predict, model)
     return found
 
 
@@ -158,7 +160,7 @@ def figure(name: str) -> bool:
         return False
     return any(
         stem[1] == (f"{answer}_{metric}" if answer else metric)
-        for answer in ("", *predict.ANSWERS, "selector")
+        for answer in ("", *predict.ANSWERS, predict.SELECTOR)
         for metric in KNOWN
     )
 

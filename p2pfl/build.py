@@ -152,7 +152,12 @@ def _assemble(
     base = learned or learning.base_learner(experiment, dataset)
     sites, said = learning.known(experiment, methods, dataset, parts.train, real=not pooled)
     learned = learning.made_learner(experiment, base, methods, optimizer, sites)
-    predict.check([name for name in experiment.evaluation.answers if name != "selector"], learned, dataset.kind)
+    answers = experiment.evaluation.answers
+    predict.check(answers, learned, dataset.kind)
+    if predict.SELECTOR in answers and not pooled:
+        raise ConfigError(
+            "evaluation.answers='selector': chooses among the models of all nodes, and this machine has one; leave it out"
+        )
     apart = bool(sites) or set(jax.eval_shape(learned.init, jax.random.key(0))) > {"trained", "carried"}
 
     def make(learned: Learner) -> Algorithm:

@@ -313,3 +313,9 @@ def test_where_no_site_is_likely_the_shared_model_answers() -> None:
         selector(learner, [shared], [sites[0].x])
     with pytest.raises(ConfigError, match="outputs"):
         selector(quadratic.learner(2), [shared] * 2, [sites[0].x] * 2)
+
+
+def test_a_selector_is_for_whoever_has_all_models() -> None:
+    check(["selector"], logistic(), "classes")
+    with pytest.raises(ConfigError, match="did you mean 'selector'"):
+        check(["selectors"], logistic(), "classes")

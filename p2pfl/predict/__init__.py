@@ -32,8 +32,10 @@ from p2pfl.predict.selector import Selector, selector
 from p2pfl.program import eval_set
 from p2pfl.types import Array, Key, Learner, Params, Tree
 
-__all__ = ["ANSWERS", "Answer", "Own", "Selector", "check", "held_back", "prepared", "selector"]
+__all__ = ["ANSWERS", "SELECTOR", "Answer", "Own", "Selector", "check", "held_back", "prepared", "selector"]
 
+SELECTOR = "selector"
+"""The answer that needs the models of all nodes, and so is made by whoever has them: see `selector`."""
 HELD_BACK = 5
 """Where a node has no validation rows of its own, one of so many training rows is held back from fine-tuning."""
 ALPHAS = tuple(i / 10 for i in range(11))
@@ -118,7 +120,7 @@ def prepared(
 def check(names: Sequence[str], learner: Learner, kind: str) -> None:
     """Raises ConfigError for names that are unknown, and for answers that the learner or the task can't give."""
     for name in names:
-        one_of(ANSWERS, answers=name)
+        one_of((*ANSWERS, SELECTOR), answers=name)
     if "personal" in names and learner.personal is None:
         raise ConfigError(
             "answers='personal': nothing trains a model of the node's own; add an objective such as ditto, or ask for "

@@ -14,8 +14,8 @@ end. Until the sums have been averaged once they start again as well, from those
 every node holds the mean by then, so that one that goes takes an equal part of every sum, and its rows still count, as
 what all have learned from them does; one that is back as it was brings what it has, and a new one its own sums on top.
 (Of the old sums a part is gone by then, so that a new row counts a little more; and one that comes back with nothing
-brings its own once more.) So a hospital that is away for an hour does
-not move the scale of all others. Who joins takes over a neighbour's result, and trains at once.
+brings its own once more.) So a hospital that is away for an hour does not move the scale of all others. Who joins takes
+over a neighbour's result, and trains at once.
 """
 
 from __future__ import annotations
