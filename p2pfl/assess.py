@@ -30,9 +30,7 @@ MOST = 64
 _ROWS = 2048
 """Rows that are answered at once."""
 KNOWN = frozenset(
-    name
-    for kind in TARGETS
-    for name in metrics.names(kind, ("negative", "positive") if kind == "classes" else ("one",))
+    name for kind in TARGETS for name in metrics.names(kind, ("no", "yes") if kind == "classes" else ("one",))
 )
 """Metrics of all kinds of tasks."""
 LOWER = frozenset({"log_loss", "brier", "ece", "mae", "rmse"})

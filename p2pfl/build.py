@@ -156,7 +156,7 @@ def _assemble(
     predict.check(answers, learned, dataset.kind)
     if predict.SELECTOR in answers and not pooled:
         raise ConfigError(
-            "evaluation.answers='selector': chooses among the models of all nodes, and this machine has one; leave it out"
+            "evaluation.answers='selector': needs the models of all nodes, and this machine has one; leave it out"
         )
     apart = bool(sites) or set(jax.eval_shape(learned.init, jax.random.key(0))) > {"trained", "carried"}
 
