@@ -264,8 +264,10 @@ def test_a_run_that_fails_is_named_and_the_others_are_made(folder: Path) -> None
 
 
 def test_ctrl_c_stops_cleanly_and_a_later_call_goes_on(folder: Path) -> None:
-    out = folder / "out"
-    command = [sys.executable, "-m", "p2pfl", "sweep", str(folder / "sweep.toml"), "--out", str(out), "--workers", "1"]
+    out, file = folder / "out", folder / "sweep.toml"
+    # so many runs that the signal comes in time, however busy the machine is
+    file.write_text(re.sub(r"^seeds = .*$", f"seeds = {list(range(60))}", file.read_text(), flags=re.MULTILINE))
+    command = [sys.executable, "-m", "p2pfl", "sweep", str(file), "--out", str(out), "--workers", "1"]
     # its own session, so that the signal reaches it alone, and its workers are found
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     try:
@@ -280,10 +282,11 @@ def test_ctrl_c_stops_cleanly_and_a_later_call_goes_on(folder: Path) -> None:
     assert process.returncode == 130 and b"goes on where it stopped" in said, said
     assert not any(alive(int(pid)) for pid in children)
     before = {path for path in out.glob("runs/*/summary.json")}
-    assert 1 <= len(before) < 10
+    assert 1 <= len(before) < 300
     assert (out / "table.md").exists()
-    result = call(folder / "sweep.toml", "--out", out)
-    assert result.exit_code == 0 and f"{len(before)} of 10 runs are there already" in result.output
+    chosen = [path for path in before if path.parent.name.endswith(("-seed0", "-seed1"))]
+    result = call(file, "--out", out, "--only", "seed=0", "--only", "seed=1")
+    assert result.exit_code == 0 and f"{len(chosen)} of 10 runs are there already" in result.output
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
