@@ -41,7 +41,8 @@ def run(
 ) -> None:
     """Run the experiment in FILE: all its nodes on this machine, and its baselines."""
     # jax and the rest take a second to import: not for --help, nor for a mistake in the file
-    from p2pfl import experiment, view
+    from p2pfl.config import experiment
+    from p2pfl.reporting import terminal
 
     overrides = (*overrides, *([f'driver.kind="{driver}"'] if driver else []))
     console = Console(highlight=False)
@@ -51,18 +52,18 @@ def run(
             _cores_as_devices()
         _join_hosts(hosts, wanted.driver.kind, wanted.baselines)
         sys.path[:0] = [str(Path.cwd()), str(file.resolve().parent)]
-        from p2pfl import run as running
+        from p2pfl.runs import run as running
 
         out = out or running.default_out(wanted.name)
         running.fresh(out)
-    with _errors(f"{file}: "), view.make(console, quiet=as_json) as shown:
+    with _errors(f"{file}: "), terminal.make(console, quiet=as_json) as shown:
         table = running.run(wanted, out, shown)
     if not table:  # one of several hosts: the first one tells
         return
     if as_json:
         click.echo(json.dumps(table, indent=1))
     else:
-        console.print(view.results_table(table))
+        console.print(terminal.results_table(table))
         if table["lost"]:
             console.print(f"lost: node {', '.join(map(str, table['lost']))}")
         console.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)
@@ -78,7 +79,7 @@ def run(
 def node(file: Path, out: Path | None, hold: bool, resume: bool) -> None:
     """Run one node of a federation, as FILE describes it."""
     with _errors():
-        from p2pfl import node as one
+        from p2pfl.runs import node as one
 
         error = one.run(file, out, hold, resume, lambda text: click.echo(text))
     if error:
@@ -96,8 +97,9 @@ def sweep(
     file: Path, out: Path | None, workers: int | None, overrides: tuple[str, ...], only: tuple[str, ...], as_json: bool
 ) -> None:
     """Make every run of the sweep in FILE, and the table and picture of what came of them."""
-    from p2pfl import sweep as sweeping
-    from p2pfl import sweep_run, sweep_view
+    from p2pfl.sweeps import plan as sweeping
+    from p2pfl.sweeps import table as sweep_view
+    from p2pfl.sweeps import workers as sweep_run
 
     console = Console(highlight=False)
     with _errors():
@@ -122,7 +124,7 @@ def sweep(
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def report(run: Path) -> None:
     """Write report.html of the run directory RUN anew."""
-    from p2pfl import report as reporting
+    from p2pfl.reporting import page as reporting
 
     with _errors():
         click.echo(reporting.write(run))
@@ -135,7 +137,7 @@ def replay(run: Path, as_json: bool) -> None:
     """Compute the run in the directory RUN again from its trace, and compare the models to the bit."""
     with _errors():
         sys.path[:0] = [str(Path.cwd())]
-        from p2pfl import replay as replaying
+        from p2pfl.runs import replay as replaying
 
         verdicts = replaying.replay(run, lambda text: click.echo(text, err=as_json))
     if as_json:
@@ -170,9 +172,9 @@ def topology(
         schedule, drawn = _graph(graph, nodes, given, weights, seed)
         figures = describe(schedule, drawn)
         if picture is not None:
-            from p2pfl import draw
+            from p2pfl.reporting import topology_figure
 
-            draw.save(schedule, Path(graph).stem, picture)
+            topology_figure.save(schedule, Path(graph).stem, picture)
     if as_json:
         click.echo(json.dumps(figures, indent=1))
         return

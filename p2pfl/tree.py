@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -58,6 +59,13 @@ def unmixed(params: Params) -> Params:
 def public(params: Params) -> Params:
     """The parts of a model that others may have: what a node that joins is given."""
     return {part: tree for part, tree in params.items() if part != "private"}
+
+
+def consensus_distance(models: Sequence[Params]) -> float:
+    """(1/n) sum_i ||x_i - mean||^2 over models, in float64."""
+    leaves = [np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(m)]) for m in models]
+    stacked = np.stack(leaves)
+    return float(((stacked - stacked.mean(axis=0)) ** 2).sum(axis=1).mean())
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from p2pfl.drivers.virtual.network import Link, Network, Queue
 from p2pfl.protocol.membership.events import (
     Accused,
     Changed,
@@ -20,9 +21,8 @@ from p2pfl.protocol.membership.events import (
     Tick,
 )
 from p2pfl.protocol.membership.membership import Membership
-from p2pfl.protocol.membership.rhythm import LAN, Rhythm
 from p2pfl.protocol.membership.table import ALIVE, DEAD, SUSPECT, Me
-from p2pfl.virtual.network import Link, Network, Queue
+from p2pfl.protocol.membership.timing import LAN, Rhythm
 
 CLUSTER = "federation"
 FAR = Link(latency=0.002, jitter=0.01)

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from p2pfl import demands, quadratic, topology, tree
+from p2pfl import topology, tree
+from p2pfl.algorithms.mixing import over
 from p2pfl.churn import Conditions, Deliveries, Event
-from p2pfl.mixing import over
-from p2pfl.quadratic import Quadratic
+from p2pfl.learning import quadratic
+from p2pfl.learning.quadratic import Quadratic
+from p2pfl.topology import requirements
 from p2pfl.types import Algorithm, Delivery, Inbox, Learner, Neighborhood, Planning, Schedule, Tree
 
 DIM, STEPS, AGES, CHUNK = 2, 2, 4, 100
@@ -43,7 +45,7 @@ def planned(algorithm: Algorithm, graph: str, nodes: int, rounds: int = 1, **giv
     schedule = topology.plan(graph, nodes, rounds=rounds, **given)
     if algorithm.plan is not None:
         schedule = algorithm.plan(schedule, Planning(rounds, 0, samples(nodes)))
-    demands.check(algorithm, schedule, f"topology {graph} of {nodes} nodes")
+    requirements.check(algorithm, schedule, f"topology {graph} of {nodes} nodes")
     return topology.stable(schedule) if algorithm.per_edge else schedule
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from p2pfl import draws
-from p2pfl.batching import Batching, one, orders
+from p2pfl import random_bits
+from p2pfl.learning.batching import Batching, one, orders
 
 
 def order(seed: int, node: int, rows: int, number: int) -> np.ndarray:
@@ -118,21 +118,21 @@ def test_bits_are_those_of_splitmix() -> None:
         return z ^ (z >> 31)
 
     for key in (0, 1, 12345, (1 << 63) + 17):
-        assert int(draws.bits(np.uint64(key))) == reference(key)
+        assert int(random_bits.bits(np.uint64(key))) == reference(key)
 
 
 def test_draws_broadcast_and_are_uniform() -> None:
     a, b = np.arange(300)[:, None], np.arange(400)[None, :]
-    u = draws.uniform(1, a, b)
+    u = random_bits.uniform(1, a, b)
     assert u.shape == (300, 400)
-    assert u[7, 11] == draws.uniform(1, 7, 11)
+    assert u[7, 11] == random_bits.uniform(1, 7, 11)
     assert (u >= 0).all() and (u < 1).all()
     n = u.size
     assert abs(u.mean() - 0.5) < 4 / np.sqrt(12 * n)
     counts = np.histogram(u, 64, (0, 1))[0]
     assert ((counts - n / 64) ** 2 / (n / 64)).sum() < 63 + 4 * np.sqrt(2 * 63)  # chi squared, 63 degrees of freedom
     # neighbours in either key, and the two orders of the keys, are uncorrelated: sd of a correlation 1 / sqrt(n)
-    square = draws.uniform(1, a, a.T)
+    square = random_bits.uniform(1, a, a.T)
     for x, y in ((u[1:], u[:-1]), (u[:, 1:], u[:, :-1]), (square, square.T)):
         off = x != y
         assert abs(np.corrcoef(x[off], y[off])[0, 1]) < 6 / np.sqrt(off.sum())

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import tomli_w
 
-from p2pfl import build, experiment, statistics, tasks
+from p2pfl.config import experiment
+from p2pfl.config.experiment import Data, Experiment
 from p2pfl.errors import ConfigError, DataError, TopologyError
-from p2pfl.experiment import Data, Experiment
+from p2pfl.federation import federation, tasks
+from p2pfl.methods import statistics
 from p2pfl.protocol.timing import LAN, LOCAL
 
 TABLE: dict[str, Any] = {
@@ -38,7 +40,7 @@ def make(**tables: Any) -> Experiment:
 
 def refused(said: str, kind: type[ConfigError] = ConfigError, **tables: Any) -> str:
     with pytest.raises(kind) as caught:
-        build.build(make(**tables))
+        federation.build(make(**tables))
     assert said in str(caught.value)
     return str(caught.value)
 
@@ -81,11 +83,11 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
 
 
 def test_the_tiny_experiment_is_right() -> None:
-    made = build.build(make())
+    made = federation.build(make())
     assert len(made.graph) == 3 and made.algorithm.name == "dsgd" and made.pooled
     assert sum(map(len, made.partition.train)) == len(made.dataset.train.y)
     assert [tasks.task(made, node).neighbors for node in range(3)] == [(1, 2), (0, 2), (0, 1)]
-    assert not tasks.task(build.build(build.alone(make())), 0).neighbors
+    assert not tasks.task(federation.build(federation.alone(make())), 0).neighbors
 
 
 # --- names
@@ -124,9 +126,9 @@ def test_unknown_names(tables: dict[str, Any], said: str) -> None:
 
 
 def test_timing_is_the_preset_with_single_values_replaced() -> None:
-    assert build.timing(make()) == LOCAL
+    assert federation.timing(make()) == LOCAL
     changed = make(network={"preset": "lan", "timing": {"silence": 4, "drain": 1}})
-    assert build.timing(changed) == LAN._replace(silence=4.0, drain=1.0)
+    assert federation.timing(changed) == LAN._replace(silence=4.0, drain=1.0)
 
 
 # --- [data]: fields that are needed, and fields that nothing uses
@@ -191,7 +193,7 @@ def test_fields_of_model(model: dict[str, Any], said: str) -> None:
 def test_nodes_and_sites_must_agree(csv: Path) -> None:
     data = {"source": "csv", "path": str(csv), "label": "sick", "site": "site", "partition": "by_site"}
     refused("by_site: nodes=3, but the data has 2 sites: north, south. Use nodes = 2", DataError, data=data)
-    made = build.build(make(data=data, topology={"graph": "ring", "nodes": 2}))
+    made = federation.build(make(data=data, topology={"graph": "ring", "nodes": 2}))
     assert [len(rows) for rows in made.partition.train] == [10, 14]
 
 
@@ -217,7 +219,7 @@ def test_nodes_may_repeat_the_file_but_not_contradict_it(tmp_path: Path) -> None
     path = tmp_path / "g.toml"
     path.write_text("edges = [[0, 1], [1, 2]]\n")
     for table in ({"file": str(path)}, {"file": str(path), "nodes": 3}):
-        assert len(build.build(make(topology=table)).graph) == 3
+        assert len(federation.build(make(topology=table)).graph) == 3
     refused(f"topology.nodes=4: the graph in {path} has 3; leave nodes out", topology={"file": str(path), "nodes": 4})
     path.write_text("edges = [[0, 1], [2, 3]]\n")
     refused("is in 2 pieces", TopologyError, topology={"file": str(path)})
@@ -242,29 +244,29 @@ def test_churn(events: list[dict[str, Any]], said: str) -> None:
     refused(said, churn=events)
     own = Data("digits")
     with pytest.raises(ConfigError, match=re.escape(said)):
-        build.build_own(make(churn=events), 0, own)
+        federation.build_own(make(churn=events), 0, own)
 
 
 def test_churn_that_a_driver_does_not_know() -> None:
     lag = {"event": "lag", "node": 1, "round": 2, "rounds": 2, "seconds": 0.5}
-    build.build(make(churn=[lag]))
+    federation.build(make(churn=[lag]))
     refused(
         'churn: lag of node 1 at round 2: the simulator knows no seconds; leave it out, or use driver.kind = "live"',
         churn=[lag], driver={"kind": "simulate"},
     )  # fmt: skip
-    build.build(make(network={"detection": 3}, driver={"kind": "simulate"}))
+    federation.build(make(network={"detection": 3}, driver={"kind": "simulate"}))
     refused("network.detection=3: real nodes find out by themselves; leave it out", network={"detection": 3})
 
 
 def test_the_holder_of_a_class_is_found_in_the_data() -> None:
     stroke = {"model": "adversarial", "target": "holder", "class_label": "7", "round": 2}
-    made = build.build(make(churn=[stroke], data={"source": "digits", "partition": "shards", "per_node": 1}))
+    made = federation.build(make(churn=[stroke], data={"source": "digits", "partition": "shards", "per_node": 1}))
     rows = [int((made.dataset.train.y[rows] == 7).sum()) for rows in made.partition.train]
     assert [event.node for event in made.churn] == [int(np.argmax(rows))] and max(rows) > min(rows)
     refused("churn[0].class_label='nine': Valid: 0, 1, 2", churn=[{**stroke, "class_label": "nine"}])
     said = "churn.target='holder': needs the labels of all nodes, which are not known here; name the node"
     with pytest.raises(ConfigError, match=said):
-        build.build_own(make(churn=[stroke]), 0, Data("digits"))
+        federation.build_own(make(churn=[stroke]), 0, Data("digits"))
     refused(said, churn=[stroke], data={"source": "quadratic"}, model=None)
 
 
@@ -282,10 +284,10 @@ def test_a_trace_lies_beside_the_experiment_and_its_place_means_nothing(tmp_path
         assert wanted.churn[0].path == str(tmp_path / name / "t.json")
         again: Experiment = experiment.parse(tomllib.loads(experiment.dump(wanted)), "again", Experiment)
         assert again == wanted
-        made = build.build(wanted)
+        made = federation.build(wanted)
         assert [(e.event, e.node, e.round) for e in made.churn] == [("crash", 0, 4), ("rejoin", 0, 5)]
-        digests.append(build.digest(made))
-    assert digests[0] == digests[1] != build.digest(build.build(make()))
+        digests.append(federation.digest(made))
+    assert digests[0] == digests[1] != federation.digest(federation.build(make()))
     (tmp_path / "b" / "t.json").unlink()
     with pytest.raises(ConfigError, match=re.escape("churn[0].path='t.json': no such file; looked for it beside")):
         experiment.load(tmp_path / "b" / "e.toml", find=True)
@@ -324,10 +326,10 @@ CONSTANT = 3
 def test_own_model(module: Any) -> None:
     name = module(MODEL)
     for width in (4, 7):
-        made = build.build(make(model={"name": f"{name}:net", "arguments": {"width": width}}))
-        shapes = build.model_shape(made)["trained"]
+        made = federation.build(make(model={"name": f"{name}:net", "arguments": {"width": width}}))
+        shapes = federation.model_shape(made)["trained"]
         assert shapes["a"]["kernel"].shape == (64, width) and shapes["b"]["kernel"].shape == (width, 10)
-    assert build.build(make(model={"name": f"{name}:linear"}))
+    assert federation.build(make(model={"name": f"{name}:linear"}))
 
 
 @pytest.mark.parametrize(
@@ -394,7 +396,7 @@ def nan():
 
 
 def test_own_data(module: Any) -> None:
-    made = build.build(make(data={"source": f"{module(DATA)}:load", "arguments": {"rows": 36}}))
+    made = federation.build(make(data={"source": f"{module(DATA)}:load", "arguments": {"rows": 36}}))
     assert [len(rows) for rows in made.partition.train] == [12, 12, 12] and made.dataset.train.x.shape == (36, 4)
 
 
@@ -450,8 +452,8 @@ def test_baselines_of_every_source_and_partition(csv: Path, npz: Path, module: A
             training={"optimizer": TABLE["training"]["optimizer"], "batch_size": 5},
             churn=[event("crash", 1, 2)],
         )
-        run, alone = build.build(wanted), build.build(build.alone(wanted))
-        pooled = build.build(build.pooled(wanted, 2))
+        run, alone = federation.build(wanted), federation.build(federation.alone(wanted))
+        pooled = federation.build(federation.pooled(wanted, 2))
         # alone: the same rows at the same nodes, no exchange, nobody lost
         assert alone.algorithm.name == "local" and not alone.churn and not alone.experiment.baselines
         for a, b in zip(run.partition.train, alone.partition.train, strict=True):
@@ -466,10 +468,10 @@ def test_baselines_of_every_source_and_partition(csv: Path, npz: Path, module: A
         assert tasks.task(pooled, 0).neighbors == ()
 
 
-def test_pooled_data_stay_standardised_by_site(csv: Path) -> None:
+def test_pooled_data_stay_standardized_by_site(csv: Path) -> None:
     data = {"source": "csv", "path": str(csv), "label": "sick", "site": "site", "partition": "by_site"}
     wanted = make(data=data, topology={"graph": "ring", "nodes": 2})
-    train = build.build(build.pooled(wanted, 2)).dataset.train
+    train = federation.build(federation.pooled(wanted, 2)).dataset.train
     age = train.x[:, 0]
     assert train.site is not None
     for site in (0, 1):  # a thousand years apart before
@@ -479,7 +481,7 @@ def test_pooled_data_stay_standardised_by_site(csv: Path) -> None:
 def test_pooled_of_a_topology_file(tmp_path: Path) -> None:
     path = tmp_path / "g.toml"
     path.write_text("edges = [[0, 1], [1, 2]]\n")
-    assert len(build.build(build.pooled(make(topology={"file": str(path)}), 3)).graph) == 1
+    assert len(federation.build(federation.pooled(make(topology={"file": str(path)}), 3)).graph) == 1
 
 
 # --- digest
@@ -488,7 +490,7 @@ def test_pooled_of_a_topology_file(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("optax_promotes")
 def test_digest_is_of_the_meaning_alone(tmp_path: Path, npz: Path) -> None:
     def digest(**tables: Any) -> str:
-        return build.digest(build.build(make(**{"data": {"source": "npz", "path": str(npz)}, **tables})))
+        return federation.digest(federation.build(make(**{"data": {"source": "npz", "path": str(npz)}, **tables})))
 
     same = digest()
     copy = tmp_path / "copy.npz"
@@ -532,16 +534,16 @@ def test_digest_is_of_the_meaning_alone(tmp_path: Path, npz: Path) -> None:
 
 def test_build_own_takes_all_rows_for_that_node(csv: Path) -> None:
     own = Data("csv", path=str(csv), label="sick", drop=("site",))
-    made = build.build_own(make(), 2, own)
+    made = federation.build_own(make(), 2, own)
     task = tasks.task(made, 2)
     assert not made.pooled and not task.pooled and task.neighbors == (0, 1)
     np.testing.assert_array_equal(task.x, made.dataset.train.x)
     np.testing.assert_array_equal(task.own, np.arange(len(made.dataset.test.y)))
     assert [len(rows) for rows in made.partition.train] == [0, 0, len(made.dataset.train.y)]
-    whole = build.build(make(data={"source": "csv", "path": str(csv), "label": "sick", "drop": ["site"]}))
+    whole = federation.build(make(data={"source": "csv", "path": str(csv), "label": "sick", "drop": ["site"]}))
     np.testing.assert_array_equal(made.dataset.train.x, whole.dataset.train.x)
     # what the federation must have in common is what its experiment says, not what one node holds
-    assert build.digest(made) == build.digest(build.build(make()))
+    assert federation.digest(made) == federation.digest(federation.build(make()))
 
 
 @pytest.mark.parametrize(
@@ -559,11 +561,11 @@ def test_build_own_takes_all_rows_for_that_node(csv: Path) -> None:
 )
 def test_build_own_refuses(node: int, own: dict[str, Any], tables: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
-        build.build_own(make(**tables), node, Data("digits", **own))
+        federation.build_own(make(**tables), node, Data("digits", **own))
 
 
 def test_tasks_share_programs_of_equal_degree() -> None:
-    made = tasks.tasks(build.build(make(topology={"graph": "star", "nodes": 4})))
+    made = tasks.tasks(federation.build(make(topology={"graph": "star", "nodes": 4})))
     assert made[1].program is made[2].program is not made[0].program
     assert [task.neighbors for task in made] == [(1, 2, 3), (0,), (0,), (0,)]
 
@@ -585,5 +587,5 @@ def test_averaging_waits_for_the_slowest_graph_that_is_to_come(monkeypatch: pyte
         "topology": {"graph": "one_peer_exponential", "nodes": 8}, "algorithm": {"name": "push_sum"},
         "churn": [{"event": "crash", "node": 2, "round": 20}], "driver": {"kind": "simulate"},
     }  # fmt: skip
-    build.build(experiment.parse(table, "t.toml", Experiment))
+    federation.build(experiment.parse(table, "t.toml", Experiment))
     assert asked[0] == 3 and asked[1] > 10

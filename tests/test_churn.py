@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from p2pfl import topology
-from p2pfl.churn import (
+from p2pfl.churn import (  # fmt: skip
     Conditions,
     Deliveries,
     Event,
@@ -21,7 +21,7 @@ from p2pfl.churn import (
     losses,
     lost,
     timeline,
-)  # fmt: skip
+)
 from p2pfl.errors import ConfigError
 from p2pfl.types import Delivery, Schedule
 

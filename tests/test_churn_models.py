@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from p2pfl import churn
-from p2pfl.churn import FIELDS, MODELS, ChurnEvent, Event, Setting, expand, models
+from p2pfl.churn import MODELS, Event, Setting, models
+from p2pfl.config.churn import FIELDS, ChurnEvent, expand
 from p2pfl.errors import ConfigError
 
 

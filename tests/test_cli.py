@@ -13,11 +13,14 @@ import safetensors.numpy
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from p2pfl import build, experiment, tree, view
-from p2pfl import run as running
+from p2pfl import tree
 from p2pfl.cli import main
+from p2pfl.config import experiment
+from p2pfl.drivers.live import launcher, sidecar
 from p2pfl.errors import ConfigError
-from p2pfl.live import launch, sidecar
+from p2pfl.federation import federation as build
+from p2pfl.reporting import terminal
+from p2pfl.runs import run as running
 
 TINY = """
 name = "tiny"
@@ -114,9 +117,9 @@ def test_usage(place: Path, arguments: list[str], said: str) -> None:
 @pytest.fixture
 def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """No node and no training: reaching either is a failure of the test."""
-    from p2pfl.simulate import loop
+    from p2pfl.drivers.simulate import loop
 
-    monkeypatch.delattr(launch.Launcher, "go")
+    monkeypatch.delattr(launcher.Launcher, "go")
     monkeypatch.delattr(loop, "run")
 
 
@@ -167,7 +170,7 @@ def test_a_run_directory_that_is_not_empty_is_left_alone(place: Path, nothing_st
     assert [path.name for path in (place / "out").iterdir()] == ["thesis.txt"]
     assert (place / "out" / "thesis.txt").read_text() == "years of work"
     with pytest.raises(ConfigError, match="is not empty"):
-        running.run(experiment.load(Path("exp.toml")), Path("out"), view.make(Console(), quiet=True))
+        running.run(experiment.load(Path("exp.toml")), Path("out"), terminal.make(Console(), quiet=True))
 
 
 def test_a_place_that_cannot_be_written_is_no_traceback(place: Path) -> None:

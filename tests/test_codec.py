@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from p2pfl.errors import RemoteError
+from p2pfl.node.payload import Incoming, outgoing
 from p2pfl.protocol import messages
 from p2pfl.protocol.codec import Format, NonFinite, Schema, decode, digest, encode
 from p2pfl.protocol.messages import CARRIERS, KINDS, VERSION, Envelope, Model, Offer, Push
-from p2pfl.wire import Incoming, outgoing
 
 PAYLOAD = Format(Schema("p", (4, 8)), lambda frames: frames[0] != b"nan!")
 MODEL = Format(Schema("m", (16,)), lambda frames: True)

@@ -141,12 +141,12 @@ def pixels(path: Path, format: str, **given: Any) -> list[np.ndarray]:
     return arrays(wanted(format, **given), Entry((path,))).x
 
 
-def test_pictures_grey_colour_sixteen_bits_and_size(tmp_path: Path) -> None:
-    colour = np.zeros((4, 6, 3), np.uint8)
-    colour[..., 0], colour[:, 3:, 1] = 255, 255
-    save(tmp_path / "c.png", colour)
+def test_pictures_grey_color_sixteen_bits_and_size(tmp_path: Path) -> None:
+    color = np.zeros((4, 6, 3), np.uint8)
+    color[..., 0], color[:, 3:, 1] = 255, 255
+    save(tmp_path / "c.png", color)
     (x,) = pixels(tmp_path / "c.png", "image", mode="rgb")
-    np.testing.assert_array_equal(x, colour / np.float32(255))
+    np.testing.assert_array_equal(x, color / np.float32(255))
     (x,) = pixels(tmp_path / "c.png", "image", mode="rgb", size=(2, 3))
     assert x.shape == (2, 3, 3) and np.all(x[..., 0] == 1) and np.all(x[:, 0, 1] == 0) and np.all(x[:, 2, 1] == 1)
     (x,) = pixels(tmp_path / "c.png", "image")

@@ -13,8 +13,8 @@ import pytest
 from p2pfl import data
 from p2pfl.data import Dataset, Samples, csv, medmnist, npz
 from p2pfl.data.dataset import split
+from p2pfl.data.partition import PARTITIONS, describe, iid
 from p2pfl.errors import ConfigError, DataError
-from p2pfl.partition import PARTITIONS, describe, iid
 
 KINDS: dict[str, tuple[np.ndarray, tuple[str, ...]]] = {
     "classes": (np.array([0, 1] * 4, np.int32), ("a", "b")),

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from p2pfl.data import Dataset, folder, layout
-from p2pfl.partition import by_site, describe, iid
+from p2pfl.data.partition import by_site, describe, iid
 
 LAYOUTS = Path(__file__).parents[1] / "experiments" / "data"
 RNG = np.random.default_rng(0)

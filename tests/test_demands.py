@@ -7,10 +7,11 @@ import numpy as np
 import optax
 import pytest
 
-from p2pfl import demands, quadratic, topology
+from p2pfl import topology
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import TopologyError
-from p2pfl.topology import eigen
+from p2pfl.learning import quadratic
+from p2pfl.topology import eigen, requirements
 from p2pfl.topology.spectral import operators
 from p2pfl.types import Algorithm, Demands, Schedule
 
@@ -32,13 +33,13 @@ def asking(weights: str) -> Algorithm:
 
 def test_what_fits() -> None:
     for schedule in (RING, EVEN, DIRECTED, topology.plan("base", 7), topology.plan("one_peer_exponential", 8)):
-        demands.check(asking("column"), schedule, "G")
-        demands.check(asking("row"), schedule, "G")
-        demands.check(asking("any"), schedule, "G")
+        requirements.check(asking("column"), schedule, "G")
+        requirements.check(asking("row"), schedule, "G")
+        requirements.check(asking("any"), schedule, "G")
     for schedule in (RING, topology.plan("base", 7), topology.plan("random_matching", 5, rounds=3)):
-        demands.check(asking("symmetric"), schedule, "G")
-    demands.check(asking("column"), IRREGULAR, "G")
-    demands.check(asking("symmetric"), topology.plan("ring", 1), "G")  # a node alone has no slots
+        requirements.check(asking("symmetric"), schedule, "G")
+    requirements.check(asking("column"), IRREGULAR, "G")
+    requirements.check(asking("symmetric"), topology.plan("ring", 1), "G")  # a node alone has no slots
 
 
 @pytest.mark.parametrize(
@@ -53,21 +54,21 @@ def test_what_fits() -> None:
 )
 def test_what_does_not(asked: str, schedule: Schedule, text: str) -> None:
     with pytest.raises(TopologyError, match=text):
-        demands.check(asking(asked), schedule, "G")
+        requirements.check(asking(asked), schedule, "G")
 
 
 def test_d2_needs_one_w_whose_eigenvalues_are_above_minus_a_third() -> None:
     """Even rings lie on the edge exactly; tori and hypercubes beyond it; graphs that change are refused."""
     it = algorithm("d2")
-    demands.check(it, RING, "G")
+    requirements.check(it, RING, "G")
     for schedule, least in ((EVEN, "-0.3333"), (topology.plan("hypercube", 16), "-0.6000")):
         with pytest.raises(TopologyError, match=f"d2: G has lambda_min = {least}; .*Use exact_diffusion"):
-            demands.check(it, schedule, "G")
-        demands.check(algorithm("exact_diffusion"), schedule, "G")
+            requirements.check(it, schedule, "G")
+        requirements.check(algorithm("exact_diffusion"), schedule, "G")
     with pytest.raises(TopologyError, match=r"d2: G changes from round to round; .*Use exact_diffusion"):
-        demands.check(it, topology.plan("base", 7), "G")
+        requirements.check(it, topology.plan("base", 7), "G")
     with pytest.raises(TopologyError, match="d2: G does not fit; d2 needs symmetric weights"):
-        demands.check(it, DIRECTED, "G")
+        requirements.check(it, DIRECTED, "G")
 
 
 @pytest.mark.parametrize("graph", ["ring", "star", "barabasi_albert"])

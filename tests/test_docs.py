@@ -12,15 +12,19 @@ from typing import Any
 import click
 import pytest
 
-from p2pfl import churn, experiment, models, predict, quadratic, share, statistics, wrap
+from p2pfl import churn
 from p2pfl.cli import main
+from p2pfl.config import experiment
+from p2pfl.config.churn import FIELDS
+from p2pfl.config.experiment import Experiment, NodeFile
 from p2pfl.data import SOURCES
-from p2pfl.experiment import Experiment, NodeFile
-from p2pfl.objectives import OBJECTIVES
-from p2pfl.partition import PARTITIONS
+from p2pfl.data.partition import PARTITIONS
+from p2pfl.learning import models, quadratic
+from p2pfl.methods import answers, compose, sharing, statistics
+from p2pfl.methods.objectives import OBJECTIVES
 from p2pfl.protocol.timing import PRESETS, Timing
+from p2pfl.reporting.terminal import DASH
 from p2pfl.topology import GRAPHS
-from p2pfl.view import DASH
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "experiment.md").read_text("utf-8")
@@ -111,7 +115,7 @@ def test_every_name_that_a_field_can_hold_is_documented() -> None:
     assert set(rows(section("[[churn]]"), "Event")) == set(churn.EVENTS)
     assert set(rows(section("[[churn]]"), "Model")) == set(churn.MODELS)
     for name, (fields, _) in {**rows(section("[[churn]]"), "Event"), **rows(section("[[churn]]"), "Model")}.items():
-        known, said = churn.FIELDS[name], set(re.findall(r"\w+", fields)) - {"or"}
+        known, said = FIELDS[name], set(re.findall(r"\w+", fields)) - {"or"}
         assert {*known.must, *known.one} <= said <= {*known.must, *known.one, *known.may}, name
 
 
@@ -162,5 +166,5 @@ def test_the_tests_that_show_a_method_are_there() -> None:
     for file, name in named:
         text = (ROOT / "tests" / file).read_text("utf-8")
         assert not name or f"def {name}(" in text, f"{file}::{name}"
-    known = [*OBJECTIVES, *predict.ANSWERS, *share.PRESETS, *wrap.WRAPS, *statistics.GATHERED]
+    known = [*OBJECTIVES, *answers.ANSWERS, *sharing.PRESETS, *compose.WRAPS, *statistics.GATHERED]
     assert all(f"`{name}`" in page or f'"{name}"' in page for name in known if name != "cast")

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from small import Case, write
 
-from p2pfl import build, experiment, topology
-from p2pfl.tasks import tasks
+from p2pfl import topology
+from p2pfl.config import experiment
+from p2pfl.federation import federation
+from p2pfl.federation.tasks import tasks
 
 
-def made(folder: Path, case: Case, *more: str) -> build.Federation:
-    return build.build(experiment.load(write(folder, case), more))
+def made(folder: Path, case: Case, *more: str) -> federation.Federation:
+    return federation.build(experiment.load(write(folder, case), more))
 
 
 def edges(schedule: object) -> set[tuple[int, int]]:

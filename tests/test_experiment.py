@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from p2pfl import experiment
+from p2pfl.config import experiment
+from p2pfl.config.experiment import ChurnEvent, Experiment, NodeFile
 from p2pfl.errors import ConfigError
-from p2pfl.experiment import ChurnEvent, Experiment, NodeFile
 
 LEAST = """
 name = "tiny"

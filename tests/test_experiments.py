@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from p2pfl import assess
 from p2pfl.cli import main
+from p2pfl.runs import assessment
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 HEART = FOLDER.parents[1] / "shared" / "data" / "heart_disease_4sites.csv"
@@ -90,7 +90,7 @@ def agrees(metric: str, value: float, known: float) -> bool:
         return abs(value - known) <= ROWS[metric]
     if metric == "mean_residual" and known < NOISE:
         return value < NOISE
-    if assess.figure(metric):
+    if assessment.figure(metric):
         return abs(value - known) <= SITES
     if "<" in metric:
         return value == known  # a round: the error falls by decades there

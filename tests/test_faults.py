@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from test_live import P2PFL, Started, by_hand, start  # noqa: F401  (start is a fixture)
 
-from p2pfl import records
+from p2pfl.node import records
 
 pytestmark = [pytest.mark.live, pytest.mark.faults]
 

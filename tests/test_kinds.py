@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from p2pfl import assess, build, experiment, simulate, simulation, tree
+from p2pfl import tree
+from p2pfl.config import experiment
+from p2pfl.config.experiment import Experiment
 from p2pfl.data import Dataset, Samples
-from p2pfl.experiment import Experiment
-from p2pfl.run import collect
+from p2pfl.federation import federation
+from p2pfl.runs import assessment, simulated
+from p2pfl.runs.run import collect
 
 ROWS = 60
 
@@ -67,13 +70,13 @@ def test_a_whole_run(tmp_path: Path, source: str, kind: str, model: dict[str, An
     }  # fmt: skip
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         wanted: Experiment = experiment.parse(table, "test.toml", Experiment)
-        made = build.build(wanted)
-        simulation.loop_into(made, tmp_path, lambda status: None)
+        made = federation.build(wanted)
+        simulated.loop_into(made, tmp_path, lambda status: None)
         found = collect(made, tmp_path)
         assert found.figures["accuracy_mean"] > score
         last: list[Any] = []
-        whole = simulate.simulate(made, progress=lambda round, evaluated: last.extend(evaluated))
-        figures = assess.assess(made, found.whole, tmp_path)
+        whole = simulated.simulate(made, progress=lambda round, evaluated: last.extend(evaluated))
+        figures = assessment.assess(made, found.whole, tmp_path)
     named = tree.named_leaves(whole.models)
     for node in made.graph:
         model_of = safetensors.numpy.load_file(tmp_path / "nodes" / str(node) / "model.safetensors")

@@ -15,9 +15,11 @@ import optax
 import pytest
 from flax import nnx
 
-from p2pfl import learner, models, tree
+from p2pfl import tree
 from p2pfl.errors import ConfigError
-from p2pfl.learner import descend, from_flax
+from p2pfl.learning import models, optimizers
+from p2pfl.learning.flax import from_flax
+from p2pfl.learning.local_steps import descend
 from p2pfl.types import Learner, Tree
 
 FEATURES, CLASSES, BATCH = 4, 3, 6
@@ -199,11 +201,11 @@ def test_there_are_many_optimizers() -> None:
 def test_every_optimizer_that_needs_only_a_learning_rate_builds(name: str, optax_promotes: None) -> None:
     if name == "lbfgs":
         with pytest.raises(ConfigError, match="'value_fn'"):
-            learner.optimizer(name, learning_rate=0.1)
+            optimizers.optimizer(name, learning_rate=0.1)
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # optax's own: noisy_sgd wants a key, optimistic_adam has a successor
-        made = learner.optimizer(name, learning_rate=0.1)
+        made = optimizers.optimizer(name, learning_rate=0.1)
     params = {"w": jax.ShapeDtypeStruct((3, 2), np.float32), "b": jax.ShapeDtypeStruct((2,), np.float32)}
     updates, _ = jax.eval_shape(made.update, params, jax.eval_shape(made.init, params), params)
     assert tree.schema(updates) == tree.schema(params)
@@ -223,7 +225,7 @@ def test_every_optimizer_that_needs_only_a_learning_rate_builds(name: str, optax
 )
 def test_what_is_no_optimizer_is_refused(name: str, arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
-        learner.optimizer(name, **arguments)
+        optimizers.optimizer(name, **arguments)
 
 
 # ------------------------------------------------------------------------------------------------------ local steps
@@ -342,7 +344,7 @@ def test_a_penalty_pulls_to_the_first_model_of_the_round() -> None:
     ids=["sgd", "schedule", "scaled", "momentum", "adam", "sign", "decay", "clipped norm", "clipped"],
 )
 def test_plain_is_sgd_and_nothing_else(optimizer: Any, plain: bool, optax_promotes: None) -> None:
-    assert learner.is_plain(optimizer) == plain
+    assert optimizers.is_plain(optimizer) == plain
 
 
 def test_the_learning_rate_is_read_off_the_optimizer() -> None:
@@ -350,5 +352,5 @@ def test_the_learning_rate_is_read_off_the_optimizer() -> None:
     optimizer = optax.sgd(lambda count: 0.5 / (1 + count.astype(jnp.float32)))
     state = optimizer.init(trained)
     for expected in (0.5, 0.25):
-        assert float(learner.learning_rate(optimizer, state, trained)) == expected
+        assert float(optimizers.learning_rate(optimizer, state, trained)) == expected
         _, state = optimizer.update(trained, state, trained)

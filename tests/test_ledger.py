@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from p2pfl import records, tree
-from p2pfl.ledger import Ledger, balance
-from p2pfl.summary import directories
+from p2pfl import tree
+from p2pfl.node import records
+from p2pfl.runs.ledger import Ledger, balance
+from p2pfl.runs.summary import directories
 
 
 def line(life: int, booked: list[list[int]], exchanged: dict[str, np.ndarray], round: int = 1) -> records.Traced:

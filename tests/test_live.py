@@ -22,14 +22,17 @@ import safetensors.numpy
 import zmq
 from small import CASES, MORE, Case, write
 
-from p2pfl import build, experiment, records, tree
+from p2pfl import tree
 from p2pfl.algorithms import ALGORITHMS
-from p2pfl.live.launch import free_ports
+from p2pfl.config import experiment
+from p2pfl.drivers.live.launcher import free_ports
+from p2pfl.drivers.simulate import loop
+from p2pfl.federation import federation as build
+from p2pfl.federation.tasks import tasks
+from p2pfl.node import records
 from p2pfl.protocol.messages import VERSION
-from p2pfl.replay import replay
-from p2pfl.simulate import loop
-from p2pfl.simulation import deliveries
-from p2pfl.tasks import tasks
+from p2pfl.runs.replay import replay
+from p2pfl.runs.simulated import deliveries
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "experiments" / "ring-digits" / "experiment.toml"

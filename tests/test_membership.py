@@ -29,10 +29,10 @@ from p2pfl.protocol.membership.events import (
 )
 from p2pfl.protocol.membership.membership import Membership
 from p2pfl.protocol.membership.probe import Health, Laps, Probe, Trips
-from p2pfl.protocol.membership.rhythm import LAN, LOCAL, RHYTHMS, WAN, check
 from p2pfl.protocol.membership.seeds import Seeds
 from p2pfl.protocol.membership.spread import Spread, limit
 from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, SUSPECT, Entry, Me, Member
+from p2pfl.protocol.membership.timing import LAN, LOCAL, RHYTHMS, WAN, check
 from p2pfl.protocol.membership.wire import (
     ENTRY_CAP,
     MESSAGE_CAP,

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from members import CLUSTER, FAR, World, address
 
+from p2pfl.drivers.virtual.network import Link
 from p2pfl.protocol.membership.events import Accused, Busy, Conflict, Drop, Gone, Heard, Leave, Start, Superseded, Tick
 from p2pfl.protocol.membership.membership import Membership
 from p2pfl.protocol.membership.probe import Laps
-from p2pfl.protocol.membership.rhythm import LAN, LOCAL
 from p2pfl.protocol.membership.suspicion import Suspicion, bounds
 from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, STATES, SUSPECT, Entry, Me, join, rank
+from p2pfl.protocol.membership.timing import LAN, LOCAL
 from p2pfl.protocol.membership.wire import Ack, Gossip, Letter, Ping, Sync, decode, encode
-from p2pfl.virtual.network import Link
 
 LOW16, HIGH16, _ = bounds(LAN, 16)
 

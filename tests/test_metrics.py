@@ -8,7 +8,7 @@ from scipy import special  # type: ignore[import-untyped]
 from sklearn import metrics as sk
 
 from p2pfl.errors import ConfigError, DataError
-from p2pfl.metrics import assess, by_group, calibration_curve, concordance, names
+from p2pfl.learning.metrics import assess, by_group, calibration_curve, concordance, names
 
 CLASSES = {
     "classes": ("a", "b", "c", "d"), "labels": ("x", "y", "z"), "regression": ("u", "v"), "survival": ("risk",),

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from p2pfl.virtual.network import Link, Network, Queue
+from p2pfl.drivers.virtual.network import Link, Network, Queue
 
 
 def network(seed: int = 1, **given: float) -> Network:

@@ -15,14 +15,19 @@ import pytest
 import safetensors.numpy
 from nodes import Nodes, planned
 
-from p2pfl import build, experiment, models, quadratic, simulate, simulation, tree
+from p2pfl import tree
 from p2pfl.algorithms import ALGORITHMS
+from p2pfl.config import experiment
 from p2pfl.data import Dataset, Samples, builtin
 from p2pfl.errors import ConfigError
-from p2pfl.learner import ABSENT, descend, from_flax, placed
-from p2pfl.objectives import OBJECTIVES
+from p2pfl.federation import federation as build
+from p2pfl.learning import models, quadratic
+from p2pfl.learning.flax import ABSENT, from_flax
+from p2pfl.learning.local_steps import descend, placed
+from p2pfl.methods.compose import withhold
+from p2pfl.methods.objectives import OBJECTIVES
+from p2pfl.runs import simulated
 from p2pfl.types import Learner, Tree
-from p2pfl.wrap import withhold
 
 SGD = optax.sgd(0.1)
 DIM, FEATURES, CLASSES, ROWS = 3, 4, 3, 8
@@ -570,8 +575,8 @@ def test_the_plain_loop_and_the_simulator_agree(objective: list[dict[str, Any]],
     }  # fmt: skip
     with jax.enable_x64(True):
         federation = build.build(experiment.parse(table, "small", experiment.Experiment))
-        simulation.loop_into(federation, tmp_path, lambda status: None)
-        names = tree.named_leaves(simulate.simulate(federation).models)
+        simulated.loop_into(federation, tmp_path, lambda status: None)
+        names = tree.named_leaves(simulated.simulate(federation).models)
     for method in objective:
         kept = any(name.startswith(f"private/{method['name']}/") for name in names)
         assert kept == (method["name"] in [*PERSONAL, "average"])

@@ -14,9 +14,9 @@ from nodes import CHUNK, STEPS, Nodes, distance, learner, planned
 
 from p2pfl import topology
 from p2pfl.algorithms import ALGORITHMS
+from p2pfl.algorithms.mixing import UNROLLED, counted, exchange_mix, left_out, renormalized
 from p2pfl.churn import Event
-from p2pfl.mixing import UNROLLED, counted, exchange_mix, left_out, renormalised
-from p2pfl.quadratic import Quadratic, fixed_point
+from p2pfl.learning.quadratic import Quadratic, fixed_point
 from p2pfl.types import Algorithm, Inbox, Neighborhood
 
 ETA = 0.1
@@ -167,7 +167,7 @@ def test_the_tracked_mean_is_the_mean_gradient(loss: float) -> None:
 def test_only_double_entry_is_exact_under_loss(name: str) -> None:
     """Ring of 16, unequal quadratics, a tenth of the messages lost: SCIENCE.md, decision 1."""
     nodes = bench(name, "ring", 16)
-    wrong = Nodes(nodes.algorithm._replace(weigh=renormalised), nodes.schedule)
+    wrong = Nodes(nodes.algorithm._replace(weigh=renormalized), nodes.schedule)
     ends = {
         "double_entry": nodes.run(3000, loss=0.1)[1].x,
         "self": nodes.run(3000, loss=0.1, rule="self")[1].x,
@@ -184,7 +184,7 @@ def test_only_double_entry_is_exact_under_loss(name: str) -> None:
 def test_wrong_rules_agree_on_a_wrong_mean() -> None:
     """Averaging alone, 10 % of the messages lost."""
     nodes = bench("dsgd", "ring", 8)
-    wrong = Nodes(nodes.algorithm._replace(weigh=renormalised), nodes.schedule)
+    wrong = Nodes(nodes.algorithm._replace(weigh=renormalized), nodes.schedule)
     mean = np.asarray(nodes.models["trained"]["x"]).mean(axis=0)
     for runs, rule, drift in ((nodes, "double_entry", 0.0), (nodes, "self", 1e-2), (wrong, "renormalise", 1e-2)):
         x = runs.run(200, 0, loss=0.1, rule=rule)[1].x[-1]
@@ -393,11 +393,11 @@ def test_a_hub_of_many_slots_mixes_alike() -> None:
 
 def test_weights_of_what_arrived() -> None:
     weight, here = jnp.asarray([0.2, 0.3, 0.1, 0.0]), jnp.asarray([True, False, True, True])
-    np.testing.assert_allclose(renormalised(weight, here), np.array([0.2, 0, 0.1, 0]) / 0.7, rtol=1e-15)
+    np.testing.assert_allclose(renormalized(weight, here), np.array([0.2, 0, 0.1, 0]) / 0.7, rtol=1e-15)
     np.testing.assert_allclose(counted(weight, here), np.array([1, 0, 1, 0]) / 3, rtol=1e-15)
     whole = jnp.asarray([1.0, 0.0])  # a leaf of FedAvg's star, which keeps nothing of its own
-    assert np.array_equal(renormalised(whole, jnp.asarray([True, False])), [1, 0])
-    assert np.array_equal(renormalised(whole, jnp.asarray([False, False])), [0, 0])
-    for rule in (renormalised, counted):
+    assert np.array_equal(renormalized(whole, jnp.asarray([True, False])), [1, 0])
+    assert np.array_equal(renormalized(whole, jnp.asarray([False, False])), [0, 0])
+    for rule in (renormalized, counted):
         assert rule(jnp.zeros(0), jnp.zeros(0, bool)).shape == (0,)
         assert not np.asarray(rule(weight, jnp.zeros(4, bool))).any()

@@ -16,15 +16,20 @@ import safetensors.numpy
 from nodes import Nodes, distance, equal, planned
 from nodes import learner as small
 
-from p2pfl import build, experiment, learner, models, share, simulate, simulation, topology, tree
+from p2pfl import topology, tree
 from p2pfl.algorithms import ALGORITHMS
+from p2pfl.config import experiment
+from p2pfl.drivers.simulate import engine
+from p2pfl.drivers.simulate.work import How
 from p2pfl.errors import ConfigError
-from p2pfl.objectives.widths import layout, mask_of, widths
-from p2pfl.partial import fourier, low
-from p2pfl.simulate import vectorised
-from p2pfl.simulate.given import How
+from p2pfl.federation import federation
+from p2pfl.learning import flax, local_steps, models
+from p2pfl.methods import sharing
+from p2pfl.methods.compose import chain, withhold
+from p2pfl.methods.fourier import fourier, low
+from p2pfl.methods.objectives.hetero_width import layout, mask_of, widths
+from p2pfl.runs import simulated
 from p2pfl.types import Algorithm, Inbox, Learner, Neighborhood
-from p2pfl.wrap import chain, withhold
 
 SGD = optax.sgd(0.1)
 
@@ -40,12 +45,12 @@ def float64() -> Iterator[None]:
 
 def network(model: Any, shape: tuple[int, ...], ratio: float, classes: int = 3, **arguments: Any) -> Any:
     """(the masked learner, its parameters at a node of that width)."""
-    base = learner.cast(learner.from_flax(model, example(shape), classes), "float64")
+    base = flax.cast(flax.from_flax(model, example(shape), classes), "float64")
     objective = widths(SGD, [ratio], **arguments)
     assert objective.learner
     made = objective.learner(base)
     site = {"width": jnp.asarray(objective.given["width"][0], jnp.float64)}
-    return made, learner.placed(noisy(made.init(key(0))), site)
+    return made, local_steps.placed(noisy(made.init(key(0))), site)
 
 
 def example(shape: tuple[int, ...]) -> Any:
@@ -106,7 +111,7 @@ def test_a_masked_network_is_the_smaller_network(kind: str, norm: str | None, ra
     whole, part, shape = smaller(kind, norm, ratio)
     with jax.numpy_dtype_promotion("standard"):  # Flax's batch norm refuses strict float64
         made, params = network(whole, shape, ratio, scaler=False)
-        other = learner.cast(learner.from_flax(part, example(shape), 3), "float64")
+        other = flax.cast(flax.from_flax(part, example(shape), 3), "float64")
         masks = mask_of(jnp.asarray(ratio), params, layout(shapes(params), None))
         less = cut(params, jax.eval_shape(other.init, key(0)), masks)
         data = batch(shape)
@@ -178,7 +183,7 @@ LAYERS = ["layers/0", "layers/1"]
     ],
 )  # fmt: skip
 def test_models_that_have_no_widths(model: Any, shape: Any, arguments: dict[str, Any], text: str) -> None:
-    base = learner.from_flax(model, example(shape), 3, "segmentation" if len(shape) == 3 else "classes")
+    base = flax.from_flax(model, example(shape), 3, "segmentation" if len(shape) == 3 else "classes")
     with pytest.raises(ConfigError, match=text):
         objective = widths(SGD, **{"ratios": [0.5], **arguments})
         objective.learner(base)  # type: ignore[misc]
@@ -186,7 +191,7 @@ def test_models_that_have_no_widths(model: Any, shape: Any, arguments: dict[str,
 
 def test_layers_of_a_model_of_ones_own() -> None:
     """Given in their order they are as good as known ones; also where the last layer is not shared."""
-    like = jax.eval_shape(learner.from_flax(models.mlp((4,), 3, hidden=(8, 6)), example((4,)), 3).init, key(0))
+    like = jax.eval_shape(flax.from_flax(models.mlp((4,), 3, hidden=(8, 6)), example((4,)), 3).init, key(0))
     known = layout(shapes(like), None)
     given = layout(shapes(like), [f"layers/{i}" for i in range(3)])
     assert known == given and known.of("layers/2/kernel") == (6, 0) and known.of("layers/1/bias") == (0, 6)
@@ -201,11 +206,11 @@ def key(seed: int) -> Any:
 
 def narrow(name: str, ratios: list[float], given: Any = None) -> tuple[Learner, Algorithm]:
     """(learner, algorithm) of an mlp 4-8-3."""
-    base = learner.cast(learner.from_flax(models.mlp((4,), 3, hidden=(8,)), example((4,)), 3), "float64")
+    base = flax.cast(flax.from_flax(models.mlp((4,), 3, hidden=(8,)), example((4,)), 3), "float64")
     objective = widths(SGD, ratios)
     assert objective.learner and objective.wrap
     made: Learner = objective.learner(base)
-    made = share.keep(made, SGD, share.predicate(given, made)) if given else made
+    made = sharing.keep(made, SGD, sharing.predicate(given, made)) if given else made
     return made, objective.wrap(withhold(ALGORITHMS[name](made, SGD)))
 
 
@@ -225,7 +230,9 @@ def ring(
         keys = jax.vmap(key)(jnp.arange(len(ratios), dtype=jnp.int32))
         around = Neighborhood(*(jnp.asarray(part[0]) for part in (schedule.weight, schedule.out_weight)))
         site = {"width": width}
-        states = jax.vmap(lambda k, s: algorithm.init(learner.placed(made.init(k), s), neighbor.shape[1]))(keys, site)
+        states = jax.vmap(lambda k, s: algorithm.init(local_steps.placed(made.init(k), s), neighbor.shape[1]))(
+            keys, site
+        )
         states, payload = jax.vmap(algorithm.send)(change(states), around)
         received = jax.tree.map(lambda leaf: leaf[neighbor], payload)
         sent = jax.tree.map(lambda leaf, other: jnp.broadcast_to(leaf[:, None], other.shape), payload, received)
@@ -397,9 +404,9 @@ WIDE = {
 def test_the_vectorised_simulator_agrees_with_the_plain_loop(tmp_path: Path) -> None:
     """With everything that neighbours can be weighed by, too."""
     with jax.numpy_dtype_promotion("standard"):  # Flax's batch norm refuses strict float64
-        made = build.build(experiment.parse(WIDE, "test.toml", experiment.Experiment))
-        simulation.loop_into(made, tmp_path, lambda status: None)
-        named = tree.named_leaves(simulate.simulate(made).models)
+        made = federation.build(experiment.parse(WIDE, "test.toml", experiment.Experiment))
+        simulated.loop_into(made, tmp_path, lambda status: None)
+        named = tree.named_leaves(simulated.simulate(made).models)
         first = jax.jit(made.learner.init)(key(0))["trained"]["layers"][0]["kernel"]
     for node in made.graph:
         model = safetensors.numpy.load_file(tmp_path / "nodes" / str(node) / "model.safetensors")
@@ -428,7 +435,7 @@ def test_wide_nodes_gain_by_narrow_ones() -> None:
             "driver": {"kind": "simulate"}, "evaluation": {"every": 40},
         }  # fmt: skip
         with jax.enable_x64(False):
-            work = simulate.work(build.build(experiment.parse(table, "test.toml", experiment.Experiment)))
+            work = simulated.work_of(federation.build(experiment.parse(table, "test.toml", experiment.Experiment)))
             has = (range(0, 7), range(3, 10))
             rows = [np.array([row for row in rows if work.y[row] in has[i % 2]]) for i, rows in enumerate(work.rows)]
             labels = np.stack([np.bincount(work.y[part], minlength=10) for part in rows]).astype(np.float32)
@@ -440,7 +447,7 @@ def test_wide_nodes_gain_by_narrow_ones() -> None:
             both = []
             for each in (work, alone):
                 seen: list[Any] = []
-                vectorised.run(each, How(None, 1, False), lambda _, found, seen=seen: seen.extend(found), lambda: 0.0)
+                engine.run(each, How(None, 1, False), lambda _, found, seen=seen: seen.extend(found), lambda: 0.0)
                 both.append(seen[-1].accuracy)
         better.append(both[0][::2].mean() - both[1].mean())
     assert np.mean(better) > 0.02 and min(better) > -0.02

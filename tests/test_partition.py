@@ -7,8 +7,8 @@ import pytest
 
 from p2pfl.data import Dataset, Samples
 from p2pfl.data.dataset import apportion
+from p2pfl.data.partition import PARTITIONS, Partition, by_site, describe, dirichlet, iid, shards
 from p2pfl.errors import ConfigError, DataError
-from p2pfl.partition import PARTITIONS, Partition, by_site, describe, dirichlet, iid, shards
 
 SEEDS = (0, 1, 7, 123)
 CASES = [

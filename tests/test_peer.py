@@ -33,7 +33,7 @@ from p2pfl.protocol.events import (
     Trained,
 )
 from p2pfl.protocol.messages import CARRIERS, Envelope, Hello, Model
-from p2pfl.protocol.neighbour import Facts, Plan, Turn
+from p2pfl.protocol.neighbor import Facts, Plan, Turn
 from p2pfl.protocol.peer import Peer
 from p2pfl.protocol.timing import LOCAL, Timing
 
@@ -45,7 +45,7 @@ class Node:
 
     def __init__(self, world: World, node: int, life: int, **facts: Any) -> None:
         self.world, self.node, self.value = world, node, float(node)
-        self.neighbours = sorted(set(world.graph.neighbors(node)) - {node})
+        self.neighbors = sorted(set(world.graph.neighbors(node)) - {node})
         given = {"lateness": 8, **facts}
         self.peer = Peer(
             Facts(
@@ -78,7 +78,7 @@ class Node:
                 )
             )
 
-        return Plan(turn, len(self.neighbours), tuple(j for j in self.neighbours if j in members), self.world.steady)
+        return Plan(turn, len(self.neighbors), tuple(j for j in self.neighbors if j in members), self.world.steady)
 
     def handle(self, event: Any) -> None:
         if isinstance(event, Start) and not self.dead:
@@ -324,7 +324,7 @@ def test_a_frozen_node_comes_back_with_its_model_and_the_mean_is_kept(seed: int,
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_returning_node_takes_a_neighbours_model_and_is_back_within_two_rounds(seed: int) -> None:
+def test_a_returning_node_takes_a_neighbors_model_and_is_back_within_two_rounds(seed: int) -> None:
     world = World(nx.cycle_graph(8), rounds=200, seed=seed)
     world.run_until_round(20)
     world.kill(3)
@@ -365,7 +365,7 @@ def test_leaving_voids_nothing_silently_and_is_no_death() -> None:
     assert world.mean == pytest.approx(2.0, abs=1e-12)
 
 
-def test_a_neighbour_that_never_comes_is_left_behind_and_joins_later() -> None:
+def test_a_neighbor_that_never_comes_is_left_behind_and_joins_later() -> None:
     world = World(nx.cycle_graph(4), rounds=400)
     late = world.nodes[0]
     late.dead = True

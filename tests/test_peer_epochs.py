@@ -14,7 +14,7 @@ import pytest
 from test_peer import Node, World, gaps
 
 from p2pfl.protocol.events import Advance, Leave, Members, Seen, Start, Trained
-from p2pfl.protocol.neighbour import ASYNC, BARRIER, Plan, Turn
+from p2pfl.protocol.neighbor import ASYNC, BARRIER, Plan, Turn
 from p2pfl.protocol.timing import LOCAL
 
 

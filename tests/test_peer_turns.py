@@ -14,7 +14,7 @@ from test_peer import Node, World, gaps
 from p2pfl.protocol.events import Advance, Leave, Members, Received, Refused, Seen, Send, Start, Tick, Trained
 from p2pfl.protocol.exchange import Side
 from p2pfl.protocol.messages import Envelope, Hello, Offer, Ping, Pong, Push, Receipt
-from p2pfl.protocol.neighbour import KEPT, Facts, Neighbour, Plan, Turn, epoch_of
+from p2pfl.protocol.neighbor import KEPT, Facts, Neighbor, Plan, Turn, epoch_of
 from p2pfl.protocol.peer import Peer
 from p2pfl.protocol.timing import LOCAL
 
@@ -156,7 +156,7 @@ def test_what_is_too_much_for_a_round_is_held_over_oldest_first_and_flushed_at_t
     assert booked(peer.handle(Trained("mine"), 0.3)) == [[(1, 1)]]
 
 
-def test_a_round_mixes_one_exchange_of_a_neighbour() -> None:
+def test_a_round_mixes_one_exchange_of_a_neighbor() -> None:
     """While one that was booked late is not mixed, no other is opened: with two in flight, late exchanges blow up."""
     peer, hears = driven(turn=lambda round: Turn(exchange=(1,)), slots=2)
     peer.handle(Trained("mine"), 0.1)
@@ -172,7 +172,7 @@ def turn_about(round: int) -> Turn:
     return Turn(exchange=(1,) if round % 2 else (2,))
 
 
-def test_a_neighbour_that_has_passed_the_round_by_is_not_waited_for() -> None:
+def test_a_neighbor_that_has_passed_the_round_by_is_not_waited_for() -> None:
     peer, hears = driven(turn=turn_about)
     peer.handle(Trained("mine"), 0.1)
     assert booked(hears(1, Pong(0, False, "", 1))) == []
@@ -191,7 +191,7 @@ def test_who_skips_rounds_tells_all_that_may_wait_for_it() -> None:
     assert [(ping.to, ping.envelope.message.round) for ping in pings] == [(1, 5), (2, 5)]
 
 
-def test_a_neighbour_may_be_ahead_by_what_the_schedule_allows() -> None:
+def test_a_neighbor_may_be_ahead_by_what_the_schedule_allows() -> None:
     """Node 2 is in round 6 and had no turn with this node since round 2, which is this one."""
     peer, hears = driven(turn=lambda round: Turn(exchange=(2,) if round in (2, 6) else (1,)))
     peer.handle(Trained("mine"), 0.1)
@@ -218,7 +218,7 @@ class Pusher(Node):
     def __init__(self, world: World, node: int, life: int, **facts: Any) -> None:
         super().__init__(world, node, life, per_edge=True, **facts)
         self.mine = (float(node), 1.0)
-        self.sent = {j: (0.0, 0.0) for j in self.neighbours}
+        self.sent = {j: (0.0, 0.0) for j in self.neighbors}
         self.seen = dict(self.sent)
         self.ages: list[int] = []
         self.epochs = 0
@@ -236,7 +236,7 @@ class Pusher(Node):
         assert effect.members is not None
         self.epochs += 1
         self.mine = (self.mine[0] / self.mine[1], 1.0)
-        self.sent = dict.fromkeys(self.neighbours, (0.0, 0.0))
+        self.sent = dict.fromkeys(self.neighbors, (0.0, 0.0))
         self.seen = dict(self.sent)
 
     def train(self, effect: Advance) -> Trained:
@@ -282,7 +282,7 @@ class Exponential(World):
         nodes = self.nodes
         held = [node.mine for node in nodes.values()]
         for i, node in nodes.items():
-            for j in node.neighbours:
+            for j in node.neighbors:
                 held.append(tuple(a - b for a, b in zip(node.sent[j], nodes[j].seen[i], strict=True)))
         return sum(a for a, _ in held), sum(b for _, b in held)
 
@@ -459,14 +459,14 @@ def test_pushes_that_no_honest_peer_sends_are_dropped() -> None:
     world = Exponential(7, 40)
     world.run_until_round(10)
     node = world.nodes[0]
-    life = node.peer.neighbours[1].life
+    life = node.peer.neighbors[1].life
     # 1 pushes to 0 in no round (0 is at distance 6), and nobody does after the end
     for round in (12, 41, 0):
         node.handle(Received(Envelope(1, life, 1, Push(round, node.peer.epoch), (1.0, 1.0))))
-    source = next(j for j in (6, 5, 3) if node.peer.neighbours[j].pushed)
+    source = next(j for j in (6, 5, 3) if node.peer.neighbors[j].pushed)
     for _ in range(2):
         node.handle(
-            Received(Envelope(source, life, 1, Push(node.peer.neighbours[source].pushed, node.peer.epoch), (1.0, 1.0)))
+            Received(Envelope(source, life, 1, Push(node.peer.neighbors[source].pushed, node.peer.epoch), (1.0, 1.0)))
         )
     assert [drop.reason for drop in node.drops] == ["unplanned"] * 3 + ["number"] * 2
     world.run()
@@ -492,8 +492,8 @@ def test_a_push_that_cannot_be_used_is_not_waited_for() -> None:
     assert world.total() == pytest.approx((21, 7), abs=1e-9)  # the next push makes up for it
 
 
-def test_what_is_kept_of_a_neighbour_ahead_is_bounded_and_of_one_epoch() -> None:
-    other = Neighbour(1)
+def test_what_is_kept_of_a_neighbor_ahead_is_bounded_and_of_one_epoch() -> None:
+    other = Neighbor(1)
     for round in range(1, 3 * KEPT):
         other.store(Side(round, round, round % 2))
     assert [side.round for side in other.pushes] == list(range(2 * KEPT, 3 * KEPT))

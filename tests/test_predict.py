@@ -13,13 +13,16 @@ import optax
 import pytest
 from flax import nnx
 
-from p2pfl import models, predict, quadratic, share
 from p2pfl.data import Samples
 from p2pfl.errors import ConfigError
-from p2pfl.learner import descend, from_flax
-from p2pfl.objectives import OBJECTIVES
-from p2pfl.predict import ANSWERS, Answer, Own, Selector, calibrate, check, held_back, prepared, selector
-from p2pfl.predict.selector import SHARED, features
+from p2pfl.learning import models, quadratic
+from p2pfl.learning.flax import from_flax
+from p2pfl.learning.local_steps import descend
+from p2pfl.methods import answers as predict
+from p2pfl.methods import sharing
+from p2pfl.methods.answers import ANSWERS, Answer, Own, Selector, calibration, check, held_back, prepared, selector
+from p2pfl.methods.answers.selector import SHARED, features
+from p2pfl.methods.objectives import OBJECTIVES
 from p2pfl.types import Learner, Tree
 
 SGD = optax.sgd(0.2)
@@ -190,9 +193,9 @@ def test_recalibrated_statistics_are_those_of_the_inputs() -> None:
 
 
 def test_many_rows_are_taken_in_chunks_and_kept_leaves_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "ROWS", 40)
+    monkeypatch.setattr(calibration, "ROWS", 40)
     inner = from_flax(models.mlp((FEATURES,), 2, hidden=(4,), norm="batch"), jnp.zeros((1, FEATURES)), 2)
-    learner = share.keep(inner, SGD, share.predicate("fedbn", inner))
+    learner = sharing.keep(inner, SGD, sharing.predicate("fedbn", inner))
     rows = line(100, 0)
     params = jax.jit(learner.init)(KEY)
     found = answers(["recalibrated"], learner, Own(1, params, rows))["recalibrated"].params
@@ -202,8 +205,8 @@ def test_many_rows_are_taken_in_chunks_and_kept_leaves_too(monkeypatch: pytest.M
     parts = np.array_split(h, 3)
     np.testing.assert_allclose(stats["mean"], h.mean(axis=0), atol=1e-4)
     np.testing.assert_allclose(stats["var"], sum(len(p) * p.var(axis=0) for p in parts) / 100, rtol=1e-3)
-    assert sorted(calibrate.norms(params)) == ["own:norms/0/bias", "own:norms/0/scale"]
-    moved = calibrate.with_norms(params, {"own:norms/0/bias": jnp.ones(4)})
+    assert sorted(calibration.norms(params)) == ["own:norms/0/bias", "own:norms/0/scale"]
+    moved = calibration.with_norms(params, {"own:norms/0/bias": jnp.ones(4)})
     assert np.asarray(moved["private"]["share"]["leaves"]["trained"]["norms"][0]["bias"] == 1).all()
     assert moved["trained"] == params["trained"] or jax.tree.structure(moved) == jax.tree.structure(params)
 
@@ -235,7 +238,7 @@ def test_adaptation_makes_up_for_inverted_film(optax_promotes: None) -> None:
     assert scored(learner, found["recalibrated"].params, inverted)[0] < 0.75  # of its training rows, that is no help
     assert scored(learner, found["adapted"].params, inverted)[0] > before + 0.2
     # more certain than by the statistics alone, and nothing but scale and bias has moved
-    only = calibrate.compiled(learner)(params, jnp.asarray(inverted.x), jnp.asarray(test.y[:1]), KEY)
+    only = calibration.compiled(learner)(params, jnp.asarray(inverted.x), jnp.asarray(test.y[:1]), KEY)
 
     def entropy(params: Tree) -> float:
         assert learner.predict is not None

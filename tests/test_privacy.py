@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from p2pfl import build, experiment, share, tree, virtual_run
-from p2pfl.experiment import Experiment
+from p2pfl import tree
+from p2pfl.config import experiment
+from p2pfl.config.experiment import Experiment
+from p2pfl.drivers.virtual.world import World
+from p2pfl.federation import federation
+from p2pfl.methods import sharing
+from p2pfl.node.payload import Outgoing
 from p2pfl.protocol.messages import Model, Offer, Push
-from p2pfl.virtual.world import World
-from p2pfl.wire import Outgoing
+from p2pfl.runs import virtual
 
 WANTED = {
     "name": "t", "rounds": 12,
@@ -48,11 +52,13 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
 
 def test_nothing_but_shared_leaves_and_declared_sums_is_sent(tmp_path: Path, said: list[tuple[Any, Any]]) -> None:
     wanted: Experiment = experiment.parse(WANTED, "test.toml", Experiment)
-    made = build.build(wanted)
-    virtual_run.into(made, tmp_path, lambda round: None, lambda text: None)
+    made = federation.build(wanted)
+    virtual.into(made, tmp_path, lambda round: None, lambda text: None)
     kinds = {kind for kind, _ in said}
     assert kinds == {Offer, Model} and Push not in kinds
-    shared = {f"trained/{path}" for path in share.leaves(build.model_shape(made)) if not path.startswith("batch_stats")}
+    shared = {
+        f"trained/{path}" for path in sharing.leaves(federation.model_shape(made)) if not path.startswith("batch_stats")
+    }
     sums = {f"sums/{name}" for name in tree.named_leaves(made.sites["sums"])}
     assert sums == {"sums/labels/count", "sums/moments/count", "sums/moments/square", "sums/moments/sum"}
     for kind, payload in said:
@@ -79,6 +85,6 @@ def test_the_listener_would_hear_it(tmp_path: Path, said: list[tuple[Any, Any]])
     table = {**WANTED, "algorithm": {"name": "dsgd"}, "rounds": 4, "statistics": {}, "churn": []}
     table["training"] = {**WANTED["training"], "objective": []}  # type: ignore[dict-item]
     table["evaluation"] = {"every": 4}
-    made = build.build(experiment.parse(table, "test.toml", Experiment))
-    virtual_run.into(made, tmp_path, lambda round: None, lambda text: None)
+    made = federation.build(experiment.parse(table, "test.toml", Experiment))
+    virtual.into(made, tmp_path, lambda round: None, lambda text: None)
     assert any("carried/norms/0/mean" in tree.named_leaves(payload) for _, payload in said)

@@ -10,10 +10,13 @@ import numpy as np
 import optax
 import pytest
 
-from p2pfl import models, program, tree
+from p2pfl import tree
 from p2pfl.algorithms import dsgd, local
-from p2pfl.learner import from_flax
-from p2pfl.program import CHUNK, Program, eval_set
+from p2pfl.learning import models
+from p2pfl.learning.batching import CHUNK, eval_set
+from p2pfl.learning.flax import from_flax
+from p2pfl.node import program
+from p2pfl.node.program import Program
 from p2pfl.types import Inbox, Learner, Neighborhood, Tree
 
 FEATURES, CLASSES, SLOTS = 5, 3, 3
@@ -84,7 +87,7 @@ def test_local_does_not_move(compiled: Program) -> None:
     assert not mixed.exchanged.any()
 
 
-def test_a_node_without_neighbours(compiled: Program) -> None:
+def test_a_node_without_neighbors(compiled: Program) -> None:
     state = compiled.init(0)
     new, mixed = compiled.mix(state, Inbox((), (), np.zeros(0, bool), np.zeros(0, np.int32)), around())
     assert tree.digest(new) == tree.digest(state)

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from p2pfl import quadratic, topology
+from p2pfl import topology
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import ConfigError
-from p2pfl.quadratic import fixed_point
+from p2pfl.learning import quadratic
+from p2pfl.learning.quadratic import fixed_point
 
 ETA, ROUNDS = 0.1, 3000
 TASK = quadratic.quadratic(6, seed=1, dim=3, spread=2.0, conditioning=3.0)

@@ -13,10 +13,13 @@ from click.testing import CliRunner
 from small import CASES, Case, write
 from test_live import Started, start  # noqa: F401 (a fixture)
 
-from p2pfl import build, experiment, records, simulation
 from p2pfl.cli import main
+from p2pfl.config import experiment
 from p2pfl.errors import ConfigError, DataError
-from p2pfl.replay import replay
+from p2pfl.federation import federation as build
+from p2pfl.node import records
+from p2pfl.runs import simulated
+from p2pfl.runs.replay import replay
 
 pytestmark = pytest.mark.live
 
@@ -48,7 +51,7 @@ def looped(folder: Path, case: Case, rounds: int = 24, more: str = "") -> Path:
     out = folder / "out"
     out.mkdir()
     (out / "experiment.toml").write_text(experiment.dump(federation.experiment))
-    simulation.loop_into(federation, out, lambda status: None)
+    simulated.loop_into(federation, out, lambda status: None)
     return out
 
 
@@ -159,8 +162,8 @@ def test_what_cannot_be_replayed_is_said(tmp_path: Path) -> None:
 
 
 def test_payloads_are_kept_no_longer_than_needed(tmp_path: Path) -> None:
-    from p2pfl.simulate.replay import Name, _Run
-    from p2pfl.tasks import tasks
+    from p2pfl.drivers.simulate.replay import Name, _Run
+    from p2pfl.federation.tasks import tasks
 
     run = looped(tmp_path, GRADIENT_TRACKING, rounds=12)
     federation = build.build(experiment.load(run / "experiment.toml"))

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from p2pfl import plots, report
 from p2pfl.errors import ConfigError
+from p2pfl.reporting import figures as plots
+from p2pfl.reporting import page as report
 
 NASTY = "<script>alert('x')</script> & $\\frac{$"
 SUMMARY = {
@@ -121,7 +122,7 @@ def test_the_page_holds_tables_figures_events_truth_and_experiment(tmp_path: Pat
     assert ("name", "viewport") in read.attributes
 
 
-def test_figures_are_sound_svg_in_colours_of_the_page(tmp_path: Path) -> None:
+def test_figures_are_sound_svg_in_colors_of_the_page(tmp_path: Path) -> None:
     page, read = written(make_run(tmp_path, events=CHURN))
     figures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
     for figure in figures:

@@ -15,12 +15,19 @@ import pytest
 import safetensors.numpy
 from flax import linen, nnx
 
-from p2pfl import build, experiment, models, share, simulate, simulation, tree, wrap
+from p2pfl import tree
 from p2pfl.algorithms import ALGORITHMS
+from p2pfl.config import experiment
+from p2pfl.config.experiment import Experiment
 from p2pfl.errors import ConfigError
-from p2pfl.experiment import Experiment
-from p2pfl.learner import descend, from_flax
-from p2pfl.run import collect
+from p2pfl.federation import federation as build
+from p2pfl.learning import models
+from p2pfl.learning.flax import from_flax
+from p2pfl.learning.local_steps import descend
+from p2pfl.methods import compose
+from p2pfl.methods import sharing as share
+from p2pfl.runs import simulated
+from p2pfl.runs.run import collect
 from p2pfl.types import Inbox, Neighborhood
 
 EXAMPLE = jnp.zeros((1, 4))
@@ -148,7 +155,7 @@ def test_private_leaves_train_as_if_they_were_shared(learner: Any, given: str) -
 def test_what_is_private_neither_travels_nor_is_mixed(name: str) -> None:
     """Half of the exchanged differences, whatever they are, must not move a private leaf."""
     kept = share.keep(NNX, SGD, share.predicate("fedbn", NNX))
-    algorithm = wrap.withhold(ALGORITHMS[name](kept, SGD))
+    algorithm = compose.withhold(ALGORITHMS[name](kept, SGD))
     params = kept.init(jax.random.key(0))
     state = algorithm.init(params, 2)
     around = Neighborhood(jnp.full(2, 0.25), jnp.full(2, 0.25))
@@ -167,7 +174,7 @@ def test_what_is_private_neither_travels_nor_is_mixed(name: str) -> None:
 def test_who_adopts_a_model_keeps_what_is_private() -> None:
     kept = share.keep(NNX, SGD, share.predicate("private_head", NNX))
     for name in ALGORITHMS:
-        algorithm = wrap.withhold(ALGORITHMS[name](kept, SGD))
+        algorithm = compose.withhold(ALGORITHMS[name](kept, SGD))
         mine = algorithm.init(kept.init(jax.random.key(0)), 2)
         theirs = tree.public(kept.init(jax.random.key(1)))
         got = algorithm.params(algorithm.adopt(mine, theirs))
@@ -210,9 +217,9 @@ def test_the_vectorised_simulator_agrees_with_the_plain_loop(
 ) -> None:
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # Flax's batch norm refuses strict float64
         made = federation(algorithm={"name": algorithm, "share": share}, churn=churn)
-        simulation.loop_into(made, tmp_path, lambda status: None)
+        simulated.loop_into(made, tmp_path, lambda status: None)
         found = collect(made, tmp_path)
-        whole = simulate.simulate(made).models
+        whole = simulated.simulate(made).models
     named = tree.named_leaves(whole)
     for node in made.graph:
         model = safetensors.numpy.load_file(tmp_path / "nodes" / str(node) / "model.safetensors")
@@ -229,7 +236,7 @@ def test_consensus_is_about_what_is_shared(tmp_path: Path) -> None:
     changes = {"topology": {"graph": "complete", "nodes": 3}, "model": {"name": "mlp", "hidden": [8]}}
     changes["training"] = {**WHOLE["training"], "dtype": "float32"}
     made = federation(**changes, algorithm={"name": "dsgd", "share": "private_head"}, driver={"kind": "simulate"})
-    found = simulation.into(made, tmp_path, lambda status: None)
+    found = simulated.into(made, tmp_path, lambda status: None)
     assert found.figures["consensus_distance"] < 1e-9
     heads = [model["private"]["share"]["leaves"]["trained"]["layers"][1]["kernel"] for model in found.whole.values()]
     assert np.abs(heads[0] - heads[1]).max() > 1e-3
@@ -258,7 +265,7 @@ def test_a_private_head_serves_opposite_labels() -> None:
         learner = share.keep(base, optax.sgd(0.1, momentum=0.9), share.predicate(given, base)) if given else base
         made = made._replace(dataset=data, partition=made.partition._replace(train=rows, test=rows), learner=learner)
         last: list[Any] = []
-        simulate.simulate(made, progress=lambda round, found, last=last: last.extend(found))
+        simulated.simulate(made, progress=lambda round, found, last=last: last.extend(found))
         own[given] = float(last[-1].accuracy_own.mean())
     assert own["private_head"] > 0.95 and own[None] < 0.6
 

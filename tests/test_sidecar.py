@@ -28,8 +28,8 @@ class Play:
     """Sidecars by node, and what each has said."""
 
     def __init__(self) -> None:
-        from p2pfl.live import clock, sidecar
-        from p2pfl.protocol.membership.rhythm import LOCAL
+        from p2pfl.drivers.live import clock, sidecar
+        from p2pfl.protocol.membership.timing import LOCAL
 
         self.clock, self.sidecar, self.local = clock, sidecar, LOCAL
         self.cars: dict[int, Any] = {}

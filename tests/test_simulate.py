@@ -16,12 +16,16 @@ import numpy as np
 import pytest
 
 import p2pfl
-from p2pfl import build, experiment, simulate, simulation, tree
+from p2pfl import tree
+from p2pfl.config import experiment
+from p2pfl.config.experiment import Experiment
+from p2pfl.drivers.simulate import autotune, engine, layout, loop
+from p2pfl.drivers.simulate import work as given
+from p2pfl.drivers.simulate.layout import exported, tables
 from p2pfl.errors import ConfigError
-from p2pfl.experiment import Experiment
-from p2pfl.simulate import choose, given, layout, loop, vectorised
-from p2pfl.simulate.layout import exported, tables
-from p2pfl.tasks import tasks
+from p2pfl.federation import federation as build
+from p2pfl.federation.tasks import tasks
+from p2pfl.runs import simulated
 from p2pfl.topology import plan
 
 TABLE: dict[str, Any] = {
@@ -95,8 +99,8 @@ def federation(**tables: Any) -> build.Federation:
 
 def looped(made: build.Federation) -> np.ndarray:
     """[n, parameters] the final models of the plain loop."""
-    course = simulate.course_of(made)
-    models = loop.run(tasks(made), simulation.deliveries(made), lambda node, a, b: None, lambda: 0.0, course)
+    course = simulated.course_of(made)
+    models = loop.run(tasks(made), simulated.deliveries(made), lambda node, a, b: None, lambda: 0.0, course)
     return np.stack([flat(model) for model in models])
 
 
@@ -105,7 +109,7 @@ def flat(model: Any) -> np.ndarray:
 
 
 def at_once(made: build.Federation, **how: Any) -> np.ndarray:
-    outcome = p2pfl.simulate(made, **how)
+    outcome = simulated.simulate(made, **how)
     leaves = [np.asarray(leaf).reshape(len(made.graph), -1) for leaf in jax.tree.leaves(outcome.models)]
     return np.concatenate(leaves, axis=1)
 
@@ -132,14 +136,14 @@ def test_every_way_of_mixing_is_the_same(graph: str, devices: int, monkeypatch: 
     made = federation(topology={"graph": graph, "nodes": 12}, algorithm={"name": "exact_diffusion"})
     expected = looped(made)
     for way in ("inbox", "edges", "dense", *(["mean"] if graph == "complete" else [])):
-        monkeypatch.setattr(choose, "mixing", lambda *given, way=way: way)
+        monkeypatch.setattr(autotune, "mixing", lambda *given, way=way: way)
         np.testing.assert_allclose(at_once(made, devices=devices, chunk=3), expected, rtol=1e-12, atol=1e-13)
 
 
 def test_what_is_cheapest_is_chosen() -> None:
     def chosen(graph: str, nodes: int, drawn: bool = False, name: str = "dsgd") -> str:
         made = federation(topology={"graph": graph, "nodes": nodes}, algorithm={"name": name})
-        return choose.mixing(made.algorithm, made.schedule, drawn, False)
+        return autotune.mixing(made.algorithm, made.schedule, drawn, False)
 
     assert chosen("ring", 200) == chosen("star", 200) == "edges"
     assert chosen("complete", 40) == "mean"
@@ -158,10 +162,10 @@ def test_a_model_with_data_of_unequal_size_and_evaluation() -> None:
     )
     assert len({len(rows) for rows in made.partition.train}) > 1
     seen: list[given.Evaluated] = []
-    outcome = p2pfl.simulate(made, devices=2, chunk=2, progress=lambda round, evaluated: seen.extend(evaluated))
+    outcome = simulated.simulate(made, devices=2, chunk=2, progress=lambda round, evaluated: seen.extend(evaluated))
     rows: dict[tuple[int, int], Any] = {}
     models = loop.run(
-        tasks(made), simulation.deliveries(made), lambda i, a, b: rows.__setitem__((i, a.round), a), lambda: 0.0
+        tasks(made), simulated.deliveries(made), lambda i, a, b: rows.__setitem__((i, a.round), a), lambda: 0.0
     )
     for i, model in enumerate(models):
         mine = jax.tree.map(lambda leaf, i=i: leaf[i], outcome.models)
@@ -176,23 +180,23 @@ def test_a_model_with_data_of_unequal_size_and_evaluation() -> None:
             assert abs(one.accuracy_own[i] - record.accuracy_own) < 1e-6
             assert abs(one.accuracy_before[i] - record.accuracy_before_mixing) < 1e-6
             assert abs(one.train_loss[i] - record.train_loss) < 1e-6
-    distance = loop.consensus_distance(models)
+    distance = tree.consensus_distance(models)
     assert abs(seen[-1].consensus_distance - distance) < 1e-9 * max(distance, 1)
 
 
 def test_the_cut_into_stretches_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     made = federation(rounds=11, evaluation={"every": 11}, network={"loss": 0.2})
     whole = at_once(made)
-    monkeypatch.setattr(vectorised, "_LONGEST", 3)
+    monkeypatch.setattr(engine, "_LONGEST", 3)
     assert np.array_equal(at_once(made), whole)
 
 
 def test_the_drift_is_measured() -> None:
     """Double entry keeps the mean to rounding; the wrong rules move it."""
     made = federation(network={"loss": 0.3})
-    assert p2pfl.simulate(made).drift < 1e-15
+    assert simulated.simulate(made).drift < 1e-15
     for rule in ("self", "renormalise"):
-        assert p2pfl.simulate(federation(network={"loss": 0.3, "rule": rule})).drift > 1e-4
+        assert simulated.simulate(federation(network={"loss": 0.3, "rule": rule})).drift > 1e-4
 
 
 def test_hundreds_of_nodes_with_an_own_algorithm() -> None:
@@ -222,7 +226,7 @@ def test_a_layout_holds_all_nodes_with_little_waste(nodes: int, devices: int, ch
 
 @pytest.mark.parametrize("graph", ["ring", "exponential", "base", "barabasi_albert", "complete"])
 @pytest.mark.parametrize("devices", [1, 2, 4])
-def test_tables_lead_to_the_neighbours(graph: str, devices: int) -> None:
+def test_tables_lead_to_the_neighbors(graph: str, devices: int) -> None:
     """Follow every index by hand: what a device gathers is the neighbour, and its slot stands for the gatherer."""
     schedule = plan(graph, 16, arguments={"k": 2} if graph == "base" else {})
     shape = layout.layout(16, devices, 2)
@@ -246,16 +250,16 @@ def test_tables_lead_to_the_neighbours(graph: str, devices: int) -> None:
 
 
 def test_what_does_not_fit_is_refused_with_what_would() -> None:
-    choose.fits(10, 0, 5, free=None)
-    choose.fits(1000, 0, 5, free=10_000)
+    autotune.fits(10, 0, 5, free=None)
+    autotune.fits(1000, 0, 5, free=10_000)
     with pytest.raises(ConfigError, match=r"topology.nodes=50: .* about 8 nodes of this model and algorithm fit"):
-        choose.fits(10 * 2**20, 0, 50, free=97 * 2**20)
+        autotune.fits(10 * 2**20, 0, 50, free=97 * 2**20)
 
 
 def test_memory_is_planned_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "free_memory", lambda devices: 1000)
+    monkeypatch.setattr(autotune, "free_memory", lambda devices: 1000)
     with pytest.raises(ConfigError, match=r"nodes of this model and algorithm fit"):
-        p2pfl.simulate(federation())
+        simulated.simulate(federation())
 
 
 # --------------------------------------------------------------------------------------------- several hosts, command
@@ -269,7 +273,7 @@ jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 import p2pfl
 from p2pfl import build, experiment, tree
 made = build.build(experiment.parse(json.loads(sys.argv[3]), "t", experiment.Experiment))
-outcome = p2pfl.simulate(made, chunk=2)
+outcome = simulated.simulate(made, chunk=2)
 assert outcome.devices == 4
 np.save(sys.argv[4], np.concatenate([l.reshape(len(made.graph), -1) for l in jax.tree.leaves(outcome.models)], axis=1))
 """

@@ -10,15 +10,19 @@ import jax
 import numpy as np
 import pytest
 
-import p2pfl
-from p2pfl import build, churn, experiment, records, simulate, simulation, topology
+from p2pfl import churn, topology, tree
 from p2pfl.churn import Event
+from p2pfl.churn import course as membership
+from p2pfl.churn.course import Course
+from p2pfl.config import experiment
+from p2pfl.config.experiment import Experiment
+from p2pfl.drivers.simulate import loop, plain
 from p2pfl.errors import ConfigError
-from p2pfl.experiment import Experiment
-from p2pfl.replay import replay
-from p2pfl.simulate import loop, membership, plain
-from p2pfl.simulate.membership import Course
-from p2pfl.tasks import tasks
+from p2pfl.federation import federation as build
+from p2pfl.federation.tasks import tasks
+from p2pfl.node import records
+from p2pfl.runs import simulated
+from p2pfl.runs.replay import replay
 from p2pfl.types import Schedule
 
 NODES = 9
@@ -54,7 +58,7 @@ def federation(
 
 
 def course(made: build.Federation) -> Course:
-    found = simulate.course_of(made)
+    found = simulated.course_of(made)
     assert found is not None
     return found
 
@@ -64,12 +68,12 @@ def flat(model: Any) -> np.ndarray:
 
 
 def looped(made: build.Federation) -> np.ndarray:
-    models = loop.run(tasks(made), simulation.deliveries(made), lambda *given: None, lambda: 0.0, course(made))
+    models = loop.run(tasks(made), simulated.deliveries(made), lambda *given: None, lambda: 0.0, course(made))
     return np.stack([flat(model) for model in models])
 
 
 def at_once(made: build.Federation, **how: Any) -> np.ndarray:
-    found = p2pfl.simulate(made, **how).models
+    found = simulated.simulate(made, **how).models
     return np.concatenate([np.asarray(leaf).reshape(len(made.graph), -1) for leaf in jax.tree.leaves(found)], axis=1)
 
 
@@ -122,7 +126,7 @@ STEP = {"training": {
 
 def off(made: build.Federation, sides: list[set[int]]) -> float:
     """How far the members of each side are from their own optimum, the largest."""
-    outcome = p2pfl.simulate(made, devices=1, chunk=len(made.graph))
+    outcome = simulated.simulate(made, devices=1, chunk=len(made.graph))
     assert outcome.drift < 1e-14
     x, task = np.asarray(outcome.models["trained"]["x"]), made.task
     assert task is not None
@@ -197,7 +201,7 @@ def test_every_epoch_of_push_sum_counts_its_members(monkeypatch: pytest.MonkeyPa
         return done
 
     monkeypatch.setattr(plain.Node, "mix", mix)
-    loop.run(tasks(made), simulation.deliveries(made), lambda *given: None, lambda: 0.0, planned)
+    loop.run(tasks(made), simulated.deliveries(made), lambda *given: None, lambda: 0.0, planned)
     when, counted = planned.timeline, set()
     for round in range(1, made.experiment.rounds + 1):
         for e in np.unique(planned.epoch[round - 1]):
@@ -318,7 +322,7 @@ def test_a_late_network_wants_graphs_that_stay() -> None:
 def test_the_plain_loop_with_epochs_is_replayed(tmp_path: Path, algorithm: str, graph: str) -> None:
     made = federation(algorithm, MUCH, graph, driver={"kind": "simulate", "method": "loop"})
     (tmp_path / "experiment.toml").write_text(experiment.dump(made.experiment))
-    simulation.loop_into(made, tmp_path, lambda status: None)
+    simulated.loop_into(made, tmp_path, lambda status: None)
     verdicts = replay(tmp_path)
     assert {verdict.node: verdict.life for verdict in verdicts} == {0: 1, 2: 2, 3: 1, 4: 2, 5: 1, 6: 1, 7: 1, 8: 1}
     assert all(verdict.equal for verdict in verdicts)
@@ -329,11 +333,11 @@ def test_the_plain_loop_with_epochs_is_replayed(tmp_path: Path, algorithm: str, 
 
 def test_a_run_says_how_many_epochs_it_had_and_who_is_missing(tmp_path: Path) -> None:
     made = federation("gradient_tracking", [*MUCH, {"event": "crash", "node": 3, "round": 15}], evaluation={"every": 3})
-    figures, models, *_ = simulation.into(made, tmp_path, lambda status: None)
+    figures, models, *_ = simulated.into(made, tmp_path, lambda status: None)
     assert (figures["epochs"], figures["lost"], figures["left"]) == (course(made).epochs, [3], [1])
     assert figures["exchanges_voided"] > 0 and figures["mean_residual"] < 1e-15
     assert len(models) == 7 and figures["consensus_distance"] == pytest.approx(
-        loop.consensus_distance(models), rel=1e-9
+        tree.consensus_distance(models), rel=1e-9
     )
     rows = records.read(tmp_path / "metrics.jsonl")
     assert {row["node"] for row in rows if row["round"] == 9} == {0, 2, 3, 4, 5, 6, 8}  # 1 has left, 7 stands still

@@ -13,14 +13,18 @@ import optax
 import pytest
 
 import p2pfl
-from p2pfl import build, experiment, simulate, simulation, statistics, topology, wrap
+from p2pfl import topology
 from p2pfl.algorithms import ALGORITHMS
+from p2pfl.config import experiment
 from p2pfl.data import Dataset, Samples
+from p2pfl.drivers.simulate import loop
 from p2pfl.errors import ConfigError
-from p2pfl.learner import cast
-from p2pfl.simulate import loop
-from p2pfl.statistics import averaging
-from p2pfl.tasks import tasks
+from p2pfl.federation import federation as build
+from p2pfl.federation.tasks import tasks
+from p2pfl.learning.flax import cast
+from p2pfl.methods import compose, statistics
+from p2pfl.methods.statistics import averaging
+from p2pfl.runs import simulated
 
 TOLERANCE = 1e-4
 FEATURES, CLASSES = 5, 3
@@ -243,7 +247,7 @@ def federation(
     learner = statistics.learned(cast(base, "float64"), jax.tree.map(lambda leaf: leaf[0], sums), normalize)
 
     def make(learner: Any) -> Any:
-        return statistics.gossip(wrap.withhold(ALGORITHMS[algorithm](learner, wanted)), planned)
+        return statistics.gossip(compose.withhold(ALGORITHMS[algorithm](learner, wanted)), planned)
 
     nothing = tuple(np.zeros(0, np.int64) for _ in pieces)
     wanted_rounds = planned + rounds if wait is None else rounds
@@ -258,20 +262,20 @@ def _loss(made: build.Federation) -> dict[str, Any]:
 
 
 def _logistic(data: Dataset) -> Any:
-    from p2pfl import models
+    from p2pfl.learning import models
 
     return models.MODELS["logistic"](data.train.x.shape[1:], len(data.classes))
 
 
 def run(made: build.Federation) -> Any:
-    outcome = p2pfl.simulate(made, devices=1, chunk=len(made.graph))
+    outcome = simulated.simulate(made, devices=1, chunk=len(made.graph))
     assert outcome.drift < 1e-14  # of the models
     return outcome.models
 
 
 def looped(made: build.Federation) -> Any:
     models = loop.run(
-        tasks(made), simulation.deliveries(made), lambda *given: None, lambda: 0.0, simulate.course_of(made)
+        tasks(made), simulated.deliveries(made), lambda *given: None, lambda: 0.0, simulated.course_of(made)
     )
     return jax.tree.map(lambda *leaves: np.stack(leaves), *models)
 
@@ -381,7 +385,7 @@ def solo(name: str, rounds: int) -> tuple[Any, Any, Any]:
     sums = jax.tree.map(jnp.asarray, own(["moments"], data, np.arange(50)))
     learner = statistics.learned(base, sums, True)
     plain = ALGORITHMS[name](learner, optax.sgd(optax.linear_schedule(0.1, 0.0, 10)))
-    made = statistics.gossip(wrap.withhold(plain), rounds)
+    made = statistics.gossip(compose.withhold(plain), rounds)
     params = {**learner.init(jax.random.key(1)), "private": {"site": {"sums": sums}}}
     x, y = jnp.asarray(data.train.x[:8], jnp.float64), jnp.asarray(data.train.y[:8])
     batches = {"x": x.reshape(2, 4, 5), "y": y.reshape(2, 4)}
@@ -473,7 +477,7 @@ def test_algorithms_that_keep_no_mean_are_refused(name: str) -> None:
         statistics.gossip(ALGORITHMS[name](base, optax.sgd(0.1)), 3)
 
 
-def test_training_is_that_on_data_normalised_before(float64: None) -> None:
+def test_training_is_that_on_data_normalized_before(float64: None) -> None:
     """Gradient descent in numpy, two steps of a round with the learning rates 0.1 and 0.09, on normalised rows."""
     made, params, round = solo("dsgd", 2)
     data, rows = flat(), np.arange(8).reshape(2, 4)
@@ -502,7 +506,7 @@ def test_the_learner_sees_what_is_known_and_passes_the_rest_on() -> None:
     np.testing.assert_array_equal(learner.predict(params, x), base.predict(params, x))  # nothing known yet
     params["statistics"] = {"known": jnp.ones(()), **statistics.estimated(sums)}
     params["private"] = {"other": jnp.ones(2)}
-    looked = statistics.normalised(x, params["statistics"]["moments"])
+    looked = statistics.normalized(x, params["statistics"]["moments"])
     batch, seen = {"x": x, "y": y, "weight": jnp.arange(24.0)}, {"x": looked, "y": y, "weight": jnp.arange(24.0)}
     ours, theirs = jax.jit(learner.grad)(params, batch, key), jax.jit(base.grad)(params, seen, key)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
@@ -529,7 +533,7 @@ def test_an_amplitude_replaces_the_images_own_and_nothing_else() -> None:
     spectrum, before = (np.fft.rfft2(image, axes=(1, 2)) for image in (changed, x))
     np.testing.assert_allclose(np.abs(spectrum), np.broadcast_to(known["amplitude"], spectrum.shape), atol=1e-4)
     np.testing.assert_allclose(np.cos(np.angle(spectrum) - np.angle(before)), 1, atol=1e-3)
-    looked = statistics.normalised(changed, known["moments"])
+    looked = statistics.normalized(changed, known["moments"])
     np.testing.assert_allclose(learner.predict(params, x), base.predict(params, looked), rtol=1e-5, atol=1e-5)
 
 

@@ -18,12 +18,13 @@ import optax
 import pytest
 import safetensors
 
-from p2pfl import store, tree
+from p2pfl import tree
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import ConfigError
-from p2pfl.program import compile
-from p2pfl.quadratic import learner
-from p2pfl.store import CURRENT, PARTIAL, PREVIOUS, Store
+from p2pfl.learning.quadratic import learner
+from p2pfl.node import checkpoint
+from p2pfl.node.checkpoint import CURRENT, PARTIAL, PREVIOUS, Store
+from p2pfl.node.program import compile
 
 FEDERATION = "f" * 32
 
@@ -318,8 +319,8 @@ def test_neither_usable_is_said_for_both(two: Path) -> None:
 )
 def test_a_foreign_file_says_so(two: Path, monkeypatch: pytest.MonkeyPatch, other: Any, like: Any, why: str) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(store, "VERSION", other.get("version", store.VERSION))
-        patched.setattr(store, "FORMAT", other.get("format", store.FORMAT))
+        patched.setattr(checkpoint, "VERSION", other.get("version", checkpoint.VERSION))
+        patched.setattr(checkpoint, "FORMAT", other.get("format", checkpoint.FORMAT))
         Store(two, other.get("federation", FEDERATION)).save(state(3), {"round": 3})
     found, notes = Store(two, FEDERATION).load(like)
     assert len(notes) == 2

@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from p2pfl import sweep, sweep_run, sweep_view
 from p2pfl.cli import main
 from p2pfl.errors import ConfigError
+from p2pfl.sweeps import plan as sweep
+from p2pfl.sweeps import table as sweep_view
+from p2pfl.sweeps import workers
 
 ROOT = Path(__file__).parents[1]
 BASE = """
@@ -374,5 +376,5 @@ def test_the_example_of_the_page_is_read(tmp_path: Path) -> None:
 
 def test_a_run_directory_is_judged_by_its_experiment(folder: Path) -> None:
     run = sweep.runs(sweep.read(folder / "sweep.toml"))[0]
-    assert not sweep_run.done(folder, run)
-    assert sweep_run.directory(folder, run) == folder / "runs" / "0-dsgd-seed0"
+    assert not workers.done(folder, run)
+    assert workers.directory(folder, run) == folder / "runs" / "0-dsgd-seed0"

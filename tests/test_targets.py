@@ -12,8 +12,8 @@ import pytest
 from scipy import special  # type: ignore[import-untyped]
 from sklearn import metrics
 
-from p2pfl import targets
-from p2pfl.targets import TARGETS, PerSample, Target
+from p2pfl.learning import targets
+from p2pfl.learning.targets import TARGETS, PerSample, Target
 
 ROW = {"segmentation": (5, 4, 2)}
 CLASSES = 3

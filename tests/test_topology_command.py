@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 from matplotlib.image import imread
 
-from p2pfl import draw, topology
+from p2pfl import topology
 from p2pfl.cli import main
+from p2pfl.reporting import topology_figure
 from p2pfl.topology.files import READERS
 
 ROOT = Path(__file__).parents[1]
@@ -102,8 +103,8 @@ def test_what_cannot_be(arguments: list[str], text: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("graph", topology.GRAPHS)
 def test_a_picture_of_every_graph(graph: str, tmp_path: Path) -> None:
     plan = topology.plan(graph, 8, rounds=14)
-    draw.save(plan, graph, tmp_path / "x.png")
-    panels = min(len(plan.neighbor), draw.PANELS)
+    topology_figure.save(plan, graph, tmp_path / "x.png")
+    panels = min(len(plan.neighbor), topology_figure.PANELS)
     height, width, _ = imread(tmp_path / "x.png").shape
     across = min(panels, 4)
     assert width / height == pytest.approx(across * (2.8 if panels > 1 else 5.2) / (
@@ -117,7 +118,7 @@ def test_a_picture_by_the_command() -> None:
 
 
 def test_a_large_picture_says_what_it_leaves_out(tmp_path: Path) -> None:
-    draw.save(topology.plan("complete", 120), "complete", tmp_path / "x.png")
+    topology_figure.save(topology.plan("complete", 120), "complete", tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
 
 

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from p2pfl import view
-from p2pfl.view import NodeStatus, Status
+from p2pfl.reporting import terminal as view
+from p2pfl.reporting.terminal import NodeStatus, Status
 
 SUMMARY = {"name": "<digits> [red]x[/red]", "accuracy_mean": 0.9618, "accuracy_worst": 0.9581,
            "accuracy_local_only": 0.609, "accuracy_local_only_worst": 0.52, "accuracy_pooled": 0.9634,
@@ -111,7 +111,7 @@ def test_live_survives_no_status_an_unknown_state_and_an_error() -> None:
     assert shown(console).endswith("\x1b[?25h")
 
 
-def test_symbols_are_distinct_without_colour() -> None:
+def test_symbols_are_distinct_without_color() -> None:
     for column in (0, 1):
         assert len({symbols[column] for symbols in view.STATES.values()}) == len(view.STATES)
     assert all(symbols[1].isascii() for symbols in view.STATES.values())

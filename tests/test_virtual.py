@@ -12,19 +12,22 @@ import pytest
 from click.testing import CliRunner
 from small import CASES, MORE, Case, write
 
-from p2pfl import build, experiment, records, tree, virtual_run
-from p2pfl.build import Federation
+from p2pfl import tree
 from p2pfl.cli import main
+from p2pfl.config import experiment
+from p2pfl.config.virtual import Virtual
+from p2pfl.drivers.simulate import loop
+from p2pfl.drivers.virtual.network import Link
+from p2pfl.drivers.virtual.run import Ended
 from p2pfl.errors import ConfigError
-from p2pfl.replay import replay
-from p2pfl.run import collect
-from p2pfl.simulate import loop
-from p2pfl.simulation import deliveries
-from p2pfl.tasks import tasks
-from p2pfl.virtual import table
-from p2pfl.virtual.network import Link
-from p2pfl.virtual.run import Ended
-from p2pfl.virtual.table import Virtual
+from p2pfl.federation import federation as build
+from p2pfl.federation.federation import Federation
+from p2pfl.federation.tasks import tasks
+from p2pfl.node import records
+from p2pfl.runs import virtual
+from p2pfl.runs.replay import replay
+from p2pfl.runs.run import collect
+from p2pfl.runs.simulated import deliveries
 
 QUICK = Case("gradient_tracking", "ring", 5)
 ROUGH = """
@@ -46,11 +49,11 @@ def federation(folder: Path, case: Case, more: str = "", *given: str, rounds: in
 def run(folder: Path, case: Case, more: str = "", *given: str, rounds: int = 8) -> tuple[Ended, dict[str, Any]]:
     """Run a case in `folder`; how it ended, and its figures."""
     made = federation(folder, case, more, *given, rounds=rounds)
-    ended = virtual_run.into(made, folder)
+    ended = virtual.into(made, folder)
     (folder / "experiment.toml").write_text(experiment.dump(made.experiment))
     figures = collect(made, folder).figures
-    virtual_run.timed(folder, ended)
-    return ended, {**figures, **virtual_run.figures(ended)}
+    virtual.timed(folder, ended)
+    return ended, {**figures, **virtual.figures(ended)}
 
 
 def lines(folder: Path, node: int, name: str = "metrics") -> list[dict[str, Any]]:
@@ -193,9 +196,9 @@ def test_times_are_those_of_the_table(tmp_path: Path) -> None:
 
 def test_a_network_too_slow_for_the_preset_is_said(tmp_path: Path) -> None:
     far = "[[virtual.links]]\nnodes = [0, 1]\nlatency = 0.4\n"
-    (text,) = virtual_run.notes(federation(tmp_path, QUICK, far))
+    (text,) = virtual.notes(federation(tmp_path, QUICK, far))
     assert text.startswith("an answer takes up to 0.8 s on this network, and with network.preset='local'")
-    assert virtual_run.notes(federation(tmp_path, QUICK, far, 'network.preset="wan"')) == []
+    assert virtual.notes(federation(tmp_path, QUICK, far, 'network.preset="wan"')) == []
 
 
 # --- the table
@@ -207,13 +210,13 @@ def test_what_the_table_means() -> None:
         "links": [{"nodes": [3, 1], "latency": 0.2}, {"nodes": [0, 1], "bandwidth": 5.0}],
     }  # fmt: skip
     read = experiment.parse(given, "test", Virtual)
-    link = table.links(read)
+    link = virtual.links(read)
     assert link(0, 2) == Link(0.01, 0.0, 1e6, 0.1)
     assert link(1, 3) == link(3, 1) == Link(0.2, 0.0, 1e6, 0.1)
     assert link(1, 0) == Link(0.01, 0.0, 5.0, 0.1)
-    assert table.links(Virtual())(0, 1) == Link(latency=0.001)
-    assert table.seconds(read, 3) == (0.001,) * 3
-    assert table.seconds(dataclasses.replace(read, node_step_seconds=(1.0, 2.0)), 2) == (1.0, 2.0)
+    assert virtual.links(Virtual())(0, 1) == Link(latency=0.001)
+    assert virtual.seconds(read, 3) == (0.001,) * 3
+    assert virtual.seconds(dataclasses.replace(read, node_step_seconds=(1.0, 2.0)), 2) == (1.0, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +239,7 @@ def test_what_the_table_means() -> None:
 )
 def test_what_can_not_be_is_refused(tmp_path: Path, more: str, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
-        virtual_run.setting(federation(tmp_path, QUICK, f"[virtual]\n{more}\n"))
+        virtual.setting(federation(tmp_path, QUICK, f"[virtual]\n{more}\n"))
 
 
 def test_time_and_network_are_no_part_of_what_nodes_have_in_common(tmp_path: Path) -> None:

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 from p2pfl.churn import Event, expected
+from p2pfl.drivers.virtual.network import Link
+from p2pfl.drivers.virtual.node import Given, Node
+from p2pfl.drivers.virtual.scripted_churn import Script
+from p2pfl.drivers.virtual.world import World
 from p2pfl.errors import ConfigError, LocalError
 from p2pfl.protocol.events import Adopt, Advance, Finished, Leave, Trained
-from p2pfl.protocol.membership.rhythm import RHYTHMS
-from p2pfl.protocol.neighbour import ASYNC, BARRIER, DEADLINE, SYNCS, Facts, Plan, Turn
+from p2pfl.protocol.membership.timing import RHYTHMS
+from p2pfl.protocol.neighbor import ASYNC, BARRIER, DEADLINE, SYNCS, Facts, Plan, Turn
 from p2pfl.protocol.timing import PRESETS
-from p2pfl.virtual.network import Link
-from p2pfl.virtual.node import Given, Node
-from p2pfl.virtual.script import Script
-from p2pfl.virtual.world import World
 
 STEP = 0.01
 """Seconds of a round's local steps."""

@@ -15,14 +15,14 @@ import optax
 import pytest
 from nodes import CHUNK, DIM, Nodes, distance, equal, planned
 
-from p2pfl import quadratic
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import ConfigError
-from p2pfl.learner import rest
+from p2pfl.learning import quadratic
+from p2pfl.learning.local_steps import rest
+from p2pfl.methods.compose import cast, chain, withhold
+from p2pfl.methods.weighting import by_labels, by_loss, by_samples, by_similarity
 from p2pfl.topology import matrix
 from p2pfl.types import Algorithm, Learner
-from p2pfl.weigh import by_labels, by_loss, by_samples, by_similarity
-from p2pfl.wrap import cast, chain, withhold
 
 N = 8
 ROWS = np.array([20.0, 80, 40, 30, 60, 50, 20, 40])

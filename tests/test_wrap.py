@@ -16,8 +16,8 @@ from nodes import CHUNK, STEPS, Nodes, distance, equal, learner, planned
 from p2pfl import tree
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import ConfigError
+from p2pfl.methods.compose import WRAPS, cast, chain, clip
 from p2pfl.types import Algorithm, Inbox, Neighborhood
-from p2pfl.wrap import WRAPS, cast, chain, clip
 
 EXCHANGES = ["dsgd", "gradient_tracking", "exact_diffusion"]
 
@@ -102,7 +102,7 @@ def test_cast_rounds_what_travels_and_nothing_else() -> None:
 # --------------------------------------------------------------------------------------------------------------- clip
 
 
-def test_clip_bounds_what_a_neighbour_moves() -> None:
+def test_clip_bounds_what_a_neighbor_moves() -> None:
     """One neighbour sends something huge: a model moves by its weight times the radius, in that very direction."""
     radius = 0.5
     nodes = bench(chain(made("dsgd"), clip(radius)), "complete")

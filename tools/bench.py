@@ -68,8 +68,8 @@ def training_alone(steps: int = 6, batch: int = 32, repeats: int = 300) -> float
     import jax.numpy as jnp
 
     from p2pfl import dsgd, from_flax, optimizer
-    from p2pfl.models import mlp
-    from p2pfl.program import compile
+    from p2pfl.learning.models import mlp
+    from p2pfl.node.program import compile
     from p2pfl.types import Neighborhood
 
     learner = from_flax(mlp((64,), 10, hidden=(128,)), jnp.zeros((1, 64)), 10)

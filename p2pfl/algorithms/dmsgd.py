@@ -16,8 +16,8 @@ from __future__ import annotations
 import optax
 
 from p2pfl.algorithms.dsgd import State, dsgd
+from p2pfl.algorithms.mixing import exchange_mix, part
 from p2pfl.check import share
-from p2pfl.mixing import exchange_mix, part
 from p2pfl.types import Algorithm, Inbox, Learner, Neighborhood, Payload
 
 

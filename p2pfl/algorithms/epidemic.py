@@ -17,8 +17,8 @@ from __future__ import annotations
 import optax
 
 from p2pfl.algorithms.dsgd import dsgd
+from p2pfl.algorithms.mixing import counted
 from p2pfl.check import at_least, one_of
-from p2pfl.mixing import counted
 from p2pfl.topology import sampled
 from p2pfl.types import Algorithm, Demands, Learner, Planning, Schedule
 

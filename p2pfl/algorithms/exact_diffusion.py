@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from p2pfl.learner import descend, steps_in
-from p2pfl.mixing import exchange_mix
+from p2pfl.algorithms.mixing import exchange_mix
+from p2pfl.learning.local_steps import descend, steps_in
 from p2pfl.tree import mixed
 from p2pfl.types import Algorithm, Batches, Inbox, Key, Learner, Metrics, Neighborhood, Params, Payload, Steps, Tree
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import optax
 
 from p2pfl.algorithms.dsgd import dsgd
-from p2pfl.mixing import renormalised
+from p2pfl.algorithms.mixing import renormalized
 from p2pfl.topology import sampled
 from p2pfl.types import Algorithm, Demands, Learner
 
@@ -26,5 +26,5 @@ def fedavg(learner: Learner, optimizer: optax.GradientTransformation) -> Algorit
     """FedAvg: gather and copy on a star, sample-weighted averaging on a complete graph."""
     return dsgd(learner, optimizer)._replace(
         name="fedavg", plan=sampled.star_phases, link="push", keeps_mean="nothing", demands=Demands("row"),
-        weigh=renormalised,
+        weigh=renormalized,
     )  # fmt: skip

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from p2pfl.check import at_least
-from p2pfl.learner import descend, steps_in
+from p2pfl.learning.local_steps import descend, steps_in
 from p2pfl.topology import sampled
 from p2pfl.types import Algorithm, Batches, Demands, Inbox, Key, Learner, Metrics, Neighborhood, Params, Steps, Tree
 

@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from p2pfl.algorithms.mixing import exchange_mix, part
 from p2pfl.check import one_of
-from p2pfl.learner import descend
-from p2pfl.mixing import exchange_mix, part
+from p2pfl.learning.local_steps import descend
 from p2pfl.types import Algorithm, Batches, Inbox, Key, Learner, Metrics, Neighborhood, Params, Payload, Steps, Tree
 
 

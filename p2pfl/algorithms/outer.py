@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from p2pfl.algorithms.mixing import exchange_mix
 from p2pfl.errors import ConfigError
-from p2pfl.learner import descend
-from p2pfl.learner import optimizer as optimizer_of
-from p2pfl.mixing import exchange_mix
+from p2pfl.learning.local_steps import descend
+from p2pfl.learning.optimizers import optimizer as optimizer_of
 from p2pfl.topology import sampled
 from p2pfl.types import Algorithm, Batches, Inbox, Key, Learner, Metrics, Neighborhood, Params, Payload, Steps, Tree
 

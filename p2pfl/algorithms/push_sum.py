@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from p2pfl.algorithms.mixing import pulled, pushed, under_way, unspent
 from p2pfl.check import one_of
-from p2pfl.learner import descend
-from p2pfl.mixing import pulled, pushed, under_way, unspent
+from p2pfl.learning.local_steps import descend
 from p2pfl.tree import mixed, scaled, unmixed
 from p2pfl.types import Algorithm, Array, Batches, Demands, Inbox, Key, Learner, Metrics, Neighborhood, Params, Tree
 

@@ -21,10 +21,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from p2pfl.algorithms.mixing import exchange_mix
 from p2pfl.check import share
 from p2pfl.errors import ConfigError
-from p2pfl.learner import descend, is_plain, learning_rate, steps_in
-from p2pfl.mixing import exchange_mix
+from p2pfl.learning.local_steps import descend, steps_in
+from p2pfl.learning.optimizers import is_plain, learning_rate
 from p2pfl.types import Algorithm, Batches, Inbox, Key, Learner, Metrics, Neighborhood, Params, Steps, Tree
 
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from p2pfl import draws
+from p2pfl import random_bits
 from p2pfl.churn.events import Event
-from p2pfl.churn.rounds import cut, losses, timeline
+from p2pfl.churn.timeline import cut, losses, timeline
 from p2pfl.types import Delivery, Schedule
 
 
@@ -17,7 +17,7 @@ def lost(probability: Any, seed: int, round: Any, sender: Any, receiver: Any) ->
     """bool of the shape the arguments broadcast to: the network loses this message."""
     if not np.any(probability):
         return np.zeros(np.broadcast_shapes(np.shape(round), np.shape(sender), np.shape(receiver)), bool)
-    return draws.uniform(draws.LOSS, seed, round, sender, receiver) < probability
+    return random_bits.uniform(random_bits.LOSS, seed, round, sender, receiver) < probability
 
 
 def losing(events: Sequence[Event], probability: float, seed: int) -> Callable[[int, int, int], bool]:
@@ -116,7 +116,7 @@ class Deliveries:
     def _delayed(self, r: int, opens: np.ndarray, me: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         given = self._conditions
         mine, theirs = (
-            np.floor(draws.uniform(draws.LATE, given.seed, r, *pair) * (given.late + 1)).astype(np.int64)
+            np.floor(random_bits.uniform(random_bits.LATE, given.seed, r, *pair) * (given.late + 1)).astype(np.int64)
             for pair in ((me, other), (other, me))
         )
         latest = np.maximum(mine, theirs)

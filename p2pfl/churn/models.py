@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import networkx as nx
 import numpy as np
 
-from p2pfl import draws
+from p2pfl import random_bits
 from p2pfl.churn.events import Event
 from p2pfl.churn.rules import check_distinct
 from p2pfl.errors import ConfigError, nearest
@@ -122,7 +122,7 @@ def _sessions(length: Callable[[float, float, np.ndarray], np.ndarray], above: f
             raise ConfigError(f"{where}.shape={shape}: must be > {above:g} for model={table['model']!r}")
 
         def lengths(k: int, ids: np.ndarray) -> np.ndarray:
-            u = draws.uniform(draws.CHURN, setting.seed, index, ids, k)
+            u = random_bits.uniform(random_bits.CHURN, setting.seed, index, ids, k)
             return _exponential(table["down"], 1.0, u) if k % 2 else length(table["up"], shape, u)
 
         start = table.get("start", 1)
@@ -137,7 +137,7 @@ def _correlated(table: Table, setting: Setting, index: int, where: str) -> list[
 
     def lengths(k: int, ids: np.ndarray) -> np.ndarray:
         mean = table["down"] if k % 2 else table["up"]
-        return _exponential(mean, 1.0, draws.uniform(draws.CHURN, setting.seed, index, ids, k))
+        return _exponential(mean, 1.0, random_bits.uniform(random_bits.CHURN, setting.seed, index, ids, k))
 
     up = np.ones((setting.rounds, setting.nodes), bool)
     for site, column in zip(sites, _renewed(lengths, len(sites), setting.rounds, table.get("start", 1)).T, strict=True):
@@ -153,7 +153,9 @@ def _diurnal(table: Table, setting: Setting, index: int, where: str) -> list[Eve
     low, period = table["share"], table["period"]
 
     def up(many: int) -> np.ndarray:
-        turn = np.argsort(np.argsort(draws.uniform(draws.CHURN, setting.seed, index, np.arange(many)), kind="stable"))
+        turn = np.argsort(
+            np.argsort(random_bits.uniform(random_bits.CHURN, setting.seed, index, np.arange(many)), kind="stable")
+        )
         phase = 2 * np.pi * np.maximum(np.arange(setting.rounds) + 1 - table.get("start", 1), 0) / period
         there = low + (1 - low) * (1 + np.cos(phase)) / 2
         return (turn + 0.5) / many < np.round(there, 12)[:, None]
@@ -208,7 +210,9 @@ def _read_trace(table: Table, where: str) -> list[tuple[np.ndarray, np.ndarray, 
 def _flash_crowd(table: Table, setting: Setting, index: int, where: str) -> list[Event]:
     ids = table.get("nodes")
     if ids is None:
-        order = np.argsort(draws.uniform(draws.CHURN, setting.seed, index, np.arange(setting.nodes)), kind="stable")
+        order = np.argsort(
+            random_bits.uniform(random_bits.CHURN, setting.seed, index, np.arange(setting.nodes)), kind="stable"
+        )
         many = min(round(table["share"] * setting.nodes), setting.nodes - LEAST)
         ids = np.sort(order[: max(many, 0)]).tolist()
     else:

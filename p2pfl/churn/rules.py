@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from p2pfl.churn.events import EVENTS, OF_NODES, STATES, Event
-from p2pfl.churn.rounds import active
+from p2pfl.churn.timeline import active
 from p2pfl.errors import ConfigError, nearest
 
 

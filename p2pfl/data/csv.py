@@ -37,10 +37,10 @@ from typing import NamedTuple
 import numpy as np
 
 from p2pfl.check import at_least, fraction, one_of
-from p2pfl.data.answers import answers
 from p2pfl.data.columns import encode, standardized
 from p2pfl.data.dataset import Dataset, Samples, as_float32, validate
 from p2pfl.data.dataset import split as draw_split
+from p2pfl.data.outcomes import answers
 from p2pfl.data.table import Table, read
 from p2pfl.errors import ConfigError, DataError, nearest
 

@@ -22,7 +22,7 @@ from p2pfl.data import csv
 from p2pfl.data import layout as layouts
 from p2pfl.data import rows as found_rows
 from p2pfl.data.dataset import Dataset, Samples, apportion, split, validate
-from p2pfl.data.labels import labels
+from p2pfl.data.folder_labels import labels
 from p2pfl.data.layout import Layout
 from p2pfl.data.pixels import Arrays, Entry, arrays
 from p2pfl.data.rows import FILE, Rows

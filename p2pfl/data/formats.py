@@ -84,14 +84,14 @@ def _dicom(path: Path, mode: str) -> Picture:
         ordered = sorted(slices, key=lambda found: _along(found[1]))
         return _seen(np.stack([values for values, _ in ordered], axis=2), True, ordered[0][1])
     values, header = _dicom_values(pydicom, path)
-    colours = int(header.get("SamplesPerPixel", 1)) > 1
+    colors = int(header.get("SamplesPerPixel", 1)) > 1
     frames = int(header.get("NumberOfFrames", 1) or 1) > 1
-    if colours and frames:
+    if colors and frames:
         raise DataError(f"{path}: frames in colour are not read; use one file for each")
-    if colours and mode != "rgb":
+    if colors and mode != "rgb":
         values = values @ np.array([0.299, 0.587, 0.114])  # the luma of ITU-R BT.601, as Pillow's grey
     found = _seen(np.moveaxis(values, 0, 2) if frames else values, frames, header)
-    return found._replace(full=2.0 ** int(header.BitsStored) - 1) if colours else found
+    return found._replace(full=2.0 ** int(header.BitsStored) - 1) if colors else found
 
 
 def _dicom_values(pydicom: Any, path: Path) -> tuple[np.ndarray, Any]:

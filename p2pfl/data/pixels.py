@@ -42,8 +42,8 @@ def arrays(layout: Layout, entry: Entry) -> Arrays:
             for channel, file in zip(channels, entry.files, strict=True)
         ]
         _same_count(parts, entry.files)
-        colours = not channels[0].volume and channels[0].array.ndim == 3
-        stacked = [_stack([part[index] for part in parts], entry.files, colours) for index in range(len(parts[0]))]
+        colors = not channels[0].volume and channels[0].array.ndim == 3
+        stacked = [_stack([part[index] for part in parts], entry.files, colors) for index in range(len(parts[0]))]
         if mask is None or entry.mask is None:
             found.x.extend(stacked)
             continue
@@ -140,8 +140,8 @@ def _resized(plane: np.ndarray, size: Sequence[int], labels: bool) -> np.ndarray
     if labels:
         image = Image.fromarray(np.ascontiguousarray(plane, np.int32))
         return np.asarray(image.resize(to, Image.Resampling.NEAREST))
-    colours = plane[..., None] if plane.ndim == 2 else plane
-    planes = [Image.fromarray(np.ascontiguousarray(colours[..., c], np.float32)) for c in range(colours.shape[2])]
+    colors = plane[..., None] if plane.ndim == 2 else plane
+    planes = [Image.fromarray(np.ascontiguousarray(colors[..., c], np.float32)) for c in range(colors.shape[2])]
     found = np.stack([np.asarray(image.resize(to, Image.Resampling.BILINEAR)) for image in planes], axis=2)
     return found[..., 0] if plane.ndim == 2 else found
 
@@ -161,14 +161,14 @@ def _same_count(parts: Sequence[Sequence[np.ndarray]], files: Sequence[Path]) ->
             raise DataError(f"{file}: gives {len(part)} slices, {files[0]} {len(parts[0])}; they must be equal")
 
 
-def _stack(planes: Sequence[np.ndarray], files: Sequence[Path], colours: bool) -> np.ndarray:
+def _stack(planes: Sequence[np.ndarray], files: Sequence[Path], colors: bool) -> np.ndarray:
     """Channels last: [..., C]."""
     shapes = {plane.shape for plane in planes}
     if len(shapes) > 1:
         raise DataError(f"{files[0]}: its channels are of several shapes, {sorted(shapes)}; give pixels.size")
     if len(planes) == 1:
         plane = planes[0]
-        return np.ascontiguousarray(plane if colours else plane[..., None], np.float32)
+        return np.ascontiguousarray(plane if colors else plane[..., None], np.float32)
     return np.ascontiguousarray(np.stack(planes, axis=-1), np.float32)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from p2pfl.protocol.events import Booking
-from p2pfl.protocol.neighbour import Neighbour
+from p2pfl.protocol.neighbor import Neighbor
 
 
 class Bookings:
@@ -22,14 +22,14 @@ class Bookings:
         """One with this neighbour is not mixed yet."""
         return any(each.node == node for each in self._waiting)
 
-    def take(self, neighbours: Collection[Neighbour], round: int, epoch: int, slots: int | None) -> tuple[Booking, ...]:
+    def take(self, neighbors: Collection[Neighbor], round: int, epoch: int, slots: int | None) -> tuple[Booking, ...]:
         """What this round mixes: of each neighbour the oldest exchange or the newest push, the oldest first where there
         are more than slots. The rest waits for the next round; `slots` None: all that there is."""
         found: list[Booking] = []
         for booking in sorted(self._waiting, key=lambda each: (each.opened, each.node, each.number)):
             if slots is None or all(each.node != booking.node for each in found):
                 found.append(booking)
-        for other in neighbours:
+        for other in neighbors:
             side = other.newest(round, epoch)
             if side is not None:
                 found.append(Booking(other.node, other.life, side.round, None, side))
@@ -38,7 +38,7 @@ class Bookings:
         taken = {id(each) for each in found}  # payloads don't compare
         self._waiting = [each for each in self._waiting if id(each) not in taken]
         pushed = {each.node: each.theirs.round for each in found if each.mine is None}
-        for other in neighbours:
+        for other in neighbors:
             if other.node in pushed:
                 other.take(pushed[other.node])
         return tuple(sorted(found, key=lambda each: (each.node, each.life, each.number)))

@@ -38,7 +38,7 @@ from p2pfl.protocol.events import (
 )
 from p2pfl.protocol.exchange import IDLE, Edge, Ended, Side, Step
 from p2pfl.protocol.messages import BOOKED, Bye, Envelope, Hello, Model, Offer, Ping, Pong, Push, Want
-from p2pfl.protocol.neighbour import ASYNC, BARRIER, Facts, Neighbour, Turn
+from p2pfl.protocol.neighbor import ASYNC, BARRIER, Facts, Neighbor, Turn
 from p2pfl.protocol.presence import CLOSING, DONE, EXCHANGING, JOINING, LEAVING, SETTLING, TRAINING, Presence
 from p2pfl.protocol.timing import Lateness
 
@@ -100,7 +100,7 @@ class Peer(Presence):
         if isinstance(message, Hello):
             self._on_hello(envelope, message)
             return
-        other = self.neighbours.get(node, Neighbour(node))
+        other = self.neighbors.get(node, Neighbor(node))
         if envelope.life != other.life or envelope.to != self.life:
             reason = "stranger" if envelope.to == self.life else "stale"
             reason = reason if usable else "nonfinite"
@@ -117,7 +117,7 @@ class Peer(Presence):
             self._out.append(Drop(error.reason, f"node {other.node}: {error.detail}"))
         self._check()
 
-    def _dispatch(self, other: Neighbour, envelope: Envelope, usable: bool) -> None:
+    def _dispatch(self, other: Neighbor, envelope: Envelope, usable: bool) -> None:
         message = envelope.message
         match message:
             case Bye(round):
@@ -154,7 +154,7 @@ class Peer(Presence):
         """What is offered in this epoch can't be booked: this node is in another, and is going into another."""
         return self.stage in (TRAINING, EXCHANGING) and epoch not in (self.epoch, self.ahead)
 
-    def _on_push(self, other: Neighbour, side: Side, usable: bool) -> None:
+    def _on_push(self, other: Neighbor, side: Side, usable: bool) -> None:
         if not 1 <= side.round <= self.facts.rounds:
             raise RemoteError("unplanned", f"a push in round {side.round}, in which the schedule has none")
         if side.epoch == self.epoch and other.node not in self._plan.turn(side.round).hears:
@@ -170,7 +170,7 @@ class Peer(Presence):
         if late:
             self._lateness.booked(self._now - self._since)
 
-    def _apply(self, other: Neighbour, step: Step) -> None:
+    def _apply(self, other: Neighbor, step: Step) -> None:
         """Keep the new end, say what is to be said, count what has ended."""
         for message in step.say:
             if isinstance(message, Offer):
@@ -182,7 +182,7 @@ class Peer(Presence):
         for ended in step.ended:
             self._ended(other, ended)
 
-    def _ended(self, other: Neighbour, ended: Ended) -> None:
+    def _ended(self, other: Neighbor, ended: Ended) -> None:
         if ended.outcome != BOOKED:
             self.voided += 1
             return
@@ -191,7 +191,7 @@ class Peer(Presence):
         self._lateness.booked(self._now - other.opened)
         self._bookings.add(Booking(other.node, other.life, ended.number, ended.mine, ended.theirs))
 
-    def _over(self, other: Neighbour) -> None:
+    def _over(self, other: Neighbor) -> None:
         for ended in exchange.broken(other.edge):
             self._ended(other, ended)
         other.edge = Edge()
@@ -217,8 +217,8 @@ class Peer(Presence):
         if entered:
             self._greet()
 
-    def _named(self, nodes: Sequence[int]) -> list[Neighbour]:
-        return [self.neighbours[node] for node in sorted(nodes)]
+    def _named(self, nodes: Sequence[int]) -> list[Neighbor]:
+        return [self.neighbors[node] for node in sorted(nodes)]
 
     def _trained(self, payload: Any, model: Any) -> None:
         self._lateness.trained(self._now - self._since)
@@ -228,7 +228,7 @@ class Peer(Presence):
             return
         self.stage = EXCHANGING
         self._trained_in, self._model = self.round, model
-        for other in self.neighbours.values():
+        for other in self.neighbors.values():
             self._serve(other)
             mine = payload.get(other.node) if self.facts.per_edge else payload
             self._open(other, Side(mine, self.round, self.epoch))
@@ -239,7 +239,7 @@ class Peer(Presence):
         self._deadline = self._now + self._lateness.deadline(self.facts.timing, self.facts.payload_bytes)
         self._check()
 
-    def _open(self, other: Neighbour, side: Side) -> None:
+    def _open(self, other: Neighbor, side: Side) -> None:
         """Open the turn's exchange with a neighbour; ask for a void of one that has become too old."""
         open_since = other.edge.mine.round if other.edge.mine else self.round
         if self.round - open_since >= self.facts.lateness:
@@ -255,13 +255,13 @@ class Peer(Presence):
         elif other.node in self._turn.void and (other.usable or other.finished):
             self.voided += 1
 
-    def _serve(self, other: Neighbour) -> None:
+    def _serve(self, other: Neighbor) -> None:
         """Give the model to a neighbour that wants it, once the round it wants has been trained."""
         if other.wants is not None and self._trained_in and self._trained_in >= other.wants:
             other.wants = None
             self._send(other, Model(self._trained_in, ""), self._model)  # the digest is put in by whoever has the bytes
 
-    def _awaits(self, other: Neighbour) -> bool:
+    def _awaits(self, other: Neighbor) -> bool:
         if self.stage not in (EXCHANGING, SETTLING, LEAVING) or not other.usable:
             return False
         if self.stage == SETTLING:
@@ -274,10 +274,10 @@ class Peer(Presence):
         hears = self.stage == EXCHANGING and other.node in self._turn.hears
         return hears and max(other.pushed, other.round - 1) < self.round
 
-    def _watched(self, other: Neighbour) -> bool:
+    def _watched(self, other: Neighbor) -> bool:
         return self._awaits(other) or (self.facts.sync == ASYNC and other.pending)
 
-    def _gone_on(self, other: Neighbour) -> bool:
+    def _gone_on(self, other: Neighbor) -> bool:
         """The neighbour is in a later round, has left no offer, and makes none there: it has passed this round by."""
         return (
             other.round > self.round
@@ -289,7 +289,7 @@ class Peer(Presence):
         """Go on if there is nothing to wait for."""
         if self.stage not in (EXCHANGING, SETTLING, LEAVING):
             return
-        waiting = [other for other in self.neighbours.values() if self._awaits(other)]
+        waiting = [other for other in self.neighbors.values() if self._awaits(other)]
         if self.stage in (SETTLING, LEAVING):
             if not waiting or self._now - self._settling >= self.facts.timing.drain:
                 self._advance(last=self.stage == LEAVING)
@@ -306,13 +306,13 @@ class Peer(Presence):
     def _settled(self) -> bool:
         """Another epoch begins: is nothing open any more? If something is, ask for a void of it, once."""
         if self.stage != SETTLING:
-            pending = [other for other in self.neighbours.values() if other.pending]
+            pending = [other for other in self.neighbors.values() if other.pending]
             if pending:
                 self.stage, self._settling = SETTLING, self._now
                 for other in pending:
                     self._apply(other, exchange.ask(other.edge))
                 return False
-        for other in self.neighbours.values():
+        for other in self.neighbors.values():
             self._apply(other, exchange.forsake(other.edge))
         return True
 
@@ -323,7 +323,7 @@ class Peer(Presence):
             return
         finished, waited = self.round, self._now - self._since
         slots = None if last or moves else self._plan.slots
-        booked = self._bookings.take(self.neighbours.values(), self.round, self.epoch, slots)
+        booked = self._bookings.take(self.neighbors.values(), self.round, self.epoch, slots)
         self.booked += sum(each.mine is None for each in booked)
         if (self._turn.exchange or self._turn.hears) and not booked and self.stage != LEAVING:
             self._note("alone", self.facts.node, "mixed with nobody")
@@ -337,7 +337,7 @@ class Peer(Presence):
             self._note("skipped", self.facts.node, f"from round {self.round} to {following}, where the neighbours are")
         self._train(following, finished, booked, waited)
         if skipped:
-            for other in self.neighbours.values():
+            for other in self.neighbors.values():
                 if other.linked:  # who waits for this node in a round that it skips shall know at once
                     self._send(other, exchange.ping(other.edge)._replace(round=self.round))
 
@@ -354,12 +354,12 @@ class Peer(Presence):
         rounds = {each.node: each.theirs.round for each in booked if each.mine is not None}
         if self._plan.steady and rounds and set(self._turn.exchange) <= set(rounds):
             following = max(following, min(rounds.values()) + 1)
-        for other in self.neighbours.values():
+        for other in self.neighbors.values():
             if other.round > following and self._passed_over(other):
                 following = other.round
         return min(following, self.facts.rounds)
 
-    def _passed_over(self, other: Neighbour) -> bool:
+    def _passed_over(self, other: Neighbor) -> bool:
         """The neighbour has left a round behind in which it was to wait for this node, which has not been there.
 
         Without that, a neighbour may be ahead by what the schedule allows.
@@ -376,14 +376,14 @@ class Peer(Presence):
         if self.stage in (LEAVING, CLOSING, DONE):
             return
         self.stage, self._settling = LEAVING, self._now
-        for other in self.neighbours.values():
+        for other in self.neighbors.values():
             if other.pending:
                 self._apply(other, exchange.ask(other.edge))
         self._check()
 
     def _bye(self) -> None:
         self.stage = DONE
-        for other in self.neighbours.values():
+        for other in self.neighbors.values():
             self._over(other)
             if other.linked:
                 self._send(other, Bye(self.round))

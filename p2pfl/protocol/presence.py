@@ -13,7 +13,7 @@ from typing import Any
 from p2pfl.protocol import exchange
 from p2pfl.protocol.events import Adopt, Advance, Drop, Effect, Members, Note, Reborn, Seen, Send
 from p2pfl.protocol.messages import Envelope, Hello, Message, Want
-from p2pfl.protocol.neighbour import BARRIER, Facts, Neighbour, Plan, Turn, epoch_of
+from p2pfl.protocol.neighbor import BARRIER, Facts, Neighbor, Plan, Turn, epoch_of
 
 STARTING, JOINING, TRAINING, EXCHANGING, SETTLING = "starting", "joining", "training", "exchanging", "settling"
 LEAVING, CLOSING, DONE = "leaving", "closing", "done"
@@ -34,7 +34,7 @@ class Presence(ABC):
         self.members: tuple[int, ...] = ()  # of the epoch; none before the first
         self.epoch = 0
         self.ahead = 0  # the epoch of those who are there now
-        self.neighbours: dict[int, Neighbour] = {}
+        self.neighbors: dict[int, Neighbor] = {}
         self._plan = Plan(lambda round: Turn(), 0, ())
         self._models: dict[int, tuple[int, int, Any]] = {}  # what a joiner has been given: life, round, model
         self._accused = False
@@ -54,33 +54,33 @@ class Presence(ABC):
         """Go on if there is nothing to wait for."""
 
     @abstractmethod
-    def _awaits(self, other: Neighbour) -> bool:
+    def _awaits(self, other: Neighbor) -> bool:
         """The node waits for a neighbour's part in its round, or for an answer at the end."""
 
     @abstractmethod
-    def _watched(self, other: Neighbour) -> bool:
+    def _watched(self, other: Neighbor) -> bool:
         """The node wants to know whether a neighbour is there."""
 
     @abstractmethod
-    def _over(self, other: Neighbour) -> None:
+    def _over(self, other: Neighbor) -> None:
         """A neighbour's life is over."""
 
     # --- words
 
-    def _send(self, to: Neighbour, message: Message, payload: Any = None) -> None:
+    def _send(self, to: Neighbor, message: Message, payload: Any = None) -> None:
         self._out.append(Send(to.node, Envelope(self.facts.node, self.life, to.life, message, payload)))
 
     def _note(self, event: str, about: int, detail: str = "") -> None:
         self._out.append(Note(event, about, self.round, detail))
 
-    def _hello(self, to: Neighbour) -> None:
+    def _hello(self, to: Neighbor) -> None:
         to.hello = self._now
         facts = self.facts
         # who joins is no use to the others before it has; but who starts with a state of its own has begun
         at = 0 if self.stage == JOINING else self.round
         self._send(to, Hello(to.life, facts.federation, facts.schema, at))
 
-    def _ping(self, to: Neighbour) -> None:
+    def _ping(self, to: Neighbor) -> None:
         to.last_ping = self._now
         if to.pinged is None:
             to.pinged = self._now
@@ -100,7 +100,7 @@ class Presence(ABC):
                 self._note("removed", node, "no member any more")
             for node in sorted(self.seen.keys() - before.keys()):
                 self._note("added", node, "a member")
-        for other in self.neighbours.values():
+        for other in self.neighbors.values():
             seen = self.seen.get(other.node)
             if seen is None:  # a node that the membership has not heard of yet is no absent one
                 other.away = other.away or other.node in before
@@ -132,9 +132,9 @@ class Presence(ABC):
         self._look_ahead()
         self._note("reborn", self.facts.node, "the others held it for dead")
         self._out.append(Reborn(self.life))
-        for node, other in self.neighbours.items():
+        for node, other in self.neighbors.items():
             self._over(other)
-            self.neighbours[node] = Neighbour(node, other.life, ready=other.ready, round=other.round)
+            self.neighbors[node] = Neighbor(node, other.life, ready=other.ready, round=other.round)
         return True
 
     def _enter(self) -> bool:
@@ -143,11 +143,11 @@ class Presence(ABC):
             return False
         self.epoch, self.members = self.ahead, tuple(sorted({self.facts.node, *self.seen}))
         self._plan = self.facts.plan(self.members)
-        for other in self.neighbours.values():
+        for other in self.neighbors.values():
             if other.away:
                 self._over(other)
         for node in self._plan.neighbors:
-            self.neighbours.setdefault(node, Neighbour(node))
+            self.neighbors.setdefault(node, Neighbor(node))
         return True
 
     # --- meeting
@@ -157,7 +157,7 @@ class Presence(ABC):
         if self.stage == STARTING and not self._gathered:  # with whom depends on who is there
             return
         for node in self._wanted():
-            other = self.neighbours.setdefault(node, Neighbour(node))
+            other = self.neighbors.setdefault(node, Neighbor(node))
             if not other.linked and not other.left and self._now - other.hello >= every:
                 self._hello(other)
 
@@ -191,10 +191,10 @@ class Presence(ABC):
             return
         if self._enter():
             self._greet()
-        others = [self.neighbours[node] for node in self._plan.neighbors]
+        others = [self.neighbors[node] for node in self._plan.neighbors]
         if any(other.linked and other.begun for other in others):
             self.stage, self._since = JOINING, self._now
-            for other in self.neighbours.values():
+            for other in self.neighbors.values():
                 if other.linked and other.begun:
                     self._want(other)
             self._join_if_given()
@@ -207,7 +207,7 @@ class Presence(ABC):
             self._note("absent", node, "not met at the start; it can join later")
         self._begin(max(1, self.facts.kept_round + 1))
 
-    def _want(self, other: Neighbour) -> None:
+    def _want(self, other: Neighbor) -> None:
         if not self.facts.kept_round:
             self._asked = self._now
             self._send(other, Want(max(self.facts.join_round - 1, 0)))
@@ -221,7 +221,7 @@ class Presence(ABC):
             if theirs != ours:
                 self._out.append(Drop(name, f"node {node} runs another {name}: {theirs}, here {ours}"))
                 return
-        other = self.neighbours.setdefault(node, Neighbour(node))
+        other = self.neighbors.setdefault(node, Neighbor(node))
         if envelope.life < other.life:
             self._out.append(Drop("stale", f"node {node}: hello of an earlier life"))
             return
@@ -230,8 +230,8 @@ class Presence(ABC):
             if other.life:
                 self._over(other)
                 self._note("restarted", node)
-            other = Neighbour(node, envelope.life, hello=other.hello)
-            self.neighbours[node] = other
+            other = Neighbor(node, envelope.life, hello=other.hello)
+            self.neighbors[node] = other
         if not other.linked:
             other.begun = hello.round > 0
         other.heard, other.pinged = self._now, None
@@ -250,7 +250,7 @@ class Presence(ABC):
 
     # --- joining
 
-    def _given(self, other: Neighbour, round: int, model: Any) -> None:
+    def _given(self, other: Neighbor, round: int, model: Any) -> None:
         self._models[other.node] = (other.life, round, model)
         self._join_if_given()
 
@@ -258,15 +258,15 @@ class Presence(ABC):
         """Begin once a second neighbour has given its model, or none can; with a model of its own, at once."""
         if self.stage != JOINING:
             return
-        donors = [other for other in self.neighbours.values() if other.linked and other.begun]
+        donors = [other for other in self.neighbors.values() if other.linked and other.begun]
         silent = self._now - self._since >= self.facts.timing.silence + self._stretch
         if self.facts.kept_round:
             latest = max((other.round for other in donors), default=-1)
-            met = silent or all(self.neighbours[n].linked for n in self._plan.neighbors if n in self.seen)
+            met = silent or all(self.neighbors[n].linked for n in self._plan.neighbors if n in self.seen)
             if donors and met and latest >= self.facts.join_round - 1:
                 self._join(latest, "with its own model")
             return
-        wanted = [self.neighbours.get(node, Neighbour(node)) for node in self._wanted()]
+        wanted = [self.neighbors.get(node, Neighbor(node)) for node in self._wanted()]
         able = [other for other in wanted if (other.usable and other.begun) or not other.linked]
         if not self._models or (len(self._models) < min(_DONORS, len(able)) and not silent):
             return
@@ -284,15 +284,15 @@ class Presence(ABC):
             self._close()
             return
         self._begin(round + 1)
-        for each in self.neighbours.values():
+        for each in self.neighbors.values():
             if each.linked:
                 self._hello(each)
 
     def _join_alone_if_lost(self) -> None:
         """Every neighbour that could give a model is gone."""
-        if any(other.linked and not other.suspect for other in self.neighbours.values()):
+        if any(other.linked and not other.suspect for other in self.neighbors.values()):
             return
-        met = [other for other in self.neighbours.values() if other.life]
+        met = [other for other in self.neighbors.values() if other.life]
         if met and all(other.left for other in met):
             self._note("alone", self.facts.node, "the neighbours finished before this node could join")
             self._close()
@@ -313,31 +313,31 @@ class Presence(ABC):
         if gap > timing.silence / 2:  # this node itself stood still: the others' silence means nothing
             self._since += gap
             self._deadline += gap
-            for other in self.neighbours.values():
+            for other in self.neighbors.values():
                 other.heard, other.pinged = self._now, None
             self._note("paused", self.facts.node, f"for {gap:.2f} s")
         self._greet()
         if self.stage == STARTING:
             self._begin_if_met()
             return
-        for other in self.neighbours.values():
+        for other in self.neighbors.values():
             self._watch(other, self._watched(other) or (self.stage == JOINING and other.linked))
         if self.stage == JOINING:
             self._join_if_given()
         if self.stage == JOINING:
             self._join_alone_if_lost()
         if self.stage == JOINING and self._now - self._asked >= timing.retry_every + self._stretch:
-            for other in self.neighbours.values():  # a wish, or a model, can be lost
+            for other in self.neighbors.values():  # a wish, or a model, can be lost
                 if other.linked and other.begun and other.node not in self._models:
                     self._want(other)
         self._check()
 
-    def _may_be_gone(self, other: Neighbour) -> bool:
+    def _may_be_gone(self, other: Neighbor) -> bool:
         """A barrier does not hold for it: the membership has it over, or finished, and its Bye was lost."""
         seen = self.seen.get(other.node)
         return seen is None or seen.life != other.life or seen.round >= self.facts.rounds
 
-    def _watch(self, other: Neighbour, awaited: bool) -> None:
+    def _watch(self, other: Neighbor, awaited: bool) -> None:
         """Ping a neighbour that keeps this node waiting, suspect it when it does not answer, try it again later."""
         timing = self.facts.timing
         if other.suspect:

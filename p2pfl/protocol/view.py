@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from p2pfl.protocol.events import Members, Seen
 from p2pfl.protocol.membership.table import LEFT, SUSPECT, Member
-from p2pfl.protocol.neighbour import ASYNC
+from p2pfl.protocol.neighbor import ASYNC
 
 
 def view(table: Iterable[Member], rounds: int, sync: str, accused: bool = False) -> Members:

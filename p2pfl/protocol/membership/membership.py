@@ -33,10 +33,10 @@ from p2pfl.protocol.membership.events import (
     Tick,
 )
 from p2pfl.protocol.membership.probe import Laps, Probe, Relay, Trips
-from p2pfl.protocol.membership.rhythm import Rhythm, check
 from p2pfl.protocol.membership.roster import Roster
 from p2pfl.protocol.membership.seeds import Seeds
 from p2pfl.protocol.membership.table import LEFT, SUSPECT, Entry, Me, Member
+from p2pfl.protocol.membership.timing import Rhythm, check
 from p2pfl.protocol.membership.wire import Ack, Ask, Gossip, Letter, Message, Nack, Ping, Sync, Synced
 
 PIGGYBACK = 24

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Collection
 from typing import NamedTuple
 
-from p2pfl.protocol.membership.rhythm import Rhythm
+from p2pfl.protocol.membership.timing import Rhythm
 
 
 class Laps:

@@ -7,9 +7,9 @@ import math
 from p2pfl.protocol.membership import spread
 from p2pfl.protocol.membership.events import Accused, Conflict, Drop, Effect, Superseded
 from p2pfl.protocol.membership.probe import Health
-from p2pfl.protocol.membership.rhythm import Rhythm
 from p2pfl.protocol.membership.suspicion import Suspicion
 from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, NOBODY, SUSPECT, Entry, Me, join, rank
+from p2pfl.protocol.membership.timing import Rhythm
 from p2pfl.protocol.membership.wire import ENTRY_CAP, REFUTES_CAP
 
 

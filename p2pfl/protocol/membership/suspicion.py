@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from p2pfl.protocol.membership.rhythm import Rhythm
+from p2pfl.protocol.membership.timing import Rhythm
 
 
 def bounds(rhythm: Rhythm, n: int) -> tuple[float, float, int]:

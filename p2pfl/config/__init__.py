@@ -1,0 +1,1 @@
+"""Files that a person writes, as frozen dataclasses."""

@@ -1,0 +1,274 @@
+"""The experiment file: TOML to frozen dataclasses and back. Every error names file, field, value, rule and way out.
+
+Lists of the file become tuples, so that an experiment can't be changed through them; tables without fixed fields
+(`optimizer`, `arguments`, `categories`, `timing`, `peers`) are plain dicts, which nobody may change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from p2pfl.config import toml
+from p2pfl.config.churn import ChurnEvent
+from p2pfl.config.virtual import Virtual, VirtualLink
+from p2pfl.data import layout
+from p2pfl.errors import ConfigError
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+_LIST = Field(strict=False)  # a list of Python is as good as a tuple; what is in it stays strict
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Texts = Annotated[tuple[str, ...], _LIST]
+Counts = Annotated[tuple[Count, ...], _LIST]
+Address = Annotated[str, Field(pattern=toml.ADDRESS)]
+Open = Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Data:
+    """[data]: what is learned from, and how it is spread over the nodes."""
+
+    source: str  # digits | breast_cancer | npz | csv | medmnist | folder | quadratic | "module:function"
+    partition: Literal["iid", "dirichlet", "shards", "by_site"] = "iid"
+    alpha: Annotated[float, Field(gt=0)] | None = None  # dirichlet: the smaller, the less alike the nodes' classes
+    per_node: Count | None = None  # shards: shards a node gets
+    test_fraction: Open | None = None  # rows kept for the test where the data has no split of its own; 0.2
+    path: str | None = None  # npz, csv, folder: looked for beside the experiment file, then in the current directory
+    kind: Literal["classes", "labels", "regression", "survival"] | None = None  # csv: what is predicted; classes
+    label: str | None = None  # csv: the column to predict
+    labels: Texts | None = None  # csv, labels: columns of 0 and 1
+    targets: Texts | None = None  # csv, regression: columns of numbers
+    time: str | None = None  # csv, survival: the column of the time to the event, or to the last visit
+    event: str | None = None  # csv, survival: the column that says whether the event was seen, 0 or 1
+    label_above: float | None = None  # csv: predict whether the label is greater than this
+    site: str | None = None  # csv: the column that names the site
+    split: str | None = None  # csv: the column that says train or test
+    group: str | None = None  # csv: the column, such as the patient, whose rows no drawn split parts
+    drop: Texts | None = None  # csv: columns to leave out
+    missing: Literal["error", "drop_row", "mean"] | None = None  # csv: missing values; folder: missing files; error
+    min_rows: Count | None = None  # csv: rows a site must have; 10
+    small_sites: Literal["error", "drop"] | None = None  # csv: what to do about smaller ones; error
+    classes: Texts | None = None  # csv: the labels, where a single file may not hold them all
+    categories: dict[str, Texts] | None = None  # csv: the values of text columns, likewise
+    standardize: Literal["node", "pooled", "none"] | None = None  # csv: mean 0, sd 1 by each site's training rows; node
+    subset: str | None = None  # medmnist: its name, such as pneumoniamnist
+    size: Count | None = None  # medmnist: pixels of a side; 28
+    root: str | None = None  # medmnist: where its files lie; ~/.medmnist
+    layout: str | None = None  # folder: a name of experiments/data, or the path of a .toml
+    side: Count | None = None  # folder: pixels of a side, instead of the layout's size
+    limit: Count | None = None  # folder: rows at most, for a try
+    dim: Count | None = None  # quadratic: parameters; 10
+    spread: Annotated[float, Field(ge=0)] | None = None  # quadratic: how far apart the nodes' minima lie; 1
+    conditioning: Annotated[float, Field(ge=1)] | None = None  # quadratic: largest over smallest curvature; 1
+    arguments: dict[str, Any] | None = None  # module:function: its arguments
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Model:
+    """[model]: what is trained."""
+
+    name: str  # logistic | mlp | cnn | unet | "module:function"
+    hidden: Counts | None = None  # mlp: layer widths; [64]
+    channels: Counts | None = None  # cnn: channels of each block; unet: of each size of the image; [16, 32]
+    norm: Literal["batch", "group"] | None = None  # mlp, cnn, unet: normalisation before each ReLU
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # cnn: share of the last layer's inputs left out; 0
+    residual: bool | None = None  # cnn: a residual block after each convolution; false
+    arguments: dict[str, Any] | None = None  # module:function: its arguments
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Training:
+    """[training]: the local steps of a round."""
+
+    optimizer: dict[str, Any]  # name of an optax optimizer and its arguments
+    batch_size: Count = 16
+    local_steps: Count = 10
+    node_steps: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], _LIST] | None = None
+    # local steps of each node, where they differ; then local_steps is not used
+    dtype: Literal["float32", "float64"] = "float32"  # of the model and the data
+    objective: Annotated[tuple[dict[str, Any], ...], _LIST] = ()  # what is done to the local loss, in order
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Topology:
+    """[topology]: the graph along which models travel."""
+
+    graph: str | None = None  # a name of p2pfl.topology.GRAPHS
+    file: str | None = None  # .toml (generator and arguments, or edges), .graphml, .json (node-link), .edgelist
+    nodes: Count | None = None
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the graph, such as k of base
+    heal: bool = True  # a graph of a file is joined together again when nodes are gone
+    weights: str | None = None  # metropolis | max_degree | best_constant | uniform_out | file
+
+
+@dataclass(frozen=True, config=_STRICT)
+class AlgorithmTable:
+    """[algorithm]: how nodes learn together."""
+
+    name: str  # a name of p2pfl.ALGORITHMS, or "module:function"
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the algorithm, such as beta of dmsgd
+    share: str | Texts | None = None  # leaves that travel: patterns, a preset, or "module:function"
+    wrap: Annotated[tuple[dict[str, Any], ...], _LIST] = ()  # combinators around it, the first innermost
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Statistics:
+    """[statistics]: what the nodes find out about all data together, by gossip, before or while they train."""
+
+    gather: Texts = ()  # names of p2pfl.methods.statistics.GATHERED: moments, labels, amplitude, histogram
+    normalize: bool = False  # inputs by the mean and standard deviation of all data
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-4  # relative error at which training begins
+    minimum: Count = 10  # rows (of a class) that a site must have to say anything about them
+    noise: Annotated[float, Field(ge=0)] = 0.0  # standard deviation added to each sum, in units of one row's part
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Network:
+    """[network]: what is lost and how late it is, and how patient a live node is."""
+
+    preset: Literal["local", "lan", "wan"] = "local"
+    timing: dict[str, float] = dataclasses.field(default_factory=dict)  # single values of the preset, replaced
+    loss: Annotated[float, Field(ge=0, lt=1)] = 0.0  # a message is lost with this probability
+    sync: Literal["barrier", "deadline", "async"] = "deadline"  # how long a round waits for neighbours
+    rule: Literal["double_entry", "renormalise", "self"] = "double_entry"  # the others are wrong: for studies
+    late: Annotated[int, Field(ge=0, lt=1000)] = 0  # simulate: an end books up to so many rounds late
+    detection: Annotated[int, Field(ge=0, lt=1000)] = 1  # simulate: rounds until a crash or a partition is known
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Evaluation:
+    """[evaluation]: how often the nodes' models are tested."""
+
+    every: Count = 1  # rounds; the last round is always evaluated
+    rows: Literal["test", "validation"] = "test"  # to choose by: validation, where the data has such rows
+    metrics: bool = True  # also all metrics of the task, at the end and at every site
+    answers: Texts = ()  # names of p2pfl.methods.answers.ANSWERS: models tested at the end beside the node's own
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Driver:
+    """[driver]: speed only; changing it never changes the meaning."""
+
+    kind: Literal["live", "virtual", "simulate"] = "live"
+    method: Literal["auto", "loop", "map", "vmap", "sharded"] = "auto"  # simulate: how; auto measures
+    chunk: Count | None = None  # simulate: nodes that are computed at once
+    devices: Count | None = None  # simulate: devices to spread the nodes over
+    checkpoint: Annotated[int, Field(ge=0, lt=2**31)] = 10  # live: rounds from one checkpoint to the next; 0: none
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Experiment:
+    """A whole experiment file."""
+
+    name: Annotated[str, Field(pattern=toml.NAME)]
+    data: Data
+    training: Training
+    topology: Topology
+    algorithm: AlgorithmTable
+    rounds: Count
+    statistics: Statistics = dataclasses.field(default_factory=Statistics)
+    model: Model | None = None  # must be given, but for the source quadratic
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    churn: Annotated[tuple[ChurnEvent, ...], _LIST] = ()
+    network: Network = dataclasses.field(default_factory=Network)
+    virtual: Virtual = dataclasses.field(default_factory=Virtual)
+    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+    driver: Driver = dataclasses.field(default_factory=Driver)
+    baselines: bool = True  # also train every node alone, and on all data pooled
+
+
+@dataclass(frozen=True, config=_STRICT)
+class NodeFile:
+    """NODE.toml: one node of a federation."""
+
+    experiment: str  # the experiment file, the same on every machine
+    node: Annotated[int, Field(ge=0)]
+    listen: Address  # tcp://ADDRESS:PORT; the membership listens on the port after it
+    peers: Annotated[tuple[Address, ...], _LIST] = ()  # other nodes; one that is there is enough to find all
+    address: Address | None = None  # how the others reach this node; as `listen`
+    out: str | None = None  # directory of its records, beside this file; ./p2pfl-node-ID
+    data: Data | None = None  # this machine's own rows, instead of its part of the experiment's data
+
+
+def load(path: Path, overrides: Sequence[str] = (), find: bool = False) -> Experiment:
+    """Read an experiment file and apply `a.b=VALUE` overrides. Raises ConfigError.
+
+    Paths in the file become absolute (see `located`); those of overrides are taken from the current directory. With
+    `find`, the files it names must be there; a node that brings its own rows has no need of the experiment's.
+    """
+    table = toml.read(path)
+    given = {}
+    for found, key, _ in _paths(table):
+        name = found[key]
+        found[key] = str(toml.located(name, path.parent))
+        given[found[key]] = name
+    _layouts(table.get("data"), path)
+    overridden = [toml.overridden_by(table, override) for override in overrides]
+    for found, key, _ in _paths(table):
+        found[key] = str(Path(found[key]).resolve())
+    wanted: Experiment = parse(table, str(path), Experiment, overridden)
+    for found, key, field in _paths(table) if find else ():
+        if not Path(found[key]).exists():
+            raise ConfigError(toml.not_found(path, field, given.get(found[key]), found[key]))
+    return wanted
+
+
+def _paths(table: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Every path that stands in an experiment file: (its table, its key there, the field as a person writes it)."""
+    churn = table.get("churn")
+    places = [(table.get("data"), "path", "data.path"), (table.get("topology"), "file", "topology.file")]
+    places += [(each, "path", f"churn[{i}].path") for i, each in enumerate(churn if isinstance(churn, list) else ())]
+    for found, key, field in places:
+        if isinstance(found, dict) and isinstance(found.get(key), str):
+            yield found, key, field
+
+
+def _layouts(data: Any, path: Path) -> None:
+    """The layout that [data] names becomes the path of its file."""
+    if isinstance(data, dict) and isinstance(data.get("layout"), str):
+        data["layout"] = str(layout.find(data["layout"], path.parent))
+
+
+def load_node(path: Path) -> NodeFile:
+    """Read a node file; the paths in it become absolute. Raises ConfigError, also when a file it names is missing."""
+    table = toml.read(path)
+    _layouts(table.get("data"), path)
+    found: NodeFile = parse(table, str(path), NodeFile)
+    data, experiment = found.data, toml.located(found.experiment, path.parent)
+    if not experiment.is_file():
+        raise ConfigError(toml.not_found(path, "experiment", found.experiment, str(experiment)))
+    if data is not None and data.path is not None:
+        rows = toml.located(data.path, path.parent)
+        if not rows.exists():
+            raise ConfigError(toml.not_found(path, "data.path", data.path, str(rows)))
+        data = dataclasses.replace(data, path=str(rows))
+    return dataclasses.replace(found, experiment=str(experiment), data=data)
+
+
+TABLES: tuple[type[Any], ...] = (
+    Data, Model, Training, Topology, AlgorithmTable, Statistics, ChurnEvent, Network, Virtual, VirtualLink,
+    Evaluation, Driver, Experiment, NodeFile,
+)  # fmt: skip
+"""Every table of a file: each field of each is documented in docs/experiment.md."""
+
+
+def parse(table: dict[str, Any], where: str, kind: type[Any], overridden: Sequence[tuple[str, ...]] = ()) -> Any:
+    """The dataclass `kind`, one of TABLES, from a table. Raises ConfigError with a line for every fault."""
+    return toml.parse(table, where, kind, TABLES, overridden)
+
+
+def dump(value: Experiment | NodeFile) -> str:
+    """The TOML text of an experiment or node file; fields that are not set are left out."""
+    return tomli_w.dumps(_plain(dataclasses.asdict(value)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

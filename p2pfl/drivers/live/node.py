@@ -1,0 +1,352 @@
+"""One live node: a poll loop over its sockets and a thread that trains. Everything it decides is `Peer`'s."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import resource
+import signal
+import threading
+from collections.abc import Callable
+
+import zmq
+
+from p2pfl.drivers.live import clock, sidecar
+from p2pfl.drivers.live.faults import Forecast, Links
+from p2pfl.drivers.live.settings import Place, Result, beside
+from p2pfl.drivers.live.sidecar import Sidecar
+from p2pfl.drivers.live.transport import Transport
+from p2pfl.errors import LocalError, RemoteError
+from p2pfl.node import records
+from p2pfl.node.checkpoint import Store
+from p2pfl.node.event_log import Notes
+from p2pfl.node.payload import Outgoing
+from p2pfl.node.plan import facts
+from p2pfl.node.task import Task
+from p2pfl.node.worker import Host, Work
+from p2pfl.protocol.codec import NonFinite, decode, digest, encode
+from p2pfl.protocol.events import (
+    Adopt,
+    Advance,
+    Done,
+    Drop,
+    Effect,
+    Event,
+    Finished,
+    Leave,
+    Note,
+    Reborn,
+    Received,
+    Refused,
+    Send,
+    Start,
+    Tick,
+)
+from p2pfl.protocol.membership.events import Accused, Conflict, Superseded
+from p2pfl.protocol.membership.table import Me, Member
+from p2pfl.protocol.messages import Hello, Model, Offer, Push
+from p2pfl.protocol.peer import Peer
+from p2pfl.protocol.view import view
+
+_TICK = 0.05
+"""Seconds between looks at the clock when nothing comes in."""
+
+_RECOMPILES = 30.0
+"""Seconds that a new epoch may keep a node busy compiling, as it tells the others."""
+
+
+def run(task: Task, place: Place, membership: Sidecar, say: Callable[[str], None], ready: Callable[[], None]) -> Result:
+    """Run one node to its end. `ready` is called when all is compiled and may wait; the sockets open after it.
+
+    `membership`: of `sidecar.start()`, before jax computes anything.
+    """
+    place.directory.mkdir(parents=True, exist_ok=True)
+    node = _Node(task, place, membership, say)
+    node.warm()
+    ready()
+    try:
+        node.loop()
+        result = node.result()
+        partial = place.directory / "result.partial"
+        partial.write_text(json.dumps(result._asdict(), indent=1))
+        partial.rename(place.directory / "result.json")
+        return result
+    finally:
+        node.close()
+
+
+class _Node:
+    def __init__(self, task: Task, place: Place, membership: Sidecar, say: Callable[[str], None]) -> None:
+        self._task, self._place, self._membership, self._say = task, place, membership, say
+        self._counters = (0, 0)
+        store = Store(place.directory, place.terms.federation)
+        host = Host(clock.now, lambda: self._counters, self._happens, say, store, place.every)
+        self._work = Work(task, place.directory, host)
+        self._notes = Notes(task.node, self._write)
+        self._jobs: queue.SimpleQueue[Advance | Adopt | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Event | LocalError] = queue.SimpleQueue()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._opened = contextlib.ExitStack()
+        self._opened.callback(os.close, self._wake)
+        self._signals: list[int] = []
+        self._error: LocalError | None = None
+        self._done = self._busy = False
+        self._forecast = Forecast(task.events, task.node, place.terms.nodes)
+        self._table: tuple[Member, ...] = ()  # as the membership last told it
+        self._told = -1  # the round that the membership has been told
+        self._worker = threading.Thread(target=self._compute, name="work", daemon=True)
+
+    def warm(self) -> None:
+        """Compile; no socket is open yet."""
+        self._work.warm()
+
+    def _open(self) -> None:
+        """Sockets and records; from here on the node exists for the others."""
+        task, place, work = self._task, self._place, self._work
+        payload, model = work.payloads.format, work.models.format
+        self._formats = {Offer: payload, Push: payload, Model: model}
+        if place.resume:
+            for note in work.resume():
+                self._say(note)
+        self._transport = Transport(place.listen, max(payload.schema.frame_cap, model.schema.frame_cap))
+        self._links = Links(self._transport, self._membership)
+        life = clock.life()
+        work.begin(life)
+        self._opened.callback(work.close)
+        self._events = records.Lines(place.directory / "events.jsonl")
+        self._opened.callback(self._events.close)
+        self._opened.callback(self._part)
+        later = [e.round for e in task.events if e.node == task.node and e.event in ("rejoin", "join")]
+        later = [round for round in later if round > work.last_round]
+        join_round = min(later, default=0) if work.last_round or task.node not in place.terms.expected else 0
+        self._peer = Peer(facts(task, work, place.terms, life, join_round))
+        me = Me(task.node, life, beside(place.address))
+        seeds = [beside(address) for address in place.peers]
+        self._membership.begin(me, place.terms.federation, seeds, place.rhythm, beside(place.listen))
+
+    def _happens(self, round: int) -> str | None:
+        """What the experiment has in store for this node at the beginning of a round. In the computing thread."""
+        self._links.weather = self._forecast.of(round)
+        for event in self._task.events:
+            if event.node != self._task.node or event.round != round:
+                continue
+            if event.event == "crash":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif event.event == "freeze":  # until whoever runs the experiment lets it go on
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif event.event == "leave":
+                return "leave"
+        return None
+
+    # --- the thread that computes
+
+    def _compute(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                if isinstance(job, Adopt):
+                    self._work.adopt(job)
+                    continue
+                done = self._work.advance(job)
+                if done is not None:
+                    self._results.put(done)
+            except LocalError as error:
+                self._results.put(error)
+            os.eventfd_write(self._wake, 1)
+
+    # --- the loop
+
+    def loop(self) -> None:
+        """Until the peer is done."""
+        self._open()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, frame: self._signals.append(number))
+        poller = zmq.Poller()
+        poller.register(self._transport.socket, zmq.POLLIN)
+        poller.register(self._wake, zmq.POLLIN)
+        poller.register(self._membership.fileno(), zmq.POLLIN)
+        self._worker.start()
+        ticked = clock.now()
+        self._handle(Start(), ticked)
+        while not self._done:
+            poller.poll(int(_TICK * 1000) if not self._links.waiting else 1)
+            now = clock.now()
+            for frames in self._transport.receive():
+                self._take(frames, now)
+            self._collect(now)
+            self._hear(now)
+            self._links.turn(now)
+            if now - ticked >= _TICK:
+                ticked = now
+                self._tick(now)
+
+    def _tick(self, now: float) -> None:
+        for reason in self._transport.watch():
+            self._drop(Drop(reason, "a connection that no neighbour introduced itself on"))
+        if self._signals:
+            self._signals.clear()
+            self._say("leaving: asked to stop")
+            self._handle(Leave(idle=False), now)
+        self._handle(Tick(), now)
+        self._membership.beat()
+        if self._peer.round != self._told:
+            self._told = self._peer.round
+            self._membership.progress(self._told)
+
+    def _hear(self, now: float) -> None:
+        """What the membership says."""
+        for event in self._membership.read():
+            match event:
+                case sidecar.Members(members):
+                    for member in members:
+                        self._transport.know(member.node, beside(member.address, -1))
+                    self._table = members
+                    self._handle(view(members, self._task.rounds, self._place.terms.sync), now)
+                case Accused():
+                    self._handle(view(self._table, self._task.rounds, self._place.terms.sync, accused=True), now)
+                case Superseded(address=address):
+                    self._fail(f"node {self._task.node} runs at {address}, too, and this process is the older")
+                    self._handle(Leave(idle=False), now)
+                case Conflict(node, address):
+                    self._write("conflict", node, self._peer.round, f"two processes say they are it; one at {address}")
+                    self._say(f"node {node}: two processes say they are it; one at {address}")
+                case sidecar.Dropped(reason, detail):
+                    self._drop(Drop(reason, detail))
+
+    def _fail(self, text: str) -> None:
+        failure = LocalError(text, node=self._task.node, round=self._peer.round, part="membership")
+        self._say(f"stopping: {failure}")
+        self._error = self._error or failure
+
+    def _take(self, frames: list[zmq.Frame], now: float) -> None:
+        try:
+            envelope = decode([frame.buffer for frame in frames], self._formats)
+        except NonFinite as error:
+            self._handle(Refused(error.envelope), now)
+            return
+        except RemoteError as error:
+            self._drop(Drop(error.reason, error.detail))
+            return
+        if isinstance(envelope.message, Hello) and envelope.node < self._place.terms.nodes:
+            self._transport.introduced(frames[0])
+        if envelope.node in self._links.weather.cut:
+            return
+        if envelope.payload is not None:  # keep the frames themselves: a buffer dies with its frame
+            envelope = envelope._replace(payload=frames[1:])
+        self._handle(Received(envelope), now)
+
+    def _collect(self, now: float) -> None:
+        while True:
+            try:
+                result = self._results.get_nowait()
+            except queue.Empty:
+                break
+            if isinstance(result, LocalError):
+                failure = result
+                self._say(f"stopping: {failure}")
+                result = Finished() if self._error else Leave(idle=True)
+                self._error = self._error or failure
+            if self._busy:
+                self._busy = False
+                self._membership.busy(0.0)
+            self._handle(result, now)
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            return
+
+    # --- effects
+
+    def _handle(self, event: Event, now: float) -> None:
+        for effect in self._peer.handle(event, now):
+            self._carry_out(effect)
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Send(to, envelope):
+                going = envelope.payload if isinstance(envelope.payload, Outgoing) else Outgoing(None, (), 0)
+                if isinstance(envelope.message, Model):
+                    envelope = envelope._replace(message=envelope.message._replace(digest=digest(going.frames)))
+                header = encode(envelope)
+                again = isinstance(envelope.message, Hello)  # a link that is only being made shall not cost a period
+                self._links.send(to, (header, *going.frames), len(header) + going.nbytes, clock.now(), again)
+                self._counters = self._transport.bytes_sent, self._transport.bytes_received
+            case Reborn(life):
+                self._membership.reborn(life)
+            case Advance() | Adopt():
+                if isinstance(effect, Advance) and effect.members is not None:  # which may have to be compiled
+                    self._membership.busy(_RECOMPILES)
+                    self._busy = True
+                self._jobs.put(effect)
+            case Note():
+                self._note(effect)
+            case Drop():
+                self._drop(effect)
+            case Done():
+                self._done = True
+
+    def _note(self, note: Note) -> None:
+        if self._notes.note(note):
+            who = "this node" if note.about == self._task.node else f"node {note.about}"
+            self._say(f"round {note.round}: {who}: {note.event}" + (f" ({note.detail})" if note.detail else ""))
+
+    def _drop(self, drop: Drop) -> None:
+        if self._notes.drop(drop, self._peer.round):
+            self._say(f"dropped a message, {drop.reason}: {drop.detail}")
+
+    def _write(self, event: str, about: int, round: int, detail: str) -> None:
+        self._events.write(
+            {
+                "event": event,
+                "node": about,
+                "by": self._task.node,
+                "round": round,
+                "detail": detail,
+                "time": clock.now(),
+            }
+        )
+
+    # --- the end
+
+    def result(self) -> Result:
+        """Save the model and say how it went. Only after `loop`."""
+        self._jobs.put(None)
+        self._worker.join()
+        self._work.checkpoint()
+        saved = self._work.save()
+        return Result(
+            self._task.node,
+            self._work.name,
+            self._peer.round,
+            self._peer.booked,
+            self._peer.voided,
+            dict(self._notes.dropped),
+            self._peer.round < self._task.rounds,
+            saved,
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            str(self._error) if self._error else None,
+        )
+
+    def close(self) -> None:
+        """Say good-bye and close what was opened."""
+        self._opened.close()
+
+    def _part(self) -> None:
+        """Tell the membership, and close the sockets; the last words get a moment to leave."""
+        if self._done:
+            self._membership.progress(self._peer.round)
+            self._membership.leave()
+        self._transport.close(linger=self._place.terms.timing.drain)
+        if self._done:
+            self._wait_left()
+        self._membership.close()
+
+    def _wait_left(self) -> None:
+        limit = clock.now() + self._place.terms.timing.drain
+        poller = zmq.Poller()
+        poller.register(self._membership.fileno(), zmq.POLLIN)
+        while (left := limit - clock.now()) > 0:
+            poller.poll(int(left * 1000))
+            if any(isinstance(event, sidecar.Left) for event in self._membership.read()):
+                return

@@ -1,0 +1,95 @@
+"""What a simulation is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from p2pfl import churn
+from p2pfl.churn.course import Course
+from p2pfl.learning.local_steps import placed
+from p2pfl.types import Algorithm, Key, Learner, Params, Schedule, Tree
+
+
+class Work(NamedTuple):
+    """What is to be simulated."""
+
+    make: Callable[[Learner], Algorithm]
+    learner: Learner
+    schedule: Schedule
+    seed: int
+    rounds: int
+    x: np.ndarray  # training rows of all nodes
+    y: np.ndarray
+    rows: Sequence[np.ndarray]  # of each node
+    steps: np.ndarray  # [n]
+    batch_size: int
+    test_x: np.ndarray
+    test_y: np.ndarray
+    owner: np.ndarray  # [test rows] the node that a test row is the own of; -1: nobody's
+    evaluate_every: int
+    events: tuple[churn.Event, ...]
+    conditions: churn.Conditions
+    sites: Tree  # [n, ...] what each node knows of its own data, where it is asked for
+    course: Course | None = None  # of the events; its schedule is then `schedule`
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The algorithm that learns with the learner."""
+        return self.make(self.learner)
+
+    def first(self, key: Key) -> Params:
+        """The first model of node 0."""
+        return placed(self.learner.init(key), jax.tree.map(lambda rows: jnp.asarray(rows[0]), self.sites))
+
+
+def make_work(*, owner: Sequence[int], **parts: Any) -> Work:
+    """Work from its parts by name."""
+    return Work(owner=np.asarray(owner, np.int32), **parts)
+
+
+class How(NamedTuple):
+    """The way it is simulated; changes nothing but speed."""
+
+    chunk: int | None = None  # None: by measurement
+    devices: int | None = None  # None: all there are
+    measure: bool = True  # where chunk is None and the simulation is long enough to be worth it
+
+
+class Evaluated(NamedTuple):
+    """All nodes at the end of a round; [n] arrays."""
+
+    round: int
+    active: np.ndarray
+    train_loss: np.ndarray
+    accuracy: np.ndarray | None
+    accuracy_own: np.ndarray | None
+    accuracy_before: np.ndarray | None
+    consensus_distance: float
+    arrived: np.ndarray  # [n, K]
+    neighbor: np.ndarray  # [n, K] of the round's graph
+
+
+class Outcome(NamedTuple):
+    """What came of it."""
+
+    models: Params  # [n, ...] numpy
+    drift: float  # root mean square, per scalar, of how far mixing moved the mean of the mass
+    booked: int  # messages that were mixed
+    planned: int  # ... that would have been, had nothing been lost and nobody been away
+    seconds_first: float  # until the first round was done: planning, measuring and compiling
+    seconds: float  # of all rounds after the first stretch
+    rounds_timed: int
+    steps_taken: int  # local steps in those rounds
+    chunk: int
+    devices: int
+    mixing: str
+    measured: dict[int, float]
+
+
+Progress = Callable[[int, list[Evaluated]], None]
+"""Takes the last round that is done, and what was evaluated since the last call."""

@@ -1,0 +1,117 @@
+"""The graph of an epoch: what becomes of a federation's schedule when only some of its nodes are members.
+
+An epoch is a set of members. Every node computes the same schedule from it, so that nobody has to be in charge: a named
+graph is made anew for as many nodes as there are, a graph from a file is restricted to its members and healed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import networkx as nx
+import numpy as np
+
+from p2pfl import topology
+from p2pfl.config.experiment import Experiment
+from p2pfl.errors import TopologyError
+from p2pfl.topology import requirements
+from p2pfl.types import Algorithm, Planning, Schedule
+
+
+class Epoch(NamedTuple):
+    """The schedule among members. Rows of nodes that are no members are empty; `note`: what a person should know."""
+
+    schedule: Schedule
+    note: str = ""
+
+
+def suited(algorithm: Algorithm, graph: Schedule, planning: Planning, where: str) -> Schedule:
+    """The schedule that an algorithm makes of a graph, if it fits. Raises TopologyError; `where` names the graph."""
+    plan = graph if algorithm.plan is None else algorithm.plan(graph, planning)
+    requirements.check(algorithm, plan, where)
+    if algorithm.per_edge:
+        return topology.stable(plan)
+    return _empty(plan) if algorithm.link == "none" else plan
+
+
+def named(experiment: Experiment, nodes: int) -> Schedule:
+    """The graph that the experiment names, of so many nodes. Raises TopologyError."""
+    table = experiment.topology
+    return topology.plan(
+        str(table.graph),
+        nodes,
+        arguments=table.arguments,
+        weights=table.weights,
+        seed=experiment.seed,
+        rounds=experiment.rounds,
+    )
+
+
+def planner(
+    experiment: Experiment, algorithm: Algorithm, whole: Schedule, samples: np.ndarray
+) -> Callable[[Sequence[int]], Epoch]:
+    """A function from members (ids, ascending) to their epoch. The same members give the same epoch, everywhere.
+
+    `whole`: the schedule of all nodes; `samples` [n] int64: training rows of each, -1 where only the node knows.
+    """
+    nodes = whole.neighbor.shape[1]
+    made: dict[tuple[int, ...], Epoch] = {tuple(range(nodes)): Epoch(whole)}
+
+    def planned(members: tuple[int, ...]) -> Epoch:
+        graph, note = _graph(experiment, nodes, members)
+        planning = Planning(experiment.rounds, experiment.seed, samples[list(members)])
+        try:
+            schedule = suited(algorithm, graph, planning, f"the graph of the {len(members)} members that are left")
+        except TopologyError as error:
+            note, schedule = f"nobody mixes while only these are members: {error}", _empty(graph)
+        return Epoch(_spread(schedule, members, nodes), note)
+
+    def plan(members: Sequence[int]) -> Epoch:
+        key = tuple(members)
+        if key not in made:
+            made[key] = planned(key)
+        return made[key]
+
+    return plan
+
+
+def _empty(schedule: Schedule) -> Schedule:
+    """The same without neighbours."""
+    return Schedule(schedule.neighbor[..., :0], schedule.weight[..., :0], schedule.out_weight[..., :0], schedule.trains)
+
+
+def _graph(experiment: Experiment, nodes: int, members: tuple[int, ...]) -> tuple[Schedule, str]:
+    """The graph among the members, with rows and ids 0 ... m - 1; and what a person should know of it."""
+    table, note = experiment.topology, ""
+    heal, weights = table.heal, table.weights
+    if table.graph is None:
+        whole = topology.load(Path(str(table.file)), experiment.seed)
+    else:
+        try:
+            return named(experiment, len(members)), ""
+        except TopologyError as error:
+            note = f"the graph is the old one without those who are gone, healed: {error}"
+            whole = topology.union(named(experiment, nodes))
+    left = topology.restricted(whole, members, heal)
+    bare = [edge for edge in left.edges if "weight" not in left.edges[edge]]
+    if weights in (None, "file") and bare and len(bare) < left.number_of_edges():
+        weights = "uniform_out" if left.is_directed() else "metropolis"  # a new edge has no weight of the file
+    ordered = left.__class__()
+    ordered.add_nodes_from(range(len(members)))
+    ordered.add_edges_from(nx.relabel_nodes(left, {node: i for i, node in enumerate(members)}).edges(data=True))
+    return topology.schedule(ordered, weights), note
+
+
+def _spread(schedule: Schedule, members: tuple[int, ...], nodes: int) -> Schedule:
+    """The rows of the members among those of all nodes, with their own ids."""
+    ids = np.asarray(members, np.int32)
+    rounds, _, slots = schedule.neighbor.shape
+    neighbor = np.full((rounds, nodes, slots), -1, np.int32)
+    weight, out_weight = np.zeros((2, rounds, nodes, slots))
+    trains = np.zeros((rounds, nodes), bool)
+    trains[:] = np.asarray(schedule.trains).any(axis=1, keepdims=True)
+    neighbor[:, ids] = np.where(schedule.neighbor >= 0, ids[schedule.neighbor], np.int32(-1))
+    weight[:, ids], out_weight[:, ids], trains[:, ids] = schedule.weight, schedule.out_weight, schedule.trains
+    return Schedule(neighbor, weight, out_weight, trains)

@@ -1,0 +1,175 @@
+"""From an experiment to what is learned and how: the model, its objective, what is shared of it, the algorithm.
+
+learner:    the model, cast to the experiment's dtype; objectives in their order; what is shared of it
+algorithm:  the named one; what is not mixed kept out of it; what objectives ask for; combinators in their order
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from p2pfl.algorithms import ALGORITHMS
+from p2pfl.config.experiment import Experiment
+from p2pfl.data import Dataset
+from p2pfl.errors import ConfigError, nearest
+from p2pfl.federation.plugins import FAULTS, called, function
+from p2pfl.learning import flax, local_steps, models, optimizers
+from p2pfl.methods import compose, sharing, statistics
+from p2pfl.methods import site_facts as sites
+from p2pfl.methods.objectives import OBJECTIVES, Objective
+from p2pfl.types import Algorithm, Learner, Tree
+
+
+def optimizer(experiment: Experiment) -> optax.GradientTransformation:
+    """The experiment's optimizer. Raises ConfigError."""
+    arguments = dict(experiment.training.optimizer)
+    if not isinstance(arguments.get("name"), str):
+        raise ConfigError('training.optimizer.name: must be given, as in { name = "sgd", learning_rate = 0.1 }')
+    try:
+        return optimizers.optimizer(**arguments)
+    except ConfigError as error:
+        raise ConfigError(f"training.optimizer: {error}") from error
+
+
+def objectives(experiment: Experiment, optimizer: optax.GradientTransformation) -> list[Objective]:
+    """What [training] objective names. Raises ConfigError."""
+    found = []
+    for i, given in enumerate(experiment.training.objective):
+        where, name = f"training.objective[{i}]", given.get("name")
+        if name not in OBJECTIVES:
+            raise ConfigError(f"{where}.name={name!r}: {nearest(str(name), OBJECTIVES)}")
+        arguments = {key: value for key, value in given.items() if key != "name"}
+        found.append(called(OBJECTIVES[str(name)], f"objective {name}", where, 1, arguments, optimizer))
+    return found
+
+
+def made_learner(
+    experiment: Experiment,
+    base: Learner,
+    methods: Sequence[Objective],
+    optimizer: optax.GradientTransformation,
+    sites: Tree,
+) -> Learner:
+    """The learner with all that the experiment does to it. `sites`: of `known`. Raises ConfigError."""
+    made = flax.cast(base, experiment.training.dtype)
+    if "sums" in sites:
+        one = jax.tree.map(lambda leaf: leaf[0], sites["sums"])
+        made = statistics.learned(made, one, experiment.statistics.normalize)
+    for method in methods:
+        made = method.learner(made) if method.learner else made
+    share = experiment.algorithm.share
+    if share is None:
+        return made
+    try:
+        given = function(share, "algorithm.share") if isinstance(share, str) and ":" in share else share
+        return sharing.keep(made, optimizer, sharing.predicate(given, made))
+    except ConfigError as error:
+        raise ConfigError(f"algorithm.{error}") from error
+
+
+def algorithm(
+    experiment: Experiment, learned: Learner, methods: Sequence[Objective], optimizer: optax.GradientTransformation,
+    withheld: bool,
+) -> Algorithm:  # fmt: skip
+    """The algorithm that learns with `learned`. `withheld`: models have parts that don't mix. Raises ConfigError."""
+    table = experiment.algorithm
+    name = table.name
+    maker = function(name, "algorithm.name") if ":" in name else ALGORITHMS[name]
+    made = called(maker, f"algorithm {name}", "algorithm.arguments", 2, table.arguments, learned, optimizer)
+    if not isinstance(made, Algorithm):
+        raise ConfigError(f"algorithm.name={name!r}: returned a {type(made).__name__}, not an Algorithm")
+    if withheld:
+        made = compose.withhold(made)
+    for method in methods:
+        made = method.wrap(made) if method.wrap else made
+    for i, given in enumerate(table.wrap):
+        where, kind = f"algorithm.wrap[{i}]", given.get("name")
+        if kind not in compose.WRAPS:
+            raise ConfigError(f"{where}.name={kind!r}: {nearest(str(kind), compose.WRAPS)}")
+        arguments = {key: value for key, value in given.items() if key != "name"}
+        made = compose.chain(made, called(compose.WRAPS[str(kind)], f"wrap {kind}", where, 0, arguments))
+    return made
+
+
+def known(
+    experiment: Experiment, methods: Sequence[Objective], dataset: Dataset, parts: Sequence[np.ndarray], real: bool
+) -> tuple[Tree, tuple[str, ...]]:
+    """[n, ...] arrays by name: what the sites know of their own data, as far as anything asks for it; and notes.
+
+    `parts`: training rows of each node. `real`: this machine's own data, whose noise nobody may guess. Raises
+    ConfigError.
+    """
+    for method in methods:
+        if method.suits:
+            method.suits(dataset)
+    wanted = {name: None for method in methods for name in method.facts}
+    if experiment.algorithm.name == "push_sum" and experiment.algorithm.arguments.get("by") == "sample":
+        wanted["samples"] = None
+    for given in experiment.algorithm.wrap:
+        wanted.update(dict.fromkeys(compose.FACTS.get(str(given.get("name")), ())))
+    found: dict[str, Any] = {name: np.stack([sites.FACTS[name](dataset, rows) for rows in parts]) for name in wanted}
+    for method in methods:
+        for name, array in method.given.items():
+            if len(array) != len(parts):
+                raise ConfigError(f"training.objective: {len(array)} values of {name} for {len(parts)} nodes")
+            found[name] = array
+    dtype = np.dtype(experiment.training.dtype)
+    found = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in found.items()}
+    table, names = experiment.statistics, gathered(experiment)
+    if not names:
+        return found, ()
+    seed = None if real else experiment.seed
+    found["sums"] = statistics.stacked(names, dataset, parts, table.minimum, table.noise, seed, dtype.name)
+    return found, statistics.notes(names, dataset, parts, table.minimum)
+
+
+def shape(learned: Learner, sites: Tree) -> Tree:
+    """Shapes and dtypes of the model of a node; `sites`: of `known`."""
+    site = jax.tree.map(lambda rows: jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype), sites)
+    return local_steps.placed(jax.eval_shape(learned.init, jax.random.key(0)), site)
+
+
+def gathered(experiment: Experiment) -> tuple[str, ...]:
+    """What statistics the nodes gather."""
+    table = experiment.statistics
+    return tuple(dict.fromkeys((*table.gather, *(("moments",) if table.normalize else ()))))
+
+
+def base_learner(experiment: Experiment, dataset: Dataset) -> Learner:
+    """The model that is named, tried on the shape of the data. Raises ConfigError."""
+    table, shape, classes = experiment.model, dataset.train.x.shape[1:], len(dataset.classes)
+    if table is None:
+        raise ConfigError("model: missing; a table [model] must be given")
+    given = {name: value for name, value in asdict(table).items() if name != "name" and value is not None}
+    where, example = f"model.name={table.name!r}", jnp.asarray(dataset.train.x[:1])
+    if ":" not in table.name:
+        if table.name not in models.MODELS:
+            raise ConfigError(f'{where}: {nearest(table.name, models.MODELS)}; or "module:function"')
+        model = _call(models.MODELS[table.name], shape, classes, given, where)
+        return flax.from_flax(model, example, classes, dataset.kind)
+    maker = function(table.name, "model.name")
+    arguments = {**given.pop("arguments", {}), **given}
+    try:
+        return flax.from_flax(maker(shape, classes, **arguments), example, classes, dataset.kind)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    except FAULTS as error:
+        raise ConfigError(f"{where}: failed with {type(error).__name__}: {error}") from error
+
+
+def _call(maker: Callable[..., Any], shape: Any, classes: int, given: Mapping[str, Any], where: str) -> Any:
+    accepted = list(inspect.signature(maker).parameters)[2:]
+    for name, value in given.items():
+        if name not in accepted:
+            raise ConfigError(
+                f"model.{name}={value!r}: {where} does not use it; it uses: {', '.join(accepted) or 'none'}"
+            )
+    return maker(shape, classes, **given)

@@ -1,0 +1,60 @@
+"""From a federation to the tasks of its nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from p2pfl import churn
+from p2pfl.federation.epochs import Epoch
+from p2pfl.federation.federation import Federation
+from p2pfl.learning import batching
+from p2pfl.learning.batching import eval_set
+from p2pfl.node.program import compile
+from p2pfl.node.task import Task, around
+
+
+def tasks(federation: Federation) -> list[Task]:
+    """The tasks of all nodes, for drivers that run them in one process: equal programs are compiled once."""
+    plan = federation.planner()
+    made = [task(federation, node, plan) for node in range(len(federation.graph))]
+    programs = {each.program.slots: each.program for each in made}
+    return [each._replace(program=programs[each.program.slots], test=made[0].test) for each in made]
+
+
+def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoch] | None = None) -> Task:
+    """What one node trains on and with. `plan`: of `federation.planner()`, for those who make several tasks."""
+    plan = plan or federation.planner()
+    experiment, dataset, parts = federation.experiment, federation.dataset, federation.partition
+    algorithm, rows, training = federation.algorithm, parts.train[node], experiment.training
+    part = around(federation.schedule, node)
+    ids = part.neighbors()
+    dtype, seed = np.dtype(training.dtype), experiment.seed
+    # what a link loses is known to both ends, who open no exchange then; a partition nobody is told of
+    known = [event for event in federation.churn if event.event == "link_loss"]
+
+    return Task(
+        node=node,
+        neighbors=ids,
+        around=part,
+        link=algorithm.link,
+        per_edge=algorithm.per_edge,
+        lost=churn.losing(known, experiment.network.loss, seed),
+        program=compile(algorithm, federation.learner, part.slots(algorithm.per_edge), seed),
+        slots=part.slots(algorithm.per_edge),
+        within=lambda members: around(plan(members).schedule, node),
+        note=lambda members: plan(members).note,
+        seed=seed,
+        rounds=experiment.rounds,
+        x=dataset.train.x[rows].astype(dtype),
+        y=dataset.train.y[rows],
+        site=jax.tree.map(lambda rows: np.asarray(rows[node]), federation.sites),
+        batching=batching.one(seed, node, max(len(rows), 1), int(federation.steps[node]), training.batch_size),
+        test=eval_set(dataset.test.x.astype(dtype), dataset.test.y, dataset.kind == "survival"),
+        own=parts.test[node],
+        pooled=federation.pooled,
+        evaluate_every=experiment.evaluation.every,
+        events=federation.churn,
+    )

@@ -1,0 +1,193 @@
+"""From a Flax module, a loss and its data's shape to a `Learner`.
+
+NNX is what examples use; a Linen module works as well. Variables with gradients form params["trained"]; all other
+float variables (batch statistics) form params["carried"]: they travel and are mixed like the weights.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from p2pfl.check import one_of
+from p2pfl.errors import ConfigError
+from p2pfl.learning.local_steps import rest
+from p2pfl.learning.targets import TARGETS
+from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
+
+
+def from_flax(model: Any, example: Array, classes: int, kind: str = "classes") -> Learner:
+    """A learner from a Flax model.
+
+    `model`: a Linen module, or a function `(nnx.Rngs) -> nnx.Module` (an NNX class with its arguments bound).
+    `example`: [1, ...] one input, for its shape and dtype. `kind`: what is predicted, a name of
+    p2pfl.learning.targets.TARGETS.
+    Batches are {"x": [B, ...], "y": [B, ...]}, y as the kind has it ([B] int32 for classes).
+    Raises ConfigError when the model is of another kind or its output has another shape ([B, classes] for classes).
+    """
+    one_of(TARGETS, kind=kind)
+    target = TARGETS[kind]
+    if isinstance(model, linen.Module):
+        init, apply = _linen(model, example)
+    elif callable(model) and not isinstance(model, nnx.Module):
+        init, apply = _nnx(model)
+    else:
+        raise ConfigError(f"model: is an instance of {type(model).__name__}; {_RULE}")
+    unroll = _check_output(init, apply, example, target.output(example.shape[1:], classes))
+
+    def objective(trained: Tree, carried: Tree, batch: Tree, key: Key) -> tuple[Array, Tree]:
+        outputs, carried = apply({"trained": trained, "carried": carried}, batch["x"], key)
+        losses = target.loss(_seen(outputs, batch), batch["y"])
+        if "weight" in batch:
+            losses = losses * batch["weight"].astype(losses.dtype)
+        return losses.mean(), carried
+
+    def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
+        step = jax.value_and_grad(objective, has_aux=True)
+        (value, carried), gradient = step(params["trained"], params["carried"], batch, key)
+        return gradient, {**rest(params), "carried": carried}, {"loss": value}
+
+    def evaluate(params: Params, batch: Tree, mask: Array) -> Metrics:
+        outputs = _seen(predict(params, batch["x"]), batch)
+        score = target.score(outputs, batch["y"], mask).astype(jnp.float32)
+        return {"correct": score, "loss": target.loss(outputs, batch["y"], mask)}
+
+    def predict(params: Params, x: Array) -> Array:
+        return apply(params, x, None)[0]
+
+    return Learner(init, grad, evaluate, unroll, predict=predict)
+
+
+ABSENT = -1e9
+"""The output of a class that is not to be seen: its probability is 0."""
+
+
+def _seen(outputs: Array, batch: Tree) -> Array:
+    """Outputs [B, ..., C] of which a batch with "classes" [C] bool sees only these."""
+    if "classes" not in batch:
+        return outputs
+    return jnp.where(jnp.broadcast_to(batch["classes"], outputs.shape), outputs, jnp.asarray(ABSENT, outputs.dtype))
+
+
+_RULE = "must be a Linen module, or a function (nnx.Rngs) -> nnx.Module such as `lambda rngs: Net(rngs=rngs)`"
+
+Init = Callable[[Key], Params]
+Apply = Callable[[Params, Array, Key | None], tuple[Array, Tree]]
+"""(model, inputs, key) -> (logits, new carried); key None means evaluation."""
+
+
+def _nnx(make: Callable[[nnx.Rngs], Any]) -> tuple[Init, Apply]:
+    def build(key: Key) -> Any:
+        return make(nnx.Rngs(key))
+
+    try:
+        abstract = nnx.eval_shape(build, jax.random.key(0))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model: calling it with nnx.Rngs failed: {error}; {_RULE}") from error
+    if not isinstance(abstract, nnx.Module):
+        raise ConfigError(f"model: the function returned no nnx.Module; {_RULE}")
+    graph, (trained_like, rng_like, carried_like) = _parts(abstract)
+
+    def init(key: Key) -> Params:
+        _, (trained, _, carried) = _parts(build(key))
+        return {"trained": nnx.to_pure_dict(trained), "carried": nnx.to_pure_dict(carried)}
+
+    def apply(params: Params, x: Array, key: Key | None) -> tuple[Array, Tree]:
+        trained = _filled(trained_like, params["trained"])
+        carried = _filled(carried_like, params["carried"])
+        module = nnx.merge(graph, trained, _random(rng_like, key), carried)
+        module.eval() if key is None else module.train()
+        logits = module(x)
+        _, (_, _, carried) = _parts(module)
+        return logits, nnx.to_pure_dict(carried)
+
+    return init, apply
+
+
+def _parts(module: Any) -> tuple[Any, list[Any]]:
+    """The module's graph, and its states: with gradients, random, all others."""
+    graph, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    return graph, states
+
+
+def _filled(like: Any, values: Tree) -> Any:
+    """An NNX state of the structure of `like` that holds `values`."""
+    state = jax.tree.map(lambda leaf: leaf, like)
+    nnx.replace_by_pure_dict(state, values)
+    return state
+
+
+def _random(like: Any, key: Key | None) -> Any:
+    """An NNX random state drawn from `key`, so that dropout depends on (node, round, step) and nothing else."""
+    leaves, structure = jax.tree.flatten(like)
+    key = jax.random.key(0) if key is None else key
+    fresh = [
+        jax.random.fold_in(key, i)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else jnp.zeros(leaf.shape, leaf.dtype)
+        for i, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, fresh)
+
+
+def _linen(module: linen.Module, example: Array) -> tuple[Init, Apply]:
+    accepted = inspect.signature(type(module).__call__).parameters
+
+    def mode(training: bool) -> dict[str, Any]:
+        known = {"train": training, "training": training, "deterministic": not training}
+        return {name: value for name, value in known.items() if name in accepted}
+
+    def init(key: Key) -> Params:
+        rngs = {"params": key, "dropout": jax.random.fold_in(key, 1)}
+        variables = dict(module.init(rngs, example, **mode(False)))
+        return {"trained": variables.pop("params", {}), "carried": variables}
+
+    def apply(params: Params, x: Array, key: Key | None) -> tuple[Array, Tree]:
+        variables = {"params": params["trained"], **params["carried"]}
+        if key is None:
+            logits: Any = module.apply(variables, x, **mode(False))
+            return logits, params["carried"]
+        carried = list(params["carried"])
+        logits, new = module.apply(variables, x, **mode(True), rngs={"dropout": key}, mutable=carried)
+        return logits, dict(new)
+
+    return init, apply
+
+
+def _check_output(init: Init, apply: Apply, example: Array, wanted: tuple[int, ...]) -> bool:
+    """Raises ConfigError on a wrong output; returns whether local steps should be written out (see Learner.unroll)."""
+
+    def forward(key: Key, x: Array) -> Any:
+        return apply(init(key), x, None)[0]
+
+    try:
+        traced = jax.make_jaxpr(forward)(jax.random.key(0), example)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model: does not take inputs of shape {example.shape[1:]}: {error}") from error
+    if len(traced.out_avals) != 1:
+        raise ConfigError(f"model: {len(traced.out_avals)} arrays as output; must be one, {[*wanted]} for each row")
+    got = traced.out_avals[0].shape
+    if got != (example.shape[0], *wanted):
+        raise ConfigError(
+            f"model: output of shape {got[1:]} for inputs of shape {example.shape[1:]}; "
+            f"must be {wanted}, one number per class (label, target) of the data"
+        )
+    return jax.default_backend() == "cpu" and "conv_general_dilated" in str(traced)
+
+
+def cast(learner: Learner, dtype: str) -> Learner:
+    """The learner with a model of `dtype`, "float32" or "float64"; the data must be of the same."""
+
+    def init(key: Key) -> Params:
+        def leaf(leaf: Array) -> Array:  # counters stay what they are
+            return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+        return jax.tree.map(leaf, learner.init(key))
+
+    return learner._replace(init=init)

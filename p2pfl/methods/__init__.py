@@ -1,0 +1,1 @@
+"""What a study adds to an algorithm: sharing, weighting, objectives, statistics, answers."""

@@ -1,0 +1,44 @@
+"""What is done to a node's local objective, by name: each makes of a learner another one, and they compose.
+
+    [[training.objective]]
+    name = "ditto"
+    strength = 0.5
+
+They are applied in the order in which they are given, each to what the ones before have made. Where several bring a
+model of the node's own, the last one's answers for the node (`Learner.personal`); the others are trained all the same.
+What a method keeps is private to the node: it lies in params["private"] under the method's name, and no message holds
+it. So each method can be given once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from p2pfl.methods.objectives.augmentation import augment
+from p2pfl.methods.objectives.gradient import fedprox, sharpness
+from p2pfl.methods.objectives.hetero_width import widths
+from p2pfl.methods.objectives.label_shift import fedsld, missing_classes
+from p2pfl.methods.objectives.multitask import tasks
+from p2pfl.methods.objectives.objective import Objective
+from p2pfl.methods.objectives.personal import average, cusfl, ditto, iop, pfedme
+
+__all__ = ["OBJECTIVES", "Objective"]
+
+OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType(
+    {
+        "fedprox": fedprox,
+        "pfedme": pfedme,
+        "ditto": ditto,
+        "cusfl": cusfl,
+        "iop": iop,
+        "average": average,
+        "fedsld": fedsld,
+        "missing_classes": missing_classes,
+        "tasks": tasks,
+        "sharpness": sharpness,
+        "augment": augment,
+        "widths": widths,
+    }
+)
+"""Makers by name; each takes the experiment's optimizer and the arguments of its table."""

@@ -1,0 +1,103 @@
+"""Images that are a little different each time they are trained on."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.scipy.ndimage import map_coordinates
+
+from p2pfl.check import at_least
+from p2pfl.data import Dataset
+from p2pfl.errors import ConfigError
+from p2pfl.methods.objectives.objective import Objective
+from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
+
+_STREAM = 0xA06
+"""Sets the randomness of augmentation apart from that of the model (dropout)."""
+
+
+def augment(
+    optimizer: optax.GradientTransformation,
+    shift: int = 2,
+    flip: bool = False,
+    rotate: float = 0.0,
+    contrast: float = 0.0,
+    brightness: float = 0.0,
+    noise: float = 0.0,
+) -> Objective:
+    """Local steps see images [B, H, W, C] that are moved and lit anew, each row by itself; 0 and false do nothing.
+
+    `shift`: pixels, up to so many along both axes. `flip`: left and right are exchanged, with probability 1/2.
+    `rotate`: degrees, up to so many either way, by linear interpolation. What comes in from outside is the border's
+    pixel. Then `contrast` <= 1: the distance from the image's mean is multiplied by 1 - contrast .. 1 + contrast.
+    `brightness`: up to so much is added to all pixels, either way; `noise`: standard deviation of what is added to
+    each; both in the units of x. Masks [B, H, W] of segmentation are moved with their images. Evaluation is as
+    without. Keeps nothing. Raises ConfigError for data without images.
+    """
+    at_least(0, shift=shift, rotate=rotate, contrast=contrast, brightness=brightness, noise=noise)
+    if contrast > 1:
+        raise ConfigError(f"contrast={contrast!r}: must be <= 1")
+
+    def moved(x: Array, y: Array, key: Key) -> tuple[Array, Array]:
+        """One image [H, W, C], and its mask where y is one."""
+        height, width, _ = x.shape
+        keys = jax.random.split(key, 3)
+        down, right = jax.random.randint(keys[0], (2,), -shift, shift + 1) if shift else (0, 0)
+        rows, columns = jnp.arange(height) - down, jnp.arange(width) - right
+        if flip:
+            columns = jnp.where(jax.random.bernoulli(keys[1]), width - 1 - columns, columns)
+        mask = y.shape == x.shape[:2]
+        if not rotate:
+            at = jnp.clip(rows, 0, height - 1)[:, None], jnp.clip(columns, 0, width - 1)[None, :]
+            return x[at], y[at] if mask else y
+        angle = jax.random.uniform(keys[2], (), x.dtype, -1, 1) * math.radians(rotate)
+        up = rows.astype(x.dtype)[:, None] - (height - 1) / 2
+        side = columns.astype(x.dtype)[None, :] - (width - 1) / 2
+        up, side = jnp.broadcast_arrays(up, side)
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        coordinates = [cos * up - sin * side + (height - 1) / 2, sin * up + cos * side + (width - 1) / 2]
+
+        def plane(plane: Array, order: int) -> Array:
+            return map_coordinates(plane, coordinates, order=order, mode="nearest")
+
+        turned = jax.vmap(lambda each: plane(each, 1), in_axes=2, out_axes=2)(x)
+        return turned, plane(y, 0) if mask else y
+
+    def lit(x: Array, key: Key) -> Array:
+        keys = jax.random.split(key, 3)
+        if contrast:
+            mean = x.mean()
+            x = mean + (x - mean) * (1 + contrast * jax.random.uniform(keys[0], (), x.dtype, -1, 1))
+        if brightness:
+            x = x + brightness * jax.random.uniform(keys[1], (), x.dtype, -1, 1)
+        if noise:
+            x = x + noise * jax.random.normal(keys[2], x.shape, x.dtype)
+        return x
+
+    def one(x: Array, y: Array, key: Key) -> tuple[Array, Array]:
+        where, light = jax.random.split(key)
+        if shift or flip or rotate:
+            x, y = moved(x, y, where)
+        return lit(x, light), y
+
+    def wrap(learner: Learner) -> Learner:
+        def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
+            keys = jax.random.split(jax.random.fold_in(key, _STREAM), batch["x"].shape[0])
+            x, y = jax.vmap(one)(batch["x"], batch["y"], keys)
+            return learner.grad(params, {**batch, "x": x, "y": y}, key)
+
+        return learner._replace(grad=grad)
+
+    return Objective(wrap, suits=_images)
+
+
+def _images(dataset: Dataset) -> None:
+    shape = dataset.train.x.shape[1:]
+    if len(shape) != 3:
+        raise ConfigError(
+            f"objective augment: needs images [height, width, channels]; a row of the data has shape {list(shape)}. "
+            "Leave it out"
+        )

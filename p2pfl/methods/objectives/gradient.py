@@ -1,0 +1,50 @@
+"""Methods that change the gradient of the shared model and keep nothing."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from p2pfl.algorithms.fedprox import proximal
+from p2pfl.check import at_least, positive
+from p2pfl.methods.objectives.objective import Objective
+from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
+
+
+def fedprox(optimizer: optax.GradientTransformation, mu: float) -> Objective:
+    """Local steps are held back to the model x that the round began with: f(z) + mu/2 |z - x|^2, `mu` >= 0.
+
+    See p2pfl.algorithms.fedprox. The term is for the shared model: models of the node's own have none. Keeps nothing.
+    Source: Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated optimization in heterogeneous networks" (2020).
+    """
+    at_least(0, mu=mu)
+    return Objective(lambda learner: proximal(learner, mu))
+
+
+def sharpness(optimizer: optax.GradientTransformation, radius: float = 0.05) -> Objective:
+    """The gradient at the worst model nearby: g(w + radius g(w) / |g(w)|), for minima that are flat; `radius` > 0.
+
+    Two gradients a step, of the same batch with the same randomness; loss and batch statistics are those of the first.
+    |g| is the norm of the gradient of the whole model, private leaves included. Keeps nothing.
+    Sources: Foret, Kleiner, Mobahi, Neyshabur, "Sharpness-aware minimization" (2021), equation 3; Jiang, Wang, Dou,
+    "HarmoFL" (2022), which uses it in federated training under different scanners.
+    """
+    positive(radius=radius)
+
+    def wrap(learner: Learner) -> Learner:
+        def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
+            gradient, others, metrics = learner.grad(params, batch, key)
+            length = _norm(gradient)
+            scale = jnp.where(length > 0, radius / jnp.where(length > 0, length, 1), 0)
+            worst = jax.tree.map(lambda w, g: w + scale.astype(w.dtype) * g, params["trained"], gradient)
+            return learner.grad({**params, "trained": worst}, batch, key)[0], others, metrics
+
+        return learner._replace(grad=grad)
+
+    return Objective(wrap)
+
+
+def _norm(tree: Tree) -> Array:
+    """[] the Euclidean norm of all leaves together."""
+    return jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(tree)))

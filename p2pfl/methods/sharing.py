@@ -1,0 +1,234 @@
+"""Which leaves of a model are shared, and which stay at home with their node.
+
+    share = ["encoder/**"]                     what matches travels and is mixed, all else is private
+    share = ["**", "!batch_stats/**"]          everything but the batch statistics
+    share = "fedbn"                            a preset by name
+
+A private leaf is trained along with the others, by an optimizer of its own, and lives in params["private"]: it is in
+every checkpoint, and no message holds it. Algorithms see a smaller model and need not know.
+
+A leaf is named by its path in the model: `layers/0/kernel`; a batch statistic by `batch_stats/` and its path, in Linen
+and in NNX alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from p2pfl import tree
+from p2pfl.errors import ConfigError, nearest
+from p2pfl.learning.local_steps import rest
+from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
+
+STATISTICS = "batch_stats"
+Predicate = Callable[[str], bool]
+"""Of a leaf's path, whether it is shared."""
+
+
+def keep(learner: Learner, optimizer: optax.GradientTransformation, shared: Predicate) -> Learner:
+    """The learner whose leaves that are not `shared` are private: they never leave the node.
+
+    Private leaves are trained by the same gradients, with an `optimizer` state of their own (the round's corrections,
+    momenta and penalties of an algorithm are for shared leaves alone). Raises ConfigError when nothing with a gradient
+    is shared.
+    """
+    like = jax.eval_shape(learner.init, jax.random.key(0))
+    paths = leaves(like)
+    if not any(shared(path) for path in tree.named_leaves(like["trained"])):
+        raise ConfigError(
+            f"share: leaves nothing with a gradient to share; the leaves are {', '.join(paths)}. To train alone, use "
+            'algorithm.name = "local"'
+        )
+
+    def parted(params: Params) -> tuple[Params, Params]:
+        trained, own = _split(params["trained"], shared)
+        carried, stats = _split(params["carried"], lambda path: shared(statistic(path)))
+        return {"trained": trained, "carried": carried}, {"trained": own, "carried": stats}
+
+    def whole(params: Params) -> Params:
+        private = dict(params["private"])
+        mine = private.pop("share")
+        parts = {part: _joined(params[part], mine["leaves"][part]) for part in ("trained", "carried")}
+        return {**params, **parts, "private": private}
+
+    def init(key: Key) -> Params:
+        params = learner.init(key)
+        theirs, mine = parted(params)
+        private = {"leaves": mine, "optimizer": optimizer.init(mine["trained"])}
+        return {**params, **theirs, "private": {**params.get("private", {}), "share": private}}
+
+    def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
+        before = params["private"]["share"]
+        gradient, others, metrics = learner.grad(whole(params), batch, key)
+        theirs, own = _split(gradient, shared)
+        updates, state = optimizer.update(own, before["optimizer"], before["leaves"]["trained"])
+        carried, stats = _split(others["carried"], lambda path: shared(statistic(path)))
+        mine = {"trained": optax.apply_updates(before["leaves"]["trained"], updates), "carried": stats}
+        private = {**others.get("private", {}), "share": {"leaves": mine, "optimizer": state}}
+        return theirs, {**rest(others), "carried": carried, "private": private}, metrics
+
+    def evaluate(params: Params, batch: Tree, mask: Array) -> Metrics:
+        return learner.evaluate(whole(params), batch, mask)
+
+    def predict(params: Params, x: Array) -> Array:
+        assert learner.predict is not None
+        return learner.predict(whole(params), x)
+
+    def personal(params: Params) -> Params:
+        assert learner.personal is not None
+        own = learner.personal(whole(params))
+        theirs, mine = parted(own)
+        kept = {**params["private"]["share"], "leaves": mine}
+        return {**own, **theirs, "private": {**own["private"], "share": kept}}
+
+    return learner._replace(
+        init=init,
+        grad=grad,
+        evaluate=evaluate,
+        predict=predict if learner.predict else None,
+        personal=personal if learner.personal else None,
+    )
+
+
+def leaves(params: Params) -> list[str]:
+    """The paths of a model's leaves, as patterns see them."""
+    return [*tree.named_leaves(params["trained"]), *map(statistic, tree.named_leaves(params["carried"]))]
+
+
+def statistic(path: str) -> str:
+    """The name of a leaf of params["carried"]."""
+    return path if path.startswith(f"{STATISTICS}/") else f"{STATISTICS}/{path}"
+
+
+def predicate(given: str | Sequence[str] | Predicate, learner: Learner) -> Predicate:
+    """What an experiment's `share` means for a model: a preset's name, patterns, or any function of a path.
+
+    The last pattern that matches a leaf decides; where none does it is private, but where all patterns begin with "!".
+    `*` stands for anything but `/`, `**` for anything. Raises ConfigError for a pattern that matches nothing.
+    """
+    if callable(given):
+        return given
+    like = jax.eval_shape(learner.init, jax.random.key(0))
+    paths = leaves(like)
+    if isinstance(given, str):
+        if given not in PRESETS:
+            raise ConfigError(
+                f'share={given!r}: {nearest(given, PRESETS)}; or a list of patterns, or "module:function"'
+            )
+        given = PRESETS[given].patterns(like)
+    patterns = [(not text.startswith("!"), pattern(text.removeprefix("!"))) for text in given]
+    for text, (_, found) in zip(given, patterns, strict=True):
+        if not any(found.fullmatch(path) for path in paths):
+            raise ConfigError(f"share: {text!r} matches no leaf of the model; its leaves are {', '.join(paths)}")
+    otherwise = not any(wanted for wanted, _ in patterns)
+
+    def shared(path: str) -> bool:
+        matching = [wanted for wanted, found in patterns if found.fullmatch(path)]
+        return matching[-1] if matching else otherwise
+
+    return shared
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """A glob over paths as a regular expression: `*` within a name, `**` over any number of them, `?` one letter."""
+    parts = re.split(r"(\*\*/|/\*\*$|\*\*|\*|\?)", text)
+    meaning = {"**/": "(?:.*/)?", "/**": "(?:/.*)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return re.compile("".join(meaning.get(part, re.escape(part)) for part in parts))
+
+
+# --- presets
+
+
+class Preset(NamedTuple):
+    """A way to share with a name: of the shapes of a model, the patterns."""
+
+    patterns: Callable[[Params], list[str]]
+    source: str  # the paper
+
+
+def _silobn(params: Params) -> list[str]:
+    _has_statistics(params, "silobn")
+    return [f"!{STATISTICS}/**"]
+
+
+def _fedbn(params: Params) -> list[str]:
+    _has_statistics(params, "fedbn")
+    homes = {path.rpartition("/")[0].removeprefix(f"{STATISTICS}/") for path in tree.named_leaves(params["carried"])}
+    return [f"!{STATISTICS}/**", *(f"!{home}/**" for home in sorted(homes))]
+
+
+def _split_model(params: Params) -> list[str]:
+    if "encoder" not in params["trained"]:
+        raise ConfigError(
+            "share='split': shares the part called encoder, and the model has "
+            f"{', '.join(map(str, params['trained']))}; "
+            'name the part by a pattern, as in share = ["trunk/**"]'
+        )
+    statistics = [f"{STATISTICS}/encoder/**"] if _under(params["carried"], "encoder") else []
+    return ["encoder/**", *statistics]
+
+
+def _private_head(params: Params) -> list[str]:
+    if "head" in params["trained"]:
+        return ["!head/**"]
+    layers = params["trained"].get("layers")
+    if not isinstance(layers, dict) or len(layers) < 2:
+        raise ConfigError(
+            f"share='private_head': finds no part called head; the model has {', '.join(map(str, params['trained']))}; "
+            'name it by a pattern, as in share = ["!classifier/**"]'
+        )
+    return [f"!layers/{max(layers, key=int)}/**"]
+
+
+def _has_statistics(params: Params, name: str) -> None:
+    if not jax.tree.leaves(params["carried"]):
+        raise ConfigError(f"share={name!r}: the model has no batch statistics; give it norm = 'batch', or share all")
+
+
+def _under(carried: Tree, name: str) -> bool:
+    return any(statistic(path).startswith(f"{STATISTICS}/{name}/") for path in tree.named_leaves(carried))
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "silobn": Preset(_silobn, "Andreux et al., Siloed federated learning for multi-centric histopathology (2020)"),
+        "fedbn": Preset(_fedbn, "Li et al., FedBN: federated learning on non-IID features (2021)"),
+        "split": Preset(_split_model, "Feng et al., Specificity-preserving federated learning for MR image (2021)"),
+        "private_head": Preset(
+            _private_head, "Arivazhagan et al., Federated learning with personalization layers (2019)"
+        ),
+    }
+)
+"""Named ways to share: `silobn` all but the batch statistics, `fedbn` all but the normalisation layers, `split` the
+encoder alone, `private_head` all but the last layer."""
+
+
+# --- parts of nested dicts
+
+
+def _split(whole: Tree, shared: Predicate, at: str = "") -> tuple[Any, Any]:
+    """Two nested dicts: what is shared, and what is not; a dict with nothing in it is left out."""
+    if not isinstance(whole, dict):
+        return (whole, None) if shared(at) else (None, whole)
+    theirs, mine = {}, {}
+    for name, part in whole.items():
+        a, b = _split(part, shared, f"{at}/{name}" if at else str(name))
+        if a is not None and (not isinstance(a, dict) or a):
+            theirs[name] = a
+        if b is not None and (not isinstance(b, dict) or b):
+            mine[name] = b
+    return theirs, mine
+
+
+def _joined(a: Tree, b: Tree) -> Tree:
+    """The nested dict of which `_split` has made two."""
+    if not isinstance(a, dict):
+        return a
+    names = sorted({*a, *b}, key=lambda name: (str(type(name)), name))
+    return {name: _joined(a[name], b.get(name, {})) if name in a else b[name] for name in names}

@@ -1,0 +1,212 @@
+"""A site's sums over its own training rows, and what sums over all sites say.
+
+    moments     {"count" [], "sum" [F], "square" [F]}    per feature; of images per channel, where a row's part is the
+                                                         mean over its pixels             -> {"mean" [F], "sd" [F]}
+    labels      {"count" [C]}                            rows of each class                        -> share [C]
+    amplitude   {"count" [], "sum" [H, W // 2 + 1, C]}   of the spectrum of images, the half that real ones have
+                                                                                          -> mean [H, W // 2 + 1, C]
+    histogram   {"count" [BINS, F]}                      per feature or channel, see `edges`       -> share [BINS, F]
+
+A sum says something about every row in it, and a neighbour sees a site's own sums in the first round. So a site with
+fewer rows than `minimum` says nothing, and nothing about a class of which it has fewer; `noise` blurs the rest. That is
+disclosure control, as statistical offices do it, and no differential privacy: the noise is measured by the largest part
+that a row of the site has, which is itself a fact of its data, and it is drawn anew whenever a node is started.
+
+Squares are of x itself: in float32 the standard deviation of a feature whose mean is hundreds of them away from zero
+loses its digits, and beyond 700 it counts as constant. Shift such a feature, or compute in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from p2pfl.check import at_least, one_of
+from p2pfl.data import Dataset
+from p2pfl.errors import ConfigError
+from p2pfl.methods import site_facts
+from p2pfl.types import Array, Tree
+
+BINS = 32
+"""Bins of a histogram."""
+_REACH = 8.0
+_CHUNK = 256
+_PURPOSE = 0x57A7
+_ROUNDING = 16
+"""A variance within so many units of rounding of the mean square is none: the column is constant."""
+
+Parts = Callable[[np.ndarray], dict[str, np.ndarray]]
+"""x [B, ...] -> what each row adds to the sums, leaves [B, ...]."""
+
+
+class Statistic(NamedTuple):
+    """What can be gathered."""
+
+    sums: Callable[[Dataset, np.ndarray], tuple[Tree, Tree]]  # of rows: the sums, and the most that one row adds
+    estimate: Callable[[Tree], Tree]  # of the sums over all rows, up to a factor: what they say; jits
+
+
+def gathered(
+    names: Sequence[str], dataset: Dataset, rows: np.ndarray, minimum: int, noise: float, rng: np.random.Generator
+) -> Tree:
+    """The sums of one site over its training rows, by name: a tree of float64 arrays, all zero for too few rows.
+
+    `minimum`: rows that a site, and of "labels" each class, must have. `noise`: standard deviation of Gaussian noise on
+    every sum, in units of the most that one of the site's rows adds to it (to a count: 1). `rng`: where the noise comes
+    from; for real data one that the operating system has seeded. Raises ConfigError for a name that is not of GATHERED,
+    and for data that have no such thing.
+    """
+    at_least(1, minimum=minimum)
+    at_least(0, noise=noise)
+    found = {}
+    for name in dict.fromkeys(names):
+        one_of(GATHERED, gather=name)
+        sums, most = GATHERED[name].sums(dataset, rows if len(rows) >= minimum else rows[:0])
+        if name == "labels":
+            sums = {"count": np.where(sums["count"] < minimum, 0, sums["count"])}
+        if noise and len(rows) >= minimum:
+            sums = jax.tree.map(
+                lambda leaf, most: leaf + noise * most * rng.standard_normal(np.shape(leaf)), sums, most
+            )
+        found[name] = jax.tree.map(np.float64, sums)
+    return found
+
+
+def stacked(
+    names: Sequence[str],
+    dataset: Dataset,
+    parts: Sequence[np.ndarray],
+    minimum: int,
+    noise: float,
+    seed: int | None,
+    dtype: str = "float32",
+) -> Tree:
+    """The sums of all sites, leaves [n, ...] of `dtype`, that of training. `parts`: training rows of each site; `seed`
+    None: noise that nobody can know.
+
+    Raises ConfigError as `gathered` does.
+    """
+    found = []
+    for site, rows in enumerate(parts):
+        rng = np.random.default_rng(None if seed is None else [seed, site, _PURPOSE])
+        found.append(gathered(names, dataset, rows, minimum, noise, rng))
+    return jax.tree.map(lambda *leaves: np.stack(leaves).astype(dtype), *found)
+
+
+def notes(names: Sequence[str], dataset: Dataset, parts: Sequence[np.ndarray], minimum: int) -> tuple[str, ...]:
+    """Which of the sites that have rows say nothing, in words; `parts`: training rows of each."""
+    said = []
+    there = [site for site, rows in enumerate(parts) if len(rows)]
+    small = [site for site in there if len(parts[site]) < minimum]
+    if small and names:
+        said.append(
+            f"statistics: {len(small)} of {len(there)} sites ({', '.join(map(str, small[:8]))}"
+            f"{', ...' if len(small) > 8 else ''}) have fewer than {minimum} training rows and say nothing about them"
+        )
+    if "labels" in names:
+        counts = [site_facts.labels(dataset, parts[site]) for site in there if site not in small]
+        some = sum(bool(((count > 0) & (count < minimum)).any()) for count in counts)
+        if some:
+            said.append(
+                f"statistics: {some} of {len(there)} sites have fewer than {minimum} rows of some class, and count none"
+            )
+    return tuple(said)
+
+
+def estimated(sums: Tree) -> Tree:
+    """What sums over all sites say, by name, in their dtype; a factor common to all of them does not matter.
+
+    What nobody has said anything about is mean 0 and standard deviation 1, and zeros for all others.
+    """
+    return {name: GATHERED[name].estimate(sums[name]) for name in sums}
+
+
+def edges(axes: int) -> np.ndarray:
+    """[BINS + 1] bounds of a histogram's bins; what lies beyond is in the first or the last.
+
+    Of images (x with more than 2 `axes`) equal bins of 0 to 1; of flat rows bins that are equally wide in asinh(x).
+    """
+    return np.linspace(0, 1, BINS + 1) if axes > 2 else np.sinh(np.linspace(-_REACH, _REACH, BINS + 1))
+
+
+# --- sums
+
+
+def _by_row(parts: Parts) -> Callable[[Dataset, np.ndarray], tuple[Tree, Tree]]:
+    """Sums in float64, chunk by chunk."""
+
+    def sums(dataset: Dataset, rows: np.ndarray) -> tuple[Tree, Tree]:
+        x = dataset.train.x
+        like = parts(np.zeros((1, *x.shape[1:]), np.float64))
+        total = {name: np.zeros(part.shape[1:]) for name, part in like.items()}
+        most = {name: np.full(part.shape[1:], float(name == "count")) for name, part in like.items()}
+        for start in range(0, len(rows), _CHUNK):
+            for name, part in parts(np.asarray(x[rows[start : start + _CHUNK]], np.float64)).items():
+                total[name] += part.sum(axis=0)
+                most[name] = np.maximum(most[name], np.abs(part).max(axis=0))
+        return total, most
+
+    return sums
+
+
+def _moments(x: np.ndarray) -> dict[str, np.ndarray]:
+    between = tuple(range(1, x.ndim - 1))
+    return {"count": np.ones(len(x)), "sum": x.mean(axis=between), "square": (x**2).mean(axis=between)}
+
+
+def _amplitude(x: np.ndarray) -> dict[str, np.ndarray]:
+    if x.ndim != 4:
+        raise ConfigError(f"gather='amplitude': a row of x has shape {x.shape[1:]}; only images have one: leave it out")
+    return {"count": np.ones(len(x)), "sum": np.abs(np.fft.rfft2(x, axes=(1, 2)))}
+
+
+def _histogram(x: np.ndarray) -> dict[str, np.ndarray]:
+    values = x.reshape(len(x), -1, x.shape[-1])
+    bins = np.clip(np.searchsorted(edges(x.ndim), values, side="right") - 1, 0, BINS - 1)
+    share = np.stack([(bins == b).mean(axis=1) for b in range(BINS)], axis=1)
+    return {"count": share}
+
+
+def _labels(dataset: Dataset, rows: np.ndarray) -> tuple[Tree, Tree]:
+    count = site_facts.labels(dataset, rows).astype(np.float64)
+    return {"count": count}, {"count": np.ones_like(count)}
+
+
+# --- what they say
+
+
+def _ratio(sums: Array, count: Array) -> Array:
+    """sums / count; 0 where nobody is counted."""
+    return jnp.where(count > 0, sums / jnp.where(count > 0, count, 1), 0)
+
+
+def _mean_and_sd(sums: Tree) -> Tree:
+    mean, second = (_ratio(sums[name], sums["count"]) for name in ("sum", "square"))
+    variance = second - mean**2
+    varies = variance > _ROUNDING * jnp.finfo(variance.dtype).eps * second
+    return {"mean": mean, "sd": jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1)), 1)}
+
+
+def _distribution(sums: Tree) -> Array:
+    counts = jnp.maximum(sums["count"], 0)  # noise may have made them negative
+    return _ratio(counts, counts.sum(axis=0, keepdims=True))
+
+
+def _mean_amplitude(sums: Tree) -> Array:
+    return jnp.maximum(_ratio(sums["sum"], sums["count"]), 0)
+
+
+GATHERED: Mapping[str, Statistic] = MappingProxyType(
+    {
+        "moments": Statistic(_by_row(_moments), _mean_and_sd),
+        "labels": Statistic(_labels, _distribution),
+        "amplitude": Statistic(_by_row(_amplitude), _mean_amplitude),
+        "histogram": Statistic(_by_row(_histogram), _distribution),
+    }
+)
+"""What can be gathered, by name."""

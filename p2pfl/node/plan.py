@@ -1,0 +1,81 @@
+"""What a node's task means for its `Peer`: its facts, and what the schedule of every epoch has, round by round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from p2pfl.node.task import Task
+from p2pfl.node.worker import Work
+from p2pfl.protocol.neighbor import Facts, Plan, Turn
+from p2pfl.protocol.timing import Timing
+
+
+class Terms(NamedTuple):
+    """What the nodes of a federation have agreed on, besides their tasks."""
+
+    nodes: int
+    expected: Sequence[int]  # members that a start waits for
+    federation: str  # digest of what all have in common
+    timing: Timing
+    lateness: int
+    sync: str
+
+
+def facts(task: Task, work: Work, terms: Terms, life: int, join_round: int) -> Facts:
+    """What a life of a node knows from the start; `join_round` as in `Facts`."""
+    payload, model = work.payloads.schema, work.models.schema
+    return Facts(
+        node=task.node,
+        life=life,
+        nodes=terms.nodes,
+        expected=tuple(terms.expected),
+        plan=plan(task),
+        rounds=task.rounds,
+        federation=terms.federation,
+        schema=payload.digest + model.digest,
+        payload_bytes=sum(payload.nbytes),
+        timing=terms.timing,
+        lateness=terms.lateness,
+        per_edge=task.per_edge,
+        sync=terms.sync,
+        join_round=join_round,
+        kept_round=work.kept[1] if work.kept else 0,
+    )
+
+
+def plan(task: Task) -> Callable[[tuple[int, ...]], Plan]:
+    """The plan of each epoch, by its members."""
+
+    def of(members: tuple[int, ...]) -> Plan:
+        there = task.at(members)
+        return Plan(turns(there), there.slots, there.neighbors, len(there.around.neighbor) == 1)
+
+    return of
+
+
+def turns(task: Task) -> Callable[[int], Turn]:
+    """The turn of each round, with what the experiment's network loses taken out.
+
+    Both ends of an edge find the same, so that an exchange of which either message is lost is opened by neither.
+    """
+    me, around, lost = task.node, task.around, task.lost
+
+    @lru_cache(maxsize=256)
+    def turn(round: int) -> Turn:
+        if task.link == "none":
+            return Turn()
+        hears, speaks = around.hears(round), around.speaks(round)
+        into = {j for j in hears if lost(round, j, me)}
+        out = {j for j in speaks if lost(round, me, j)}
+        if task.link == "exchange":
+            void = {j for j in hears if j in into or lost(round, me, j)}
+            return Turn(exchange=tuple(j for j in hears if j not in void), void=tuple(sorted(void)))
+        return Turn(
+            hears=tuple(j for j in hears if j not in into),
+            speaks=tuple(j for j in speaks if j not in out),
+            lost=tuple(sorted(out)),
+        )
+
+    return turn

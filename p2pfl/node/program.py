@@ -1,0 +1,117 @@
+"""The compiled computations of one node: the same for every driver, so that drivers can agree to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from p2pfl import tree
+from p2pfl.learning.batching import EvalSet
+from p2pfl.learning.local_steps import placed
+from p2pfl.types import Algorithm, Array, Inbox, Learner, Neighborhood, Params, Payload, State, Tree
+
+
+class Mixed(NamedTuple):
+    """What `Program.mix` did, for the ledger: sketches (see tree.sketch)."""
+
+    exchanged: Array  # [K, SKETCH] float32: w (received - sent) of each slot; zero where nothing arrived
+    model: Array  # [SKETCH] float32: the model after mixing
+
+
+class Program(NamedTuple):
+    """Jitted functions of one node; see `compile`."""
+
+    slots: int
+    init: Callable[..., State]  # (seed, site = {})
+    train: Callable[[State, Tree, Array, Array, Neighborhood], tuple[State, Array, Payload, Params | None]]
+    mix: Callable[[State, Inbox, Neighborhood], tuple[State, Mixed]]
+    adopt: Callable[[State, Params], State]
+    restart: Callable[[State, int], State]
+    params: Callable[[State], Params]
+    evaluate: Callable[[State, EvalSet], tuple[np.ndarray, np.ndarray]]
+
+
+def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Program:
+    """The program of a node with `slots` neighbour slots. Nothing is compiled before its first use.
+
+    `init(seed, site)`: every node starts from the same model; `site`: what the node knows of its own data, {} where
+    nothing is asked for. `train(state, batches, node, round, around)` takes the local steps and makes the payload;
+    returns (state, loss, payload, model), the model after the local steps as others may have it, None where it is the
+    payload itself. `mix` takes an inbox whose `sent` and `received` are sequences of K payloads (of K parts,
+    where the algorithm is `per_edge`). `evaluate` returns per row (correct, loss) as float32 arrays [rows].
+    """
+
+    @jax.jit
+    def train(
+        state: State, batches: Tree, node: Array, round: Array, around: Neighborhood
+    ) -> tuple[State, Array, Payload, Params | None]:
+        state, metrics = algorithm.local(state, batches, node_key(seed, node, round), None)
+        model = tree.public(algorithm.params(state))
+        state, payload = algorithm.send(state, around)
+        return state, metrics["loss"], payload, None if _same(model, payload) else model
+
+    @jax.jit
+    def mix(state: State, inbox: Inbox, around: Neighborhood) -> tuple[State, Mixed]:
+        if not inbox.received:
+            like = jax.eval_shape(algorithm.send, state, around)[1]
+            empty = jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), like)
+            whole = inbox._replace(sent=empty, received=empty)
+        else:
+            whole = inbox._replace(sent=stack(inbox.sent), received=stack(inbox.received))
+        if algorithm.weigh is not None:
+            around = around._replace(weight=algorithm.weigh(around.weight, inbox.arrived))
+        new = algorithm.mix(state, whole, around)
+        exchanged = jnp.zeros((len(inbox.received), tree.SKETCH), jnp.float32)
+        if algorithm.keeps_mean == "exchange" and inbox.received:
+            weight = jnp.where(inbox.arrived, around.weight, 0).astype(jnp.float32)
+            rows = [
+                weight[k] * tree.sketch(tree.subtract(inbox.received[k], inbox.sent[k])) for k in range(weight.shape[0])
+            ]
+            exchanged = jnp.stack(rows)
+        return new, Mixed(exchanged, tree.sketch(tree.mixed(algorithm.params(new))))
+
+    @jax.jit
+    def evaluate(state: State, x: Array, y: Array, mask: Array) -> tuple[Array, Array]:
+        sums = learner.evaluate(algorithm.params(state), {"x": x, "y": y}, mask)
+        return sums["correct"], sums["loss"]
+
+    @jax.jit
+    def init(key: Array, site: Tree) -> State:
+        return algorithm.init(placed(learner.init(key), site), slots)
+
+    def evaluate_all(state: State, test: EvalSet) -> tuple[np.ndarray, np.ndarray]:
+        parts = [evaluate(state, *chunk) for chunk in test.chunks]
+        correct = [np.asarray(part[0]) for part in parts]
+        loss = [np.asarray(part[1]) for part in parts]
+        return np.concatenate(correct)[: test.rows], np.concatenate(loss)[: test.rows]
+
+    return Program(
+        slots=slots,
+        init=lambda seed, site=None: init(jax.random.key(seed), site or {}),
+        train=train,
+        mix=mix,
+        adopt=jax.jit(algorithm.adopt),
+        restart=jax.jit(algorithm.restart, static_argnums=1) if algorithm.restart else lambda state, slots: state,
+        params=jax.jit(algorithm.params),
+        evaluate=evaluate_all,
+    )
+
+
+def node_key(seed: int, node: Array, round: Array) -> Array:
+    """The random key of a node's local steps in a round."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), node), round)
+
+
+def _same(model: Params, payload: Payload) -> bool:
+    """Whether the payload is the model: its very arrays, so that they need not be made twice."""
+    ours, theirs = jax.tree.leaves(model), jax.tree.leaves(payload)
+    return len(ours) == len(theirs) and all(a is b for a, b in zip(ours, theirs, strict=True))
+
+
+def stack(payloads: Sequence[Payload]) -> Payload:
+    """K payloads as one with a leading axis K."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *payloads)

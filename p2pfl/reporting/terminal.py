@@ -1,0 +1,371 @@
+"""What a person sees in the terminal: a live view, a plain one for files and pipes, or nothing.
+
+    with view.make(console, quiet=False) as seen:
+        seen.update(status)                      # as often as one likes
+        seen.say("node 3 died at round 20")      # one permanent line above the live part
+    console.print(view.results_table(summary))
+
+The words for figures (`percent`, `size`, `duration`, `figure`) and the rows of the result (`results`) are here too, so
+that the terminal and the report say the same thing in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self
+
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+DASH = "\N{EN DASH}"
+"""Stands where a figure was not measured."""
+NODES_SHOWN = 48
+"""Beyond so many nodes the live view counts states instead of drawing each node."""
+STATES = {  # state: (symbol, symbol on a terminal without Unicode, colour); readable by the symbol alone
+    "starting": ("○", ".", "yellow"),
+    "alive": ("●", "o", "green"),
+    "lost": ("✕", "x", "red"),
+    "left": ("◌", "-", "bright_black"),
+    "away": ("·", ",", "bright_black"),
+    "finished": ("✓", "+", "cyan"),
+}
+
+
+class NodeStatus(NamedTuple):
+    """One node as the observer last heard of it."""
+
+    node: int
+    state: str  # a key of STATES
+    round: int
+    accuracy: float | None
+
+
+class Status(NamedTuple):
+    """The whole run at one moment. `bytes_sent` is the sum so far over all nodes."""
+
+    round: int
+    rounds: int
+    nodes: tuple[NodeStatus, ...]
+    accuracy_mean: float | None
+    accuracy_worst: float | None
+    bytes_sent: int
+    seconds_left: float | None
+
+
+class View(Protocol):
+    """What shows a run to a person."""
+
+    def say(self, text: str) -> None:
+        """Show one line that stays."""
+
+    def update(self, status: Status) -> None:
+        """Show where the run is now."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def make(console: Console, quiet: bool) -> View:
+    """The view that suits the console: nothing if `quiet`, live on a terminal, plain lines anywhere else."""
+    if quiet:
+        return _Quiet()
+    if console.is_terminal and not console.is_dumb_terminal:
+        return _Live(console)
+    return _Plain(console)
+
+
+class _Quiet:
+    """Shows nothing."""
+
+    def say(self, text: str) -> None: ...
+
+    def update(self, status: Status) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class _Plain(_Quiet):
+    """Lines for a file or a pipe: one at the start, one per tenth of the rounds at most, and what is said."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._tenth: int | None = None  # the last tenth of the rounds that was written; None before the start
+
+    def say(self, text: str) -> None:
+        self._console.print(
+            _one_line(text), markup=False, highlight=False, emoji=False, soft_wrap=True, no_wrap=True, style=None
+        )
+
+    def update(self, status: Status) -> None:
+        if self._tenth is None:
+            self._tenth = 0
+            self.say(f"start: {_count(len(status.nodes), 'node')}, {_count(status.rounds, 'round')}")
+        tenth = 10 * status.round // status.rounds if status.rounds > 0 else 0
+        if tenth > self._tenth:
+            self._tenth = tenth
+            parts = (_accuracies(status), _counts(status), _traffic(status))
+            self.say(f"round {status.round}/{status.rounds}: {'; '.join(parts)}")
+
+
+class _Live:
+    """A few lines at the foot of the terminal that are drawn anew several times a second.
+
+    `update` only keeps the status: rounds may be far faster than a person reads, so drawing is left to the refresh.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status: Status | None = None
+        self._live = Live(self, console=console, refresh_per_second=8)
+
+    def say(self, text: str) -> None:
+        self._console.print(_one_line(text), markup=False, highlight=False, emoji=False)
+
+    def update(self, status: Status) -> None:
+        self._status = status
+
+    def __enter__(self) -> Self:
+        self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def __rich__(self) -> RenderableType:
+        status = self._status
+        if status is None:
+            return Text("starting", style="dim")
+        head = Table.grid(padding=(0, 2))
+        head.add_row(
+            Text(f"round {status.round}/{status.rounds}", style="bold"),
+            ProgressBar(total=max(status.rounds, 1), completed=status.round, width=32),
+            Text(_traffic(status), style="dim"),
+        )
+        ascii_only = not self._console.encoding.lower().startswith("utf")
+        return Group(head, Text(_accuracies(status)), _node_row(status, ascii_only))
+
+
+def _node_row(status: Status, ascii_only: bool) -> RenderableType:
+    """Every node as a symbol and its number, then what the symbols mean; only counts for many nodes."""
+    states = Counter(node.state for node in status.nodes)
+    legend = Text()
+    for state, count in _in_order(states):
+        symbol, plain, color = STATES.get(state, ("?", "?", "magenta"))
+        legend.append(plain if ascii_only else symbol, style=color)
+        legend.append(f" {count} {state}   ", style="dim")
+    if len(status.nodes) > NODES_SHOWN:
+        return legend
+    cells = []
+    for node in status.nodes:
+        symbol, plain, color = STATES.get(node.state, ("?", "?", "magenta"))
+        cell = Text(plain if ascii_only else symbol, style=color)
+        cell.append(f" {node.node}", style="default")
+        if measured(node.accuracy) is not None and len(status.nodes) <= 16:
+            cell.append(f" {percent(node.accuracy)}", style="dim")
+        cells.append(cell)
+    return Group(Columns(cells, padding=(0, 2)), legend)
+
+
+def _accuracies(status: Status) -> str:
+    return f"accuracy mean {percent(status.accuracy_mean)}, worst node {percent(status.accuracy_worst)}"
+
+
+def _counts(status: Status) -> str:
+    states = Counter(node.state for node in status.nodes)
+    return ", ".join(f"{count} {state}" for state, count in _in_order(states)) or "no nodes"
+
+
+def _in_order(states: Counter[str]) -> list[tuple[str, int]]:
+    known = list(STATES)
+    return sorted(states.items(), key=lambda item: (known.index(item[0]) if item[0] in STATES else len(known), item[0]))
+
+
+def _traffic(status: Status) -> str:
+    left = "" if measured(status.seconds_left) is None else f", {duration(status.seconds_left)} left"
+    return f"{size(status.bytes_sent)} sent{left}"
+
+
+def _one_line(text: str) -> str:
+    """`text` with whatever could move a cursor made visible: part of it may come from another node."""
+    return "".join(
+        char if char.isprintable() else " " if char in "\n\r\t" else f"\\x{ord(char):02x}" for char in text.strip()
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+# ---------------------------------------------------------------- the words for figures
+
+
+def measured(value: object) -> float | None:
+    """`value` as a float if it is a finite number, else None: what was not measured is null, absent or not finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def percent(value: object) -> str:
+    """A fraction as a percentage.
+
+    >>> percent(0.9618)
+    '96.2 %'
+    """
+    number = measured(value)
+    return DASH if number is None else f"{100 * number:.1f} %"
+
+
+def size(value: object) -> str:
+    """Bytes in units of 1000.
+
+    >>> size(77_000)
+    '77.0 kB'
+    """
+    number = measured(value)
+    if number is None:
+        return DASH
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(number) < 999.95:
+            return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:,.1f} TB"
+
+
+def duration(value: object) -> str:
+    """Seconds in the unit that reads best.
+
+    >>> duration(0.0061), duration(12.3), duration(250)
+    ('6.1 ms', '12.3 s', '4 min 10 s')
+    """
+    number = measured(value)
+    if number is None:
+        return DASH
+    if number < 0.9995:
+        return f"{1000 * number:.1f} ms"
+    if number < 59.95:
+        return f"{number:.1f} s"
+    minutes, seconds = divmod(round(number), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def figure(value: object) -> str:
+    """Any other number: whole ones in full, the rest with three digits.
+
+    >>> figure(12_345), figure(0.00012345)
+    ('12,345', '1.23e-04')
+    """
+    number = measured(value)
+    if number is None:
+        return DASH
+    if isinstance(value, int) or number == 0:
+        return f"{number:,.0f}"
+    return f"{number:.3g}" if 1e-3 <= abs(number) < 1e5 else f"{number:.2e}"
+
+
+# ---------------------------------------------------------------- the result
+
+
+class Result(NamedTuple):
+    """One row of the result as it is shown: accuracy on the common test set, then of each node on its own test data."""
+
+    label: str
+    mean: str
+    worst: str
+    own_mean: str
+    own_worst: str
+
+
+def results(summary: Mapping[str, Any]) -> list[Result]:
+    """This run beside what it is to be compared with. The majority class is a row only if it was computed."""
+    here = [percent(summary.get(f"accuracy_{key}")) for key in ("mean", "worst", "own_mean", "own_worst")]
+    rows = [
+        Result("this run", *here),
+        Result(
+            "every node alone",
+            percent(summary.get("accuracy_local_only")),
+            percent(summary.get("accuracy_local_only_worst")),
+            percent(summary.get("accuracy_local_only_own_mean")),
+            percent(summary.get("accuracy_local_only_own_worst")),
+        ),
+    ]
+    pooled = percent(summary.get("accuracy_pooled"))
+    at_sites = [percent(summary.get(f"accuracy_pooled_own_{key}")) for key in ("mean", "worst")]
+    rows.append(Result("all data pooled", pooled, DASH if pooled == DASH else "one model", *at_sites))
+    if measured(summary.get("accuracy_majority")) is not None:
+        own = [percent(summary.get(f"accuracy_majority_own_{key}")) for key in ("mean", "worst")]
+        rows.append(Result("majority class", percent(summary["accuracy_majority"]), "no model", *own))
+    return rows
+
+
+def has_own(summary: Mapping[str, Any]) -> bool:
+    """Was any node evaluated on test data of its own?"""
+    return any(measured(summary.get(key)) is not None for key in ("accuracy_own_mean", "accuracy_own_worst"))
+
+
+def results_table(summary: Mapping[str, Any]) -> Table:
+    """The result as a table for the terminal, with what it cost and how true it is below."""
+    own = has_own(summary)
+    name = Text(_one_line(str(summary.get("name") or "result")))
+    table = Table(title=name, title_justify="left", caption_justify="left")
+    table.add_column("", no_wrap=True)
+    score = str(summary.get("score") or "accuracy")
+    for head in (f"{score}, mean", "worst node", "own test, mean", "own test, worst")[: 4 if own else 2]:
+        table.add_column(head, justify="right")
+    rows = results(summary)
+    for row in rows:
+        table.add_row(*row[: 5 if own else 3], style="bold" if row is rows[0] else None)
+    caption = [
+        f"consensus distance {figure(summary.get('consensus_distance'))}",
+        f"mean residual {figure(summary.get('mean_residual'))}, residue {figure(summary.get('residue'))}",
+        f"{duration(summary.get('seconds_per_round_median'))} per round, "
+        f"{size(summary.get('bytes_sent_per_node_round'))} per node and round",
+    ]
+    if any(DASH in text for text in (*caption, *(cell for row in rows for cell in row[: 5 if own else 3]))):
+        caption.append(f"{DASH} not measured")
+    table.caption = Text("\n".join(caption))
+    return table
+
+
+class Sites(NamedTuple):
+    """Metrics of every site on its own test rows."""
+
+    metrics: list[str]
+    rows: list[tuple[str, str, list[str]]]  # (site, which model answered, a text for each metric)
+
+
+def sites_table(assessed: Mapping[str, Any]) -> Sites | None:
+    """From assessment.json; None where it has nothing."""
+    nodes = assessed.get("nodes")
+    if not isinstance(nodes, dict) or not nodes:
+        return None
+    names = assessed.get("names") or {}
+    metrics = [name for name in next(iter(nodes.values())).get("", {}).get("own", {}) if not name.startswith("dice_")]
+    rows = [
+        (
+            str(names.get(node, f"node {node}")),
+            answer or "its model",
+            [figure(found["own"].get(m)) for m in metrics],
+        )
+        for node, answers in nodes.items()
+        for answer, found in answers.items()
+    ]
+    return Sites(metrics, rows)

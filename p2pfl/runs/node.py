@@ -1,0 +1,102 @@
+"""`p2pfl node NODE.toml`: one node of a federation, on whatever machine it is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors.numpy
+
+from p2pfl.config import experiment
+from p2pfl.config.experiment import NodeFile
+from p2pfl.drivers.live import node as live
+from p2pfl.drivers.live import sidecar
+from p2pfl.drivers.live.launcher import READY
+from p2pfl.drivers.live.settings import Place
+from p2pfl.errors import ConfigError
+from p2pfl.federation import federation as building
+from p2pfl.federation import tasks
+from p2pfl.runs import assessment
+
+_NO_HOST = ("0.0.0.0", "*", "[::]")
+
+
+def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[str], None]) -> str | None:
+    """Run the node in `file` to its end; returns what went wrong, if anything did. Raises ConfigError at once.
+
+    `hold`: wait for a line on standard input when all is compiled. `resume`: go on from the checkpoint that an earlier
+    process of the node has left in its directory, if there is one.
+    """
+    given = experiment.load_node(file)
+    address = _address(file, given)
+    source = Path(given.experiment)
+    sys.path[:0] = [str(Path.cwd()), str(source.parent)]
+    wanted = experiment.load(source)
+    directory = out or (file.parent / given.out if given.out else Path(f"p2pfl-node-{given.node}"))
+    if (directory / "result.json").exists() and not resume:
+        raise ConfigError(
+            f"out={str(directory)!r}: holds the records of a finished run; give another with --out, or --resume"
+        )
+    membership = sidecar.start()
+    try:
+        building.precision(wanted)
+        own = given.data
+        federation = building.build_own(wanted, given.node, own) if own else building.build(wanted)
+        if given.node not in federation.graph:
+            raise ConfigError(f"{file}: node={given.node}: the topology has nodes 0 to {len(federation.graph) - 1}")
+        task = tasks.task(federation, given.node)
+        for note in federation.notes:
+            say(note)
+        say(
+            f"node {given.node} of {len(federation.graph)}: {len(task.y)} training rows, "
+            f"neighbours {list(task.neighbors)}"
+        )
+        place = Place(
+            listen=given.listen,
+            address=address,
+            peers=given.peers,
+            terms=building.terms(federation),
+            rhythm=wanted.network.preset,
+            directory=directory,
+            every=wanted.driver.checkpoint,
+            resume=resume,
+        )
+
+        def ready() -> None:
+            if hold:
+                say(READY)
+                sys.stdin.readline()
+            say(f"listening on {given.listen}")
+
+        result = live.run(task, place, membership, say, ready)
+    finally:
+        membership.close()
+    if wanted.evaluation.metrics and not hold:  # else whoever runs the experiment does it
+        arrays = safetensors.numpy.load_file(directory / "model.safetensors")
+        figures = assessment.assess(federation, {given.node: assessment.loaded(federation, arrays)}, directory)
+        found = {name.removesuffix("_own_mean"): value for name, value in figures.items() if name.endswith("_own_mean")}
+        listed = [f"{name} {value:.3f}" for name, value in found.items() if value is not None]
+        say(f"on its own test rows: {', '.join(listed) or 'nothing to test'}")
+    say(
+        f"done at round {result.round}: {result.booked} exchanges booked, {result.voided} voided, "
+        f"dropped {result.dropped or 'nothing'}; model {result.digest} in {directory}"
+    )
+    return result.error
+
+
+def _address(file: Path, given: NodeFile) -> str:
+    """How the others reach the node. Raises ConfigError."""
+    address = given.address or given.listen
+    host = address.removeprefix("tcp://").rpartition(":")[0]
+    if host in _NO_HOST:
+        raise ConfigError(
+            f"{file}: listen={given.listen!r}: says on all of this machine's addresses, of which the others know none; "
+            'give one of them, as in address = "tcp://192.168.0.7:5555"'
+        )
+    for name, value in (("listen", given.listen), ("address", address), *(("peers", peer) for peer in given.peers)):
+        if not 1 <= int(value.rpartition(":")[2]) <= 65534:
+            raise ConfigError(
+                f"{file}: {name}={value!r}: the port must be within 1 to 65534; the next one is used, too"
+            )
+    return address

@@ -1,0 +1,111 @@
+"""Follows the records of nodes while they write them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from p2pfl.reporting.terminal import NodeStatus, Status
+
+
+class _Tail:
+    """Reads what has been appended to a file of JSON lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+
+    def read(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
+class Watch:
+    """What the nodes of a run have done so far."""
+
+    def __init__(self, rounds: int, directories: Mapping[int, Path]) -> None:
+        self._rounds = rounds
+        self._metrics = {node: _Tail(path / "metrics.jsonl") for node, path in directories.items()}
+        self._events = {node: _Tail(path / "events.jsonl") for node, path in directories.items()}
+        self.rounds_of = dict.fromkeys(directories, 0)
+        self._accuracy: dict[int, float | None] = dict.fromkeys(directories)
+        self._moved: dict[int, float] = dict.fromkeys(directories, 0.0)  # when it last finished a round, our clock
+        self._times: dict[int, list[tuple[float, int]]] = {node: [] for node in directories}
+        self._took: dict[int, float] = dict.fromkeys(directories, 0.0)
+        self._bytes = 0
+        self._silent: dict[int, set[int]] = {}
+        self._membership: dict[int, str] = {}  # "added" or "removed": what was last said of a node
+        self._first: tuple[float, int] | None = None
+        self._fresh: set[int] = set()
+
+    def read(self) -> list[str]:
+        """Take in what is new; returns what a person should be told."""
+        for node, tail in self._metrics.items():
+            for row in tail.read():
+                self.rounds_of[node] = row["round"]
+                if row["accuracy_after_mixing"] is not None or row["accuracy_own"] is not None:
+                    after = row["accuracy_after_mixing"]
+                    self._accuracy[node] = row["accuracy_own"] if after is None else after
+                self._bytes += row["bytes_sent"]
+                self._took[node] = row["seconds"]
+                self._times[node].append((row["time"], row["round"]))
+                self._fresh.add(node)
+        return [text for node, tail in self._events.items() for row in tail.read() for text in self._told(node, row)]
+
+    def _told(self, by: int, row: dict[str, Any]) -> list[str]:
+        event, about, round = row["event"], row["node"], row["round"]
+        if event == "detected":
+            silent = self._silent.setdefault(about, set())
+            silent.add(by)
+            return [f"node {about} is silent; node {by} goes on without it (round {round})"] if len(silent) == 1 else []
+        if event == "recovered" and self._silent.pop(about, None):
+            return [f"node {about} answers again (round {round})"]
+        if event == "joined":
+            self._silent.pop(about, None)
+            return [f"node {about} is back at round {round}, {row['detail']}"]
+        if event in ("removed", "added"):  # many say so; it is news once
+            if self._membership.get(about) == event:
+                return []
+            self._membership[about] = event
+            became = "is a member" if event == "added" else "is no member any more: the graph is planned anew"
+            return [f"node {about} {became} (round {round})"]
+        if event == "reborn":
+            return [f"node {about} was held for dead; it goes on as a new life (round {round})"]
+        if event in ("paused", "absent"):
+            return [f"node {by}, round {round}: {event} {'' if about == by else f'node {about} '}{row['detail']}"]
+        return []
+
+    def at(self, node: int, time: float) -> int:
+        """The round a node had finished at a time."""
+        return max((round for when, round in self._times[node] if when <= time), default=0)
+
+    def standing_still(self, nodes: Sequence[int], now: float, seconds: float) -> list[int]:
+        """Nodes that have finished no round for so long, or for so many of their rounds."""
+        return [node for node in nodes if now - self._moved[node] > seconds * max(1.0, self._took[node])]
+
+    def status(self, states: Mapping[int, str], now: float) -> Status:
+        """For the view. `now`: this process's clock."""
+        for node in self._moved:
+            if node in self._fresh or not self._moved[node]:
+                self._moved[node] = now
+        self._fresh.clear()
+        nodes = tuple(
+            NodeStatus(node, state, self.rounds_of[node], self._accuracy[node]) for node, state in states.items()
+        )
+        there = [node.accuracy for node in nodes if node.state in ("alive", "finished") and node.accuracy is not None]
+        round = max(self.rounds_of.values())
+        if self._first is None and round:
+            self._first = (now, round)
+        left = None
+        if self._first and round > self._first[1]:
+            left = (now - self._first[0]) / (round - self._first[1]) * (self._rounds - round)
+        mean, worst = (fmean(there), min(there)) if there else (None, None)
+        return Status(round, self._rounds, nodes, mean, worst, self._bytes, left)

@@ -1,0 +1,73 @@
+"""`p2pfl replay RUN`: compute a run again from its trace, in one process, and compare the models to the bit."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from p2pfl import tree
+from p2pfl.config import experiment
+from p2pfl.drivers.simulate.replay import Name
+from p2pfl.drivers.simulate.replay import replay as compute
+from p2pfl.errors import ConfigError
+from p2pfl.federation import federation as building
+from p2pfl.federation import tasks
+from p2pfl.node import records
+from p2pfl.runs import summary
+from p2pfl.types import Params
+
+
+class Verdict(NamedTuple):
+    """A node's final model against the one computed again."""
+
+    node: int
+    life: int
+    equal: bool  # to the bit
+    difference: float  # the largest between two parameters
+
+
+def replay(run: Path, say: Callable[[str], None] = lambda text: None) -> list[Verdict]:
+    """Compute the run in the directory `run` again; a verdict for every node that ended well. Raises ConfigError."""
+    if not (run / "experiment.toml").is_file() or not (run / "nodes").is_dir():
+        raise ConfigError(f"{run}: is no run directory; it holds no experiment.toml and nodes/")
+    places = summary.directories(run)
+    traces = {node: records.read(path / "trace.jsonl") for node, path in places.items()}
+    results = {
+        node: json.loads((path / "result.json").read_text("utf-8"))
+        for node, path in places.items()
+        if (path / "result.json").exists()
+    }
+    if not any(traces.values()):
+        raise ConfigError(f'{run}: holds no trace; live runs do, and those of driver.method = "loop"')
+    if not results:
+        raise ConfigError(f"{run}: no node has ended in good order: there is no model to compare")
+    for node, path in places.items():
+        file = path / "node.toml"
+        if file.exists() and "data" in tomllib.loads(file.read_text("utf-8")):
+            raise ConfigError(f"{file}: node {node} trained on rows of its own, which are not here; nothing to replay")
+    wanted = experiment.load(run / "experiment.toml")
+    building.precision(wanted)
+    federation = building.build(wanted)
+    ended = {node: Name(node, result["life"]) for node, result in results.items()}
+    say(f"computing {sum(len(lines) for lines in traces.values())} lines of {len(traces)} traces again")
+    models = compute(tasks.tasks(federation), traces, list(ended.values()))
+    return [_verdict(places[node], models[name], results[node]["digest"], name) for node, name in ended.items()]
+
+
+def _verdict(place: Path, model: Params, digest: str, name: Name) -> Verdict:
+    again = jax.tree.map(np.asarray, model)
+    if tree.digest(again) == digest:
+        return Verdict(name.node, name.life, True, 0.0)
+    was, found = safetensors.numpy.load_file(place / "model.safetensors"), tree.named_leaves(again)
+    difference = max(
+        (float(np.max(np.abs(was[path].astype(np.float64) - leaf), initial=0.0)) for path, leaf in found.items()),
+        default=0.0,
+    )
+    return Verdict(name.node, name.life, False, difference)

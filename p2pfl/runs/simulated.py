@@ -1,0 +1,383 @@
+"""What a simulation leaves behind: the records and figures of a run, by the same names as a live one."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from p2pfl import tree
+from p2pfl.churn import Event
+from p2pfl.churn.course import Course, course
+from p2pfl.drivers.live import clock
+from p2pfl.drivers.simulate import engine, loop
+from p2pfl.drivers.simulate.work import Evaluated, How, Outcome, Work, make_work
+from p2pfl.federation import federation as building
+from p2pfl.federation.federation import Federation
+from p2pfl.federation.tasks import tasks
+from p2pfl.learning import quadratic
+from p2pfl.node import records
+from p2pfl.reporting.terminal import NodeStatus, Status
+from p2pfl.runs import summary
+from p2pfl.runs.assessment import MOST
+from p2pfl.runs.progress import Watch
+from p2pfl.topology import matrix
+from p2pfl.types import Delivery, Neighborhood, Params
+
+_LISTED = 64
+"""Neighbours up to which a record lists who was heard."""
+
+
+class Collected(NamedTuple):
+    """What came of a run: the figures of its summary, and the final models, leaves by path."""
+
+    figures: dict[str, Any]
+    models: Sequence[Mapping[str, np.ndarray]]
+    notes: Sequence[str] = ()  # what a person should know of the graphs of its epochs
+    whole: Mapping[int, Params] = MappingProxyType({})  # all parts of the final model of each node that is there
+
+
+def simulate(
+    federation: Federation,
+    *,
+    chunk: int | None = None,
+    devices: int | None = None,
+    progress: Callable[[int, list[Evaluated]], None] | None = None,
+    now: Callable[[], float] | None = None,
+) -> Outcome:
+    """Simulate a federation (of `p2pfl.federation(experiment)`), all nodes at once.
+
+    `chunk`:
+    nodes that are computed at once (None: by measurement where `now`, a clock in seconds, is given), `devices`: how
+    many they are spread over (None: all). `progress` takes the last round that is done and what was evaluated since
+    the last call. Raises ConfigError when it does not fit into memory. Float64 needs jax_enable_x64.
+    """
+    how = How(chunk, devices, measure=now is not None)
+    return engine.run(work_of(federation), how, progress or _quiet, now or (lambda: 0.0))
+
+
+def work_of(federation: Federation) -> Work:
+    """What a federation asks the simulator to do."""
+    wanted, data = federation.experiment, federation.dataset
+    owner = [-1] * len(data.test.y)
+    for node, rows in enumerate(federation.partition.test):
+        for row in rows:
+            owner[row] = node
+    dtype, planned = wanted.training.dtype, course_of(federation)
+    return make_work(
+        make=federation.make,
+        learner=federation.learner,
+        schedule=planned.schedule if planned else federation.schedule,
+        seed=wanted.seed,
+        rounds=wanted.rounds,
+        x=data.train.x.astype(dtype),
+        y=data.train.y,
+        rows=federation.partition.train,
+        steps=federation.steps,
+        batch_size=wanted.training.batch_size,
+        test_x=data.test.x.astype(dtype),
+        test_y=data.test.y,
+        owner=owner,
+        evaluate_every=wanted.evaluation.every,
+        events=federation.churn,
+        conditions=federation.conditions,
+        sites=federation.sites,
+        course=planned,
+    )
+
+
+def course_of(federation: Federation) -> Course | None:
+    """The epochs of a federation with planned churn; None without. Raises ConfigError."""
+    if not federation.churn:
+        return None
+    given = federation.conditions
+
+    def plan(members: Sequence[int]) -> Any:
+        return federation.planner()(members)  # a new one each time: it would keep all schedules, and few come twice
+
+    rounds = federation.experiment.rounds
+    return course(federation.churn, len(federation.graph), rounds, given.detection, plan, given.late > 0)
+
+
+def _quiet(round: int, evaluated: list[Evaluated]) -> None:
+    return None
+
+
+def how(federation: Federation) -> How:
+    """The way that [driver] asks for."""
+    driver = federation.experiment.driver
+    if driver.method == "map":
+        return How(1, 1)
+    if driver.method == "vmap":
+        return How(len(federation.graph), 1)
+    return How(driver.chunk, driver.devices)
+
+
+def into(federation: Federation, out: Path, update: Callable[[Status], None]) -> Collected:
+    """Simulate all nodes at once; writes metrics.jsonl, rounds.jsonl, events.jsonl and models.safetensors."""
+    wanted = federation.experiment
+    payload = payload_bytes(federation)
+    rows: list[dict[str, Any]] = []
+    began = clock.now()
+    work = work_of(federation)
+    writes = jax.process_index() == 0
+    lines = records.Lines(out / "metrics.jsonl") if writes else None
+    last: list[Evaluated] = []
+
+    def progress(round: int, evaluated: list[Evaluated]) -> None:
+        for one in evaluated:
+            last[:] = [one]
+            rows.append(_round(one, payload, (clock.now() - began) / max(round, 1)))
+            if lines is not None:
+                for record in _measured(work, one, payload, clock.now() - began):
+                    lines.write(record)
+        update(_status(work, round, last[0] if last else None, began))
+
+    outcome = engine.run(work, how(federation), progress, clock.now)
+    if lines:
+        lines.close()
+        summary.write_lines(out / "rounds.jsonl", rows)
+        summary.write_lines(out / "events.jsonl", _events(federation))
+        arrays = {k: np.ascontiguousarray(v) for k, v in tree.named_leaves(outcome.models).items()}
+        safetensors.numpy.save_file(arrays, out / "models.safetensors")
+    figures = _figures(federation, outcome, last[0], payload, (clock.now() - began) / wanted.rounds)
+    figures.update(_membership(federation, work.course))
+    names = tree.named_leaves(tree.mixed(outcome.models))
+    ends = [i for i in range(len(federation.graph)) if last[0].active[i]]
+    models = [{name: leaf[i] for name, leaf in names.items()} for i in ends] if len(ends) <= 4096 else []
+    whole = {i: jax.tree.map(lambda leaf, i=i: leaf[i], outcome.models) for i in ends[: MOST + 1]}
+    return Collected(figures, models, work.course.notes if work.course else (), whole)
+
+
+def payload_bytes(federation: Federation) -> int:
+    """Bytes of what goes to one neighbour in a round."""
+    algorithm, slots = federation.algorithm, federation.schedule.neighbor.shape[2]
+    state = jax.eval_shape(lambda p: algorithm.init(p, slots), building.model_shape(federation))
+    around = Neighborhood(np.zeros(slots), np.zeros(slots))
+    total = tree.nbytes(jax.eval_shape(lambda s: algorithm.send(s, around)[1], state))
+    return total // max(slots, 1) if algorithm.per_edge else total
+
+
+def _measured(work: Work, one: Evaluated, payload: int, time: float) -> list[dict[str, Any]]:
+    neighbor = one.neighbor
+    lives = work.course.timeline.life[one.round - 1] if work.course else np.ones(len(one.active), int)
+    listed = neighbor.shape[1] <= _LISTED
+
+    def value(array: np.ndarray | None, i: int) -> float | None:
+        return None if array is None or np.isnan(array[i]) else float(array[i])
+
+    return [
+        {
+            "node": int(i), "life": int(lives[i]), "round": one.round, "train_loss": float(one.train_loss[i]),
+            "accuracy_before_mixing": value(one.accuracy_before, i),
+            "accuracy_after_mixing": value(one.accuracy, i), "accuracy_own": value(one.accuracy_own, i),
+            "arrived": neighbor[i][one.arrived[i]].tolist() if listed else int(one.arrived[i].sum()),
+            "bytes_sent": payload * int(one.arrived[i].sum()), "time": time,
+        }
+        for i in np.flatnonzero(one.active).tolist()
+    ]  # fmt: skip
+
+
+def _round(one: Evaluated, payload: int, seconds: float) -> dict[str, Any]:
+    accuracy = None if one.accuracy is None else one.accuracy[one.active]
+    return {
+        "round": one.round,
+        "alive": int(one.active.sum()),
+        "accuracy_mean": None if accuracy is None else float(accuracy.mean()),
+        "accuracy_worst": None if accuracy is None else float(accuracy.min()),
+        "consensus_distance": one.consensus_distance,
+        "bytes_sent": payload * int(one.arrived.sum()),
+        "seconds_median": seconds,
+    }
+
+
+def _events(federation: Federation) -> list[dict[str, Any]]:
+    return [
+        {
+            "event": _NAMES.get(e.event, e.event),
+            "node": e.node if e.node >= 0 else None,
+            "round": e.round,
+            "detail": _detail(e),
+            "time": float(e.round),
+        }
+        for e in sorted(federation.churn, key=lambda e: (e.round, e.node))
+    ]
+
+
+_NAMES = {"rejoin": "joined", "join": "joined", "leave": "left"}
+
+
+def _detail(event: Event) -> str:
+    """What else is to be said of a planned event."""
+    more = {
+        "rejoin": "as it was" if event.state == "kept" else "with nothing but its data",
+        "join": "for the first time",
+        "freeze": f"for {event.rounds} rounds",
+        "link_loss": f"{event.loss:g} for {event.rounds} rounds",
+        "partition": " | ".join(", ".join(map(str, group)) for group in event.groups) + " | the rest",
+    }
+    return f"planned: {more[event.event]}" if event.event in more else "planned"
+
+
+def _status(work: Work, round: int, one: Evaluated | None, began: float) -> Status:
+    rounds, many = work.rounds, len(work.steps)
+    there = work.course.timeline.present[max(round, 1) - 1] if work.course else np.ones(many, bool)
+    known = one.accuracy if one is not None else None
+    nodes = tuple(
+        NodeStatus(i, "alive" if there[i] else "lost", round, None if known is None else float(known[i]))
+        for i in range(many)
+    )
+    left = (clock.now() - began) / max(round, 1) * (rounds - round)
+    mean, worst = (None, None) if known is None else (float(known[there].mean()), float(known[there].min()))
+    return Status(round, rounds, nodes, mean, worst, 0, left)
+
+
+def _figures(federation: Federation, outcome: Outcome, last: Evaluated, payload: int, seconds: float) -> dict[str, Any]:
+    def mean_worst(array: np.ndarray | None) -> tuple[float | None, float | None]:
+        known = np.zeros(0) if array is None else array[last.active]
+        known = known[~np.isnan(known)]
+        return (fmean(known.tolist()), float(known.min())) if known.size else (None, None)
+
+    mean, worst = mean_worst(last.accuracy)
+    own, own_worst = mean_worst(last.accuracy_own)
+    nodes, rounds = len(federation.graph), federation.experiment.rounds
+    exchanges = federation.algorithm.link == "exchange"
+    halves = 2 if exchanges else 1
+    timed = max(outcome.rounds_timed, 1)
+    return {
+        "accuracy_mean": mean,
+        "accuracy_worst": worst,
+        "accuracy_before_mixing_mean": mean_worst(last.accuracy_before)[0],
+        "accuracy_own_mean": own,
+        "accuracy_own_worst": own_worst,
+        "train_loss_mean": float(last.train_loss[last.active].mean()),
+        "seconds_per_round_median": outcome.seconds / timed if outcome.rounds_timed else seconds,
+        "bytes_sent_per_node_round": payload * outcome.booked / nodes / rounds,
+        "consensus_distance": last.consensus_distance,
+        "exchanges_booked": outcome.booked // halves,
+        "exchanges_voided": (outcome.planned - outcome.booked) // halves,
+        "messages_dropped": {},
+        "mean_residual": None if federation.algorithm.keeps_mean == "nothing" else outcome.drift,
+        "residue": 0,
+        "digests": _digests(outcome, last),
+        "seconds_first_round": outcome.seconds_first,
+        "memory_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "steps_per_second": outcome.steps_taken / outcome.seconds if outcome.rounds_timed else None,
+        "simulated_by": {
+            "chunk": outcome.chunk,
+            "devices": outcome.devices,
+            "mixing": outcome.mixing,
+            "seconds_per_node_by_chunk": {str(k): v for k, v in outcome.measured.items()},
+        },
+    }
+
+
+def _membership(federation: Federation, course: Course | None) -> dict[str, Any]:
+    """How many epochs there were, and who was not there at the end."""
+    if course is None:
+        return {"epochs": 1, "lost": [], "left": []}
+    gone = set(np.flatnonzero(~course.timeline.present[-1]).tolist())
+    last = {event.node: event.event for event in sorted(federation.churn, key=lambda e: e.round)
+            if event.event in ("crash", "leave")}  # fmt: skip
+    return {
+        "epochs": course.epochs,
+        "lost": sorted(node for node in gone if last[node] == "crash"),
+        "left": sorted(node for node in gone if last[node] == "leave"),
+    }
+
+
+def _digests(outcome: Outcome, last: Evaluated) -> dict[str, str]:
+    """Of the models of nodes that reached the end, where they are few."""
+    if len(last.active) > _LISTED:
+        return {}
+    return {
+        str(i): tree.digest(jax.tree.map(lambda leaf, i=i: leaf[i], outcome.models))
+        for i in np.flatnonzero(last.active).tolist()
+    }
+
+
+# --- the plain loop
+
+
+def loop_into(federation: Federation, out: Path, update: Callable[[Status], None]) -> None:
+    """Run the plain loop, with the records that live nodes write in `out`/nodes."""
+    wanted, work = federation.experiment, work_of(federation)
+    made = tasks(federation)
+    delivery = engine.deliveries(work).take(wanted.rounds)
+    files: list[tuple[records.Lines, records.Lines]] = []
+    for task in made:
+        directory = out / "nodes" / str(task.node)
+        directory.mkdir(parents=True)
+        files.append((records.Lines(directory / "metrics.jsonl"), records.Lines(directory / "trace.jsonl")))
+    watch = Watch(wanted.rounds, {node: out / "nodes" / str(node) for node in federation.graph})
+    shown = [0.0]
+
+    def record(node: int, measured: records.Measured, traced: records.Trace) -> None:
+        if isinstance(traced, records.Traced):
+            files[node][0].write(measured)
+        files[node][1].write(traced)
+        now = clock.now()
+        if now - shown[0] > 0.1:
+            shown[0] = now
+            watch.read()
+            update(watch.status(dict.fromkeys(federation.graph, "alive"), now))
+
+    models = loop.run(made, delivery, record, clock.now, work.course)
+    for node, model in enumerate(models):
+        arrays = {name: np.ascontiguousarray(leaf) for name, leaf in tree.named_leaves(model).items()}
+        safetensors.numpy.save_file(arrays, out / "nodes" / str(node) / "model.safetensors")
+        gone = not (work.course.timeline.present[-1, node] if work.course else True)
+        last = records.read(out / "nodes" / str(node) / "trace.jsonl")
+        ended: dict[str, Any] = {
+            "node": node,
+            "life": last[-1]["life"] if last else 1,
+            "left": bool(gone),
+            "voided": 0,
+            "dropped": {},
+            "digest": tree.digest(model),
+        }
+        if not gone:
+            (out / "nodes" / str(node) / "result.json").write_text(json.dumps(ended, indent=1))
+    for metrics, trace in files:
+        metrics.close()
+        trace.close()
+
+
+def deliveries(federation: Federation) -> Delivery:
+    """The deliveries of all rounds."""
+    return engine.deliveries(work_of(federation)).take(federation.experiment.rounds)
+
+
+# --- the quadratic task
+
+
+def distances(federation: Federation, models: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """For the source "quadratic": how far the models are from where they should be; nothing for others."""
+    task, wanted = federation.task, federation.experiment
+    if task is None or not models:
+        return {}
+    x = np.stack([np.asarray(model["trained/x"], np.float64) for model in models])
+    found: dict[str, Any] = {
+        "distance_to_optimum": quadratic.distance(x, task.optimum),
+        "distance_to_fixed_point": None,
+    }
+    training, table = wanted.training, wanted.algorithm
+    lossy = wanted.network.loss > 0 or wanted.network.late > 0
+    plain = set(training.optimizer) == {"name", "learning_rate"} and training.optimizer["name"] == "sgd"
+    same = len(x) == len(federation.graph) and training.node_steps is None and not wanted.churn and not table.wrap
+    known = not lossy or table.name in (*quadratic.EXACT, "local")
+    if same and plain and known and len(federation.schedule.neighbor) == 1 and len(x) <= 2048:
+        fixed = quadratic.fixed_point(
+            task, table.name, table.arguments, matrix(federation.schedule),
+            float(training.optimizer["learning_rate"]), training.local_steps,
+        )  # fmt: skip
+        found["distance_to_fixed_point"] = None if fixed is None else quadratic.distance(x, fixed)
+    return found

@@ -1,0 +1,126 @@
+"""`driver.kind = "virtual"`: an experiment in virtual time, with the records and figures of a live run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from p2pfl.config.virtual import Virtual
+from p2pfl.drivers.virtual.network import Link
+from p2pfl.drivers.virtual.run import Ended, Setting
+from p2pfl.drivers.virtual.run import run as run_virtual
+from p2pfl.errors import ConfigError
+from p2pfl.federation import federation as building
+from p2pfl.federation import tasks
+from p2pfl.federation.federation import Federation
+from p2pfl.node import records
+from p2pfl.protocol.membership.timing import RHYTHMS
+
+
+def setting(federation: Federation) -> Setting:
+    """What an experiment says of time and network. Raises ConfigError."""
+    wanted, nodes = federation.experiment, len(federation.graph)
+    check(wanted.virtual, nodes)
+    return Setting(
+        seed=wanted.seed,
+        terms=building.terms(federation),
+        rhythm=RHYTHMS[wanted.network.preset],
+        seconds=seconds(wanted.virtual, nodes),
+        link=links(wanted.virtual),
+        events=federation.churn,
+    )
+
+
+def notes(federation: Federation) -> list[str]:
+    """What a person should know of the network that the experiment describes."""
+    wanted = federation.experiment
+    rhythm, link, preset = RHYTHMS[wanted.network.preset], links(wanted.virtual), wanted.network.preset
+    nodes = len(federation.graph)
+    farthest = max((link(i, j).latency + link(i, j).jitter for i in range(nodes) for j in range(i)), default=0.0)
+    if 2 * farthest <= rhythm.ack_max:
+        return []
+    return [
+        f"an answer takes up to {2 * farthest:g} s on this network, and with network.preset={preset!r} a node "
+        f"is suspected after {rhythm.ack_max:g} s: rounds will go on without it. A more patient preset helps"
+    ]
+
+
+def into(
+    federation: Federation,
+    out: Path,
+    begun: Callable[[int], None] = lambda round: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Ended:
+    """Run a federation in virtual time; its records are in `out`/nodes/ID. See `virtual.run.run`."""
+    for note in notes(federation):
+        say(note)
+    return run_virtual(tasks.tasks(federation), setting(federation), out, begun, say)
+
+
+def figures(ended: Ended) -> dict[str, Any]:
+    """What the summary says besides what it says of a live run."""
+    return {
+        "driver": "virtual",
+        "lost": list(ended.lost),
+        "left": list(ended.left),
+        "seconds_virtual": round(ended.ended - ended.began, 6),
+        "bytes_membership": ended.bytes_membership,
+    }
+
+
+def timed(out: Path, ended: Ended) -> None:
+    """Add to each line of rounds.jsonl when the last node had finished the round: virtual seconds of training."""
+    latest: dict[int, float] = {}
+    for row in records.read(out / "metrics.jsonl"):
+        latest[row["round"]] = max(latest.get(row["round"], 0.0), row["time"])
+    rows = records.read(out / "rounds.jsonl")
+    lines = [json.dumps({**row, "seconds": round(latest[row["round"]] - ended.began, 6)}) for row in rows]
+    (out / "rounds.jsonl").write_text("".join(line + "\n" for line in lines), "utf-8")
+
+
+def check(table: Virtual, nodes: int) -> None:
+    """Raises ConfigError for what can't be in a federation of so many nodes."""
+    given = table.node_step_seconds
+    if given is not None and len(given) != nodes:
+        raise ConfigError(
+            f"virtual.node_step_seconds: {len(given)} numbers for {nodes} nodes; give one for each, or step_seconds"
+        )
+    seen: dict[tuple[int, ...], int] = {}
+    for i, link in enumerate(table.links):
+        where = f"virtual.links[{i}].nodes={list(link.nodes)}"
+        if len(set(link.nodes)) != 2 or len(link.nodes) != 2:
+            raise ConfigError(f"{where}: a link joins two nodes; write it nodes = [0, 1]")
+        for node in link.nodes:
+            if node >= nodes:
+                raise ConfigError(f"{where}: there are nodes 0 to {nodes - 1}")
+        key = tuple(sorted(link.nodes))
+        if key in seen:
+            raise ConfigError(f"{where}: stands in links[{seen[key]}] already; put both into one")
+        seen[key] = i
+
+
+def seconds(table: Virtual, nodes: int) -> tuple[float, ...]:
+    """Seconds of a local step of each node."""
+    return table.node_step_seconds or (table.step_seconds,) * nodes
+
+
+def links(table: Virtual) -> Callable[[int, int], Link]:
+    """The link from one node to another."""
+    fields = Link._fields
+    common = {name: getattr(table, name) for name in fields}
+    special = {
+        tuple(sorted(link.nodes)): _link({**common, **{k: v for k, v in asdict(link).items() if v is not None}})
+        for link in table.links
+    }
+    rest = _link(common)
+    return lambda source, to: special.get((min(source, to), max(source, to)), rest)
+
+
+def _link(given: dict[str, float | None]) -> Link:
+    bandwidth = given["bandwidth"]
+    named = {name: given[name] or 0.0 for name in Link._fields if name != "bandwidth"}
+    return Link(bandwidth=math.inf if bandwidth is None else bandwidth, **named)
