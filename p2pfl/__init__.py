@@ -3,8 +3,8 @@
 An algorithm is a value, `Algorithm`: pure functions that every driver runs alike. `from_flax` makes a `Learner` from a
 Flax module, `dsgd` and its siblings make algorithms from a learner and an optax optimizer. `load_experiment` reads an
 experiment file, `federation` makes of it what it means, `simulate` runs that in this process with thousands of nodes,
-and `p2pfl.runs.run.run` does what the command `p2pfl run` does. Names are imported when they are first used: the command
-line must not wait for jax to say that a file is missing.
+and `p2pfl.runs.run.run` does what the command `p2pfl run` does. Names are imported when they are first used: the
+command line must not wait for jax to say that a file is missing.
 """
 
 from __future__ import annotations

@@ -10,15 +10,15 @@ from p2pfl.drivers.virtual.network import Link, Network, Queue
 from p2pfl.protocol.membership.events import (
     Accused,
     Changed,
-    Drop,
     Effect,
     Event,
     Gone,
     Heard,
-    Reborn,
+    MemberDrop,
+    MemberReborn,
+    MemberStart,
+    MemberTick,
     Say,
-    Start,
-    Tick,
 )
 from p2pfl.protocol.membership.membership import Membership
 from p2pfl.protocol.membership.table import ALIVE, DEAD, SUSPECT, Me
@@ -65,7 +65,7 @@ class World:
         me = Me(node, life, address(place))
         member = Membership(me, CLUSTER, [address(s) for s in seeds], self.rhythm, self.seed)
         self.at[place] = Process(member, me)
-        self.tell(place, Start())
+        self.tell(place, MemberStart())
         return self.at[place]
 
     def all(self, n: int, every: float = 0.0, settle: float = 20.0) -> World:
@@ -100,8 +100,8 @@ class World:
             for m in effect.members:
                 process.since.setdefault((m.node, m.life), {}).setdefault(m.state, self.now)
         elif isinstance(effect, Accused) and self.reborn:
-            self.queue.put(self.now, (place, process, Reborn(effect.life + 1)))
-        elif isinstance(effect, Drop):
+            self.queue.put(self.now, (place, process, MemberReborn(effect.life + 1)))
+        elif isinstance(effect, MemberDrop):
             self.dropped[effect.reason] += 1
         elif isinstance(effect, Gone):
             process.running = False
@@ -124,7 +124,7 @@ class World:
                 self.tell(place, what)
             elif time >= there.waking:
                 there.waking = float("inf")
-                self.tell(place, Tick())
+                self.tell(place, MemberTick())
             if until is not None and time - looked >= 0.02:
                 looked = time
                 if until():

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from p2pfl import churn
-from p2pfl.churn import MODELS, Event, Setting, models
+from p2pfl.churn import MODELS, ChurnSetting, Event, models
 from p2pfl.config.churn import FIELDS, ChurnEvent, expand
 from p2pfl.errors import ConfigError
 
 
 def events(*tables: dict[str, Any], nodes: int = 6, rounds: int = 20, seed: int = 0, **more: Any) -> tuple[Event, ...]:
-    setting = Setting(nodes, rounds, seed, more.pop("graph", nx.path_graph(nodes)), **more)
+    setting = ChurnSetting(nodes, rounds, seed, more.pop("graph", nx.path_graph(nodes)), **more)
     return expand([ChurnEvent(**table) for table in tables], setting)
 
 

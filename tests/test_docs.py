@@ -29,9 +29,9 @@ from p2pfl.topology import GRAPHS
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "experiment.md").read_text("utf-8")
 HEADINGS = {
-    experiment.Experiment: "Top level", experiment.Data: "[data]", experiment.Model: "[model]",
-    experiment.Training: "[training]", experiment.Topology: "[topology]", experiment.AlgorithmTable: "[algorithm]",
-    experiment.ChurnEvent: "[[churn]]", experiment.Network: "[network]", experiment.Virtual: "[virtual]",
+    experiment.Experiment: "Top level", experiment.Data: "[data]", experiment.ModelTable: "[model]",
+    experiment.Training: "[training]", experiment.TopologyTable: "[topology]", experiment.AlgorithmTable: "[algorithm]",
+    experiment.ChurnEvent: "[[churn]]", experiment.NetworkTable: "[network]", experiment.Virtual: "[virtual]",
     experiment.VirtualLink: "[[virtual.links]]", experiment.Evaluation: "[evaluation]",
     experiment.Statistics: "[statistics]",
     experiment.Driver: "[driver]", experiment.NodeFile: "NODE.toml",
@@ -62,7 +62,7 @@ def rows(text: str, first: str) -> dict[str, list[str]]:
 def of_the_source(kind: type[Any], name: str) -> Any:
     """The default of a field that is None in the dataclass because the source or the model has its own."""
     sources = {**SOURCES, "quadratic": quadratic.quadratic}
-    makers = {experiment.Data: sources, experiment.Model: models.MODELS}.get(kind, {})
+    makers = {experiment.Data: sources, experiment.ModelTable: models.MODELS}.get(kind, {})
     parameters = [inspect.signature(maker).parameters.get(name) for maker in makers.values()]
     given = {p.default for p in parameters if p is not None and p.default is not p.empty}
     assert len(given) <= 1, f"{name} has several defaults: {given}"

@@ -10,7 +10,7 @@ import pytest
 from p2pfl.errors import RemoteError
 from p2pfl.protocol import exchange
 from p2pfl.protocol.exchange import ASKING, IDLE, OPEN, Edge, Ended, Side, Step
-from p2pfl.protocol.messages import BOOKED, VOID, AskVoid, Message, Offer, Ping, Pong, Receipt, Result
+from p2pfl.protocol.messages import BOOKED, VOID, AskVoid, Closed, Message, Offer, Ping, Pong, Receipt
 
 Link = tuple[Message, ...]
 Ends = tuple[Edge, Edge]
@@ -201,14 +201,14 @@ def book_without_receipt(edge: Edge, message: Message, side: Side | None) -> Ste
 
 def grant_without_voiding(edge: Edge, message: Message, side: Side | None) -> Step:
     if isinstance(message, AskVoid) and message.number == edge.number:
-        return Step(edge, (Result(edge.number, VOID),))
+        return Step(edge, (Closed(edge.number, VOID),))
     return exchange.receive(edge, message, side)
 
 
 def book_while_asking(edge: Edge, message: Message, side: Side | None) -> Step:
     step = exchange.receive(edge, message, side)
     if step.edge.phase == ASKING and step.edge.theirs is not None and step.edge.receipt:
-        return exchange.receive(step.edge, Result(step.edge.number, BOOKED), None)._replace(say=step.say)
+        return exchange.receive(step.edge, Closed(step.edge.number, BOOKED), None)._replace(say=step.say)
     return step
 
 
@@ -243,8 +243,8 @@ def test_what_is_forsaken_is_void_here_and_what_the_peer_says_of_it_changes_noth
     step = exchange.forsake(edge)
     assert [(ended.number, ended.outcome) for ended in step.ended] == [(5, VOID)]
     assert (step.edge.number, step.edge.phase, step.edge.last) == (6, IDLE, VOID)
-    assert exchange.receive(step.edge, Result(5, BOOKED)) == Step(step.edge)  # residue
-    assert exchange.receive(step.edge, AskVoid(5)).say == (Result(5, VOID),)
+    assert exchange.receive(step.edge, Closed(5, BOOKED)) == Step(step.edge)  # residue
+    assert exchange.receive(step.edge, AskVoid(5)).say == (Closed(5, VOID),)
     # the peer, still at 5, learns how it ended and goes on with 6
     peer = exchange.open(Edge(number=5, last=BOOKED), side(1, 5)).edge
     pong = exchange.receive(step.edge, exchange.ping(peer)).say[0]
@@ -264,13 +264,13 @@ def test_the_exploration_finds_a_broken_rule(broken: Receive) -> None:
 
 def test_what_no_honest_peer_says_is_a_remote_error() -> None:
     edge = exchange.open(Edge(number=5, last=BOOKED), side(0, 5)).edge
-    for message in (Offer(7, 1, BOOKED, 0), Receipt(7), AskVoid(7), Result(7, VOID), Ping(7, True, BOOKED, 1)):
+    for message in (Offer(7, 1, BOOKED, 0), Receipt(7), AskVoid(7), Closed(7, VOID), Ping(7, True, BOOKED, 1)):
         with pytest.raises(RemoteError, match="number"):
             exchange.receive(edge, message, side(1, 7))
     with pytest.raises(RemoteError, match="booking"):
-        exchange.receive(edge, Result(5, BOOKED), None)  # said to be booked, but the payload never came
+        exchange.receive(edge, Closed(5, BOOKED), None)  # said to be booked, but the payload never came
     with pytest.raises(RemoteError, match="booking"):
-        exchange.receive(edge, Result(4, VOID), None)  # it was booked here
+        exchange.receive(edge, Closed(4, VOID), None)  # it was booked here
 
 
 def test_an_edge_has_one_open_exchange() -> None:

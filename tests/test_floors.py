@@ -191,6 +191,15 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     assert circle(graph) == []
 
 
+def test_no_two_classes_have_one_name() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name.lstrip("_"), []).append(module(path))
+    assert {name: places for name, places in homes.items() if len(places) > 1} == {}
+
+
 def test_a_circle_is_seen() -> None:
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) != []
     assert circle({"config": {"churn"}, "churn": {"config"}}) != []  # two siblings that may meet

@@ -16,32 +16,32 @@ from p2pfl.protocol.membership import wire
 from p2pfl.protocol.membership.events import (
     Accused,
     Changed,
-    Drop,
     Gone,
     Heard,
-    Leave,
+    MemberDrop,
+    MemberLeave,
+    MemberReborn,
+    MemberStart,
+    MemberTick,
     Progress,
-    Reborn,
     Say,
-    Start,
     Superseded,
-    Tick,
 )
 from p2pfl.protocol.membership.membership import Membership
 from p2pfl.protocol.membership.probe import Health, Laps, Probe, Trips
 from p2pfl.protocol.membership.seeds import Seeds
 from p2pfl.protocol.membership.spread import Spread, limit
-from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, SUSPECT, Entry, Me, Member
+from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, SUSPECT, Me, Member, MemberEntry
 from p2pfl.protocol.membership.timing import LAN, LOCAL, RHYTHMS, WAN, check
 from p2pfl.protocol.membership.wire import (
     ENTRY_CAP,
     MESSAGE_CAP,
     Ack,
     Ask,
+    DirectPing,
     Gossip,
     Letter,
     Nack,
-    Ping,
     Sync,
     Synced,
     decode,
@@ -51,17 +51,17 @@ from p2pfl.protocol.membership.wire import (
 TRANSCRIPT = Path(__file__).parent / "transcripts" / "membership.txt"
 
 
-def account(node: int, state: str = ALIVE, life: int = 1, refutes: int = 0, **more: Any) -> Entry:
-    return Entry(node, life, refutes, state, address(node), 0, 0, 0.0, -1)._replace(**more)
+def account(node: int, state: str = ALIVE, life: int = 1, refutes: int = 0, **more: Any) -> MemberEntry:
+    return MemberEntry(node, life, refutes, state, address(node), 0, 0, 0.0, -1)._replace(**more)
 
 
 class One:
     """Member 0, and what it hears."""
 
-    def __init__(self, *known: Entry, seeds: tuple[str, ...] = (), life: int = 1) -> None:
+    def __init__(self, *known: MemberEntry, seeds: tuple[str, ...] = (), life: int = 1) -> None:
         self.now = 0.0
         self.member = Membership(Me(0, life, address(0)), CLUSTER, seeds, LAN, 0)
-        self.do(Start())
+        self.do(MemberStart())
         for entry in known:
             self.hear(entry)
 
@@ -69,8 +69,14 @@ class One:
         self.now += after
         return self.member.handle(event, self.now)
 
-    def hear(self, *entries: Entry, by: int | Entry = 1, message: Any = Gossip(), seq: int = 1) -> list[Any]:  # noqa: B008
-        sender = by if isinstance(by, Entry) else account(by)
+    def hear(
+        self,
+        *entries: MemberEntry,
+        by: int | MemberEntry = 1,
+        message: Any = Gossip(),  # noqa: B008
+        seq: int = 1,
+    ) -> list[Any]:
+        sender = by if isinstance(by, MemberEntry) else account(by)
         return self.do(Heard(encode(Letter(CLUSTER, seq, sender, entries, message), self.now)))
 
     def held(self, node: int) -> Member:
@@ -79,7 +85,7 @@ class One:
     def passes(self, seconds: float) -> list[Any]:
         end, found = self.now + seconds, []
         while self.member.wake <= end:
-            found += self.do(Tick(), max(0.0, self.member.wake - self.now))
+            found += self.do(MemberTick(), max(0.0, self.member.wake - self.now))
         self.now = end
         return found
 
@@ -115,9 +121,9 @@ def said(effects: list[Any], kind: type) -> list[tuple[str, Letter]]:
         (account(2, SUSPECT, life=2), account(2, life=1, refutes=9), False),
         (account(2), account(2, life=2, address=address(9)), True),
     ],
-    ids=lambda value: f"{value.state}-{value.life}-{value.refutes}" if isinstance(value, Entry) else str(value),
+    ids=lambda value: f"{value.state}-{value.life}-{value.refutes}" if isinstance(value, MemberEntry) else str(value),
 )
-def test_whose_account_counts(held: Entry, heard: Entry, wins: bool) -> None:
+def test_whose_account_counts(held: MemberEntry, heard: MemberEntry, wins: bool) -> None:
     one = One(held)
     changed = any(isinstance(effect, Changed) for effect in one.hear(heard))
     assert one.held(2) == (heard if wins else held).member
@@ -138,14 +144,14 @@ def test_whoever_says_that_a_dead_one_lives_hears_of_its_death() -> None:
 def test_a_dead_one_that_speaks_is_told_with_the_answer() -> None:
     one = One(account(1), account(2, DEAD))
     one.passes(1)
-    ((to, letter),) = said(one.hear(by=2, message=Ping(0), seq=7), Ack)
+    ((to, letter),) = said(one.hear(by=2, message=DirectPing(0), seq=7), Ack)
     assert to == address(2) and letter.seq == 7
     assert next((e.node, e.state) for e in letter.entries) == (2, DEAD)
 
 
 def test_a_suspect_that_speaks_is_told_so() -> None:
     one = One(account(1), account(2, SUSPECT, refutes=4))
-    ((_, letter),) = said(one.hear(by=account(2, refutes=4), message=Ping(0)), Ack)
+    ((_, letter),) = said(one.hear(by=account(2, refutes=4), message=DirectPing(0)), Ack)
     assert (2, SUSPECT, 4) in [(e.node, e.state, e.refutes) for e in letter.entries]
     one.hear(by=account(2, refutes=5))
     assert one.held(2).state == ALIVE
@@ -185,7 +191,7 @@ def test_a_progress_rides_on_what_is_said_anyway() -> None:
     one = One(account(1))
     one.passes(3)
     assert letters(one.do(Progress(12))) == []
-    ((_, letter),) = said(one.hear(by=1, message=Ping(0)), Ack)
+    ((_, letter),) = said(one.hear(by=1, message=DirectPing(0)), Ack)
     assert letter.sender.round == 12
 
 
@@ -205,7 +211,7 @@ def test_so_many_members_can_be_known_and_no_more() -> None:
     for start in range(1, ENTRY_CAP + 50, 50):
         effects = one.hear(*(account(node) for node in range(start, start + 50)))
     assert len(one.member.members) == ENTRY_CAP
-    assert {e.reason for e in effects if isinstance(e, Drop)} == {"full"}
+    assert {e.reason for e in effects if isinstance(e, MemberDrop)} == {"full"}
     assert max(len(e.data) for e in one.passes(LAN.sync_every * 2) if isinstance(e, Say)) < MESSAGE_CAP
 
 
@@ -228,8 +234,8 @@ def test_a_death_of_itself_is_told_to_the_owner_once_and_ends_with_a_greater_lif
     assert one.held(0).state == DEAD
     assert not [e for e in one.hear(account(0, DEAD, by=4)) if isinstance(e, Accused)]
     with pytest.raises(ValueError, match="life=1: greater than 1"):
-        one.do(Reborn(1))
-    told = letters(one.do(Reborn(2)))
+        one.do(MemberReborn(1))
+    told = letters(one.do(MemberReborn(2)))
     assert told and all((letter.sender.life, letter.sender.state) == (2, ALIVE) for _, letter in told)
     assert one.held(0) == account(0, life=2).member
     assert [e for e in one.hear(account(0, DEAD, life=2, by=4)) if isinstance(e, Accused)] == [Accused(2, 4)]
@@ -240,14 +246,16 @@ def test_a_greater_life_of_its_own_elsewhere_silences_it() -> None:
     effects = one.hear(account(0, life=2, address=address(9)))
     assert [e for e in effects if isinstance(e, Superseded)] == [Superseded(2, address(9))]
     assert one.member.wake == math.inf
-    assert one.hear(by=1, message=Ping(0)) == [] and one.passes(10) == []
-    assert letters(one.do(Reborn(3))), "its owner knows better"
-    assert said(one.hear(by=1, message=Ping(0)), Ack)
+    assert one.hear(by=1, message=DirectPing(0)) == [] and one.passes(10) == []
+    assert letters(one.do(MemberReborn(3))), "its owner knows better"
+    assert said(one.hear(by=1, message=DirectPing(0)), Ack)
 
 
 def test_it_is_not_its_own_peer() -> None:
     one = One(seeds=("tcp://other.name:0", address(1)))
-    ((_, mine),) = [x for x in said(one.do(Tick(), 0.3), Sync) if x[0].startswith("tcp://other")] or [(None, None)]
+    ((_, mine),) = [x for x in said(one.do(MemberTick(), 0.3), Sync) if x[0].startswith("tcp://other")] or [
+        (None, None)
+    ]
     asked = [letter.seq for to, letter in said(one.passes(2), Sync) if to == "tcp://other.name:0"]
     assert mine or asked
     for seq in asked:
@@ -263,7 +271,7 @@ def test_a_silent_member_is_asked_for_by_others_then_suspect_then_dead() -> None
     one = One(*(account(n) for n in (1, 2, 3, 4, 5)))
     target = None
     while target is None:
-        for _, letter in said(one.do(Tick(), max(0.0, one.member.wake - one.now)), Ping):
+        for _, letter in said(one.do(MemberTick(), max(0.0, one.member.wake - one.now)), DirectPing):
             target, began, seq = letter.message.target, one.now, letter.seq
     asks = said(one.passes(LAN.ack_max + 0.001), Ask)
     assert len({to for to, _ in asks}) == LAN.ask and address(target) not in {to for to, _ in asks}
@@ -279,7 +287,7 @@ def test_a_silent_member_is_asked_for_by_others_then_suspect_then_dead() -> None
 
 def test_a_suspect_hears_so_with_every_ping() -> None:
     one = One(account(1), account(2, SUSPECT))
-    pings = [letter for to, letter in said(one.passes(1.0), Ping) if to == address(2)]
+    pings = [letter for to, letter in said(one.passes(1.0), DirectPing) if to == address(2)]
     assert len(pings) > 1 and all((2, SUSPECT) in [(e.node, e.state) for e in p.entries] for p in pings)
 
 
@@ -294,7 +302,7 @@ def test_the_dead_are_asked_again_until_they_are_forgotten_and_the_left_are_not(
 
 def test_an_answer_through_another_is_an_answer() -> None:
     one = One(account(1), account(2))
-    pings = said(one.passes(LAN.interval), Ping)
+    pings = said(one.passes(LAN.interval), DirectPing)
     target, seq = pings[0][1].message.target, pings[0][1].seq
     one.passes(LAN.ack_max)
     one.hear(by=9, message=Ack(), seq=seq)
@@ -305,8 +313,8 @@ def test_an_answer_through_another_is_an_answer() -> None:
 
 def test_it_pings_for_others_and_says_so_when_there_is_no_answer() -> None:
     one = One(account(1), account(2, SUSPECT))
-    ((to, letter),) = said(one.hear(by=1, message=Ask(2, address(2), 0.1), seq=40), Ping)
-    assert to == address(2) and letter.message == Ping(2) and letter.entries[0].state == SUSPECT
+    ((to, letter),) = said(one.hear(by=1, message=Ask(2, address(2), 0.1), seq=40), DirectPing)
+    assert to == address(2) and letter.message == DirectPing(2) and letter.entries[0].state == SUSPECT
     ((to, answer),) = said(one.hear(by=2, message=Ack(), seq=letter.seq), Ack)
     assert (to, answer.seq, answer.entries[0].node) == (address(1), 40, 2)
     one.hear(by=1, message=Ask(2, address(2), 0.1), seq=41)
@@ -316,29 +324,29 @@ def test_it_pings_for_others_and_says_so_when_there_is_no_answer() -> None:
 
 def test_a_ping_for_somebody_else_is_not_answered() -> None:
     one = One(account(1))
-    effects = one.hear(by=1, message=Ping(5))
-    assert not said(effects, Ack) and [e.reason for e in effects if isinstance(e, Drop)] == ["target"]
+    effects = one.hear(by=1, message=DirectPing(5))
+    assert not said(effects, Ack) and [e.reason for e in effects if isinstance(e, MemberDrop)] == ["target"]
 
 
 def test_a_stall_of_its_own_is_nobodys_silence() -> None:
     punctual, stalled = [One(*(account(n) for n in (1, 2, 3))) for _ in range(2)]
     for one, stall in ((punctual, 0.0), (stalled, 60.0)):
         one.passes(1.0)
-        one.do(Tick(), one.member.wake - one.now + stall)
+        one.do(MemberTick(), one.member.wake - one.now + stall)
         one.passes(0.5)
     assert punctual.member.members == stalled.member.members
     assert punctual.member.wake == pytest.approx(stalled.member.wake - 60.0)
 
 
 def test_leaving_alone_is_quick_and_with_others_waits_for_receipts_but_not_for_ever() -> None:
-    assert Gone() in One().do(Leave())
+    assert Gone() in One().do(MemberLeave())
     one = One(account(1))
-    one.do(Leave())
+    one.do(MemberLeave())
     assert Gone() in one.passes(LAN.leave + 0.1)
-    assert one.held(0).state == LEFT and one.do(Tick()) == []
+    assert one.held(0).state == LEFT and one.do(MemberTick()) == []
     one = One(account(1))
-    one.do(Leave())
-    ((_, ping),) = said(one.passes(LAN.gossip_every * 1.01), Ping) or said(one.do(Leave()), Ping)
+    one.do(MemberLeave())
+    ((_, ping),) = said(one.passes(LAN.gossip_every * 1.01), DirectPing) or said(one.do(MemberLeave()), DirectPing)
     assert ping.sender.state == LEFT
     one.hear(by=1, message=Ack(), seq=ping.seq)
     assert Gone() in one.passes(LAN.gossip_every * 1.01)
@@ -432,7 +440,7 @@ def test_letters_come_back_as_they_went() -> None:
         account(5, LEFT, at=95.0),
         account(6, said=3, round=9, at=130.0),
     ]
-    for message in (Ping(3), Ack(), Ask(4, address(4), 0.25), Nack(), Gossip(), Sync(), Synced()):
+    for message in (DirectPing(3), Ack(), Ask(4, address(4), 0.25), Nack(), Gossip(), Sync(), Synced()):
         letter = Letter(CLUSTER, 12, account(1, round=4, said=1), entries, message)
         assert decode(encode(letter, 100.0), CLUSTER, 100.0) == letter
         later = decode(encode(letter, 100.0), CLUSTER, 1000.0)
@@ -461,7 +469,7 @@ def test_letters_come_back_as_they_went() -> None:
     ids=str,
 )
 def test_what_does_not_fit_is_refused_with_a_reason(reason: str, change: dict[int, Any]) -> None:
-    array = msgpack.unpackb(encode(Letter(CLUSTER, 1, account(1), [], Ping(0)), 0.0))
+    array = msgpack.unpackb(encode(Letter(CLUSTER, 1, account(1), [], DirectPing(0)), 0.0))
     for place, value in change.items():
         array[place] = value
     with pytest.raises(RemoteError) as caught:
@@ -505,7 +513,7 @@ def transcript() -> str:
                 lines.append(f"{now:7.3f}  {place} -> {to[-1]}  {kind}{fields}  {told(letter.entries)}".rstrip())
             case Changed(members):
                 lines.append(f"{now:7.3f}  {place} holds   {told(members)}")
-            case Heard() | Tick():
+            case Heard() | MemberTick():
                 return
             case _:
                 lines.append(f"{now:7.3f}  {place} {what}")
@@ -519,7 +527,7 @@ def transcript() -> str:
     world.run(3.0)
     world.start(2, [1], life=9)
     world.run(0.6)
-    world.tell(0, Leave())
+    world.tell(0, MemberLeave())
     world.run(0.6)
     return "\n".join(lines) + "\n"
 

@@ -12,13 +12,24 @@ import pytest
 from members import CLUSTER, FAR, World, address
 
 from p2pfl.drivers.virtual.network import Link
-from p2pfl.protocol.membership.events import Accused, Busy, Conflict, Drop, Gone, Heard, Leave, Start, Superseded, Tick
+from p2pfl.protocol.membership.events import (
+    Accused,
+    Busy,
+    Conflict,
+    Gone,
+    Heard,
+    MemberDrop,
+    MemberLeave,
+    MemberStart,
+    MemberTick,
+    Superseded,
+)
 from p2pfl.protocol.membership.membership import Membership
 from p2pfl.protocol.membership.probe import Laps
 from p2pfl.protocol.membership.suspicion import Suspicion, bounds
-from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, STATES, SUSPECT, Entry, Me, join, rank
+from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, STATES, SUSPECT, Me, MemberEntry, join, rank
 from p2pfl.protocol.membership.timing import LAN, LOCAL
-from p2pfl.protocol.membership.wire import Ack, Gossip, Letter, Ping, Sync, decode, encode
+from p2pfl.protocol.membership.wire import Ack, DirectPing, Gossip, Letter, Sync, decode, encode
 
 LOW16, HIGH16, _ = bounds(LAN, 16)
 
@@ -187,8 +198,8 @@ def test_a_pause_is_believed_up_to_a_cap() -> None:
 
 
 def forged(node: int, state: str, refutes: int = 0, life: int = 1, by: int = 1) -> Gossip | Letter:
-    liar = Entry(1, 1, 0, ALIVE, address(1), 0, 0, 0.0, -1)
-    return Letter(CLUSTER, 1, liar, [Entry(node, life, refutes, state, address(node), 0, 0, 0.0, by)], Gossip())
+    liar = MemberEntry(1, 1, 0, ALIVE, address(1), 0, 0, 0.0, -1)
+    return Letter(CLUSTER, 1, liar, [MemberEntry(node, life, refutes, state, address(node), 0, 0, 0.0, by)], Gossip())
 
 
 def test_a_forged_suspicion_is_refuted_everywhere_soon() -> None:
@@ -222,11 +233,11 @@ def test_an_accused_node_that_does_not_answer_stays_dead_and_goes_on_hearing() -
     assert world.held(0, 4).state == DEAD and world.deaths() == 2
 
 
-def entry(draw: random.Random, node: int = 0) -> Entry:
+def entry(draw: random.Random, node: int = 0) -> MemberEntry:
     """An entry as honest members say it: what a life has said is the same in all accounts of it."""
     life, said, state = draw.randint(1, 3), draw.randint(0, 3), draw.choice(STATES)
     at = draw.random() if state in (DEAD, LEFT) else float(life * 10 + said)
-    return Entry(node, life, draw.randint(0, 3), state, address(life), said, said * 7, at, draw.randint(-1, 3))
+    return MemberEntry(node, life, draw.randint(0, 3), state, address(life), said, said * 7, at, draw.randint(-1, 3))
 
 
 def test_joins_of_entries_are_a_semilattice() -> None:
@@ -240,11 +251,11 @@ def test_joins_of_entries_are_a_semilattice() -> None:
 
 
 def test_members_that_hear_the_same_in_any_order_hold_the_same() -> None:
-    def table(entries: list[Entry]) -> list[Any]:
+    def table(entries: list[MemberEntry]) -> list[Any]:
         member = Membership(Me(9, 1, address(9)), CLUSTER, [], LAN, 0)
-        member.handle(Start(), 0.0)
+        member.handle(MemberStart(), 0.0)
         for entry in entries:
-            liar = Entry(8, 1, 0, ALIVE, address(8), 0, 0, 0.0, -1)
+            liar = MemberEntry(8, 1, 0, ALIVE, address(8), 0, 0, 0.0, -1)
             member.handle(Heard(encode(Letter(CLUSTER, 1, liar, [entry], Gossip()), 0.0)), 0.0)
         return [(m.node, m.life, m.refutes, m.state, m.address) for m in member.members]
 
@@ -410,7 +421,7 @@ def test_who_leaves_is_left_and_neither_suspect_nor_dead() -> None:
     for n, loss, seed in [*itertools.product((2, 5, 16), (0.0, 0.1), (1, 2)), (33, 0.0, 1)]:
         world = World(seed, lossy(loss)).all(n, settle=5)
         start = world.now
-        world.tell(1, Leave())
+        world.tell(1, MemberLeave())
         known = world.run(2.0, until=lambda w=world: 1 not in w.running() and w.last(LEFT, 1) < math.inf)
         said = f"n {n}, loss {loss}, seed {seed}"
         assert known, said
@@ -426,13 +437,13 @@ def test_who_leaves_is_left_and_neither_suspect_nor_dead() -> None:
 
 def test_no_bytes_break_a_member() -> None:
     member = Membership(Me(0, 1, address(0)), CLUSTER, [address(1)], LAN, 0)
-    sender = Entry(1, 1, 0, ALIVE, address(1), 0, 0, 0.0, -1)
-    about = [Entry(node, 1, 0, SUSPECT, address(node), 0, 0, 0.0, 3) for node in range(5)]
-    good = [encode(Letter(CLUSTER, 5, sender, about, m), 0.0) for m in (Ping(0), Ack(), Sync(), Gossip())]
-    member.handle(Start(), 0.0)
+    sender = MemberEntry(1, 1, 0, ALIVE, address(1), 0, 0, 0.0, -1)
+    about = [MemberEntry(node, 1, 0, SUSPECT, address(node), 0, 0, 0.0, 3) for node in range(5)]
+    good = [encode(Letter(CLUSTER, 5, sender, about, m), 0.0) for m in (DirectPing(0), Ack(), Sync(), Gossip())]
+    member.handle(MemberStart(), 0.0)
     kind = bytearray(good[0])
     kind[len(CLUSTER) + 3] = 99
-    reasons = {effect.reason for effect in member.handle(Heard(bytes(kind)), 0.0) if isinstance(effect, Drop)}
+    reasons = {effect.reason for effect in member.handle(Heard(bytes(kind)), 0.0) if isinstance(effect, MemberDrop)}
     for seed in range(6000):
         draw = random.Random(seed)
         data = bytearray(draw.choice(good))
@@ -447,8 +458,8 @@ def test_no_bytes_break_a_member() -> None:
                     data.insert(draw.randrange(len(data)), draw.randrange(256))
                 case 3:
                     data = bytearray(draw.randbytes(draw.randrange(1, 60)))
-        for effect in [*member.handle(Heard(bytes(data)), seed / 1000), *member.handle(Tick(), seed / 1000)]:
-            if isinstance(effect, Drop):
+        for effect in [*member.handle(Heard(bytes(data)), seed / 1000), *member.handle(MemberTick(), seed / 1000)]:
+            if isinstance(effect, MemberDrop):
                 reasons.add(effect.reason)
     assert reasons <= {"message", "version", "cluster", "kind", "size", "target", "relays", "full"}
     assert {"message", "version", "cluster", "kind"} <= reasons
@@ -457,7 +468,7 @@ def test_no_bytes_break_a_member() -> None:
 def test_another_federation_is_not_heard() -> None:
     world = World(1).all(3)
     other = Membership(Me(9, 1, address(9)), "other", [address(0)], LAN, 0)
-    for effect in other.handle(Start(), 0.0):
+    for effect in other.handle(MemberStart(), 0.0):
         if hasattr(effect, "data"):
             world.tell(0, Heard(effect.data))
     assert world.dropped == {"cluster": 1} and world.held(0, 9) is None

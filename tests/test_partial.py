@@ -20,7 +20,7 @@ from p2pfl import topology, tree
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.config import experiment
 from p2pfl.drivers.simulate import engine
-from p2pfl.drivers.simulate.work import How
+from p2pfl.drivers.simulate.simulation import How
 from p2pfl.errors import ConfigError
 from p2pfl.federation import federation
 from p2pfl.learning import flax, local_steps, models

@@ -33,7 +33,7 @@ from p2pfl.protocol.events import (
     Trained,
 )
 from p2pfl.protocol.messages import CARRIERS, Envelope, Hello, Model
-from p2pfl.protocol.neighbor import Facts, Plan, Turn
+from p2pfl.protocol.neighbor import EpochPlan, Facts, Turn
 from p2pfl.protocol.peer import Peer
 from p2pfl.protocol.timing import LOCAL, Timing
 
@@ -69,7 +69,7 @@ class Node:
         self.notes: list[Note] = []
         self.drops: list[Drop] = []
 
-    def plan(self, members: tuple[int, ...]) -> Plan:
+    def plan(self, members: tuple[int, ...]) -> EpochPlan:
         def turn(round: int) -> Turn:
             return Turn(
                 *(
@@ -78,7 +78,7 @@ class Node:
                 )
             )
 
-        return Plan(turn, len(self.neighbors), tuple(j for j in self.neighbors if j in members), self.world.steady)
+        return EpochPlan(turn, len(self.neighbors), tuple(j for j in self.neighbors if j in members), self.world.steady)
 
     def handle(self, event: Any) -> None:
         if isinstance(event, Start) and not self.dead:

@@ -14,7 +14,7 @@ import pytest
 from test_peer import Node, World, gaps
 
 from p2pfl.protocol.events import Advance, Leave, Members, Seen, Start, Trained
-from p2pfl.protocol.neighbor import ASYNC, BARRIER, Plan, Turn
+from p2pfl.protocol.neighbor import ASYNC, BARRIER, EpochPlan, Turn
 from p2pfl.protocol.timing import LOCAL
 
 
@@ -27,11 +27,11 @@ class Tracker(Node):
         self.at: dict[int, int] = {}  # round -> epoch it was mixed in
         super().__init__(world, node, life, **facts)
 
-    def plan(self, members: tuple[int, ...]) -> Plan:
+    def plan(self, members: tuple[int, ...]) -> EpochPlan:
         """A ring of those who are there."""
         n, i = len(members), members.index(self.node)
         beside = tuple(sorted({members[i - 1], members[(i + 1) % n]} - {self.node}))
-        return Plan(lambda round: Turn(exchange=beside), max(2, len(beside)), beside, steady=True)
+        return EpochPlan(lambda round: Turn(exchange=beside), max(2, len(beside)), beside, steady=True)
 
     def mix(self, effect: Advance) -> None:
         for b in effect.booked:
@@ -282,13 +282,13 @@ def test_without_a_barrier_random_pairs_meet(seed: int) -> None:
     """AD-PSGD: whom one chooses is offered an exchange and takes it, though its own choice is another."""
 
     class Pairing(Tracker):
-        def plan(self, members: tuple[int, ...]) -> Plan:
+        def plan(self, members: tuple[int, ...]) -> EpochPlan:
             def turn(round: int) -> Turn:
                 shuffled = random.Random(round).sample(members, len(members))
                 at = shuffled.index(self.node)
                 return Turn(exchange=(shuffled[at ^ 1],) if at ^ 1 < len(shuffled) else ())
 
-            return Plan(turn, 4, tuple(n for n in members if n != self.node))
+            return EpochPlan(turn, 4, tuple(n for n in members if n != self.node))
 
     class Pairs(Free):
         kind = Pairing

@@ -14,7 +14,7 @@ from test_peer import Node, World, gaps
 from p2pfl.protocol.events import Advance, Leave, Members, Received, Refused, Seen, Send, Start, Tick, Trained
 from p2pfl.protocol.exchange import Side
 from p2pfl.protocol.messages import Envelope, Hello, Offer, Ping, Pong, Push, Receipt
-from p2pfl.protocol.neighbor import KEPT, Facts, Neighbor, Plan, Turn, epoch_of
+from p2pfl.protocol.neighbor import KEPT, EpochPlan, Facts, Neighbor, Turn, epoch_of
 from p2pfl.protocol.peer import Peer
 from p2pfl.protocol.timing import LOCAL
 
@@ -121,7 +121,7 @@ def test_an_exchange_left_open_is_not_waited_for_in_the_rounds_of_others() -> No
 def driven(**facts: Any) -> tuple[Peer, Callable[..., list[Any]]]:
     """Node 0 between 1 and 2, which are played by hand; ready to train its first round."""
     turn = facts.pop("turn", lambda round: Turn(exchange=(1, 2)))
-    plan = Plan(turn, facts.pop("slots", 2), (1, 2))
+    plan = EpochPlan(turn, facts.pop("slots", 2), (1, 2))
     given = {"lateness": 8, "payload_bytes": 8, "timing": LOCAL._replace(silence=1e6), **facts}
     peer = Peer(Facts(0, 1, 3, (0, 1, 2), lambda members: plan, 9, "f", "s", **given))
     peer.handle(Start(), 0.0)

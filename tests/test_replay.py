@@ -162,12 +162,12 @@ def test_what_cannot_be_replayed_is_said(tmp_path: Path) -> None:
 
 
 def test_payloads_are_kept_no_longer_than_needed(tmp_path: Path) -> None:
-    from p2pfl.drivers.simulate.replay import Name, _Run
+    from p2pfl.drivers.simulate.replay import Name, _Replay
     from p2pfl.federation.tasks import tasks
 
     run = looped(tmp_path, GRADIENT_TRACKING, rounds=12)
     federation = build.build(experiment.load(run / "experiment.toml"))
-    computed = _Run(tasks(federation), {node: trace(run, node) for node in range(5)}, [Name(0, 1)])
+    computed = _Replay(tasks(federation), {node: trace(run, node) for node in range(5)}, [Name(0, 1)])
     computed.compute()
     for life in computed.lives.values():
         assert list(life.node.payloads) == [12]

@@ -15,6 +15,7 @@ import pytest
 from p2pfl.errors import ConfigError
 from p2pfl.reporting import figures as plots
 from p2pfl.reporting import page as report
+from p2pfl.reporting import run_data
 
 NASTY = "<script>alert('x')</script> & $\\frac{$"
 SUMMARY = {
@@ -247,8 +248,8 @@ def test_many_nodes_with_one_event_each_are_one_row() -> None:
 def test_tables_and_lines_are_bounded(tmp_path: Path) -> None:
     records = ({"node": 0, "round": number, "accuracy_after_mixing": number / 10_000} for number in range(1, 10_001))
     lines(tmp_path / "metrics.jsonl", list(records))
-    nodes = report._nodes(tmp_path / "metrics.jsonl", 10_000, [])
-    assert nodes.accuracy.shape == (1, report.COLUMNS)
+    nodes = run_data._nodes(tmp_path / "metrics.jsonl", 10_000, [])
+    assert nodes.accuracy.shape == (1, run_data.COLUMNS)
     assert nodes.final() == {0: 1.0} and nodes.round[0, -1] == 10_000
     x, y = plots.thin(nodes.round[0].repeat(9), nodes.accuracy[0].repeat(9), max)
     assert len(x) == len(y) == plots.POINTS and x[-1] == 10_000
@@ -269,4 +270,4 @@ def test_tables_and_lines_are_bounded(tmp_path: Path) -> None:
 )
 def test_absences(told: list[tuple[str, int, int]], expected: list[tuple[Any, ...]]) -> None:
     events = [{"event": event, "node": node, "round": number} for event, node, number in told]
-    assert [tuple(absence) for absence in report.absences(events)] == expected
+    assert [tuple(absence) for absence in run_data.absences(events)] == expected

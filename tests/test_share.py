@@ -253,7 +253,7 @@ def test_a_private_head_serves_opposite_labels() -> None:
         table = {**WHOLE, "rounds": 30, "algorithm": {"name": "dsgd", **({"share": given} if given else {})}}
         table["training"] = {**WHOLE["training"], "dtype": "float32"}
         wanted = experiment.parse({**table, "model": {"name": "mlp", "hidden": [8]}}, "t", Experiment)
-        wanted = dataclasses.replace(wanted, topology=experiment.Topology(graph="complete", nodes=4))
+        wanted = dataclasses.replace(wanted, topology=experiment.TopologyTable(graph="complete", nodes=4))
         made = build.build(wanted)
         data = made.dataset._replace(
             train=made.dataset.train._replace(x=x, y=np.where(flipped, 1 - y, y)),

@@ -19,8 +19,7 @@ import p2pfl
 from p2pfl import tree
 from p2pfl.config import experiment
 from p2pfl.config.experiment import Experiment
-from p2pfl.drivers.simulate import autotune, engine, layout, loop
-from p2pfl.drivers.simulate import work as given
+from p2pfl.drivers.simulate import autotune, engine, layout, loop, simulation
 from p2pfl.drivers.simulate.layout import exported, tables
 from p2pfl.errors import ConfigError
 from p2pfl.federation import federation as build
@@ -161,7 +160,7 @@ def test_a_model_with_data_of_unequal_size_and_evaluation() -> None:
         evaluation={"every": 2},
     )
     assert len({len(rows) for rows in made.partition.train}) > 1
-    seen: list[given.Evaluated] = []
+    seen: list[simulation.Evaluated] = []
     outcome = simulated.simulate(made, devices=2, chunk=2, progress=lambda round, evaluated: seen.extend(evaluated))
     rows: dict[tuple[int, int], Any] = {}
     models = loop.run(

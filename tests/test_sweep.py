@@ -84,7 +84,7 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["sweep", *map(str, arguments)])
 
 
-def labels(runs: list[sweep.Run]) -> list[str]:
+def labels(runs: list[sweep.SweepRun]) -> list[str]:
     return [run.name for run in runs]
 
 
@@ -351,7 +351,7 @@ def test_the_page_names_every_field_default_and_metric() -> None:
     for kind, heading in (
         (sweep.Sweep, "## The sweep file"),
         (sweep.Skip, "### [[skip]]"),
-        (sweep.Picture, "### [picture]"),
+        (sweep.PictureTable, "### [picture]"),
     ):
         text = re.split(r"^###? ", page.split(f"{heading}\n")[1], flags=re.MULTILINE)[0]
         found = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|", text, flags=re.MULTILINE))

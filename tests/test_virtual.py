@@ -18,7 +18,7 @@ from p2pfl.config import experiment
 from p2pfl.config.virtual import Virtual
 from p2pfl.drivers.simulate import loop
 from p2pfl.drivers.virtual.network import Link
-from p2pfl.drivers.virtual.run import Ended
+from p2pfl.drivers.virtual.run import VirtualResult
 from p2pfl.errors import ConfigError
 from p2pfl.federation import federation as build
 from p2pfl.federation.federation import Federation
@@ -46,7 +46,7 @@ def federation(folder: Path, case: Case, more: str = "", *given: str, rounds: in
     return build.build(experiment.load(file, ['driver.kind="virtual"', *given]))
 
 
-def run(folder: Path, case: Case, more: str = "", *given: str, rounds: int = 8) -> tuple[Ended, dict[str, Any]]:
+def run(folder: Path, case: Case, more: str = "", *given: str, rounds: int = 8) -> tuple[VirtualResult, dict[str, Any]]:
     """Run a case in `folder`; how it ended, and its figures."""
     made = federation(folder, case, more, *given, rounds=rounds)
     ended = virtual.into(made, folder)

@@ -15,13 +15,13 @@ import pytest
 
 from p2pfl.churn import Event, expected
 from p2pfl.drivers.virtual.network import Link
-from p2pfl.drivers.virtual.node import Given, Node
+from p2pfl.drivers.virtual.node import NodeSetup, VirtualNode
 from p2pfl.drivers.virtual.scripted_churn import Script
 from p2pfl.drivers.virtual.world import World
 from p2pfl.errors import ConfigError, LocalError
 from p2pfl.protocol.events import Adopt, Advance, Finished, Leave, Trained
 from p2pfl.protocol.membership.timing import RHYTHMS
-from p2pfl.protocol.neighbor import ASYNC, BARRIER, DEADLINE, SYNCS, Facts, Plan, Turn
+from p2pfl.protocol.neighbor import ASYNC, BARRIER, DEADLINE, SYNCS, EpochPlan, Facts, Turn
 from p2pfl.protocol.timing import PRESETS
 
 STEP = 0.01
@@ -67,11 +67,11 @@ class Number:
         return {self.life, *(life for life, *_ in self.moved)}
 
 
-def ring(node: int) -> Callable[[tuple[int, ...]], Plan]:
-    def plan(members: tuple[int, ...]) -> Plan:
+def ring(node: int) -> Callable[[tuple[int, ...]], EpochPlan]:
+    def plan(members: tuple[int, ...]) -> EpochPlan:
         at, n = members.index(node), len(members)
         both = tuple(sorted({members[at - 1], members[(at + 1) % n]} - {node}))
-        return Plan(lambda round: Turn(exchange=both), max(len(both), 1), both)
+        return EpochPlan(lambda round: Turn(exchange=both), max(len(both), 1), both)
 
     return plan
 
@@ -111,8 +111,8 @@ class Ring:
         def log(event: str, about: int, round: int, detail: str) -> None:
             self.notes.append((self.world.now, node, event, about, round))
 
-        given = Given(number, lambda round: STEP, RHYTHMS[self.preset], seeds, log=log)
-        self.world.add(Node(self.world, facts, given))
+        given = NodeSetup(number, lambda round: STEP, RHYTHMS[self.preset], seeds, log=log)
+        self.world.add(VirtualNode(self.world, facts, given))
 
     def number(self, node: int) -> Number:
         found = self.world.nodes[node].given.computing
@@ -120,7 +120,7 @@ class Ring:
         return found
 
     @property
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[VirtualNode]:
         return [node for _, node in sorted(self.world.nodes.items())]
 
     @property

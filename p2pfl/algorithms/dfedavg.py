@@ -14,7 +14,7 @@ from __future__ import annotations
 import optax
 
 from p2pfl.algorithms.dmsgd import dmsgd
-from p2pfl.algorithms.dsgd import State
+from p2pfl.algorithms.dsgd import DSGDState
 from p2pfl.types import Algorithm, Batches, Key, Learner, Metrics, Steps
 
 
@@ -26,7 +26,7 @@ def dfedavg(
     if keep_momentum:
         return base
 
-    def local(state: State, batches: Batches, key: Key, steps: Steps | None) -> tuple[State, Metrics]:
+    def local(state: DSGDState, batches: Batches, key: Key, steps: Steps | None) -> tuple[DSGDState, Metrics]:
         rest = state.opt_state[1:]
         fresh = optax.trace(beta).init(state.params["trained"])
         return base.local(state._replace(opt_state=(fresh, *rest)), batches, key, steps)

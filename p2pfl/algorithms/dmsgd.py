@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import optax
 
-from p2pfl.algorithms.dsgd import State, dsgd
+from p2pfl.algorithms.dsgd import DSGDState, dsgd
 from p2pfl.algorithms.mixing import exchange_mix, part
 from p2pfl.check import share
 from p2pfl.types import Algorithm, Inbox, Learner, Neighborhood, Payload
@@ -30,10 +30,10 @@ def dmsgd(
     if not mix_momentum:
         return base
 
-    def send(state: State, neighborhood: Neighborhood) -> tuple[State, Payload]:
+    def send(state: DSGDState, neighborhood: Neighborhood) -> tuple[DSGDState, Payload]:
         return state, {"model": state.params, "momentum": state.opt_state[0].trace}
 
-    def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
+    def mix(state: DSGDState, inbox: Inbox, neighborhood: Neighborhood) -> DSGDState:
         trace, *rest = state.opt_state
         momentum = exchange_mix(trace.trace, part(inbox, "momentum"), neighborhood)
         return state._replace(

@@ -24,7 +24,7 @@ from p2pfl.learning.local_steps import descend
 from p2pfl.types import Algorithm, Batches, Inbox, Key, Learner, Metrics, Neighborhood, Params, Payload, Steps, Tree
 
 
-class State(NamedTuple):
+class DSGDState(NamedTuple):
     """x, the optimizer's state, and what this round sends (combine-then-adapt: x before the local steps)."""
 
     params: Params
@@ -37,20 +37,20 @@ def dsgd(learner: Learner, optimizer: optax.GradientTransformation, order: str =
     one_of(("atc", "cta"), order=order)
     first = order == "cta"  # send first
 
-    def init(params: Params, slots: int) -> State:
-        return State(params, optimizer.init(params["trained"]), params if first else None)
+    def init(params: Params, slots: int) -> DSGDState:
+        return DSGDState(params, optimizer.init(params["trained"]), params if first else None)
 
-    def local(state: State, batches: Batches, key: Key, steps: Steps | None) -> tuple[State, Metrics]:
+    def local(state: DSGDState, batches: Batches, key: Key, steps: Steps | None) -> tuple[DSGDState, Metrics]:
         done = descend(learner, optimizer, state.params, state.opt_state, batches, key, steps)
-        return State(done.params, done.opt_state, state.params if first else None), done.metrics
+        return DSGDState(done.params, done.opt_state, state.params if first else None), done.metrics
 
-    def send(state: State, neighborhood: Neighborhood) -> tuple[State, Payload]:
+    def send(state: DSGDState, neighborhood: Neighborhood) -> tuple[DSGDState, Payload]:
         return state, state.before if first else state.params
 
-    def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
+    def mix(state: DSGDState, inbox: Inbox, neighborhood: Neighborhood) -> DSGDState:
         return state._replace(params=exchange_mix(state.params, inbox, neighborhood))
 
-    def adopt(state: Any, params: Params) -> State:
+    def adopt(state: Any, params: Params) -> DSGDState:
         return init(params, 0)
 
     travels = "the model before the local steps" if first else "the model"

@@ -27,7 +27,7 @@ from p2pfl.tree import mixed
 from p2pfl.types import Algorithm, Batches, Inbox, Key, Learner, Metrics, Neighborhood, Params, Payload, Steps, Tree
 
 
-class State(NamedTuple):
+class DiffusionState(NamedTuple):
     """x (between `local` and `mix`: phi), the optimizer's state, and c."""
 
     params: Params
@@ -43,10 +43,10 @@ def exact_diffusion(learner: Learner, optimizer: optax.GradientTransformation) -
 def corrected(name: str, learner: Learner, optimizer: optax.GradientTransformation, scale: float) -> Algorithm:
     """Corrected diffusion with V = I + scale (W - I): exact diffusion for 1/2, D2 for 1."""
 
-    def init(params: Params, slots: int) -> State:
-        return State(params, optimizer.init(params["trained"]), jax.tree.map(jnp.zeros_like, mixed(params)))
+    def init(params: Params, slots: int) -> DiffusionState:
+        return DiffusionState(params, optimizer.init(params["trained"]), jax.tree.map(jnp.zeros_like, mixed(params)))
 
-    def local(state: State, batches: Batches, key: Key, steps: Steps | None) -> tuple[State, Metrics]:
+    def local(state: DiffusionState, batches: Batches, key: Key, steps: Steps | None) -> tuple[DiffusionState, Metrics]:
         done = descend(learner, optimizer, state.params, state.opt_state, batches, key, steps)
         some = steps_in(batches) > 0 if steps is None else steps > 0
 
@@ -54,22 +54,22 @@ def corrected(name: str, learner: Learner, optimizer: optax.GradientTransformati
             return jnp.where(some, psi + c, psi)
 
         phi = jax.tree.map(correct, mixed(done.params), state.correction)
-        return State({**done.params, **phi}, done.opt_state, state.correction), done.metrics
+        return DiffusionState({**done.params, **phi}, done.opt_state, state.correction), done.metrics
 
-    def send(state: State, neighborhood: Neighborhood) -> tuple[State, Payload]:
+    def send(state: DiffusionState, neighborhood: Neighborhood) -> tuple[DiffusionState, Payload]:
         return state, state.params
 
-    def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
+    def mix(state: DiffusionState, inbox: Inbox, neighborhood: Neighborhood) -> DiffusionState:
         apart = inbox._replace(sent=mixed(inbox.sent), received=mixed(inbox.received))
         return state._replace(
             params=exchange_mix(state.params, inbox, neighborhood, scale),
             correction=exchange_mix(state.correction, apart, neighborhood, scale),
         )
 
-    def adopt(state: Any, params: Params) -> State:
+    def adopt(state: Any, params: Params) -> DiffusionState:
         return init(params, 0)
 
-    def restart(state: State, slots: int) -> State:  # the next step is one of DSGD
+    def restart(state: DiffusionState, slots: int) -> DiffusionState:  # the next step is one of DSGD
         return state._replace(correction=jax.tree.map(jnp.zeros_like, state.correction))
 
     return Algorithm(

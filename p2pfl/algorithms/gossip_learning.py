@@ -27,7 +27,7 @@ from p2pfl.topology import sampled
 from p2pfl.types import Algorithm, Batches, Demands, Inbox, Key, Learner, Metrics, Neighborhood, Params, Steps, Tree
 
 
-class State(NamedTuple):
+class GossipState(NamedTuple):
     """x, the optimizer's state, and t: local steps behind the model."""
 
     params: Params
@@ -39,18 +39,18 @@ def gossip_learning(learner: Learner, optimizer: optax.GradientTransformation, l
     """Push gossip with merging by age; `limit`: ages farther apart are not merged. Raises ConfigError for limit < 0."""
     at_least(0, limit=0 if limit is None else limit)
 
-    def init(params: Params, slots: int) -> State:
-        return State(params, optimizer.init(params["trained"]), jnp.zeros((), jnp.float32))
+    def init(params: Params, slots: int) -> GossipState:
+        return GossipState(params, optimizer.init(params["trained"]), jnp.zeros((), jnp.float32))
 
-    def local(state: State, batches: Batches, key: Key, steps: Steps | None) -> tuple[State, Metrics]:
+    def local(state: GossipState, batches: Batches, key: Key, steps: Steps | None) -> tuple[GossipState, Metrics]:
         done = descend(learner, optimizer, state.params, state.opt_state, batches, key, steps)
         taken = steps_in(batches) if steps is None else steps
-        return State(done.params, done.opt_state, state.age + jnp.asarray(taken, jnp.float32)), done.metrics
+        return GossipState(done.params, done.opt_state, state.age + jnp.asarray(taken, jnp.float32)), done.metrics
 
-    def send(state: State, neighborhood: Neighborhood) -> tuple[State, Tree]:
+    def send(state: GossipState, neighborhood: Neighborhood) -> tuple[GossipState, Tree]:
         return state, {"model": state.params, "age": state.age}
 
-    def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
+    def mix(state: GossipState, inbox: Inbox, neighborhood: Neighborhood) -> GossipState:
         x, t = state.params, state.age
         for k in range(inbox.arrived.shape[0]):
             other = jax.tree.map(lambda leaf, k=k: leaf[k], inbox.received)
@@ -67,7 +67,7 @@ def gossip_learning(learner: Learner, optimizer: optax.GradientTransformation, l
             x, t = jax.tree.map(leaf, x, other["model"]), jnp.where(here, jnp.maximum(t, other["age"]), t)
         return state._replace(params=x, age=t)
 
-    def adopt(state: Any, params: Params) -> State:
+    def adopt(state: Any, params: Params) -> GossipState:
         return init(params, 0)
 
     return Algorithm(

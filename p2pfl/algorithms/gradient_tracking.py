@@ -28,7 +28,7 @@ from p2pfl.learning.local_steps import descend
 from p2pfl.types import Algorithm, Batches, Inbox, Key, Learner, Metrics, Neighborhood, Params, Payload, Steps, Tree
 
 
-class State(NamedTuple):
+class TrackingState(NamedTuple):
     """x, the optimizer's state, c, and what travels: x (before or after the local steps) and d."""
 
     params: Params
@@ -42,31 +42,33 @@ def gradient_tracking(learner: Learner, optimizer: optax.GradientTransformation,
     """Gradient tracking; `form` is "atc" or "diging". Raises ConfigError for another form."""
     one_of(("atc", "diging"), form=form)
 
-    def init(params: Params, slots: int) -> State:
+    def init(params: Params, slots: int) -> TrackingState:
         zeros = jax.tree.map(jnp.zeros_like, params["trained"])
-        return State(params, optimizer.init(params["trained"]), zeros, params if form == "diging" else None, zeros)
+        return TrackingState(
+            params, optimizer.init(params["trained"]), zeros, params if form == "diging" else None, zeros
+        )
 
-    def local(state: State, batches: Batches, key: Key, steps: Steps | None) -> tuple[State, Metrics]:
+    def local(state: TrackingState, batches: Batches, key: Key, steps: Steps | None) -> tuple[TrackingState, Metrics]:
         def direct(gradient: Tree) -> Tree:
             return jax.tree.map(jnp.add, gradient, state.correction)
 
         done = descend(learner, optimizer, state.params, state.opt_state, batches, key, steps, direct, directions=True)
         before = state.params if form == "diging" else None
-        return State(done.params, done.opt_state, state.correction, before, done.direction), done.metrics
+        return TrackingState(done.params, done.opt_state, state.correction, before, done.direction), done.metrics
 
-    def send(state: State, neighborhood: Neighborhood) -> tuple[State, Payload]:
+    def send(state: TrackingState, neighborhood: Neighborhood) -> tuple[TrackingState, Payload]:
         return state, {"model": state.params if form == "atc" else state.model, "direction": state.direction}
 
-    def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
+    def mix(state: TrackingState, inbox: Inbox, neighborhood: Neighborhood) -> TrackingState:
         return state._replace(
             params=exchange_mix(state.params, part(inbox, "model"), neighborhood),
             correction=exchange_mix(state.correction, part(inbox, "direction"), neighborhood),
         )
 
-    def adopt(state: Any, params: Params) -> State:
+    def adopt(state: Any, params: Params) -> TrackingState:
         return init(params, 0)
 
-    def restart(state: State, slots: int) -> State:  # y <- g
+    def restart(state: TrackingState, slots: int) -> TrackingState:  # y <- g
         return state._replace(correction=jax.tree.map(jnp.zeros_like, state.correction))
 
     return Algorithm(

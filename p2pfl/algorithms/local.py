@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import optax
 
-from p2pfl.algorithms.dsgd import State, dsgd
+from p2pfl.algorithms.dsgd import DSGDState, dsgd
 from p2pfl.types import Algorithm, Demands, Inbox, Learner, Neighborhood
 
 
 def local(learner: Learner, optimizer: optax.GradientTransformation) -> Algorithm:
     """Local training only; `mix` leaves the model as it is."""
 
-    def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
+    def mix(state: DSGDState, inbox: Inbox, neighborhood: Neighborhood) -> DSGDState:
         return state
 
     return dsgd(learner, optimizer)._replace(

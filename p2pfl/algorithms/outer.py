@@ -32,7 +32,7 @@ NESTEROV: Mapping[str, Any] = {"name": "sgd", "learning_rate": 0.7, "momentum": 
 """The outer optimizer of DiLoCo."""
 
 
-class State(NamedTuple):
+class OuterState(NamedTuple):
     """The model (phi, between `local` and `mix` theta), the inner optimizer's state, phi, the outer state, W theta."""
 
     params: Params
@@ -55,26 +55,26 @@ def outer(
         outer = optimizer_of(**outer)
     second = outer
 
-    def init(params: Params, slots: int) -> State:
+    def init(params: Params, slots: int) -> OuterState:
         trained = params["trained"]
-        return State(params, optimizer.init(trained), params, second.init(trained), params)
+        return OuterState(params, optimizer.init(trained), params, second.init(trained), params)
 
-    def local(state: State, batches: Batches, key: Key, steps: Steps | None) -> tuple[State, Metrics]:
+    def local(state: OuterState, batches: Batches, key: Key, steps: Steps | None) -> tuple[OuterState, Metrics]:
         done = descend(learner, optimizer, state.params, state.opt_state, batches, key, steps)
         return state._replace(params=done.params, opt_state=done.opt_state, mixed=done.params), done.metrics
 
-    def send(state: State, neighborhood: Neighborhood) -> tuple[State, Payload]:
+    def send(state: OuterState, neighborhood: Neighborhood) -> tuple[OuterState, Payload]:
         return state, state.params
 
-    def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
+    def mix(state: OuterState, inbox: Inbox, neighborhood: Neighborhood) -> OuterState:
         mixed = exchange_mix(state.mixed, inbox, neighborhood)
         phi = state.anchor["trained"]
         gradient = jax.tree.map(lambda a, b: a - b, phi, mixed["trained"])
         updates, outer_state = second.update(gradient, state.outer_state, phi)
         new = {**mixed, "trained": optax.apply_updates(phi, updates)}
-        return State(new, state.opt_state, new, outer_state, mixed)
+        return OuterState(new, state.opt_state, new, outer_state, mixed)
 
-    def adopt(state: Any, params: Params) -> State:
+    def adopt(state: Any, params: Params) -> OuterState:
         return init(params, 0)
 
     return Algorithm(

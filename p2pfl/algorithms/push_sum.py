@@ -28,7 +28,7 @@ from p2pfl.tree import mixed, scaled, unmixed
 from p2pfl.types import Algorithm, Array, Batches, Demands, Inbox, Key, Learner, Metrics, Neighborhood, Params, Tree
 
 
-class State(NamedTuple):
+class PushSumState(NamedTuple):
     """x and w (`mine`), the optimizer's state, per slot the running sums sent and last received, unmixed parts."""
 
     mine: Tree
@@ -46,21 +46,21 @@ def push_sum(learner: Learner, optimizer: optax.GradientTransformation, by: str 
         dtype = jax.tree.leaves(params["trained"])[0].dtype
         return params["private"]["site"]["samples"].astype(dtype) if by == "sample" else jnp.ones((), dtype)
 
-    def init(params: Params, slots: int) -> State:
+    def init(params: Params, slots: int) -> PushSumState:
         w = counts(params)
         mine = {"x": scaled(mixed(params), w), "w": w}
         sums = unspent(mine, slots)
-        return State(mine, optimizer.init(params["trained"]), sums, sums, unmixed(params))
+        return PushSumState(mine, optimizer.init(params["trained"]), sums, sums, unmixed(params))
 
-    def params(state: State) -> Params:
+    def params(state: PushSumState) -> Params:
         model = jax.tree.map(lambda x: x / state.mine["w"].astype(x.dtype), state.mine["x"])
         return {**state.others, **model}
 
-    def put(state: State, params: Params) -> State:
+    def put(state: PushSumState, params: Params) -> PushSumState:
         mine = {**state.mine, "x": scaled(mixed(params), state.mine["w"])}
         return state._replace(mine=mine, others=unmixed(params))
 
-    def local(state: State, batches: Batches, key: Key, steps: Array | None) -> tuple[State, Metrics]:
+    def local(state: PushSumState, batches: Batches, key: Key, steps: Array | None) -> tuple[PushSumState, Metrics]:
         z = params(state)
         done = descend(learner, optimizer, z, state.opt_state, batches, key, steps)
         # whatever its weight by now, a node's step counts once (for each of its samples): x moves as z does
@@ -68,15 +68,15 @@ def push_sum(learner: Learner, optimizer: optax.GradientTransformation, by: str 
         mine = {**state.mine, "x": jax.tree.map(jnp.add, state.mine["x"], moved)}
         return state._replace(mine=mine, opt_state=done.opt_state, others=unmixed(done.params)), done.metrics
 
-    def send(state: State, around: Neighborhood) -> tuple[State, Tree]:
+    def send(state: PushSumState, around: Neighborhood) -> tuple[PushSumState, Tree]:
         mine, sums = pushed(state.mine, state.sent, around.out_weight)
         return state._replace(mine=mine, sent=sums), sums
 
-    def mix(state: State, inbox: Inbox, around: Neighborhood) -> State:
+    def mix(state: PushSumState, inbox: Inbox, around: Neighborhood) -> PushSumState:
         mine, seen = pulled(state.mine, state.seen, inbox)
         return state._replace(mine=mine, seen=seen)
 
-    def adopt(state: State, params: Params) -> State:
+    def adopt(state: PushSumState, params: Params) -> PushSumState:
         return init(params, jax.tree.leaves(state.seen)[0].shape[0])
 
     return Algorithm(

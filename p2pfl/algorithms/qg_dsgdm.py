@@ -29,7 +29,7 @@ from p2pfl.learning.optimizers import is_plain, learning_rate
 from p2pfl.types import Algorithm, Batches, Inbox, Key, Learner, Metrics, Neighborhood, Params, Steps, Tree
 
 
-class State(NamedTuple):
+class QGState(NamedTuple):
     """x, the optimizer's state, m, x before the round's local steps, and eta times the steps taken."""
 
     params: Params
@@ -48,12 +48,14 @@ def qg_dsgdm(
     if not is_plain(optimizer):
         raise ConfigError("qg_dsgdm: brings its own momentum; the optimizer must be sgd without momentum")
 
-    def init(params: Params, slots: int) -> State:
+    def init(params: Params, slots: int) -> QGState:
         trained = params["trained"]
         zeros = jax.tree.map(jnp.zeros_like, trained)
-        return State(params, optimizer.init(trained), zeros, trained, jnp.zeros((), jax.tree.leaves(trained)[0].dtype))
+        return QGState(
+            params, optimizer.init(trained), zeros, trained, jnp.zeros((), jax.tree.leaves(trained)[0].dtype)
+        )
 
-    def local(state: State, batches: Batches, key: Key, steps: Steps | None) -> tuple[State, Metrics]:
+    def local(state: QGState, batches: Batches, key: Key, steps: Steps | None) -> tuple[QGState, Metrics]:
         start, count = state.params["trained"], steps_in(batches)
         rate = learning_rate(optimizer, state.opt_state, start) * jnp.asarray(
             count if steps is None else steps, state.rate.dtype
@@ -63,12 +65,12 @@ def qg_dsgdm(
             return jax.tree.map(lambda g, m: g + beta * m, gradient, state.momentum)
 
         done = descend(learner, optimizer, state.params, state.opt_state, batches, key, steps, direct)
-        return State(done.params, done.opt_state, state.momentum, start, rate.astype(state.rate.dtype)), done.metrics
+        return QGState(done.params, done.opt_state, state.momentum, start, rate.astype(state.rate.dtype)), done.metrics
 
-    def send(state: State, neighborhood: Neighborhood) -> tuple[State, Tree]:
+    def send(state: QGState, neighborhood: Neighborhood) -> tuple[QGState, Tree]:
         return state, state.params
 
-    def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
+    def mix(state: QGState, inbox: Inbox, neighborhood: Neighborhood) -> QGState:
         mixed = exchange_mix(state.params, inbox, neighborhood)
         moving = state.rate > 1e-7  # eta may be scheduled to zero, or to its rounding, and a round may have no steps
         rate = jnp.where(moving, state.rate, 1)
@@ -79,7 +81,7 @@ def qg_dsgdm(
         momentum = jax.tree.map(follow, state.momentum, state.start, mixed["trained"])
         return state._replace(params=mixed, momentum=momentum)
 
-    def adopt(state: Any, params: Params) -> State:
+    def adopt(state: Any, params: Params) -> QGState:
         return init(params, 0)
 
     return Algorithm("qg_dsgdm", init, local, send, mix, adopt, lambda state: state.params)

@@ -9,11 +9,25 @@ from __future__ import annotations
 
 from p2pfl.churn.deliveries import Conditions, Deliveries, losing, lost
 from p2pfl.churn.events import EVENTS, Event
-from p2pfl.churn.models import MODELS, Setting
+from p2pfl.churn.models import MODELS, ChurnSetting
 from p2pfl.churn.rules import check
 from p2pfl.churn.timeline import Timeline, active, cut, expected, lags, losses, timeline
 
 __all__ = [
-    "EVENTS", "MODELS", "Conditions", "Deliveries", "Event", "Setting", "Timeline", "active",
-    "check", "cut", "expected", "lags", "losing", "losses", "lost", "timeline",
+    "EVENTS",
+    "MODELS",
+    "ChurnSetting",
+    "Conditions",
+    "Deliveries",
+    "Event",
+    "Timeline",
+    "active",
+    "check",
+    "cut",
+    "expected",
+    "lags",
+    "losing",
+    "losses",
+    "lost",
+    "timeline",
 ]  # fmt: skip

@@ -48,7 +48,7 @@ def course(
     for r in range(rounds):
         enters[r] = when.active[r] & (epoch[r] != last)
         last = np.where(when.active[r], epoch[r], last)
-    made, notes = _Rows(when, members, epoch), list[str]()
+    made, notes = _EpochRows(when, members, epoch), list[str]()
     for ids in dict.fromkeys(members[e] for e in np.unique(epoch[epoch >= 0])):
         schedule, note = plan(ids)
         made.add(ids, schedule, steady)
@@ -82,7 +82,7 @@ def epochs(when: Timeline) -> tuple[tuple[tuple[int, ...], ...], np.ndarray]:
     return tuple(members), epoch
 
 
-class _Rows:
+class _EpochRows:
     """Gathers the rows of all epochs, one set of members after the other."""
 
     def __init__(self, when: Timeline, members: Sequence[tuple[int, ...]], epoch: np.ndarray) -> None:

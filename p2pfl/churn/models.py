@@ -26,7 +26,7 @@ LEAST = 2
 Table = Mapping[str, Any]
 
 
-class Setting(NamedTuple):
+class ChurnSetting(NamedTuple):
     """What a model may look at."""
 
     nodes: int
@@ -36,7 +36,7 @@ class Setting(NamedTuple):
     labels: Sequence[Mapping[str, int]] | None = None  # of each node: class -> training rows; None: not known (yet)
 
 
-Model = Callable[[Table, Setting, int, str], list[Event]]
+Model = Callable[[Table, ChurnSetting, int, str], list[Event]]
 """(table, setting, its place among the tables, where it stands) -> events. Raises ConfigError."""
 
 
@@ -88,7 +88,7 @@ def _renewed(lengths: Callable[[int, np.ndarray], np.ndarray], many: int, rounds
     return np.cumsum(change, axis=0)[:rounds] == 0
 
 
-def _some(table: Table, setting: Setting, where: str, up: Callable[[int], np.ndarray]) -> list[Event]:
+def _some(table: Table, setting: ChurnSetting, where: str, up: Callable[[int], np.ndarray]) -> list[Event]:
     """The events of a model of the nodes that the table names, or of all; `up(how many)` [rounds, so many]."""
     ids = list(table.get("nodes", range(setting.nodes)))
     check_distinct([ids], f"{where}.nodes", setting.nodes)
@@ -116,7 +116,7 @@ def _pareto(mean: float, shape: float, u: np.ndarray) -> np.ndarray:
 def _sessions(length: Callable[[float, float, np.ndarray], np.ndarray], above: float = 0.0) -> Model:
     """Sessions with this distribution; what lies between them is exponential."""
 
-    def expand(table: Table, setting: Setting, index: int, where: str) -> list[Event]:
+    def expand(table: Table, setting: ChurnSetting, index: int, where: str) -> list[Event]:
         shape = table.get("shape", above + 1)
         if not shape > above:
             raise ConfigError(f"{where}.shape={shape}: must be > {above:g} for model={table['model']!r}")
@@ -131,7 +131,7 @@ def _sessions(length: Callable[[float, float, np.ndarray], np.ndarray], above: f
     return expand
 
 
-def _correlated(table: Table, setting: Setting, index: int, where: str) -> list[Event]:
+def _correlated(table: Table, setting: ChurnSetting, index: int, where: str) -> list[Event]:
     sites = table["sites"]
     check_distinct(sites, f"{where}.sites", setting.nodes)
 
@@ -149,7 +149,7 @@ def _correlated(table: Table, setting: Setting, index: int, where: str) -> list[
 # --- clocks and traces
 
 
-def _diurnal(table: Table, setting: Setting, index: int, where: str) -> list[Event]:
+def _diurnal(table: Table, setting: ChurnSetting, index: int, where: str) -> list[Event]:
     low, period = table["share"], table["period"]
 
     def up(many: int) -> np.ndarray:
@@ -163,7 +163,7 @@ def _diurnal(table: Table, setting: Setting, index: int, where: str) -> list[Eve
     return _some(table, setting, where, up)
 
 
-def _trace(table: Table, setting: Setting, index: int, where: str) -> list[Event]:
+def _trace(table: Table, setting: ChurnSetting, index: int, where: str) -> list[Event]:
     path, lives = Path(table["path"]), _read_trace(table, where)
 
     def up(many: int) -> np.ndarray:
@@ -207,7 +207,7 @@ def _read_trace(table: Table, where: str) -> list[tuple[np.ndarray, np.ndarray, 
 # --- single strokes
 
 
-def _flash_crowd(table: Table, setting: Setting, index: int, where: str) -> list[Event]:
+def _flash_crowd(table: Table, setting: ChurnSetting, index: int, where: str) -> list[Event]:
     ids = table.get("nodes")
     if ids is None:
         order = np.argsort(
@@ -220,7 +220,7 @@ def _flash_crowd(table: Table, setting: Setting, index: int, where: str) -> list
     return [Event("join", node, table["round"]) for node in ids]
 
 
-def _rolling_restart(table: Table, setting: Setting, index: int, where: str) -> list[Event]:
+def _rolling_restart(table: Table, setting: ChurnSetting, index: int, where: str) -> list[Event]:
     start, down = table.get("start", 1), _whole(table, "down", where)
     up = np.ones((setting.rounds, setting.nodes), bool)
     ids = list(table.get("nodes", range(setting.nodes)))
@@ -237,7 +237,7 @@ def _whole(table: Table, name: str, where: str) -> int:
     return int(table[name])
 
 
-def _adversarial(table: Table, setting: Setting, index: int, where: str) -> list[Event]:
+def _adversarial(table: Table, setting: ChurnSetting, index: int, where: str) -> list[Event]:
     target, first = table["target"], table["round"]
     if target not in TARGETS:
         raise ConfigError(f"{where}.target={target!r}: {nearest(target, TARGETS)}")
@@ -253,11 +253,11 @@ def _adversarial(table: Table, setting: Setting, index: int, where: str) -> list
     return found
 
 
-def _hub(table: Table, setting: Setting, where: str) -> int:
+def _hub(table: Table, setting: ChurnSetting, where: str) -> int:
     return int(max(sorted(setting.graph), key=lambda node: setting.graph.degree[node]))
 
 
-def _cut_vertex(table: Table, setting: Setting, where: str) -> int:
+def _cut_vertex(table: Table, setting: ChurnSetting, where: str) -> int:
     def largest(node: int) -> int:
         left = setting.graph.subgraph(set(setting.graph) - {node})
         return max(map(len, nx.connected_components(left)))
@@ -268,7 +268,7 @@ def _cut_vertex(table: Table, setting: Setting, where: str) -> int:
     return int(min(found, key=largest))
 
 
-def _holder(table: Table, setting: Setting, where: str) -> int:
+def _holder(table: Table, setting: ChurnSetting, where: str) -> int:
     label, labels = table["class_label"], setting.labels or ()
     known = sorted({name for each in labels for name in each})
     if label not in known:
@@ -276,7 +276,7 @@ def _holder(table: Table, setting: Setting, where: str) -> int:
     return max(range(setting.nodes), key=lambda node: labels[node].get(label, 0))
 
 
-TARGETS: Mapping[str, Callable[[Table, Setting, str], int]] = MappingProxyType(
+TARGETS: Mapping[str, Callable[[Table, ChurnSetting, str], int]] = MappingProxyType(
     {"hub": _hub, "cut_vertex": _cut_vertex, "holder": _holder}
 )
 """Whom "adversarial" may strike."""

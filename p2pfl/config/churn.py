@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from p2pfl.churn.events import Event
-from p2pfl.churn.models import MODELS, Setting
+from p2pfl.churn.models import MODELS, ChurnSetting
 from p2pfl.churn.rules import check, check_one
 from p2pfl.errors import ConfigError
 
@@ -100,7 +100,7 @@ FIELDS: Mapping[str, Fields] = MappingProxyType(
 """What each event and each model needs and may be given; any other field is refused."""
 
 
-def expand(tables: Sequence[ChurnEvent], setting: Setting) -> tuple[Event, ...]:
+def expand(tables: Sequence[ChurnEvent], setting: ChurnSetting) -> tuple[Event, ...]:
     """The events of all tables, checked. Raises ConfigError."""
     found: list[Event] = []
     for index, table in enumerate(each.fields() for each in tables):

@@ -70,7 +70,7 @@ class Data:
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Model:
+class ModelTable:
     """[model]: what is trained."""
 
     name: str  # logistic | mlp | cnn | unet | "module:function"
@@ -96,7 +96,7 @@ class Training:
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Topology:
+class TopologyTable:
     """[topology]: the graph along which models travel."""
 
     graph: str | None = None  # a name of p2pfl.topology.GRAPHS
@@ -129,7 +129,7 @@ class Statistics:
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Network:
+class NetworkTable:
     """[network]: what is lost and how late it is, and how patient a live node is."""
 
     preset: Literal["local", "lan", "wan"] = "local"
@@ -169,14 +169,14 @@ class Experiment:
     name: Annotated[str, Field(pattern=toml.NAME)]
     data: Data
     training: Training
-    topology: Topology
+    topology: TopologyTable
     algorithm: AlgorithmTable
     rounds: Count
     statistics: Statistics = dataclasses.field(default_factory=Statistics)
-    model: Model | None = None  # must be given, but for the source quadratic
+    model: ModelTable | None = None  # must be given, but for the source quadratic
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     churn: Annotated[tuple[ChurnEvent, ...], _LIST] = ()
-    network: Network = dataclasses.field(default_factory=Network)
+    network: NetworkTable = dataclasses.field(default_factory=NetworkTable)
     virtual: Virtual = dataclasses.field(default_factory=Virtual)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     driver: Driver = dataclasses.field(default_factory=Driver)
@@ -252,8 +252,8 @@ def load_node(path: Path) -> NodeFile:
 
 
 TABLES: tuple[type[Any], ...] = (
-    Data, Model, Training, Topology, AlgorithmTable, Statistics, ChurnEvent, Network, Virtual, VirtualLink,
-    Evaluation, Driver, Experiment, NodeFile,
+    Data, ModelTable, Training, TopologyTable, AlgorithmTable, Statistics, ChurnEvent, NetworkTable, Virtual,
+    VirtualLink, Evaluation, Driver, Experiment, NodeFile,
 )  # fmt: skip
 """Every table of a file: each field of each is documented in docs/experiment.md."""
 

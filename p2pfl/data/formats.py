@@ -1,6 +1,6 @@
 """Files of pixels as arrays: pictures, DICOM, NIfTI, MetaImage, numpy, and tables of time series.
 
-Every reader takes a path and returns a `Picture`, or raises DataError that names the file. pydicom and nibabel are
+Every reader takes a path and returns a `ReadImage`, or raises DataError that names the file. pydicom and nibabel are
 imported where they are needed: they are extras.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from p2pfl.errors import DataError
 
 
-class Picture(NamedTuple):
+class ReadImage(NamedTuple):
     """What a file holds."""
 
     array: np.ndarray  # a plane [H, W] or [H, W, colours], a volume of three axes, or four with frames last
@@ -35,7 +35,7 @@ FAULTS = (
 )  # fmt: skip
 
 
-def read(path: Path, format: str, mode: str) -> Picture:
+def read(path: Path, format: str, mode: str) -> ReadImage:
     """One file of a format of FORMATS (dicom: or a folder with the slices of one series). `mode`: grey or rgb pictures;
     raw: as it is, for masks. Raises DataError naming the file.
     """
@@ -51,7 +51,7 @@ def read(path: Path, format: str, mode: str) -> Picture:
     return found
 
 
-def _image(path: Path, mode: str) -> Picture:
+def _image(path: Path, mode: str) -> ReadImage:
     """PNG, JPEG, TIFF and what else Pillow reads; the first frame. 16-bit grey stays so, of colours 8 bits are read."""
     from PIL import Image  # here: 40 ms, and a run on tables never needs it
 
@@ -66,10 +66,10 @@ def _image(path: Path, mode: str) -> Picture:
         raise DataError(f"{path}: {exc}; shrink the image before it is read") from exc
     full = {"b": 1.0, "u": float(np.iinfo(array.dtype).max) if array.dtype.kind == "u" else 0.0}
     # Pillow gives 16-bit PNG as int32: what it holds is 0..65535.
-    return Picture(array, False, full.get(array.dtype.kind, 65535.0 if array.dtype.kind == "i" else None))
+    return ReadImage(array, False, full.get(array.dtype.kind, 65535.0 if array.dtype.kind == "i" else None))
 
 
-def _dicom(path: Path, mode: str) -> Picture:
+def _dicom(path: Path, mode: str) -> ReadImage:
     """One DICOM file, or a folder: the files in it are the slices of a volume, ordered along the normal of the plane.
 
     Stored values go through RescaleSlope and RescaleIntercept (PS3.3 C.11.1.1).
@@ -114,10 +114,10 @@ def _along(header: Any) -> tuple[float, int]:
     return round(float(np.dot(normal, np.array(position, float))), 3), number
 
 
-def _seen(values: np.ndarray, volume: bool, header: Any) -> Picture:
+def _seen(values: np.ndarray, volume: bool, header: Any) -> ReadImage:
     centre, width = (_first(header.get(name)) for name in ("WindowCenter", "WindowWidth"))
     window = (centre, width) if centre is not None and width is not None and width > 1 else None
-    return Picture(values, volume, None, window, header.get("PhotometricInterpretation") == "MONOCHROME1")
+    return ReadImage(values, volume, None, window, header.get("PhotometricInterpretation") == "MONOCHROME1")
 
 
 def _first(value: Any) -> float | None:
@@ -127,7 +127,7 @@ def _first(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float | str) else float(value[0])
 
 
-def _nifti(path: Path, mode: str) -> Picture:
+def _nifti(path: Path, mode: str) -> ReadImage:
     """NIfTI (.nii, .nii.gz), turned to the axes right, anterior, superior that are closest."""
     nibabel = _extra("nibabel", "NIfTI")
     try:
@@ -137,14 +137,14 @@ def _nifti(path: Path, mode: str) -> Picture:
     return _space(path, np.asanyarray(image.dataobj))
 
 
-def _space(path: Path, array: np.ndarray) -> Picture:
+def _space(path: Path, array: np.ndarray) -> ReadImage:
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3, 4):
         raise DataError(f"{path}: has shape {array.shape}; a plane, a volume or frames of one are needed")
-    return Picture(array, array.ndim > 2)
+    return ReadImage(array, array.ndim > 2)
 
 
 _ELEMENTS = {
@@ -153,7 +153,7 @@ _ELEMENTS = {
 }  # fmt: skip
 
 
-def _mhd(path: Path, mode: str) -> Picture:
+def _mhd(path: Path, mode: str) -> ReadImage:
     """MetaImage (.mhd with its .raw or .zraw, or .mha): text "Key = value", then x fastest; axes as [x, y, z]."""
     content = path.read_bytes()
     end = content.find(b"ElementDataFile")
@@ -178,13 +178,13 @@ def _mhd(path: Path, mode: str) -> Picture:
     return _space(path, np.frombuffer(raw[:size], dtype).reshape(shape, order="F"))
 
 
-def _npy(path: Path, mode: str) -> Picture:
+def _npy(path: Path, mode: str) -> ReadImage:
     """A numpy array; never one of Python objects. [H, W, 3] is in colour in mode rgb, else a volume."""
     array = np.load(path, allow_pickle=False)
     if array.dtype.kind not in "buif":
         raise DataError(f"{path}: has dtype {array.dtype}; it must hold numbers")
     if mode == "rgb" and array.ndim == 3 and array.shape[2] == 3:
-        return Picture(array, False, 255.0 if array.dtype == np.uint8 else None)
+        return ReadImage(array, False, 255.0 if array.dtype == np.uint8 else None)
     return _space(path, array)._replace(full=255.0 if array.dtype == np.uint8 else None)
 
 
@@ -212,7 +212,7 @@ def _extra(name: str, what: str) -> Any:
         raise DataError(f"reading {what} needs {name}, which is not installed; install p2pfl-jax[medical]") from exc
 
 
-FORMATS: Mapping[str, Callable[[Path, str], Picture]] = MappingProxyType(
+FORMATS: Mapping[str, Callable[[Path, str], ReadImage]] = MappingProxyType(
     {"image": _image, "dicom": _dicom, "nifti": _nifti, "mhd": _mhd, "npy": _npy}
 )
 """Name -> reader (path, mode)."""

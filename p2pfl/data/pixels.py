@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from p2pfl.data.formats import Picture, correlations, read
+from p2pfl.data.formats import ReadImage, correlations, read
 from p2pfl.data.layout import Layout, Pixels
 from p2pfl.errors import DataError
 
@@ -62,7 +62,7 @@ def arrays(layout: Layout, entry: Entry) -> Arrays:
     return found
 
 
-def _frame(picture: Picture, frame: int | None, file: Path) -> Picture:
+def _frame(picture: ReadImage, frame: int | None, file: Path) -> ReadImage:
     """One frame of a file of four axes."""
     if picture.array.ndim < 4:
         return picture
@@ -74,7 +74,7 @@ def _frame(picture: Picture, frame: int | None, file: Path) -> Picture:
     return picture._replace(array=picture.array[..., frame])
 
 
-def _intensity(picture: Picture, layout: Layout, file: Path) -> Picture:
+def _intensity(picture: ReadImage, layout: Layout, file: Path) -> ReadImage:
     """Values as float32, in 0..1 but for "zscore" and "none"."""
     pixels = layout.pixels
     x = picture.array.astype(np.float64)
@@ -108,7 +108,7 @@ def _windowed(x: np.ndarray, centre: float, width: float) -> np.ndarray:
     return found
 
 
-def _planes(picture: Picture, pixels: Pixels, file: Path, labels: bool = False) -> list[np.ndarray]:
+def _planes(picture: ReadImage, pixels: Pixels, file: Path, labels: bool = False) -> list[np.ndarray]:
     """The planes [H, W] or [H, W, colours] of a picture at their size; of whole volumes one array [D, H, W]."""
     array = picture.array
     if not picture.volume:

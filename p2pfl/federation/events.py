@@ -24,7 +24,9 @@ def events(
     """
     if not experiment.churn:
         return ()
-    setting = churn.Setting(plan.neighbor.shape[1], experiment.rounds, experiment.seed, topology.union(plan), labels)
+    setting = churn.ChurnSetting(
+        plan.neighbor.shape[1], experiment.rounds, experiment.seed, topology.union(plan), labels
+    )
     found = expand(experiment.churn, setting)
     late = next((event for event in found if event.event == "lag"), None)
     if late is not None and experiment.driver.kind == "simulate":

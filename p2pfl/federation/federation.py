@@ -23,7 +23,7 @@ from p2pfl import data as sources
 from p2pfl import topology
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.algorithms.mixing import renormalized
-from p2pfl.config.experiment import AlgorithmTable, Data, Experiment, Topology
+from p2pfl.config.experiment import AlgorithmTable, Data, Experiment, TopologyTable
 from p2pfl.data import Dataset, partition
 from p2pfl.data.partition import Partition
 from p2pfl.errors import ConfigError, DataError, nearest
@@ -379,7 +379,7 @@ def pooled(experiment: Experiment, nodes: int) -> Experiment:
     data = replace(experiment.data, partition="iid", alpha=None, per_node=None)
     plain = alone(experiment)
     training = replace(training, objective=plain.training.objective)
-    return replace(plain, data=data, training=training, topology=Topology(graph="complete", nodes=1))
+    return replace(plain, data=data, training=training, topology=TopologyTable(graph="complete", nodes=1))
 
 
 def alone(experiment: Experiment) -> Experiment:

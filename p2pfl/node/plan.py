@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from p2pfl.node.task import Task
-from p2pfl.node.worker import Work
-from p2pfl.protocol.neighbor import Facts, Plan, Turn
+from p2pfl.node.worker import Worker
+from p2pfl.protocol.neighbor import EpochPlan, Facts, Turn
 from p2pfl.protocol.timing import Timing
 
 
@@ -23,7 +23,7 @@ class Terms(NamedTuple):
     sync: str
 
 
-def facts(task: Task, work: Work, terms: Terms, life: int, join_round: int) -> Facts:
+def facts(task: Task, work: Worker, terms: Terms, life: int, join_round: int) -> Facts:
     """What a life of a node knows from the start; `join_round` as in `Facts`."""
     payload, model = work.payloads.schema, work.models.schema
     return Facts(
@@ -45,12 +45,12 @@ def facts(task: Task, work: Work, terms: Terms, life: int, join_round: int) -> F
     )
 
 
-def plan(task: Task) -> Callable[[tuple[int, ...]], Plan]:
+def plan(task: Task) -> Callable[[tuple[int, ...]], EpochPlan]:
     """The plan of each epoch, by its members."""
 
-    def of(members: tuple[int, ...]) -> Plan:
+    def of(members: tuple[int, ...]) -> EpochPlan:
         there = task.at(members)
-        return Plan(turns(there), there.slots, there.neighbors, len(there.around.neighbor) == 1)
+        return EpochPlan(turns(there), there.slots, there.neighbors, len(there.around.neighbor) == 1)
 
     return of
 

@@ -20,7 +20,7 @@ from p2pfl.protocol.events import Adopt, Advance, Booking, Finished, Leave, Trai
 from p2pfl.types import Params, Payload, State
 
 
-class Kept(Protocol):
+class KeptState(Protocol):
     """What a store has kept."""
 
     @property
@@ -38,7 +38,7 @@ class Keeper(Protocol):
     def save(self, state: State, table: dict[str, Any]) -> str | None:
         """Keep it; returns what went wrong, for a person."""
 
-    def load(self, like: State) -> tuple[Kept | None, list[str]]:
+    def load(self, like: State) -> tuple[KeptState | None, list[str]]:
         """The latest, if there is one, and what a person should know of it."""
 
 
@@ -55,7 +55,7 @@ class Host(NamedTuple):
     every: int = 0  # rounds from checkpoint to checkpoint; 0: none
 
 
-class Work:
+class Worker:
     """The state of one node and what is done to it, round by round; writes metrics.jsonl, trace.jsonl and the model."""
 
     def __init__(self, task: Task, directory: Path, host: Host) -> None:

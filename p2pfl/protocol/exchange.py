@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from p2pfl.errors import RemoteError
-from p2pfl.protocol.messages import BOOKED, VOID, AskVoid, Message, Offer, Ping, Pong, Receipt, Result
+from p2pfl.protocol.messages import BOOKED, VOID, AskVoid, Closed, Message, Offer, Ping, Pong, Receipt
 
 IDLE, OPEN, ASKING = "idle", "open", "asking"
 
@@ -95,8 +95,8 @@ def receive(edge: Edge, message: Message, side: Side | None = None) -> Step:
             if number != edge.number:
                 return Step(edge, (_told(edge, number),) if number < edge.number else ())
             new, ended = _resolve(edge, VOID)
-            return Step(new, (Result(number, VOID),), ended)
-        case Result(number, outcome):
+            return Step(new, (Closed(number, VOID),), ended)
+        case Closed(number, outcome):
             return _on_result(edge, number, outcome)
         case Ping(number, have, last):
             step = _on_standing(edge, number, have, last)
@@ -141,11 +141,11 @@ def _offer(edge: Edge) -> Offer:
     return Offer(edge.number, edge.mine.round, edge.last, edge.mine.epoch)
 
 
-def _told(edge: Edge, number: int) -> Result:
+def _told(edge: Edge, number: int) -> Closed:
     """How an earlier exchange ended. Links keep order, so a question can only be about the last one."""
     if number != edge.number - 1:
         raise RemoteError("number", f"exchange {number} is long over; this end is at {edge.number}")
-    return Result(number, edge.last)
+    return Closed(number, edge.last)
 
 
 def _no_future(edge: Edge, number: int) -> None:

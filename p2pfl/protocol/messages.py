@@ -43,7 +43,7 @@ class AskVoid(NamedTuple):
     number: int
 
 
-class Result(NamedTuple):
+class Closed(NamedTuple):
     """Exchange `number` has ended so at my end."""
 
     number: int
@@ -94,9 +94,9 @@ class Push(NamedTuple):
     epoch: int
 
 
-Message = Hello | Offer | Receipt | AskVoid | Result | Ping | Pong | Want | Model | Bye | Push
+Message = Hello | Offer | Receipt | AskVoid | Closed | Ping | Pong | Want | Model | Bye | Push
 
-KINDS: tuple[type[Any], ...] = (Hello, Offer, Receipt, AskVoid, Result, Ping, Pong, Want, Model, Bye, Push)
+KINDS: tuple[type[Any], ...] = (Hello, Offer, Receipt, AskVoid, Closed, Ping, Pong, Want, Model, Bye, Push)
 """A message's place here is its number on the wire: append only."""
 
 CARRIERS = (Offer, Push, Model)

@@ -26,7 +26,7 @@ class Turn(NamedTuple):
     lost: tuple[int, ...] = ()  # the experiment loses the push to each of these
 
 
-class Plan(NamedTuple):
+class EpochPlan(NamedTuple):
     """What the schedule of an epoch has for this node."""
 
     turn: Callable[[int], Turn]  # of a round; every node in the epoch has the same schedule
@@ -47,7 +47,7 @@ class Facts(NamedTuple):
     life: int  # greater than that of any earlier process of this node
     nodes: int  # ids go from 0 to nodes - 1
     expected: tuple[int, ...]  # members that a start waits for, as long as nobody has begun
-    plan: Callable[[tuple[int, ...]], Plan]  # of an epoch's members, ascending, this node among them
+    plan: Callable[[tuple[int, ...]], EpochPlan]  # of an epoch's members, ascending, this node among them
     rounds: int
     federation: str  # digest of what all nodes must have in common
     schema: str  # digest of the payload's and the model's shape

@@ -13,7 +13,7 @@ from typing import Any
 from p2pfl.protocol import exchange
 from p2pfl.protocol.events import Adopt, Advance, Drop, Effect, Members, Note, Reborn, Seen, Send
 from p2pfl.protocol.messages import Envelope, Hello, Message, Want
-from p2pfl.protocol.neighbor import BARRIER, Facts, Neighbor, Plan, Turn, epoch_of
+from p2pfl.protocol.neighbor import BARRIER, EpochPlan, Facts, Neighbor, Turn, epoch_of
 
 STARTING, JOINING, TRAINING, EXCHANGING, SETTLING = "starting", "joining", "training", "exchanging", "settling"
 LEAVING, CLOSING, DONE = "leaving", "closing", "done"
@@ -35,7 +35,7 @@ class Presence(ABC):
         self.epoch = 0
         self.ahead = 0  # the epoch of those who are there now
         self.neighbors: dict[int, Neighbor] = {}
-        self._plan = Plan(lambda round: Turn(), 0, ())
+        self._plan = EpochPlan(lambda round: Turn(), 0, ())
         self._models: dict[int, tuple[int, int, Any]] = {}  # what a joiner has been given: life, round, model
         self._accused = False
         self._past: tuple[tuple[int, int], ...] = ()  # lives that are over

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from p2pfl.reporting import terminal
-from p2pfl.reporting.run_data import Absence, Nodes, Run
+from p2pfl.reporting.run_data import Absence, Nodes, RunData
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,7 @@ STYLE: Any = {
 }  # fmt: skip
 
 
-class Picture(NamedTuple):
+class PageFigure(NamedTuple):
     """A drawing, what it shows in words for whoever can't see it, and the caption below it."""
 
     svg: str
@@ -67,17 +67,17 @@ class Picture(NamedTuple):
     caption: str
 
 
-def pictures(run: Run) -> dict[str, Picture]:
+def pictures(run: RunData) -> dict[str, PageFigure]:
     """Every figure that the run has data for, by name."""
-    drawn: dict[str, Picture] = {}
-    draw: dict[str, Callable[[Run], tuple[Figure, str, str] | None]] = {
+    drawn: dict[str, PageFigure] = {}
+    draw: dict[str, Callable[[RunData], tuple[Figure, str, str] | None]] = {
         "accuracy": _accuracy, "consensus": _consensus, "topology": _topology, "traffic": _traffic, "time": _time,
     }  # fmt: skip
     with matplotlib.rc_context(STYLE):
         for name, make in draw.items():
             made = make(run)
             if made is not None:
-                drawn[name] = Picture(_svg(made[0], name, made[1]), made[1], made[2])
+                drawn[name] = PageFigure(_svg(made[0], name, made[1]), made[1], made[2])
     return drawn
 
 
@@ -124,7 +124,7 @@ def _axes(width: float, height: float, rounds: bool = True) -> tuple[Figure, Axe
 # ---------------------------------------------------------------- accuracy
 
 
-def _accuracy(run: Run) -> tuple[Figure, str, str] | None:
+def _accuracy(run: RunData) -> tuple[Figure, str, str] | None:
     nodes, final = run.nodes, run.nodes.final()
     x, mean = thin(run.series["round"], run.series["accuracy_mean"], _last)
     if nodes.measure != "accuracy" or not len(x):
@@ -247,7 +247,7 @@ def _churn(axes: Axes, absences: list[Absence]) -> str:
 # ---------------------------------------------------------------- the three small ones
 
 
-def _consensus(run: Run) -> tuple[Figure, str, str] | None:
+def _consensus(run: RunData) -> tuple[Figure, str, str] | None:
     x, y = thin(run.series["round"], run.series["consensus_distance"], lambda values: float(values.mean()))
     x, y = x[y > 0], y[y > 0]
     if not len(x):
@@ -262,7 +262,7 @@ def _consensus(run: Run) -> tuple[Figure, str, str] | None:
     return figure, alt, "How far the models are from their mean. Low does not mean right: see the section on truth."
 
 
-def _traffic(run: Run) -> tuple[Figure, str, str] | None:
+def _traffic(run: RunData) -> tuple[Figure, str, str] | None:
     x, y = thin(run.series["round"], run.series["bytes_sent"], lambda values: float(values.mean()))
     if not len(x):
         return None
@@ -276,7 +276,7 @@ def _traffic(run: Run) -> tuple[Figure, str, str] | None:
     return figure, alt, "Sent by all nodes together, in each round."
 
 
-def _time(run: Run) -> tuple[Figure, str, str] | None:
+def _time(run: RunData) -> tuple[Figure, str, str] | None:
     x, y = thin(run.series["round"], run.series["seconds_median"], lambda values: float(np.median(values)))
     if not len(x):
         return None
@@ -323,7 +323,7 @@ def _edges(topology: dict[str, Any]) -> Iterator[tuple[int, int]]:
             yield edge[0], edge[1]
 
 
-def _topology(run: Run) -> tuple[Figure, str, str] | None:
+def _topology(run: RunData) -> tuple[Figure, str, str] | None:
     count = run.topology.get("nodes")
     graph = nx.Graph()
     graph.add_nodes_from(range(count) if isinstance(count, int) else [])

@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from p2pfl.reporting import run_data, terminal
-from p2pfl.reporting.run_data import AWAY, Absence, Run
+from p2pfl.reporting.run_data import AWAY, Absence, RunData
 
 EVENT_ROWS = 60
 """Rows of the table of events, at most; one more counts the rest."""
@@ -148,7 +148,7 @@ def _named(names: set[str], noun: str) -> str:
 # ---------------------------------------------------------------- the page
 
 
-def _render(run: Run) -> str:
+def _render(run: RunData) -> str:
     from p2pfl.reporting import figures  # here: it brings matplotlib, half a second that no start should pay
 
     summary = run.summary

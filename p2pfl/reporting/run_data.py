@@ -52,7 +52,7 @@ class Nodes(NamedTuple):
         return last
 
 
-class Run(NamedTuple):
+class RunData(NamedTuple):
     """All that the page shows."""
 
     summary: dict[str, Any]
@@ -66,7 +66,7 @@ class Run(NamedTuple):
     assessed: dict[str, Any]  # assessment.json
 
 
-def read(run: Path) -> Run:
+def read(run: Path) -> RunData:
     """All that the directory of a run holds. Raises ConfigError when it is none."""
     if not any((run / name).is_file() for name in ("summary.json", "metrics.jsonl", "rounds.jsonl")):
         raise ConfigError(f"run={str(run)!r}: holds no summary.json, metrics.jsonl or rounds.jsonl; must be of a run")
@@ -81,7 +81,7 @@ def read(run: Path) -> Run:
                 summary[target] = float(known[-1])
     events = [event for event in _lines(run / "events.jsonl", unread) if isinstance(event.get("event"), str)]
     toml = run / "experiment.toml"
-    return Run(
+    return RunData(
         summary=summary,
         topology=_object(run / "topology.json", unread),
         series=series,
@@ -144,7 +144,7 @@ def _last_round(series: Mapping[str, np.ndarray], summary: Mapping[str, Any]) ->
     return max([*known, *(int(number) for number in series["round"][-1:]), 0])
 
 
-class _Row:
+class _NodeRow:
     """One node while `metrics.jsonl` is read."""
 
     def __init__(self, columns: int) -> None:
@@ -154,12 +154,12 @@ class _Row:
 
 def _nodes(path: Path, last: int, unread: list[str]) -> Nodes:
     columns = min(COLUMNS, last + 1)
-    rows: dict[int, _Row] = {}
+    rows: dict[int, _NodeRow] = {}
     for record in _lines(path, unread):
         node, number = terminal.measured(record.get("node")), terminal.measured(record.get("round"))
         if node is None or number is None:
             continue
-        row = rows.setdefault(int(node), _Row(columns))
+        row = rows.setdefault(int(node), _NodeRow(columns))
         column = min(max(int(number), 0) * columns // (last + 1), columns - 1)
         common = record.get("accuracy_after_mixing")
         if common is None:

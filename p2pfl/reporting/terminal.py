@@ -284,7 +284,7 @@ def figure(value: object) -> str:
 # ---------------------------------------------------------------- the result
 
 
-class Result(NamedTuple):
+class ResultRow(NamedTuple):
     """One row of the result as it is shown: accuracy on the common test set, then of each node on its own test data."""
 
     label: str
@@ -294,12 +294,12 @@ class Result(NamedTuple):
     own_worst: str
 
 
-def results(summary: Mapping[str, Any]) -> list[Result]:
+def results(summary: Mapping[str, Any]) -> list[ResultRow]:
     """This run beside what it is to be compared with. The majority class is a row only if it was computed."""
     here = [percent(summary.get(f"accuracy_{key}")) for key in ("mean", "worst", "own_mean", "own_worst")]
     rows = [
-        Result("this run", *here),
-        Result(
+        ResultRow("this run", *here),
+        ResultRow(
             "every node alone",
             percent(summary.get("accuracy_local_only")),
             percent(summary.get("accuracy_local_only_worst")),
@@ -309,10 +309,10 @@ def results(summary: Mapping[str, Any]) -> list[Result]:
     ]
     pooled = percent(summary.get("accuracy_pooled"))
     at_sites = [percent(summary.get(f"accuracy_pooled_own_{key}")) for key in ("mean", "worst")]
-    rows.append(Result("all data pooled", pooled, DASH if pooled == DASH else "one model", *at_sites))
+    rows.append(ResultRow("all data pooled", pooled, DASH if pooled == DASH else "one model", *at_sites))
     if measured(summary.get("accuracy_majority")) is not None:
         own = [percent(summary.get(f"accuracy_majority_own_{key}")) for key in ("mean", "worst")]
-        rows.append(Result("majority class", percent(summary["accuracy_majority"]), "no model", *own))
+        rows.append(ResultRow("majority class", percent(summary["accuracy_majority"]), "no model", *own))
     return rows
 
 

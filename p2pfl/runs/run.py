@@ -237,7 +237,7 @@ def _live(federation: Federation, out: Path, view: View, server: Launcher) -> Co
 
 def _follow(federation: Federation, server: Launcher, watch: Watch, view: View) -> None:
     """Show what happens until no node is at work any more; call back and let go on whom the experiment has planned."""
-    plan = _Plan(federation.churn)
+    plan = _Returns(federation.churn)
     while server.running:
         server.poll(0.05)
         now = clock.now()
@@ -255,7 +255,7 @@ def _follow(federation: Federation, server: Launcher, watch: Watch, view: View) 
     view.update(watch.status(states, clock.now()))
 
 
-class _Plan:
+class _Returns:
     """Returns, joins and ends of freezes that are still to come. They are due when somebody begins the round before."""
 
     def __init__(self, events: Sequence[churn.Event]) -> None:

@@ -19,7 +19,7 @@ from p2pfl.churn import Event
 from p2pfl.churn.course import Course, course
 from p2pfl.drivers.live import clock
 from p2pfl.drivers.simulate import engine, loop
-from p2pfl.drivers.simulate.work import Evaluated, How, Outcome, Work, make_work
+from p2pfl.drivers.simulate.simulation import Evaluated, How, Outcome, Simulation, make_work
 from p2pfl.federation import federation as building
 from p2pfl.federation.federation import Federation
 from p2pfl.federation.tasks import tasks
@@ -64,7 +64,7 @@ def simulate(
     return engine.run(work_of(federation), how, progress or _quiet, now or (lambda: 0.0))
 
 
-def work_of(federation: Federation) -> Work:
+def work_of(federation: Federation) -> Simulation:
     """What a federation asks the simulator to do."""
     wanted, data = federation.experiment, federation.dataset
     owner = [-1] * len(data.test.y)
@@ -166,7 +166,7 @@ def payload_bytes(federation: Federation) -> int:
     return total // max(slots, 1) if algorithm.per_edge else total
 
 
-def _measured(work: Work, one: Evaluated, payload: int, time: float) -> list[dict[str, Any]]:
+def _measured(work: Simulation, one: Evaluated, payload: int, time: float) -> list[dict[str, Any]]:
     neighbor = one.neighbor
     lives = work.course.timeline.life[one.round - 1] if work.course else np.ones(len(one.active), int)
     listed = neighbor.shape[1] <= _LISTED
@@ -227,7 +227,7 @@ def _detail(event: Event) -> str:
     return f"planned: {more[event.event]}" if event.event in more else "planned"
 
 
-def _status(work: Work, round: int, one: Evaluated | None, began: float) -> Status:
+def _status(work: Simulation, round: int, one: Evaluated | None, began: float) -> Status:
     rounds, many = work.rounds, len(work.steps)
     there = work.course.timeline.present[max(round, 1) - 1] if work.course else np.ones(many, bool)
     known = one.accuracy if one is not None else None

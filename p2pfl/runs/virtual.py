@@ -11,7 +11,7 @@ from typing import Any
 
 from p2pfl.config.virtual import Virtual
 from p2pfl.drivers.virtual.network import Link
-from p2pfl.drivers.virtual.run import Ended, Setting
+from p2pfl.drivers.virtual.run import VirtualResult, VirtualSetting
 from p2pfl.drivers.virtual.run import run as run_virtual
 from p2pfl.errors import ConfigError
 from p2pfl.federation import federation as building
@@ -21,11 +21,11 @@ from p2pfl.node import records
 from p2pfl.protocol.membership.timing import RHYTHMS
 
 
-def setting(federation: Federation) -> Setting:
+def setting(federation: Federation) -> VirtualSetting:
     """What an experiment says of time and network. Raises ConfigError."""
     wanted, nodes = federation.experiment, len(federation.graph)
     check(wanted.virtual, nodes)
-    return Setting(
+    return VirtualSetting(
         seed=wanted.seed,
         terms=building.terms(federation),
         rhythm=RHYTHMS[wanted.network.preset],
@@ -54,14 +54,14 @@ def into(
     out: Path,
     begun: Callable[[int], None] = lambda round: None,
     say: Callable[[str], None] = lambda text: None,
-) -> Ended:
+) -> VirtualResult:
     """Run a federation in virtual time; its records are in `out`/nodes/ID. See `virtual.run.run`."""
     for note in notes(federation):
         say(note)
     return run_virtual(tasks.tasks(federation), setting(federation), out, begun, say)
 
 
-def figures(ended: Ended) -> dict[str, Any]:
+def figures(ended: VirtualResult) -> dict[str, Any]:
     """What the summary says besides what it says of a live run."""
     return {
         "driver": "virtual",
@@ -72,7 +72,7 @@ def figures(ended: Ended) -> dict[str, Any]:
     }
 
 
-def timed(out: Path, ended: Ended) -> None:
+def timed(out: Path, ended: VirtualResult) -> None:
     """Add to each line of rounds.jsonl when the last node had finished the round: virtual seconds of training."""
     latest: dict[int, float] = {}
     for row in records.read(out / "metrics.jsonl"):

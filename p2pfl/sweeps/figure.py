@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from p2pfl.sweeps.plan import ALONGSIDE, Picture, Plan, in_percent, matches
-from p2pfl.sweeps.results import POOLED, Row, Table, mean_sd, records
+from p2pfl.sweeps.plan import ALONGSIDE, PictureTable, SweepPlan, in_percent, matches
+from p2pfl.sweeps.results import POOLED, Row, SweepTable, mean_sd, records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ class Line(NamedTuple):
     high: np.ndarray
 
 
-def save(plan: Plan, table: Table, out: Path, path: Path) -> bool:
+def save(plan: SweepPlan, table: SweepTable, out: Path, path: Path) -> bool:
     """Draw what [picture] asks for; False where there is nothing to draw."""
     picture = plan.sweep.picture
     if picture is None:
@@ -83,7 +83,7 @@ def _failed(row: Row) -> bool:
 # --- what is drawn
 
 
-def _labels(plan: Plan, rows: Sequence[Row], axis: str | None) -> list[str]:
+def _labels(plan: SweepPlan, rows: Sequence[Row], axis: str | None) -> list[str]:
     """The labels of an axis that have rows, in the file's order; one empty label where there is no axis."""
     if axis is None:
         return [""]
@@ -95,7 +95,7 @@ def _of(rows: Sequence[Row], axis: str | None, label: str) -> list[Row]:
     return [row for row in rows if axis is None or row.labels[axis] == label]
 
 
-def _point(picture: Picture, metric: str, row: Row) -> tuple[float, float, float]:
+def _point(picture: PictureTable, metric: str, row: Row) -> tuple[float, float, float]:
     """Mean, and the ends of its bar."""
     mean, sd = mean_sd(row.values[metric])
     if mean is None or not math.isfinite(mean):
@@ -110,11 +110,11 @@ def _point(picture: Picture, metric: str, row: Row) -> tuple[float, float, float
     return mean, low, high
 
 
-def _titled(picture: Picture, name: str) -> str:
+def _titled(picture: PictureTable, name: str) -> str:
     return picture.titles.get(name, WORDS.get(name, name.replace("_", " ")))
 
 
-def _series_name(picture: Picture, label: str) -> str:
+def _series_name(picture: PictureTable, label: str) -> str:
     """A series as the legend names it: a number needs the name of its axis."""
     if label in picture.titles:
         return picture.titles[label]
@@ -133,7 +133,7 @@ def _number(label: str) -> float | None:
 # --- the three kinds
 
 
-def _curves(picture: Picture, plan: Plan, rows: list[Row], out: Path) -> Figure:
+def _curves(picture: PictureTable, plan: SweepPlan, rows: list[Row], out: Path) -> Figure:
     """A figure of rounds.jsonl against rounds or bytes; seeds of one combination as thin lines of its colour."""
     panels = _labels(plan, rows, picture.panels) if len(picture.x) == 1 else list(picture.x)
     figure, drawn = _panels(len(panels), 4.9 if len(panels) <= 2 else 3.2, 3.6)
@@ -160,7 +160,7 @@ def _curves(picture: Picture, plan: Plan, rows: list[Row], out: Path) -> Figure:
     return figure
 
 
-def _curve(picture: Picture, run: Path, x_name: str, place: int, name: str) -> Line:
+def _curve(picture: PictureTable, run: Path, x_name: str, place: int, name: str) -> Line:
     lines = [line for line in records(run) if line.get(picture.y) is not None]
     round_ = np.array([line["round"] for line in lines], float)
     y = np.array([line[picture.y] for line in lines], float) * (100 if picture.y.startswith("accuracy_") else 1)
@@ -176,7 +176,7 @@ def _curve(picture: Picture, run: Path, x_name: str, place: int, name: str) -> L
     return Line(name, place, x, y, y, y)
 
 
-def _lines(picture: Picture, plan: Plan, rows: list[Row]) -> Figure:
+def _lines(picture: PictureTable, plan: SweepPlan, rows: list[Row]) -> Figure:
     """A metric along an axis, a line for each series."""
     axis, panels = picture.x[0], _labels(plan, rows, picture.panels)
     series, labels = _labels(plan, rows, picture.series), _labels(plan, rows, axis)
@@ -220,7 +220,7 @@ def _bars(axes: Axes, place: int, points: np.ndarray, upright: bool, joined: boo
         axes.errorbar(mean, where, xerr=error, **style)
 
 
-def _dots(picture: Picture, plan: Plan, rows: list[Row], table: Table) -> Figure:
+def _dots(picture: PictureTable, plan: SweepPlan, rows: list[Row], table: SweepTable) -> Figure:
     """A row of dots for each label of an axis, panels below one another as high as they have rows."""
     metric, axis = picture.x[0], picture.y
     panels, series = _labels(plan, rows, picture.panels), _labels(plan, rows, picture.series)
@@ -281,7 +281,7 @@ def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]
     return figure, found
 
 
-def _scales(picture: Picture, axes: Axes, x: bool = True) -> None:
+def _scales(picture: PictureTable, axes: Axes, x: bool = True) -> None:
     for name, scale in (("y", axes.yaxis), ("x", axes.xaxis)):
         if name in picture.log and (x or name == "y"):
             (axes.set_yscale if name == "y" else axes.set_xscale)("log")
@@ -304,7 +304,7 @@ def _mark(place: int) -> str:
     return MARKS[place % len(MARKS)]
 
 
-def _legend(figure: Figure, picture: Picture, plan: Plan, rows: Sequence[Row], joined: bool = True) -> None:
+def _legend(figure: Figure, picture: PictureTable, plan: SweepPlan, rows: Sequence[Row], joined: bool = True) -> None:
     """The names of the series above the panels, in the order of their colours."""
     series = _labels(plan, rows, picture.series)
     if picture.series is None or len(series) < 2:

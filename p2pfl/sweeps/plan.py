@@ -53,7 +53,7 @@ class Skip:
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Picture:
+class PictureTable:
     """[picture]: picture.png."""
 
     x: Texts  # an axis or a metric; or "round", "bytes" or both, for curves
@@ -78,7 +78,7 @@ class Sweep:
     baselines: Texts | None = None  # axes that "every node alone" and "pooled" depend on; without it there are none
     columns: str | None = None  # an axis whose labels stand side by side in the table
     skip: Annotated[tuple[Skip, ...], _LIST] = ()
-    picture: Picture | None = None
+    picture: PictureTable | None = None
 
 
 class Axis(NamedTuple):
@@ -88,7 +88,7 @@ class Axis(NamedTuple):
     overrides: dict[str, tuple[str, ...]]
 
 
-class Plan(NamedTuple):
+class SweepPlan(NamedTuple):
     """A sweep that has been read and checked, but for what the experiments themselves say."""
 
     file: Path
@@ -97,7 +97,7 @@ class Plan(NamedTuple):
     axes: tuple[Axis, ...]
 
 
-class Run(NamedTuple):
+class SweepRun(NamedTuple):
     """One run: its labels by axis, and where it goes below OUT/runs."""
 
     name: str
@@ -126,7 +126,7 @@ def in_percent(metric: str) -> bool:
     return re.search(r"(^|_)accuracy_", metric) is not None and reach(metric) is None
 
 
-def read(file: Path) -> Plan:
+def read(file: Path) -> SweepPlan:
     """Read a sweep file. Raises ConfigError with a line for every fault."""
     table = toml.read(file)
     faults: list[str] = []
@@ -134,7 +134,7 @@ def read(file: Path) -> Plan:
     if isinstance(picture, dict):
         if isinstance(picture.get("x"), str):
             picture["x"] = [picture["x"]]
-        _parsed(picture, f"{file}: [picture]", Picture, faults)
+        _parsed(picture, f"{file}: [picture]", PictureTable, faults)
     for i, each in enumerate(skips if isinstance(skips, list) else ()):
         if isinstance(each, dict):
             _parsed(each, f"{file}: skip[{i}]", Skip, faults)
@@ -143,7 +143,7 @@ def read(file: Path) -> Plan:
     if faults:
         raise ConfigError("\n".join(faults))
     axes = tuple(_axis(name, given, faults) for name, given in sweep.axes.items())
-    plan = Plan(file, sweep, toml.located(sweep.experiment, file.parent), axes)
+    plan = SweepPlan(file, sweep, toml.located(sweep.experiment, file.parent), axes)
     if not faults:
         faults += [*_metric_faults(sweep), *_axis_faults(plan), *_picture_faults(plan)]
     if not plan.base.is_file():
@@ -215,7 +215,7 @@ def _metric_faults(sweep: Sweep) -> list[str]:
     return faults
 
 
-def _axis_faults(plan: Plan) -> list[str]:
+def _axis_faults(plan: SweepPlan) -> list[str]:
     sweep, names = plan.sweep, [axis.name for axis in plan.axes]
     faults = []
     if not names:
@@ -248,7 +248,7 @@ def wanted_labels(given: Any) -> list[str]:
     return [label(one) for one in (given if isinstance(given, list | tuple) else [given])]
 
 
-def _picture_faults(plan: Plan) -> list[str]:
+def _picture_faults(plan: SweepPlan) -> list[str]:
     picture, axes, metrics = plan.sweep.picture, {axis.name: axis for axis in plan.axes}, plan.sweep.metrics
     if picture is None:
         return []
@@ -283,7 +283,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^\w.+]+", "_", text)
 
 
-def chosen(plan: Plan, only: Sequence[str]) -> tuple[dict[str, list[str]], tuple[int, ...]]:
+def chosen(plan: SweepPlan, only: Sequence[str]) -> tuple[dict[str, list[str]], tuple[int, ...]]:
     """The labels of each axis, and the seeds, that `AXIS=LABEL` leaves. Raises ConfigError."""
     known = {axis.name: list(axis.overrides) for axis in plan.axes} | {"seed": [str(seed) for seed in plan.sweep.seeds]}
     left: dict[str, list[str]] = {}
@@ -298,7 +298,7 @@ def chosen(plan: Plan, only: Sequence[str]) -> tuple[dict[str, list[str]], tuple
     return kept, tuple(int(seed) for seed in kept.pop("seed"))
 
 
-def combinations(plan: Plan, kept: Mapping[str, Sequence[str]]) -> list[tuple[dict[str, str], str | None]]:
+def combinations(plan: SweepPlan, kept: Mapping[str, Sequence[str]]) -> list[tuple[dict[str, str], str | None]]:
     """Every combination of labels, and why it is skipped; None where it is not."""
     found = []
     for labels in itertools.product(*(kept[axis.name] for axis in plan.axes)):
@@ -312,14 +312,14 @@ def matches(labels: Mapping[str, str], where: Mapping[str, Any]) -> bool:
     return all(labels[name] in wanted_labels(given) for name, given in where.items())
 
 
-def runs(plan: Plan, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> list[Run]:
+def runs(plan: SweepPlan, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> list[SweepRun]:
     """Every run, in the order of the axes, baselines first. Raises ConfigError naming each combination it refuses."""
     kept, seeds = chosen(plan, only)
     _check_set(plan, overrides)
     there = [labels for labels, why in combinations(plan, kept) if why is None]
     if not there:
         raise ConfigError(f"{plan.file}: no combination is left; skip and --only leave out all of them")
-    found: list[Run] = []
+    found: list[SweepRun] = []
     faults: list[str] = []
     beside = plan.sweep.baselines
     for labels in _distinct(there, beside) if beside is not None else ():
@@ -331,7 +331,7 @@ def runs(plan: Plan, overrides: Sequence[str] = (), only: Sequence[str] = ()) ->
     return found
 
 
-def _check_set(plan: Plan, overrides: Sequence[str]) -> None:
+def _check_set(plan: SweepPlan, overrides: Sequence[str]) -> None:
     """A field that an axis gives its values can't be given another."""
     fixed = {_field(text): axis.name for axis in plan.axes for texts in axis.overrides.values() for text in texts}
     for text in overrides:
@@ -355,7 +355,7 @@ def _distinct(there: Sequence[Mapping[str, str]], axes: Sequence[str]) -> list[d
 
 
 def _add(
-    found: list[Run], faults: list[str], plan: Plan, labels: dict[str, str], seeds: Sequence[int],
+    found: list[SweepRun], faults: list[str], plan: SweepPlan, labels: dict[str, str], seeds: Sequence[int],
     overrides: Sequence[str], baseline: bool,
 ) -> None:  # fmt: skip
     varied = [text for axis in plan.axes if axis.name in labels for text in axis.overrides[labels[axis.name]]]
@@ -369,7 +369,7 @@ def _add(
             faults.append(f"{plan.file}: {shown(labels)}: {str(error).replace(' with --set:', ':')}")
             return
         parts = [*(["baseline"] if baseline else []), *map(slug, labels.values()), f"seed{seed}"]
-        found.append(Run("-".join(parts), labels, seed, baseline, wanted))
+        found.append(SweepRun("-".join(parts), labels, seed, baseline, wanted))
 
 
 def shown(labels: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from p2pfl.sweeps.plan import Plan, Run, chosen, combinations, reach
+from p2pfl.sweeps.plan import SweepPlan, SweepRun, chosen, combinations, reach
 from p2pfl.sweeps.workers import directory, done
 
 ALONE, POOLED, MAJORITY = "every node alone", "all data pooled", "majority class"
@@ -29,7 +29,7 @@ class Row(NamedTuple):
     directories: list[str]  # of its runs, beside table.json
 
 
-class Table(NamedTuple):
+class SweepTable(NamedTuple):
     """All that a sweep has found."""
 
     name: str
@@ -39,10 +39,12 @@ class Table(NamedTuple):
     skipped: list[tuple[dict[str, str], str]]
 
 
-def collect(plan: Plan, out: Path, runs: Sequence[Run], only: Sequence[str], failed: Mapping[str, str]) -> Table:
+def collect(
+    plan: SweepPlan, out: Path, runs: Sequence[SweepRun], only: Sequence[str], failed: Mapping[str, str]
+) -> SweepTable:
     """The figures of all runs; `failed`: name of a run -> why."""
     sweep = plan.sweep
-    groups: dict[tuple[bool, tuple[tuple[str, str], ...]], list[Run]] = {}
+    groups: dict[tuple[bool, tuple[tuple[str, str], ...]], list[SweepRun]] = {}
     for run in runs:
         groups.setdefault((run.baseline, tuple(run.labels.items())), []).append(run)
     rows: list[Row] = []
@@ -64,7 +66,7 @@ def collect(plan: Plan, out: Path, runs: Sequence[Run], only: Sequence[str], fai
     kept, _ = chosen(plan, only)
     skipped = [(labels, why) for labels, why in combinations(plan, kept) if why is not None]
     beside.sort(key=lambda row: list(_BESIDE).index(row.what))
-    return Table(sweep.name, [axis.name for axis in plan.axes], list(sweep.metrics), rows + beside, skipped)
+    return SweepTable(sweep.name, [axis.name for axis in plan.axes], list(sweep.metrics), rows + beside, skipped)
 
 
 def _named(metric: str, baseline: str) -> str:
@@ -79,7 +81,7 @@ def _named(metric: str, baseline: str) -> str:
     return f"{stem[1]}_{baseline}{'' if stem[2] == '_mean' else stem[2]}"
 
 
-def _summary(out: Path, run: Run) -> dict[str, Any]:
+def _summary(out: Path, run: SweepRun) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if done(out, run):
         found = json.loads((directory(out, run) / "summary.json").read_text("utf-8"))

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from p2pfl.reporting import terminal
-from p2pfl.sweeps.plan import Plan, Run, in_percent, reach, shown
-from p2pfl.sweeps.results import ALONE, Row, Table, collect, mean_sd
-from p2pfl.sweeps.workers import Answer, Made
+from p2pfl.sweeps.plan import SweepPlan, SweepRun, in_percent, reach, shown
+from p2pfl.sweeps.results import ALONE, Row, SweepTable, collect, mean_sd
+from p2pfl.sweeps.workers import Made, RunAnswer
 
 
 def cell(metric: str, values: Sequence[float | None]) -> str:
@@ -48,7 +48,7 @@ def heading(metric: str) -> str:
 # --- the files
 
 
-def write(plan: Plan, out: Path, runs: Sequence[Run], only: Sequence[str], made: Made) -> dict[str, Any]:
+def write(plan: SweepPlan, out: Path, runs: Sequence[SweepRun], only: Sequence[str], made: Made) -> dict[str, Any]:
     """Write table.md, table.json and picture.png of what there is; returns what stands in table.json."""
     from p2pfl.sweeps import figure  # here: matplotlib takes half a second
 
@@ -60,7 +60,7 @@ def write(plan: Plan, out: Path, runs: Sequence[Run], only: Sequence[str], made:
     return whole
 
 
-def markdown(table: Table, columns: str | None) -> str:
+def markdown(table: SweepTable, columns: str | None) -> str:
     """table.md: a row for each combination; with `columns`, the labels of that axis side by side."""
     several = max((len(row.seeds) for row in table.rows), default=0)
     said = [f"Mean ± standard deviation over {several} seeds."] if several > 1 else []
@@ -121,7 +121,7 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def as_json(table: Table, seconds: float) -> dict[str, Any]:
+def as_json(table: SweepTable, seconds: float) -> dict[str, Any]:
     """table.json: every figure, by seed too. What is not finite is text: "nan", "inf"."""
     rows = []
     for row in table.rows:
@@ -181,12 +181,12 @@ class Progressing:
             self._bar.add_task("", total=runs)
             self._bar.start()
 
-    def started(self, run: Run) -> None:
+    def started(self, run: SweepRun) -> None:
         """A run has been given to a worker."""
         self._working[run.name] = None
         self._show()
 
-    def ended(self, answer: Answer) -> None:
+    def ended(self, answer: RunAnswer) -> None:
         """A run is done, or has failed."""
         self._working.pop(answer.run.name, None)
         self._done += 1

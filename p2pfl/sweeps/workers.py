@@ -28,7 +28,7 @@ from p2pfl.config.experiment import Experiment
 from p2pfl.drivers.live import clock
 from p2pfl.errors import ConfigError, P2PFLError
 from p2pfl.sweeps import plan as sweeping
-from p2pfl.sweeps.plan import Plan, Run
+from p2pfl.sweeps.plan import SweepPlan, SweepRun
 
 _FAULTS = (P2PFLError, ArithmeticError, AssertionError, AttributeError, LookupError, NameError, OSError, RuntimeError,
            TypeError, ValueError)  # fmt: skip
@@ -37,10 +37,10 @@ _TRIES = 2
 """Workers that a run may cost."""
 
 
-class Answer(NamedTuple):
+class RunAnswer(NamedTuple):
     """What came of an order; `fault`: why it failed, in one line or several."""
 
-    run: Run
+    run: SweepRun
     fault: str | None
     seconds: float
 
@@ -54,10 +54,10 @@ class Shown(Protocol):
     def begin(self, runs: int) -> None:
         """So many runs will be made."""
 
-    def started(self, run: Run) -> None:
+    def started(self, run: SweepRun) -> None:
         """A run has been given to a worker."""
 
-    def ended(self, answer: Answer) -> None:
+    def ended(self, answer: RunAnswer) -> None:
         """A run is done, or has failed."""
 
 
@@ -72,7 +72,7 @@ class Made(NamedTuple):
 # --- the sweep's end
 
 
-def sweep(plan: Plan, out: Path, runs: Sequence[Run], workers: int, shown: Shown) -> Made:
+def sweep(plan: SweepPlan, out: Path, runs: Sequence[SweepRun], workers: int, shown: Shown) -> Made:
     """Make the runs that are not there yet. Raises ConfigError before the first one starts."""
     began, failed = clock.now(), {}
     prepare(out, plan.file)
@@ -96,12 +96,12 @@ def sweep(plan: Plan, out: Path, runs: Sequence[Run], workers: int, shown: Shown
     return Made(failed, False, clock.now() - began)
 
 
-def directory(out: Path, run: Run) -> Path:
+def directory(out: Path, run: SweepRun) -> Path:
     """Where a run goes."""
     return out / "runs" / run.name
 
 
-def done(out: Path, run: Run) -> bool:
+def done(out: Path, run: SweepRun) -> bool:
     """Whether this very run is there, whole."""
     path = directory(out, run)
     if not (path / "summary.json").is_file() or not (path / "experiment.toml").is_file():
@@ -133,7 +133,7 @@ class Pool:
     def __init__(self, out: Path, workers: int, paths: Sequence[Path], now: Callable[[], float]) -> None:
         self._out, self._count, self._now = out, workers, now
         self._paths = [str(path) for path in paths]  # where modules of the experiment's own are looked for
-        self._members: list[_Member] = []
+        self._members: list[_WorkerProcess] = []
         self._selector = selectors.DefaultSelector()
 
     def __enter__(self) -> Self:
@@ -146,7 +146,7 @@ class Pool:
             self._end(member)
         self._selector.close()
 
-    def check(self, runs: Sequence[Run]) -> None:
+    def check(self, runs: Sequence[SweepRun]) -> None:
         """Build every experiment, and nothing more. Raises ConfigError naming all combinations that are refused."""
         faults: dict[str, str] = {}
         for answer in self._orders(runs, "check"):
@@ -155,15 +155,15 @@ class Pool:
         if faults:
             raise ConfigError(sweeping.many([f"{labels}: {fault}" for labels, fault in faults.items()]))
 
-    def make(self, runs: Sequence[Run], started: Callable[[Run], None]) -> Iterator[Answer]:
+    def make(self, runs: Sequence[SweepRun], started: Callable[[SweepRun], None]) -> Iterator[RunAnswer]:
         """Make the runs; answers come as they are done. Raises ConfigError when one would overwrite what is no run."""
         for run in runs:
             _clear(directory(self._out, run))
         yield from self._orders(runs, "run", started)
 
     def _orders(
-        self, runs: Sequence[Run], what: str, started: Callable[[Run], None] = lambda run: None
-    ) -> Iterator[Answer]:
+        self, runs: Sequence[SweepRun], what: str, started: Callable[[SweepRun], None] = lambda run: None
+    ) -> Iterator[RunAnswer]:
         waiting, tries, open_ = deque(runs), dict.fromkeys((run.name for run in runs), 0), len(runs)
         while open_:
             while len(self._members) < min(self._count, open_):
@@ -189,23 +189,23 @@ class Pool:
                         waiting.appendleft(member.run)
                 if answered and member.run is not None:
                     run, member.run, open_ = member.run, None, open_ - 1
-                    yield Answer(run, fault, self._now() - member.since)
+                    yield RunAnswer(run, fault, self._now() - member.since)
 
     def _start(self) -> None:
         taken = {member.number for member in self._members}
         number = next(i for i in range(self._count) if i not in taken)
-        member = _Member(number, self._out / f"worker{number}.log", self._paths)
+        member = _WorkerProcess(number, self._out / f"worker{number}.log", self._paths)
         self._members.append(member)
         self._selector.register(member.process.stdout, selectors.EVENT_READ, member)  # type: ignore[arg-type]
 
-    def _order(self, member: _Member, run: Run, what: str) -> None:
+    def _order(self, member: _WorkerProcess, run: SweepRun, what: str) -> None:
         order = {"do": what, "experiment": experiment.dump(run.wanted), "out": str(directory(self._out, run))}
         member.run, member.since = run, self._now()
         with contextlib.suppress(BrokenPipeError):  # it has died: reading says so, and why
             member.stdin.write(json.dumps(order).encode() + b"\n")
             member.stdin.flush()
 
-    def _died(self, member: _Member) -> str:
+    def _died(self, member: _WorkerProcess) -> str:
         """Put a dead worker away; returns what it died of. Raises ConfigError when it never came so far as to work."""
         with contextlib.suppress(subprocess.TimeoutExpired):  # it has closed its end; its status is a moment away
             member.process.wait(timeout=10)
@@ -217,19 +217,19 @@ class Pool:
             raise ConfigError(f"a worker ended while it was starting ({how}): {last}")
         return f"its process ended with {how}: {last}"
 
-    def _end(self, member: _Member) -> None:
+    def _end(self, member: _WorkerProcess) -> None:
         if member in self._members:
             self._members.remove(member)
             self._selector.unregister(member.process.stdout)  # type: ignore[arg-type]
         member.end()
 
 
-class _Member:
+class _WorkerProcess:
     """One worker process, seen from the sweep."""
 
     def __init__(self, number: int, log: Path, paths: Sequence[str]) -> None:
         self.number, self.log, self.ready = number, log, False
-        self.run: Run | None = None
+        self.run: SweepRun | None = None
         self.since = 0.0
         self._text = b""
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

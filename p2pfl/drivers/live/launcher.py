@@ -55,7 +55,7 @@ class _Process:
 
 
 @dataclass(slots=True)
-class _Member:
+class _Lives:
     """What has become of a node."""
 
     order: Order
@@ -72,7 +72,7 @@ class Launcher:
     """Node processes on this machine. `say` takes a line for a person."""
 
     def __init__(self, entry: str, preload: Sequence[str], say: Callable[[str], None]) -> None:
-        self.members: dict[int, _Member] = {}
+        self.members: dict[int, _Lives] = {}
         self.events: list[dict[str, Any]] = []
         self._say = say
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -86,7 +86,7 @@ class Launcher:
         self._link = here
         self._selector = selectors.DefaultSelector()
         self._selector.register(here, selectors.EVENT_READ)
-        self._waiting: list[tuple[_Member, bool, int, Path, int]] = []
+        self._waiting: list[tuple[_Lives, bool, int, Path, int]] = []
 
     def __enter__(self) -> Launcher:
         return self
@@ -109,7 +109,7 @@ class Launcher:
 
     def prepare(self, orders: Sequence[Order]) -> None:
         """Start all processes and those that wait for a planned return; returns when all are compiled and hold."""
-        self.members = {order.node: _Member(order) for order in orders}
+        self.members = {order.node: _Lives(order) for order in orders}
         for member in self.members.values():
             if member.order.later:
                 member.state = "away"
@@ -148,7 +148,7 @@ class Launcher:
             if member.current:
                 self._go(member, member.current)
 
-    def _start(self, member: _Member, standby: bool) -> None:
+    def _start(self, member: _Lives, standby: bool) -> None:
         directory = member.order.directory
         directory.mkdir(parents=True, exist_ok=True)
         held, go = os.pipe()
@@ -161,7 +161,7 @@ class Launcher:
         os.close(log)
         self._waiting.append((member, standby, go, path, path.stat().st_size))
 
-    def _go(self, member: _Member, process: _Process) -> None:
+    def _go(self, member: _Lives, process: _Process) -> None:
         member.current, member.state = process, "alive"
         try:
             os.write(process.go, b"go\n")
@@ -169,7 +169,7 @@ class Launcher:
             return
         os.close(process.go)
 
-    def _look_ready(self, member: _Member) -> None:
+    def _look_ready(self, member: _Lives) -> None:
         for process in (member.current, member.standby):
             if process is not None and not process.ready:
                 process.ready = READY in process.log.read_text("utf-8")[process.offset :].splitlines()
@@ -227,7 +227,7 @@ class Launcher:
         self.members[node].called += 1
         self._return(self.members[node])
 
-    def _return(self, member: _Member) -> None:
+    def _return(self, member: _Lives) -> None:
         if member.current is not None or member.standby is None or member.called <= member.returned:
             return
         process, member.standby = member.standby, None
@@ -242,7 +242,7 @@ class Launcher:
         if current is not None:
             _signal(current.pid, signal.SIGCONT)
 
-    def _event(self, event: str, member: _Member, detail: str) -> None:
+    def _event(self, event: str, member: _Lives, detail: str) -> None:
         self.events.append({"event": event, "node": member.order.node, "detail": detail, "time": clock.now()})
 
     def give_up(self, node: int, why: str) -> None:

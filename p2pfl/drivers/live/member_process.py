@@ -26,17 +26,17 @@ from p2pfl.protocol.membership.events import (
     Busy,
     Changed,
     Conflict,
-    Drop,
     Event,
     Gone,
     Heard,
-    Leave,
+    MemberDrop,
+    MemberLeave,
+    MemberReborn,
+    MemberStart,
+    MemberTick,
     Progress,
-    Reborn,
     Say,
-    Start,
     Superseded,
-    Tick,
 )
 from p2pfl.protocol.membership.membership import Membership
 from p2pfl.protocol.membership.table import Me
@@ -192,7 +192,7 @@ class Companion:
                 if not self._is_cut(data, now):
                     self._handle(Heard(data), now)
             if self._member.wake <= now:
-                self._handle(Tick(), now)
+                self._handle(MemberTick(), now)
         while self._delayed and self._delayed[0][0] <= now:
             _, _, address, data = heapq.heappop(self._delayed)
             self._post.send(address, data, now)
@@ -228,7 +228,7 @@ class Companion:
                     self._send(address, data, now)
                 case Changed():
                     self._changed = True
-                case Drop(reason, detail):
+                case MemberDrop(reason, detail):
                     self._dropped(reason, detail)
                 case Gone():
                     self._outbox.append({"event": "Left"})
@@ -286,9 +286,9 @@ class Companion:
                 case "progress":
                     self._handle(Progress(what["round"]), now)
                 case "reborn":
-                    self._handle(Reborn(what["life"]), now)
+                    self._handle(MemberReborn(what["life"]), now)
                 case "leave":
-                    self._handle(Leave(), now)
+                    self._handle(MemberLeave(), now)
 
     def _begin(self, now: float, me: list[Any], cluster: str, seeds: list[str], rhythm: list[Any], listen: str) -> None:
         self._rhythm, self._cluster = Rhythm(*rhythm), cluster
@@ -306,7 +306,7 @@ class Companion:
         self._poller.register(self._post.router, zmq.POLLIN)
         self._member = member
         setproctitle.setproctitle(f"p2pfl membership of node {me[0]}")
-        self._handle(Start(), now)
+        self._handle(MemberStart(), now)
 
     def _tell_node(self, now: float) -> None:
         """Pass on what has happened, as far as the node takes it in; of the table the latest."""

@@ -15,7 +15,7 @@ import zmq
 
 from p2pfl.drivers.live import clock, sidecar
 from p2pfl.drivers.live.faults import Forecast, Links
-from p2pfl.drivers.live.settings import Place, Result, beside
+from p2pfl.drivers.live.settings import NodeResult, Place, beside
 from p2pfl.drivers.live.sidecar import Sidecar
 from p2pfl.drivers.live.transport import Transport
 from p2pfl.errors import LocalError, RemoteError
@@ -25,7 +25,7 @@ from p2pfl.node.event_log import Notes
 from p2pfl.node.payload import Outgoing
 from p2pfl.node.plan import facts
 from p2pfl.node.task import Task
-from p2pfl.node.worker import Host, Work
+from p2pfl.node.worker import Host, Worker
 from p2pfl.protocol.codec import NonFinite, decode, digest, encode
 from p2pfl.protocol.events import (
     Adopt,
@@ -57,13 +57,15 @@ _RECOMPILES = 30.0
 """Seconds that a new epoch may keep a node busy compiling, as it tells the others."""
 
 
-def run(task: Task, place: Place, membership: Sidecar, say: Callable[[str], None], ready: Callable[[], None]) -> Result:
+def run(
+    task: Task, place: Place, membership: Sidecar, say: Callable[[str], None], ready: Callable[[], None]
+) -> NodeResult:
     """Run one node to its end. `ready` is called when all is compiled and may wait; the sockets open after it.
 
     `membership`: of `sidecar.start()`, before jax computes anything.
     """
     place.directory.mkdir(parents=True, exist_ok=True)
-    node = _Node(task, place, membership, say)
+    node = _LiveNode(task, place, membership, say)
     node.warm()
     ready()
     try:
@@ -77,13 +79,13 @@ def run(task: Task, place: Place, membership: Sidecar, say: Callable[[str], None
         node.close()
 
 
-class _Node:
+class _LiveNode:
     def __init__(self, task: Task, place: Place, membership: Sidecar, say: Callable[[str], None]) -> None:
         self._task, self._place, self._membership, self._say = task, place, membership, say
         self._counters = (0, 0)
         store = Store(place.directory, place.terms.federation)
         host = Host(clock.now, lambda: self._counters, self._happens, say, store, place.every)
-        self._work = Work(task, place.directory, host)
+        self._work = Worker(task, place.directory, host)
         self._notes = Notes(task.node, self._write)
         self._jobs: queue.SimpleQueue[Advance | Adopt | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Event | LocalError] = queue.SimpleQueue()
@@ -198,7 +200,7 @@ class _Node:
         """What the membership says."""
         for event in self._membership.read():
             match event:
-                case sidecar.Members(members):
+                case sidecar.MemberView(members):
                     for member in members:
                         self._transport.know(member.node, beside(member.address, -1))
                     self._table = members
@@ -309,13 +311,13 @@ class _Node:
 
     # --- the end
 
-    def result(self) -> Result:
+    def result(self) -> NodeResult:
         """Save the model and say how it went. Only after `loop`."""
         self._jobs.put(None)
         self._worker.join()
         self._work.checkpoint()
         saved = self._work.save()
-        return Result(
+        return NodeResult(
             self._task.node,
             self._work.name,
             self._peer.round,

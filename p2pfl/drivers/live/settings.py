@@ -28,7 +28,7 @@ def beside(address: str, step: int = 1) -> str:
     return f"{host}:{int(port) + step}"
 
 
-class Result(NamedTuple):
+class NodeResult(NamedTuple):
     """How a node's run ended; also written to result.json."""
 
     node: int

@@ -39,7 +39,7 @@ _ANSWER = 10.0
 """Seconds the process may take to take something in: it is starved of the machine's cores, at worst."""
 
 
-class Members(NamedTuple):
+class MemberView(NamedTuple):
     """The table, whole: everybody known, this node too, ascending node. Pauses end by `live.clock`."""
 
     members: tuple[Member, ...]
@@ -57,7 +57,7 @@ class Left(NamedTuple):
     """The leaving has been said."""
 
 
-Event = Members | Accused | Superseded | Conflict | Dropped | Left
+Event = MemberView | Accused | Superseded | Conflict | Dropped | Left
 
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Accused, Superseded, Conflict, Dropped, Left)}
 
@@ -136,7 +136,7 @@ class Sidecar:
                 continue
             self._table += [Member(*row) for row in what["table"]]
             if not what["more"]:
-                found.append(Members(tuple(self._table)))
+                found.append(MemberView(tuple(self._table)))
                 self._table = []
         return found
 

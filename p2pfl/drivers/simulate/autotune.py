@@ -38,7 +38,7 @@ def mixing(algorithm: Algorithm, schedule: Schedule, drawn: bool, late: bool) ->
     return "dense" if used * _DENSE_AT >= nodes > 4 and nodes <= _DENSE_NODES else "edges"
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """The chunk that was chosen, and the seconds a node's local steps took with each that was tried."""
 
     chunk: int
@@ -47,13 +47,13 @@ class Measured(NamedTuple):
 
 def chunk(
     algorithm: Algorithm, params: Params, slots: int, batches: Any, most: int, now: Callable[[], float]
-) -> Measured:
+) -> Measurement:
     """Try the local steps of 1 and of 8 nodes at once on one device. `params`, `batches` [S, B, ...]: of one node."""
     state = algorithm.init(params, slots)
     seconds = {count: _seconds(algorithm, state, slots, count, batches, now) for count in CANDIDATES if count <= most}
     # around a chunk of few nodes there is more of a loop than is tried here: it must win clearly
     best = min(seconds, key=lambda count: seconds[count] * (1 + _LOOP / count))
-    return Measured(best, seconds)
+    return Measurement(best, seconds)
 
 
 def _seconds(algorithm: Algorithm, state: Any, slots: int, count: int, batches: Any, now: Callable[[], float]) -> float:

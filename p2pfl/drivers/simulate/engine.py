@@ -18,8 +18,8 @@ from p2pfl.drivers.simulate import autotune, compiled
 from p2pfl.drivers.simulate import shapes as shape
 from p2pfl.drivers.simulate.compiled import fetch
 from p2pfl.drivers.simulate.evaluation import Testing
-from p2pfl.drivers.simulate.layout import Layout, exported, layout, samples, tables
-from p2pfl.drivers.simulate.work import How, Outcome, Progress, Work
+from p2pfl.drivers.simulate.layout import NodeLayout, exported, layout, samples, tables
+from p2pfl.drivers.simulate.simulation import How, Outcome, Progress, Simulation
 from p2pfl.learning.batching import Batching
 from p2pfl.types import Schedule
 
@@ -35,20 +35,20 @@ _KEPT = 1 << 29
 """Bytes of models from before mixing that are kept for evaluation."""
 
 
-def deliveries(work: Work) -> churn.Deliveries:
+def deliveries(work: Simulation) -> churn.Deliveries:
     """What happens in the rounds of a simulation."""
     course = work.course
     rows, epoch = (course.row, course.epoch) if course else (None, None)
     return churn.Deliveries(work.events, work.schedule, work.rounds, work.steps, work.conditions, rows, epoch)
 
 
-def run(work: Work, how: How, progress: Progress, now: Callable[[], float]) -> Outcome:
+def run(work: Simulation, how: How, progress: Progress, now: Callable[[], float]) -> Outcome:
     """Simulate. Raises ConfigError when it does not fit into memory."""
-    return _Simulation(work, how, now).run(progress)
+    return _Engine(work, how, now).run(progress)
 
 
-class _Simulation:
-    def __init__(self, work: Work, how: How, now: Callable[[], float]) -> None:
+class _Engine:
+    def __init__(self, work: Simulation, how: How, now: Callable[[], float]) -> None:
         self.work, self.now, self.began = work, now, now()
         devices = jax.devices()[: how.devices]
         nodes, slots = work.schedule.neighbor.shape[1:]
@@ -117,7 +117,7 @@ class _Simulation:
         found = autotune.chunk(work.algorithm, work.first(jax.random.key(0)), slots, batches, most, self.now)
         return found.chunk, found.seconds
 
-    def _place_data(self, at: Layout) -> None:
+    def _place_data(self, at: NodeLayout) -> None:
         work = self.work
         index, first = samples(work.rows, at)
         self.first = first
@@ -283,7 +283,7 @@ class _Simulation:
         progress(last, [testing.finish(last, delivery.active[-1], losses, delivery.arrived[-1], neighbor, tested)])
 
 
-def _mixed(at: Layout, nbytes: int) -> int:
+def _mixed(at: NodeLayout, nbytes: int) -> int:
     """Nodes to mix at once: as many chunks of training as make a few megabytes, since each node costs little."""
     chunks = at.size // at.chunk
     most = max(1, _MIXED // max(nbytes * at.chunk, 1))

@@ -12,14 +12,14 @@ from jax.sharding import Mesh
 from p2pfl import tree
 from p2pfl.drivers.simulate import compiled
 from p2pfl.drivers.simulate.shapes import Carry, Shape
-from p2pfl.drivers.simulate.work import Evaluated, Work
+from p2pfl.drivers.simulate.simulation import Evaluated, Simulation
 from p2pfl.types import Array
 
 
 class Testing:
     """Evaluation of all models: begun when a round is dispatched, read when it is done."""
 
-    def __init__(self, work: Work, shape: Shape, mesh: Mesh) -> None:
+    def __init__(self, work: Simulation, shape: Shape, mesh: Mesh) -> None:
         self.work, self.shape = work, shape
         self.after = compiled.compile_evaluate(work.algorithm.params, work.learner, shape, mesh)
         self.before = compiled.compile_evaluate(lambda model: model, work.learner, shape, mesh)

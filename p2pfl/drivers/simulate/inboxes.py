@@ -38,22 +38,22 @@ def sharing(algorithm: Algorithm, shape: Shape, states: State) -> Sharing:
     return Sharing(jax.tree.structure(out[1]), found, own)
 
 
-class Table(NamedTuple):
+class EdgeTable(NamedTuple):
     """What a device's nodes gather from: its own payloads, and behind them those that other devices have shown."""
 
     mine: Tree
     shown: Tree | None
 
 
-def _table(shape: Shape, payload: Tree, export: Array) -> Table:
+def _table(shape: Shape, payload: Tree, export: Array) -> EdgeTable:
     if shape.layout.devices == 1 or (shape.halo and not shape.exports):
-        return Table(payload, None)
+        return EdgeTable(payload, None)
     if not shape.halo:
-        return Table(jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True), payload), None)
+        return EdgeTable(jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True), payload), None)
     shown = _shown(jax.tree.map(lambda leaf: leaf[export[0]], payload))
     if shape.mixing == "edges" and not shape.ages:
-        return Table(payload, shown)
-    return Table(jax.tree.map(lambda mine, more: jnp.concatenate([mine, more]), payload, shown), None)
+        return EdgeTable(payload, shown)
+    return EdgeTable(jax.tree.map(lambda mine, more: jnp.concatenate([mine, more]), payload, shown), None)
 
 
 def _shown(payload: Tree) -> Tree:
@@ -74,7 +74,7 @@ def _shown(payload: Tree) -> Tree:
     return jax.tree.unflatten(structure, [found[i] for i in range(len(leaves))])
 
 
-def _gather(shape: Shape, table: Table, index: Array) -> Tree:
+def _gather(shape: Shape, table: EdgeTable, index: Array) -> Tree:
     """[c, ...] the payloads in these rows of the table."""
     if table.shown is None:
         return jax.tree.map(lambda leaf: leaf[index], table.mine)
@@ -154,7 +154,7 @@ def where(condition: Array, a: Tree, b: Tree) -> Tree:
 
 
 def _inbox(
-    algorithm: Algorithm, shape: Shape, table: Table, history: Tree, number: Array
+    algorithm: Algorithm, shape: Shape, table: EdgeTable, history: Tree, number: Array
 ) -> Callable[..., tuple[Inbox, Neighborhood]]:
     """Of one node: its inbox, the general way."""
     depth = shape.ages + 1
@@ -192,7 +192,7 @@ def _ready(difference: Tree, mine: Tree) -> tuple[Inbox, Neighborhood]:
     return Inbox(sent, got, jnp.ones(1, bool), jnp.zeros(1, jnp.int32)), Neighborhood(one, jnp.zeros_like(one))
 
 
-def _along_edges(shape: Shape, table: Table, mine: Tree, index: Array, arrived: Array, weight: Array) -> Tree:
+def _along_edges(shape: Shape, table: EdgeTable, mine: Tree, index: Array, arrived: Array, weight: Array) -> Tree:
     """[c, ...] sum_k w_k (received_k - sent_k) of a chunk's nodes, up to the last slot that any of them uses."""
     given = jnp.where(arrived, weight, 0)
 

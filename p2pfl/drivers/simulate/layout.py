@@ -14,7 +14,7 @@ from p2pfl.topology import reverse
 from p2pfl.types import Schedule
 
 
-class Layout(NamedTuple):
+class NodeLayout(NamedTuple):
     """Shape of the simulation. `size`: places a device has, a multiple of `chunk`."""
 
     nodes: int
@@ -37,13 +37,13 @@ class Layout(NamedTuple):
         return np.pad(array, width, constant_values=fill)  # type: ignore[call-overload]
 
 
-def layout(nodes: int, devices: int, chunk: int) -> Layout:
+def layout(nodes: int, devices: int, chunk: int) -> NodeLayout:
     """As even as can be: no more devices than nodes, and no more places than needed."""
     devices = max(1, min(devices, nodes))
     least = -(-nodes // devices)
     chunks = -(-least // min(chunk, least))
     size = -(-least // chunks)
-    return Layout(nodes, devices, size * chunks, size)
+    return NodeLayout(nodes, devices, size * chunks, size)
 
 
 class Tables(NamedTuple):
@@ -61,7 +61,9 @@ class Tables(NamedTuple):
     export: np.ndarray  # [T, devices, E] int32: places whose payload other devices need
 
 
-def tables(schedule: Schedule, shape: Layout, rows: Sequence[int] | None = None, exports: int | None = None) -> Tables:
+def tables(
+    schedule: Schedule, shape: NodeLayout, rows: Sequence[int] | None = None, exports: int | None = None
+) -> Tables:
     """The tables of these rows (all unless given); with room for `exports` rows of each device (see `exported`)."""
     picked = slice(None) if rows is None else np.asarray(rows)
     neighbor, weight, out = (part[picked] for part in schedule[:3])
@@ -92,7 +94,7 @@ def tables(schedule: Schedule, shape: Layout, rows: Sequence[int] | None = None,
     return Tables(halo, pad(index.astype(np.int32)), pad(other.astype(np.int32)), pad(weight), pad(out), export)
 
 
-def exported(schedule: Schedule, shape: Layout, rows: Sequence[int] | None = None) -> list[list[np.ndarray]]:
+def exported(schedule: Schedule, shape: NodeLayout, rows: Sequence[int] | None = None) -> list[list[np.ndarray]]:
     """Per row and device: the nodes of the device whose payload another device needs."""
     if shape.devices == 1:
         return [[np.zeros(0, np.int64)]] * (len(schedule.neighbor) if rows is None else len(rows))
@@ -106,7 +108,7 @@ def exported(schedule: Schedule, shape: Layout, rows: Sequence[int] | None = Non
     return found
 
 
-def samples(rows: Sequence[np.ndarray], shape: Layout) -> tuple[np.ndarray, np.ndarray]:
+def samples(rows: Sequence[np.ndarray], shape: NodeLayout) -> tuple[np.ndarray, np.ndarray]:
     """The training rows of each device in one list, node after node, and where in it each node's begin.
 
     Returns (index [devices, R] into the data set, first [places]); shorter lists are filled with their first row.

@@ -51,12 +51,12 @@ class _Life:
 
 def replay(tasks: Sequence[Task], traces: Mapping[int, Lines], ended: Collection[Name]) -> dict[Name, Params]:
     """The final models of the lives in `ended`. `traces`: of each node. Raises DataError where one lacks something."""
-    run = _Run(tasks, traces, ended)
+    run = _Replay(tasks, traces, ended)
     run.compute()
     return {name: run.lives[name].node.task.program.params(run.lives[name].node.state) for name in ended}
 
 
-class _Run:
+class _Replay:
     def __init__(self, tasks: Sequence[Task], traces: Mapping[int, Lines], ended: Collection[Name]) -> None:
         self._tasks = [task._replace(test=EvalSet((), 0)) for task in tasks]  # nothing is evaluated
         self.lives: dict[Name, _Life] = {}

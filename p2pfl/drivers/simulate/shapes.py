@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from jax.sharding import PartitionSpec
 
-from p2pfl.drivers.simulate.layout import Layout
+from p2pfl.drivers.simulate.layout import NodeLayout
 from p2pfl.types import Array, State, Tree
 
 AXIS = "nodes"
@@ -18,7 +18,7 @@ ROWS = PartitionSpec(None, AXIS)  # [round or schedule row, place, ...]
 class Shape(NamedTuple):
     """What decides the compiled program, besides the algorithm and the model."""
 
-    layout: Layout
+    layout: NodeLayout
     slots: int
     halo: bool
     exports: int  # rows that a device shows to the others

@@ -52,13 +52,13 @@ class Surroundings(Protocol):
     def when(self, time: float, call: Callable[..., None], *arguments: Any) -> None:
         """Let something happen at a time."""
 
-    def send(self, source: Node, to: int, envelope: Envelope) -> None:
+    def send(self, source: VirtualNode, to: int, envelope: Envelope) -> None:
         """From peer to peer."""
 
-    def say(self, source: Node, to: str, data: bytes) -> None:
+    def say(self, source: VirtualNode, to: str, data: bytes) -> None:
         """From membership to membership."""
 
-    def over(self, node: Node) -> None:
+    def over(self, node: VirtualNode) -> None:
         """A life is over."""
 
 
@@ -72,7 +72,7 @@ class Computing(Protocol):
         """Begin with a neighbour's model."""
 
 
-class Given(NamedTuple):
+class NodeSetup(NamedTuple):
     """What a life begins with, besides its facts."""
 
     computing: Computing
@@ -83,10 +83,10 @@ class Given(NamedTuple):
     log: Callable[[str, int, int, str], None] = lambda event, about, round, detail: None
 
 
-class Node:
+class VirtualNode:
     """See the module. A node that has crashed or gone hears and says nothing any more: `up` is False."""
 
-    def __init__(self, world: Surroundings, facts: Facts, given: Given) -> None:
+    def __init__(self, world: Surroundings, facts: Facts, given: NodeSetup) -> None:
         self.world, self.facts, self.given = world, facts, given
         self.peer = Peer(facts)
         me = Me(facts.node, facts.life, address(facts.node))
@@ -118,7 +118,7 @@ class Node:
     def start(self) -> None:
         """It has compiled, and exists for the others from now on."""
         self.handle(Start())
-        self.member(membership.Start())
+        self.member(membership.MemberStart())
 
     # --- the peer
 
@@ -157,7 +157,7 @@ class Node:
             case Adopt():
                 self.given.computing.adopt(effect)
             case Reborn(life):
-                self.member(membership.Reborn(life))
+                self.member(membership.MemberReborn(life))
             case Note():
                 self.notes.note(effect)
             case Drop():
@@ -165,7 +165,7 @@ class Node:
             case Done():
                 self.done, self.ended = True, self.world.now
                 self.member(membership.Progress(self.peer.round))
-                self.member(membership.Leave())
+                self.member(membership.MemberLeave())
 
     def _advance(self, effect: Advance) -> None:
         """Computed at once; what comes of it is there after the time that it takes in this world."""
@@ -212,7 +212,7 @@ class Node:
                     self.handle(view(self.membership.members, self.facts.rounds, self.facts.sync, accused=True))
                 case membership.Conflict(node, to):
                     self.given.log("conflict", node, self.peer.round, f"two processes say they are it; one at {to}")
-                case membership.Drop(reason, detail):
+                case membership.MemberDrop(reason, detail):
                     self.notes.drop(Drop(reason, detail), self.peer.round)
                 case membership.Gone():
                     self._end()
@@ -227,7 +227,7 @@ class Node:
     def _wake(self, due: float) -> None:
         if due == self._wakes:
             self._wakes = math.inf
-            self.member(membership.Tick())
+            self.member(membership.MemberTick())
 
     def _stalled(self) -> bool:
         return self._frozen is not None and self.world.now - self._frozen > self.given.rhythm.stalled_after
@@ -257,7 +257,7 @@ class Node:
         for event in kept:
             self.handle(event)
         self.handle(Tick())
-        self.member(membership.Tick())
+        self.member(membership.MemberTick())
 
 
 def address(node: int) -> str:

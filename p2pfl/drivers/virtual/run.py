@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 from p2pfl import churn
 from p2pfl.churn import Event
 from p2pfl.drivers.virtual.network import Link
-from p2pfl.drivers.virtual.node import Given, Node
+from p2pfl.drivers.virtual.node import NodeSetup, VirtualNode
 from p2pfl.drivers.virtual.scripted_churn import Script
 from p2pfl.drivers.virtual.world import World
 from p2pfl.node import records
 from p2pfl.node.plan import Terms, facts
 from p2pfl.node.task import Task
-from p2pfl.node.worker import Host, Work
+from p2pfl.node.worker import Host, Worker
 from p2pfl.protocol.events import Event as PeerEvent
 from p2pfl.protocol.events import Received, Refused
 from p2pfl.protocol.membership.timing import Rhythm
@@ -30,7 +30,7 @@ _PATIENCE = 4.0
 """Nobody has got on for so many times the longest wait that there is: something waits for ever."""
 
 
-class Setting(NamedTuple):
+class VirtualSetting(NamedTuple):
     """What there is to a run besides the nodes' tasks."""
 
     seed: int  # of the network's chances and of the membership's
@@ -41,7 +41,7 @@ class Setting(NamedTuple):
     events: tuple[Event, ...] = ()
 
 
-class Ended(NamedTuple):
+class VirtualResult(NamedTuple):
     """What became of the nodes, and when."""
 
     lost: tuple[int, ...]  # crashed, and not back
@@ -76,24 +76,24 @@ class Memory:
 
 def run(
     tasks: Sequence[Task],
-    setting: Setting,
+    setting: VirtualSetting,
     out: Path,
     begun: Callable[[int], None] = lambda round: None,
     say: Callable[[str], None] = lambda text: None,
-) -> Ended:
+) -> VirtualResult:
     """Run the tasks of all nodes to their end; their records are in `out`/nodes/ID, as those of live nodes.
 
     The records' times are virtual seconds. `begun` is called when the first node begins a round. Raises LocalError when
     nodes wait for ever.
     """
-    return _Run(tasks, setting, out, begun, say).run()
+    return _VirtualRun(tasks, setting, out, begun, say).run()
 
 
-class _Run:
+class _VirtualRun:
     def __init__(
         self,
         tasks: Sequence[Task],
-        setting: Setting,
+        setting: VirtualSetting,
         out: Path,
         begun: Callable[[int], None],
         say: Callable[[str], None],
@@ -106,14 +106,14 @@ class _Run:
             self._lines[node] = records.Lines(directory / "events.jsonl")
         self._launch = records.Lines(out / "launch.jsonl")
         self._memories = {task.node: Memory() for task in tasks}
-        self._works: dict[int, Work] = {}
+        self._works: dict[int, Worker] = {}
         events = setting.events
         self.world = World(setting.seed, setting.link, churn.cut(events), churn.lags(events))
         self.world.ends.append(self._over)  # before the script, which may begin the next life at once
         self._script = Script(self.world, events, len(tasks), self._begin)
         self._first: float | None = None
 
-    def run(self) -> Ended:
+    def run(self) -> VirtualResult:
         """To the end."""
         try:
             self._script.start()
@@ -124,7 +124,7 @@ class _Run:
             for lines in (*self._lines.values(), self._launch):
                 lines.close()
         nodes = self.world.nodes
-        return Ended(
+        return VirtualResult(
             lost=tuple(i for i, node in sorted(nodes.items()) if not node.done),
             left=tuple(i for i, node in sorted(nodes.items()) if node.done and node.peer.round < node.facts.rounds),
             began=self._first or 0.0,
@@ -142,7 +142,7 @@ class _Run:
 
     def _begin(self, node: int, join_round: int, kept: bool) -> None:
         task, setting, memory = self._tasks[node], self._setting, self._memories[node]
-        mine: list[Node] = []
+        mine: list[VirtualNode] = []
         host = Host(
             now=lambda: self.world.now,
             traffic=lambda: (mine[0].sent, mine[0].received) if mine else (0, 0),
@@ -151,7 +151,7 @@ class _Run:
             store=memory,
             every=1,
         )
-        work = Work(task, self._directories[node], host)
+        work = Worker(task, self._directories[node], host)
         if kept and memory.latest is not None:
             work.resume()
         life = self.world.life(node)
@@ -166,7 +166,7 @@ class _Run:
             return Received(envelope._replace(payload=frames)) if fit else Refused(envelope._replace(payload=None))
 
         others = [j for j in range(len(self._tasks)) if j != node and j not in task.neighbors]
-        given = Given(
+        given = NodeSetup(
             computing=work,
             seconds=lambda round: self._seconds(work, round),
             rhythm=setting.rhythm,
@@ -175,7 +175,7 @@ class _Run:
             log=lambda event, about, round, detail: self._log(node, event, about, round, detail),
         )
         self._works[node] = work
-        mine.append(Node(self.world, facts(task, work, setting.terms, life, join_round), given))
+        mine.append(VirtualNode(self.world, facts(task, work, setting.terms, life, join_round), given))
         self.world.add(mine[0])
 
     def _happens(self, node: int, round: int) -> str | None:
@@ -184,12 +184,12 @@ class _Run:
             self._begun(round)
         return self._script.fate(node, round)
 
-    def _seconds(self, work: Work, round: int) -> float:
+    def _seconds(self, work: Worker, round: int) -> float:
         around, node = work.task.around, work.task.node
         trains = bool(around.trains[around.row(round)])
         return float(self._setting.seconds[node]) * work.task.batching.width if trains else 0.0
 
-    def _over(self, node: Node) -> None:
+    def _over(self, node: VirtualNode) -> None:
         """A life is over, in good order or not."""
         me, work = node.facts.node, self._works.pop(node.facts.node)
         if node.done:
@@ -200,7 +200,7 @@ class _Run:
 
     # --- records
 
-    def _result(self, node: Node, work: Work) -> None:
+    def _result(self, node: VirtualNode, work: Worker) -> None:
         found: Mapping[str, Any] = {
             "node": node.facts.node,
             "life": work.name,

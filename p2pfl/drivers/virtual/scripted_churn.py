@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from p2pfl.churn import Event, expected
-from p2pfl.drivers.virtual.node import Node
+from p2pfl.drivers.virtual.node import VirtualNode
 from p2pfl.drivers.virtual.world import World
 from p2pfl.protocol.neighbor import BARRIER
 
@@ -33,7 +33,7 @@ class Script:
         self._world, self._begin, self._expected = world, begin, expected(events, nodes)
         own = [event for event in events if event.node >= 0 and event.event != "lag"]
         self._to_come = {i: sorted((e for e in own if e.node == i), key=lambda e: e.round) for i in range(nodes)}
-        self._frozen: list[tuple[int, Node]] = []  # until this round, whom
+        self._frozen: list[tuple[int, VirtualNode]] = []  # until this round, whom
         self._first = 0.0  # when the first round began
         world.ends.append(lambda node: self._look())
 
@@ -69,7 +69,7 @@ class Script:
             if until < due:
                 self._thaw(until, frozen)
 
-    def _freeze(self, node: Node, round: int, rounds: int) -> None:
+    def _freeze(self, node: VirtualNode, round: int, rounds: int) -> None:
         """Until another begins the round in which it shall go on; or, where all wait for it, as long as that takes."""
         node.freeze()
         self._frozen.append((round + rounds, node))
@@ -80,7 +80,7 @@ class Script:
             seconds = _PATIENCE * max(seconds, timing.deadline_max + stretch)
         self._world.at(rounds * seconds, self._thaw, round + rounds, node)
 
-    def _thaw(self, until: int, node: Node) -> None:
+    def _thaw(self, until: int, node: VirtualNode) -> None:
         if (until, node) in self._frozen:
             node.thaw()
             self._frozen.remove((until, node))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from p2pfl.drivers.virtual.network import Link, Network, Queue
-from p2pfl.drivers.virtual.node import Node, node_at, weight
+from p2pfl.drivers.virtual.node import VirtualNode, node_at, weight
 from p2pfl.errors import ConfigError, LocalError
 from p2pfl.protocol.codec import encode
 from p2pfl.protocol.events import Received
@@ -36,11 +36,11 @@ class World:
     ) -> None:
         self.seed = seed
         self.queue = Queue()
-        self.nodes: dict[int, Node] = {}
+        self.nodes: dict[int, VirtualNode] = {}
         self.network = Network(seed, self._delayed)
         self.began = 0  # the furthest round that any node has begun
         self.said = 0  # bytes of the memberships, all nodes together
-        self.ends: list[Callable[[Node], None]] = []  # called for each life that is over
+        self.ends: list[Callable[[VirtualNode], None]] = []  # called for each life that is over
         self._link, self._kept_back, self._lag = link, kept_back, lag
 
     @property
@@ -63,7 +63,7 @@ class World:
         old = self.nodes[node].peer.life if node in self.nodes else 0
         return max(old + 1, 1 + int(self.now * 1000))
 
-    def add(self, node: Node) -> None:
+    def add(self, node: VirtualNode) -> None:
         """Begin a life of a node, now. ConfigError when it has another one."""
         me = node.facts.node
         if me in self.nodes and self.nodes[me].up:
@@ -71,7 +71,7 @@ class World:
         self.nodes[me] = node
         node.start()
 
-    def over(self, node: Node) -> None:
+    def over(self, node: VirtualNode) -> None:
         """A life is over; tell whoever wants to know."""
         for call in self.ends:
             call(node)
@@ -83,7 +83,7 @@ class World:
         lag = self._lag(self.nodes[source].round, source)
         return link._replace(latency=link.latency + lag) if lag else link
 
-    def send(self, source: Node, to: int, envelope: Envelope) -> None:
+    def send(self, source: VirtualNode, to: int, envelope: Envelope) -> None:
         """From peer to peer, on a link that keeps order; a node that is not there is not connected."""
         other = self.nodes.get(to)
         size = weight(envelope, len(encode(envelope)), source.facts.payload_bytes)
@@ -94,14 +94,14 @@ class World:
         if arrival is not None:
             self.when(arrival, self._deliver, source.facts.node, other, envelope, size)
 
-    def _deliver(self, source: int, other: Node, envelope: Envelope, size: int) -> None:
+    def _deliver(self, source: int, other: VirtualNode, envelope: Envelope, size: int) -> None:
         """Only to the life that it was sent to: a connection ends with either end's life."""
         if not other.up or not self._reaches(source, other):
             return
         other.received += size
         other.handle(Received(envelope) if envelope.payload is None else other.given.taken(envelope))
 
-    def say(self, source: Node, to: str, data: bytes) -> None:
+    def say(self, source: VirtualNode, to: str, data: bytes) -> None:
         """From membership to membership, as datagrams."""
         me, other = source.facts.node, node_at(to)
         if self._kept_back(source.round, me, other):
@@ -115,7 +115,7 @@ class World:
         if other is not None and self._reaches(source, other):
             other.member(membership.Heard(data))
 
-    def _reaches(self, source: int, other: Node) -> bool:
+    def _reaches(self, source: int, other: VirtualNode) -> bool:
         """What is under way when the link is cut is lost."""
         me = other.facts.node
         return self.network.up(source, me) and not self._kept_back(other.round, source, me)

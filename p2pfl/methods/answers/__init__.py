@@ -58,7 +58,7 @@ class Own(NamedTuple):
     unlabelled: np.ndarray | None = None  # x of the rows that are to be predicted
 
 
-class Given(NamedTuple):
+class AnswerInputs(NamedTuple):
     """What all nodes have in common: see `prepared`."""
 
     learner: Learner
@@ -104,7 +104,7 @@ def prepared(
     def tune(params: Params, batches: Tree, key: Key) -> Params:
         return descend(learner, optimizer, params, optimizer.init(params["trained"]), batches, key).params
 
-    given = Given(
+    given = AnswerInputs(
         learner, optimizer, kind, batch_size, seed, steps, adapt_steps, adapt_rate, noise, consistency, tune,
         calibration.compiled(learner),
     )  # fmt: skip
@@ -138,24 +138,24 @@ def check(names: Sequence[str], learner: Learner, kind: str) -> None:
 Maker = Callable[[Own], Answer]
 
 
-def consensus(given: Given) -> Maker:
+def consensus(given: AnswerInputs) -> Maker:
     """The shared model as it is after the last mixing."""
     return lambda own: Answer(own.params, "")
 
 
-def personal(given: Given) -> Maker:
+def personal(given: AnswerInputs) -> Maker:
     """The node's own model, as an objective has trained it."""
     assert given.learner.personal is not None
     run = jax.jit(given.learner.personal)
     return lambda own: Answer(run(own.params), "")
 
 
-def fine_tuned(given: Given) -> Maker:
+def fine_tuned(given: AnswerInputs) -> Maker:
     """`steps` local steps from the shared model: the experiment's objective and optimizer, the node's own batches."""
     return lambda own: Answer(_tuned(given, own, own.train), f"{given.steps} local steps on {len(own.train.y)} rows")
 
 
-def interpolated(given: Given) -> Maker:
+def interpolated(given: AnswerInputs) -> Maker:
     """(1 - alpha) consensus + alpha tuned, of ALPHAS the one with the least loss on validation rows; equals: the least.
 
     Tuned is the personal model where there is one, else a fine-tuned one. Validation rows are those of the data set
@@ -192,7 +192,7 @@ def interpolated(given: Given) -> Maker:
     return answer
 
 
-def recalibrated(given: Given) -> Maker:
+def recalibrated(given: AnswerInputs) -> Maker:
     """The shared model with batch statistics as they are on the node's own training inputs: AdaBN.
 
     Source: Li, Wang, Shi, Hou, Liu, "Adaptive batch normalization for practical domain adaptation" (2018). See
@@ -206,7 +206,7 @@ def recalibrated(given: Given) -> Maker:
     return answer
 
 
-def adapted(given: Given) -> Maker:
+def adapted(given: AnswerInputs) -> Maker:
     """Test-time adaptation without labels: batch statistics of the inputs to be predicted, then certain answers.
 
         least of   entropy(p(x)) + consistency |p(x) - p(x + noise)|^2     over scale and bias of batch normalisation
@@ -247,7 +247,7 @@ def adapted(given: Given) -> Maker:
     return answer
 
 
-ANSWERS: Mapping[str, Callable[[Given], Maker]] = MappingProxyType(
+ANSWERS: Mapping[str, Callable[[AnswerInputs], Maker]] = MappingProxyType(
     {
         "consensus": consensus,
         "personal": personal,
@@ -285,11 +285,11 @@ def _cast(own: Own) -> Own:
     )
 
 
-def _key(given: Given, own: Own) -> Key:
+def _key(given: AnswerInputs, own: Own) -> Key:
     return jax.random.fold_in(jax.random.key(given.seed), own.node)
 
 
-def _tuned(given: Given, own: Own, train: Samples) -> Params:
+def _tuned(given: AnswerInputs, own: Own, train: Samples) -> Params:
     """The shared model after the local steps of fine-tuning."""
     one = np.ones(1, np.int64)
     batching = Batching(given.seed, one * own.node, one * len(train.y), one * given.steps, given.batch_size)

@@ -97,7 +97,7 @@ def widths(
     return Objective(wrap_learner, wrap, given={"width": np.asarray(ratios, np.float32)})
 
 
-class Layout(NamedTuple):
+class WidthLayout(NamedTuple):
     """Which axes of a model's leaves are cut."""
 
     order: tuple[str, ...]  # paths of the layers
@@ -108,7 +108,7 @@ class Layout(NamedTuple):
         return self.cuts[path]
 
 
-def layout(shapes: Mapping[str, tuple[int, ...]], layers: Sequence[str] | None) -> Layout:
+def layout(shapes: Mapping[str, tuple[int, ...]], layers: Sequence[str] | None) -> WidthLayout:
     """The layout of a model from the shapes of its trained leaves by path. Raises ConfigError."""
     order = tuple(layers) if layers is not None else _order(shapes)
     cuts: dict[str, tuple[int, int]] = {}
@@ -131,10 +131,10 @@ def layout(shapes: Mapping[str, tuple[int, ...]], layers: Sequence[str] | None) 
         if path not in cuts and len(shape) > 1:
             raise ConfigError(f"layers: does not name the layer of {path}; every kernel must be in it")
         cuts.setdefault(path, (0, shape[-1] if shape and shape[-1] in hidden else 0))
-    return Layout(order, cuts)
+    return WidthLayout(order, cuts)
 
 
-def mask_of(ratio: Array, params: Params, cuts: Layout) -> Params:
+def mask_of(ratio: Array, params: Params, cuts: WidthLayout) -> Params:
     """Which elements a node of width `ratio` [] holds: bools that broadcast to the leaves of both parts of a model."""
 
     def first(channels: int, size: int) -> Array:  # ceil(ratio * channels), but for rounding

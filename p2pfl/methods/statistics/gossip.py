@@ -34,7 +34,7 @@ from p2pfl.methods.statistics.sums import estimated
 from p2pfl.types import Algorithm, Array, Batches, Inbox, Key, Metrics, Neighborhood, Params, Payload, Steps, Tree
 
 
-class State(NamedTuple):
+class SumsState(NamedTuple):
     """The state of the algorithm within, the node's part of the sums, running sums, and counts of rounds."""
 
     inner: Any
@@ -63,23 +63,23 @@ def gossip(inner: Algorithm, rounds: int) -> Algorithm:
             'dsgd, or on a directed graph push_sum (with by = "sample" its mean is that of fedavg)'
         )
 
-    def init(params: Params, slots: int) -> State:
+    def init(params: Params, slots: int) -> SumsState:
         return begun(inner.init(params, slots), slots, jnp.zeros((), jnp.int32))
 
-    def local(state: State, batches: Batches, key: Key, steps: Steps | None) -> tuple[State, Metrics]:
+    def local(state: SumsState, batches: Batches, key: Key, steps: Steps | None) -> tuple[SumsState, Metrics]:
         known = inner.params(state.inner)["statistics"]["known"] > 0
         wanted = jnp.int32(steps_in(batches)) if steps is None else steps
         inside, metrics = inner.local(state.inner, batches, key, jnp.where(known, wanted, 0))
         return state._replace(inner=inside), metrics
 
-    def send(state: State, neighborhood: Neighborhood) -> tuple[State, Payload]:
+    def send(state: SumsState, neighborhood: Neighborhood) -> tuple[SumsState, Payload]:
         inside, payload = inner.send(state.inner, neighborhood)
         if not running:
             return state._replace(inner=inside), {"inner": payload, "sums": state.sums}
         kept, sent = pushed(state.sums, state.sent, neighborhood.out_weight)
         return state._replace(inner=inside, sums=kept, sent=sent), {"inner": payload, "sums": sent}
 
-    def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
+    def mix(state: SumsState, inbox: Inbox, neighborhood: Neighborhood) -> SumsState:
         inside, theirs = inner.mix(state.inner, part(inbox, "inner"), neighborhood), part(inbox, "sums")
         if running:
             sums, seen = pulled(state.sums, state.seen, theirs)
@@ -90,21 +90,21 @@ def gossip(inner: Algorithm, rounds: int) -> Algorithm:
         due = (since == rounds) | (waits & (age == rounds))
         after = _written(inner, inside, sums)
         inside = jax.tree.map(lambda new, old: jnp.where(due, new, old), after, inside)
-        return State(inside, sums, state.sent, seen, since, age)
+        return SumsState(inside, sums, state.sent, seen, since, age)
 
-    def adopt(state: State, params: Params) -> State:
+    def adopt(state: SumsState, params: Params) -> SumsState:
         slots = jax.tree.leaves(state.sent)[0].shape[0] if running else 0
         return begun(inner.adopt(state.inner, params), slots, jnp.zeros((), jnp.int32))
 
-    def restart(state: State, slots: int) -> State:
+    def restart(state: SumsState, slots: int) -> SumsState:
         fresh = begun(inner.restart(state.inner, slots) if inner.restart else state.inner, slots, state.age)
         known = inner.params(state.inner)["statistics"]["known"] > 0
         return fresh._replace(sums=jax.tree.map(lambda old, own: jnp.where(known, old, own), state.sums, fresh.sums))
 
-    def put(state: State, params: Params) -> State:
+    def put(state: SumsState, params: Params) -> SumsState:
         return state._replace(inner=inner.replaced(state.inner, params))
 
-    def mass(state: State) -> Tree:  # of the model alone: sums are in units of their own, and would drown it
+    def mass(state: SumsState) -> Tree:  # of the model alone: sums are in units of their own, and would drown it
         return (inner.mass or inner.params)(state.inner)
 
     return inner._replace(
@@ -114,11 +114,11 @@ def gossip(inner: Algorithm, rounds: int) -> Algorithm:
     )  # fmt: skip
 
 
-def _begun(inner: Algorithm, running: bool, inside: Any, slots: int, age: Array) -> State:
+def _begun(inner: Algorithm, running: bool, inside: Any, slots: int, age: Array) -> SumsState:
     """The state of a node whose sums are its own, and not yet on their way."""
     own = inner.params(inside)["private"]["site"]["sums"]
     away: Tree = unspent(own, slots) if running else ()
-    return State(inside, own, away, away, jnp.zeros((), jnp.int32), age)
+    return SumsState(inside, own, away, away, jnp.zeros((), jnp.int32), age)
 
 
 def _written(inner: Algorithm, state: Any, sums: Tree) -> Any:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from p2pfl.protocol.membership.table import Member
 
 
-class Start(NamedTuple):
+class MemberStart(NamedTuple):
     """Begin: the socket listens."""
 
 
@@ -17,7 +17,7 @@ class Heard(NamedTuple):
     data: bytes
 
 
-class Tick(NamedTuple):
+class MemberTick(NamedTuple):
     """Time has passed: something may be due."""
 
 
@@ -33,17 +33,17 @@ class Progress(NamedTuple):
     round: int
 
 
-class Reborn(NamedTuple):
+class MemberReborn(NamedTuple):
     """This node goes on as a new life, greater than any it was accused of."""
 
     life: int
 
 
-class Leave(NamedTuple):
+class MemberLeave(NamedTuple):
     """This node leaves for good: tell the others, then `Gone`."""
 
 
-Event = Start | Heard | Tick | Busy | Progress | Reborn | Leave
+Event = MemberStart | Heard | MemberTick | Busy | Progress | MemberReborn | MemberLeave
 
 
 class Say(NamedTuple):
@@ -80,7 +80,7 @@ class Conflict(NamedTuple):
     address: str
 
 
-class Drop(NamedTuple):
+class MemberDrop(NamedTuple):
     """A message was dropped."""
 
     reason: str
@@ -91,4 +91,4 @@ class Gone(NamedTuple):
     """The leaving has been said: the socket may close."""
 
 
-Effect = Say | Changed | Accused | Superseded | Conflict | Drop | Gone
+Effect = Say | Changed | Accused | Superseded | Conflict | MemberDrop | Gone

@@ -19,25 +19,25 @@ from p2pfl.protocol.membership import spread, wire
 from p2pfl.protocol.membership.events import (
     Busy,
     Changed,
-    Drop,
     Effect,
     Event,
     Gone,
     Heard,
-    Leave,
+    MemberDrop,
+    MemberLeave,
+    MemberReborn,
+    MemberStart,
+    MemberTick,
     Progress,
-    Reborn,
     Say,
-    Start,
     Superseded,
-    Tick,
 )
 from p2pfl.protocol.membership.probe import Laps, Probe, Relay, Trips
 from p2pfl.protocol.membership.roster import Roster
 from p2pfl.protocol.membership.seeds import Seeds
-from p2pfl.protocol.membership.table import LEFT, SUSPECT, Entry, Me, Member
+from p2pfl.protocol.membership.table import LEFT, SUSPECT, Me, Member, MemberEntry
 from p2pfl.protocol.membership.timing import Rhythm, check
-from p2pfl.protocol.membership.wire import Ack, Ask, Gossip, Letter, Message, Nack, Ping, Sync, Synced
+from p2pfl.protocol.membership.wire import Ack, Ask, DirectPing, Gossip, Letter, Message, Nack, Sync, Synced
 
 PIGGYBACK = 24
 """Entries that ride on a message at most: some two kilobytes."""
@@ -99,11 +99,11 @@ class Membership:
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take an event in; what is to be done, in order."""
         self._now, self._out = now, []
-        if self._quiet and not isinstance(event, Reborn):
+        if self._quiet and not isinstance(event, MemberReborn):
             return []
         self._catch_up()
         match event:
-            case Start():
+            case MemberStart():
                 self._start()
             case Heard(data):
                 self._hear(data)
@@ -111,17 +111,17 @@ class Membership:
                 self._busy(seconds)
             case Progress(round):
                 self._roster.progress(round)
-            case Reborn(life):
+            case MemberReborn(life):
                 self._roster.reborn(life)
                 if self._quiet:
                     self._quiet = False
                     self._start()
                 self._soon("gossip")
-            case Leave():
+            case MemberLeave():
                 self._roster.say(state=LEFT, at=now)
                 self._receipts.clear()
                 self._timers |= {"probe": math.inf, "leave": now + self._rhythm.leave, "farewell": now}
-            case Tick():
+            case MemberTick():
                 pass
         self._settle()
         self._run()
@@ -207,7 +207,7 @@ class Membership:
 
     # --- messages
 
-    def _say(self, address: str, message: Message, seq: int, first: Iterable[Entry] = ()) -> None:
+    def _say(self, address: str, message: Message, seq: int, first: Iterable[MemberEntry] = ()) -> None:
         """Send a message, with news on it: `first`, then what is to be spread."""
         entries = list(first)
         if not isinstance(message, Sync | Synced):
@@ -221,14 +221,14 @@ class Membership:
         self._seq += 1
         return self._seq
 
-    def _table(self) -> list[Entry]:
+    def _table(self) -> list[MemberEntry]:
         return [entry for node, entry in self._roster.entries.items() if node != self._roster.me.node]
 
     def _hear(self, data: bytes) -> None:
         try:
             letter = wire.decode(data, self._cluster, self._now)
         except RemoteError as error:
-            self._out.append(Drop(error.reason, error.detail))
+            self._out.append(MemberDrop(error.reason, error.detail))
             return
         sender, me = letter.sender, self._roster.me
         if (sender.node, sender.life, sender.address) == (me.node, me.life, me.address):
@@ -240,14 +240,14 @@ class Membership:
         if not self._quiet:
             self._answer(letter, [entry for entry in answers if entry is not None])
 
-    def _answer(self, letter: Letter, wrong: list[Entry]) -> None:
+    def _answer(self, letter: Letter, wrong: list[MemberEntry]) -> None:
         sender, seq = letter.sender, letter.seq
         match letter.message:
-            case Ping(target):
+            case DirectPing(target):
                 if target == self._roster.me.node:
                     self._say(sender.address, Ack(), seq, wrong[:PIGGYBACK])
                     return
-                self._out.append(Drop("target", f"a ping of node {sender.node} for node {target}"))
+                self._out.append(MemberDrop("target", f"a ping of node {sender.node} for node {target}"))
             case Sync():
                 self._say(sender.address, Synced(), seq, self._table())
                 return
@@ -286,7 +286,7 @@ class Membership:
 
     def _ping(self, target: int, seq: int) -> None:
         held = self._roster.entries[target]
-        self._say(held.address, Ping(target), seq, [held] if held.state == SUSPECT else [])
+        self._say(held.address, DirectPing(target), seq, [held] if held.state == SUSPECT else [])
 
     def _remind(self) -> None:
         """Tell some of those that this node suspects so, each once a period at most: they can refute it."""
@@ -309,13 +309,15 @@ class Membership:
 
     def _relay(self, letter: Letter, target: int, address: str, wait: float) -> None:
         if len(self._relays) >= _RELAYS:
-            self._out.append(Drop("relays", f"node {letter.sender.node} asks for a ping; {_RELAYS} are under way"))
+            self._out.append(
+                MemberDrop("relays", f"node {letter.sender.node} asks for a ping; {_RELAYS} are under way")
+            )
             return
         seq = self._next_seq()
         wait = min(wait, self._rhythm.interval * 8)
         self._relays[seq] = Relay(target, letter.sender.address, letter.seq, self._now + wait)
         held = self._roster.entries.get(target)
-        self._say(address, Ping(target), seq, [held] if held is not None and held.state == SUSPECT else [])
+        self._say(address, DirectPing(target), seq, [held] if held is not None and held.state == SUSPECT else [])
 
     def _acked(self, letter: Letter) -> None:
         sender, probe = letter.sender, self._probe
@@ -334,7 +336,7 @@ class Membership:
 
     # --- telling
 
-    def _targets(self, count: int) -> list[Entry]:
+    def _targets(self, count: int) -> list[MemberEntry]:
         """Some members to tell news to: of those that live, and of those that died not long ago."""
         nodes = [*self._roster.live, *self._roster.recently_dead(self._now)]
         return [self._roster.entries[node] for node in self._draw.sample(nodes, min(count, len(nodes)))]

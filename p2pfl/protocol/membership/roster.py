@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from p2pfl.protocol.membership import spread
-from p2pfl.protocol.membership.events import Accused, Conflict, Drop, Effect, Superseded
+from p2pfl.protocol.membership.events import Accused, Conflict, Effect, MemberDrop, Superseded
 from p2pfl.protocol.membership.probe import Health
 from p2pfl.protocol.membership.suspicion import Suspicion
-from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, NOBODY, SUSPECT, Entry, Me, join, rank
+from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, NOBODY, SUSPECT, Me, MemberEntry, join, rank
 from p2pfl.protocol.membership.timing import Rhythm
 from p2pfl.protocol.membership.wire import ENTRY_CAP, REFUTES_CAP
 
@@ -18,7 +18,7 @@ class Roster:
 
     def __init__(self, me: Me, rhythm: Rhythm) -> None:
         self.me, self._rhythm = me, rhythm
-        self.entries = {me.node: Entry(me.node, me.life, 0, ALIVE, me.address, 0, 0, 0.0, NOBODY)}
+        self.entries = {me.node: MemberEntry(me.node, me.life, 0, ALIVE, me.address, 0, 0, 0.0, NOBODY)}
         self.live: dict[int, None] = {}  # others whose life is not over, in the order they were met
         self.suspicions: dict[int, Suspicion] = {}
         self.spread = spread.Spread()
@@ -33,7 +33,7 @@ class Roster:
         self._once_said: set[tuple[type[Effect], int, int]] = set()  # (kind, node, life) of what its owner was told
 
     @property
-    def mine(self) -> Entry:
+    def mine(self) -> MemberEntry:
         """What this node says of itself."""
         return self.entries[self.me.node]
 
@@ -47,7 +47,7 @@ class Roster:
         since = now - self._rhythm.gossip_dead
         return [node for node, time in self._learnt.items() if time > since and self.entries[node].state == DEAD]
 
-    def dead(self) -> list[Entry]:
+    def dead(self) -> list[MemberEntry]:
         """Members that are dead and not forgotten."""
         return [entry for entry in self.entries.values() if entry.state == DEAD and entry.node != self.me.node]
 
@@ -63,7 +63,7 @@ class Roster:
 
     # --- what is heard
 
-    def learn(self, entry: Entry, now: float, direct: bool) -> Entry | None:
+    def learn(self, entry: MemberEntry, now: float, direct: bool) -> MemberEntry | None:
         """Take an account of a member in. What its sender should hear of it in turn, if anything.
 
         `direct`: it is the sender's account of itself.
@@ -99,17 +99,17 @@ class Roster:
                 suspicion.again(now)
         self.last_heard = now
 
-    def _of_stranger(self, entry: Entry, now: float, direct: bool) -> None:
+    def _of_stranger(self, entry: MemberEntry, now: float, direct: bool) -> None:
         if entry.terminal and now - entry.at >= self._rhythm.forget_after:
             return
         if len(self.entries) >= ENTRY_CAP:
-            self.effects.append(Drop("full", f"node {entry.node}: {ENTRY_CAP} members are known"))
+            self.effects.append(MemberDrop("full", f"node {entry.node}: {ENTRY_CAP} members are known"))
             return
         if direct:
             self.heard[entry.node] = now
         self._hold(self._capped(entry, now), now)
 
-    def _newer(self, held: Entry, entry: Entry, now: float) -> None:
+    def _newer(self, held: MemberEntry, entry: MemberEntry, now: float) -> None:
         lately = held.state == ALIVE and now - self.heard.get(held.node, -math.inf) < 2 * self._rhythm.interval
         if lately and entry.life > held.life and entry.address != held.address and not entry.terminal:
             self._once(entry, Conflict(entry.node, entry.address))
@@ -120,7 +120,7 @@ class Roster:
             best = best._replace(said=held.said, round=held.round, at=held.at)
         self._hold(best, now)
 
-    def _said(self, held: Entry, entry: Entry, now: float) -> None:
+    def _said(self, held: MemberEntry, entry: MemberEntry, now: float) -> None:
         """What a member last said of its round and of its pauses; of what was said at once the first account counts."""
         if entry.said <= held.said or held.terminal or entry.terminal:
             return
@@ -132,10 +132,10 @@ class Roster:
             self.entries[new.node] = new
             self.moved = True
 
-    def _capped(self, entry: Entry, now: float) -> Entry:
+    def _capped(self, entry: MemberEntry, now: float) -> MemberEntry:
         return entry if entry.terminal else entry._replace(at=min(entry.at, now + self._rhythm.busy_cap))
 
-    def _of_me(self, entry: Entry, direct: bool) -> Entry | None:
+    def _of_me(self, entry: MemberEntry, direct: bool) -> MemberEntry | None:
         mine = self.mine
         if entry.life < mine.life:
             return mine if direct else None
@@ -212,7 +212,7 @@ class Roster:
 
     # --- holding
 
-    def _hold(self, entry: Entry, now: float = 0.0) -> None:
+    def _hold(self, entry: MemberEntry, now: float = 0.0) -> None:
         """Hold and tell a new account of a member; keep what depends on it in step."""
         node, before = entry.node, self.entries.get(entry.node)
         self.entries[node] = entry
@@ -233,7 +233,7 @@ class Roster:
         elif before is None or rank(before) < rank(entry):
             self.suspicions[node] = Suspicion(now, entry.by, self._rhythm, self.n)
 
-    def _once(self, entry: Entry, effect: Effect) -> None:
+    def _once(self, entry: MemberEntry, effect: Effect) -> None:
         """Tell the owner once for each life."""
         key = (type(effect), entry.node, entry.life)
         if key not in self._once_said:

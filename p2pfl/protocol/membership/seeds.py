@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from p2pfl.protocol.membership.table import NOBODY, Entry
+from p2pfl.protocol.membership.table import NOBODY, MemberEntry
 
 
 class Seeds:
@@ -14,7 +14,7 @@ class Seeds:
         self._node = {address: NOBODY for address in addresses if address != mine}
         self._asked: dict[int, str] = {}  # by the number of the question
 
-    def unanswered(self, entries: Mapping[int, Entry]) -> list[str]:
+    def unanswered(self, entries: Mapping[int, MemberEntry]) -> list[str]:
         """Those where no member is known to live."""
         there = {entry.address for entry in entries.values() if not entry.terminal}
         return [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from p2pfl.protocol.membership.table import Entry
+from p2pfl.protocol.membership.table import MemberEntry
 
 
 def limit(retransmit: int, n: int) -> int:
@@ -21,19 +21,19 @@ class Spread:
 
     def __init__(self) -> None:
         self._told: dict[int, tuple[int, int]] = {}  # times told, minus its order
-        self._entries: dict[int, Entry] = {}
+        self._entries: dict[int, MemberEntry] = {}
         self._order = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def put(self, entry: Entry) -> None:
+    def put(self, entry: MemberEntry) -> None:
         """Tell this of its member from now on."""
         self._order += 1
         self._entries[entry.node] = entry
         self._told[entry.node] = (0, -self._order)
 
-    def take(self, most: int, count: int) -> list[Entry]:
+    def take(self, most: int, count: int) -> list[MemberEntry]:
         """Up to `count` entries for one message, the least told and then the newest first; at `most` they are done."""
         chosen = sorted(self._told, key=self._told.__getitem__)[:count]
         found = [self._entries[node] for node in chosen]

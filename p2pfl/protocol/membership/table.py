@@ -48,7 +48,7 @@ class Member(NamedTuple):
         return self.state in (ALIVE, SUSPECT)
 
 
-class Entry(NamedTuple):
+class MemberEntry(NamedTuple):
     """What is said of a member.
 
     `said` counts what the member has said of `round` and of its pauses. `at`: a pause lasts until then (0: none), or
@@ -77,13 +77,13 @@ class Entry(NamedTuple):
         return Member(self.node, self.life, self.refutes, self.state, self.address, self.round, busy)
 
 
-def rank(entry: Entry) -> tuple[int, int, int, bool]:
+def rank(entry: MemberEntry) -> tuple[int, int, int, bool]:
     """What decides between two accounts of a member."""
     terminal = {DEAD: 1, LEFT: 2}.get(entry.state, 0)
     return entry.life, terminal, entry.refutes, entry.state == SUSPECT
 
 
-def join(one: Entry, other: Entry) -> Entry:
+def join(one: MemberEntry, other: MemberEntry) -> MemberEntry:
     """The least account of a member that holds what both say."""
     if one.life != other.life:
         return max(one, other, key=lambda entry: entry.life)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from p2pfl.errors import RemoteError
-from p2pfl.protocol.membership.table import STATES, Entry
+from p2pfl.protocol.membership.table import STATES, MemberEntry
 
 VERSION = 1
 
@@ -37,7 +37,7 @@ _LIFE = 1 << 63
 _SECONDS = 1e9
 
 
-class Ping(NamedTuple):
+class DirectPing(NamedTuple):
     """Are you there? Only for the member `target`."""
 
     target: int
@@ -71,9 +71,9 @@ class Synced(NamedTuple):
     """The entries are my whole table, in answer to yours."""
 
 
-Message = Ping | Ack | Ask | Nack | Gossip | Sync | Synced
+Message = DirectPing | Ack | Ask | Nack | Gossip | Sync | Synced
 
-KINDS: tuple[type[Any], ...] = (Ping, Ack, Ask, Nack, Gossip, Sync, Synced)
+KINDS: tuple[type[Any], ...] = (DirectPing, Ack, Ask, Nack, Gossip, Sync, Synced)
 """A message's place here is its number on the wire: append only."""
 
 
@@ -82,8 +82,8 @@ class Letter(NamedTuple):
 
     cluster: str
     seq: int
-    sender: Entry
-    entries: Sequence[Entry]
+    sender: MemberEntry
+    entries: Sequence[MemberEntry]
     message: Message
 
 
@@ -164,7 +164,7 @@ def _message(kind: type[Any], fields: list[Any]) -> Any:
     return kind(*fields)
 
 
-def _packed(entry: Entry, now: float) -> list[Any]:
+def _packed(entry: MemberEntry, now: float) -> list[Any]:
     seconds = now - entry.at if entry.terminal else entry.at - now if entry.at else 0.0
     return [
         entry.node, entry.life, entry.refutes, STATES.index(entry.state), entry.address, entry.said, entry.round,
@@ -172,7 +172,7 @@ def _packed(entry: Entry, now: float) -> list[Any]:
     ]  # fmt: skip
 
 
-def _entry(value: object, now: float) -> Entry:
+def _entry(value: object, now: float) -> MemberEntry:
     if not isinstance(value, list) or len(value) != 9:
         raise RemoteError("message", "an entry is an array of 9")
     node, life, refutes, state, address, said, round, seconds, by = value
@@ -189,7 +189,7 @@ def _entry(value: object, now: float) -> Entry:
     )
     if not good:
         raise RemoteError("message", f"entry {value!r}"[:200])
-    entry = Entry(node, life, refutes, STATES[state], address, said, round, 0.0, by)
+    entry = MemberEntry(node, life, refutes, STATES[state], address, said, round, 0.0, by)
     if entry.terminal:
         return entry._replace(at=now - seconds)
     return entry._replace(at=now + seconds if seconds else 0.0)

@@ -15,7 +15,7 @@ from p2pfl.learning.local_steps import placed
 from p2pfl.types import Algorithm, Key, Learner, Params, Schedule, Tree
 
 
-class Work(NamedTuple):
+class Simulation(NamedTuple):
     """What is to be simulated."""
 
     make: Callable[[Learner], Algorithm]
@@ -47,9 +47,9 @@ class Work(NamedTuple):
         return placed(self.learner.init(key), jax.tree.map(lambda rows: jnp.asarray(rows[0]), self.sites))
 
 
-def make_work(*, owner: Sequence[int], **parts: Any) -> Work:
+def make_work(*, owner: Sequence[int], **parts: Any) -> Simulation:
     """Work from its parts by name."""
-    return Work(owner=np.asarray(owner, np.int32), **parts)
+    return Simulation(owner=np.asarray(owner, np.int32), **parts)
 
 
 class How(NamedTuple):
