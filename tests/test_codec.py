@@ -70,7 +70,7 @@ def test_a_header_that_does_not_fit_is_refused(header: list[Any], reason: str) -
 
 def test_numbers_on_the_wire_stay() -> None:
     """A message's place in KINDS is its number on the wire: append only."""
-    names = ["Hello", "Offer", "Receipt", "AskVoid", "Result", "Ping", "Pong", "Want", "Model", "Bye", "Push"]
+    names = ["Hello", "Offer", "Receipt", "AskVoid", "Closed", "Ping", "Pong", "Want", "Model", "Bye", "Push"]
     assert [kind.__name__ for kind in KINDS] == names
     assert {kind.__name__ for kind in CARRIERS} == {"Offer", "Push", "Model"}
     assert messages.VERSION == 3
