@@ -61,7 +61,7 @@ class Play:
             poll.poll(50)
             for node, car in self.cars.items():
                 for event in car.read():
-                    if isinstance(event, self.sidecar.Members):
+                    if isinstance(event, self.sidecar.MemberView):
                         self.held[node] = {m.node: m for m in event.members}
                     else:
                         self.events.append((node, event))
