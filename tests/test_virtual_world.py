@@ -21,7 +21,7 @@ from p2pfl.drivers.virtual.world import World
 from p2pfl.errors import ConfigError, LocalError
 from p2pfl.protocol.events import Adopt, Advance, Finished, Leave, Trained
 from p2pfl.protocol.membership.timing import RHYTHMS
-from p2pfl.protocol.neighbor import ASYNC, BARRIER, DEADLINE, SYNCS, EpochPlan, Facts, Turn
+from p2pfl.protocol.neighbor import ASYNC, BARRIER, DEADLINE, SYNCS, EpochPlan, Facts, RoundPlan
 from p2pfl.protocol.timing import PRESETS
 
 STEP = 0.01
@@ -71,7 +71,7 @@ def ring(node: int) -> Callable[[tuple[int, ...]], EpochPlan]:
     def plan(members: tuple[int, ...]) -> EpochPlan:
         at, n = members.index(node), len(members)
         both = tuple(sorted({members[at - 1], members[(at + 1) % n]} - {node}))
-        return EpochPlan(lambda round: Turn(exchange=both), max(len(both), 1), both)
+        return EpochPlan(lambda round: RoundPlan(exchange=both), max(len(both), 1), both)
 
     return plan
 

@@ -33,7 +33,7 @@ from p2pfl.protocol.membership.timing import Rhythm
 from p2pfl.protocol.messages import Envelope
 from p2pfl.protocol.neighbor import Facts
 from p2pfl.protocol.peer import Peer
-from p2pfl.protocol.presence import TRAINING
+from p2pfl.protocol.state import TRAINING
 from p2pfl.protocol.view import view
 
 
