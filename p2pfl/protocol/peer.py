@@ -14,24 +14,24 @@ will send for this one, since links keep order.
 A node is in one of eight stages, and STAGES says what it does about an event in each. Which stage may follow which,
 and upon what (tests/test_peer_stages.py holds this drawing to what the machine does):
 
-    starting   -> joining     Hello Members Tick            a neighbour is met that has begun
-    starting   -> training    Hello Members Start Tick      everybody is met, or has been waited for
-    starting   -> leaving     Leave
-    joining    -> training    Hello Model Tick              a model is taken, its own is kept, or nobody gives one
-    joining    -> closing     Hello Model Tick              nothing is left to be trained
-    joining    -> leaving     Leave
-    training   -> exchanging  Trained
-    training   -> leaving     Leave Trained
-    training   -> done        Finished                      asked to leave, and then it failed
-    exchanging -> training    any                           nobody is waited for any more, or the deadline has passed
-    exchanging -> settling    any                           ... and another epoch begins
-    exchanging -> leaving     Leave Tick                    ... in the last round, with exchanges still open
-    exchanging -> closing     any                           ... in the last round
-    settling   -> training    any                           all have answered, or have been waited for
-    settling   -> leaving     Leave
-    leaving    -> closing     any                           all have answered, or have been waited for
-    leaving    -> done        Finished                      the computing failed twice
-    closing    -> done        Finished
+    starting   -> joining     on Hello Members Tick: a neighbour is at hand that has begun
+    starting   -> training    on Hello Members Start Tick: everybody is met, or has been waited for
+    starting   -> leaving     on Leave
+    joining    -> training    on Hello Model Tick: with a model that was given, or its own
+    joining    -> closing     on Hello Model Tick: nothing is left to be trained
+    joining    -> leaving     on Leave
+    training   -> exchanging  on Trained
+    training   -> leaving     on Leave Trained: the latter where it was told to leave meanwhile
+    training   -> done        on Finished: it was told to leave, and then its training failed
+    exchanging -> training    on any: nobody is waited for any more, or the deadline has passed
+    exchanging -> settling    on any: the same, but another epoch begins and exchanges are open
+    exchanging -> leaving     on any: it is told to leave, or at the deadline of the last round
+    exchanging -> closing     on any: nobody is waited for in the last round
+    settling   -> training    on any: all have answered, or have been waited for
+    settling   -> leaving     on Leave
+    leaving    -> closing     on any: all have answered, or have been waited for
+    leaving    -> done        on Finished: its training failed twice
+    closing    -> done        on Finished
 """
 
 from __future__ import annotations

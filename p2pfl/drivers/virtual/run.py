@@ -135,9 +135,7 @@ class _VirtualRun:
     def _patience(self) -> float:
         timing, alone = self._setting.terms.timing, self._setting.probe_timing.alone
         own = max(self._setting.seconds) * max(task.batching.width for task in self._tasks)
-        longest = max(
-            timing.start_timeout, timing.deadline_max, timing.drain, alone, timing.patience * own
-        )
+        longest = max(timing.start_timeout, timing.deadline_max, timing.drain, alone, timing.patience * own)
         return _PATIENCE * (longest + own + 60.0)
 
     # --- lives
