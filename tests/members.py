@@ -22,7 +22,7 @@ from p2pfl.protocol.membership.events import (
 )
 from p2pfl.protocol.membership.membership import Membership
 from p2pfl.protocol.membership.table import ALIVE, DEAD, SUSPECT, Me
-from p2pfl.protocol.membership.timing import LAN, Rhythm
+from p2pfl.protocol.membership.timing import LAN, ProbeTiming
 
 CLUSTER = "federation"
 FAR = Link(latency=0.002, jitter=0.01)
@@ -47,9 +47,9 @@ class Process:
 class World:
     """Places are numbers; node n runs at place n unless said otherwise. An accused node is reborn at once."""
 
-    def __init__(self, seed: int, link: Link | Callable[[int, int], Link] = FAR, rhythm: Rhythm = LAN) -> None:
+    def __init__(self, seed: int, link: Link | Callable[[int, int], Link] = FAR, timing: ProbeTiming = LAN) -> None:
         self.network = Network(seed, link if callable(link) else lambda source, to: link)
-        self.queue, self.seed, self.rhythm = Queue(), seed, rhythm
+        self.queue, self.seed, self.timing = Queue(), seed, timing
         self.at: dict[int, Process] = {}
         self.said: Counter[int] = Counter()
         self.dropped: Counter[str] = Counter()
@@ -63,7 +63,7 @@ class World:
     def start(self, node: int, seeds: Sequence[int] = (0,), life: int = 1, place: int | None = None) -> Process:
         place = node if place is None else place
         me = Me(node, life, address(place))
-        member = Membership(me, CLUSTER, [address(s) for s in seeds], self.rhythm, self.seed)
+        member = Membership(me, CLUSTER, [address(s) for s in seeds], self.timing, self.seed)
         self.at[place] = Process(member, me)
         self.tell(place, MemberStart())
         return self.at[place]

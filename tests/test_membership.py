@@ -28,19 +28,19 @@ from p2pfl.protocol.membership.events import (
     Superseded,
 )
 from p2pfl.protocol.membership.membership import Membership
-from p2pfl.protocol.membership.probe import Health, Laps, Probe, Trips
+from p2pfl.protocol.membership.probe import Health, Probe, RoundRobin, Trips
 from p2pfl.protocol.membership.seeds import Seeds
 from p2pfl.protocol.membership.spread import Spread, limit
 from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, SUSPECT, Me, Member, MemberEntry
-from p2pfl.protocol.membership.timing import LAN, LOCAL, RHYTHMS, WAN, check
+from p2pfl.protocol.membership.timing import LAN, LOCAL, PROBE_TIMINGS, WAN, check
 from p2pfl.protocol.membership.wire import (
     ENTRY_CAP,
     MESSAGE_CAP,
     Ack,
     Ask,
+    Datagram,
     DirectPing,
     Gossip,
-    Letter,
     Nack,
     Sync,
     Synced,
@@ -77,7 +77,7 @@ class One:
         seq: int = 1,
     ) -> list[Any]:
         sender = by if isinstance(by, MemberEntry) else account(by)
-        return self.do(Heard(encode(Letter(CLUSTER, seq, sender, entries, message), self.now)))
+        return self.do(Heard(encode(Datagram(CLUSTER, seq, sender, entries, message), self.now)))
 
     def held(self, node: int) -> Member:
         return next(m for m in self.member.members if m.node == node)
@@ -90,12 +90,12 @@ class One:
         return found
 
 
-def letters(effects: list[Any]) -> list[tuple[str, Letter]]:
+def datagrams(effects: list[Any]) -> list[tuple[str, Datagram]]:
     return [(e.address, decode(e.data, CLUSTER, 0.0)) for e in effects if isinstance(e, Say)]
 
 
-def said(effects: list[Any], kind: type) -> list[tuple[str, Letter]]:
-    return [(to, letter) for to, letter in letters(effects) if isinstance(letter.message, kind)]
+def said(effects: list[Any], kind: type) -> list[tuple[str, Datagram]]:
+    return [(to, datagram) for to, datagram in datagrams(effects) if isinstance(datagram.message, kind)]
 
 
 # what is heard of others
@@ -135,24 +135,24 @@ def test_whoever_says_that_a_dead_one_lives_hears_of_its_death() -> None:
     one.passes(1)
     told = said(one.hear(account(2, refutes=3)), Gossip)
     assert (address(1), account(2, DEAD)._replace(at=0.0)) in [
-        (to, e._replace(at=0.0)) for to, letter in told for e in letter.entries
+        (to, e._replace(at=0.0)) for to, datagram in told for e in datagram.entries
     ]
     again = said(one.hear(account(2, refutes=3)), Gossip)
-    assert not any(e.node == 2 for _, letter in again for e in letter.entries), "not to every message of a storm"
+    assert not any(e.node == 2 for _, datagram in again for e in datagram.entries), "not to every message of a storm"
 
 
 def test_a_dead_one_that_speaks_is_told_with_the_answer() -> None:
     one = One(account(1), account(2, DEAD))
     one.passes(1)
-    ((to, letter),) = said(one.hear(by=2, message=DirectPing(0), seq=7), Ack)
-    assert to == address(2) and letter.seq == 7
-    assert next((e.node, e.state) for e in letter.entries) == (2, DEAD)
+    ((to, datagram),) = said(one.hear(by=2, message=DirectPing(0), seq=7), Ack)
+    assert to == address(2) and datagram.seq == 7
+    assert next((e.node, e.state) for e in datagram.entries) == (2, DEAD)
 
 
 def test_a_suspect_that_speaks_is_told_so() -> None:
     one = One(account(1), account(2, SUSPECT, refutes=4))
-    ((_, letter),) = said(one.hear(by=account(2, refutes=4), message=DirectPing(0)), Ack)
-    assert (2, SUSPECT, 4) in [(e.node, e.state, e.refutes) for e in letter.entries]
+    ((_, datagram),) = said(one.hear(by=account(2, refutes=4), message=DirectPing(0)), Ack)
+    assert (2, SUSPECT, 4) in [(e.node, e.state, e.refutes) for e in datagram.entries]
     one.hear(by=account(2, refutes=5))
     assert one.held(2).state == ALIVE
 
@@ -190,9 +190,9 @@ def test_a_round_is_told_to_the_owner_once_a_period_at_most() -> None:
 def test_a_progress_rides_on_what_is_said_anyway() -> None:
     one = One(account(1))
     one.passes(3)
-    assert letters(one.do(Progress(12))) == []
-    ((_, letter),) = said(one.hear(by=1, message=DirectPing(0)), Ack)
-    assert letter.sender.round == 12
+    assert datagrams(one.do(Progress(12))) == []
+    ((_, datagram),) = said(one.hear(by=1, message=DirectPing(0)), Ack)
+    assert datagram.sender.round == 12
 
 
 def test_the_dead_of_long_ago_are_forgotten_and_not_learnt_again() -> None:
@@ -222,7 +222,7 @@ def test_a_suspicion_of_itself_is_refuted_and_counts_against_its_health() -> Non
     one = One(account(1))
     effects = one.hear(account(0, SUSPECT, refutes=3, by=1))
     assert one.held(0).refutes == 4 and one.member.score == 1
-    assert all(letter.sender.refutes == 4 for _, letter in letters(effects))
+    assert all(datagram.sender.refutes == 4 for _, datagram in datagrams(effects))
     one.hear(account(0, SUSPECT, refutes=2, by=1))
     assert one.held(0).refutes == 4, "an older one is refuted already"
 
@@ -235,8 +235,8 @@ def test_a_death_of_itself_is_told_to_the_owner_once_and_ends_with_a_greater_lif
     assert not [e for e in one.hear(account(0, DEAD, by=4)) if isinstance(e, Accused)]
     with pytest.raises(ValueError, match="life=1: greater than 1"):
         one.do(MemberReborn(1))
-    told = letters(one.do(MemberReborn(2)))
-    assert told and all((letter.sender.life, letter.sender.state) == (2, ALIVE) for _, letter in told)
+    told = datagrams(one.do(MemberReborn(2)))
+    assert told and all((datagram.sender.life, datagram.sender.state) == (2, ALIVE) for _, datagram in told)
     assert one.held(0) == account(0, life=2).member
     assert [e for e in one.hear(account(0, DEAD, life=2, by=4)) if isinstance(e, Accused)] == [Accused(2, 4)]
 
@@ -247,7 +247,7 @@ def test_a_greater_life_of_its_own_elsewhere_silences_it() -> None:
     assert [e for e in effects if isinstance(e, Superseded)] == [Superseded(2, address(9))]
     assert one.member.wake == math.inf
     assert one.hear(by=1, message=DirectPing(0)) == [] and one.passes(10) == []
-    assert letters(one.do(MemberReborn(3))), "its owner knows better"
+    assert datagrams(one.do(MemberReborn(3))), "its owner knows better"
     assert said(one.hear(by=1, message=DirectPing(0)), Ack)
 
 
@@ -256,7 +256,7 @@ def test_it_is_not_its_own_peer() -> None:
     ((_, mine),) = [x for x in said(one.do(MemberTick(), 0.3), Sync) if x[0].startswith("tcp://other")] or [
         (None, None)
     ]
-    asked = [letter.seq for to, letter in said(one.passes(2), Sync) if to == "tcp://other.name:0"]
+    asked = [datagram.seq for to, datagram in said(one.passes(2), Sync) if to == "tcp://other.name:0"]
     assert mine or asked
     for seq in asked:
         assert one.hear(by=account(0), message=Sync(), seq=seq) == []
@@ -271,15 +271,15 @@ def test_a_silent_member_is_asked_for_by_others_then_suspect_then_dead() -> None
     one = One(*(account(n) for n in (1, 2, 3, 4, 5)))
     target = None
     while target is None:
-        for _, letter in said(one.do(MemberTick(), max(0.0, one.member.wake - one.now)), DirectPing):
-            target, began, seq = letter.message.target, one.now, letter.seq
+        for _, datagram in said(one.do(MemberTick(), max(0.0, one.member.wake - one.now)), DirectPing):
+            target, began, seq = datagram.message.target, one.now, datagram.seq
     asks = said(one.passes(LAN.ack_max + 0.001), Ask)
     assert len({to for to, _ in asks}) == LAN.ask and address(target) not in {to for to, _ in asks}
     assert all(
         a.message == Ask(target, address(target), pytest.approx(0.8 * (LAN.interval - LAN.ack_max))) for _, a in asks
     )
-    for to, letter in asks:
-        assert letter.seq == seq
+    for to, datagram in asks:
+        assert datagram.seq == seq
         one.hear(by=int(to.rsplit(":", 1)[1]), message=Nack(), seq=seq)
     one.passes(began + LAN.interval + 0.001 - one.now)
     assert one.held(target).state == SUSPECT and one.member.score == 0, "all helped: this node is well"
@@ -287,7 +287,7 @@ def test_a_silent_member_is_asked_for_by_others_then_suspect_then_dead() -> None
 
 def test_a_suspect_hears_so_with_every_ping() -> None:
     one = One(account(1), account(2, SUSPECT))
-    pings = [letter for to, letter in said(one.passes(1.0), DirectPing) if to == address(2)]
+    pings = [datagram for to, datagram in said(one.passes(1.0), DirectPing) if to == address(2)]
     assert len(pings) > 1 and all((2, SUSPECT) in [(e.node, e.state) for e in p.entries] for p in pings)
 
 
@@ -313,9 +313,9 @@ def test_an_answer_through_another_is_an_answer() -> None:
 
 def test_it_pings_for_others_and_says_so_when_there_is_no_answer() -> None:
     one = One(account(1), account(2, SUSPECT))
-    ((to, letter),) = said(one.hear(by=1, message=Ask(2, address(2), 0.1), seq=40), DirectPing)
-    assert to == address(2) and letter.message == DirectPing(2) and letter.entries[0].state == SUSPECT
-    ((to, answer),) = said(one.hear(by=2, message=Ack(), seq=letter.seq), Ack)
+    ((to, datagram),) = said(one.hear(by=1, message=Ask(2, address(2), 0.1), seq=40), DirectPing)
+    assert to == address(2) and datagram.message == DirectPing(2) and datagram.entries[0].state == SUSPECT
+    ((to, answer),) = said(one.hear(by=2, message=Ack(), seq=datagram.seq), Ack)
     assert (to, answer.seq, answer.entries[0].node) == (address(1), 40, 2)
     one.hear(by=1, message=Ask(2, address(2), 0.1), seq=41)
     ((to, answer),) = said(one.passes(0.11), Nack)
@@ -356,14 +356,14 @@ def test_leaving_alone_is_quick_and_with_others_waits_for_receipts_but_not_for_e
 
 
 def test_laps_visit_everybody_once_a_lap() -> None:
-    laps = Laps(random.Random(1))
-    assert laps.next([]) is None
-    first, second = [[laps.next(range(8)) for _ in range(8)] for _ in range(2)]
+    order = RoundRobin(random.Random(1))
+    assert order.next([]) is None
+    first, second = [[order.next(range(8)) for _ in range(8)] for _ in range(2)]
     assert sorted(first) == sorted(second) == list(range(8)) and first != second
-    laps.next(range(8))
-    laps.add(99)
-    assert 99 in [laps.next([*range(8), 99]) for _ in range(8)]
-    assert laps.next([5]) == 5
+    order.next(range(8))
+    order.add(99)
+    assert 99 in [order.next([*range(8), 99]) for _ in range(8)]
+    assert order.next([5]) == 5
 
 
 def test_health_counts_from_zero_to_seven() -> None:
@@ -416,8 +416,8 @@ def test_seeds_wait_until_a_member_lives_there() -> None:
 
 
 def test_the_presets_can_work_and_what_can_not_is_refused() -> None:
-    assert RHYTHMS == {"local": LOCAL, "lan": LAN, "wan": WAN}
-    assert [check(rhythm) for rhythm in RHYTHMS.values()] == [*RHYTHMS.values()]
+    assert PROBE_TIMINGS == {"local": LOCAL, "lan": LAN, "wan": WAN}
+    assert [check(timing) for timing in PROBE_TIMINGS.values()] == [*PROBE_TIMINGS.values()]
     for name, value in [("ack_max", 0.3), ("ack_min", 0.3), ("interval", 0.0), ("suspicion", 0.5), ("leave", math.nan)]:
         with pytest.raises(ConfigError, match=f"{name if name != 'ack_min' else 'ack_max'}="):
             check(LAN._replace(**{name: value}))
@@ -441,9 +441,9 @@ def test_letters_come_back_as_they_went() -> None:
         account(6, said=3, round=9, at=130.0),
     ]
     for message in (DirectPing(3), Ack(), Ask(4, address(4), 0.25), Nack(), Gossip(), Sync(), Synced()):
-        letter = Letter(CLUSTER, 12, account(1, round=4, said=1), entries, message)
-        assert decode(encode(letter, 100.0), CLUSTER, 100.0) == letter
-        later = decode(encode(letter, 100.0), CLUSTER, 1000.0)
+        datagram = Datagram(CLUSTER, 12, account(1, round=4, said=1), entries, message)
+        assert decode(encode(datagram, 100.0), CLUSTER, 100.0) == datagram
+        later = decode(encode(datagram, 100.0), CLUSTER, 1000.0)
         assert [e.at for e in later.entries] == [0.0, 990.0, 995.0, 1030.0], "no clock of another node is trusted"
 
 
@@ -469,7 +469,7 @@ def test_letters_come_back_as_they_went() -> None:
     ids=str,
 )
 def test_what_does_not_fit_is_refused_with_a_reason(reason: str, change: dict[int, Any]) -> None:
-    array = msgpack.unpackb(encode(Letter(CLUSTER, 1, account(1), [], DirectPing(0)), 0.0))
+    array = msgpack.unpackb(encode(Datagram(CLUSTER, 1, account(1), [], DirectPing(0)), 0.0))
     for place, value in change.items():
         array[place] = value
     with pytest.raises(RemoteError) as caught:
@@ -483,7 +483,7 @@ def test_what_does_not_fit_is_refused_with_a_reason(reason: str, change: dict[in
     (7, [-1.0, math.nan, math.inf, 0, 1e10]), (8, [-2, 1 << 31]),
 ])  # fmt: skip
 def test_an_entry_that_does_not_fit_is_refused(place: int, values: list[Any]) -> None:
-    array = msgpack.unpackb(encode(Letter(CLUSTER, 1, account(1), [account(2)], Gossip()), 0.0))
+    array = msgpack.unpackb(encode(Datagram(CLUSTER, 1, account(1), [account(2)], Gossip()), 0.0))
     decode(msgpack.packb(array), CLUSTER, 0.0)
     for value in values:
         array[5][0][place] = value
@@ -507,10 +507,10 @@ def transcript() -> str:
     def log(now: float, place: int, what: Any) -> None:
         match what:
             case Say(to, data):
-                letter = decode(data, CLUSTER, now)
-                fields = "".join(f" {value}" for value in letter.message if not isinstance(value, float | str))
-                kind = type(letter.message).__name__.lower()
-                lines.append(f"{now:7.3f}  {place} -> {to[-1]}  {kind}{fields}  {told(letter.entries)}".rstrip())
+                datagram = decode(data, CLUSTER, now)
+                fields = "".join(f" {value}" for value in datagram.message if not isinstance(value, float | str))
+                kind = type(datagram.message).__name__.lower()
+                lines.append(f"{now:7.3f}  {place} -> {to[-1]}  {kind}{fields}  {told(datagram.entries)}".rstrip())
             case Changed(members):
                 lines.append(f"{now:7.3f}  {place} holds   {told(members)}")
             case Heard() | MemberTick():

@@ -25,11 +25,11 @@ from p2pfl.protocol.membership.events import (
     Superseded,
 )
 from p2pfl.protocol.membership.membership import Membership
-from p2pfl.protocol.membership.probe import Laps
+from p2pfl.protocol.membership.probe import RoundRobin
 from p2pfl.protocol.membership.suspicion import Suspicion, bounds
 from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, STATES, SUSPECT, Me, MemberEntry, join, rank
 from p2pfl.protocol.membership.timing import LAN, LOCAL
-from p2pfl.protocol.membership.wire import Ack, DirectPing, Gossip, Letter, Sync, decode, encode
+from p2pfl.protocol.membership.wire import Ack, Datagram, DirectPing, Gossip, Sync, decode, encode
 
 LOW16, HIGH16, _ = bounds(LAN, 16)
 
@@ -74,12 +74,12 @@ def test_every_crash_is_found_by_everybody_over_many_seeds(n: int) -> None:
         completeness(seed, n, loss)
 
 
-@pytest.mark.parametrize("n, rhythm", [(2, LAN), (8, LOCAL), (16, LAN), (48, LAN)])
-def test_members_that_start_at_once_know_each_other_soon(n: int, rhythm: Any) -> None:
+@pytest.mark.parametrize("n, timing", [(2, LAN), (8, LOCAL), (16, LAN), (48, LAN)])
+def test_members_that_start_at_once_know_each_other_soon(n: int, timing: Any) -> None:
     """Each has the addresses of all as its seeds; or of one only, which answers for the others."""
     for seed, loss in ((1, 0.0), (2, 0.1)):
         for seeds in (range(n), [n - 1]):
-            world = World(seed, lossy(loss), rhythm)
+            world = World(seed, lossy(loss), timing)
             for node in range(n):
                 world.start(node, seeds)
             knows = world.run(
@@ -91,9 +91,9 @@ def test_members_that_start_at_once_know_each_other_soon(n: int, rhythm: Any) ->
 # 2: in a time, and with a traffic, that do not grow with the number of members
 
 
-def crash(seed: int, n: int, link: Link = FAR, rhythm: Any = LAN) -> tuple[float, float, float]:
+def crash(seed: int, n: int, link: Link = FAR, timing: Any = LAN) -> tuple[float, float, float]:
     """Seconds to the first suspicion, and until all hold the death; messages per member and second before it."""
-    world = World(seed, link, rhythm)
+    world = World(seed, link, timing)
     for node in range(n):
         world.start(node, [0 if node else 1])
     world.run(4 + seed % 97 * 0.013)
@@ -155,10 +155,10 @@ def test_nobody_is_declared_dead_by_loss_and_jitter_in_an_hour(n: int, loss: flo
     accuracy(1, n, 3600.0, loss, most)
 
 
-@pytest.mark.parametrize("rhythm, stall", [(LAN, 1.15), (LOCAL, 1.5)], ids=["lan", "local"])
-def test_a_stall_shorter_than_a_suspicion_costs_no_life(rhythm: Any, stall: float) -> None:
+@pytest.mark.parametrize("timing, stall", [(LAN, 1.15), (LOCAL, 1.5)], ids=["lan", "local"])
+def test_a_stall_shorter_than_a_suspicion_costs_no_life(timing: Any, stall: float) -> None:
     for seed in range(4):
-        world = World(seed, FAR._replace(loss=0.02), rhythm).all(5)
+        world = World(seed, FAR._replace(loss=0.02), timing).all(5)
         for turn in range(10):
             world.freeze(turn % 5, stall)
             world.run(5)
@@ -186,7 +186,7 @@ def test_an_announced_pause_costs_no_life_and_a_crash_in_it_is_found_after_it() 
 
 
 def test_a_pause_is_believed_up_to_a_cap() -> None:
-    world = World(1, rhythm=LAN._replace(busy_cap=5.0)).all(4)
+    world = World(1, timing=LAN._replace(busy_cap=5.0)).all(4)
     world.tell(2, Busy(1e6))
     world.run(1)
     assert world.held(0, 2).busy <= world.now + 4.1
@@ -197,9 +197,9 @@ def test_a_pause_is_believed_up_to_a_cap() -> None:
 # 4: refutation; the order of hearing does not matter; only the owner raises what is its own
 
 
-def forged(node: int, state: str, refutes: int = 0, life: int = 1, by: int = 1) -> Gossip | Letter:
+def forged(node: int, state: str, refutes: int = 0, life: int = 1, by: int = 1) -> Gossip | Datagram:
     liar = MemberEntry(1, 1, 0, ALIVE, address(1), 0, 0, 0.0, -1)
-    return Letter(CLUSTER, 1, liar, [MemberEntry(node, life, refutes, state, address(node), 0, 0, 0.0, by)], Gossip())
+    return Datagram(CLUSTER, 1, liar, [MemberEntry(node, life, refutes, state, address(node), 0, 0, 0.0, by)], Gossip())
 
 
 def test_a_forged_suspicion_is_refuted_everywhere_soon() -> None:
@@ -256,7 +256,7 @@ def test_members_that_hear_the_same_in_any_order_hold_the_same() -> None:
         member.handle(MemberStart(), 0.0)
         for entry in entries:
             liar = MemberEntry(8, 1, 0, ALIVE, address(8), 0, 0, 0.0, -1)
-            member.handle(Heard(encode(Letter(CLUSTER, 1, liar, [entry], Gossip()), 0.0)), 0.0)
+            member.handle(Heard(encode(Datagram(CLUSTER, 1, liar, [entry], Gossip()), 0.0)), 0.0)
         return [(m.node, m.life, m.refutes, m.state, m.address) for m in member.members]
 
     for seed in range(150):
@@ -292,10 +292,10 @@ def test_only_the_owner_raises_its_refutes_and_no_life_comes_back() -> None:
 
 
 def test_confirmations_shorten_a_suspicion_as_in_the_table() -> None:
-    rhythm = LAN._replace(suspicion=5.0, stretch=6.0, interval=1.0, ack_max=0.4)
-    low, high, k = bounds(rhythm, 10)
+    timing = LAN._replace(suspicion=5.0, stretch=6.0, interval=1.0, ack_max=0.4)
+    low, high, k = bounds(timing, 10)
     assert (low, high, k) == (5.0, 30.0, 3)
-    suspicion = Suspicion(100.0, 1, rhythm, 10)
+    suspicion = Suspicion(100.0, 1, timing, 10)
     due = [suspicion.due(1.0)]
     for by in (1, 2, 2, 3, 1, 3, 4, 5):
         suspicion.confirm(by)
@@ -439,7 +439,7 @@ def test_no_bytes_break_a_member() -> None:
     member = Membership(Me(0, 1, address(0)), CLUSTER, [address(1)], LAN, 0)
     sender = MemberEntry(1, 1, 0, ALIVE, address(1), 0, 0, 0.0, -1)
     about = [MemberEntry(node, 1, 0, SUSPECT, address(node), 0, 0, 0.0, 3) for node in range(5)]
-    good = [encode(Letter(CLUSTER, 5, sender, about, m), 0.0) for m in (DirectPing(0), Ack(), Sync(), Gossip())]
+    good = [encode(Datagram(CLUSTER, 5, sender, about, m), 0.0) for m in (DirectPing(0), Ack(), Sync(), Gossip())]
     member.handle(MemberStart(), 0.0)
     kind = bytearray(good[0])
     kind[len(CLUSTER) + 3] = 99
@@ -481,19 +481,19 @@ def test_another_federation_is_not_heard() -> None:
 @pytest.mark.parametrize("n, chance, most", [(5, 0.683594, 1.4629), (16, 0.644736, 1.5510), (32, 0.638135, 1.5671)])
 def test_a_crashed_member_is_asked_as_soon_as_theory_says(n: int, chance: float, most: float) -> None:
     """In a period with independent choices: with probability 1 - (1 - 1/(n-1))^(n-1); so after 1 / that many periods
-    in the mean, e / (e - 1) = 1.58 for many members (SWIM, section 3). Laps have the same chance in a period, and
+    in the mean, e / (e - 1) = 1.58 for many members (SWIM, section 3). RoundRobin have the same chance in a period, and
     are not slower."""
     assert 1 - (1 - 1 / (n - 1)) ** (n - 1) == pytest.approx(chance, abs=1e-4)
     assert 1 / chance == pytest.approx(most, abs=1e-3)
     draw = random.Random(n)
     periods = []
     for _ in range(2500):
-        probers = [Laps(draw) for _ in range(n - 1)]
-        for laps in probers:
+        probers = [RoundRobin(draw) for _ in range(n - 1)]
+        for order in probers:
             for _ in range(draw.randrange(n - 1)):
-                laps.next(range(n - 1))
+                order.next(range(n - 1))
         count = 1
-        while all([laps.next(range(n - 1)) != 0 for laps in probers]):
+        while all([order.next(range(n - 1)) != 0 for order in probers]):
             count += 1
         periods.append(count)
     assert mean(count == 1 for count in periods) == pytest.approx(chance, abs=0.03)

@@ -33,7 +33,7 @@ from p2pfl.protocol.events import (
     Trained,
 )
 from p2pfl.protocol.messages import CARRIERS, Envelope, Hello, Model
-from p2pfl.protocol.neighbor import EpochPlan, Facts, Turn
+from p2pfl.protocol.neighbor import EpochPlan, Facts, RoundPlan
 from p2pfl.protocol.peer import Peer
 from p2pfl.protocol.timing import LOCAL, Timing
 
@@ -70,8 +70,8 @@ class Node:
         self.drops: list[Drop] = []
 
     def plan(self, members: tuple[int, ...]) -> EpochPlan:
-        def turn(round: int) -> Turn:
-            return Turn(
+        def turn(round: int) -> RoundPlan:
+            return RoundPlan(
                 *(
                     tuple(j for j in part if j in members and j != self.node)
                     for part in self.world.turn(self.node, round)
@@ -111,7 +111,7 @@ class Node:
         if self.dead:
             return
         if effect.next is not None and effect.members is None:
-            slots = self.plan(self.peer.members).slots
+            slots = self.plan(self.peer.state.members).slots
             assert len({b.node for b in effect.booked}) == len(effect.booked) <= slots
         self.mix(effect)
         if effect.members is not None:
@@ -155,8 +155,8 @@ class World:
             self.at(self.random.uniform(0, 0.2), node.handle, Start())
             self.at(0.3, self.tick, node)
 
-    def turn(self, node: int, round: int) -> Turn:
-        return Turn(exchange=tuple(sorted(self.graph.neighbors(node))))
+    def turn(self, node: int, round: int) -> RoundPlan:
+        return RoundPlan(exchange=tuple(sorted(self.graph.neighbors(node))))
 
     def weight(self, one: int, other: int) -> float:
         return 1 / (1 + max(self.graph.degree[one], self.graph.degree[other]))

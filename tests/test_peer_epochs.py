@@ -14,7 +14,7 @@ import pytest
 from test_peer import Node, World, gaps
 
 from p2pfl.protocol.events import Advance, Leave, Members, Seen, Start, Trained
-from p2pfl.protocol.neighbor import ASYNC, BARRIER, EpochPlan, Turn
+from p2pfl.protocol.neighbor import ASYNC, BARRIER, EpochPlan, RoundPlan
 from p2pfl.protocol.timing import LOCAL
 
 
@@ -31,7 +31,7 @@ class Tracker(Node):
         """A ring of those who are there."""
         n, i = len(members), members.index(self.node)
         beside = tuple(sorted({members[i - 1], members[(i + 1) % n]} - {self.node}))
-        return EpochPlan(lambda round: Turn(exchange=beside), max(2, len(beside)), beside, steady=True)
+        return EpochPlan(lambda round: RoundPlan(exchange=beside), max(2, len(beside)), beside, steady=True)
 
     def mix(self, effect: Advance) -> None:
         for b in effect.booked:
@@ -43,7 +43,7 @@ class Tracker(Node):
         self.at[effect.finished] = self.epoch
 
     def enter(self, effect: Advance) -> None:
-        self.y, self.epoch = self.g, self.peer.epoch
+        self.y, self.epoch = self.g, self.peer.state.epoch
 
     def train(self, effect: Advance) -> Trained:
         new = self.world.random.uniform(-1, 1)
@@ -88,7 +88,7 @@ class Ring(World):
             self.at(self.random.uniform(0.05, 0.5), self.accuse, node)
 
     def accuse(self, node: Node) -> None:
-        node.handle(Members(tuple(node.peer.seen.values()), accused=True))
+        node.handle(Members(tuple(node.peer.state.seen.values()), accused=True))
 
     def check(self) -> int:
         """Whenever all members are in one epoch, between rounds, the invariant holds; returns how many are there."""
@@ -283,10 +283,10 @@ def test_without_a_barrier_random_pairs_meet(seed: int) -> None:
 
     class Pairing(Tracker):
         def plan(self, members: tuple[int, ...]) -> EpochPlan:
-            def turn(round: int) -> Turn:
+            def turn(round: int) -> RoundPlan:
                 shuffled = random.Random(round).sample(members, len(members))
                 at = shuffled.index(self.node)
-                return Turn(exchange=(shuffled[at ^ 1],) if at ^ 1 < len(shuffled) else ())
+                return RoundPlan(exchange=(shuffled[at ^ 1],) if at ^ 1 < len(shuffled) else ())
 
             return EpochPlan(turn, 4, tuple(n for n in members if n != self.node))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peer_script import said
 from test_peer import Node
 from test_peer_epochs import Ring, Tracker
 
@@ -27,11 +28,6 @@ def short(event: Any) -> str:
         case Members():
             return f"members {[(s.node, s.life) for s in event.seen]}, over {sorted(event.over)}"
     return f"    {event}" if hasattr(event, "about") else type(event).__name__
-
-
-def said(message: Any) -> str:
-    fields = {name: value for name, value in message._asdict().items() if name not in ("epoch", "federation", "schema")}
-    return f"{type(message).__name__}({', '.join(f'{name}={value}' for name, value in fields.items())})"
 
 
 def transcript() -> str:

@@ -14,7 +14,7 @@ from test_peer import Node, World, gaps
 from p2pfl.protocol.events import Advance, Leave, Members, Received, Refused, Seen, Send, Start, Tick, Trained
 from p2pfl.protocol.exchange import Side
 from p2pfl.protocol.messages import Envelope, Hello, Offer, Ping, Pong, Push, Receipt
-from p2pfl.protocol.neighbor import KEPT, EpochPlan, Facts, Neighbor, Turn, epoch_of
+from p2pfl.protocol.neighbor import KEPT, EpochPlan, Facts, Neighbor, RoundPlan, epoch_of
 from p2pfl.protocol.peer import Peer
 from p2pfl.protocol.timing import LOCAL
 
@@ -36,10 +36,10 @@ class Pairs(World):
         self.losses = losses
         super().__init__(nx.from_edgelist([(i, i ^ 1 << k) for i in range(8) for k in range(3)]), rounds, **given)
 
-    def turn(self, node: int, round: int) -> Turn:
+    def turn(self, node: int, round: int) -> RoundPlan:
         other = node ^ 1 << round % 3
         gone = random.Random(f"{round} {min(node, other)} {max(node, other)}").random() < self.losses
-        return Turn(void=(other,)) if gone else Turn(exchange=(other,))
+        return RoundPlan(void=(other,)) if gone else RoundPlan(exchange=(other,))
 
     def weight(self, one: int, other: int) -> float:
         return 0.5
@@ -120,7 +120,7 @@ def test_an_exchange_left_open_is_not_waited_for_in_the_rounds_of_others() -> No
 
 def driven(**facts: Any) -> tuple[Peer, Callable[..., list[Any]]]:
     """Node 0 between 1 and 2, which are played by hand; ready to train its first round."""
-    turn = facts.pop("turn", lambda round: Turn(exchange=(1, 2)))
+    turn = facts.pop("turn", lambda round: RoundPlan(exchange=(1, 2)))
     plan = EpochPlan(turn, facts.pop("slots", 2), (1, 2))
     given = {"lateness": 8, "payload_bytes": 8, "timing": LOCAL._replace(silence=1e6), **facts}
     peer = Peer(Facts(0, 1, 3, (0, 1, 2), lambda members: plan, 9, "f", "s", **given))
@@ -158,7 +158,7 @@ def test_what_is_too_much_for_a_round_is_held_over_oldest_first_and_flushed_at_t
 
 def test_a_round_mixes_one_exchange_of_a_neighbor() -> None:
     """While one that was booked late is not mixed, no other is opened: with two in flight, late exchanges blow up."""
-    peer, hears = driven(turn=lambda round: Turn(exchange=(1,)), slots=2)
+    peer, hears = driven(turn=lambda round: RoundPlan(exchange=(1,)), slots=2)
     peer.handle(Trained("mine"), 0.1)
     assert booked(peer.handle(Tick(), 10.0)) == [[]]
     assert booked(hears(1, Offer(0, 1, "", EPOCH), Receipt(0), payload="a")) == []
@@ -168,8 +168,8 @@ def test_a_round_mixes_one_exchange_of_a_neighbor() -> None:
     assert booked(hears(1, Receipt(1))) == [[(1, 1)]]
 
 
-def turn_about(round: int) -> Turn:
-    return Turn(exchange=(1,) if round % 2 else (2,))
+def turn_about(round: int) -> RoundPlan:
+    return RoundPlan(exchange=(1,) if round % 2 else (2,))
 
 
 def test_a_neighbor_that_has_passed_the_round_by_is_not_waited_for() -> None:
@@ -193,7 +193,7 @@ def test_who_skips_rounds_tells_all_that_may_wait_for_it() -> None:
 
 def test_a_neighbor_may_be_ahead_by_what_the_schedule_allows() -> None:
     """Node 2 is in round 6 and had no turn with this node since round 2, which is this one."""
-    peer, hears = driven(turn=lambda round: Turn(exchange=(2,) if round in (2, 6) else (1,)))
+    peer, hears = driven(turn=lambda round: RoundPlan(exchange=(2,) if round in (2, 6) else (1,)))
     peer.handle(Trained("mine"), 0.1)
     hears(1, Offer(0, 1, "", EPOCH), Receipt(0), payload="a")
     peer.handle(Trained("mine"), 0.2)
@@ -241,9 +241,9 @@ class Pusher(Node):
 
     def train(self, effect: Advance) -> Trained:
         assert effect.next is not None
-        turn = self.plan(self.peer.members).turn(effect.next)
-        share = 1 / (1 + len(turn.speaks) + len(turn.lost))
-        assert set(effect.speak) <= {*turn.speaks, *turn.lost}
+        turn = self.plan(self.peer.state.members).at(effect.next)
+        share = 1 / (1 + len(turn.sends_to) + len(turn.lost))
+        assert set(effect.speak) <= {*turn.sends_to, *turn.lost}
         for j in effect.speak:
             self.sent[j] = tuple(a + share * m for a, m in zip(self.sent[j], self.mine, strict=True))  # type: ignore[assignment]
         self.mine = tuple(m * (1 - share * len(effect.speak)) for m in self.mine)  # type: ignore[assignment]
@@ -267,13 +267,13 @@ class Exponential(World):
     def gone(self, round: int, sender: int, receiver: int) -> bool:
         return random.Random(f"{round} {sender} {receiver}").random() < self.losses
 
-    def turn(self, node: int, round: int) -> Turn:
+    def turn(self, node: int, round: int) -> RoundPlan:
         hop = 2 ** (round % 3)
         to, source = (node + hop) % self.n, (node - hop) % self.n
         lost = self.gone(round, node, to)
-        return Turn(
-            hears=() if self.gone(round, source, node) else (source,),
-            speaks=() if lost else (to,),
+        return RoundPlan(
+            receives_from=() if self.gone(round, source, node) else (source,),
+            sends_to=() if lost else (to,),
             lost=(to,) if lost else (),
         )
 
@@ -297,11 +297,11 @@ def plain(world: Exponential) -> list[tuple[float, float]]:
     for round in range(1, world.rounds + 1):
         for i in range(n):
             turn = world.turn(i, round)
-            for j in turn.speaks + turn.lost:
+            for j in turn.sends_to + turn.lost:
                 sent[i, j] = tuple(a + 0.5 * m for a, m in zip(sent.get((i, j), zero), mine[i], strict=True))
             mine[i] = (mine[i][0] * 0.5, mine[i][1] * 0.5)
         for i in range(n):
-            for j in world.turn(i, round).hears:
+            for j in world.turn(i, round).receives_from:
                 got, old = sent[j, i], seen.get((j, i), zero)
                 mine[i] = tuple(m + a - b for m, a, b in zip(mine[i], got, old, strict=True))  # type: ignore[assignment]
                 seen[j, i] = got
@@ -316,7 +316,7 @@ def test_pushes_equal_the_plain_loop_to_the_bit(seed: int, losses: float) -> Non
     for node in world.nodes.values():
         assert node.done
         assert sorted(node.finished_at) == list(range(1, 51))
-        assert all(whom == list(world.turn(node.node, r).hears) for r, whom in node.mixed_with.items())
+        assert all(whom == list(world.turn(node.node, r).receives_from) for r, whom in node.mixed_with.items())
         assert not node.drops
         assert not told(node)
     assert [world.nodes[i].mine for i in range(world.n)] == plain(world)
@@ -329,8 +329,8 @@ def test_on_a_directed_ring_the_one_behind_may_be_far_ahead(nodes: int) -> None:
     """Nobody waits for the nodes it speaks to: what they are ahead is no reason to skip a round."""
 
     class Ring(Exponential):
-        def turn(self, node: int, round: int) -> Turn:
-            return Turn(hears=((node - 1) % self.n,), speaks=((node + 1) % self.n,))
+        def turn(self, node: int, round: int) -> RoundPlan:
+            return RoundPlan(receives_from=((node - 1) % self.n,), sends_to=((node + 1) % self.n,))
 
     world = Ring(nodes, 60)
     slow, advance = world.nodes[0], world.nodes[0].advance
@@ -425,7 +425,7 @@ def test_mass_is_kept_from_the_return_on() -> None:
 
 
 def test_nothing_computed_for_an_earlier_life_is_pushed_to_a_new_one_or_booked_with_it() -> None:
-    peer, hears = driven(per_edge=True, turn=lambda round: Turn(hears=(1, 2), speaks=(1, 2)))
+    peer, hears = driven(per_edge=True, turn=lambda round: RoundPlan(receives_from=(1, 2), sends_to=(1, 2)))
 
     def pushed(effects: list[Any]) -> list[int]:
         return [e.to for e in effects if isinstance(e, Send) and isinstance(e.envelope.message, Push)]
@@ -459,14 +459,18 @@ def test_pushes_that_no_honest_peer_sends_are_dropped() -> None:
     world = Exponential(7, 40)
     world.run_until_round(10)
     node = world.nodes[0]
-    life = node.peer.neighbors[1].life
+    life = node.peer.state.neighbors[1].life
     # 1 pushes to 0 in no round (0 is at distance 6), and nobody does after the end
     for round in (12, 41, 0):
-        node.handle(Received(Envelope(1, life, 1, Push(round, node.peer.epoch), (1.0, 1.0))))
-    source = next(j for j in (6, 5, 3) if node.peer.neighbors[j].pushed)
+        node.handle(Received(Envelope(1, life, 1, Push(round, node.peer.state.epoch), (1.0, 1.0))))
+    source = next(j for j in (6, 5, 3) if node.peer.state.neighbors[j].pushed)
     for _ in range(2):
         node.handle(
-            Received(Envelope(source, life, 1, Push(node.peer.neighbors[source].pushed, node.peer.epoch), (1.0, 1.0)))
+            Received(
+                Envelope(
+                    source, life, 1, Push(node.peer.state.neighbors[source].pushed, node.peer.state.epoch), (1.0, 1.0)
+                )
+            )
         )
     assert [drop.reason for drop in node.drops] == ["unplanned"] * 3 + ["number"] * 2
     world.run()

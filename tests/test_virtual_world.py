@@ -20,8 +20,8 @@ from p2pfl.drivers.virtual.scripted_churn import Script
 from p2pfl.drivers.virtual.world import World
 from p2pfl.errors import ConfigError, LocalError
 from p2pfl.protocol.events import Adopt, Advance, Finished, Leave, Trained
-from p2pfl.protocol.membership.timing import RHYTHMS
-from p2pfl.protocol.neighbor import ASYNC, BARRIER, DEADLINE, SYNCS, EpochPlan, Facts, Turn
+from p2pfl.protocol.membership.timing import PROBE_TIMINGS
+from p2pfl.protocol.neighbor import ASYNC, BARRIER, DEADLINE, SYNCS, EpochPlan, Facts, RoundPlan
 from p2pfl.protocol.timing import PRESETS
 
 STEP = 0.01
@@ -71,7 +71,7 @@ def ring(node: int) -> Callable[[tuple[int, ...]], EpochPlan]:
     def plan(members: tuple[int, ...]) -> EpochPlan:
         at, n = members.index(node), len(members)
         both = tuple(sorted({members[at - 1], members[(at + 1) % n]} - {node}))
-        return EpochPlan(lambda round: Turn(exchange=both), max(len(both), 1), both)
+        return EpochPlan(lambda round: RoundPlan(exchange=both), max(len(both), 1), both)
 
     return plan
 
@@ -111,7 +111,7 @@ class Ring:
         def log(event: str, about: int, round: int, detail: str) -> None:
             self.notes.append((self.world.now, node, event, about, round))
 
-        given = NodeSetup(number, lambda round: STEP, RHYTHMS[self.preset], seeds, log=log)
+        given = NodeSetup(number, lambda round: STEP, PROBE_TIMINGS[self.preset], seeds, log=log)
         self.world.add(VirtualNode(self.world, facts, given))
 
     def number(self, node: int) -> Number:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from p2pfl.node.task import Task
 from p2pfl.node.worker import Worker
-from p2pfl.protocol.neighbor import EpochPlan, Facts, Turn
+from p2pfl.protocol.neighbor import EpochPlan, Facts, RoundPlan
 from p2pfl.protocol.timing import Timing
 
 
@@ -50,32 +50,32 @@ def plan(task: Task) -> Callable[[tuple[int, ...]], EpochPlan]:
 
     def of(members: tuple[int, ...]) -> EpochPlan:
         there = task.at(members)
-        return EpochPlan(turns(there), there.slots, there.neighbors, len(there.around.neighbor) == 1)
+        return EpochPlan(round_plans(there), there.slots, there.neighbors, len(there.around.neighbor) == 1)
 
     return of
 
 
-def turns(task: Task) -> Callable[[int], Turn]:
-    """The turn of each round, with what the experiment's network loses taken out.
+def round_plans(task: Task) -> Callable[[int], RoundPlan]:
+    """Return the plan of each round, with what the experiment's network loses taken out.
 
     Both ends of an edge find the same, so that an exchange of which either message is lost is opened by neither.
     """
     me, around, lost = task.node, task.around, task.lost
 
     @lru_cache(maxsize=256)
-    def turn(round: int) -> Turn:
+    def planned(round: int) -> RoundPlan:
         if task.link == "none":
-            return Turn()
-        hears, speaks = around.hears(round), around.speaks(round)
-        into = {j for j in hears if lost(round, j, me)}
-        out = {j for j in speaks if lost(round, me, j)}
+            return RoundPlan()
+        sources, targets = around.hears(round), around.speaks(round)
+        into = {j for j in sources if lost(round, j, me)}
+        out = {j for j in targets if lost(round, me, j)}
         if task.link == "exchange":
-            void = {j for j in hears if j in into or lost(round, me, j)}
-            return Turn(exchange=tuple(j for j in hears if j not in void), void=tuple(sorted(void)))
-        return Turn(
-            hears=tuple(j for j in hears if j not in into),
-            speaks=tuple(j for j in speaks if j not in out),
+            void = {j for j in sources if j in into or lost(round, me, j)}
+            return RoundPlan(exchange=tuple(j for j in sources if j not in void), void=tuple(sorted(void)))
+        return RoundPlan(
+            receives_from=tuple(j for j in sources if j not in into),
+            sends_to=tuple(j for j in targets if j not in out),
             lost=tuple(sorted(out)),
         )
 
-    return turn
+    return planned

@@ -16,12 +16,12 @@ KEPT = 16
 as many rounds as the graph is wide; whatever is more is dropped, the oldest first."""
 
 
-class Turn(NamedTuple):
+class RoundPlan(NamedTuple):
     """What the schedule has for this node in one round: ids of neighbours, ascending."""
 
     exchange: tuple[int, ...] = ()  # an exchange is opened with each
-    hears: tuple[int, ...] = ()  # each pushes to this node
-    speaks: tuple[int, ...] = ()  # this node pushes to each
+    receives_from: tuple[int, ...] = ()  # each pushes to this node
+    sends_to: tuple[int, ...] = ()  # this node pushes to each
     void: tuple[int, ...] = ()  # the experiment loses the exchange with each of these: neither end opens it
     lost: tuple[int, ...] = ()  # the experiment loses the push to each of these
 
@@ -29,7 +29,7 @@ class Turn(NamedTuple):
 class EpochPlan(NamedTuple):
     """What the schedule of an epoch has for this node."""
 
-    turn: Callable[[int], Turn]  # of a round; every node in the epoch has the same schedule
+    at: Callable[[int], RoundPlan]  # of a round; every node in the epoch has the same schedule
     slots: int  # bookings that one round can mix
     neighbors: tuple[int, ...]  # over all rounds
     steady: bool = False  # every round has the same

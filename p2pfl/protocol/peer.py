@@ -1,25 +1,47 @@
 """One node's side of the protocol: rounds, exchanges, pushes. No socket, no clock, no arrays.
 
-A round: the driver trains; `Trained` opens an exchange with, or pushes to, each neighbour that the round's turn names
+A round: the driver trains; `Trained` opens an exchange with, or pushes to, each neighbour that the round's plan names
 and that is at hand; the node waits for those neighbours until an adaptive deadline; `Advance` mixes what was booked and
-trains the next round. Who is at hand: see `presence`.
+trains the next round. Who is at hand: see `presence`. How a node comes in: see `joining`.
 
 Rounds belong to an epoch of the membership: who was a member when the round began. Before the first round of another
 epoch all that is open is settled: voided, or booked, with whoever answers.
 
-A push asks for no receipt. A round waits for a push of it or of a later round from each neighbour that the turn names;
+A push asks for no receipt. A round waits for a push of it or of a later round from each neighbour that the plan names;
 what a neighbour further on has sent is kept for its round. A neighbour that says it is in a later round has sent all it
 will send for this one, since links keep order.
+
+A node is in one of eight stages, and STAGES says what it does about an event in each. Which stage may follow which,
+and upon what (tests/test_peer_stages.py holds this drawing to what the machine does):
+
+    starting   -> joining     on Hello Members Tick: a neighbour is at hand that has begun
+    starting   -> training    on Hello Members Start Tick: everybody is met, or has been waited for
+    starting   -> leaving     on Leave
+    joining    -> training    on Hello Model Tick: with a model that was given, or its own
+    joining    -> closing     on Hello Model Tick: nothing is left to be trained
+    joining    -> leaving     on Leave
+    training   -> exchanging  on Trained
+    training   -> leaving     on Leave Trained: the latter where it was told to leave meanwhile
+    training   -> done        on Finished: it was told to leave, and then its training failed
+    exchanging -> training    on any: nobody is waited for any more, or the deadline has passed
+    exchanging -> settling    on any: the same, but another epoch begins and exchanges are open
+    exchanging -> leaving     on any: it is told to leave, or at the deadline of the last round
+    exchanging -> closing     on any: nobody is waited for in the last round
+    settling   -> training    on any: all have answered, or have been waited for
+    settling   -> leaving     on Leave
+    leaving    -> closing     on any: all have answered, or have been waited for
+    leaving    -> done        on Finished: its training failed twice
+    closing    -> done        on Finished
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p2pfl.errors import RemoteError
 from p2pfl.protocol import exchange
-from p2pfl.protocol.bookings import Bookings
+from p2pfl.protocol.edges import Edges
 from p2pfl.protocol.events import (
     Advance,
     Booking,
@@ -36,165 +58,364 @@ from p2pfl.protocol.events import (
     Tick,
     Trained,
 )
-from p2pfl.protocol.exchange import IDLE, Edge, Ended, Side, Step
-from p2pfl.protocol.messages import BOOKED, Bye, Envelope, Hello, Model, Offer, Ping, Pong, Push, Want
-from p2pfl.protocol.neighbor import ASYNC, BARRIER, Facts, Neighbor, Turn
-from p2pfl.protocol.presence import CLOSING, DONE, EXCHANGING, JOINING, LEAVING, SETTLING, TRAINING, Presence
+from p2pfl.protocol.exchange import IDLE, Side
+from p2pfl.protocol.joining import Joining
+from p2pfl.protocol.messages import (
+    AskVoid,
+    Bye,
+    Closed,
+    Envelope,
+    Hello,
+    Model,
+    Offer,
+    Ping,
+    Pong,
+    Push,
+    Receipt,
+    Want,
+)
+from p2pfl.protocol.neighbor import ASYNC, BARRIER, Facts, Neighbor, RoundPlan
+from p2pfl.protocol.presence import Met, Presence
+from p2pfl.protocol.state import (
+    CLOSING,
+    DONE,
+    EXCHANGING,
+    JOINING,
+    LEAVING,
+    SETTLING,
+    STARTING,
+    TRAINING,
+    PeerState,
+)
 from p2pfl.protocol.timing import Lateness
+
+IGNORED = None
+"""An event changes nothing in this stage: a driver in good order does not cause it, or nobody cares any more."""
+
+_MESSAGES: Mapping[type[Any], str | None] = {
+    Received: "_received",
+    Refused: "_received",
+    Hello: "_met",
+    Offer: "_offered",
+    Receipt: "_told",
+    AskVoid: "_told",
+    Closed: "_told",
+    Ping: "_placed",
+    Pong: "_placed",
+    Push: "_pushed",
+    Want: "_wanted",
+    Model: IGNORED,
+    Bye: "_left",
+}
+"""What comes from others. `Received` and `Refused` look up the message by its own type, once its sender is known."""
+
+_ROUND: Mapping[type[Any], str | None] = {
+    **_MESSAGES,
+    Start: IGNORED,
+    Members: "_members_changed",
+    Tick: "_tick",
+    Trained: IGNORED,
+    Leave: "_leave",
+    Finished: IGNORED,
+}
+
+STAGES: Mapping[str, Mapping[type[Any], str | None]] = {
+    STARTING: {
+        **_ROUND,
+        Start: "_start",
+        Members: "_members_changed_at_the_start",
+        Tick: "_tick_at_the_start",
+        Hello: "_met_at_the_start",
+    },
+    JOINING: {
+        **_ROUND,
+        Members: "_members_changed_while_joining",
+        Tick: "_tick_while_joining",
+        Hello: "_met_while_joining",
+        Model: "_given",
+    },
+    TRAINING: {
+        **_ROUND,
+        Offer: "_offered_in_a_round",
+        Trained: "_trained",
+        Leave: "_leave_when_trained",
+        Finished: "_finish",
+    },
+    EXCHANGING: {**_ROUND, Offer: "_offered_in_a_round"},
+    SETTLING: {**_ROUND},
+    LEAVING: {**_ROUND, Leave: IGNORED, Finished: "_finish"},
+    CLOSING: {**_ROUND, Leave: IGNORED, Finished: "_finish"},
+    DONE: dict.fromkeys(_ROUND, IGNORED),
+}
+"""The machine: stage x (event or message) -> the method of `Peer` that handles it."""
 
 _FAR = 1000
 """A neighbour ahead by more rounds has gone on without this node, whatever the schedule says."""
 
 
-class Peer(Presence):
+class Peer:
     """See the module. `handle(event, now)` returns the effects, in the order in which they are to be carried out."""
 
     def __init__(self, facts: Facts) -> None:
-        super().__init__(facts)
-        self.booked = self.voided = 0  # exchanges that ended so at this end, and pushes that were used
-        self._turn = Turn()
-        self._bookings = Bookings()
+        self.state = PeerState(facts, facts.life, facts.kept_round)
+        self._lateness = Lateness()
+        self._edges = Edges(self.state, self._lateness)
+        self._presence = Presence(self.state, self._edges)
+        self._joining = Joining(self.state, self._presence)
+        self._planned = RoundPlan()  # of the present round
         self._granted: dict[int, int] = {}  # who gets a share of this round's payload, and the life it is for
         self._trained_in = 0
         self._model: Any = None  # after the local steps of that round
-        self._lateness = Lateness()
         self._leaving = self._began = False
-        self._settling = 0.0
+        self._asked = 0.0  # when a void was asked for of all that is open
+
+    @property
+    def stage(self) -> str:
+        """One of STAGES."""
+        return self.state.stage
+
+    @property
+    def round(self) -> int:
+        """The round it is in, or was in last."""
+        return self.state.round
+
+    @property
+    def life(self) -> int:
+        """Its present life."""
+        return self.state.life
+
+    @property
+    def booked(self) -> int:
+        """Exchanges booked at this end, and pushes that were used."""
+        return self._edges.booked
+
+    @property
+    def voided(self) -> int:
+        """Exchanges void at this end, with those that the experiment loses."""
+        return self._edges.voided
 
     def handle(self, event: Event, now: float) -> list[Effect]:
-        """What one event does at time `now` (seconds, monotonic)."""
-        self._now, self._out = now, []
-        if self.stage == DONE:
-            return []
-        match event:
-            case Received(envelope):
-                self._received(envelope, usable=True)
-            case Refused(envelope):
-                self._received(envelope, usable=False)
-            case Trained(payload, model):
-                self._trained(payload, payload if model is None else model)
-            case Tick():
-                self._ticked()
-            case Members():
-                self._on_members(event)
-                self._check()
-            case Start():
-                self._since = self._tick = now
-                self._greet()
-                self._begin_if_met()
-            case Leave(idle):
-                self._leaving = True
-                if idle or self.stage != TRAINING:
-                    self._leave()
-            case Finished():
-                self._bye()
-        return self._out
+        """Return what one event does at time `now` (seconds, monotonic)."""
+        self.state.now, self.state.out = now, []
+        method = STAGES[self.stage][type(event)]
+        if method is not None:
+            getattr(self, method)(event)
+        return self.state.out
 
     # --- messages
 
-    def _received(self, envelope: Envelope, usable: bool) -> None:
+    def _received(self, event: Received | Refused) -> None:
+        """Find out who speaks; then do what the stage has for the message."""
+        state, envelope, usable = self.state, event.envelope, isinstance(event, Received)
         node, message = envelope.node, envelope.message
-        if node >= self.facts.nodes or node == self.facts.node:
-            self._out.append(Drop("stranger", f"node {node}: there are nodes 0 to {self.facts.nodes - 1}"))
+        if node >= state.facts.nodes or node == state.facts.node:
+            state.out.append(Drop("stranger", f"node {node}: there are nodes 0 to {state.facts.nodes - 1}"))
             return
+        method = STAGES[state.stage][type(message)]
         if isinstance(message, Hello):
-            self._on_hello(envelope, message)
+            assert method is not None
+            getattr(self, method)(envelope)
             return
-        other = self.neighbors.get(node, Neighbor(node))
-        if envelope.life != other.life or envelope.to != self.life:
-            reason = "stranger" if envelope.to == self.life else "stale"
+        other = state.neighbors.get(node, Neighbor(node))
+        if envelope.life != other.life or envelope.to != state.life:
+            reason = "stranger" if envelope.to == state.life else "stale"
             reason = reason if usable else "nonfinite"
-            self._out.append(Drop(reason, f"{type(message).__name__} of an unknown or earlier life of node {node}"))
+            state.out.append(Drop(reason, f"{type(message).__name__} of an unknown or earlier life of node {node}"))
             return
-        other.heard, other.pinged = self._now, None
-        other.sees_me = True  # it knows this life, whatever became of its hello
-        if other.suspect:
-            other.suspect = False
-            self._note("recovered", other.node)
+        self._presence.hear(other)
         try:
-            self._dispatch(other, envelope, usable)
+            if method is not None:
+                getattr(self, method)(other, envelope, usable)
         except RemoteError as error:
-            self._out.append(Drop(error.reason, f"node {other.node}: {error.detail}"))
+            state.out.append(Drop(error.reason, f"node {other.node}: {error.detail}"))
         self._check()
 
-    def _dispatch(self, other: Neighbor, envelope: Envelope, usable: bool) -> None:
+    def _met(self, envelope: Envelope) -> Met | None:
+        assert isinstance(envelope.message, Hello)
+        return self._presence.on_hello(envelope, envelope.message)
+
+    def _met_at_the_start(self, envelope: Envelope) -> None:
+        if self._met(envelope):
+            self._begin_if_met()
+
+    def _met_while_joining(self, envelope: Envelope) -> None:
+        met = self._met(envelope)
+        if met and met.other.linked and met.other.begun:
+            if met.new:
+                self._joining.ask(met.other)
+            self._join_if_given()
+
+    def _left(self, other: Neighbor, envelope: Envelope, usable: bool) -> None:
+        assert isinstance(envelope.message, Bye)
+        other.round = max(other.round, envelope.message.round)
+        self._edges.end_life(other)
+        other.left, other.finished = True, envelope.message.round >= self.state.facts.rounds
+        if not other.finished:  # at the end everybody goes
+            self.state.note("left", other.node)
+
+    def _wanted(self, other: Neighbor, envelope: Envelope, usable: bool) -> None:
+        assert isinstance(envelope.message, Want)
+        other.wants = envelope.message.round
+        self._serve(other)
+
+    def _given(self, other: Neighbor, envelope: Envelope, usable: bool) -> None:
+        assert isinstance(envelope.message, Model)
+        if usable:
+            self._joining.give(other, envelope.message.round, envelope.payload)
+            self._join_if_given()
+
+    def _offered(self, other: Neighbor, envelope: Envelope, usable: bool) -> None:
         message = envelope.message
-        match message:
-            case Bye(round):
-                other.round = max(other.round, round)
-                self._over(other)
-                other.left, other.finished = True, round >= self.facts.rounds
-                if not other.finished:  # at the end everybody goes
-                    self._note("left", other.node)
-            case Want(round):
-                other.wants = round
-                self._serve(other)
-            case Model(round):
-                if self.stage == JOINING and usable:
-                    self._given(other, round, envelope.payload)
-            case Offer():
-                other.ready = True
-                other.round = max(other.round, message.round)
-                if not usable:
-                    self._out.append(Drop("nonfinite", f"node {other.node}: payload with NaN or infinity"))
-                if usable and not self._foreign(message.epoch):
-                    side = Side(envelope.payload, message.round, message.epoch)
-                    self._apply(other, exchange.receive(other.edge, message, side))
-                else:
-                    self._apply(other, exchange.refuse(other.edge, message))
-            case Push(round, epoch):
-                self._on_push(other, Side(envelope.payload, round, epoch), usable)
-            case Ping() | Pong():
-                other.round = max(other.round, message.round)
-                self._apply(other, exchange.receive(other.edge, message))
-            case _:
-                self._apply(other, exchange.receive(other.edge, message))
+        assert isinstance(message, Offer)
+        self._place(other, message, usable)
+        if usable:
+            side = Side(envelope.payload, message.round, message.epoch)
+            self._edges.apply(other, exchange.receive(other.edge, message, side))
+        else:
+            self._edges.apply(other, exchange.refuse(other.edge, message))
 
-    def _foreign(self, epoch: int) -> bool:
-        """What is offered in this epoch can't be booked: this node is in another, and is going into another."""
-        return self.stage in (TRAINING, EXCHANGING) and epoch not in (self.epoch, self.ahead)
+    def _offered_in_a_round(self, other: Neighbor, envelope: Envelope, usable: bool) -> None:
+        """Refuse what can't be booked: it is of another epoch than this node is in, or is going into."""
+        message = envelope.message
+        assert isinstance(message, Offer)
+        if message.epoch in (self.state.epoch, self.state.ahead):
+            self._offered(other, envelope, usable)
+        else:
+            self._place(other, message, usable)
+            self._edges.apply(other, exchange.refuse(other.edge, message))
 
-    def _on_push(self, other: Neighbor, side: Side, usable: bool) -> None:
-        if not 1 <= side.round <= self.facts.rounds:
+    def _place(self, other: Neighbor, message: Offer, usable: bool) -> None:
+        other.ready = True
+        other.round = max(other.round, message.round)
+        if not usable:
+            self._drop_nonfinite(other)
+
+    def _drop_nonfinite(self, other: Neighbor) -> None:
+        self.state.out.append(Drop("nonfinite", f"node {other.node}: payload with NaN or infinity"))
+
+    def _told(self, other: Neighbor, envelope: Envelope, usable: bool) -> None:
+        self._edges.apply(other, exchange.receive(other.edge, envelope.message))
+
+    def _placed(self, other: Neighbor, envelope: Envelope, usable: bool) -> None:
+        assert isinstance(envelope.message, Ping | Pong)
+        other.round = max(other.round, envelope.message.round)
+        self._told(other, envelope, usable)
+
+    def _pushed(self, other: Neighbor, envelope: Envelope, usable: bool) -> None:
+        assert isinstance(envelope.message, Push)
+        state, side = self.state, Side(envelope.payload, *envelope.message)
+        planned = 1 <= side.round <= state.facts.rounds
+        if side.epoch == state.epoch:
+            planned = planned and other.node in state.plan.at(side.round).receives_from
+        if not planned:
             raise RemoteError("unplanned", f"a push in round {side.round}, in which the schedule has none")
-        if side.epoch == self.epoch and other.node not in self._plan.turn(side.round).hears:
-            raise RemoteError("unplanned", f"a push in round {side.round}, in which the schedule has none")
-        late = self._awaits(other) and side.round >= self.round
+        late = self._awaits(other) and side.round >= state.round
         other.ready = True
         other.round = max(other.round, side.round)
         if not usable:
             other.pushed = max(other.pushed, side.round)
-            self._out.append(Drop("nonfinite", f"node {other.node}: payload with NaN or infinity"))
+            self._drop_nonfinite(other)
             return
         other.store(side)
         if late:
-            self._lateness.booked(self._now - self._since)
+            self._lateness.booked(state.now - state.since)
 
-    def _apply(self, other: Neighbor, step: Step) -> None:
-        """Keep the new end, say what is to be said, count what has ended."""
-        for message in step.say:
-            if isinstance(message, Offer):
-                side = step.edge.mine
-                self._send(other, message, side.payload if side else None)
-            else:
-                self._send(other, message._replace(round=self.round) if isinstance(message, Pong) else message)
-        other.edge = step.edge
-        for ended in step.ended:
-            self._ended(other, ended)
+    # --- members and time
 
-    def _ended(self, other: Neighbor, ended: Ended) -> None:
-        if ended.outcome != BOOKED:
-            self.voided += 1
+    def _members_changed(self, event: Members) -> None:
+        """A new epoch begins with the next round."""
+        self._presence.change(event)
+        self._check()
+
+    def _members_changed_at_the_start(self, event: Members) -> None:
+        self._presence.change(event)
+        self._presence.renew()
+        self._begin_if_met()
+        self._presence.greet()
+
+    def _members_changed_while_joining(self, event: Members) -> None:
+        """A new epoch begins at once: this node is in no round yet."""
+        self._presence.change(event)
+        self._presence.renew()
+        self._presence.enter()
+        self._presence.greet()
+
+    def _tick(self, event: Tick) -> None:
+        self._presence.awake()
+        self._presence.greet()
+        for other in self.state.neighbors.values():
+            self._presence.watch(other, self._watched(other))
+        self._check()
+
+    def _tick_at_the_start(self, event: Tick) -> None:
+        self._presence.awake()
+        self._presence.greet()
+        self._begin_if_met()
+
+    def _tick_while_joining(self, event: Tick) -> None:
+        self._presence.awake()
+        self._presence.greet()
+        for other in self.state.neighbors.values():
+            self._presence.watch(other, other.linked or self._watched(other))
+        if not self._join_if_given() and not self._go_on_alone_if_lost():
+            self._joining.ask_again()
+
+    # --- coming in
+
+    def _start(self, event: Start) -> None:
+        self._presence.begin()
+        self._presence.greet()
+        self._begin_if_met()
+
+    def _begin_if_met(self) -> None:
+        """Start once all expected members are there and every neighbour has been met.
+
+        A node that comes to others who have begun does not wait: it goes on as soon as it has met one of them.
+        """
+        if not self._presence.gathered:
             return
-        assert ended.mine is not None and ended.theirs is not None
-        self.booked += 1
-        self._lateness.booked(self._now - other.opened)
-        self._bookings.add(Booking(other.node, other.life, ended.number, ended.mine, ended.theirs))
+        if self._presence.enter():
+            self._presence.greet()
+        if self._joining.others_have_begun:
+            self.state.stage, self.state.since = JOINING, self.state.now
+            self._joining.ask_all()
+            self._join_if_given()
+        elif (first := self._joining.first_round()) is not None:
+            self._begin(first)
 
-    def _over(self, other: Neighbor) -> None:
-        for ended in exchange.broken(other.edge):
-            self._ended(other, ended)
-        other.edge = Edge()
+    def _join_if_given(self) -> bool:
+        """Take part from after the round of the model that was taken, or of its own; returns whether it does."""
+        after = self._joining.joined_after()
+        if after is None:
+            return False
+        if after >= self.state.facts.rounds:
+            self._close()
+            return True
+        self._begin(after + 1)
+        for other in self.state.neighbors.values():
+            if other.linked:
+                self._presence.hello(other)
+        return True
+
+    def _go_on_alone_if_lost(self) -> bool:
+        """Without a neighbour that could give a model: close, or begin with its own; returns whether it did either."""
+        state = self.state
+        if not self._joining.lost:
+            return False
+        if self._joining.too_late:
+            state.note("alone", state.facts.node, "the neighbours finished before this node could join")
+            self._close()
+            return True
+        if self._joining.patience_is_over:
+            state.note("alone", state.facts.node, "no neighbour gives a model; going on with its own")
+            self._begin(max(1, state.facts.join_round, state.facts.kept_round + 1))
+            return True
+        return False
+
+    def _close(self) -> None:
+        """Nothing is left to be trained."""
+        self.state.stage = CLOSING
+        self.state.out.append(Advance(self.state.round, (), 0.0, None))
 
     # --- rounds
 
@@ -203,188 +424,206 @@ class Peer(Presence):
 
     def _train(self, round: int, finished: int, booked: tuple[Booking, ...], waited: float) -> None:
         """On to a round, and into another epoch if there is one: who is there now gets a share of what will be sent."""
-        self._reborn()
-        entered = self._enter() or not self._began
+        state = self.state
+        self._presence.renew()
+        entered = self._presence.enter() or not self._began
         self._began = True
-        self.stage, self.round, self._since = TRAINING, round, self._now
-        self._turn = turn = self._plan.turn(round)
+        state.stage, state.round, state.since = TRAINING, round, state.now
+        self._planned = plan = state.plan.at(round)
         # a push that the experiment loses has its share all the same, as long as there is somebody to lose it
-        granted = [other for other in self._named(turn.speaks + turn.lost) if other.usable]
-        granted += [other for other in self._named(turn.lost) if other.finished]
+        granted = [other for other in self._named(plan.sends_to + plan.lost) if other.usable]
+        granted += [other for other in self._named(plan.lost) if other.finished]
         self._granted = {other.node: other.life for other in granted}
-        speak, members = tuple(sorted(self._granted)), self.members if entered else None
-        self._out.append(Advance(finished, booked, waited, round, speak, members, self.life))
+        speak, members = tuple(sorted(self._granted)), state.members if entered else None
+        state.out.append(Advance(finished, booked, waited, round, speak, members, state.life))
         if entered:
-            self._greet()
+            self._presence.greet()
 
     def _named(self, nodes: Sequence[int]) -> list[Neighbor]:
-        return [self.neighbors[node] for node in sorted(nodes)]
+        return [self.state.neighbors[node] for node in sorted(nodes)]
 
-    def _trained(self, payload: Any, model: Any) -> None:
-        self._lateness.trained(self._now - self._since)
-        self._since = self._now
+    def _trained(self, event: Trained) -> None:
+        """Open the round's exchanges, and push; then wait for the neighbours."""
+        state, payload = self.state, event.payload
+        self._lateness.trained(state.now - state.since)
+        state.since = state.now
         if self._leaving:
-            self._leave()
+            self._go()
             return
-        self.stage = EXCHANGING
-        self._trained_in, self._model = self.round, model
-        for other in self.neighbors.values():
+        state.stage = EXCHANGING
+        self._trained_in, self._model = state.round, payload if event.model is None else event.model
+        for other in state.neighbors.values():
             self._serve(other)
-            mine = payload.get(other.node) if self.facts.per_edge else payload
-            self._open(other, Side(mine, self.round, self.epoch))
-            if other.node in self._turn.speaks and self._granted.get(other.node) == other.life and other.linked:
-                self._send(other, Push(self.round, self.epoch), mine)
-            if other.node in self._turn.hears and other.pushed >= self.round:
+            mine = payload.get(other.node) if state.facts.per_edge else payload
+            self._open(other, Side(mine, state.round, state.epoch))
+            if other.node in self._planned.sends_to and self._granted.get(other.node) == other.life and other.linked:
+                state.send(other, Push(state.round, state.epoch), mine)
+            if other.node in self._planned.receives_from and other.pushed >= state.round:
                 self._lateness.booked(0.0)
-        self._deadline = self._now + self._lateness.deadline(self.facts.timing, self.facts.payload_bytes)
+        state.deadline = state.now + self._lateness.deadline(state.facts.timing, state.facts.payload_bytes)
         self._check()
 
     def _open(self, other: Neighbor, side: Side) -> None:
-        """Open the turn's exchange with a neighbour; ask for a void of one that has become too old."""
-        open_since = other.edge.mine.round if other.edge.mine else self.round
-        if self.round - open_since >= self.facts.lateness:
-            self._apply(other, exchange.ask(other.edge))
+        """Open the round's exchange with a neighbour; ask for a void of one that has become too old."""
+        state = self.state
+        open_since = other.edge.mine.round if other.edge.mine else state.round
+        if state.round - open_since >= state.facts.lateness:
+            self._edges.apply(other, exchange.ask(other.edge))
         # what is booked and not yet mixed is in flight as well: with two, late exchanges blow up
-        if other.edge.phase != IDLE or self._bookings.holds(other.node):
+        if other.edge.phase != IDLE or self._edges.holds(other.node):
             return
         # without a barrier, who is offered an exchange takes it, whatever its own schedule says
-        taken = self.facts.sync == ASYNC and other.edge.theirs is not None and other.edge.theirs.epoch == self.epoch
-        if (other.node in self._turn.exchange or taken) and other.usable:
-            other.opened = self._now
-            self._apply(other, exchange.open(other.edge, side))
-        elif other.node in self._turn.void and (other.usable or other.finished):
-            self.voided += 1
+        taken = state.facts.sync == ASYNC and other.edge.theirs is not None and other.edge.theirs.epoch == state.epoch
+        if (other.node in self._planned.exchange or taken) and other.usable:
+            other.opened = state.now
+            self._edges.apply(other, exchange.open(other.edge, side))
+        elif other.node in self._planned.void and (other.usable or other.finished):
+            self._edges.lose()
 
     def _serve(self, other: Neighbor) -> None:
         """Give the model to a neighbour that wants it, once the round it wants has been trained."""
         if other.wants is not None and self._trained_in and self._trained_in >= other.wants:
             other.wants = None
-            self._send(other, Model(self._trained_in, ""), self._model)  # the digest is put in by whoever has the bytes
+            # the digest is put in by whoever has the bytes
+            self.state.send(other, Model(self._trained_in, ""), self._model)
+
+    # --- waiting
 
     def _awaits(self, other: Neighbor) -> bool:
-        if self.stage not in (EXCHANGING, SETTLING, LEAVING) or not other.usable:
-            return False
-        if self.stage == SETTLING:
+        """The node waits for a neighbour's part in its round, or for its answer at the end of an epoch or of all."""
+        if self.stage in (SETTLING, LEAVING):
             return other.pending
-        ending = self.stage == LEAVING or self.round >= self.facts.rounds  # no exchange stays open behind
-        if self.facts.sync == ASYNC:
-            return ending and other.pending
-        if other.pending and (ending or other.node in self._turn.exchange):
-            return ending or not self._gone_on(other)
-        hears = self.stage == EXCHANGING and other.node in self._turn.hears
-        return hears and max(other.pushed, other.round - 1) < self.round
+        return self.stage == EXCHANGING and other.usable and self._awaits_in_round(other)
+
+    def _awaits_in_round(self, other: Neighbor) -> bool:
+        state = self.state
+        last = state.round >= state.facts.rounds  # no exchange stays open behind
+        if state.facts.sync == ASYNC:
+            return last and other.pending
+        if other.pending and (last or other.node in self._planned.exchange):
+            return last or not self._gone_on(other)
+        return other.node in self._planned.receives_from and max(other.pushed, other.round - 1) < state.round
 
     def _watched(self, other: Neighbor) -> bool:
-        return self._awaits(other) or (self.facts.sync == ASYNC and other.pending)
+        """The node wants to know whether a neighbour is there."""
+        return self._awaits(other) or (self.state.facts.sync == ASYNC and other.pending)
 
     def _gone_on(self, other: Neighbor) -> bool:
         """The neighbour is in a later round, has left no offer, and makes none there: it has passed this round by."""
+        state = self.state
         return (
-            other.round > self.round
+            other.round > state.round
             and other.edge.theirs is None
-            and other.node not in self._plan.turn(min(other.round, self.facts.rounds)).exchange
+            and other.node not in state.plan.at(min(other.round, state.facts.rounds)).exchange
         )
 
     def _check(self) -> None:
         """Go on if there is nothing to wait for."""
-        if self.stage not in (EXCHANGING, SETTLING, LEAVING):
+        state = self.state
+        if state.stage not in (EXCHANGING, SETTLING, LEAVING):
             return
-        waiting = [other for other in self.neighbors.values() if self._awaits(other)]
-        if self.stage in (SETTLING, LEAVING):
-            if not waiting or self._now - self._settling >= self.facts.timing.drain:
-                self._advance(last=self.stage == LEAVING)
+        waiting = [other for other in state.neighbors.values() if self._awaits(other)]
+        if state.stage in (SETTLING, LEAVING):
+            if not waiting or state.now - self._asked >= state.facts.timing.drain:
+                self._advance(last=state.stage == LEAVING)
         elif not waiting:
             self._advance()
-        elif self._now >= self._deadline and (self.facts.sync != BARRIER or self._moving):
+        elif state.now >= state.deadline and (state.facts.sync != BARRIER or self._presence.moving):
             for other in waiting:
-                self._note("late", other.node)
-            if self.round >= self.facts.rounds:
-                self._leave()
+                state.note("late", other.node)
+            if state.round >= state.facts.rounds:
+                self._go()
             else:
                 self._advance()
 
     def _settled(self) -> bool:
         """Another epoch begins: is nothing open any more? If something is, ask for a void of it, once."""
-        if self.stage != SETTLING:
-            pending = [other for other in self.neighbors.values() if other.pending]
-            if pending:
-                self.stage, self._settling = SETTLING, self._now
-                for other in pending:
-                    self._apply(other, exchange.ask(other.edge))
-                return False
-        for other in self.neighbors.values():
-            self._apply(other, exchange.forsake(other.edge))
+        if self.stage != SETTLING and self._edges.ask_void():
+            self.state.stage, self._asked = SETTLING, self.state.now
+            return False
+        self._edges.forsake()
         return True
 
+    # --- on to the next round
+
     def _advance(self, last: bool = False) -> None:
-        last = last or self.round >= self.facts.rounds
-        moves = not last and self._moving
+        state = self.state
+        last = last or state.round >= state.facts.rounds
+        moves = not last and self._presence.moving
         if moves and not self._settled():
             return
-        finished, waited = self.round, self._now - self._since
-        slots = None if last or moves else self._plan.slots
-        booked = self._bookings.take(self.neighbors.values(), self.round, self.epoch, slots)
-        self.booked += sum(each.mine is None for each in booked)
-        if (self._turn.exchange or self._turn.hears) and not booked and self.stage != LEAVING:
-            self._note("alone", self.facts.node, "mixed with nobody")
+        finished, waited = state.round, state.now - state.since
+        booked = self._edges.take(None if last or moves else state.plan.slots)
+        if (self._planned.exchange or self._planned.receives_from) and not booked and state.stage != LEAVING:
+            state.note("alone", state.facts.node, "mixed with nobody")
         if last:
-            self.stage = CLOSING
-            self._out.append(Advance(finished, booked, waited, None))
+            state.stage = CLOSING
+            state.out.append(Advance(finished, booked, waited, None))
             return
         following = self._following(booked)
-        skipped = following > self.round + 1
+        skipped = following > state.round + 1
         if skipped:
-            self._note("skipped", self.facts.node, f"from round {self.round} to {following}, where the neighbours are")
+            text = f"from round {state.round} to {following}, where the neighbours are"
+            state.note("skipped", state.facts.node, text)
         self._train(following, finished, booked, waited)
         if skipped:
-            for other in self.neighbors.values():
+            for other in state.neighbors.values():
                 if other.linked:  # who waits for this node in a round that it skips shall know at once
-                    self._send(other, exchange.ping(other.edge)._replace(round=self.round))
+                    state.send(other, self._edges.ping(other))
 
     def _following(self, booked: Sequence[Booking]) -> int:
-        """The round after this, or a later one that a neighbour is in who has gone on without this node.
+        """Return the round after this, or a later one that a neighbour is in who has gone on without this node.
 
         On a graph that stays, who has booked with all its neighbours, and all were ahead, takes their round over: else
         it would be behind to the end, and train its last round alone. (Not if only some were: then skipping goes round
         and round on a ring. Where partners change, who skips a round misses another.)
         """
-        following = self.round + 1
-        if self.facts.sync == ASYNC:
+        state = self.state
+        following = state.round + 1
+        if state.facts.sync == ASYNC:
             return following
         rounds = {each.node: each.theirs.round for each in booked if each.mine is not None}
-        if self._plan.steady and rounds and set(self._turn.exchange) <= set(rounds):
+        if state.plan.steady and rounds and set(self._planned.exchange) <= set(rounds):
             following = max(following, min(rounds.values()) + 1)
-        for other in self.neighbors.values():
+        for other in state.neighbors.values():
             if other.round > following and self._passed_over(other):
                 following = other.round
-        return min(following, self.facts.rounds)
+        return min(following, state.facts.rounds)
 
     def _passed_over(self, other: Neighbor) -> bool:
         """The neighbour has left a round behind in which it was to wait for this node, which has not been there.
 
         Without that, a neighbour may be ahead by what the schedule allows.
         """
-        ahead = range(max(self.round + 1, other.since), min(other.round, self.facts.rounds + 1))
+        state = self.state
+        ahead = range(max(state.round + 1, other.since), min(other.round, state.facts.rounds + 1))
         return len(ahead) > _FAR or any(
-            other.node in turn.exchange or other.node in turn.speaks for turn in map(self._plan.turn, ahead)
+            other.node in plan.exchange or other.node in plan.sends_to for plan in map(state.plan.at, ahead)
         )
 
     # --- leaving
 
-    def _leave(self) -> None:
+    def _leave(self, event: Leave) -> None:
+        self._go()
+
+    def _leave_when_trained(self, event: Leave) -> None:
+        """Send out what is being trained for nobody: leave when it is there, or at once if it is not to come."""
+        self._leaving = True
+        if event.idle:
+            self._go()
+
+    def _go(self) -> None:
         """Let no exchange stay open: ask for a void of what is, wait a little for the answers, and go."""
-        if self.stage in (LEAVING, CLOSING, DONE):
-            return
-        self.stage, self._settling = LEAVING, self._now
-        for other in self.neighbors.values():
-            if other.pending:
-                self._apply(other, exchange.ask(other.edge))
+        self.state.stage, self._asked = LEAVING, self.state.now
+        self._edges.ask_void()
         self._check()
 
-    def _bye(self) -> None:
-        self.stage = DONE
-        for other in self.neighbors.values():
-            self._over(other)
+    def _finish(self, event: Finished) -> None:
+        """Say good-bye."""
+        state = self.state
+        state.stage = DONE
+        for other in state.neighbors.values():
+            self._edges.end_life(other)
             if other.linked:
-                self._send(other, Bye(self.round))
-        self._out.append(Done())
+                state.send(other, Bye(state.round))
+        state.out.append(Done())

@@ -57,7 +57,7 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
             address=address,
             peers=given.peers,
             terms=building.terms(federation),
-            rhythm=wanted.network.preset,
+            probe_timing=wanted.network.preset,
             directory=directory,
             every=wanted.driver.checkpoint,
             resume=resume,

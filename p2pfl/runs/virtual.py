@@ -18,7 +18,7 @@ from p2pfl.federation import federation as building
 from p2pfl.federation import tasks
 from p2pfl.federation.federation import Federation
 from p2pfl.node import records
-from p2pfl.protocol.membership.timing import RHYTHMS
+from p2pfl.protocol.membership.timing import PROBE_TIMINGS
 
 
 def setting(federation: Federation) -> VirtualSetting:
@@ -28,7 +28,7 @@ def setting(federation: Federation) -> VirtualSetting:
     return VirtualSetting(
         seed=wanted.seed,
         terms=building.terms(federation),
-        rhythm=RHYTHMS[wanted.network.preset],
+        probe_timing=PROBE_TIMINGS[wanted.network.preset],
         seconds=seconds(wanted.virtual, nodes),
         link=links(wanted.virtual),
         events=federation.churn,
@@ -38,14 +38,14 @@ def setting(federation: Federation) -> VirtualSetting:
 def notes(federation: Federation) -> list[str]:
     """What a person should know of the network that the experiment describes."""
     wanted = federation.experiment
-    rhythm, link, preset = RHYTHMS[wanted.network.preset], links(wanted.virtual), wanted.network.preset
+    probe_timing, link, preset = PROBE_TIMINGS[wanted.network.preset], links(wanted.virtual), wanted.network.preset
     nodes = len(federation.graph)
     farthest = max((link(i, j).latency + link(i, j).jitter for i in range(nodes) for j in range(i)), default=0.0)
-    if 2 * farthest <= rhythm.ack_max:
+    if 2 * farthest <= probe_timing.ack_max:
         return []
     return [
         f"an answer takes up to {2 * farthest:g} s on this network, and with network.preset={preset!r} a node "
-        f"is suspected after {rhythm.ack_max:g} s: rounds will go on without it. A more patient preset helps"
+        f"is suspected after {probe_timing.ack_max:g} s: rounds will go on without it. A more patient preset helps"
     ]
 
 

@@ -40,7 +40,7 @@ from p2pfl.protocol.membership.events import (
 )
 from p2pfl.protocol.membership.membership import Membership
 from p2pfl.protocol.membership.table import Me
-from p2pfl.protocol.membership.timing import Rhythm
+from p2pfl.protocol.membership.timing import ProbeTiming
 
 _QUEUE = 64
 """Messages that may wait on a connection."""
@@ -162,7 +162,7 @@ class Companion:
         self._poller.register(link, zmq.POLLIN)
         self._post: Post | None = None
         self._member: Membership | None = None
-        self._rhythm: Rhythm | None = None
+        self._probe_timing: ProbeTiming | None = None
         self._cluster = ""
         self._beat = 0.0
         self._busy_until = 0.0
@@ -249,8 +249,8 @@ class Companion:
 
     def _stalled(self, now: float) -> bool:
         """Whether the node has shown no life for too long."""
-        assert self._rhythm is not None
-        return now > max(self._beat, self._busy_until) + self._rhythm.stalled_after
+        assert self._probe_timing is not None
+        return now > max(self._beat, self._busy_until) + self._probe_timing.stalled_after
 
     def _dropped(self, reason: str, detail: str) -> None:
         self._drops[reason] += 1
@@ -290,10 +290,10 @@ class Companion:
                 case "leave":
                     self._handle(MemberLeave(), now)
 
-    def _begin(self, now: float, me: list[Any], cluster: str, seeds: list[str], rhythm: list[Any], listen: str) -> None:
-        self._rhythm, self._cluster = Rhythm(*rhythm), cluster
+    def _begin(self, now: float, me: list[Any], cluster: str, seeds: list[str], timing: list[Any], listen: str) -> None:
+        self._probe_timing, self._cluster = ProbeTiming(*timing), cluster
         try:
-            member = Membership(Me(*me), cluster, seeds, self._rhythm, seed=me[1])
+            member = Membership(Me(*me), cluster, seeds, self._probe_timing, seed=me[1])
             self._post = Post(listen, self._dropped)
         except ConfigError as error:
             self._link.send(json.dumps({"error": str(error)}).encode())

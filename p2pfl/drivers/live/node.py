@@ -126,7 +126,7 @@ class _LiveNode:
         self._peer = Peer(facts(task, work, place.terms, life, join_round))
         me = Me(task.node, life, beside(place.address))
         seeds = [beside(address) for address in place.peers]
-        self._membership.begin(me, place.terms.federation, seeds, place.rhythm, beside(place.listen))
+        self._membership.begin(me, place.terms.federation, seeds, place.probe_timing, beside(place.listen))
 
     def _happens(self, round: int) -> str | None:
         """What the experiment has in store for this node at the beginning of a round. In the computing thread."""

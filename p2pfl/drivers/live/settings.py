@@ -16,7 +16,7 @@ class Place(NamedTuple):
     address: str  # what the others are told; as `listen`, unless that names no host
     peers: Sequence[str]  # addresses of other members; one is enough
     terms: Terms
-    rhythm: str  # of the membership
+    probe_timing: str  # of the membership
     directory: Path
     every: int  # rounds from checkpoint to checkpoint; 0: none
     resume: bool  # go on from the checkpoint in the directory

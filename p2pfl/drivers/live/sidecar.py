@@ -27,7 +27,7 @@ from p2pfl.drivers.live.member_process import run
 from p2pfl.errors import ConfigError, LocalError
 from p2pfl.protocol.membership.events import Accused, Conflict, Superseded
 from p2pfl.protocol.membership.table import Me, Member
-from p2pfl.protocol.membership.timing import RHYTHMS, Rhythm, check
+from p2pfl.protocol.membership.timing import PROBE_TIMINGS, ProbeTiming, check
 
 PACKET = 1 << 17
 """Bytes of a packet at most."""
@@ -74,18 +74,19 @@ class Sidecar:
         self._table: list[Member] = []  # the part of it that has come in
         self._ended = False
 
-    def begin(self, me: Me, cluster: str, seeds: Sequence[str], rhythm: str | Rhythm, listen: str) -> None:
+    def begin(self, me: Me, cluster: str, seeds: Sequence[str], probe_timing: str | ProbeTiming, listen: str) -> None:
         """Bind `listen` and join; `me.address` is what others are told.
 
-        `rhythm`: one of RHYTHMS by name, or a value. ConfigError when `listen` can't be bound.
+        `probe_timing`: one of PROBE_TIMINGS by name, or a value. ConfigError when `listen` can't be bound.
         """
-        if isinstance(rhythm, str):
-            if rhythm not in RHYTHMS:
-                raise ConfigError(f"rhythm={rhythm!r}: one of {', '.join(RHYTHMS)}. Choose one.")
-            rhythm = RHYTHMS[rhythm]
-        check(rhythm)
+        if isinstance(probe_timing, str):
+            if probe_timing not in PROBE_TIMINGS:
+                raise ConfigError(f"probe_timing={probe_timing!r}: one of {', '.join(PROBE_TIMINGS)}. Choose one.")
+            probe_timing = PROBE_TIMINGS[probe_timing]
+        check(probe_timing)
         self._node = me.node
-        self._say({"do": "begin", "me": me, "cluster": cluster, "seeds": [*seeds], "rhythm": rhythm, "listen": listen})
+        begin = {"me": me, "cluster": cluster, "seeds": [*seeds], "timing": probe_timing, "listen": listen}
+        self._say({"do": "begin", **begin})
         self._wait(select.POLLIN)
         answer = json.loads(self._receive() or self._over())
         if "error" in answer:

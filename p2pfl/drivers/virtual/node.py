@@ -29,11 +29,11 @@ from p2pfl.protocol.events import (
 from p2pfl.protocol.membership import events as membership
 from p2pfl.protocol.membership.membership import Membership
 from p2pfl.protocol.membership.table import Me
-from p2pfl.protocol.membership.timing import Rhythm
+from p2pfl.protocol.membership.timing import ProbeTiming
 from p2pfl.protocol.messages import Envelope
 from p2pfl.protocol.neighbor import Facts
 from p2pfl.protocol.peer import Peer
-from p2pfl.protocol.presence import TRAINING
+from p2pfl.protocol.state import TRAINING
 from p2pfl.protocol.view import view
 
 
@@ -77,7 +77,7 @@ class NodeSetup(NamedTuple):
 
     computing: Computing
     seconds: Callable[[int], float]  # that the local steps of a round take
-    rhythm: Rhythm  # of the membership
+    probe_timing: ProbeTiming  # of the membership
     seeds: Sequence[int]  # nodes that it knows of; one that is there is enough
     taken: Callable[[Envelope], Event] = Received  # of a message with a payload, as its receiver sees it
     log: Callable[[str, int, int, str], None] = lambda event, about, round, detail: None
@@ -91,7 +91,7 @@ class VirtualNode:
         self.peer = Peer(facts)
         me = Me(facts.node, facts.life, address(facts.node))
         seeds = [address(node) for node in given.seeds]
-        self.membership = Membership(me, facts.federation, seeds, given.rhythm, world.seed)
+        self.membership = Membership(me, facts.federation, seeds, given.probe_timing, world.seed)
         self.up = True
         self.done = False  # the peer has ended in good order
         self.ended = 0.0  # when it had
@@ -230,7 +230,7 @@ class VirtualNode:
             self.member(membership.MemberTick())
 
     def _stalled(self) -> bool:
-        return self._frozen is not None and self.world.now - self._frozen > self.given.rhythm.stalled_after
+        return self._frozen is not None and self.world.now - self._frozen > self.given.probe_timing.stalled_after
 
     # --- what happens to it from outside
 

@@ -19,7 +19,7 @@ from p2pfl.node.task import Task
 from p2pfl.node.worker import Host, Worker
 from p2pfl.protocol.events import Event as PeerEvent
 from p2pfl.protocol.events import Received, Refused
-from p2pfl.protocol.membership.timing import Rhythm
+from p2pfl.protocol.membership.timing import ProbeTiming
 from p2pfl.protocol.messages import Envelope, Model
 from p2pfl.types import State
 
@@ -35,7 +35,7 @@ class VirtualSetting(NamedTuple):
 
     seed: int  # of the network's chances and of the membership's
     terms: Terms
-    rhythm: Rhythm
+    probe_timing: ProbeTiming
     seconds: Sequence[float]  # that a local step of each node takes
     link: Callable[[int, int], Link]  # of each direction
     events: tuple[Event, ...] = ()
@@ -133,9 +133,9 @@ class _VirtualRun:
         )
 
     def _patience(self) -> float:
-        timing, rhythm = self._setting.terms.timing, self._setting.rhythm
+        timing, alone = self._setting.terms.timing, self._setting.probe_timing.alone
         own = max(self._setting.seconds) * max(task.batching.width for task in self._tasks)
-        longest = max(timing.start_timeout, timing.deadline_max, timing.drain, rhythm.alone, timing.patience * own)
+        longest = max(timing.start_timeout, timing.deadline_max, timing.drain, alone, timing.patience * own)
         return _PATIENCE * (longest + own + 60.0)
 
     # --- lives
@@ -169,7 +169,7 @@ class _VirtualRun:
         given = NodeSetup(
             computing=work,
             seconds=lambda round: self._seconds(work, round),
-            rhythm=setting.rhythm,
+            probe_timing=setting.probe_timing,
             seeds=(*task.neighbors, *others)[:_SEEDS],
             taken=taken,
             log=lambda event, about, round, detail: self._log(node, event, about, round, detail),

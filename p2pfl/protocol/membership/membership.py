@@ -32,12 +32,12 @@ from p2pfl.protocol.membership.events import (
     Say,
     Superseded,
 )
-from p2pfl.protocol.membership.probe import Laps, Probe, Relay, Trips
+from p2pfl.protocol.membership.probe import Probe, Relay, RoundRobin, Trips
 from p2pfl.protocol.membership.roster import Roster
 from p2pfl.protocol.membership.seeds import Seeds
 from p2pfl.protocol.membership.table import LEFT, SUSPECT, Me, Member, MemberEntry
-from p2pfl.protocol.membership.timing import Rhythm, check
-from p2pfl.protocol.membership.wire import Ack, Ask, DirectPing, Gossip, Letter, Message, Nack, Sync, Synced
+from p2pfl.protocol.membership.timing import ProbeTiming, check
+from p2pfl.protocol.membership.wire import Ack, Ask, Datagram, DirectPing, Gossip, Message, Nack, Sync, Synced
 
 PIGGYBACK = 24
 """Entries that ride on a message at most: some two kilobytes."""
@@ -52,17 +52,17 @@ _HELLOS = 20
 class Membership:
     """One member. Time comes only by `now`; `wake` is when a Tick is next due."""
 
-    def __init__(self, me: Me, cluster: str, seeds: Sequence[str], rhythm: Rhythm, seed: int) -> None:
+    def __init__(self, me: Me, cluster: str, seeds: Sequence[str], timing: ProbeTiming, seed: int) -> None:
         if not 0 < len(cluster) <= wire.CLUSTER_CAP:
             raise ConfigError(f"cluster={cluster!r}: 1 to {wire.CLUSTER_CAP} characters. Shorten it.")
         for address in (me.address, *seeds):
             if not wire.good_address(address):
                 raise ConfigError(f"address={address!r}: as in tcp://10.0.0.1:7000. Write it so.")
-        self._cluster, self._rhythm = cluster, check(rhythm)
+        self._cluster, self._timing = cluster, check(timing)
         self._draw = random.Random(f"{seed}/{me.node}/{me.life}")
-        self._roster = Roster(me, rhythm)
+        self._roster = Roster(me, timing)
         self._seeds = Seeds(seeds, me.address)
-        self._health, self._trips, self._laps = self._roster.health, Trips(), Laps(self._draw)
+        self._health, self._trips, self._order = self._roster.health, Trips(), RoundRobin(self._draw)
         self._probe: Probe | None = None
         self._relays: dict[int, Relay] = {}
         self._seq = self._draw.getrandbits(40)
@@ -120,7 +120,7 @@ class Membership:
             case MemberLeave():
                 self._roster.say(state=LEFT, at=now)
                 self._receipts.clear()
-                self._timers |= {"probe": math.inf, "leave": now + self._rhythm.leave, "farewell": now}
+                self._timers |= {"probe": math.inf, "leave": now + self._timing.leave, "farewell": now}
             case MemberTick():
                 pass
         self._settle()
@@ -130,7 +130,7 @@ class Membership:
 
     def _busy(self, seconds: float) -> None:
         mine = self._roster.mine
-        until = self._now + min(seconds, self._rhythm.busy_cap) if seconds > 0 else 0.0
+        until = self._now + min(seconds, self._timing.busy_cap) if seconds > 0 else 0.0
         if not mine.terminal and (until or mine.at):
             self._roster.say(said=mine.said + 1, at=until)
             self._soon("gossip")  # before the pause begins
@@ -142,12 +142,12 @@ class Membership:
             self._timers[name] = self._now
 
     def _start(self) -> None:
-        period = self._rhythm.interval
+        period = self._timing.interval
         self._timers = {
             "hello": self._now,
             "probe": self._now + period * self._draw.random(),
             "sync": self._now + period * self._draw.uniform(1, 4),  # soon: at a start much is said at once
-            "retry": self._now + self._rhythm.retry_dead * self._draw.random(),
+            "retry": self._now + self._timing.retry_dead * self._draw.random(),
         }
         self._roster.last_heard = self._now
         self._roster.spread.put(self._roster.mine)
@@ -155,7 +155,7 @@ class Membership:
     def _catch_up(self) -> None:
         """Called too late: what this node did not hear or do meanwhile counts against nobody."""
         late = self._now - self.wake
-        if late <= self._rhythm.late:
+        if late <= self._timing.late:
             return
         self._timers = {name: due + late for name, due in self._timers.items()}
         self._relays = {seq: relay._replace(due=relay.due + late) for seq, relay in self._relays.items()}
@@ -182,7 +182,7 @@ class Membership:
     def _settle(self) -> None:
         """Carry over what the roster has found."""
         for node in self._roster.met:
-            self._laps.add(node)
+            self._order.add(node)
         self._roster.met.clear()
         for effect in self._roster.effects:
             self._out.append(effect)
@@ -190,11 +190,11 @@ class Membership:
                 self._silence()
         self._roster.effects.clear()
         if len(self._roster.spread) and self._timers and (self._roster.live or self._roster.recently_dead(self._now)):
-            due = max(self._now, self._last_gossip + self._rhythm.gossip_every)
+            due = max(self._now, self._last_gossip + self._timing.gossip_every)
             self._timers["gossip"] = min(self._timers.get("gossip", math.inf), due)
 
     def _report(self) -> None:
-        if self._roster.changed or (self._roster.moved and self._now - self._last_changed >= self._rhythm.interval):
+        if self._roster.changed or (self._roster.moved and self._now - self._last_changed >= self._timing.interval):
             self._roster.changed = self._roster.moved = False
             self._last_changed = self._now
             self._out.append(Changed(self.members))
@@ -211,10 +211,10 @@ class Membership:
         """Send a message, with news on it: `first`, then what is to be spread."""
         entries = list(first)
         if not isinstance(message, Sync | Synced):
-            most = spread.limit(self._rhythm.retransmit, self._roster.n)
+            most = spread.limit(self._timing.retransmit, self._roster.n)
             news, there = self._roster.spread.take(most, PIGGYBACK - len(entries)), {e.node for e in entries}
             entries += [entry for entry in news if entry.node not in there]
-        data = wire.encode(Letter(self._cluster, seq, self._roster.mine, entries, message), self._now)
+        data = wire.encode(Datagram(self._cluster, seq, self._roster.mine, entries, message), self._now)
         self._out.append(Say(address, data))
 
     def _next_seq(self) -> int:
@@ -226,23 +226,23 @@ class Membership:
 
     def _hear(self, data: bytes) -> None:
         try:
-            letter = wire.decode(data, self._cluster, self._now)
+            datagram = wire.decode(data, self._cluster, self._now)
         except RemoteError as error:
             self._out.append(MemberDrop(error.reason, error.detail))
             return
-        sender, me = letter.sender, self._roster.me
+        sender, me = datagram.sender, self._roster.me
         if (sender.node, sender.life, sender.address) == (me.node, me.life, me.address):
-            self._seeds.myself(letter.seq)
+            self._seeds.myself(datagram.seq)
             return
         answers = [self._roster.learn(sender, self._now, direct=True)]
-        answers += [self._roster.learn(entry, self._now, direct=False) for entry in letter.entries]
+        answers += [self._roster.learn(entry, self._now, direct=False) for entry in datagram.entries]
         self._settle()
         if not self._quiet:
-            self._answer(letter, [entry for entry in answers if entry is not None])
+            self._answer(datagram, [entry for entry in answers if entry is not None])
 
-    def _answer(self, letter: Letter, wrong: list[MemberEntry]) -> None:
-        sender, seq = letter.sender, letter.seq
-        match letter.message:
+    def _answer(self, datagram: Datagram, wrong: list[MemberEntry]) -> None:
+        sender, seq = datagram.sender, datagram.seq
+        match datagram.message:
             case DirectPing(target):
                 if target == self._roster.me.node:
                     self._say(sender.address, Ack(), seq, wrong[:PIGGYBACK])
@@ -254,13 +254,13 @@ class Membership:
             case Synced():
                 self._seeds.answered(seq, sender.node)
             case Ask(target, address, wait):
-                self._relay(letter, target, address, wait)
+                self._relay(datagram, target, address, wait)
             case Ack():
-                self._acked(letter)
+                self._acked(datagram)
             case Nack():
                 if self._probe is not None and seq == self._probe.seq and sender.node in self._probe.asked:
                     self._probe.nacks.add(sender.node)
-        fresh = self._answered.get(sender.node, -math.inf) + self._rhythm.gossip_every
+        fresh = self._answered.get(sender.node, -math.inf) + self._timing.gossip_every
         if wrong and self._now >= fresh:
             self._answered[sender.node] = self._now
             self._say(sender.address, Gossip(), 0, wrong[:PIGGYBACK])
@@ -275,13 +275,13 @@ class Membership:
             roster.suspect(probe.target, self._now)
         self._remind()
         stretch = self._health.stretch
-        self._timers["probe"] = self._now + self._rhythm.interval * stretch
-        target = self._laps.next(roster.live)
+        self._timers["probe"] = self._now + self._timing.interval * stretch
+        target = self._order.next(roster.live)
         self._probe = None
         if target is None:
             return
         self._probe = Probe(target, self._next_seq(), self._now)
-        self._timers["ask"] = self._now + self._trips.timeout(self._rhythm) * stretch
+        self._timers["ask"] = self._now + self._trips.timeout(self._timing) * stretch
         self._ping(target, self._probe.seq)
 
     def _ping(self, target: int, seq: int) -> None:
@@ -291,7 +291,7 @@ class Membership:
     def _remind(self) -> None:
         """Tell some of those that this node suspects so, each once a period at most: they can refute it."""
         suspicions = self._roster.suspicions
-        for node in sorted(suspicions, key=lambda node: suspicions[node].told)[: self._rhythm.fanout]:
+        for node in sorted(suspicions, key=lambda node: suspicions[node].told)[: self._timing.fanout]:
             suspicions[node].told = self._now
             self._ping(node, self._next_seq())
 
@@ -301,32 +301,32 @@ class Membership:
         if probe is None or probe.reached or probe.target not in self._roster.live:
             return
         others = [n for n in self._roster.live if n != probe.target and n not in self._roster.suspicions]
-        probe.asked = set(self._draw.sample(others, min(self._rhythm.ask, len(others))))
+        probe.asked = set(self._draw.sample(others, min(self._timing.ask, len(others))))
         wait = max(0.0, 0.8 * (self._timers["probe"] - self._now))
         target = self._roster.entries[probe.target]
         for node in sorted(probe.asked):
             self._say(self._roster.entries[node].address, Ask(probe.target, target.address, wait), probe.seq)
 
-    def _relay(self, letter: Letter, target: int, address: str, wait: float) -> None:
+    def _relay(self, datagram: Datagram, target: int, address: str, wait: float) -> None:
         if len(self._relays) >= _RELAYS:
             self._out.append(
-                MemberDrop("relays", f"node {letter.sender.node} asks for a ping; {_RELAYS} are under way")
+                MemberDrop("relays", f"node {datagram.sender.node} asks for a ping; {_RELAYS} are under way")
             )
             return
         seq = self._next_seq()
-        wait = min(wait, self._rhythm.interval * 8)
-        self._relays[seq] = Relay(target, letter.sender.address, letter.seq, self._now + wait)
+        wait = min(wait, self._timing.interval * 8)
+        self._relays[seq] = Relay(target, datagram.sender.address, datagram.seq, self._now + wait)
         held = self._roster.entries.get(target)
         self._say(address, DirectPing(target), seq, [held] if held is not None and held.state == SUSPECT else [])
 
-    def _acked(self, letter: Letter) -> None:
-        sender, probe = letter.sender, self._probe
+    def _acked(self, datagram: Datagram) -> None:
+        sender, probe = datagram.sender, self._probe
         self._receipts.add(sender.node)
-        relay = self._relays.get(letter.seq)
+        relay = self._relays.get(datagram.seq)
         if relay is not None and relay.target == sender.node:
-            del self._relays[letter.seq]
+            del self._relays[datagram.seq]
             self._say(relay.address, Ack(), relay.seq, [self._roster.entries[sender.node]])
-        if probe is None or letter.seq != probe.seq or probe.reached:
+        if probe is None or datagram.seq != probe.seq or probe.reached:
             return
         if sender.node == probe.target or sender.node in probe.asked:
             probe.reached = True
@@ -342,20 +342,20 @@ class Membership:
         return [self._roster.entries[node] for node in self._draw.sample(nodes, min(count, len(nodes)))]
 
     def _gossip(self) -> None:
-        for entry in self._targets(self._rhythm.fanout):
+        for entry in self._targets(self._timing.fanout):
             if len(self._roster.spread):
                 self._say(entry.address, Gossip(), 0)
         self._last_gossip = self._now
 
     def _sync(self) -> None:
         self._roster.forget(self._now)
-        self._timers["sync"] = self._now + self._rhythm.sync_every * self._draw.uniform(0.75, 1.25)
+        self._timers["sync"] = self._now + self._timing.sync_every * self._draw.uniform(0.75, 1.25)
         if self._roster.live:
             node = self._draw.choice([*self._roster.live])
             self._say(self._roster.entries[node].address, Sync(), self._next_seq(), self._table())
 
     def _retry(self) -> None:
-        self._timers["retry"] = self._now + self._rhythm.retry_dead * self._draw.uniform(0.75, 1.25)
+        self._timers["retry"] = self._now + self._timing.retry_dead * self._draw.uniform(0.75, 1.25)
         addresses = dict.fromkeys(
             [*(entry.address for entry in self._roster.dead()), *self._seeds.unanswered(self._roster.entries)]
         )
@@ -368,8 +368,8 @@ class Membership:
         self._hellos += 1
         if not waiting or (self._roster.live and self._hellos > _HELLOS):
             return
-        self._timers["hello"] = self._now + self._rhythm.hello_every * self._draw.uniform(0.75, 1.25)
-        for address in self._draw.sample(waiting, min(self._rhythm.fanout, len(waiting))):
+        self._timers["hello"] = self._now + self._timing.hello_every * self._draw.uniform(0.75, 1.25)
+        for address in self._draw.sample(waiting, min(self._timing.fanout, len(waiting))):
             self._greet(address)
 
     def _greet(self, address: str) -> None:
@@ -382,11 +382,11 @@ class Membership:
     def _farewell(self) -> None:
         """Say left to some members until a few have given their receipt; the rest learn it from them."""
         live = len(self._roster.live)
-        if len(self._receipts & self._roster.live.keys()) >= min(self._rhythm.fanout, live):
+        if len(self._receipts & self._roster.live.keys()) >= min(self._timing.fanout, live):
             self._gone()
             return
-        self._timers["farewell"] = self._now + self._rhythm.gossip_every
-        for node in self._draw.sample([*self._roster.live], min(self._rhythm.fanout, live)):
+        self._timers["farewell"] = self._now + self._timing.gossip_every
+        for node in self._draw.sample([*self._roster.live], min(self._timing.fanout, live)):
             self._ping(node, self._next_seq())
 
     def _gone(self) -> None:

@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Collection
 from typing import NamedTuple
 
-from p2pfl.protocol.membership.timing import Rhythm
+from p2pfl.protocol.membership.timing import ProbeTiming
 
 
-class Laps:
-    """Round robin over the members, each lap in a new random order: between two turns of a member lie at most
+class RoundRobin:
+    """Round robin over the members, each pass in a new random order: between two turns of a member lie at most
     2 n - 2 others."""
 
     def __init__(self, draw: random.Random) -> None:
@@ -23,7 +23,7 @@ class Laps:
         self._rest: list[int] = []
 
     def add(self, node: int) -> None:
-        """A new member has a turn somewhere in this lap."""
+        """Give a new member a turn somewhere in this pass."""
         self._rest.insert(self._draw.randint(0, len(self._rest)), node)
 
     def next(self, live: Collection[int]) -> int | None:
@@ -50,7 +50,7 @@ class Health:
 
     @property
     def stretch(self) -> int:
-        """h of the rhythm: periods and answers may take so many times longer."""
+        """h of the timing: periods and answers may take so many times longer."""
         return self.score + 1
 
 
@@ -64,12 +64,12 @@ class Trips:
         """An answer took so long."""
         self._seen.append(seconds)
 
-    def timeout(self, rhythm: Rhythm) -> float:
+    def timeout(self, timing: ProbeTiming) -> float:
         """clamp(3 x p99, ack_min, ack_max); ack_max as long as few were seen."""
         if len(self._seen) < 8:
-            return rhythm.ack_max
+            return timing.ack_max
         p99 = sorted(self._seen)[int(0.99 * (len(self._seen) - 1))]
-        return min(rhythm.ack_max, max(rhythm.ack_min, 3 * p99))
+        return min(timing.ack_max, max(timing.ack_min, 3 * p99))
 
 
 class Probe:

@@ -9,15 +9,15 @@ from p2pfl.protocol.membership.events import Accused, Conflict, Effect, MemberDr
 from p2pfl.protocol.membership.probe import Health
 from p2pfl.protocol.membership.suspicion import Suspicion
 from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, NOBODY, SUSPECT, Me, MemberEntry, join, rank
-from p2pfl.protocol.membership.timing import Rhythm
+from p2pfl.protocol.membership.timing import ProbeTiming
 from p2pfl.protocol.membership.wire import ENTRY_CAP, REFUTES_CAP
 
 
 class Roster:
     """Everybody known, this node too. `changed` and `moved` are set by what its owner must tell, and cleared by it."""
 
-    def __init__(self, me: Me, rhythm: Rhythm) -> None:
-        self.me, self._rhythm = me, rhythm
+    def __init__(self, me: Me, timing: ProbeTiming) -> None:
+        self.me, self._timing = me, timing
         self.entries = {me.node: MemberEntry(me.node, me.life, 0, ALIVE, me.address, 0, 0, 0.0, NOBODY)}
         self.live: dict[int, None] = {}  # others whose life is not over, in the order they were met
         self.suspicions: dict[int, Suspicion] = {}
@@ -44,7 +44,7 @@ class Roster:
 
     def recently_dead(self, now: float) -> list[int]:
         """Members whose death this node has learnt not long ago: they may yet be there."""
-        since = now - self._rhythm.gossip_dead
+        since = now - self._timing.gossip_dead
         return [node for node, time in self._learnt.items() if time > since and self.entries[node].state == DEAD]
 
     def dead(self) -> list[MemberEntry]:
@@ -94,13 +94,13 @@ class Roster:
         return answer
 
     def _hears(self, now: float) -> None:
-        if now - self.last_heard > 2 * self._rhythm.interval * self.health.stretch:
+        if now - self.last_heard > 2 * self._timing.interval * self.health.stretch:
             for suspicion in self.suspicions.values():
                 suspicion.again(now)
         self.last_heard = now
 
     def _of_stranger(self, entry: MemberEntry, now: float, direct: bool) -> None:
-        if entry.terminal and now - entry.at >= self._rhythm.forget_after:
+        if entry.terminal and now - entry.at >= self._timing.forget_after:
             return
         if len(self.entries) >= ENTRY_CAP:
             self.effects.append(MemberDrop("full", f"node {entry.node}: {ENTRY_CAP} members are known"))
@@ -110,7 +110,7 @@ class Roster:
         self._hold(self._capped(entry, now), now)
 
     def _newer(self, held: MemberEntry, entry: MemberEntry, now: float) -> None:
-        lately = held.state == ALIVE and now - self.heard.get(held.node, -math.inf) < 2 * self._rhythm.interval
+        lately = held.state == ALIVE and now - self.heard.get(held.node, -math.inf) < 2 * self._timing.interval
         if lately and entry.life > held.life and entry.address != held.address and not entry.terminal:
             self._once(entry, Conflict(entry.node, entry.address))
         best = join(held, entry)
@@ -133,7 +133,7 @@ class Roster:
             self.moved = True
 
     def _capped(self, entry: MemberEntry, now: float) -> MemberEntry:
-        return entry if entry.terminal else entry._replace(at=min(entry.at, now + self._rhythm.busy_cap))
+        return entry if entry.terminal else entry._replace(at=min(entry.at, now + self._timing.busy_cap))
 
     def _of_me(self, entry: MemberEntry, direct: bool) -> MemberEntry | None:
         mine = self.mine
@@ -172,7 +172,7 @@ class Roster:
         Not during a pause that the member has announced; nor, for a while, when this node hears nobody at all, though
         several should be there.
         """
-        alone = self.n > 2 and now - self.last_heard > 2 * self._rhythm.interval
+        alone = self.n > 2 and now - self.last_heard > 2 * self._timing.interval
         factor = (self.health.stretch + 1) / 2
         for node, suspicion in list(self.suspicions.items()):
             if suspicion.due(factor) > now:
@@ -180,8 +180,8 @@ class Roster:
             held = self.entries[node]
             if held.at > now:
                 suspicion.wait = held.at
-            elif alone and now < suspicion.began + self._rhythm.alone:
-                suspicion.wait = now + self._rhythm.interval
+            elif alone and now < suspicion.began + self._timing.alone:
+                suspicion.wait = now + self._timing.interval
             else:
                 self._hold(held._replace(state=DEAD, by=self.me.node, at=now), now)
         return min((suspicion.due(factor) for suspicion in self.suspicions.values()), default=math.inf)
@@ -196,7 +196,7 @@ class Roster:
     def forget(self, now: float) -> None:
         """Forget those whose life ended long ago."""
         for entry in list(self.entries.values()):
-            if entry.terminal and entry.node != self.me.node and now - entry.at >= self._rhythm.forget_after:
+            if entry.terminal and entry.node != self.me.node and now - entry.at >= self._timing.forget_after:
                 del self.entries[entry.node]
                 self._learnt.pop(entry.node, None)
                 self.heard.pop(entry.node, None)
@@ -231,7 +231,7 @@ class Roster:
         if entry.state != SUSPECT:
             self.suspicions.pop(node, None)
         elif before is None or rank(before) < rank(entry):
-            self.suspicions[node] = Suspicion(now, entry.by, self._rhythm, self.n)
+            self.suspicions[node] = Suspicion(now, entry.by, self._timing, self.n)
 
     def _once(self, entry: MemberEntry, effect: Effect) -> None:
         """Tell the owner once for each life."""

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 
-from p2pfl.protocol.membership.timing import Rhythm
+from p2pfl.protocol.membership.timing import ProbeTiming
 
 
-def bounds(rhythm: Rhythm, n: int) -> tuple[float, float, int]:
+def bounds(timing: ProbeTiming, n: int) -> tuple[float, float, int]:
     """(low, high, k) for n members: seconds with k confirmations, seconds with none, and k itself."""
-    low = rhythm.suspicion * max(1.0, math.log10(max(n, 1))) * rhythm.interval
-    k = max(0, int(rhythm.suspicion) - 2)
+    low = timing.suspicion * max(1.0, math.log10(max(n, 1))) * timing.interval
+    k = max(0, int(timing.suspicion) - 2)
     if n - 2 < k:  # there are not so many others who could confirm
         k = 0
-    return low, low * rhythm.stretch, k
+    return low, low * timing.stretch, k
 
 
 def timeout(low: float, high: float, k: int, confirmed: int) -> float:
@@ -33,9 +33,9 @@ def timeout(low: float, high: float, k: int, confirmed: int) -> float:
 class Suspicion:
     """A suspicion that is held of a member, since when and by whom."""
 
-    def __init__(self, since: float, by: int, rhythm: Rhythm, n: int) -> None:
+    def __init__(self, since: float, by: int, timing: ProbeTiming, n: int) -> None:
         self.began = self.since = since
-        self._low, self._high, self._k = bounds(rhythm, n)
+        self._low, self._high, self._k = bounds(timing, n)
         self._by = {by}
         self.told = since  # when the member was last told of it
         self.wait = 0.0  # not before then

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from p2pfl.errors import ConfigError
 
 
-class Rhythm(NamedTuple):
+class ProbeTiming(NamedTuple):
     """Seconds, unless said otherwise. n = members that are neither dead nor left; h = health score + 1 = 1 .. 8.
 
     A period of probing lasts interval x h. A ping waits clamp(3 x p99 of the round trips seen, ack_min, ack_max) x h,
@@ -38,7 +38,7 @@ class Rhythm(NamedTuple):
     stalled_after: float  # the owner has shown no life for so long: this node stops answering
 
 
-LAN = Rhythm(
+LAN = ProbeTiming(
     interval=0.4,
     ack_min=0.1,
     ack_max=0.2,
@@ -92,20 +92,20 @@ WAN = LAN._replace(
     stalled_after=60.0,
 )
 
-RHYTHMS = {"local": LOCAL, "lan": LAN, "wan": WAN}
+PROBE_TIMINGS = {"local": LOCAL, "lan": LAN, "wan": WAN}
 
 
-def check(rhythm: Rhythm) -> Rhythm:
-    """The same rhythm. Raises ConfigError for one that can't work."""
-    for name, value in rhythm._asdict().items():
+def check(timing: ProbeTiming) -> ProbeTiming:
+    """The same timing. Raises ConfigError for one that can't work."""
+    for name, value in timing._asdict().items():
         if not (type(value) in (int, float) and math.isfinite(value) and value > 0):
-            raise ConfigError(f"{name}={value!r}: a finite number > 0. Start from one of {', '.join(RHYTHMS)}.")
-    if not rhythm.ack_min <= rhythm.ack_max <= rhythm.interval / 2:
+            raise ConfigError(f"{name}={value!r}: a finite number > 0. Start from one of {', '.join(PROBE_TIMINGS)}.")
+    if not timing.ack_min <= timing.ack_max <= timing.interval / 2:
         raise ConfigError(
-            f"ack_max={rhythm.ack_max}: from ack_min={rhythm.ack_min} to half of interval={rhythm.interval}, "
+            f"ack_max={timing.ack_max}: from ack_min={timing.ack_min} to half of interval={timing.interval}, "
             "so that others can still be asked. Lengthen the interval."
         )
     for name in ("suspicion", "stretch"):
-        if getattr(rhythm, name) < 1:
-            raise ConfigError(f"{name}={getattr(rhythm, name)}: a factor >= 1. Take a larger one.")
-    return rhythm
+        if getattr(timing, name) < 1:
+            raise ConfigError(f"{name}={getattr(timing, name)}: a factor >= 1. Take a larger one.")
+    return timing

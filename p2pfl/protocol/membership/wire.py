@@ -77,7 +77,7 @@ KINDS: tuple[type[Any], ...] = (DirectPing, Ack, Ask, Nack, Gossip, Sync, Synced
 """A message's place here is its number on the wire: append only."""
 
 
-class Letter(NamedTuple):
+class Datagram(NamedTuple):
     """A message, with what its sender says of itself and of others. `seq` ties an answer to its question."""
 
     cluster: str
@@ -87,17 +87,17 @@ class Letter(NamedTuple):
     message: Message
 
 
-def encode(letter: Letter, now: float) -> bytes:
-    """The bytes of a letter that is sent now."""
-    kind = KINDS.index(type(letter.message))
-    entries = [_packed(entry, now) for entry in letter.entries]
-    sender = _packed(letter.sender, now)
-    data: bytes = msgpack.packb([VERSION, letter.cluster, kind, letter.seq, sender, entries, *letter.message])
+def encode(datagram: Datagram, now: float) -> bytes:
+    """The bytes of a datagram that is sent now."""
+    kind = KINDS.index(type(datagram.message))
+    entries = [_packed(entry, now) for entry in datagram.entries]
+    sender = _packed(datagram.sender, now)
+    data: bytes = msgpack.packb([VERSION, datagram.cluster, kind, datagram.seq, sender, entries, *datagram.message])
     return data
 
 
-def decode(data: bytes, cluster: str, now: float) -> Letter:
-    """The letter in these bytes, which came in now. Raises RemoteError.
+def decode(data: bytes, cluster: str, now: float) -> Datagram:
+    """The datagram in these bytes, which came in now. Raises RemoteError.
 
     Reasons: `size` (more than MESSAGE_CAP bytes or ENTRY_CAP entries), `message` (not msgpack, wrong types or values),
     `version`, `cluster` (another federation's), `kind`.
@@ -125,11 +125,11 @@ def decode(data: bytes, cluster: str, now: float) -> Letter:
     if len(entries) > ENTRY_CAP:
         raise RemoteError("size", f"{len(entries)} entries; at most {ENTRY_CAP}")
     message = _message(KINDS[kind], fields)
-    return Letter(cluster, seq, _entry(sender, now), [_entry(entry, now) for entry in entries], message)
+    return Datagram(cluster, seq, _entry(sender, now), [_entry(entry, now) for entry in entries], message)
 
 
 def sender(data: bytes, cluster: str, now: float) -> int | None:
-    """Who has sent these bytes; None when they are no letter of this cluster."""
+    """Who has sent these bytes; None when they are no datagram of this cluster."""
     try:
         return decode(data, cluster, now).sender.node
     except RemoteError:
