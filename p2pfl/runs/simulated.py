@@ -337,6 +337,7 @@ def loop_into(federation: Federation, out: Path, update: Callable[[Status], None
         gone = not (work.course.timeline.present[-1, node] if work.course else True)
         last = records.read(out / "nodes" / str(node) / "trace.jsonl")
         ended: dict[str, Any] = {
+            "format": records.FORMAT,
             "node": node,
             "life": last[-1]["life"] if last else 1,
             "left": bool(gone),

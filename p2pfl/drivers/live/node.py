@@ -73,7 +73,7 @@ def run(
         node.loop()
         result = node.result()
         partial = place.directory / "result.partial"
-        partial.write_text(json.dumps(result._asdict(), indent=1))
+        partial.write_text(json.dumps({"format": records.FORMAT, **result._asdict()}, indent=1))
         partial.rename(place.directory / "result.json")
         return result
     finally:

@@ -202,7 +202,8 @@ class _VirtualRun:
     # --- records
 
     def _result(self, node: VirtualNode, work: Worker) -> None:
-        found: Mapping[str, Any] = {
+        result: Mapping[str, Any] = {
+            "format": records.FORMAT,
             "node": node.facts.node,
             "life": work.life,
             "round": node.peer.round,
@@ -213,7 +214,7 @@ class _VirtualRun:
             "digest": work.save(),
             "error": str(node.error) if node.error else None,
         }
-        (self._directories[node.facts.node] / "result.json").write_text(json.dumps(found, indent=1), "utf-8")
+        (self._directories[node.facts.node] / "result.json").write_text(json.dumps(result, indent=1), "utf-8")
 
     def _log(self, by: int, event: str, about: int, round: int, detail: str) -> None:
         self._lines[by].write({**self._event(event, about, round, detail), "by": by})
