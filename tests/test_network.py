@@ -64,7 +64,7 @@ def test_cuts_are_one_way_and_partitions_are_healed() -> None:
     net.cut(0, 1)
     assert (net.up(0, 1), net.up(1, 0)) == (False, True)
     assert net.datagram(0, 1, 1, 0.0) == [] and net.stream(0, 1, 1, 0.0) is None and net.stream(1, 0, 1, 0.0) == 0.0
-    net.mend(0, 1)
+    net.heal()
     assert net.up(0, 1)
     net.partition([[0, 1], [2]])
     assert net.up(0, 1) and not net.up(1, 2) and not net.up(2, 3) and net.up(3, 4)

@@ -12,7 +12,7 @@ import pytest
 
 from p2pfl import tree
 from p2pfl.algorithms import dsgd, local
-from p2pfl.learning import models
+from p2pfl.learning import batching, models
 from p2pfl.learning.batching import CHUNK, eval_set
 from p2pfl.learning.flax import from_flax
 from p2pfl.node import program
@@ -141,7 +141,7 @@ def test_adopt_takes_over_a_model(compiled: Program) -> None:
 
 @pytest.mark.parametrize("rows", [1, 5, 8, 13])
 def test_padded_evaluation_is_unpadded(compiled: Program, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    monkeypatch.setattr(program, "CHUNK", 8)
+    monkeypatch.setattr(batching, "CHUNK", 8)
     x, y = data(rows)
     test = eval_set(x, y)
     assert test.rows == rows

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -18,7 +19,8 @@ from p2pfl.config import experiment
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.federation import federation as build
 from p2pfl.node import records
-from p2pfl.runs import simulated
+from p2pfl.reporting import run_data
+from p2pfl.runs import simulated, summary
 from p2pfl.runs.replay import replay
 
 pytestmark = pytest.mark.live
@@ -158,6 +160,62 @@ def test_what_cannot_be_replayed_is_said(tmp_path: Path) -> None:
     for node in range(5):
         rewrite(run, node, [])
     with pytest.raises(ConfigError, match="holds no trace"):
+        replay(run)
+
+
+NAMES = {1: 1_790_000_000_001, 2: 1_790_000_060_002}
+
+
+def named(run: Path, format: int) -> None:
+    """Name the lives of a run of the plain loop as those of a live run, in the records of a format."""
+    for place in (run / "nodes").iterdir():
+        node = int(place.name)
+        lines: list[dict[str, Any]] = records.read(place / "trace.jsonl")
+        for line in lines:
+            line["life"] = NAMES[line["life"]]
+            if "booked" in line:
+                line["booked"] = [[j, NAMES[life], *more] for j, life, *more in line["booked"]]
+                pairs = ((*who.split(":"), total) for who, total in line["exchanged"].items())
+                line["exchanged"] = {f"{j}:{NAMES[int(life)]}": total for j, life, total in pairs}
+            if "adopted" in line:
+                j, life, round = line["adopted"]
+                line["adopted"] = [j, NAMES[life], round]
+        rewrite(run, node, lines)
+        result = json.loads((place / "result.json").read_text())
+        result["life"] = NAMES[result["life"]]
+        assert result.pop("format") == 2
+        (place / "result.json").write_text(json.dumps(result | ({} if format == 1 else {"format": format})))
+        rows = records.read(place / "metrics.jsonl")
+        if format > 1:
+            rows = [{**row, "life": NAMES[row["life"]]} for row in rows]
+        (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("format", [1, 2])
+def test_runs_of_both_formats_are_replayed_and_reported(tmp_path: Path, format: int) -> None:
+    run = looped(tmp_path, GRADIENT_TRACKING, more=CHURN)
+    named(run, format)
+    verdicts = {verdict.node: verdict for verdict in replay(run)}
+    assert all(verdict.equal for verdict in verdicts.values())
+    assert {node: verdict.life for node, verdict in verdicts.items()} == {
+        **dict.fromkeys(range(5), NAMES[1]),
+        1: NAMES[2],
+    }
+    metrics = summary.merge(run)
+    summary.rounds(run, metrics)
+    data = run_data.read(run)
+    lives = {node: set(row[row > 0].tolist()) for node, row in zip(data.nodes.ids, data.nodes.life, strict=True)}
+    assert lives[1] == ({1, 2} if format == 1 else set(NAMES.values()))
+    assert len(lives[0]) == 1
+    told = CliRunner().invoke(main, ["report", str(run)])
+    assert told.exit_code == 0, told.output
+    assert (run / "report.html").exists()
+
+
+def test_a_run_of_a_later_format_is_refused(tmp_path: Path) -> None:
+    run = looped(tmp_path, GRADIENT_TRACKING, rounds=2)
+    named(run, 3)
+    with pytest.raises(ConfigError, match=r"result\.json: format=3: this p2pfl reads formats 1 to 2"):
         replay(run)
 
 

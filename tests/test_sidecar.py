@@ -29,9 +29,10 @@ class Play:
 
     def __init__(self) -> None:
         from p2pfl.drivers.live import clock, sidecar
+        from p2pfl.protocol.membership.events import Changed
         from p2pfl.protocol.membership.timing import LOCAL
 
-        self.clock, self.sidecar, self.local = clock, sidecar, LOCAL
+        self.clock, self.sidecar, self.local, self.changed = clock, sidecar, LOCAL, Changed
         self.cars: dict[int, Any] = {}
         self.address: dict[int, str] = {}
         self.held: dict[int, dict[int, Any]] = {}
@@ -61,7 +62,7 @@ class Play:
             poll.poll(50)
             for node, car in self.cars.items():
                 for event in car.read():
-                    if isinstance(event, self.sidecar.MemberView):
+                    if isinstance(event, self.changed):
                         self.held[node] = {m.node: m for m in event.members}
                     else:
                         self.events.append((node, event))
@@ -114,7 +115,9 @@ class Play:
             dealer.connect(self.address[3])
             dealer.send(b"\xff\x00 nonsense")
             dealer.send_multipart([b"two", b"frames"])
-            seen["nonsense"] = self.until(lambda: {"message", "frames"} <= {e.reason for e in self.said(3, "Dropped")})
+            seen["nonsense"] = self.until(
+                lambda: {"message", "frames"} <= {e.reason for e in self.said(3, "MemberDrop")}
+            )
 
         dead = self.cars.pop(2)
         dead._link.close()  # as when the node is killed
@@ -146,7 +149,7 @@ class Play:
         seen["wakes"] = self.until(lambda: bool(self.said(4, "Accused")))
 
         self.cars[1].leave()
-        seen["left"] = self.until(lambda: self.state(1) == {"left"} and bool(self.said(1, "Left")))
+        seen["left"] = self.until(lambda: self.state(1) == {"left"} and bool(self.said(1, "Gone")))
         self.cars.pop(1).close()
 
         os.kill(self.cars[3].pid, signal.SIGKILL)

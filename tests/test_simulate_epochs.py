@@ -16,11 +16,12 @@ from p2pfl.churn import course as membership
 from p2pfl.churn.course import Course
 from p2pfl.config import experiment
 from p2pfl.config.experiment import Experiment
-from p2pfl.drivers.simulate import loop, plain
+from p2pfl.drivers.simulate import loop
 from p2pfl.errors import ConfigError
 from p2pfl.federation import federation as build
 from p2pfl.federation.tasks import tasks
 from p2pfl.node import records
+from p2pfl.node.replica import Replica
 from p2pfl.runs import simulated
 from p2pfl.runs.replay import replay
 from p2pfl.types import Schedule
@@ -185,7 +186,7 @@ def test_nodes_count_their_own_turns() -> None:
     found, run = course(made), tasks(made)
     for r in range(8):
         for i in np.flatnonzero(found.timeline.active[r]).tolist():
-            assert found.turn[r, i] == run[i].at(found.members[found.epoch[r, i]]).around.turn(r + 1)
+            assert found.turn[r, i] == run[i].at(found.members[found.epoch[r, i]]).schedule.turn(r + 1)
     assert len(set(found.turn[-1][found.timeline.active[-1]].tolist())) == 2
 
 
@@ -193,14 +194,14 @@ def test_every_epoch_of_push_sum_counts_its_members(monkeypatch: pytest.MonkeyPa
     """The weights w of an epoch's members sum to their number, while all of them are there."""
     table = {"graph": "star", "nodes": NODES, "weights": "uniform_out"}  # degrees differ, so that w does
     made = federation("push_sum", [event for event in MUCH if event["event"] != "link_loss"], topology=table)
-    planned, mixing, w = course(made), plain.Node.mix, dict[tuple[int, int], float]()
+    planned, mixing, w = course(made), Replica.mix, dict[tuple[int, int], float]()
 
-    def mix(self: plain.Node, round: int, booked: Any) -> Any:
+    def mix(self: Replica, round: int, booked: Any) -> Any:
         done = mixing(self, round, booked)
         w[round, self.task.node] = float(self.state.mine["w"])
         return done
 
-    monkeypatch.setattr(plain.Node, "mix", mix)
+    monkeypatch.setattr(Replica, "mix", mix)
     loop.run(tasks(made), simulated.deliveries(made), lambda *given: None, lambda: 0.0, planned)
     when, counted = planned.timeline, set()
     for round in range(1, made.experiment.rounds + 1):

@@ -20,7 +20,6 @@ import safetensors
 
 from p2pfl import tree
 from p2pfl.algorithms import ALGORITHMS
-from p2pfl.errors import ConfigError
 from p2pfl.learning.quadratic import learner
 from p2pfl.node import checkpoint
 from p2pfl.node.checkpoint import CURRENT, PARTIAL, PREVIOUS, Store
@@ -116,14 +115,12 @@ def test_the_shape_of_a_state_may_depend_on_the_table(tmp_path: Path) -> None:
     assert found.state.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_nothing_there_is_a_first_start_and_no_resume(tmp_path: Path) -> None:
+def test_nothing_there_is_a_first_start(tmp_path: Path) -> None:
     kept_by = Store(tmp_path / "not" / "made", FEDERATION)
     assert kept_by.load(state(0)) == (None, [])
-    with pytest.raises(ConfigError, match=r"checkpoint\.safetensors: no such file\nto begin anew, start .*--resume"):
-        kept_by.resume(state(0))
     assert kept_by.save(state(1), {}) is None  # makes the directory
-    found, notes = kept_by.resume(state(0))
-    assert same(found.state, state(1))
+    found, notes = kept_by.load(state(0))
+    assert found is not None and same(found.state, state(1))
     assert not notes
 
 
@@ -301,8 +298,6 @@ def test_neither_usable_is_said_for_both(two: Path) -> None:
     found, notes = Store(two, FEDERATION).load(state(0))
     assert found is None
     assert [CURRENT in notes[0], PREVIOUS in notes[1]] == [True, True]
-    with pytest.raises(ConfigError, match=r"(?s)torn or garbled.*torn or garbled.*without --resume"):
-        Store(two, FEDERATION).resume(state(0))
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,15 @@ def test_the_same_seed_leaves_the_same_records_and_a_rough_network_moves_no_mean
     assert figures["mean_residual"] < 1e-6 or figures["residue"] > 0
     assert figures["digests"].keys() == {"0", "1", "2", "3", "4"}
     assert all(verdict.equal for verdict in replay(tmp_path / "one"))
-    lives = {(row["node"], row["life"]) for row in records.read(tmp_path / "one" / "metrics.jsonl")}
-    assert {(1, 1), (1, 2), (3, 1), (3, 2)} < lives
+    measured = {(row["node"], row["life"], row["round"]) for row in records.read(tmp_path / "one" / "metrics.jsonl")}
+    traced = {
+        (node, row["life"], row["round"])
+        for node in range(QUICK.nodes)
+        for row in lines(tmp_path / "one", node, "trace")
+        if "booked" in row
+    }
+    assert measured == traced  # life means the same in both
+    assert [len({life for who, life, _ in measured if who == node}) for node in range(5)] == [1, 2, 1, 2, 1]
     kept = [row for row in lines(tmp_path / "one", 1, "trace") if "kept" in row]
     assert kept[0]["kept"][1] == 4
 

@@ -168,7 +168,7 @@ def record(ring: Ring) -> Any:
     return (
         ring.notes,
         ring.world.now,
-        {node.facts.node: (node.sent, node.received, node.notes.dropped, node.peer.booked) for node in ring.nodes},
+        {node.facts.node: (node.sent, node.received, node.event_log.dropped, node.peer.booked) for node in ring.nodes},
         [(number.value, number.mixed, number.epochs) for number in map(ring.number, ring.world.nodes)],
     )
 
@@ -183,7 +183,7 @@ def test_without_faults_every_round_books_every_edge(sync: str) -> None:
     for i in range(8):
         assert ring.number(i).mixed == {r: sorted({(i - 1) % 8, (i + 1) % 8}) for r in range(1, 31)}
         assert ring.number(i).epochs == [(1, tuple(range(8)))]
-        assert not ring.nodes[i].notes.dropped
+        assert not ring.nodes[i].event_log.dropped
     assert not ring.notes
     assert max(ring.values) - min(ring.values) < 0.1
     assert ring.residue == 0

@@ -13,7 +13,7 @@ from p2pfl.federation.federation import Federation
 from p2pfl.learning import batching
 from p2pfl.learning.batching import eval_set
 from p2pfl.node.program import compile
-from p2pfl.node.task import Task, around
+from p2pfl.node.task import Task, node_schedule
 
 
 def tasks(federation: Federation) -> list[Task]:
@@ -29,7 +29,7 @@ def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoc
     plan = plan or federation.planner()
     experiment, dataset, parts = federation.experiment, federation.dataset, federation.partition
     algorithm, rows, training = federation.algorithm, parts.train[node], experiment.training
-    part = around(federation.schedule, node)
+    part = node_schedule(federation.schedule, node)
     ids = part.neighbors()
     dtype, seed = np.dtype(training.dtype), experiment.seed
     # what a link loses is known to both ends, who open no exchange then; a partition nobody is told of
@@ -38,13 +38,13 @@ def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoc
     return Task(
         node=node,
         neighbors=ids,
-        around=part,
+        schedule=part,
         link=algorithm.link,
         per_edge=algorithm.per_edge,
         lost=churn.losing(known, experiment.network.loss, seed),
         program=compile(algorithm, federation.learner, part.slots(algorithm.per_edge), seed),
         slots=part.slots(algorithm.per_edge),
-        within=lambda members: around(plan(members).schedule, node),
+        within=lambda members: node_schedule(plan(members).schedule, node),
         note=lambda members: plan(members).note,
         seed=seed,
         rounds=experiment.rounds,

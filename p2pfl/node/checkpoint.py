@@ -23,7 +23,6 @@ import numpy as np
 import safetensors
 
 from p2pfl import tree
-from p2pfl.errors import ConfigError
 from p2pfl.types import State
 
 CURRENT, PREVIOUS, PARTIAL = "checkpoint.safetensors", "checkpoint.previous.safetensors", "checkpoint.partial"
@@ -103,15 +102,6 @@ class Store:
                 notes.append(f"{path}: used instead")
             return found, notes
         return None, notes
-
-    def resume(self, like: State | Callable[[Table], State]) -> tuple[Checkpoint, list[str]]:
-        """As `load`, for a node that was told to resume. ConfigError where there is nothing that can be used."""
-        found, notes = self.load(like)
-        if found is None:
-            reasons = notes or [f"{self.directory / CURRENT}: no such file"]
-            reasons.append("to begin anew, start the node without --resume; its neighbours have a model for it")
-            raise ConfigError("\n".join(reasons))
-        return found, notes
 
     # --- the file
 

@@ -1,4 +1,4 @@
-"""What a `Peer` notes and drops, as far as it is written down: the first of its kind, and counts of the rest."""
+"""The event log of one node: what its `Peer` notes, and of what it drops the first of each kind and counts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _DETAILS = 10
 """Dropped messages that are written down one by one, for each reason; all are counted."""
 
 
-class Notes:
-    """The notes of one node. `write` takes (event, about, round, detail)."""
+class EventLog:
+    """Decides what is written down. `write` takes (event, about, round, detail)."""
 
     def __init__(self, node: int, write: Callable[[str, int, int, str], None]) -> None:
         self._node, self._write = node, write
@@ -20,7 +20,7 @@ class Notes:
         self.dropped: Counter[str] = Counter()
 
     def note(self, note: Note) -> bool:
-        """Write it down; False for what is in the metrics anyway: another round in which nothing arrived."""
+        """Write it down; return False for what is in the metrics anyway: another round in which nothing arrived."""
         if note.event == "alone" and note.about == self._node:
             if self._alone:
                 return False
@@ -29,7 +29,7 @@ class Notes:
         return True
 
     def drop(self, drop: Drop, round: int) -> bool:
-        """Count it; returns whether it was written down."""
+        """Count it; return whether it was written down."""
         self.dropped[drop.reason] += 1
         few = self.dropped[drop.reason] <= _DETAILS
         if few:

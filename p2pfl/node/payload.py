@@ -12,6 +12,9 @@ from p2pfl import tree
 from p2pfl.protocol.codec import Format, Schema, schema_of
 from p2pfl.types import Payload
 
+Frames = Sequence[Any]
+"""A payload as it came in: buffers, one per tensor."""
+
 
 class Outgoing(NamedTuple):
     """A payload as the computation sees it and as it goes out: made once, whatever the number of neighbours."""
@@ -21,8 +24,12 @@ class Outgoing(NamedTuple):
     nbytes: int
 
 
+NOTHING = Outgoing(None, (), 0)
+"""What goes out behind a message without a payload."""
+
+
 def outgoing(payload: Payload) -> Outgoing:
-    """One raw frame per tensor, without a copy where the tensor is in host memory."""
+    """Make one raw frame per tensor, without a copy where the tensor is in host memory."""
     arrays = [np.ascontiguousarray(leaf).reshape(-1) for leaf in jax.tree.leaves(payload)]
     frames = tuple(array.view(np.uint8).data for array in arrays)
     return Outgoing(payload, frames, sum(array.nbytes for array in arrays))
@@ -42,16 +49,19 @@ class Incoming:
         """For the codec."""
         return Format(self.schema, self.finite)
 
-    def tree(self, frames: Sequence[Any]) -> Payload:
-        """The payload in these frames, as views of them."""
+    def tree(self, frames: Frames) -> Payload:
+        """Return the payload in these frames, as views of them."""
         leaves = [
             np.frombuffer(memoryview(frame), dtype).reshape(shape)
             for frame, (dtype, shape) in zip(frames, self._like, strict=True)
         ]
         return jax.tree.unflatten(self._structure, leaves)
 
-    def finite(self, frames: Sequence[Any]) -> bool:
-        """No NaN and no infinity. The sum is finite in nearly every case and costs one pass without a temporary."""
+    def finite(self, frames: Frames) -> bool:
+        """Return whether there is no NaN and no infinity.
+
+        The sum is finite in nearly every case and costs one pass without a temporary.
+        """
         for frame, (dtype, _) in zip(frames, self._like, strict=True):
             array = np.frombuffer(memoryview(frame), dtype)
             if dtype.kind in "iub":

@@ -50,7 +50,7 @@ def plan(task: Task) -> Callable[[tuple[int, ...]], EpochPlan]:
 
     def of(members: tuple[int, ...]) -> EpochPlan:
         there = task.at(members)
-        return EpochPlan(round_plans(there), there.slots, there.neighbors, len(there.around.neighbor) == 1)
+        return EpochPlan(round_plans(there), there.slots, there.neighbors, len(there.schedule.neighbor) == 1)
 
     return of
 
@@ -60,21 +60,21 @@ def round_plans(task: Task) -> Callable[[int], RoundPlan]:
 
     Both ends of an edge find the same, so that an exchange of which either message is lost is opened by neither.
     """
-    me, around, lost = task.node, task.around, task.lost
+    me, schedule, lost = task.node, task.schedule, task.lost
 
     @lru_cache(maxsize=256)
     def planned(round: int) -> RoundPlan:
         if task.link == "none":
             return RoundPlan()
-        sources, targets = around.hears(round), around.speaks(round)
-        into = {j for j in sources if lost(round, j, me)}
-        out = {j for j in targets if lost(round, me, j)}
+        receives_from, sends_to = schedule.receives_from(round), schedule.sends_to(round)
+        into = {j for j in receives_from if lost(round, j, me)}
+        out = {j for j in sends_to if lost(round, me, j)}
         if task.link == "exchange":
-            void = {j for j in sources if j in into or lost(round, me, j)}
-            return RoundPlan(exchange=tuple(j for j in sources if j not in void), void=tuple(sorted(void)))
+            void = {j for j in receives_from if j in into or lost(round, me, j)}
+            return RoundPlan(exchange=tuple(j for j in receives_from if j not in void), void=tuple(sorted(void)))
         return RoundPlan(
-            receives_from=tuple(j for j in sources if j not in into),
-            sends_to=tuple(j for j in targets if j not in out),
+            receives_from=tuple(j for j in receives_from if j not in into),
+            sends_to=tuple(j for j in sends_to if j not in out),
             lost=tuple(sorted(out)),
         )
 

@@ -10,12 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+FORMAT = 2
+"""Of the records of a run. In format 1 `life` in metrics.jsonl counts the lives of a node (1, 2, ...); from 2 on it is
+the name of a life, here as in every other file. A result.json or summary.json that says no format is of format 1."""
+
 
 class Measured(NamedTuple):
     """A record of metrics.jsonl: one node in one round. Accuracies are None in rounds that are not evaluated."""
 
     node: int
-    life: int  # 1, and one more for each time the node came back
+    life: int  # the name of this life that the neighbours know; greater with each
     round: int
     train_loss: float  # mean over the local steps
     accuracy_before_mixing: float | None  # on the pooled test rows
@@ -33,7 +37,7 @@ class Measured(NamedTuple):
 class Traced(NamedTuple):
     """A record of trace.jsonl: what a round did, enough to compute it again. Arrays are `pack`ed, [tree.SKETCH]."""
 
-    life: int  # the name of this life that the neighbours know
+    life: int
     round: int
     booked: list[list[int]]  # [neighbour, its life, number of the exchange, round it was opened in here, there]
     spoke: list[int]  # of an algorithm that pushes: neighbours that got a share in this round
@@ -100,7 +104,7 @@ class Lines:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines; a torn last line (a full disk, a crash of the machine) is left out."""
+    """Read the records of a file of JSON lines; a torn last line (a full disk, a crash of the machine) is left out."""
     if not path.exists():
         return []
     text = path.read_text("utf-8")
@@ -108,10 +112,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def pack(array: np.ndarray) -> str:
-    """A float64 array as base64 text."""
+    """Write a float64 array as base64 text."""
     return base64.b64encode(np.asarray(array, "<f8").tobytes()).decode("ascii")
 
 
 def unpack(text: str) -> np.ndarray:
-    """The float64 array of `pack`."""
+    """Read the float64 array that `pack` wrote."""
     return np.frombuffer(base64.b64decode(text), "<f8")

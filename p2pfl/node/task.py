@@ -14,7 +14,7 @@ from p2pfl.node.program import Program
 from p2pfl.types import Inbox, Neighborhood, Payload, Schedule, State, Tree
 
 
-class Around(NamedTuple):
+class NodeSchedule(NamedTuple):
     """One node's rows of a schedule; round r uses row (r - 1) % T."""
 
     neighbor: np.ndarray  # [T, K] int32, ascending; -1 behind them
@@ -23,56 +23,59 @@ class Around(NamedTuple):
     trains: np.ndarray  # [T] bool
 
     def row(self, round: int) -> int:
-        """The row of a round."""
+        """Return the row of a round."""
         return (round - 1) % len(self.neighbor)
 
     def neighbors(self) -> tuple[int, ...]:
-        """Everyone it ever hears or speaks to, ascending."""
+        """Return everyone it ever receives from or sends to, ascending."""
         return tuple(int(j) for j in np.unique(self.neighbor) if j >= 0)
 
-    def hears(self, round: int) -> tuple[int, ...]:
-        """Neighbours whose value it takes in this round; on an undirected graph also those that take its own."""
+    def receives_from(self, round: int) -> tuple[int, ...]:
+        """Return neighbours whose value it takes in this round; on an undirected graph also those that take its own."""
         t = self.row(round)
         return tuple(int(j) for j in self.neighbor[t, self.weight[t] > 0])
 
-    def speaks(self, round: int) -> tuple[int, ...]:
-        """Neighbours that take its value in this round."""
+    def sends_to(self, round: int) -> tuple[int, ...]:
+        """Return neighbours that take its value in this round."""
         t = self.row(round)
         return tuple(int(j) for j in self.neighbor[t, self.out_weight[t] > 0])
 
     def weight_of(self, node: int, round: int) -> float:
-        """W[i, j] in this round; 0 where j is not heard."""
+        """Return W[i, j] in this round; 0 where nothing comes from j."""
         t = self.row(round)
         return float(self.weight[t, self.neighbor[t] == node].sum())
 
     def out_weight_of(self, node: int, round: int) -> float:
-        """W[j, i] in this round; 0 where j does not hear."""
+        """Return W[j, i] in this round; 0 where nothing goes to j."""
         t = self.row(round)
         return float(self.out_weight[t, self.neighbor[t] == node].sum())
 
     def exchange_weight(self, node: int, mine: int, theirs: int) -> float:
-        """The weight of an exchange that this end opened in round `mine` and the other in `theirs`.
+        """Return the weight of an exchange that this end opened in round `mine` and the other in `theirs`.
 
         Both ends know both rounds, and W is symmetric: so both find the same.
         """
         return self.weight_of(node, max(mine, theirs)) or self.weight_of(node, min(mine, theirs))
 
     def slots(self, per_edge: bool) -> int:
-        """Places a program needs: for the busiest round, and on a changing graph two more for late exchanges."""
+        """Return the places that a program needs.
+
+        Those of the busiest round, and on a changing graph two more for late exchanges.
+        """
         ids = self.neighbors()
         if per_edge or len(self.neighbor) == 1:
             return len(ids)
         return min(len(ids), int((self.neighbor >= 0).sum(axis=1).max()) + 2)
 
     def turn(self, round: int) -> int:
-        """How many rounds up to this one, it included, have local steps."""
+        """Return how many rounds up to this one, it included, have local steps."""
         whole, rest = divmod(round, len(self.trains))
         return int(whole * self.trains.sum() + self.trains[:rest].sum())
 
 
-def around(schedule: Schedule, node: int) -> Around:
-    """A node's part of the schedule."""
-    return Around(*(part[:, node] for part in schedule))
+def node_schedule(schedule: Schedule, node: int) -> NodeSchedule:
+    """Return a node's part of the schedule."""
+    return NodeSchedule(*(part[:, node] for part in schedule))
 
 
 class Task(NamedTuple):
@@ -80,13 +83,13 @@ class Task(NamedTuple):
 
     node: int
     neighbors: tuple[int, ...]  # everyone it ever exchanges with, ascending
-    around: Around
+    schedule: NodeSchedule
     link: str  # of the algorithm: exchange | push | none
     per_edge: bool  # of the algorithm: slot k of program and payload then stands for neighbors[k], in every round
     lost: Callable[[int, int, int], bool]  # (round, sender, receiver): the experiment's network loses this message
     program: Program
     slots: int  # places for neighbours; of a program, whatever it was made with
-    within: Callable[[tuple[int, ...]], Around]  # this node's part of the schedule while these are the members
+    within: Callable[[tuple[int, ...]], NodeSchedule]  # this node's part of the schedule while these are the members
     note: Callable[[tuple[int, ...]], str]  # what a person should know of that epoch
     seed: int
     rounds: int
@@ -101,38 +104,40 @@ class Task(NamedTuple):
     events: tuple[Event, ...] = ()  # that the experiment plans, of all nodes and of the network
 
     def at(self, members: tuple[int, ...]) -> Task:
-        """The same task in the epoch of these members, this node among them. Slots never become fewer."""
+        """Return the same task in the epoch of these members, this node among them. Slots never become fewer."""
         part = self.within(members)
-        return self._replace(around=part, neighbors=part.neighbors(), slots=max(self.slots, part.slots(self.per_edge)))
+        return self._replace(
+            schedule=part, neighbors=part.neighbors(), slots=max(self.slots, part.slots(self.per_edge))
+        )
 
     def batches(self, round: int) -> dict[str, np.ndarray]:
-        """Rows of the round's local steps, [S, B, ...]; S is 0 in a round without."""
-        trains = bool(self.around.trains[self.around.row(round)])
-        rows = self.batching.indices(self.around.turn(round))[0] if trains else np.zeros((0, 1), np.int64)
+        """Return the rows of the round's local steps, [S, B, ...]; S is 0 in a round without."""
+        trains = bool(self.schedule.trains[self.schedule.row(round)])
+        rows = self.batching.indices(self.schedule.turn(round))[0] if trains else np.zeros((0, 1), np.int64)
         return {"x": self.x[rows], "y": self.y[rows]}
 
     def slot(self, node: int) -> int:
-        """The slot of a neighbour, where slots are fixed."""
+        """Return the slot of a neighbour, where slots are fixed."""
         return self.neighbors.index(node)
 
-    def outgoing(self, round: int, speak: tuple[int, ...]) -> Neighborhood:
-        """What `send` needs: the shares that go to those of `speak` that the schedule names in this round."""
+    def outgoing(self, round: int, receivers: tuple[int, ...]) -> Neighborhood:
+        """Return what `send` needs: the shares of those `receivers` that the schedule names in this round."""
         weight = np.zeros(self.slots)
         share = np.zeros(self.slots)
-        named = [j for j in self.around.speaks(round) if j in speak]
+        named = [j for j in self.schedule.sends_to(round) if j in receivers]
         for k, j in enumerate(named):
-            share[self.slot(j) if self.per_edge else k] = self.around.out_weight_of(j, round)
+            share[self.slot(j) if self.per_edge else k] = self.schedule.out_weight_of(j, round)
         return Neighborhood(weight, share)
 
     def inbox(self, round: int, booked: Sequence[Booked], own: Payload) -> tuple[Inbox, Neighborhood, dict[int, int]]:
-        """What `mix` needs: at most one booking of each neighbour, at most as many as there are slots.
+        """Return what `mix` needs: at most one booking of each neighbour, at most as many as there are slots.
 
         Slots follow the neighbours' ids. What the schedule names and was not booked has its weight and did not arrive.
         `own`: this round's payload, to fill the sides of such slots. Also returns neighbour -> slot.
         """
         slots = self.slots
         theirs = {each.node: each for each in booked}
-        ids = sorted({*theirs, *self.around.hears(round)})
+        ids = sorted({*theirs, *self.schedule.receives_from(round)})
         while len(ids) > slots:  # late bookings of a graph that changes take the places of what did not come
             ids.remove(next(j for j in ids if j not in theirs))
         at = {j: self.slot(j) if self.per_edge else k for k, j in enumerate(ids)}
@@ -140,15 +145,15 @@ class Task(NamedTuple):
         received = list(sent)
         arrived, age, weight = np.zeros(slots, bool), np.zeros(slots, np.int32), np.zeros(slots)
         for j, k in at.items():
-            weight[k] = self.around.weight_of(j, round)
+            weight[k] = self.schedule.weight_of(j, round)
             if j in theirs:
                 one = theirs[j]
                 sent[k], received[k] = one.sent, one.received
                 arrived[k], age[k] = True, round - one.mine
                 weight[k] = (
-                    self.around.exchange_weight(j, one.mine, one.theirs)
+                    self.schedule.exchange_weight(j, one.mine, one.theirs)
                     if self.link == "exchange"
-                    else self.around.weight_of(j, one.theirs)
+                    else self.schedule.weight_of(j, one.theirs)
                 )
         return Inbox(tuple(sent), tuple(received), arrived, age), Neighborhood(weight, np.zeros(slots)), at
 
@@ -157,6 +162,8 @@ class Booked(NamedTuple):
     """An exchange, or a push that came in: opened here in round `mine`, by the neighbour `node` in round `theirs`."""
 
     node: int
+    life: int  # the neighbour's
+    number: int  # of the exchange; of a push its round
     mine: int
     theirs: int
     sent: Payload  # this node's side of it: for an algorithm that is per_edge, its part
@@ -164,7 +171,7 @@ class Booked(NamedTuple):
 
 
 def part(payload: Payload, slot: int) -> Payload:
-    """What goes to one slot of a payload that is per_edge."""
+    """Return what goes to one slot of a payload that is per_edge."""
     return jax.tree.map(lambda leaf: leaf[slot], payload)
 
 
@@ -173,7 +180,7 @@ Accuracy = tuple[float | None, float | None]
 
 
 def evaluated(task: Task, state: State, round: int) -> Accuracy | None:
-    """The accuracy of a node's model, or None in a round that is not evaluated."""
+    """Return the accuracy of a node's model, or None in a round that is not evaluated."""
     if round % task.evaluate_every and round != task.rounds:
         return None
     if not task.test.rows:  # a task without labels, such as the quadratic one

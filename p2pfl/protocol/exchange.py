@@ -17,7 +17,7 @@ the asker's receipt, so that the asker can then book too. The rules are explored
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from p2pfl.errors import RemoteError
 from p2pfl.protocol.messages import BOOKED, VOID, AskVoid, Closed, Message, Offer, Ping, Pong, Receipt
@@ -25,10 +25,16 @@ from p2pfl.protocol.messages import BOOKED, VOID, AskVoid, Closed, Message, Offe
 IDLE, OPEN, ASKING = "idle", "open", "asking"
 
 
-class Side(NamedTuple):
-    """What one end puts into an exchange, and the epoch in which it does."""
+P = TypeVar("P")
 
-    payload: Any
+
+class Side(NamedTuple, Generic[P]):
+    """What one end puts into an exchange, and the epoch in which it does.
+
+    The payload of this node's side is as the driver made it (`events.Trained`), that of the peer's as it came in.
+    """
+
+    payload: P
     round: int
     epoch: int = 0
 
@@ -38,8 +44,8 @@ class Edge(NamedTuple):
 
     number: int = 0  # of the current exchange
     phase: str = IDLE
-    mine: Side | None = None
-    theirs: Side | None = None  # the peer's side of the current exchange, once it is here
+    mine: Side[Any] | None = None
+    theirs: Side[Any] | None = None  # the peer's side of the current exchange, once it is here
     receipt: bool = False  # the peer has mine
     last: str = ""  # how exchange number - 1 ended
     forsaken: bool = False  # ... at this end alone
@@ -50,8 +56,8 @@ class Ended(NamedTuple):
 
     number: int
     outcome: str
-    mine: Side | None
-    theirs: Side | None
+    mine: Side[Any] | None
+    theirs: Side[Any] | None
 
 
 class Step(NamedTuple):
@@ -62,7 +68,7 @@ class Step(NamedTuple):
     ended: tuple[Ended, ...] = ()
 
 
-def open(edge: Edge, mine: Side) -> Step:
+def open(edge: Edge, mine: Side[Any]) -> Step:
     """Begin exchange `edge.number`; only on an idle edge."""
     if edge.phase != IDLE:
         raise ValueError(f"open: exchange {edge.number} is {edge.phase}; an edge has one open exchange")
@@ -82,7 +88,7 @@ def ping(edge: Edge) -> Ping:
     return Ping(edge.number, edge.theirs is not None, edge.last, 0)
 
 
-def receive(edge: Edge, message: Message, side: Side | None = None) -> Step:
+def receive(edge: Edge, message: Message, side: Side[Any] | None = None) -> Step:
     """What a message does to this end; `side` comes with an Offer. RemoteError for what no honest peer says."""
     match message:
         case Offer():
@@ -172,7 +178,7 @@ def _booked_if_due(edge: Edge, say: tuple[Message, ...], ended: tuple[Ended, ...
     return Step(edge, say, ended)
 
 
-def _on_offer(edge: Edge, message: Offer, side: Side | None) -> Step:
+def _on_offer(edge: Edge, message: Offer, side: Side[Any] | None) -> Step:
     _no_future(edge, message.number)
     ended: tuple[Ended, ...] = ()
     if message.number == edge.number + 1:  # the peer has resolved the current one; its offer says how

@@ -39,7 +39,7 @@ class Nodes(NamedTuple):
     ids: list[int]
     round: np.ndarray  # [n, C]: the round that `accuracy` belongs to
     accuracy: np.ndarray  # [n, C]: the last one measured in the column
-    life: np.ndarray  # [n, C]: 0 = no record
+    life: np.ndarray  # [n, C] int64: differs between lives; 0 = no record
     waited: np.ndarray  # [n, C]: mean over the column
     measure: str  # what accuracy this is
 
@@ -149,7 +149,7 @@ class _NodeRow:
 
     def __init__(self, columns: int) -> None:
         self.round, self.own, self.common, self.waited = (np.full(columns, np.nan) for _ in range(4))
-        self.life, self.count = np.zeros(columns, np.int32), np.zeros(columns, np.int32)
+        self.life, self.count = np.zeros(columns, np.int64), np.zeros(columns, np.int32)
 
 
 def _nodes(path: Path, last: int, unread: list[str]) -> Nodes:

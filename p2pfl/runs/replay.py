@@ -28,7 +28,7 @@ class Verdict(NamedTuple):
     """A node's final model against the one computed again."""
 
     node: int
-    life: int
+    life: int  # its name, as in the records
     equal: bool  # to the bit
     difference: float  # the largest between two parameters
 
@@ -44,6 +44,12 @@ def replay(run: Path, say: Callable[[str], None] = lambda text: None) -> list[Ve
         for node, path in places.items()
         if (path / "result.json").exists()
     }
+    for node, result in results.items():
+        if result.get("format", 1) > records.FORMAT:
+            raise ConfigError(
+                f"{places[node] / 'result.json'}: format={result['format']}: this p2pfl reads formats 1 to "
+                f"{records.FORMAT}; replay with the version that made the run, or a later one"
+            )
     if not any(traces.values()):
         raise ConfigError(f'{run}: holds no trace; live runs do, and those of driver.method = "loop"')
     if not results:

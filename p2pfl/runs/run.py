@@ -330,6 +330,7 @@ def _conclude(
         view.say(note)
     assessed = assessment.assess(federation, found.whole, out) if wanted.evaluation.metrics else {}
     table = {
+        "format": records.FORMAT,
         "name": wanted.name,
         "nodes": len(federation.graph),
         "rounds": wanted.rounds,

@@ -18,7 +18,7 @@ from p2pfl import tree
 from p2pfl.churn import Event
 from p2pfl.churn.course import Course, course
 from p2pfl.drivers.live import clock
-from p2pfl.drivers.simulate import engine, loop
+from p2pfl.drivers.simulate import engine, feed, loop
 from p2pfl.drivers.simulate.simulation import Evaluated, How, Outcome, Simulation, make_work
 from p2pfl.federation import federation as building
 from p2pfl.federation.federation import Federation
@@ -311,7 +311,7 @@ def loop_into(federation: Federation, out: Path, update: Callable[[Status], None
     """Run the plain loop, with the records that live nodes write in `out`/nodes."""
     wanted, work = federation.experiment, work_of(federation)
     made = tasks(federation)
-    delivery = engine.deliveries(work).take(wanted.rounds)
+    delivery = feed.deliveries(work).take(wanted.rounds)
     files: list[tuple[records.Lines, records.Lines]] = []
     for task in made:
         directory = out / "nodes" / str(task.node)
@@ -337,6 +337,7 @@ def loop_into(federation: Federation, out: Path, update: Callable[[Status], None
         gone = not (work.course.timeline.present[-1, node] if work.course else True)
         last = records.read(out / "nodes" / str(node) / "trace.jsonl")
         ended: dict[str, Any] = {
+            "format": records.FORMAT,
             "node": node,
             "life": last[-1]["life"] if last else 1,
             "left": bool(gone),
@@ -353,7 +354,7 @@ def loop_into(federation: Federation, out: Path, update: Callable[[Status], None
 
 def deliveries(federation: Federation) -> Delivery:
     """The deliveries of all rounds."""
-    return engine.deliveries(work_of(federation)).take(federation.experiment.rounds)
+    return feed.deliveries(work_of(federation)).take(federation.experiment.rounds)
 
 
 # --- the quadratic task

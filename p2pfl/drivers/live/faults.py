@@ -1,4 +1,4 @@
-"""What an experiment does to a node's messages: partitions that keep them back, and lag that holds them up."""
+"""Fault injection: what an experiment does to a node's messages. Partitions drop them, lag delays them."""
 
 from __future__ import annotations
 
@@ -14,58 +14,58 @@ _AGAIN = 0.2
 """Seconds for which a message that asks for it is tried again. A connection on one machine takes a few milliseconds."""
 
 
-class Weather(NamedTuple):
+class InjectedFaults(NamedTuple):
     """Of one round."""
 
     cut: frozenset[int] = frozenset()  # nodes that nothing is sent to or taken from
     lag: float = 0.0  # seconds that messages are held up
 
 
-class Forecast:
-    """The weather of each round at one node, as the experiment plans it."""
+class FaultPlan:
+    """The faults of each round at one node, as the experiment plans them."""
 
     def __init__(self, events: Sequence[churn.Event], node: int, nodes: int) -> None:
         self._cut, self._lags = churn.cut(events), churn.lags(events)
         self._node, self._nodes = node, nodes
 
-    def of(self, round: int) -> Weather:
-        """The weather of a round."""
+    def of(self, round: int) -> InjectedFaults:
+        """Return the faults of a round."""
         cut = frozenset(other for other in range(self._nodes) if self._cut(round, self._node, other))
-        return Weather(cut, self._lags(round, self._node))
+        return InjectedFaults(cut, self._lags(round, self._node))
 
 
-class Links:
-    """The way out, through the weather. `weather` may be set by another thread; the sockets feel it in `turn`."""
+class FaultyLinks:
+    """The way out, through the faults. `faults` may be set by another thread; the sockets take it over in `step`."""
 
     def __init__(self, transport: Transport, membership: Sidecar) -> None:
         self._transport, self._membership = transport, membership
-        self.weather = self._felt = Weather()
+        self.faults = self._applied = InjectedFaults()
         self._held: deque[tuple[float, int, Sequence[Any], int]] = deque()  # until when, to whom, what
         self._again: dict[int, tuple[float, Sequence[Any], int]] = {}  # to whom: until when, what
 
     def send(self, to: int, frames: Sequence[Any], nbytes: int, now: float, again: bool = False) -> None:
         """Send, now or later, in order; or not at all. `again`: try for a moment, if there is no connection yet."""
-        if to in self.weather.cut:
+        if to in self.faults.cut:
             return
-        if self.weather.lag or self._held:
-            self._held.append((now + self.weather.lag, to, frames, nbytes))
+        if self.faults.lag or self._held:
+            self._held.append((now + self.faults.lag, to, frames, nbytes))
         elif self._transport.send(to, frames, nbytes):
             self._again.pop(to, None)  # what has been said since is newer, and links keep order
         elif again:
             self._again[to] = now + _AGAIN, frames, nbytes
 
-    def turn(self, now: float) -> None:
-        """Let go what was held up long enough; try again what could not leave; tell the membership of new weather."""
+    def step(self, now: float) -> None:
+        """Send what was held up long enough; retry what could not leave; tell the membership of new faults."""
         for to, (until, frames, nbytes) in list(self._again.items()):
-            if now >= until or to in self.weather.cut or self._transport.send(to, frames, nbytes):
+            if now >= until or to in self.faults.cut or self._transport.send(to, frames, nbytes):
                 del self._again[to]
         while self._held and self._held[0][0] <= now:
             _, to, frames, nbytes = self._held.popleft()
             self._transport.send(to, frames, nbytes)
-        if self.weather != self._felt:
-            self._felt = self.weather
-            self._membership.cut(self._felt.cut)
-            self._membership.lag(self._felt.lag)
+        if self.faults != self._applied:
+            self._applied = self.faults
+            self._membership.cut(self._applied.cut)
+            self._membership.lag(self._applied.lag)
 
     @property
     def waiting(self) -> bool:

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import socket
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -61,8 +61,8 @@ _TOLD_EVERY = 1.0
 """Seconds between words about dropped messages."""
 
 
-class Post:
-    """The sockets. `dropped` is called with a reason and a detail."""
+class MemberSockets:
+    """The sockets of a member. `dropped` is called with a reason and a detail."""
 
     def __init__(self, listen: str, dropped: Callable[[str, str], None]) -> None:
         self._dropped = dropped
@@ -152,15 +152,15 @@ class Post:
                     dealer.close()
 
 
-class Companion:
-    """The member of a node, told by it over `link`."""
+class MemberProcess:
+    """The member of a node, and what the node says to it over `link`."""
 
     def __init__(self, link: socket.socket, packet: int) -> None:
         self._link, self._packet = link, packet
         link.setblocking(False)
         self._poller = zmq.Poller()
         self._poller.register(link, zmq.POLLIN)
-        self._post: Post | None = None
+        self._sockets: MemberSockets | None = None
         self._member: Membership | None = None
         self._probe_timing: ProbeTiming | None = None
         self._cluster = ""
@@ -172,51 +172,50 @@ class Companion:
         self._order = itertools.count()
         self._changed = False
         self._outbox: deque[dict[str, Any]] = deque()
-        self._drops: Counter[str] = Counter()
-        self._details: dict[str, str] = {}
+        self._drops: dict[str, str] = {}  # not yet told: the latest detail of each reason
         self._drops_told = -math.inf
         self._tidied = 0.0
         self.over = False
 
-    def turn(self) -> None:
+    def step(self) -> None:
         """Wait for something, and do what is due."""
         self._await()
         now = clock.now()
         self._listen_to_node(now)
-        if self.over or self._post is None or self._member is None:
+        if self.over or self._sockets is None or self._member is None:
             return
         if self._stalled(now):
-            self._post.receive()  # what came for a node that is not there is nobody's any more
+            self._sockets.receive()  # what came for a node that is not there is nobody's any more
         else:
-            for data in self._post.receive():
+            for data in self._sockets.receive():
                 if not self._is_cut(data, now):
                     self._handle(Heard(data), now)
             if self._member.wake <= now:
                 self._handle(MemberTick(), now)
         while self._delayed and self._delayed[0][0] <= now:
             _, _, address, data = heapq.heappop(self._delayed)
-            self._post.send(address, data, now)
-        self._post.flush(now)
+            self._sockets.send(address, data, now)
+        self._sockets.flush(now)
         if now - self._tidied > _IDLE:
             self._tidied = now
-            self._post.hang_up(now)
+            self._sockets.hang_up(now)
         self._tell_node(now)
 
     def _await(self) -> None:
         now = clock.now()
         due = now + 1.0
-        if self._member is not None and self._post is not None:
+        if self._member is not None and self._sockets is not None:
             if not self._stalled(now):
                 due = min(due, self._member.wake)
             if self._delayed:
                 due = min(due, self._delayed[0][0])
-            for address, queue in self._post.waiting.items():
+            for address, queue in self._sockets.waiting.items():
                 due = min(due, queue[0][0])
-                self._poller.register(self._post.dealer(address), zmq.POLLOUT)
+                self._poller.register(self._sockets.dealer(address), zmq.POLLOUT)
         self._poller.poll(max(0, math.ceil((due - now) * 1000)))
-        if self._post is not None:
-            for address in self._post.waiting:
-                self._poller.unregister(self._post.dealer(address))
+        if self._sockets is not None:
+            for address in self._sockets.waiting:
+                self._poller.unregister(self._sockets.dealer(address))
 
     # --- the network
 
@@ -231,18 +230,18 @@ class Companion:
                 case MemberDrop(reason, detail):
                     self._dropped(reason, detail)
                 case Gone():
-                    self._outbox.append({"event": "Left"})
+                    self._outbox.append({"event": "Gone"})
                 case Accused() | Superseded() | Conflict():
                     self._outbox.append({"event": type(effect).__name__, **effect._asdict()})
 
     def _send(self, address: str, data: bytes, now: float) -> None:
-        assert self._member is not None and self._post is not None
+        assert self._member is not None and self._sockets is not None
         if self._cut and any(m.address == address and m.node in self._cut for m in self._member.members):
             return
         if self._lag:
             heapq.heappush(self._delayed, (now + self._lag, next(self._order), address, data))
         else:
-            self._post.send(address, data, now)
+            self._sockets.send(address, data, now)
 
     def _is_cut(self, data: bytes, now: float) -> bool:
         return bool(self._cut) and wire.sender(data, self._cluster, now) in self._cut
@@ -253,8 +252,7 @@ class Companion:
         return now > max(self._beat, self._busy_until) + self._probe_timing.stalled_after
 
     def _dropped(self, reason: str, detail: str) -> None:
-        self._drops[reason] += 1
-        self._details[reason] = detail
+        self._drops[reason] = detail
 
     # --- the node
 
@@ -294,7 +292,7 @@ class Companion:
         self._probe_timing, self._cluster = ProbeTiming(*timing), cluster
         try:
             member = Membership(Me(*me), cluster, seeds, self._probe_timing, seed=me[1])
-            self._post = Post(listen, self._dropped)
+            self._sockets = MemberSockets(listen, self._dropped)
         except ConfigError as error:
             self._link.send(json.dumps({"error": str(error)}).encode())
             return
@@ -303,7 +301,7 @@ class Companion:
             self._link.send(json.dumps({"error": text}).encode())
             return
         self._link.send(b"{}")
-        self._poller.register(self._post.router, zmq.POLLIN)
+        self._poller.register(self._sockets.router, zmq.POLLIN)
         self._member = member
         setproctitle.setproctitle(f"p2pfl membership of node {me[0]}")
         self._handle(MemberStart(), now)
@@ -312,10 +310,8 @@ class Companion:
         """Pass on what has happened, as far as the node takes it in; of the table the latest."""
         if self._drops and now - self._drops_told >= _TOLD_EVERY:
             self._drops_told = now
-            for reason, count in self._drops.items():
-                self._outbox.append(
-                    {"event": "Dropped", "reason": reason, "detail": self._details[reason], "times": count}
-                )
+            for reason, detail in self._drops.items():
+                self._outbox.append({"event": "MemberDrop", "reason": reason, "detail": detail})
             self._drops.clear()
         if self._changed and not any("table" in what for what in self._outbox):
             assert self._member is not None
@@ -329,13 +325,13 @@ class Companion:
                 self._link.send(json.dumps(self._outbox[0]).encode())
                 self._outbox.popleft()
         except BlockingIOError:
-            return  # the node has much to read; it will be tried again in the next turn
+            return  # the node has much to read; it will be tried again in the next step
         except (BrokenPipeError, ConnectionResetError):
             self.over = True
 
 
 def run(link: socket.socket, packet: int) -> None:
     """Until the node's end of the link closes."""
-    companion = Companion(link, packet)
-    while not companion.over:
-        companion.turn()
+    process = MemberProcess(link, packet)
+    while not process.over:
+        process.step()

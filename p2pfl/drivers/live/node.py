@@ -13,16 +13,17 @@ from collections.abc import Callable
 
 import zmq
 
-from p2pfl.drivers.live import clock, sidecar
-from p2pfl.drivers.live.faults import Forecast, Links
-from p2pfl.drivers.live.settings import NodeResult, Place, beside
+from p2pfl.drivers.live import clock
+from p2pfl.drivers.live.faults import FaultPlan, FaultyLinks
+from p2pfl.drivers.live.settings import NodeResult, Place, membership_address, models_address
 from p2pfl.drivers.live.sidecar import Sidecar
 from p2pfl.drivers.live.transport import Transport
 from p2pfl.errors import LocalError, RemoteError
 from p2pfl.node import records
 from p2pfl.node.checkpoint import Store
-from p2pfl.node.event_log import Notes
-from p2pfl.node.payload import Outgoing
+from p2pfl.node.event_log import EventLog
+from p2pfl.node.membership import Standing, meaning
+from p2pfl.node.payload import NOTHING, Outgoing
 from p2pfl.node.plan import facts
 from p2pfl.node.task import Task
 from p2pfl.node.worker import Host, Worker
@@ -36,6 +37,7 @@ from p2pfl.protocol.events import (
     Event,
     Finished,
     Leave,
+    Members,
     Note,
     Reborn,
     Received,
@@ -44,11 +46,10 @@ from p2pfl.protocol.events import (
     Start,
     Tick,
 )
-from p2pfl.protocol.membership.events import Accused, Conflict, Superseded
+from p2pfl.protocol.membership.events import Changed, Gone
 from p2pfl.protocol.membership.table import Me, Member
 from p2pfl.protocol.messages import Hello, Model, Offer, Push
 from p2pfl.protocol.peer import Peer
-from p2pfl.protocol.view import view
 
 _TICK = 0.05
 """Seconds between looks at the clock when nothing comes in."""
@@ -72,7 +73,7 @@ def run(
         node.loop()
         result = node.result()
         partial = place.directory / "result.partial"
-        partial.write_text(json.dumps(result._asdict(), indent=1))
+        partial.write_text(json.dumps({"format": records.FORMAT, **result._asdict()}, indent=1))
         partial.rename(place.directory / "result.json")
         return result
     finally:
@@ -86,7 +87,7 @@ class _LiveNode:
         store = Store(place.directory, place.terms.federation)
         host = Host(clock.now, lambda: self._counters, self._happens, say, store, place.every)
         self._work = Worker(task, place.directory, host)
-        self._notes = Notes(task.node, self._write)
+        self._event_log = EventLog(task.node, self._write)
         self._jobs: queue.SimpleQueue[Advance | Adopt | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Event | LocalError] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -95,14 +96,14 @@ class _LiveNode:
         self._signals: list[int] = []
         self._error: LocalError | None = None
         self._done = self._busy = False
-        self._forecast = Forecast(task.events, task.node, place.terms.nodes)
+        self._fault_plan = FaultPlan(task.events, task.node, place.terms.nodes)
         self._table: tuple[Member, ...] = ()  # as the membership last told it
         self._told = -1  # the round that the membership has been told
         self._worker = threading.Thread(target=self._compute, name="work", daemon=True)
 
     def warm(self) -> None:
         """Compile; no socket is open yet."""
-        self._work.warm()
+        self._work.replica.warm()
 
     def _open(self) -> None:
         """Sockets and records; from here on the node exists for the others."""
@@ -113,7 +114,7 @@ class _LiveNode:
             for note in work.resume():
                 self._say(note)
         self._transport = Transport(place.listen, max(payload.schema.frame_cap, model.schema.frame_cap))
-        self._links = Links(self._transport, self._membership)
+        self._links = FaultyLinks(self._transport, self._membership)
         life = clock.life()
         work.begin(life)
         self._opened.callback(work.close)
@@ -124,13 +125,14 @@ class _LiveNode:
         later = [round for round in later if round > work.last_round]
         join_round = min(later, default=0) if work.last_round or task.node not in place.terms.expected else 0
         self._peer = Peer(facts(task, work, place.terms, life, join_round))
-        me = Me(task.node, life, beside(place.address))
-        seeds = [beside(address) for address in place.peers]
-        self._membership.begin(me, place.terms.federation, seeds, place.probe_timing, beside(place.listen))
+        me = Me(task.node, life, membership_address(place.address))
+        seeds = [membership_address(address) for address in place.peers]
+        own = membership_address(place.listen)
+        self._membership.begin(me, place.terms.federation, seeds, place.probe_timing, own)
 
     def _happens(self, round: int) -> str | None:
         """What the experiment has in store for this node at the beginning of a round. In the computing thread."""
-        self._links.weather = self._forecast.of(round)
+        self._links.faults = self._fault_plan.of(round)
         for event in self._task.events:
             if event.node != self._task.node or event.round != round:
                 continue
@@ -178,7 +180,7 @@ class _LiveNode:
                 self._take(frames, now)
             self._collect(now)
             self._hear(now)
-            self._links.turn(now)
+            self._links.step(now)
             if now - ticked >= _TICK:
                 ticked = now
                 self._tick(now)
@@ -197,27 +199,25 @@ class _LiveNode:
             self._membership.progress(self._told)
 
     def _hear(self, now: float) -> None:
-        """What the membership says."""
+        """Take in what the membership says."""
         for event in self._membership.read():
-            match event:
-                case sidecar.MemberView(members):
-                    for member in members:
-                        self._transport.know(member.node, beside(member.address, -1))
-                    self._table = members
-                    self._handle(view(members, self._task.rounds, self._place.terms.sync), now)
-                case Accused():
-                    self._handle(view(self._table, self._task.rounds, self._place.terms.sync, accused=True), now)
-                case Superseded(address=address):
-                    self._fail(f"node {self._task.node} runs at {address}, too, and this process is the older")
+            if isinstance(event, Changed):
+                for member in event.members:
+                    self._transport.know(member.node, models_address(member.address))
+                self._table = event.members
+            task, sync = self._task, self._place.terms.sync
+            match meaning(event, Standing(task.node, self._peer.round, lambda: self._table, task.rounds, sync)):
+                case Members() as members:
+                    self._handle(members, now)
+                case Note() as note:
+                    self._note(note)
+                case Drop() as drop:
+                    self._drop(drop)
+                case LocalError() as error:
+                    self._fail(error)
                     self._handle(Leave(idle=False), now)
-                case Conflict(node, address):
-                    self._write("conflict", node, self._peer.round, f"two processes say they are it; one at {address}")
-                    self._say(f"node {node}: two processes say they are it; one at {address}")
-                case sidecar.Dropped(reason, detail):
-                    self._drop(Drop(reason, detail))
 
-    def _fail(self, text: str) -> None:
-        failure = LocalError(text, node=self._task.node, round=self._peer.round, part="membership")
+    def _fail(self, failure: LocalError) -> None:
         self._say(f"stopping: {failure}")
         self._error = self._error or failure
 
@@ -232,7 +232,7 @@ class _LiveNode:
             return
         if isinstance(envelope.message, Hello) and envelope.node < self._place.terms.nodes:
             self._transport.introduced(frames[0])
-        if envelope.node in self._links.weather.cut:
+        if envelope.node in self._links.faults.cut:
             return
         if envelope.payload is not None:  # keep the frames themselves: a buffer dies with its frame
             envelope = envelope._replace(payload=frames[1:])
@@ -245,10 +245,9 @@ class _LiveNode:
             except queue.Empty:
                 break
             if isinstance(result, LocalError):
-                failure = result
-                self._say(f"stopping: {failure}")
-                result = Finished() if self._error else Leave(idle=True)
-                self._error = self._error or failure
+                again = self._error is not None
+                self._fail(result)
+                result = Finished() if again else Leave(idle=True)
             if self._busy:
                 self._busy = False
                 self._membership.busy(0.0)
@@ -267,7 +266,7 @@ class _LiveNode:
     def _carry_out(self, effect: Effect) -> None:
         match effect:
             case Send(to, envelope):
-                going = envelope.payload if isinstance(envelope.payload, Outgoing) else Outgoing(None, (), 0)
+                going: Outgoing = envelope.payload or NOTHING
                 if isinstance(envelope.message, Model):
                     envelope = envelope._replace(message=envelope.message._replace(digest=digest(going.frames)))
                 header = encode(envelope)
@@ -289,12 +288,12 @@ class _LiveNode:
                 self._done = True
 
     def _note(self, note: Note) -> None:
-        if self._notes.note(note):
+        if self._event_log.note(note):
             who = "this node" if note.about == self._task.node else f"node {note.about}"
             self._say(f"round {note.round}: {who}: {note.event}" + (f" ({note.detail})" if note.detail else ""))
 
     def _drop(self, drop: Drop) -> None:
-        if self._notes.drop(drop, self._peer.round):
+        if self._event_log.drop(drop, self._peer.round):
             self._say(f"dropped a message, {drop.reason}: {drop.detail}")
 
     def _write(self, event: str, about: int, round: int, detail: str) -> None:
@@ -319,11 +318,11 @@ class _LiveNode:
         saved = self._work.save()
         return NodeResult(
             self._task.node,
-            self._work.name,
+            self._work.life,
             self._peer.round,
             self._peer.booked,
             self._peer.voided,
-            dict(self._notes.dropped),
+            dict(self._event_log.dropped),
             self._peer.round < self._task.rounds,
             saved,
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -350,5 +349,5 @@ class _LiveNode:
         poller.register(self._membership.fileno(), zmq.POLLIN)
         while (left := limit - clock.now()) > 0:
             poller.poll(int(left * 1000))
-            if any(isinstance(event, sidecar.Left) for event in self._membership.read()):
+            if any(isinstance(event, Gone) for event in self._membership.read()):
                 return

@@ -22,8 +22,17 @@ class Place(NamedTuple):
     resume: bool  # go on from the checkpoint in the directory
 
 
-def beside(address: str, step: int = 1) -> str:
-    """The address of a node's membership, which is on the port after that of its models; -1: the way back."""
+def membership_address(address: str) -> str:
+    """Return the address of the membership of a node whose models are at this one: the next port."""
+    return _other_port(address, 1)
+
+
+def models_address(address: str) -> str:
+    """Return the address of the models of a node whose membership is at this one."""
+    return _other_port(address, -1)
+
+
+def _other_port(address: str, step: int) -> str:
     host, _, port = address.rpartition(":")
     return f"{host}:{int(port) + step}"
 

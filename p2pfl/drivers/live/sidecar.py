@@ -20,12 +20,12 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from p2pfl.drivers.live import clock
 from p2pfl.drivers.live.member_process import run
 from p2pfl.errors import ConfigError, LocalError
-from p2pfl.protocol.membership.events import Accused, Conflict, Superseded
+from p2pfl.protocol.membership.events import Accused, Changed, Conflict, Gone, MemberDrop, Superseded
 from p2pfl.protocol.membership.table import Me, Member
 from p2pfl.protocol.membership.timing import PROBE_TIMINGS, ProbeTiming, check
 
@@ -39,27 +39,10 @@ _ANSWER = 10.0
 """Seconds the process may take to take something in: it is starved of the machine's cores, at worst."""
 
 
-class MemberView(NamedTuple):
-    """The table, whole: everybody known, this node too, ascending node. Pauses end by `live.clock`."""
+MemberEvent = Changed | Accused | Superseded | Conflict | MemberDrop | Gone
+"""What the process passes on. Pauses in the table end by `live.clock`; of drops, the latest of each reason."""
 
-    members: tuple[Member, ...]
-
-
-class Dropped(NamedTuple):
-    """Messages were dropped for this reason, so many since the last word of it; `detail` is the latest's."""
-
-    reason: str
-    detail: str
-    times: int
-
-
-class Left(NamedTuple):
-    """The leaving has been said."""
-
-
-Event = MemberView | Accused | Superseded | Conflict | Dropped | Left
-
-_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Accused, Superseded, Conflict, Dropped, Left)}
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Accused, Superseded, Conflict, MemberDrop, Gone)}
 
 
 class Sidecar:
@@ -105,7 +88,7 @@ class Sidecar:
         self._say({"do": "reborn", "life": life})
 
     def leave(self) -> None:
-        """Tell the others; `Left` follows."""
+        """Tell the others; `Gone` follows."""
         self._say({"do": "leave"})
 
     def cut(self, nodes: Iterable[int]) -> None:
@@ -127,19 +110,19 @@ class Sidecar:
         """To poll for input."""
         return self._link.fileno()
 
-    def read(self) -> list[Event]:
-        """What has happened since. LocalError when the process has ended by itself."""
-        found: list[Event] = []
+    def read(self) -> list[MemberEvent]:
+        """Return what has happened since. LocalError when the process has ended by itself."""
+        result: list[MemberEvent] = []
         while (packet := self._receive()) is not None:
             what = json.loads(packet)
             if "table" not in what:
-                found.append(_KINDS[what.pop("event")](**what))
+                result.append(_KINDS[what.pop("event")](**what))
                 continue
             self._table += [Member(*row) for row in what["table"]]
             if not what["more"]:
-                found.append(MemberView(tuple(self._table)))
+                result.append(Changed(tuple(self._table)))
                 self._table = []
-        return found
+        return result
 
     def close(self) -> None:
         """End the process; it says nothing more to anybody."""

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from p2pfl.drivers.simulate import epochs, inboxes
 from p2pfl.drivers.simulate.inboxes import Sharing, where
-from p2pfl.drivers.simulate.shapes import AXIS, OVER, ROWS, WHOLE, Carry, Graph, Rounds, Shape, table_rows
+from p2pfl.drivers.simulate.shapes import AXIS, OVER, ROWS, WHOLE, Carry, Graph, Rounds, Shape, Stretch, table_rows
 from p2pfl.learning.local_steps import placed
 from p2pfl.node.program import node_key
 from p2pfl.types import Algorithm, Array, Learner, Neighborhood, Params, State, Tree
@@ -30,10 +30,7 @@ from p2pfl.types import Algorithm, Array, Learner, Neighborhood, Params, State, 
 def compile_stretch(
     make: Callable[[Learner], Algorithm], learner: Learner, shape: Shape, mesh: Mesh
 ) -> Callable[..., Any]:
-    """`(carry, count, graph, rounds, x, y, first) -> (carry, loss [R, places])`: the first `count` >= 1 of the rounds.
-
-    `first`: the model that all begin with, where nodes come with nothing; else None.
-    """
+    """Compile `(carry, stretch) -> (carry, loss [R, places])`."""
     body = partial(_stretch, make, learner, shape)
     carry = Carry(OVER, OVER, PartitionSpec(None, AXIS), OVER, OVER)
     graph = Graph(ROWS, ROWS, ROWS, ROWS, ROWS)
@@ -41,7 +38,7 @@ def compile_stretch(
     mapped = jax.shard_map(
         body,
         mesh=mesh,
-        in_specs=(carry, WHOLE, graph, rounds, OVER, OVER, WHOLE),
+        in_specs=(carry, Stretch(WHOLE, graph, rounds, OVER, OVER, WHOLE)),
         out_specs=(carry, ROWS),
         check_vma=False,
     )
@@ -53,14 +50,9 @@ def _stretch(
     learner: Learner,
     shape: Shape,
     carry: Carry,
-    count: Array,
-    graph: Graph,
-    rounds: Rounds,
-    x: Array,
-    y: Array,
-    first: Params | None,
+    given: Stretch,
 ) -> tuple[Carry, Array]:
-    x, y = x[0], y[0]  # the leading axis is the device
+    x, y, rounds = given.x[0], given.y[0], given.rounds  # the leading axis is the device
 
     def grad(params: Params, batch: Tree, key: Array) -> Any:
         """A batch is the numbers of its rows: they are looked up step by step, while they are in cache."""
@@ -73,14 +65,14 @@ def _stretch(
     def one(r: Array, item: tuple[Carry, Array]) -> tuple[Carry, Array]:
         carry, losses = item
         now = jax.tree.map(lambda part: part[r], rounds)
-        around = jax.tree.map(lambda part: part[now.row], graph)
+        around = jax.tree.map(lambda part: part[now.row], given.graph)
         if shape.restarts or shape.back:
-            carry = carry._replace(state=epochs.begun(algorithm, shape, carry, now, first))
+            carry = carry._replace(state=epochs.begun(algorithm, shape, carry, now, given.first))
         spare, models, loss = _train(algorithm, shape, shared, carry, now, around)
         state, history, drift = _mix(algorithm, shape, shared, carry, spare, now, around)
         return Carry(state, spare, history, drift, models), losses.at[r].set(loss.astype(jnp.float32))
 
-    return jax.lax.fori_loop(jnp.int32(0), count, one, (carry, losses))
+    return jax.lax.fori_loop(jnp.int32(0), given.count, one, (carry, losses))
 
 
 def _mix(

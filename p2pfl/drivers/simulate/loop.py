@@ -8,10 +8,9 @@ import numpy as np
 
 from p2pfl import tree
 from p2pfl.churn.course import Course
-from p2pfl.drivers.simulate.plain import Node
 from p2pfl.node import records
-from p2pfl.node.program import Mixed
-from p2pfl.node.task import Booked, Task, evaluated
+from p2pfl.node.replica import Cost, Replica
+from p2pfl.node.task import Booked, Task
 from p2pfl.types import Delivery, Params
 
 Record = Callable[[int, records.Measured, records.Trace], None]
@@ -25,111 +24,61 @@ def run(
     now: Callable[[], float],
     course: Course | None = None,
 ) -> list[Params]:
-    """Run all rounds; returns the final model of every node (of one that is away: its last).
+    """Run all rounds; return the final model of every node (of one that is away: its last).
 
     A node that comes with nothing takes the model that a neighbour, or else another member, has after its local steps
     of the round before. `course`: of planned churn. `now` reads a clock, for the records alone. Raises LocalError.
     """
     keep = int(delivery.age.max(initial=0)) + 2
-    nodes = [Node(task, keep=keep) for task in tasks]
-    ledgers: list[dict[str, np.ndarray]] = [{} for _ in nodes]
+    nodes = [Replica(task, keep=keep) for task in tasks]
     for round in range(1, len(delivery.active) + 1):
         began, there = now(), delivery.active[round - 1]
-        turned = _turned(nodes, round, keep, ledgers, course) if course else _started(nodes, round)
+        changed = _changed(nodes, round, keep, course) if course else _started(nodes, round)
         for i in np.flatnonzero(there).tolist():
             present = tuple(j for j in nodes[i].task.neighbors if there[j])
             nodes[i].train(round, present, int(delivery.steps[round - 1, i]))
         booked = {int(i): _booked(nodes, int(i), round, delivery) for i in np.flatnonzero(there)}
         for i, mine in booked.items():
-            mixed, slots = nodes[i].mix(round, mine)
-            for each in mine:
-                total = ledgers[i].setdefault(f"{each.node}:{nodes[each.node].life}", np.zeros(tree.SKETCH))
-                total += np.asarray(mixed.exchanged[slots[each.node]], np.float64)
-            spoke = [j for j in nodes[i].task.around.speaks(round) if there[j] and nodes[i].task.link == "push"]
-            _record(nodes, i, round, mine, mixed, ledgers[i], spoke, turned.get(i, ()), record, began, now)
+            nodes[i].mix(round, mine)
+            nodes[i].evaluate(round)
+            nbytes, ended = sum(tree.nbytes(each.received) for each in mine), now()
+            measured = nodes[i].measured(round, mine, Cost(nbytes, nbytes, ended - began, 0.0, ended))
+            for traced in (*changed.get(i, ()), nodes[i].traced(round, mine)):
+                record(i, measured, traced)
     return [node.task.program.params(node.state) for node in nodes]
 
 
-def _booked(nodes: Sequence[Node], i: int, round: int, delivery: Delivery) -> list[Booked]:
-    """What node i books in this round."""
-    me, found = nodes[i], []
+def _booked(nodes: Sequence[Replica], i: int, round: int, delivery: Delivery) -> list[Booked]:
+    """Return what node i books in this round."""
+    me, result = nodes[i], []
     for k in np.flatnonzero(delivery.arrived[round - 1, i]):
         opened = round - int(delivery.age[round - 1, i, k])
-        j = int(me.task.around.neighbor[me.task.around.row(opened), k])
-        found.append(Booked(j, opened, opened, me.said(j, opened), nodes[j].said(i, opened)))
-    return found
+        j = int(me.task.schedule.neighbor[me.task.schedule.row(opened), k])
+        sent, received = me.sent(j, opened), nodes[j].sent(i, opened)
+        result.append(Booked(j, nodes[j].life, opened, opened, opened, sent, received))
+    return result
 
 
-def _record(
-    nodes: Sequence[Node],
-    i: int,
-    round: int,
-    booked: Sequence[Booked],
-    mixed: Mixed,
-    ledger: dict[str, np.ndarray],
-    spoke: list[int],
-    turned: Sequence[records.Trace],
-    record: Record,
-    began: float,
-    now: Callable[[], float],
-) -> None:
-    me, task = nodes[i], nodes[i].task
-    nbytes = sum(tree.nbytes(each.received) for each in booked)
-    after, before, ended = evaluated(task, me.state, round), me.before or (None, None), now()
-    measured = records.Measured(
-        node=i,
-        life=me.life,
-        round=round,
-        train_loss=me.loss,
-        accuracy_before_mixing=before[0],
-        accuracy_after_mixing=after[0] if after else None,
-        accuracy_own=after[1] if after else None,
-        arrived=[each.node for each in booked],
-        age=[round - each.mine for each in booked],
-        bytes_sent=nbytes,
-        bytes_received=nbytes,
-        seconds=ended - began,
-        waited=0.0,
-        time=ended,
-    )
-    traced = records.Traced(
-        life=me.life,
-        round=round,
-        booked=[[b.node, nodes[b.node].life, b.mine, b.mine, b.theirs] for b in booked],
-        spoke=spoke,
-        exchanged={who: records.pack(total) for who, total in ledger.items()},
-        model=records.pack(np.asarray(mixed.model, np.float64)),
-    )
-    for each in (*turned, traced):
-        record(i, measured, each)
-
-
-def _started(nodes: Sequence[Node], round: int) -> dict[int, list[records.Trace]]:
-    """The records of a membership that never changes: one epoch."""
+def _started(nodes: Sequence[Replica], round: int) -> dict[int, list[records.Trace]]:
+    """Return the records of a membership that never changes: one epoch."""
     everybody = [node.task.node for node in nodes] if round == 1 else []
     return {i: [records.Entered(nodes[i].life, round, everybody)] for i in everybody}
 
 
-def _turned(
-    nodes: list[Node], round: int, keep: int, ledgers: list[dict[str, np.ndarray]], course: Course
-) -> dict[int, list[records.Trace]]:
-    """What the membership does at the beginning of a round; returns the records of it, by node."""
-    when, found = course.timeline, dict[int, list[records.Trace]]()
+def _changed(nodes: list[Replica], round: int, keep: int, course: Course) -> dict[int, list[records.Trace]]:
+    """Carry out what the membership does at the beginning of a round; return the records of it, by node."""
+    when, result = course.timeline, dict[int, list[records.Trace]]()
     donors = {i: course.donor[round - 1, i] for i in np.flatnonzero(when.fresh[round - 1]).tolist()}
-    new = {i: Node(nodes[i].whole, int(when.life[round - 1, i]), keep) for i in donors}
+    new = {i: Replica(nodes[i].whole, int(when.life[round - 1, i]), keep) for i in donors}
     for i, j in donors.items():
-        ledgers[i] = {}
         if j >= 0:
-            new[i].adopt(nodes[j].models[round - 1])
-            found.setdefault(i, []).append(records.Adopted(new[i].life, round, [int(j), nodes[j].life, round - 1]))
+            model = nodes[j].models[round - 1]
+            result.setdefault(i, []).append(new[i].adopt(model, int(j), nodes[j].life, round - 1))
     for i, node in new.items():
         nodes[i] = node
     for i in np.flatnonzero(when.kept[round - 1]).tolist():
-        ledgers[i], before = {}, nodes[i].life
-        nodes[i].life = int(when.life[round - 1, i])
-        found.setdefault(i, []).append(records.Kept(nodes[i].life, round, [before, nodes[i].round]))
+        result.setdefault(i, []).append(nodes[i].renew(int(when.life[round - 1, i]), round))
     for i in np.flatnonzero(course.enters[round - 1]).tolist():
         members = course.members[course.epoch[round - 1, i]]
-        nodes[i].enter(members)
-        found.setdefault(i, []).append(records.Entered(nodes[i].life, round, [*members]))
-    return found
+        result.setdefault(i, []).append(nodes[i].enter(round, members))
+    return result

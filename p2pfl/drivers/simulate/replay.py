@@ -12,9 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from p2pfl.drivers.simulate.plain import Node
 from p2pfl.errors import DataError
 from p2pfl.learning.batching import EvalSet
+from p2pfl.node.replica import Replica
 from p2pfl.node.task import Booked, Task
 from p2pfl.types import Params, State
 
@@ -33,7 +33,7 @@ class Name(NamedTuple):
 
 @dataclass(slots=True)
 class _Life:
-    node: Node
+    node: Replica
     adopted: tuple[Name, int] | None = None  # the model it began with: whose, and from after which round's local steps
     kept: tuple[Name, int] | None = None  # the state it began with: of which life, after which round
     entered: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)  # (round, members) of epochs to come
@@ -50,7 +50,10 @@ class _Life:
 
 
 def replay(tasks: Sequence[Task], traces: Mapping[int, Lines], ended: Collection[Name]) -> dict[Name, Params]:
-    """The final models of the lives in `ended`. `traces`: of each node. Raises DataError where one lacks something."""
+    """Compute the final models of the lives in `ended` again, from the traces of each node.
+
+    Raises DataError where a trace lacks something.
+    """
     run = _Replay(tasks, traces, ended)
     run.compute()
     return {name: run.lives[name].node.task.program.params(run.lives[name].node.state) for name in ended}
@@ -76,7 +79,7 @@ class _Replay:
         if name not in self.lives:
             if not 0 <= name.node < len(self._tasks):
                 raise DataError(f"trace: names node {name.node}; the experiment has nodes 0 to {len(self._tasks) - 1}")
-            self.lives[name] = _Life(Node(self._tasks[name.node], name.life, keep=_FOREVER))
+            self.lives[name] = _Life(Replica(self._tasks[name.node], name.life, keep=_FOREVER))
         return self.lives[name]
 
     def _read(self, node: int, line: Mapping[str, Any]) -> None:
@@ -99,7 +102,7 @@ class _Replay:
             self._payloads.update(self._needs(life, line))
 
     def _needs(self, life: _Life, line: Mapping[str, Any]) -> list[tuple[Name, int]]:
-        """The payloads that a line mixes."""
+        """Return the payloads that a line mixes."""
         needs = []
         for node, its_life, _, mine, theirs in line["booked"]:
             needs.append((Name(node, its_life), theirs))
@@ -108,7 +111,7 @@ class _Replay:
         return needs
 
     def compute(self) -> None:
-        """All lives to their ends."""
+        """Compute all lives to their ends."""
         left = list(self.lives.values())
         while left:
             moved = [self._forth(life) for life in left]
@@ -126,7 +129,7 @@ class _Replay:
         return life.done < len(life.lines) or life.node.round < life.wanted or bool(due)
 
     def _forth(self, life: _Life) -> bool:
-        """As far as a life gets with what is there; returns whether it moved."""
+        """Compute a life as far as it gets with what is there; return whether it moved."""
         moved, node = False, life.node
         if life.kept is not None:
             earlier, round = life.kept
@@ -138,7 +141,7 @@ class _Replay:
             donor, round = life.adopted
             if round not in self.lives[donor].node.models:
                 return False
-            node.adopt(self.lives[donor].node.models[round])
+            node.adopt(self.lives[donor].node.models[round], *donor, round)
             self._models[donor, round] -= 1
             self._forget(self.lives[donor])
             life.adopted, moved = None, True
@@ -167,23 +170,23 @@ class _Replay:
         return moved
 
     def _keep(self, life: _Life, round: int) -> bool:
-        """Keep the state of before this round for the lives that go on from it; returns whether there were any."""
+        """Keep the state of before this round for the lives that go on from it; return whether there were any."""
         due = [r for name, r in self._states if name == life.name and r < round and r not in life.states]
         life.states.update(dict.fromkeys(due, life.node.state))
         return bool(due)
 
     def _enter(self, life: _Life, round: int) -> None:
-        """The epochs up to this round."""
+        """Enter the epochs up to this round."""
         while life.entered and life.entered[0][0] <= round:
-            life.node.enter(life.entered.pop(0)[1])
+            life.node.enter(*life.entered.pop(0))
 
     def _booked(self, life: _Life, node: int, its_life: int, number: int, mine: int, theirs: int) -> Booked:
         me, other = life.node, self.lives[Name(node, its_life)].node
-        sent = me.said(node, mine if me.task.link == "exchange" else me.round)
-        return Booked(node, mine, theirs, sent, other.said(me.task.node, theirs))
+        sent = me.sent(node, mine) if me.task.link == "exchange" else me.latest(node)
+        return Booked(node, its_life, number, mine, theirs, sent, other.sent(me.task.node, theirs))
 
     def _forget(self, life: _Life) -> None:
-        """Payloads and models that no line needs any more; but the latest, which is the node's own."""
+        """Forget payloads and models that no line needs any more, but the latest, which is the node's own."""
         node, name = life.node, life.name
         node.forget(
             [r for r in node.payloads if r < node.round and self._payloads[name, r] <= 0],

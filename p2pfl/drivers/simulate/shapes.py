@@ -7,7 +7,7 @@ from typing import NamedTuple
 from jax.sharding import PartitionSpec
 
 from p2pfl.drivers.simulate.layout import NodeLayout
-from p2pfl.types import Array, State, Tree
+from p2pfl.types import Array, Params, State, Tree
 
 AXIS = "nodes"
 """The mesh axis that nodes are spread over."""
@@ -57,6 +57,17 @@ class Rounds(NamedTuple):
     enters: Array | None = None  # [R, places] bool: the node enters another epoch
     back: Array | None = None  # [R, back] int32: places of nodes that come with nothing, then -1
     donor: Array | None = None  # [R, back] int32: places of those whose models they take; -1: nobody's
+
+
+class Stretch(NamedTuple):
+    """What a stretch of rounds is given."""
+
+    count: Array  # the first `count` >= 1 of its rounds are real
+    graph: Graph
+    rounds: Rounds
+    x: Array  # samples: [devices, rows, ...]
+    y: Array
+    first: Params | None = None  # the model that all begin with, where nodes come with nothing
 
 
 class Carry(NamedTuple):

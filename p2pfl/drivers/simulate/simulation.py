@@ -42,6 +42,23 @@ class Simulation(NamedTuple):
         """The algorithm that learns with the learner."""
         return self.make(self.learner)
 
+    @property
+    def late(self) -> int:
+        """The rounds by which an exchange may be late."""
+        return self.conditions.late
+
+    @property
+    def drawn(self) -> bool:
+        """Whether there is anything that keeps messages from arriving at once."""
+        return bool(self.conditions.loss or self.events or self.late)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether nodes take different numbers of local steps in a round."""
+        trains = self.schedule.trains
+        uneven = bool((trains.any(axis=1) != trains.all(axis=1)).any())
+        return bool(self.events) or bool(np.ptp(self.steps)) or uneven
+
     def first(self, key: Key) -> Params:
         """The first model of node 0."""
         return placed(self.learner.init(key), jax.tree.map(lambda rows: jnp.asarray(rows[0]), self.sites))
@@ -75,7 +92,7 @@ class Evaluated(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of it."""
+    """The result of a simulation."""
 
     models: Params  # [n, ...] numpy
     drift: float  # root mean square, per scalar, of how far mixing moved the mean of the mass

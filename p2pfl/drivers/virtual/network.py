@@ -51,10 +51,6 @@ class Network:
         """Lose everything from `source` to `to`; the other direction stays as it is."""
         self._cut.add((source, to))
 
-    def mend(self, source: int, to: int) -> None:
-        """Undo a cut of this direction."""
-        self._cut.discard((source, to))
-
     def partition(self, groups: Iterable[Iterable[int]]) -> None:
         """Let nodes talk only within their group; those that no group names form one more. Replaces the last one."""
         self._group = {node: number for number, group in enumerate(groups) for node in group}

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from p2pfl.errors import LocalError
-from p2pfl.node.event_log import Notes
+from p2pfl.node.event_log import EventLog
+from p2pfl.node.membership import Standing, meaning
 from p2pfl.protocol.events import (
     Adopt,
     Advance,
@@ -18,6 +19,7 @@ from p2pfl.protocol.events import (
     Event,
     Finished,
     Leave,
+    Members,
     Note,
     Reborn,
     Received,
@@ -34,7 +36,6 @@ from p2pfl.protocol.messages import Envelope
 from p2pfl.protocol.neighbor import Facts
 from p2pfl.protocol.peer import Peer
 from p2pfl.protocol.state import TRAINING
-from p2pfl.protocol.view import view
 
 
 class Surroundings(Protocol):
@@ -63,7 +64,7 @@ class Surroundings(Protocol):
 
 
 class Computing(Protocol):
-    """What a node computes with: `p2pfl.node.worker.Work`, or in tests something simpler."""
+    """What a node computes with: `p2pfl.node.worker.Worker`, or in tests something simpler."""
 
     def advance(self, effect: Advance) -> Trained | Finished | Leave | None:
         """Mix, then train; None: the node dies here. Raises LocalError."""
@@ -97,7 +98,7 @@ class VirtualNode:
         self.ended = 0.0  # when it had
         self.error: LocalError | None = None
         self.sent = self.received = 0  # bytes of models and of what is said about them
-        self.notes = Notes(facts.node, given.log)
+        self.event_log = EventLog(facts.node, given.log)
         self._frozen: float | None = None  # since when
         self._kept: list[Event] = []  # what came in while it was frozen
         self._waiting: deque[Event] = deque()
@@ -159,9 +160,9 @@ class VirtualNode:
             case Reborn(life):
                 self.member(membership.MemberReborn(life))
             case Note():
-                self.notes.note(effect)
+                self.event_log.note(effect)
             case Drop():
-                self.notes.drop(effect, self.peer.round)
+                self.event_log.drop(effect, self.peer.round)
             case Done():
                 self.done, self.ended = True, self.world.now
                 self.member(membership.Progress(self.peer.round))
@@ -206,23 +207,27 @@ class VirtualNode:
             match effect:
                 case membership.Say(to, data):
                     self.world.say(self, to, data)
-                case membership.Changed(members):
-                    self.handle(view(members, self.facts.rounds, self.facts.sync))
-                case membership.Accused():
-                    self.handle(view(self.membership.members, self.facts.rounds, self.facts.sync, accused=True))
-                case membership.Conflict(node, to):
-                    self.given.log("conflict", node, self.peer.round, f"two processes say they are it; one at {to}")
-                case membership.MemberDrop(reason, detail):
-                    self.notes.drop(Drop(reason, detail), self.peer.round)
                 case membership.Gone():
                     self._end()
-                case membership.Superseded(_, to):
-                    text = f"has been started again at {to}; this life is the older"
-                    self.error = LocalError(text, node=self.facts.node, round=self.peer.round, part="membership")
-                    self._end()
+                case _:
+                    self._take(effect)
         if self.up and self.membership.wake < self._wakes:
             self._wakes = self.membership.wake
             self.world.when(self._wakes, self._wake, self._wakes)
+
+    def _take(self, effect: membership.Effect) -> None:
+        facts = self.facts
+        at = Standing(facts.node, self.peer.round, lambda: self.membership.members, facts.rounds, facts.sync)
+        match meaning(effect, at):
+            case Members() as members:
+                self.handle(members)
+            case Note() as note:
+                self.event_log.note(note)
+            case Drop() as drop:
+                self.event_log.drop(drop, self.peer.round)
+            case LocalError() as error:
+                self.error = error
+                self._end()
 
     def _wake(self, due: float) -> None:
         if due == self._wakes:

@@ -14,6 +14,7 @@ from p2pfl.drivers.virtual.node import NodeSetup, VirtualNode
 from p2pfl.drivers.virtual.scripted_churn import Script
 from p2pfl.drivers.virtual.world import World
 from p2pfl.node import records
+from p2pfl.node.payload import Frames
 from p2pfl.node.plan import Terms, facts
 from p2pfl.node.task import Task
 from p2pfl.node.worker import Host, Worker
@@ -160,7 +161,7 @@ class _VirtualRun:
 
         def taken(envelope: Envelope) -> PeerEvent:
             """As it comes out of a codec: raw frames, and none with a number that is not finite."""
-            frames = envelope.payload.frames
+            frames: Frames = envelope.payload.frames
             known = model if isinstance(envelope.message, Model) else payload
             fit = known.finite(frames)
             return Received(envelope._replace(payload=frames)) if fit else Refused(envelope._replace(payload=None))
@@ -185,8 +186,8 @@ class _VirtualRun:
         return self._script.fate(node, round)
 
     def _seconds(self, work: Worker, round: int) -> float:
-        around, node = work.task.around, work.task.node
-        trains = bool(around.trains[around.row(round)])
+        schedule, node = work.task.schedule, work.task.node
+        trains = bool(schedule.trains[schedule.row(round)])
         return float(self._setting.seconds[node]) * work.task.batching.width if trains else 0.0
 
     def _over(self, node: VirtualNode) -> None:
@@ -201,18 +202,19 @@ class _VirtualRun:
     # --- records
 
     def _result(self, node: VirtualNode, work: Worker) -> None:
-        found: Mapping[str, Any] = {
+        result: Mapping[str, Any] = {
+            "format": records.FORMAT,
             "node": node.facts.node,
-            "life": work.name,
+            "life": work.life,
             "round": node.peer.round,
             "booked": node.peer.booked,
             "voided": node.peer.voided,
-            "dropped": dict(sorted(node.notes.dropped.items())),
+            "dropped": dict(sorted(node.event_log.dropped.items())),
             "left": node.peer.round < node.facts.rounds,
             "digest": work.save(),
             "error": str(node.error) if node.error else None,
         }
-        (self._directories[node.facts.node] / "result.json").write_text(json.dumps(found, indent=1), "utf-8")
+        (self._directories[node.facts.node] / "result.json").write_text(json.dumps(result, indent=1), "utf-8")
 
     def _log(self, by: int, event: str, about: int, round: int, detail: str) -> None:
         self._lines[by].write({**self._event(event, about, round, detail), "by": by})

@@ -1,0 +1,209 @@
+"""One node as every driver computes it: how it trains, mixes, adopts and enters epochs, and what it records."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from p2pfl import tree
+from p2pfl.errors import USER_FAULTS, LocalError
+from p2pfl.node import records
+from p2pfl.node.task import Accuracy, Booked, Task, evaluated, part
+from p2pfl.types import Array, Params, Payload, State
+
+
+class Cost(NamedTuple):
+    """What a round took, as the driver measures it."""
+
+    bytes_sent: int
+    bytes_received: int
+    seconds: float  # from the end of the round before to the end of this one
+    waited: float  # of these, for neighbours
+    time: float  # the driver's clock
+
+
+class Replica:
+    """A life of a node: its state, and what it has sent in the latest `keep` rounds.
+
+    `life`: its name, as the neighbours know it. Methods that compute raise LocalError for what user code fails with.
+    """
+
+    def __init__(self, task: Task, life: int = 1, keep: int = 1) -> None:
+        self.whole = task  # with the schedule of all nodes
+        self.task, self.life, self._keep = task, life, keep
+        self.state: State = task.program.init(task.seed, task.site)
+        self.round = 0  # the last it has trained in
+        self.payloads: dict[int, Payload] = {}  # by round
+        self.models: dict[int, Params] = {}  # after the local steps, by round
+        self._slots: dict[int, tuple[int, ...]] = {}  # by round: whom the parts of a payload that is per_edge are for
+        self._receivers: list[int] = []  # of the latest round's push
+        self._loss = 0.0
+        self._before: Accuracy | None = None  # mixing
+        self._after: Accuracy | None = None
+        self._exchanged: dict[str, np.ndarray] = {}  # "neighbour:life" -> sketch of what its exchanges have moved
+        self._model: np.ndarray | None = None  # sketch of the model after the latest mixing
+
+    def sample(self) -> tuple[Payload, Params]:
+        """Return a payload and a model as they will be, before any training; that payload is the latest until then."""
+        if 0 not in self.payloads:
+            _, _, payload, model = self._computed(1, (), None)
+            self.payloads[0], self.models[0] = payload, payload if model is None else model
+            self._slots[0] = self.task.neighbors
+        return self.payloads[0], self.models[0]
+
+    def warm(self) -> None:
+        """Compile all that a round needs, without changing anything."""
+        task, program = self.task, self.task.program
+        payload, model = self.sample()
+        trains = task.schedule.trains
+        for round in range(2, 1 + len(trains)):  # a round without local steps is another program
+            if trains[round - 1] != trains[0]:
+                self._computed(round, (), None)
+                break
+        inbox, around, _ = task.inbox(1, (), payload)
+        program.mix(self.state, inbox, around)
+        program.adopt(self.state, model)
+        program.restart(self.state, task.slots)
+        evaluated(task, self.state, task.rounds)
+
+    @contextlib.contextmanager
+    def faults(self, part: str, round: int) -> Iterator[None]:
+        """Raise LocalError for whatever user code fails with inside."""
+        try:
+            yield
+        except USER_FAULTS as error:
+            raise LocalError(str(error), node=self.task.node, round=round, part=part) from error
+
+    # --- rounds
+
+    def train(self, round: int, receivers: tuple[int, ...], steps: int | None = None) -> tuple[Payload, Params | None]:
+        """Take the local steps of a round (the first `steps` of them) and make the payload.
+
+        `receivers`: neighbours that get a share, where the algorithm pushes. Returns the payload and the model after
+        the local steps, None where that is the payload.
+        """
+        task = self.task
+        with self.faults("train", round):
+            self.state, loss, payload, model = self._computed(round, receivers, steps)
+            self.round, self._loss = round, float(loss)
+            self._before = evaluated(task, self.state, round)
+        self._receivers = [j for j in task.schedule.sends_to(round) if j in receivers] if task.link == "push" else []
+        self.payloads[round], self.models[round] = payload, payload if model is None else model
+        self._slots[round] = task.neighbors
+        self.forget(
+            [r for r in self.payloads if r <= round - self._keep], [r for r in self.models if r <= round - self._keep]
+        )
+        return payload, model
+
+    def _computed(
+        self, round: int, receivers: tuple[int, ...], steps: int | None
+    ) -> tuple[State, Array, Payload, Params | None]:
+        task, batches = self.task, self.task.batches(round)
+        if steps is not None:
+            batches = {name: rows[:steps] for name, rows in batches.items()}
+        state, loss, payload, model = task.program.train(
+            self.state, batches, np.int32(task.node), np.int32(round), task.outgoing(round, receivers)
+        )
+        if task.per_edge:  # its parts are cut out one by one
+            payload = jax.tree.map(np.asarray, payload)
+        return state, loss, payload, model
+
+    def sent(self, to: int, round: int) -> Payload:
+        """Return what a neighbour got, or was to get, of a round's payload."""
+        payload = self.payloads[round]
+        return part(payload, self._slots[round].index(to)) if self.task.per_edge else payload
+
+    def latest(self, to: int) -> Payload:
+        """Return this node's latest payload for a neighbour: it stands where a push has no side of this node's."""
+        payload = self.payloads[self.round]
+        return part(payload, self.task.slot(to)) if self.task.per_edge else payload
+
+    def forget(self, payloads: Sequence[int], models: Sequence[int]) -> None:
+        """Drop the payloads, and the models, of these rounds."""
+        for round in payloads:
+            del self.payloads[round], self._slots[round]
+        for round in models:
+            del self.models[round]
+
+    def mix(self, round: int, booked: Sequence[Booked]) -> None:
+        """Mix what was booked: at most one of each neighbour."""
+        with self.faults("mix", round):
+            inbox, around, slots = self.task.inbox(round, booked, self.payloads[self.round])
+            self.state, mixed = self.task.program.mix(self.state, inbox, around)
+            exchanged = np.asarray(mixed.exchanged, np.float64)
+            self._model = np.asarray(mixed.model, np.float64)
+        for each in booked:
+            total = self._exchanged.setdefault(f"{each.node}:{each.life}", np.zeros(tree.SKETCH))
+            total += exchanged[slots[each.node]]
+
+    def evaluate(self, round: int) -> None:
+        """Evaluate the model after the round's mixing, where that is due."""
+        with self.faults("evaluate", round):
+            self._after = evaluated(self.task, self.state, round)
+
+    # --- lives and epochs
+
+    def adopt(self, model: Params, node: int, life: int, round: int) -> records.Adopted:
+        """Begin with the model that this life of a neighbour had after its local steps in `round`."""
+        with self.faults("adopt", round):
+            self.state = self.task.program.adopt(self.state, model)
+        return records.Adopted(self.life, round + 1, [node, life, round])
+
+    def enter(self, round: int, members: tuple[int, ...]) -> records.Entered:
+        """Enter an epoch before this round: its graph, and whatever has an invariant sum over the nodes afresh."""
+        with self.faults("enter", round):
+            self.task = self.whole.at(members)
+            self.state = self.task.program.restart(self.state, self.task.slots)
+        return records.Entered(self.life, round, list(members))
+
+    def note(self, members: tuple[int, ...]) -> str:
+        """Return what a person should know of an epoch; "" for nothing."""
+        return self.whole.note(members)
+
+    def renew(self, life: int, round: int, kept: tuple[int, int] | None = None) -> records.Kept:
+        """Go on as another life from this round on, with the state that is here.
+
+        `kept`: the life and the round that the state is from; None: this one and its latest.
+        """
+        earlier = kept or (self.life, self.round)
+        self.life, self._exchanged = life, {}
+        return records.Kept(life, round, list(earlier))
+
+    # --- records
+
+    def began(self, round: int, receivers: Sequence[int]) -> records.Began:
+        """Make the record of a round that is about to be trained in."""
+        return records.Began(self.life, round, list(receivers))
+
+    def traced(self, round: int, booked: Sequence[Booked], trained: bool = True) -> records.Traced:
+        """Make the record of the latest mixing. `trained`: in this round, and this is its first mixing."""
+        assert self._model is not None
+        return records.Traced(
+            life=self.life,
+            round=round,
+            booked=[[b.node, b.life, b.number, b.mine, b.theirs] for b in booked],
+            spoke=list(self._receivers) if trained else [],
+            exchanged={who: records.pack(total) for who, total in self._exchanged.items()},
+            model=records.pack(self._model),
+            trained=trained,
+        )
+
+    def measured(self, round: int, booked: Sequence[Booked], cost: Cost) -> records.Measured:
+        """Make the record of a round that has been evaluated, from all that it booked."""
+        before, after = self._before or (None, None), self._after or (None, None)
+        return records.Measured(
+            node=self.task.node,
+            life=self.life,
+            round=round,
+            train_loss=self._loss,
+            accuracy_before_mixing=before[0],
+            accuracy_after_mixing=after[0],
+            accuracy_own=after[1],
+            arrived=[each.node for each in booked],
+            age=[round - each.mine for each in booked],
+            **cost._asdict(),
+        )
