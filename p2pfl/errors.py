@@ -51,6 +51,13 @@ class RemoteError(P2PFLError):
         self.reason, self.detail = reason, detail
 
 
+USER_FAULTS = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, NameError, OSError,
+    RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+"""What a user's code and data fail with. Others pass through: nothing here may catch all exceptions there are."""
+
+
 def nearest(name: object, valid: Iterable[str]) -> str:
     """The end of an error text: the nearest valid name, or all of them when none is near.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from p2pfl.data import builtin, csv, folder, medmnist, npz
 from p2pfl.data.dataset import Dataset, Samples, as_float32, encode_labels, validate
-from p2pfl.errors import DataError
+from p2pfl.errors import USER_FAULTS, DataError
 
 __all__ = ["SOURCES", "Dataset", "Samples", "builtin", "csv", "folder", "medmnist", "npz", "python", "validate"]
 
@@ -27,12 +27,6 @@ SOURCES: Mapping[str, Callable[..., Dataset]] = MappingProxyType(
     }
 )
 """Source name -> function that returns a Dataset."""
-
-# What data code fails with. Others pass through as they are: nothing here may catch all exceptions there are.
-_FAULTS = (
-    ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, NameError, OSError,
-    RuntimeError, TypeError, ValueError,
-)  # fmt: skip
 
 
 def python(spec: str, seed: int | None = None, **arguments: object) -> Dataset:
@@ -51,7 +45,7 @@ def python(spec: str, seed: int | None = None, **arguments: object) -> Dataset:
         if seed is not None and "seed" in inspect.signature(function).parameters:
             arguments = {"seed": seed, **arguments}
         found = function(**arguments)
-    except _FAULTS as exc:
+    except USER_FAULTS as exc:
         raise DataError(f"{where}: failed with {type(exc).__name__}: {exc}") from exc
     if not isinstance(found, Dataset):
         found = _from_arrays(found, where)
@@ -70,7 +64,7 @@ def _find(spec: str, where: str) -> Callable[..., object]:
             file = exc.name.replace(".", "/") + ".py"
             raise DataError(f"{where}: no module {exc.name!r}; start p2pfl where {file} lies, or install it") from exc
         raise DataError(f"{where}: importing {module_name!r} failed: {exc}") from exc
-    except (*_FAULTS, SyntaxError) as exc:
+    except (*USER_FAULTS, SyntaxError) as exc:
         raise DataError(f"{where}: importing {module_name!r} failed with {type(exc).__name__}: {exc}") from exc
     function = getattr(module, name, None)
     if function is None:
