@@ -1,8 +1,12 @@
-"""Checks of arguments that say `name=value` and the rule in one line. All raise ConfigError."""
+"""Checks of arguments that say `name=value` and the rule in one line, all raising ConfigError; and types of the fields
+of files that a person writes."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
 
 from p2pfl.errors import ConfigError, nearest
 
@@ -40,3 +44,11 @@ def share(**named: float) -> None:
     for name, value in named.items():
         if not 0 <= value < 1:
             raise ConfigError(f"{name}={value!r}: must be >= 0 and < 1")
+
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+"""How a table of a file becomes a dataclass of pydantic: no unknown fields, no guessing of values."""
+LIST = Field(strict=False)
+"""Of a tuple: a list of Python is as good; what is in it stays strict."""
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Texts = Annotated[tuple[str, ...], LIST]

@@ -13,13 +13,22 @@ import pytest
 
 from p2pfl import churn
 from p2pfl.churn import MODELS, ChurnSetting, Event, models
-from p2pfl.config.churn import FIELDS, ChurnEvent, expand
+from p2pfl.config import toml
+from p2pfl.config.churn import KINDS, ChurnTable, expand
+from p2pfl.config.unions import tags_of
 from p2pfl.errors import ConfigError
+
+
+@dataclasses.dataclass
+class ChurnFile:
+    """A file with nothing but [[churn]]."""
+
+    churn: list[ChurnTable]
 
 
 def events(*tables: dict[str, Any], nodes: int = 6, rounds: int = 20, seed: int = 0, **more: Any) -> tuple[Event, ...]:
     setting = ChurnSetting(nodes, rounds, seed, more.pop("graph", nx.path_graph(nodes)), **more)
-    return expand([ChurnEvent(**table) for table in tables], setting)
+    return expand(toml.parse({"churn": list(tables)}, "test", ChurnFile).churn, setting)
 
 
 def up(table: dict[str, Any], nodes: int, rounds: int, seed: int = 0, **more: Any) -> np.ndarray:
@@ -29,10 +38,9 @@ def up(table: dict[str, Any], nodes: int, rounds: int, seed: int = 0, **more: An
 # ------------------------------------------------------------------------------------------------------- the tables
 
 
-def test_every_kind_has_its_fields_and_every_field_a_kind() -> None:
-    fields = {field.name for field in dataclasses.fields(ChurnEvent)} - {"event", "model"}
-    assert set(FIELDS) == {*churn.EVENTS, *MODELS}
-    assert {name for known in FIELDS.values() for part in known for name in part} == fields
+def test_every_event_and_every_model_has_its_table() -> None:
+    tags = [tag for kind in KINDS for own in tags_of(kind, ("event", "model")).values() for tag in own.names]
+    assert sorted(tags) == sorted([*churn.EVENTS, *MODELS])
 
 
 def test_events_as_they_are_written() -> None:
@@ -57,7 +65,9 @@ def test_events_as_they_are_written() -> None:
     "table, said",
     [
         ({"node": 1, "round": 2}, "churn[0]: needs either event or model, and not both; give one of them"),
-        ({"event": "crash", "model": "exponential"}, "churn[0]: needs either event or model"),
+        ({"event": "crash", "model": "exponential"}, "churn[0]: needs either event or model, and not both"),
+        ({"evnt": "crash", "node": 1, "round": 2}, "churn[0].evnt='crash': no such field; did you mean 'event'?"),
+        ({"model": "exponental"}, "churn[0].model='exponental': did you mean 'exponential'? Valid: adversarial, cor"),
         ({"event": "crash", "node": 1}, "churn[0].round: missing; event='crash' needs it"),
         ({"event": "crash", "node": 1, "round": 2, "state": "kept"},
          "churn[0].state='kept': event='crash' does not use it; it uses: node, round"),
@@ -65,7 +75,7 @@ def test_events_as_they_are_written() -> None:
         ({"model": "weibull", "up": 5, "down": 2}, "churn[0].shape: missing; model='weibull' needs it"),
         ({"model": "pareto", "up": 5, "down": 2, "shape": 1.0}, "churn[0].shape=1.0: must be > 1 for model='pareto'"),
         ({"model": "exponential", "up": 5, "down": 2, "shape": 1.0},
-         "churn[0].shape=1.0: model='exponential' does not use it; it uses: up, down, state, nodes, start, end, kind"),
+         "churn[0].shape=1.0: model='exponential' does not use it; it uses: state, nodes, up, down, start, end, kind"),
         ({"model": "exponential", "up": 5, "down": 2, "nodes": [6]}, "churn[0].nodes[0]=6: there are nodes 0 to 5"),
         ({"model": "exponential", "up": 5, "down": 2, "nodes": [1, 1]}, "churn[0].nodes: node 1 stands twice"),
         ({"model": "correlated", "up": 5, "down": 2, "sites": [[0, 1], [1, 2]]}, "churn[0].sites: node 1 stands twice"),
@@ -84,7 +94,7 @@ def test_events_as_they_are_written() -> None:
 def test_a_table_that_says_too_little_or_too_much(table: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         events(table)
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).removeprefix("test: ").startswith(said)
 
 
 def test_two_tables_must_not_move_one_node_at_once() -> None:

@@ -133,7 +133,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "exp.toml", "--set", "rounds=0"], "Error: exp.toml with --set: rounds=0: must be >= 1"),
         (["run", "exp.toml", "--set", "data.alpa=1"], "did you mean 'alpha'?"),
         (["run", "exp.toml", "--set", "algorithm.name=dsdg"], "Error: exp.toml: algorithm.name='dsdg': did you mean"),
-        (["run", "exp.toml", "--set", "data.alpha=1"], "Error: exp.toml: data.alpha=1.0: source='digits' with"),
+        (["run", "exp.toml", "--set", "data.alpha=1"], "--set: data.alpha=1: partition='iid' does not use it"),
         (["run", "exp.toml", "--set", "topology.nodes=9999"], "Error: exp.toml: nodes=9999: more than the"),
         (["run", "exp.toml", "--set", "model.name=cnn"], "Error: exp.toml: model cnn: needs images"),
         (["run", "exp.toml", "--out", "exp.toml"], "Error: out='exp.toml': "),

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from p2pfl import data
-from p2pfl.data import Dataset, Samples, csv, npz
+from p2pfl.config.data import FunctionData
+from p2pfl.data import Dataset, Samples, npz
 from p2pfl.data.dataset import mean_and_sd, split
 from p2pfl.errors import ConfigError, DataError
+from p2pfl.federation import datasets
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -69,11 +71,11 @@ def test_split_leaves_the_last_row_of_a_label_in_train() -> None:
     ("name", "size", "width", "classes"), [("digits", 1797, 64, 10), ("breast_cancer", 569, 30, 2)]
 )
 def test_builtin(name: str, size: int, width: int, classes: int) -> None:
-    found = data.SOURCES[name](test_fraction=0.25, seed=1)
+    found = data.BUILTIN[name](test_fraction=0.25, seed=1)
     assert found.train.x.shape[1] == width and len(found.train.y) + len(found.test.y) == size
     assert len(found.test.y) == round(0.25 * size) and len(found.classes) == classes
-    assert same(found, data.SOURCES[name](test_fraction=0.25, seed=1))
-    assert not same(found, data.SOURCES[name](test_fraction=0.25, seed=2))
+    assert same(found, data.BUILTIN[name](test_fraction=0.25, seed=1))
+    assert not same(found, data.BUILTIN[name](test_fraction=0.25, seed=2))
     shares = [np.bincount(part.y) / len(part.y) for part in (found.train, found.test)]
     assert np.abs(shares[0] - shares[1]).max() < 0.02
     if name == "digits":
@@ -83,7 +85,7 @@ def test_builtin(name: str, size: int, width: int, classes: int) -> None:
         np.testing.assert_allclose(found.train.x.std(0), 1, atol=1e-5)
         assert np.abs(found.test.x.mean(0)).max() > 1e-3, "the test part was used for standardising"
     with pytest.raises(ConfigError, match="test_fraction=1"):
-        data.SOURCES[name](test_fraction=1.0)
+        data.BUILTIN[name](test_fraction=1.0)
 
 
 def test_import_does_not_load_sklearn() -> None:
@@ -92,9 +94,9 @@ def test_import_does_not_load_sklearn() -> None:
 
 
 def test_sources_can_not_be_changed() -> None:
-    assert set(data.SOURCES) == {"digits", "breast_cancer", "npz", "csv", "medmnist", "folder"}
+    assert set(data.BUILTIN) == {"digits", "breast_cancer"}
     with pytest.raises(TypeError):
-        data.SOURCES["x"] = npz.load  # type: ignore[index]
+        data.BUILTIN["x"] = npz.load  # type: ignore[index]
 
 
 # ---------------------------------------------------------------------------------------------------------- validate
@@ -267,9 +269,9 @@ def test_npz_real_files() -> None:
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Name of an importable module of the user's own."""
     name = "p2pfl_test_user_data"
-    write(tmp_path, "import numpy as np\nfrom p2pfl.data import SOURCES\n"
+    write(tmp_path, "import numpy as np\nfrom p2pfl.data import BUILTIN\n"
         "def arrays(n=12): return np.zeros((n, 2), np.uint8), np.arange(n) % 2, np.ones((4, 2)), np.eye(4, 1) == 0\n"
-        "def dataset(): return SOURCES['digits']()\n"
+        "def dataset(): return BUILTIN['digits']()\n"
         "def nan(): return np.full((4, 2), np.nan), np.arange(4) % 2, np.ones((4, 2)), np.arange(4) % 2\n"
         "def three(): return 1, 2, 3\n"
         "def nothing(): pass\n"
@@ -283,12 +285,16 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         sys.modules.pop(imported, None)
 
 
+def python(spec: str, **arguments: object) -> Dataset:
+    return datasets.read(FunctionData(source=spec, arguments=arguments), 0)
+
+
 def test_python_arrays_and_dataset(module: str) -> None:
-    found = data.python(f"{module}:arrays", n=20)
+    found = python(f"{module}:arrays", n=20)
     assert (
         found.train.x.shape == (20, 2) and found.train.x.dtype == np.float32 and found.test.y.tolist() == [0, 1, 1, 1]
     )
-    assert same(data.python(f"{module}:dataset"), data.SOURCES["digits"]())
+    assert same(python(f"{module}:dataset"), data.BUILTIN["digits"]())
 
 
 @pytest.mark.parametrize(
@@ -299,29 +305,23 @@ def test_python_arrays_and_dataset(module: str) -> None:
         ("nothing", "returned a NoneType; a Dataset or"),
         ("fails", "failed with KeyError: 'hospital'"),
         ("absent", "has no function 'absent'"),
-        ("number", "'number' is a int, not a function"),
+        ("number", "has no function 'number'"),
     ],
 )
 def test_python_refuses(module: str, function: str, words: str) -> None:
-    with pytest.raises(DataError, match=f"'{module}:{function}'.*{words}"):
-        data.python(f"{module}:{function}")
+    with pytest.raises(ConfigError, match=f"'{module}:{function}'.*{words}"):
+        python(f"{module}:{function}")
 
 
 def test_python_import_faults(module: str) -> None:
-    with pytest.raises(DataError, match=r"'p2pfl_no_such:f'.*no module 'p2pfl_no_such'.*p2pfl_no_such\.py"):
-        data.python("p2pfl_no_such:f")
-    with pytest.raises(DataError, match=r"'p2pfl_test_user_import:f'.*No module named 'not_installed_anywhere'"):
-        data.python("p2pfl_test_user_import:f")
+    for spec, lacking in (("p2pfl_no_such:f", "p2pfl_no_such"), ("p2pfl_test_user_import:f", "not_installed_anywhere")):
+        with pytest.raises(ConfigError, match=f"data.source='{spec}': No module named '{lacking}'; its folder must be"):
+            python(spec)
     for spec in ("plain", "a:b:c", ":f", "m:", "../m:f", "m.py:f()"):
-        with pytest.raises(DataError, match='must be written "module:function"'):
-            data.python(spec)
+        with pytest.raises(ConfigError, match='must be written "module:function"'):
+            python(spec)
     with pytest.raises(DataError, match="failed with TypeError") as caught:
-        data.python(f"{module}:arrays", wrong=1)
+        python(f"{module}:arrays", wrong=1)
     assert isinstance(caught.value.__cause__, TypeError)
     with pytest.raises(StopIteration):
-        data.python(f"{module}:stops")
-
-
-def test_csv_is_reached_by_the_table(tmp_path: Path) -> None:
-    path = write(tmp_path, "age,out\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(30)), "t.csv")
-    assert same(data.SOURCES["csv"](path, label="out"), csv.load(path, label="out"))
+        python(f"{module}:stops")

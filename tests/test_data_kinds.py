@@ -123,6 +123,11 @@ def test_a_drawn_split_parts_no_group(seed: int) -> None:
 
 # --------------------------------------------------------------------------------------------------------------- tables
 
+
+def load(path: Path | str, **wanted: Any) -> Dataset:
+    return csv.load(path, csv.CsvTable(**wanted))
+
+
 HEAD = "age,hospital,flu,cold,days,died,patient"
 
 
@@ -138,7 +143,7 @@ def body(count: int = 40) -> list[list[object]]:
 
 def test_a_table_of_several_labels(tmp_path: Path) -> None:
     path = write(tmp_path, body())
-    found = csv.load(path, kind="labels", labels=["flu", "cold"], drop=["days", "died", "patient"], standardize="none")
+    found = load(path, kind="labels", labels=["flu", "cold"], drop=["days", "died", "patient"], standardize="none")
     assert (found.kind, found.classes) == ("labels", ("flu", "cold"))
     assert found.features == ("age", "hospital=a", "hospital=b") and found.train.y.dtype == np.int32
     for part in (found.train, found.test):
@@ -148,31 +153,31 @@ def test_a_table_of_several_labels(tmp_path: Path) -> None:
 
 def test_a_table_of_numbers_and_one_of_times(tmp_path: Path) -> None:
     path = write(tmp_path, body())
-    found = csv.load(path, kind="regression", targets=["days"], site="hospital", drop=["died", "patient"])
+    found = load(path, kind="regression", targets=["days"], site="hospital", drop=["died", "patient"])
     assert (found.kind, found.classes) == ("regression", ("days",)) and found.train.y.shape == (len(found.train.x), 1)
     assert sorted(np.concatenate([found.train.y, found.test.y])[:, 0].tolist()) == [1 + i / 2 for i in range(40)]
-    found = csv.load(path, kind="survival", time="days", event="died", drop=["patient"], standardize="none")
+    found = load(path, kind="survival", time="days", event="died", drop=["patient"], standardize="none")
     assert (found.kind, found.classes) == ("survival", ("risk",)) and "days" not in found.features
     for part in (found.train, found.test):
         i = part.x[:, 0] - 30
         assert part.y.tolist() == np.stack([1 + i / 2, i % 2], axis=1).tolist()
     rows = [[*row[:5], 0, row[6]] for row in body()]
-    said = csv.load(write(tmp_path, rows), kind="survival", time="days", event="died", drop=["patient"]).notes
+    said = load(write(tmp_path, rows), kind="survival", time="days", event="died", drop=["patient"]).notes
     assert said == ("no event: 'died' is 0 in all 40 rows",)
 
 
 def test_the_patients_of_a_table_stay_together(tmp_path: Path) -> None:
     path = write(tmp_path, body())
     arguments: dict[str, Any] = {"kind": "regression", "targets": ["days"], "group": "patient", "standardize": "none"}
-    found = csv.load(path, **arguments, test_fraction=0.3, seed=4)
+    found = load(path, **arguments, test_fraction=0.3, seed=4)
     assert "patient" not in found.features and len(found.test.y) == 12
     patients = [set(((part.x[:, 0] - 30) // 4).tolist()) for part in (found.train, found.test)]
     assert not patients[0] & patients[1]
     rows = body()
     rows[3][6] = ""
     with pytest.raises(DataError, match=r"missing cells in 'patient' \(1\)"):
-        csv.load(write(tmp_path, rows), **arguments)
-    assert csv.load(write(tmp_path, rows), **arguments, missing="mean").notes == (
+        load(write(tmp_path, rows), **arguments)
+    assert load(write(tmp_path, rows), **arguments, missing="mean").notes == (
         "left out 1 rows with missing cells in 'patient' (1) (a label or site is never filled)",
     )
 
@@ -215,7 +220,7 @@ def test_kinds_of_tables_that_are_refused(
     tmp_path: Path, arguments: dict[str, Any], kind: type[Exception], words: str
 ) -> None:
     with pytest.raises(kind, match=words):
-        csv.load(write(tmp_path, body()), **arguments)
+        load(write(tmp_path, body()), **arguments)
 
 
 # ----------------------------------------------------------------------------------------------------- npz and MedMNIST

@@ -7,7 +7,7 @@ import inspect
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import click
 import pytest
@@ -15,9 +15,9 @@ import pytest
 from p2pfl import churn
 from p2pfl.cli import main
 from p2pfl.config import experiment
-from p2pfl.config.churn import FIELDS
-from p2pfl.config.experiment import Experiment, NodeFile
-from p2pfl.data import SOURCES
+from p2pfl.config.experiment import TABLES, Experiment, NodeFile
+from p2pfl.config.unions import tagged, tags_of
+from p2pfl.data import BUILTIN, csv, folder, medmnist, npz
 from p2pfl.data.partition import PARTITIONS
 from p2pfl.learning import models, quadratic
 from p2pfl.methods import answers, compose, sharing, statistics
@@ -28,14 +28,28 @@ from p2pfl.topology import GRAPHS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "experiment.md").read_text("utf-8")
-HEADINGS = {
-    experiment.Experiment: "Top level", experiment.Data: "[data]", experiment.ModelTable: "[model]",
-    experiment.Training: "[training]", experiment.TopologyTable: "[topology]", experiment.AlgorithmTable: "[algorithm]",
-    experiment.ChurnEvent: "[[churn]]", experiment.NetworkTable: "[network]", experiment.Virtual: "[virtual]",
-    experiment.VirtualLink: "[[virtual.links]]", experiment.Evaluation: "[evaluation]",
-    experiment.Statistics: "[statistics]",
-    experiment.Driver: "[driver]", experiment.NodeFile: "NODE.toml",
-}  # fmt: skip
+
+
+def inlined(kind: type[Any], field: str) -> bool:
+    """Whether a field holds a table whose fields stand in the table around it."""
+    union = tagged(get_type_hints(kind, include_extras=True)[field])
+    return union is not None and union.inline
+
+
+def fields(heading: str) -> dict[str, list[dataclasses.Field[Any]]]:
+    """Of each field of a table, what it is in each kind that has it."""
+    found: dict[str, list[dataclasses.Field[Any]]] = {}
+    for kind in TABLES[heading]:
+        for field in dataclasses.fields(kind):
+            if not inlined(kind, field.name):
+                found.setdefault(field.name, []).append(field)
+    return found
+
+
+def everywhere(heading: str, name: str) -> bool:
+    """Whether all kinds have a field; of [data], all sources."""
+    known = [{field.name for field in dataclasses.fields(kind)} for kind in TABLES[heading]]
+    return all(name in names for names in known if heading != "[data]" or "source" in names)
 
 
 def section(heading: str) -> str:
@@ -59,36 +73,38 @@ def rows(text: str, first: str) -> dict[str, list[str]]:
     return found
 
 
-def of_the_source(kind: type[Any], name: str) -> Any:
+def of_the_source(heading: str, name: str) -> Any:
     """The default of a field that is None in the dataclass because the source or the model has its own."""
-    sources = {**SOURCES, "quadratic": quadratic.quadratic}
-    makers = {experiment.Data: sources, experiment.ModelTable: models.MODELS}.get(kind, {})
-    parameters = [inspect.signature(maker).parameters.get(name) for maker in makers.values()]
+    sources = (*BUILTIN.values(), npz.load, csv.CsvTable, medmnist.load, folder.load, quadratic.quadratic)
+    makers = {"[data]": sources, "[model]": tuple(models.MODELS.values())}.get(heading, ())
+    parameters = [inspect.signature(maker).parameters.get(name) for maker in makers]
     given = {p.default for p in parameters if p is not None and p.default is not p.empty}
     assert len(given) <= 1, f"{name} has several defaults: {given}"
     return given.pop() if given else None
 
 
-@pytest.mark.parametrize("kind", experiment.TABLES)
-def test_every_field_and_its_default_are_documented(kind: type[Any]) -> None:
-    documented = rows(section(HEADINGS[kind]), "Field")
-    assert list(documented) and set(documented) == {field.name for field in dataclasses.fields(kind)}
-    for field in dataclasses.fields(kind):
-        type_, default, meaning = documented[field.name]
+@pytest.mark.parametrize("heading", TABLES)
+def test_every_field_and_its_default_are_documented(heading: str) -> None:
+    documented, known = rows(section(heading), "Field"), fields(heading)
+    assert list(documented) and set(documented) == set(known)
+    for name, kinds in known.items():
+        type_, default, meaning = documented[name]
         assert type_ and meaning
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            assert default == "required", field.name
+        factories = [field.default_factory for field in kinds if field.default_factory is not dataclasses.MISSING]
+        defaults = {field.default for field in kinds if field.default is not dataclasses.MISSING}
+        if not defaults and not factories and everywhere(heading, name):
+            assert default == "required", name
             continue
-        value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        value = of_the_source(kind, field.name) if value is None else value
+        value = factories[0]() if factories else max(defaults, key=lambda each: each is not None, default=None)
+        value = of_the_source(heading, name) if value is None else value
         if value is None:
-            assert default == DASH, field.name
+            assert default == DASH, name
             continue
         if dataclasses.is_dataclass(value):  # a table whose fields have defaults of their own
             value = {} if value == type(value)() else value  # type: ignore[misc]
         said = tomllib.loads(f"value = {default.strip('`')}")["value"]
-        assert said == (list(value) if isinstance(value, tuple) else value), field.name
-        assert type(said) is (list if isinstance(value, tuple) else type(value)), field.name
+        assert said == (list(value) if isinstance(value, tuple) else value), name
+        assert type(said) is (list if isinstance(value, tuple) else type(value)), name
 
 
 @pytest.mark.parametrize("field", Timing._fields)
@@ -100,10 +116,15 @@ def test_every_preset_is_documented(field: str) -> None:
     assert [float(value) for value in values] == [getattr(preset, field) for preset in PRESETS.values()]
 
 
+def tags(heading: str, field: str) -> list[str]:
+    """The names of the kinds of a table."""
+    return [name for kind in TABLES[heading] for tag in tags_of(kind, (field,)).values() for name in tag.names]
+
+
 def test_every_name_that_a_field_can_hold_is_documented() -> None:
     for heading, names in (
-        ("[data]", [*SOURCES, *PARTITIONS]),
-        ("[model]", list(models.MODELS)),
+        ("[data]", [*tags("[data]", "source"), *PARTITIONS, *tags("[data]", "partition")]),
+        ("[model]", [*models.MODELS, *tags("[model]", "name")]),
         ("[topology]", list(GRAPHS)),
     ):
         for name in names:
@@ -114,9 +135,13 @@ def test_every_name_that_a_field_can_hold_is_documented() -> None:
     assert set(rows(section("[data]"), "Partition")) == set(PARTITIONS)
     assert set(rows(section("[[churn]]"), "Event")) == set(churn.EVENTS)
     assert set(rows(section("[[churn]]"), "Model")) == set(churn.MODELS)
-    for name, (fields, _) in {**rows(section("[[churn]]"), "Event"), **rows(section("[[churn]]"), "Model")}.items():
-        known, said = FIELDS[name], set(re.findall(r"\w+", fields)) - {"or"}
-        assert {*known.must, *known.one} <= said <= {*known.must, *known.one, *known.may}, name
+    for kind in TABLES["[[churn]]"]:
+        known = {field.name: field for field in dataclasses.fields(kind)}
+        tag = "event" if "event" in known else "model"
+        must = {name for name, field in known.items() if field.default is dataclasses.MISSING} - {tag}
+        for name in tags_of(kind, (tag,))[tag].names:
+            said = set(re.findall(r"\w+", rows(section("[[churn]]"), tag.capitalize())[name][0])) - {"or"}
+            assert must <= said <= set(known) - {tag}, name
 
 
 def test_the_examples_load(tmp_path: Path) -> None:

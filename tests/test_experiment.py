@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from p2pfl.config import experiment
-from p2pfl.config.experiment import ChurnEvent, Experiment, NodeFile
+from p2pfl.config.churn import NodeEvent, RejoinEvent
+from p2pfl.config.data import CsvData, DirichletPartition, given
+from p2pfl.config.experiment import TABLES, Experiment, NodeFile
 from p2pfl.errors import ConfigError
 
 LEAST = """
@@ -27,6 +30,10 @@ nodes = 3
 [algorithm]
 name = "dsgd"
 """
+# a source, a partition and a model with fields of their own
+WIDE = LEAST.replace('"digits"', '"csv"\npath = "/x.csv"\npartition = "dirichlet"\nalpha = 2.0').replace(
+    "logistic", "mlp"
+)
 FULL = """
 name = "all-of.it_1"
 seed = 7
@@ -34,7 +41,8 @@ rounds = 9
 baselines = false
 [data]
 source = "csv"
-partition = "by_site"
+partition = "dirichlet"
+alpha = 0.5
 path = "/data/patients.csv"
 label = "num"
 label_above = 0
@@ -110,16 +118,16 @@ def refused(path: Path, *overrides: str, **options: Any) -> str:
 def test_defaults(file: Path) -> None:
     found = experiment.load(file)
     assert (found.seed, found.churn, found.baselines) == (0, (), True)
-    assert (found.data.partition, found.training.batch_size, found.training.local_steps) == ("iid", 16, 10)
+    assert (found.data.partition.partition, found.training.batch_size, found.training.local_steps) == ("iid", 16, 10)
     assert (found.network.preset, found.network.timing, found.evaluation.every) == ("local", {}, 1)
     assert found.driver.kind == "live"
-    unset = {name: value for name, value in dataclasses.asdict(found.data).items() if value is None}
-    assert set(unset) == {field.name for field in dataclasses.fields(found.data)} - {"source", "partition"}
+    assert given(found.data) == {}
 
 
 def test_everything_is_read(file: Path) -> None:
     found = load(file, FULL)
-    assert found.churn == (ChurnEvent("crash", 1, 2), ChurnEvent("rejoin", 1, 4))
+    assert found.churn == (NodeEvent("crash", 1, 2), RejoinEvent("rejoin", 1, 4))
+    assert isinstance(found.data, CsvData) and found.data.partition == DirichletPartition("dirichlet", 0.5)
     assert found.data.categories == {"chest pain": ("none", "typical"), "sex": ("0", "1")}
     assert found.data.label_above == 0.0 and isinstance(found.data.label_above, float)
     assert found.model.hidden == (32, 16) and found.data.drop == ("id", "")
@@ -131,6 +139,32 @@ def test_everything_is_read(file: Path) -> None:
 def test_dump_and_load_are_inverse(file: Path, text: str) -> None:
     found = load(file, text)
     assert load(file, experiment.dump(found)) == found
+
+
+EXPERIMENTS = [
+    path
+    for folder in ("experiments", "topologies")
+    for path in sorted((Path(__file__).parents[1] / folder).glob("**/*.toml"))
+    if {"rounds", "algorithm"} <= set(tomllib.loads(path.read_text("utf-8")))
+]
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_what_is_dumped_says_what_the_file_says(path: Path, tmp_path: Path) -> None:
+    """Every experiment of the repository: nothing is lost, nothing but defaults is added, tables stay flat."""
+    found, table = experiment.load(path), tomllib.loads(path.read_text("utf-8"))
+    dumped = tomllib.loads(experiment.dump(found))
+    assert load(tmp_path / "again.toml", experiment.dump(found)) == found
+    for name, value in table.items():
+        if isinstance(value, dict):
+            paths = {"path", "file", "layout"}  # they become absolute
+            assert {key: dumped[name][key] for key in value if key not in paths} == {
+                key: each for key, each in value.items() if key not in paths
+            }
+        elif name != "churn":
+            assert dumped[name] == value
+    assert set(dumped["data"]) == set(table["data"]) | {"partition"}
+    assert [set(each) for each in dumped["churn"]] == [set(each) for each in table.get("churn", [])]
 
 
 def test_node_file_dump_and_load(file: Path) -> None:
@@ -159,7 +193,7 @@ def test_nothing_can_be_changed_through_a_list(file: Path) -> None:
     for value in (found.churn, found.model.hidden, found.data.drop, *found.data.categories.values()):  # type: ignore[union-attr]
         assert isinstance(value, tuple)
     # from Python a list may be given, though a type checker would rather not
-    events: Any = [ChurnEvent("leave", 1, 2)]
+    events: Any = [NodeEvent("leave", 1, 2)]
     assert dataclasses.replace(found, churn=events).churn == tuple(events)
 
 
@@ -176,13 +210,13 @@ def test_nothing_can_be_changed_through_a_list(file: Path) -> None:
         ("name='quoted'", "name", "quoted"),
         ('name="true"', "name", "true"),
         ("baselines=false", "baselines", False),
-        ("data.alpha=1", "data.alpha", 1.0),
+        ("data.alpha=1", "data.partition.alpha", 1.0),
         ("data.label=chest pain", "data.label", "chest pain"),
         ("data.label=a.b", "data.label", "a.b"),
         ("model.hidden=[]", "model.hidden", ()),
         ("model.hidden=[4, 2]", "model.hidden", (4, 2)),
         ("churn=[]", "churn", ()),
-        ('churn=[{event="leave", node=0, round=2}]', "churn", (ChurnEvent("leave", 0, 2),)),
+        ('churn=[{event="leave", node=0, round=2}]', "churn", (NodeEvent("leave", 0, 2),)),
         ('driver={kind="simulate"}', "driver.kind", "simulate"),
         ("driver.kind=simulate", "driver.kind", "simulate"),
         ("training.optimizer.learning_rate=0.5", "training.optimizer", {"name": "sgd", "learning_rate": 0.5}),
@@ -192,7 +226,7 @@ def test_nothing_can_be_changed_through_a_list(file: Path) -> None:
     ],
 )
 def test_set(file: Path, override: str, field: str, value: Any) -> None:
-    found: Any = experiment.load(file, [override])
+    found: Any = load(file, WIDE, override)
     for name in field.split("."):
         found = getattr(found, name)
     assert found == value and type(found) is type(value)
@@ -234,7 +268,9 @@ def test_a_fault_says_whether_it_stands_in_the_file_or_in_a_set(file: Path) -> N
         f"{file} with --set: seed=-1: must be >= 0",
     ]
     assert f"{file} with --set: modle=" in refused(file, "modle.name=mlp")
-    assert f"{file} with --set: model.hidden[1]='a'" in refused(file, 'model.hidden=[1, "a"]')
+    assert f"{file} with --set: model.hidden[1]='a'" in refused(file, "model.name=mlp", 'model.hidden=[1, "a"]')
+    said = "with --set: data.alpha=1: partition='iid' does not use it; leave it out"
+    assert said in refused(file, "data.alpha=1") and "data.alpha" not in refused(file)
 
 
 # --- paths
@@ -250,8 +286,9 @@ def test_paths_beside_the_file_come_first_then_the_current_directory(
     text = file.read_text().replace('"digits"', '"npz"\npath = "sub/d.npz"')
     beside, inside = file.parent / "sub" / "d.npz", here / "sub" / "d.npz"
 
-    def path() -> str | None:
-        return load(file, text).data.path
+    def path() -> str:
+        data: Any = load(file, text).data
+        return str(data.path)
 
     assert path() == str(beside)  # neither is there
     inside.parent.mkdir()
@@ -271,18 +308,20 @@ def test_a_path_of_set_is_taken_from_the_current_directory(
 ) -> None:
     (file.parent / "d.npz").touch()
     monkeypatch.chdir(tmp_path)
-    assert experiment.load(file, [override]).data.path == str(tmp_path / "d.npz")
+    data: Any = experiment.load(file, ["data.source=npz", override]).data
+    assert data.path == str(tmp_path / "d.npz")
     assert experiment.load(file, ["topology.file=g.toml"]).topology.file == str(tmp_path / "g.toml")
 
 
 def test_an_absolute_path_stays(file: Path) -> None:
-    assert load(file, FULL).data.path == "/data/patients.csv"
+    data: Any = load(file, FULL).data
+    assert data.path == "/data/patients.csv"
 
 
 def test_a_missing_file_is_told_with_both_places(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     file.write_text(LEAST.replace('"digits"', '"npz"\npath = "sub/d.npz"'))
-    assert experiment.load(file).data.path  # a node with its own rows has no need of it
+    assert experiment.load(file)  # a node with its own rows has no need of it
     text = refused(file, find=True)
     assert text.startswith(f"{file}: data.path='sub/d.npz': no such file")
     assert str(file.parent / "sub/d.npz") in text and str(tmp_path / "sub/d.npz") in text
@@ -302,7 +341,7 @@ def test_node_file_paths(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         experiment.load_node(path)
     (tmp_path / "own.csv").touch()
     found = experiment.load_node(path)
-    assert found.data is not None and found.data.path == str(tmp_path / "own.csv")
+    assert isinstance(found.data, CsvData) and found.data.path == str(tmp_path / "own.csv")
     file.unlink()
     with pytest.raises(ConfigError, match=r"experiment='experiment\.toml': no such file; looked for it beside"):
         experiment.load_node(path)
@@ -368,7 +407,7 @@ def edited(field: str, toml: str) -> str:
         ("data.categories", "{a = [1]}", "data.categories.a[0]=1: must be text, in quotes"),
         ("model.hidden", "64", "model.hidden=64: must be a list, in square brackets"),
         ("model.hidden", "[64, 0]", "model.hidden[1]=0: must be >= 1"),
-        ("model.arguments", "{x = [1, nan]}", "model.arguments.x[1]=nan: must be a finite number"),
+        ("algorithm.arguments", "{x = [1, nan]}", "algorithm.arguments.x[1]=nan: must be a finite number"),
         ("training.optimizer", '"sgd"', "training.optimizer='sgd': must be a table, as in { name = VALUE }"),
         ("training.optimizer", "{name = 'sgd', learning_rate = nan}", "learning_rate=nan: must be a finite number"),
         ("training.batch_size", "8.0", "training.batch_size=8.0: must be a whole number"),
@@ -384,12 +423,12 @@ def edited(field: str, toml: str) -> str:
         ("churn.round", "0", "churn[0].round=0: must be >= 1"),
         # unknown fields: the nearest name, and the list of that very table
         ("rouns", "3", "rouns=3: no such field; did you mean 'rounds'? Valid: algorithm, baselines, churn, data, "),
-        ("data.alpa", "3", "data.alpa=3: no such field; did you mean 'alpha'? Valid: alpha, arguments, categories, "),
-        ("model.hiden", "[3]", "model.hiden=[3]: no such field; did you mean 'hidden'? Valid: arguments, channels, "),
+        ("data.alpa", "3", "data.alpa=3: no such field; did you mean 'alpha'? Valid: alpha, categories, classes, "),
+        ("model.hiden", "[3]", "model.hiden=[3]: no such field; did you mean 'hidden'? Valid: hidden, name, norm"),
         ("training.batch", "3", "training.batch=3: no such field; did you mean 'batch_size'? Valid: batch_size, "),
         ("topology.node", "3", "topology.node=3: no such field; did you mean 'nodes'? Valid: arguments, file, "),
         ("algorithm.nam", "3", "algorithm.nam=3: no such field; did you mean 'name'? Valid: arguments, name, sh"),
-        ("churn.nod", "3", "churn[0].nod=3: no such field; did you mean 'node'? Valid: class_label, down, end, "),
+        ("churn.nod", "3", "churn[0].nod=3: no such field; did you mean 'node'? Valid: event, node, round"),
         ("network.timings", "{}", "network.timings={}: no such field; did you mean 'timing'? Valid: detection, late, "),
         ("evaluation.zzz", "3", "evaluation.zzz=3: no such field; Valid: answers, every, metrics, rows"),
         ("driver.kin", "3", "driver.kin=3: no such field; did you mean 'kind'? Valid: checkpoint, "),
@@ -402,6 +441,10 @@ def test_a_mistake_names_file_field_value_and_rule(file: Path, field: str, toml:
     assert len(text.splitlines()) == 1
 
 
+PARTED = "[[churn]]\nevent = 'partition'\nround = 2\n"
+LOST = "[[churn]]\nevent = 'link_loss'\nround = 2\nrounds = 1\nloss = 0.5\n"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -409,14 +452,19 @@ def test_a_mistake_names_file_field_value_and_rule(file: Path, field: str, toml:
         (LEAST.replace('[algorithm]\nname = "dsgd"\n', ""), "algorithm: missing; a table [algorithm] must be given"),
         (LEAST.replace('source = "digits"', ""), "data.source: missing; it must be given"),
         (LEAST + '[[churn]]\nevent = "crash"\nnode = true\n', "churn[0].node=true: must be a whole number"),
-        (LEAST + "[[churn]]\ngroups = [[0, -1]]\n", "churn[0].groups[0][1]=-1: must be >= 0"),
-        (LEAST + "[[churn]]\nlinks = [[0]]\n", "churn[0].links[0][1]: missing; it must be given"),
-        (LEAST + "[[churn]]\nlinks = [[0, 1, 2]]\n", "churn[0].links[0]=[0, 1, 2]: must hold at most 2"),
-        (LEAST + "[[churn]]\nloss = 1.5\n", "churn[0].loss=1.5: must be less than or equal to 1"),
-        ("churn = [3]\n" + LEAST, "churn[0]=3: must be a table with the fields event, node, round"),
+        (
+            LEAST + "[[churn]]\nevent = 'partition'\nround = 2\ngroups = [[0, -1]]\n",
+            "churn[0].groups[0][1]=-1: must be >= 0",
+        ),
+        (LEAST + LOST + "links = [[0]]\n", "churn[0].links[0][1]: missing; it must be given"),
+        (LEAST + LOST + "links = [[0, 1, 2]]\n", "churn[0].links[0]=[0, 1, 2]: must hold at most 2"),
+        (LEAST + LOST.replace("0.5", "1.5") + "nodes = [0]\n", "churn[0].loss=1.5: must be less than or equal to 1"),
+        ("churn = [3]\n" + LEAST, "churn[0]=3: must be a table with event or model"),
         ("churn = 3\n" + LEAST, "churn=3: must be a list, in square brackets"),
         ("driver = 3\n" + LEAST, "driver=3: must be a table with the fields kind"),
         ("[churn]\nevent = 'crash'\n" + LEAST.replace("\nname", "\n[x]\nname", 1), "churn={'event': 'crash'}: must be"),
+        ("data = 3\n" + LEAST.replace('[data]\nsource = "digits"\n', ""), "data=3: must be a table with source"),
+        (LEAST.replace('"digits"', '"npz"'), "data.path: missing; source='npz' needs it"),
         (LEAST + "[modle]\n", "modle={}: no such field; did you mean 'model'?"),
     ],
 )
@@ -504,5 +552,6 @@ def test_mistakes_in_a_node_file(file: Path, old: str, new: str, said: str) -> N
 
 
 def test_tables_names_every_dataclass_of_the_module() -> None:
+    known = {kind for kinds in TABLES.values() for kind in kinds}
     found = {each for each in vars(experiment).values() if dataclasses.is_dataclass(each)}
-    assert set(experiment.TABLES) == found and NodeFile in found
+    assert found <= known and NodeFile in found and {CsvData, DirichletPartition, NodeEvent} <= known

@@ -213,7 +213,7 @@ def test_a_circle_is_seen() -> None:
         ("drivers.simulate.loop", "from p2pfl.drivers.live import clock"),
         ("drivers.live.node", "import p2pfl.runs.run"),
         ("learning.models", "from p2pfl import ALGORITHMS"),  # the public face stands above all
-        ("churn.models", "from p2pfl.config.churn import ChurnEvent"),  # no siblings
+        ("churn.models", "from p2pfl.config.churn import expand"),  # no siblings
         ("reporting.page", "from p2pfl.config import experiment"),
         ("runs.run", "from p2pfl.sweeps import plan"),
         ("protocol.peer", "from p2pfl.types import NodeId"),

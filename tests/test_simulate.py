@@ -206,7 +206,7 @@ def test_hundreds_of_nodes_with_an_own_algorithm() -> None:
         inner = build.ALGORITHMS["dsgd"](learner, p2pfl.optimizer("sgd", learning_rate=0.1))
         return inner._replace(name="lazy", mix=lambda state, inbox, around: state)
 
-    mine = made._replace(make=lazy)
+    mine = made.with_algorithm(lazy)
     alone = federation(topology={"graph": "random_regular", "nodes": 300}, rounds=3, algorithm={"name": "local"})
     np.testing.assert_allclose(at_once(mine), at_once(alone), rtol=1e-13)
     assert not np.allclose(at_once(mine), at_once(made))

@@ -167,7 +167,7 @@ LOSE = ["crash", "leave", "lost", "partition"]  # where a part of the sum is gon
 def test_without_the_restart_they_do_not(algorithm: str, fate: str) -> None:
     events, sides = FATES[fate]
     made = federation(algorithm, events, "ring", 8, 600, **STEP)
-    assert off(made._replace(make=lambda learner: made.make(learner)._replace(restart=None)), sides) > 1e-3
+    assert off(made.with_algorithm(lambda learner: made.make(learner)._replace(restart=None)), sides) > 1e-3
 
 
 APART_STARS = [{"event": "partition", "round": 4, "groups": [[4]]}, {"event": "leave", "node": 1, "round": 6}]

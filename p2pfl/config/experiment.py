@@ -7,95 +7,41 @@ Lists of the file become tuples, so that an experiment can't be changed through 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from p2pfl.config import toml
-from p2pfl.config.churn import ChurnEvent
+from p2pfl.check import LIST, STRICT, Count, Texts
+from p2pfl.config import churn, data, model, toml
+from p2pfl.config.churn import ChurnTable
+from p2pfl.config.data import DataTable
+from p2pfl.config.model import ModelTable
 from p2pfl.config.virtual import Virtual, VirtualLink
 from p2pfl.data import layout
 from p2pfl.errors import ConfigError
 
-_STRICT = ConfigDict(extra="forbid", strict=True)
-_LIST = Field(strict=False)  # a list of Python is as good as a tuple; what is in it stays strict
-Count = Annotated[int, Field(ge=1, lt=2**31)]
-Texts = Annotated[tuple[str, ...], _LIST]
-Counts = Annotated[tuple[Count, ...], _LIST]
 Address = Annotated[str, Field(pattern=toml.ADDRESS)]
-Open = Annotated[float, Field(gt=0, lt=1)]
 
 
-@dataclass(frozen=True, config=_STRICT)
-class Data:
-    """[data]: what is learned from, and how it is spread over the nodes."""
-
-    source: str  # digits | breast_cancer | npz | csv | medmnist | folder | quadratic | "module:function"
-    partition: Literal["iid", "dirichlet", "shards", "by_site"] = "iid"
-    alpha: Annotated[float, Field(gt=0)] | None = None  # dirichlet: the smaller, the less alike the nodes' classes
-    per_node: Count | None = None  # shards: shards a node gets
-    test_fraction: Open | None = None  # rows kept for the test where the data has no split of its own; 0.2
-    path: str | None = None  # npz, csv, folder: looked for beside the experiment file, then in the current directory
-    kind: Literal["classes", "labels", "regression", "survival"] | None = None  # csv: what is predicted; classes
-    label: str | None = None  # csv: the column to predict
-    labels: Texts | None = None  # csv, labels: columns of 0 and 1
-    targets: Texts | None = None  # csv, regression: columns of numbers
-    time: str | None = None  # csv, survival: the column of the time to the event, or to the last visit
-    event: str | None = None  # csv, survival: the column that says whether the event was seen, 0 or 1
-    label_above: float | None = None  # csv: predict whether the label is greater than this
-    site: str | None = None  # csv: the column that names the site
-    split: str | None = None  # csv: the column that says train or test
-    group: str | None = None  # csv: the column, such as the patient, whose rows no drawn split parts
-    drop: Texts | None = None  # csv: columns to leave out
-    missing: Literal["error", "drop_row", "mean"] | None = None  # csv: missing values; folder: missing files; error
-    min_rows: Count | None = None  # csv: rows a site must have; 10
-    small_sites: Literal["error", "drop"] | None = None  # csv: what to do about smaller ones; error
-    classes: Texts | None = None  # csv: the labels, where a single file may not hold them all
-    categories: dict[str, Texts] | None = None  # csv: the values of text columns, likewise
-    standardize: Literal["node", "pooled", "none"] | None = None  # csv: mean 0, sd 1 by each site's training rows; node
-    subset: str | None = None  # medmnist: its name, such as pneumoniamnist
-    size: Count | None = None  # medmnist: pixels of a side; 28
-    root: str | None = None  # medmnist: where its files lie; ~/.medmnist
-    layout: str | None = None  # folder: a name of experiments/data, or the path of a .toml
-    side: Count | None = None  # folder: pixels of a side, instead of the layout's size
-    limit: Count | None = None  # folder: rows at most, for a try
-    dim: Count | None = None  # quadratic: parameters; 10
-    spread: Annotated[float, Field(ge=0)] | None = None  # quadratic: how far apart the nodes' minima lie; 1
-    conditioning: Annotated[float, Field(ge=1)] | None = None  # quadratic: largest over smallest curvature; 1
-    arguments: dict[str, Any] | None = None  # module:function: its arguments
-
-
-@dataclass(frozen=True, config=_STRICT)
-class ModelTable:
-    """[model]: what is trained."""
-
-    name: str  # logistic | mlp | cnn | unet | "module:function"
-    hidden: Counts | None = None  # mlp: layer widths; [64]
-    channels: Counts | None = None  # cnn: channels of each block; unet: of each size of the image; [16, 32]
-    norm: Literal["batch", "group"] | None = None  # mlp, cnn, unet: normalisation before each ReLU
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # cnn: share of the last layer's inputs left out; 0
-    residual: bool | None = None  # cnn: a residual block after each convolution; false
-    arguments: dict[str, Any] | None = None  # module:function: its arguments
-
-
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Training:
     """[training]: the local steps of a round."""
 
     optimizer: dict[str, Any]  # name of an optax optimizer and its arguments
     batch_size: Count = 16
     local_steps: Count = 10
-    node_steps: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], _LIST] | None = None
+    node_steps: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], LIST] | None = None
     # local steps of each node, where they differ; then local_steps is not used
     dtype: Literal["float32", "float64"] = "float32"  # of the model and the data
-    objective: Annotated[tuple[dict[str, Any], ...], _LIST] = ()  # what is done to the local loss, in order
+    objective: Annotated[tuple[dict[str, Any], ...], LIST] = ()  # what is done to the local loss, in order
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class TopologyTable:
     """[topology]: the graph along which models travel."""
 
@@ -107,17 +53,17 @@ class TopologyTable:
     weights: str | None = None  # metropolis | max_degree | best_constant | uniform_out | file
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class AlgorithmTable:
     """[algorithm]: how nodes learn together."""
 
     name: str  # a name of p2pfl.ALGORITHMS, or "module:function"
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the algorithm, such as beta of dmsgd
     share: str | Texts | None = None  # leaves that travel: patterns, a preset, or "module:function"
-    wrap: Annotated[tuple[dict[str, Any], ...], _LIST] = ()  # combinators around it, the first innermost
+    wrap: Annotated[tuple[dict[str, Any], ...], LIST] = ()  # combinators around it, the first innermost
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Statistics:
     """[statistics]: what the nodes find out about all data together, by gossip, before or while they train."""
 
@@ -128,7 +74,7 @@ class Statistics:
     noise: Annotated[float, Field(ge=0)] = 0.0  # standard deviation added to each sum, in units of one row's part
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class NetworkTable:
     """[network]: what is lost and how late it is, and how patient a live node is."""
 
@@ -141,7 +87,7 @@ class NetworkTable:
     detection: Annotated[int, Field(ge=0, lt=1000)] = 1  # simulate: rounds until a crash or a partition is known
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Evaluation:
     """[evaluation]: how often the nodes' models are tested."""
 
@@ -151,7 +97,7 @@ class Evaluation:
     answers: Texts = ()  # names of p2pfl.methods.answers.ANSWERS: models tested at the end beside the node's own
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Driver:
     """[driver]: speed only; changing it never changes the meaning."""
 
@@ -162,12 +108,12 @@ class Driver:
     checkpoint: Annotated[int, Field(ge=0, lt=2**31)] = 10  # live: rounds from one checkpoint to the next; 0: none
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Experiment:
     """A whole experiment file."""
 
     name: Annotated[str, Field(pattern=toml.NAME)]
-    data: Data
+    data: DataTable
     training: Training
     topology: TopologyTable
     algorithm: AlgorithmTable
@@ -175,7 +121,7 @@ class Experiment:
     statistics: Statistics = dataclasses.field(default_factory=Statistics)
     model: ModelTable | None = None  # must be given, but for the source quadratic
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    churn: Annotated[tuple[ChurnEvent, ...], _LIST] = ()
+    churn: Annotated[tuple[ChurnTable, ...], LIST] = ()
     network: NetworkTable = dataclasses.field(default_factory=NetworkTable)
     virtual: Virtual = dataclasses.field(default_factory=Virtual)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
@@ -183,17 +129,17 @@ class Experiment:
     baselines: bool = True  # also train every node alone, and on all data pooled
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class NodeFile:
     """NODE.toml: one node of a federation."""
 
     experiment: str  # the experiment file, the same on every machine
     node: Annotated[int, Field(ge=0)]
     listen: Address  # tcp://ADDRESS:PORT; the membership listens on the port after it
-    peers: Annotated[tuple[Address, ...], _LIST] = ()  # other nodes; one that is there is enough to find all
+    peers: Annotated[tuple[Address, ...], LIST] = ()  # other nodes; one that is there is enough to find all
     address: Address | None = None  # how the others reach this node; as `listen`
     out: str | None = None  # directory of its records, beside this file; ./p2pfl-node-ID
-    data: Data | None = None  # this machine's own rows, instead of its part of the experiment's data
+    data: DataTable | None = None  # this machine's own rows, instead of its part of the experiment's data
 
 
 def load(path: Path, overrides: Sequence[str] = (), find: bool = False) -> Experiment:
@@ -239,36 +185,45 @@ def load_node(path: Path) -> NodeFile:
     """Read a node file; the paths in it become absolute. Raises ConfigError, also when a file it names is missing."""
     table = toml.read(path)
     _layouts(table.get("data"), path)
-    found: NodeFile = parse(table, str(path), NodeFile)
-    data, experiment = found.data, toml.located(found.experiment, path.parent)
-    if not experiment.is_file():
-        raise ConfigError(toml.not_found(path, "experiment", found.experiment, str(experiment)))
-    if data is not None and data.path is not None:
-        rows = toml.located(data.path, path.parent)
-        if not rows.exists():
-            raise ConfigError(toml.not_found(path, "data.path", data.path, str(rows)))
-        data = dataclasses.replace(data, path=str(rows))
-    return dataclasses.replace(found, experiment=str(experiment), data=data)
+    rows, name = table.get("data"), None
+    if isinstance(rows, dict) and isinstance(rows.get("path"), str):
+        name = rows["path"]
+        rows["path"] = str(toml.located(name, path.parent))
+    node: NodeFile = parse(table, str(path), NodeFile)
+    file = toml.located(node.experiment, path.parent)
+    if not file.is_file():
+        raise ConfigError(toml.not_found(path, "experiment", node.experiment, str(file)))
+    if name is not None and not Path(table["data"]["path"]).exists():
+        raise ConfigError(toml.not_found(path, "data.path", name, table["data"]["path"]))
+    return dataclasses.replace(node, experiment=str(file))
 
 
-TABLES: tuple[type[Any], ...] = (
-    Data, ModelTable, Training, TopologyTable, AlgorithmTable, Statistics, ChurnEvent, NetworkTable, Virtual,
-    VirtualLink, Evaluation, Driver, Experiment, NodeFile,
-)  # fmt: skip
-"""Every table of a file: each field of each is documented in docs/experiment.md."""
+TABLES: Mapping[str, tuple[type[Any], ...]] = MappingProxyType(
+    {
+        "Top level": (Experiment,),
+        "[data]": data.KINDS,
+        "[model]": model.KINDS,
+        "[training]": (Training,),
+        "[topology]": (TopologyTable,),
+        "[algorithm]": (AlgorithmTable,),
+        "[statistics]": (Statistics,),
+        "[[churn]]": churn.KINDS,
+        "[network]": (NetworkTable,),
+        "[virtual]": (Virtual,),
+        "[[virtual.links]]": (VirtualLink,),
+        "[evaluation]": (Evaluation,),
+        "[driver]": (Driver,),
+        "NODE.toml": (NodeFile,),
+    }
+)
+"""Every table of a file, with its dataclasses: each field of each is documented under this heading."""
 
 
 def parse(table: dict[str, Any], where: str, kind: type[Any], overridden: Sequence[tuple[str, ...]] = ()) -> Any:
-    """The dataclass `kind`, one of TABLES, from a table. Raises ConfigError with a line for every fault."""
-    return toml.parse(table, where, kind, TABLES, overridden)
+    """The dataclass `kind` from a table. Raises ConfigError with a line for every fault."""
+    return toml.parse(table, where, kind, overridden)
 
 
 def dump(value: Experiment | NodeFile) -> str:
     """The TOML text of an experiment or node file; fields that are not set are left out."""
-    return tomli_w.dumps(_plain(dataclasses.asdict(value)))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if item is not None}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return tomli_w.dumps(toml.plain(value))

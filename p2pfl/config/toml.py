@@ -10,15 +10,16 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from p2pfl.config.unions import NONE, RULE, fields_of, members, tagged
 from p2pfl.errors import ConfigError, nearest
 
 NAME, ADDRESS = r"^[\w.-]+$", r"^tcp://[^/\s]+:\d{1,5}$"
-Tables = Sequence[type[Any]]
-"""The dataclasses that may stand for tables of a file."""
+GIVEN = "it must be given"
+Place = tuple[str | int, ...]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -89,9 +90,7 @@ def overridden_by(table: dict[str, Any], override: str) -> tuple[str, ...]:
     return names
 
 
-def parse(
-    table: dict[str, Any], where: str, kind: type[Any], tables: Tables, overridden: Sequence[tuple[str, ...]] = ()
-) -> Any:
+def parse(table: dict[str, Any], where: str, kind: type[Any], overridden: Sequence[tuple[str, ...]] = ()) -> Any:
     """The dataclass `kind` from a table. Raises ConfigError with a line for every fault.
 
     `overridden`: the fields that don't stand in the file but come from --set; an error says so.
@@ -103,7 +102,8 @@ def parse(
         found = TypeAdapter(kind).validate_json(json.dumps(table, default=str))
     except ValidationError as error:
         for fault in error.errors(include_url=False):
-            faults.setdefault(fault["loc"], _fault(fault, kind, tables))
+            place, text = _fault(fault, kind, table)
+            faults.setdefault(place, text)
     if not faults:
         return found
     lines = []
@@ -113,7 +113,21 @@ def parse(
     raise ConfigError("\n".join(lines))
 
 
-def _unfit(value: Any, place: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any, str]]:
+def plain(value: Any) -> Any:
+    """The table that a dataclass comes from, of dicts and lists; fields that are not set are left out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = get_type_hints(type(value), include_extras=True)
+        table: dict[str, Any] = {}
+        for field in dataclasses.fields(value):
+            own, union = plain(getattr(value, field.name)), tagged(hints[field.name])
+            table.update(own if union and union.inline else {} if own is None else {field.name: own})
+        return table
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items() if item is not None}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _unfit(value: Any, place: Place) -> Iterator[tuple[Place, Any, str]]:
     """What TOML can say and no field can mean: (place, value, rule)."""
     if isinstance(value, dict):
         for name, item in value.items():
@@ -145,24 +159,84 @@ _PATTERNS = {
 }
 
 
-def _fault(fault: Any, kind: type[Any], tables: Tables) -> str:
-    """One of pydantic's findings in our words."""
-    *table, name = fault["loc"]
-    field, value, context = _path(fault["loc"]), _shown(fault["input"]), fault.get("ctx", {})
+class _Spot(NamedTuple):
+    """A place in a file, as pydantic's location leads there."""
+
+    place: Place  # as a person writes it
+    hint: Any  # the type of what stands there
+    kind: type[Any] | None  # the dataclass of the table there; None where there is a plain value
+
+
+def _spot(kind: type[Any], location: Sequence[str | int]) -> _Spot:
+    place: list[str | int] = []
+    hint: Any = kind
+    own: type[Any] | None = kind
+    for part in location:
+        if own is None and any(part == each.__name__ for each in members(hint)):  # of a union: which one
+            own = next(each for each in members(hint) if part == each.__name__)
+        elif isinstance(part, int):
+            place.append(part)
+        elif part != NONE:
+            hint = get_type_hints(own, include_extras=True).get(part) if own else None
+            union, known = tagged(hint), members(hint)
+            own = known[0] if len(known) == 1 else None
+            place += [] if union and union.inline else [part]
+    return _Spot(tuple(place), hint, own)
+
+
+def _fault(fault: Any, kind: type[Any], table: dict[str, Any]) -> tuple[Place, str]:
+    """One of pydantic's findings in our words, and its place."""
+    *outer, name = fault["loc"] or ("",)
+    around, spot = _spot(kind, outer), _spot(kind, fault["loc"])
+    if fault["type"] == RULE:
+        field = fault["ctx"]["field"]
+        place = (*spot.place, field) if field else spot.place
+        value = fault["input"].get(field) if field else fault["input"]
+        shown = "" if value is None or (not field and isinstance(value, dict)) else f"={_shown(value)}"
+        return place, f"{_path(place)}{shown}: {fault['ctx']['text']}"
+    place = (*around.place, name) if fault["type"] == "unexpected_keyword_argument" else spot.place
+    field, value, context = _path(place), _shown(fault["input"]), fault.get("ctx", {})
     if fault["type"] == "unexpected_keyword_argument":
-        return f"{field}={value}: no such field; {nearest(name, _fields(kind, table, tables))}"
+        known = _fields(around.kind)
+        if any(name in _fields(each) for each in members(around.hint)):
+            uses = [each for each in known if not _is_tag(around, each)]
+            said = f"it uses: {', '.join(uses)}" if uses else "leave it out, or change that"
+            return place, f"{field}={value}: {_said(around, table)} does not use it; {said}"
+        return place, f"{field}={value}: no such field; {nearest(name, fields_of(around.kind) if around.kind else ())}"
     if fault["type"] == "missing":
-        inner = _kind(kind, fault["loc"], tables)
-        return f"{field}: missing; " + (f"a table [{field}] must be given" if inner else "it must be given")
+        if _said(around, table):
+            return place, f"{field}: missing; {_said(around, table)} needs it"
+        return place, f"{field}: missing; " + (f"a table [{field}] must be given" if members(spot.hint) else GIVEN)
+    return place, f"{field}={value}: {_rule(fault, spot, context)}"
+
+
+def _rule(fault: Any, spot: _Spot, context: dict[str, Any]) -> str:
     if fault["type"] == "literal_error":
         expected = str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{field}={value}: {nearest(fault['input'], expected)}"
+        return nearest(fault["input"], expected)
     if fault["type"] == "dataclass_type":
-        return f"{field}={value}: must be a table with the fields {', '.join(_fields(kind, fault['loc'], tables))}"
+        return f"must be a table with the fields {', '.join(_fields(spot.kind))}"
     if fault["type"] == "string_pattern_mismatch":
-        return f"{field}={value}: {_PATTERNS[context['pattern']]}"
-    rule = _RULES.get(fault["type"], fault["msg"].replace("Input should be", "must be"))
-    return f"{field}={value}: {rule.format(**context)}"
+        return _PATTERNS[context["pattern"]]
+    return _RULES.get(fault["type"], fault["msg"].replace("Input should be", "must be")).format(**context)
+
+
+def _said(spot: _Spot, table: Any) -> str:
+    """What names the kind of the table at a place: source='csv'; nothing where it is no member of a union."""
+    union = tagged(spot.hint)
+    if union is None or spot.kind is None:
+        return ""
+    for part in spot.place:
+        table = table[part]
+    defaults = {field.name: field.default for field in dataclasses.fields(spot.kind)}
+    named = [(field, table.get(field, defaults[field])) for field in union.fields if field in defaults]
+    return " with ".join(f"{field}={value!r}" for field, value in named)
+
+
+def _is_tag(spot: _Spot, field: str) -> bool:
+    """Whether a field of the table at a place says of what kind it is, or holds an inlined table."""
+    union, own = tagged(spot.hint), tagged(get_type_hints(spot.kind, include_extras=True)[field])
+    return (union is not None and field in union.fields) or (own is not None and own.inline)
 
 
 def _path(place: Sequence[str | int]) -> str:
@@ -176,17 +250,6 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _kind(kind: type[Any], place: Sequence[str | int], tables: Tables) -> type[Any] | None:
-    """The dataclass of the table at a place in a file; None where there is a plain value."""
-    found: type[Any] | None = kind
-    for part in place:
-        if isinstance(part, str):
-            types = {field.name: str(field.type) for field in dataclasses.fields(found)} if found else {}
-            words = re.findall(r"\w+", types.get(part, ""))
-            found = next((each for each in tables if each.__name__ in words), None)
-    return found
-
-
-def _fields(kind: type[Any], place: Sequence[str | int], tables: Tables) -> list[str]:
-    """The fields of the table at a place in a file."""
-    return [field.name for field in dataclasses.fields(_kind(kind, place, tables) or kind)]
+def _fields(kind: type[Any] | None) -> list[str]:
+    """The fields of a table."""
+    return [field.name for field in dataclasses.fields(kind)] if kind else []

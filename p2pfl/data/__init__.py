@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -14,70 +11,24 @@ from p2pfl.data import builtin, csv, folder, medmnist, npz
 from p2pfl.data.dataset import Dataset, Samples, as_float32, encode_labels, validate
 from p2pfl.errors import DataError
 
-__all__ = ["SOURCES", "Dataset", "Samples", "builtin", "csv", "folder", "medmnist", "npz", "python", "validate"]
+__all__ = ["BUILTIN", "Dataset", "Samples", "as_dataset", "builtin", "csv", "folder", "medmnist", "npz", "validate"]
 
-SOURCES: Mapping[str, Callable[..., Dataset]] = MappingProxyType(
-    {
-        "digits": builtin.digits,
-        "breast_cancer": builtin.breast_cancer,
-        "npz": npz.load,
-        "csv": csv.load,
-        "medmnist": medmnist.load,
-        "folder": folder.load,
-    }
+BUILTIN: Mapping[str, Callable[..., Dataset]] = MappingProxyType(
+    {"digits": builtin.digits, "breast_cancer": builtin.breast_cancer}
 )
-"""Source name -> function that returns a Dataset."""
-
-# What data code fails with. Others pass through as they are: nothing here may catch all exceptions there are.
-_FAULTS = (
-    ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, NameError, OSError,
-    RuntimeError, TypeError, ValueError,
-)  # fmt: skip
+"""Data sets that come with scikit-learn, by name."""
 
 
-def python(spec: str, seed: int | None = None, **arguments: object) -> Dataset:
-    """The data that the user's own function returns; `spec` is "module:function", `arguments` go to the function.
+def as_dataset(result: object, where: str) -> Dataset:
+    """The data that a function of the user's own has returned, checked.
 
-    So does `seed`, where the function has an argument of that name that is not given.
-
-    It returns a Dataset, or (x_train, y_train, x_test, y_test): x [N, ...] numbers (cast to float32, never scaled),
-    y [N] or [N, 1] whole numbers or text. The module is imported by the usual rules of Python.
-    Raises DataError with the spec in it: module or function not found, not callable, a wrong return value, data that
-    `validate` refuses, and the usual exceptions of the function itself (as its cause).
+    It is a Dataset, or (x_train, y_train, x_test, y_test): x [N, ...] numbers (cast to float32, never scaled), y [N] or
+    [N, 1] whole numbers or text. Raises DataError, with `where` at its head, for anything else, and for data that
+    `validate` refuses.
     """
-    where = f"data function {spec!r}"
-    function = _find(spec, where)
-    try:
-        if seed is not None and "seed" in inspect.signature(function).parameters:
-            arguments = {"seed": seed, **arguments}
-        found = function(**arguments)
-    except _FAULTS as exc:
-        raise DataError(f"{where}: failed with {type(exc).__name__}: {exc}") from exc
-    if not isinstance(found, Dataset):
-        found = _from_arrays(found, where)
-    validate(found, where)
-    return found
-
-
-def _find(spec: str, where: str) -> Callable[..., object]:
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec):
-        raise DataError(f'{where}: must be written "module:function", as in "my_data:load"')
-    module_name, _, name = spec.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as exc:
-        if exc.name and (module_name == exc.name or module_name.startswith(exc.name + ".")):
-            file = exc.name.replace(".", "/") + ".py"
-            raise DataError(f"{where}: no module {exc.name!r}; start p2pfl where {file} lies, or install it") from exc
-        raise DataError(f"{where}: importing {module_name!r} failed: {exc}") from exc
-    except (*_FAULTS, SyntaxError) as exc:
-        raise DataError(f"{where}: importing {module_name!r} failed with {type(exc).__name__}: {exc}") from exc
-    function = getattr(module, name, None)
-    if function is None:
-        raise DataError(f"{where}: module {module_name!r} ({module.__file__}) has no function {name!r}")
-    if not callable(function):
-        raise DataError(f"{where}: {name!r} is a {type(function).__name__}, not a function")
-    return function
+    dataset = result if isinstance(result, Dataset) else _from_arrays(result, where)
+    validate(dataset, where)
+    return dataset
 
 
 def _from_arrays(found: object, where: str) -> Dataset:

@@ -51,67 +51,41 @@ ANSWERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 _VALIDATION = ("val", "valid", "validation")
 
 
-class Wanted(NamedTuple):
-    """The arguments of `load` beside the file; they are explained at the head of this module."""
+class CsvTable(NamedTuple):
+    """What is made of a table; the fields are explained at the head of this module."""
 
-    label: str | None = None
-    site: str | None = None
-    split: str | None = None
-    drop: tuple[str, ...] = ()
-    missing: str = "error"
-    min_rows: int = 10
-    small_sites: str = "error"
-    label_above: float | None = None
-    classes: Sequence[object] | None = None
-    categories: Mapping[str, Sequence[object]] | None = None
-    standardize: str = "node"
     kind: str = "classes"
+    label: str | None = None
     labels: Sequence[str] | None = None
     targets: Sequence[str] | None = None
     time: str | None = None
     event: str | None = None
+    label_above: float | None = None
+    site: str | None = None
+    split: str | None = None
     group: str | None = None
+    drop: Sequence[str] = ()
+    missing: str = "error"
+    min_rows: int = 10
+    small_sites: str = "error"
+    classes: Sequence[object] | None = None
+    categories: Mapping[str, Sequence[object]] | None = None
+    standardize: str = "node"
     test_fraction: float = 0.2
     seed: int = 0
 
 
-def load(
-    path: str | os.PathLike[str],
-    *,
-    label: str | None = None,
-    site: str | None = None,
-    split: str | None = None,
-    drop: Sequence[str] = (),
-    missing: str = "error",
-    min_rows: int = 10,
-    small_sites: str = "error",
-    label_above: float | None = None,
-    classes: Sequence[object] | None = None,
-    categories: Mapping[str, Sequence[object]] | None = None,
-    standardize: str = "node",
-    kind: str = "classes",
-    labels: Sequence[str] | None = None,
-    targets: Sequence[str] | None = None,
-    time: str | None = None,
-    event: str | None = None,
-    group: str | None = None,
-    test_fraction: float = 0.2,
-    seed: int = 0,
-) -> Dataset:
-    """Read a .csv (UTF-8; comma, semicolon or tab); the arguments are explained at the head of this module.
+def load(path: str | os.PathLike[str], wanted: CsvTable) -> Dataset:
+    """Read a .csv (UTF-8; comma, semicolon or tab) and make of it what is wanted.
 
     x [N, F] float32, y as the kind has it, site [N] int32 (None without `site`); rows keep the order of the file.
-    Raises DataError with file, column, line and way out for what does not fit; ConfigError for a wrong argument.
+    Raises DataError with file, column, line and way out for what does not fit; ConfigError for a wrong field.
     """
-    wanted = Wanted(
-        label, site, split, (drop,) if isinstance(drop, str) else tuple(drop), missing, min_rows, small_sites,
-        label_above, classes, categories, standardize, kind, labels, targets, time, event, group, test_fraction, seed,
-    )  # fmt: skip
     _check(wanted)
     return from_table(read(Path(path), wanted.drop), wanted)
 
 
-def from_table(table: Table, wanted: Wanted) -> Dataset:
+def from_table(table: Table, wanted: CsvTable) -> Dataset:
     """The same from a table that has been read."""
     columns = _check(wanted)
     site, split, group = wanted.site, wanted.split, wanted.group
@@ -139,7 +113,7 @@ def from_table(table: Table, wanted: Wanted) -> Dataset:
     return dataset
 
 
-def _check(wanted: Wanted) -> tuple[str, ...]:
+def _check(wanted: CsvTable) -> tuple[str, ...]:
     """Refuse arguments that can't be; returns the columns that hold what is to be predicted."""
     one_of(("error", "drop_row", "mean"), missing=wanted.missing)
     one_of(("error", "drop"), small_sites=wanted.small_sites)
@@ -173,7 +147,7 @@ def _check(wanted: Wanted) -> tuple[str, ...]:
     return tuple(columns)
 
 
-def _features(table: Table, wanted: Wanted, columns: Sequence[str]) -> tuple[str, ...]:
+def _features(table: Table, wanted: CsvTable, columns: Sequence[str]) -> tuple[str, ...]:
     """Names of the columns to learn from."""
     kinds = ANSWERS[wanted.kind]
     named = kinds if wanted.kind == "survival" else kinds * len(columns)  # the columns of a list all have its name

@@ -304,7 +304,7 @@ def _table(layout: Layout, rows: Rows, limit: int | None, test_fraction: float, 
         in_test = chosen.part == TEST if (chosen.part == TEST).any() else None
     where = rows.root / layout.tables[0].file if len(layout.tables) == 1 else rows.root
     table = Table(str(where), names, chosen.y, chosen.rows.lines, in_test, notes)
-    wanted = csv.Wanted(
+    wanted = csv.CsvTable(
         label=label.column, site=layout.site, missing=features.missing, min_rows=layout.min_rows,
         small_sites=features.small_sites, classes=layout.classes or None, categories=features.categories,
         standardize=features.standardize, kind=layout.kind,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from p2pfl.errors import DataError
+from p2pfl.errors import USER_FAULTS, DataError
 
 
 class ReadImage(NamedTuple):
@@ -28,11 +28,8 @@ class ReadImage(NamedTuple):
     invert: bool = False  # the smallest value is white
 
 
-# What readers of damaged files fail with; each of the libraries has more of its own, all of them below these.
-FAULTS = (
-    ArithmeticError, AttributeError, EOFError, LookupError, NotImplementedError, OSError, RuntimeError, SyntaxError,
-    TypeError, ValueError, zlib.error,
-)  # fmt: skip
+FAULTS = (*USER_FAULTS, SyntaxError, zlib.error)
+"""What readers of damaged files fail with; each of the libraries has more of its own, all of them below these."""
 
 
 def read(path: Path, format: str, mode: str) -> ReadImage:

@@ -13,22 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from p2pfl.check import LIST, STRICT, Count, Texts
 from p2pfl.errors import ConfigError, DataError, nearest
 
-_STRICT = ConfigDict(extra="forbid", strict=True)
-_LIST = Field(strict=False)  # a list of Python is as good as a tuple; what is in it stays strict
-Count = Annotated[int, Field(ge=1)]
-Texts = Annotated[tuple[str, ...], _LIST]
 Adds = dict[str, str]
-Range = Annotated[tuple[float, float], _LIST]
+Range = Annotated[tuple[float, float], LIST]
 FOLDER = Path("experiments") / "data"
 """Where the layouts of known data sets lie, below the current directory or beside the experiment file."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Files:
     """[[files]]: every file that fits a pattern is a row."""
 
@@ -36,7 +33,7 @@ class Files:
     add: Adds = Field(default_factory=dict)  # columns with one value for all of these rows
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class TableFile:
     """[[tables]]: every row of a delimited file is a row."""
 
@@ -46,7 +43,7 @@ class TableFile:
     add: Adds = Field(default_factory=dict)
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Join:
     """[[join]]: columns of a second table, by a column that both have."""
 
@@ -58,7 +55,7 @@ class Join:
     required: bool = True  # a row that the second table lacks is refused; else left out
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Column:
     """[columns.NAME]: a column made of another by a regular expression: its first group, or all that it matches."""
 
@@ -66,7 +63,7 @@ class Column:
     pattern: str
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Label:
     """[label]: what is to be predicted."""
 
@@ -81,7 +78,7 @@ class Label:
     mask: str | None = None  # segmentation: template of the file of the mask
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Split:
     """[split]: which rows are for training, testing and validation; without it the test rows are drawn."""
 
@@ -93,22 +90,22 @@ class Split:
     lists: dict[Literal["train", "test", "validation"], str] = Field(default_factory=dict)  # files that list values
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Pixels:
     """[pixels]: from a file to an array."""
 
-    size: Annotated[tuple[Count, ...], _LIST] = ()  # [height, width]; of whole volumes [depth, height, width]
+    size: Annotated[tuple[Count, ...], LIST] = ()  # [height, width]; of whole volumes [depth, height, width]
     mode: Literal["grey", "rgb"] = "grey"  # image
     channels: Texts = ()  # templates of the files that make up the channels, instead of `path`
     intensity: Literal["auto", "full", "range", "zscore", "none"] = "auto"
     window: Range | None = None  # [centre, width], instead of `intensity`
-    slices: Literal["middle", "all", "volume"] | Annotated[tuple[int, int], _LIST] = "middle"  # of a volume
+    slices: Literal["middle", "all", "volume"] | Annotated[tuple[int, int], LIST] = "middle"  # of a volume
     axis: Annotated[int, Field(ge=0, le=2)] = 2  # of a volume: the axis that is cut
     frames: Texts = ()  # columns that hold the number of a frame (from 0) on the last axis of a 4-D file
     foreground: bool = False  # segmentation: leave out slices that hold the first class only
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Features:
     """[features]: columns to learn from, with format = "table"; as the fields of source = "csv"."""
 
@@ -119,7 +116,7 @@ class Features:
     small_sites: Literal["error", "drop"] = "error"
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Layout:
     """A whole layout file."""
 
@@ -129,9 +126,9 @@ class Layout:
     format: Literal["image", "dicom", "nifti", "mhd", "npy", "series", "table"]
     label: Label
     classes: Texts = ()  # of classes and segmentation, in order: every site must have the same
-    files: Annotated[tuple[Files, ...], _LIST] = ()
-    tables: Annotated[tuple[TableFile, ...], _LIST] = ()
-    join: Annotated[tuple[Join, ...], _LIST] = ()
+    files: Annotated[tuple[Files, ...], LIST] = ()
+    tables: Annotated[tuple[TableFile, ...], LIST] = ()
+    join: Annotated[tuple[Join, ...], LIST] = ()
     columns: dict[str, Column] = Field(default_factory=dict)
     keep: dict[str, Texts] = Field(default_factory=dict)  # column -> its values that are kept
     unique: str | None = None  # column: of rows with one value only the first is kept

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from p2pfl.check import one_of
 from p2pfl.data import npz
 from p2pfl.data.dataset import Dataset
-from p2pfl.errors import ConfigError, DataError
+from p2pfl.errors import USER_FAULTS, ConfigError, DataError
 
 FOLDER = "~/.medmnist"
 RECORD = "https://zenodo.org/records/10519652/files"
@@ -125,7 +125,7 @@ def _download(maker: str, size: int, file: Path) -> None:
         with contextlib.redirect_stdout(said):
             package = importlib.import_module("medmnist")
             getattr(package, maker)(split="train", download=True, size=size, root=str(file.parent))
-    except (ImportError, AttributeError, OSError, RuntimeError, TypeError, ValueError) as exc:
+    except USER_FAULTS as exc:
         raise DataError(f"{file}: no such file, and the download failed: {type(exc).__name__}. {ways}") from exc
     if not file.is_file():
         raise DataError(f"{file}: no such file, also after the medmnist package was asked for it. {ways}")

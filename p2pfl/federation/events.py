@@ -8,14 +8,14 @@ import numpy as np
 
 from p2pfl import churn, topology
 from p2pfl.churn import course
-from p2pfl.config.churn import expand
+from p2pfl.config.churn import Adversarial, expand
 from p2pfl.config.experiment import Experiment
 from p2pfl.data import Dataset
 from p2pfl.errors import ConfigError
 from p2pfl.types import Schedule
 
 
-def events(
+def planned(
     experiment: Experiment, plan: Schedule, labels: Sequence[Mapping[str, int]] | None = None
 ) -> tuple[churn.Event, ...]:
     """All events. `labels`: of each node, class -> rows; without them, a model that asks for them draws none.
@@ -39,7 +39,7 @@ def events(
 
 def by_label(experiment: Experiment) -> bool:
     """Whether a model asks who holds a class."""
-    return any(event.target == "holder" for event in experiment.churn)
+    return any(isinstance(each, Adversarial) and each.target == "holder" for each in experiment.churn)
 
 
 def no_labels(experiment: Experiment) -> None:

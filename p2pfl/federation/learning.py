@@ -1,4 +1,4 @@
-"""From an experiment to what is learned and how: the model, its objective, what is shared of it, the algorithm.
+"""The third stage: what is learned and how: the model, its objective, what is shared of it, the algorithm.
 
 learner:    the model, cast to the experiment's dtype; objectives in their order; what is shared of it
 algorithm:  the named one; what is not mixed kept out of it; what objectives ask for; combinators in their order
@@ -6,10 +6,9 @@ algorithm:  the named one; what is not mixed kept out of it; what objectives ask
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +16,83 @@ import numpy as np
 import optax
 
 from p2pfl.algorithms import ALGORITHMS
+from p2pfl.algorithms.mixing import renormalized
 from p2pfl.config.experiment import Experiment
+from p2pfl.config.model import FunctionModel
 from p2pfl.data import Dataset
 from p2pfl.errors import ConfigError, nearest
+from p2pfl.federation import epochs
+from p2pfl.federation.datasets import Datasets
+from p2pfl.federation.events import memberships
 from p2pfl.federation.plugins import FAULTS, called, function
-from p2pfl.learning import flax, local_steps, models, optimizers
-from p2pfl.methods import compose, sharing, statistics
+from p2pfl.federation.topology import Topology
+from p2pfl.learning import flax, local_steps, models, optimizers, quadratic
+from p2pfl.methods import answers, compose, sharing, statistics
 from p2pfl.methods import site_facts as sites
 from p2pfl.methods.objectives import OBJECTIVES, Objective
-from p2pfl.types import Algorithm, Learner, Tree
+from p2pfl.types import Algorithm, Learner, Planning, Schedule, Tree
+
+
+class Learning(NamedTuple):
+    """What is learned and how."""
+
+    learner: Learner
+    algorithm: Algorithm  # with the experiment's optimizer and that learner
+    make: Callable[[Learner], Algorithm]  # the same with another learner
+    schedule: Schedule  # what the algorithm makes of the graph
+    sites: Tree  # [n, ...] what each node knows of its own data, where it is asked for
+    notes: tuple[str, ...]  # what a person should know of that
+
+
+def resolve_learning(experiment: Experiment, topology: Topology, data: Datasets) -> Learning:
+    """What the experiment learns, and how. Raises ConfigError."""
+    rule, dataset = optimizer(experiment), data.dataset
+    methods = objectives(experiment, rule)
+    base = base_learner(experiment, dataset) if data.task is None else quadratic.learner(data.task.a.shape[1])
+    sites, notes = known(experiment, methods, dataset, data.partition.train, real=not data.pooled)
+    learner = made_learner(experiment, base, methods, rule, sites)
+    _check_answers(experiment, learner, data)
+    apart = bool(sites) or set(jax.eval_shape(learner.init, jax.random.key(0))) > {"trained", "carried"}
+
+    def make(learner: Learner) -> Algorithm:
+        made = named(experiment, learner, methods, rule, apart)
+        return made._replace(weigh=renormalized) if experiment.network.rule == "renormalise" else made
+
+    algorithm = make(learner)
+    _check_network(experiment, algorithm, topology.schedule)
+    table = experiment.topology
+    where = f"topology {table.graph or table.file!s} of {topology.nodes} nodes"
+    planning = Planning(experiment.rounds, experiment.seed, data.samples)
+    schedule = epochs.suited(algorithm, topology.schedule, planning, where)
+    jax.eval_shape(lambda model: algorithm.init(model, 1), shape(learner, sites))  # some wraps look at the model
+    learning = Learning(learner, algorithm, make, schedule, sites, notes)
+    return _gossiping(experiment, topology, data, learning) if "sums" in sites else learning
+
+
+def _gossiping(experiment: Experiment, topology: Topology, data: Datasets, learning: Learning) -> Learning:
+    """The same, with the nodes' sums averaged by gossip before (or while) they train."""
+    algorithm, network = learning.algorithm, experiment.network
+    statistics.gossip(algorithm, 1)  # not every algorithm can
+    planner = epochs.planner(experiment, algorithm, learning.schedule, data.samples)
+    others = [(planner(members).schedule, members) for members in memberships(data.events, topology.nodes, experiment)]
+    needed = statistics.rounds(
+        learning.schedule, experiment.statistics.tolerance, experiment.rounds, algorithm.link, network.loss,
+        network.late, experiment.seed, others,
+    )  # fmt: skip
+
+    def make(learner: Learner) -> Algorithm:
+        return statistics.gossip(learning.make(learner), needed)
+
+    return learning._replace(make=make, algorithm=make(learning.learner))
+
+
+def _check_answers(experiment: Experiment, learner: Learner, data: Datasets) -> None:
+    names = experiment.evaluation.answers
+    answers.check(names, learner, data.dataset.kind)
+    if answers.SELECTOR in names and not data.pooled:
+        raise ConfigError(
+            "evaluation.answers='selector': needs the models of all nodes, and this machine has one; leave it out"
+        )
 
 
 def optimizer(experiment: Experiment) -> optax.GradientTransformation:
@@ -75,11 +142,14 @@ def made_learner(
         raise ConfigError(f"algorithm.{error}") from error
 
 
-def algorithm(
+def named(
     experiment: Experiment, learned: Learner, methods: Sequence[Objective], optimizer: optax.GradientTransformation,
     withheld: bool,
 ) -> Algorithm:  # fmt: skip
-    """The algorithm that learns with `learned`. `withheld`: models have parts that don't mix. Raises ConfigError."""
+    """The algorithm that the experiment names, for `learned`. `withheld`: models have parts that don't mix.
+
+    Raises ConfigError.
+    """
     table = experiment.algorithm
     name = table.name
     maker = function(name, "algorithm.name") if ":" in name else ALGORITHMS[name]
@@ -150,26 +220,44 @@ def base_learner(experiment: Experiment, dataset: Dataset) -> Learner:
         raise ConfigError("model: missing; a table [model] must be given")
     given = {name: value for name, value in asdict(table).items() if name != "name" and value is not None}
     where, example = f"model.name={table.name!r}", jnp.asarray(dataset.train.x[:1])
-    if ":" not in table.name:
-        if table.name not in models.MODELS:
-            raise ConfigError(f'{where}: {nearest(table.name, models.MODELS)}; or "module:function"')
-        model = _call(models.MODELS[table.name], shape, classes, given, where)
+    if not isinstance(table, FunctionModel):
+        model = models.MODELS[table.name](shape, classes, **given)
         return flax.from_flax(model, example, classes, dataset.kind)
     maker = function(table.name, "model.name")
-    arguments = {**given.pop("arguments", {}), **given}
     try:
-        return flax.from_flax(maker(shape, classes, **arguments), example, classes, dataset.kind)
+        return flax.from_flax(maker(shape, classes, **(table.arguments or {})), example, classes, dataset.kind)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     except FAULTS as error:
         raise ConfigError(f"{where}: failed with {type(error).__name__}: {error}") from error
 
 
-def _call(maker: Callable[..., Any], shape: Any, classes: int, given: Mapping[str, Any], where: str) -> Any:
-    accepted = list(inspect.signature(maker).parameters)[2:]
-    for name, value in given.items():
-        if name not in accepted:
+def _check_network(experiment: Experiment, algorithm: Algorithm, plan: Schedule) -> None:
+    network, live = experiment.network, experiment.driver.kind != "simulate"
+    if network.rule != "double_entry":
+        if live:
             raise ConfigError(
-                f"model.{name}={value!r}: {where} does not use it; it uses: {', '.join(accepted) or 'none'}"
+                f"network.rule={network.rule!r}: real nodes keep double entry; the wrong rules exist for studies. "
+                'Use driver.kind = "simulate"'
             )
-    return maker(shape, classes, **given)
+        if algorithm.link != "exchange":
+            raise ConfigError(f"network.rule={network.rule!r}: {algorithm.name} makes no exchanges; leave rule out")
+    if network.detection != 1 and live:
+        raise ConfigError(
+            f"network.detection={network.detection}: real nodes find out by themselves; leave it out, or use "
+            'driver.kind = "simulate"'
+        )
+    if network.sync == "async" and algorithm.keeps_mean == "running_sums":
+        raise ConfigError(
+            f"network.sync='async': a node that trains faster than it hears keeps a small weight in {algorithm.name}, "
+            "and its steps blow up; use 'deadline', or another algorithm"
+        )
+    if network.sync == "async" and not live:
+        raise ConfigError("network.sync='async': the simulator has no clock; use driver.kind = \"virtual\"")
+    if network.late:
+        if live:
+            raise ConfigError('network.late: real nodes are as late as they are; use driver.kind = "simulate"')
+        if algorithm.link != "exchange" or algorithm.plan is not None or len(plan.neighbor) > 1:
+            raise ConfigError(
+                "network.late: needs an algorithm of exchanges on a graph that stays the same; leave it out"
+            )

@@ -10,13 +10,10 @@ from typing import Any
 
 from flax.errors import FlaxError
 
-from p2pfl.errors import ConfigError, nearest
+from p2pfl.errors import USER_FAULTS, ConfigError, nearest
 
-# What a user's code fails with. Others pass through as they are: nothing here may catch all exceptions there are.
-FAULTS = (
-    ArithmeticError, AssertionError, AttributeError, FlaxError, LookupError, NameError, OSError, RuntimeError,
-    TypeError, ValueError,
-)  # fmt: skip
+FAULTS = (*USER_FAULTS, FlaxError)
+"""What a user's functions fail with, models of flax among them."""
 
 
 def function(name: str, where: str) -> Callable[..., Any]:
@@ -30,7 +27,7 @@ def function(name: str, where: str) -> Callable[..., Any]:
         raise ConfigError(
             f"{where}={name!r}: {error}; its folder must be the current one or the experiment's"
         ) from error
-    except (*FAULTS, ImportError, SyntaxError) as error:
+    except (*FAULTS, SyntaxError) as error:
         raise ConfigError(f"{where}={name!r}: importing failed with {type(error).__name__}: {error}") from error
     if not callable(found):
         raise ConfigError(f"{where}={name!r}: module {module} has no function {attribute!r}")

@@ -18,6 +18,7 @@ from p2pfl.config.experiment import Experiment, NodeFile
 from p2pfl.drivers.live import clock
 from p2pfl.drivers.live.launcher import Launcher, Order, free_ports
 from p2pfl.errors import ConfigError
+from p2pfl.federation import baselines
 from p2pfl.federation import federation as building
 from p2pfl.federation.federation import Federation
 from p2pfl.learning import targets
@@ -98,8 +99,8 @@ def _baselines(federation: Federation, out: Path, view: View) -> dict[str, Any]:
     found: dict[str, Any] = {}
     found.update(assessment.majority(federation))
     for name, other, key in (
-        ("local", building.alone(wanted), "local_only"),
-        ("pooled", building.pooled(wanted, nodes), "pooled"),
+        ("local", baselines.alone(wanted), "local_only"),
+        ("pooled", baselines.pooled(wanted, nodes), "pooled"),
     ):
         where = out / "baselines" / name
         where.mkdir(parents=True)
@@ -117,7 +118,7 @@ def _baseline(federation: Federation, other: Experiment, where: Path, name: str)
     result = simulated.into(built, where, lambda status: None)
     if len(result.whole) == 1:  # one model of all data, at each site
         model = next(iter(result.whole.values()))
-        built = built._replace(partition=federation.partition, graph=federation.graph)
+        built = built._replace(topology=federation.topology, data=federation.data)
         result = result._replace(whole=dict.fromkeys(federation.graph, model))
     figures = {**result.figures, **(assessment.assess(built, result.whole, where) if other.evaluation.metrics else {})}
     found = {}

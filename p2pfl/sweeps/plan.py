@@ -16,19 +16,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from p2pfl.check import LIST, STRICT, Texts
 from p2pfl.config import experiment, toml
 from p2pfl.config.experiment import Experiment
 from p2pfl.errors import ConfigError, nearest
 from p2pfl.runs import assessment
 
-_STRICT = ConfigDict(extra="forbid", strict=True)
-_LIST = Field(strict=False)
 _TOLD = 30
 """Refused combinations that are told one by one."""
-Texts = Annotated[tuple[str, ...], _LIST]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 METRICS = (
@@ -44,7 +42,7 @@ ALONGSIDE = ("round", "bytes")
 """What a curve can be drawn against: the round, or the bytes that a node has sent so far."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Skip:
     """[[skip]]: combinations that are left out."""
 
@@ -52,7 +50,7 @@ class Skip:
     why: str  # the reason, shown below the table
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class PictureTable:
     """[picture]: picture.png."""
 
@@ -61,12 +59,12 @@ class PictureTable:
     series: str | None = None  # the axis that has colours
     panels: str | None = None  # the axis that has a panel for each of its labels
     where: dict[str, Any] = dataclasses.field(default_factory=dict)  # axis -> label or labels that are drawn; all
-    log: Annotated[tuple[Literal["x", "y"], ...], _LIST] = ()  # logarithmic scales
+    log: Annotated[tuple[Literal["x", "y"], ...], LIST] = ()  # logarithmic scales
     least: float | None = None  # what is smaller is drawn here: for zero on a logarithmic scale
     titles: dict[str, str] = dataclasses.field(default_factory=dict)  # axis, metric or label -> its name in the picture
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Sweep:
     """A whole sweep file."""
 
@@ -77,7 +75,7 @@ class Sweep:
     seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)] = (0, 1, 2)  # mean and sd over these
     baselines: Texts | None = None  # axes that "every node alone" and "pooled" depend on; without it there are none
     columns: str | None = None  # an axis whose labels stand side by side in the table
-    skip: Annotated[tuple[Skip, ...], _LIST] = ()
+    skip: Annotated[tuple[Skip, ...], LIST] = ()
     picture: PictureTable | None = None
 
 

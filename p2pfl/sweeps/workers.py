@@ -26,12 +26,11 @@ from typing import Any, NamedTuple, Protocol, Self
 from p2pfl.config import experiment
 from p2pfl.config.experiment import Experiment
 from p2pfl.drivers.live import clock
-from p2pfl.errors import ConfigError, P2PFLError
+from p2pfl.errors import USER_FAULTS, ConfigError, P2PFLError
 from p2pfl.sweeps import plan as sweeping
 from p2pfl.sweeps.plan import SweepPlan, SweepRun
 
-_FAULTS = (P2PFLError, ArithmeticError, AssertionError, AttributeError, LookupError, NameError, OSError, RuntimeError,
-           TypeError, ValueError)  # fmt: skip
+_FAULTS = (P2PFLError, *USER_FAULTS)
 """What a run fails with while the worker goes on. With anything else it ends, and is replaced."""
 _TRIES = 2
 """Workers that a run may cost."""

@@ -1,0 +1,161 @@
+"""The table [data] of an experiment: for each source what it takes, and for each partition.
+
+A field that is not given is None, and what it then means stands with the function that reads the source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from p2pfl.check import STRICT, Count, Texts
+from p2pfl.config.unions import Tagged, fields_of, inlined, members, refusal
+
+Open = Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class EvenPartition:
+    """partition = "iid" or "by_site": nothing else is to be said."""
+
+    partition: Literal["iid", "by_site"] = "iid"
+
+
+@dataclass(frozen=True, config=STRICT)
+class DirichletPartition:
+    """partition = "dirichlet"."""
+
+    partition: Literal["dirichlet"]
+    alpha: Annotated[float, Field(gt=0)]  # the smaller, the less alike the nodes' classes
+
+
+@dataclass(frozen=True, config=STRICT)
+class ShardsPartition:
+    """partition = "shards"."""
+
+    partition: Literal["shards"]
+    per_node: Count  # shards a node gets
+
+
+PartitionTable = EvenPartition | DirichletPartition | ShardsPartition
+_PARTITION = tuple(dict.fromkeys(name for kind in members(PartitionTable) for name in fields_of(kind)))
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class SourceTable:
+    """What every [data] holds: the source, and how the rows are spread over the nodes."""
+
+    source: str
+    partition: Annotated[PartitionTable, Tagged(("partition",), inline=True)] = EvenPartition()
+
+    _gather = model_validator(mode="before")(inlined("partition", _PARTITION))
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class BuiltinData(SourceTable):
+    """A data set of scikit-learn."""
+
+    source: Literal["digits", "breast_cancer"]
+    test_fraction: Open | None = None  # rows kept for the test; 0.2
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class NpzData(SourceTable):
+    """An .npz file."""
+
+    source: Literal["npz"]
+    test_fraction: Open | None = None  # rows kept for the test where the file has no split of its own; 0.2
+    path: str  # looked for beside the experiment file, then in the current directory
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class CsvData(SourceTable):
+    """A .csv file."""
+
+    source: Literal["csv"]
+    test_fraction: Open | None = None  # rows kept for the test where there is no split; 0.2
+    path: str  # looked for beside the experiment file, then in the current directory
+    kind: Literal["classes", "labels", "regression", "survival"] | None = None  # what is predicted; classes
+    label: str | None = None  # classes: the column to predict
+    labels: Texts | None = None  # labels: columns of 0 and 1
+    targets: Texts | None = None  # regression: columns of numbers
+    time: str | None = None  # survival: the column of the time to the event, or to the last visit
+    event: str | None = None  # survival: the column that says whether the event was seen, 0 or 1
+    label_above: float | None = None  # predict whether the label is greater than this
+    site: str | None = None  # the column that names the site
+    split: str | None = None  # the column that says train or test
+    group: str | None = None  # the column, such as the patient, whose rows no drawn split parts
+    drop: Texts | None = None  # columns to leave out
+    missing: Literal["error", "drop_row", "mean"] | None = None  # missing cells; error
+    min_rows: Count | None = None  # rows a site must have; 10
+    small_sites: Literal["error", "drop"] | None = None  # what to do about smaller ones; error
+    classes: Texts | None = None  # the labels, where a single file may not hold them all
+    categories: dict[str, Texts] | None = None  # the values of text columns, likewise
+    standardize: Literal["node", "pooled", "none"] | None = None  # mean 0, sd 1 by each site's training rows; node
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        """Refuse fields that mean something only where another one is given, or is not."""
+        for field in ("min_rows", "small_sites"):
+            if getattr(self, field) is not None and self.site is None:
+                raise refusal("is used only with data.site; leave it out, or change that", field)
+        if self.test_fraction is not None and self.split is not None:
+            raise refusal("is not used where data.split is given; leave it out, or change that", "test_fraction")
+        return self
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class MedmnistData(SourceTable):
+    """A subset of MedMNIST."""
+
+    source: Literal["medmnist"]
+    subset: str  # its name, such as pneumoniamnist
+    size: Count | None = None  # pixels of a side; 28
+    root: str | None = None  # where its files lie; ~/.medmnist
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class FolderData(SourceTable):
+    """A data set as it lies on disk."""
+
+    source: Literal["folder"]
+    test_fraction: Open | None = None  # rows kept for the test where the layout has none; 0.2
+    path: str  # its root; looked for beside the experiment file, then in the current directory
+    missing: Literal["error", "drop_row"] | None = None  # missing files; error
+    layout: str  # a name of experiments/data, or the path of a .toml
+    side: Count | None = None  # pixels of a side, instead of the layout's size
+    limit: Count | None = None  # rows at most, for a try
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class QuadraticData(SourceTable):
+    """A quadratic function for each node, instead of data: what is to be found is known."""
+
+    source: Literal["quadratic"]
+    dim: Count | None = None  # parameters; 10
+    spread: Annotated[float, Field(ge=0)] | None = None  # how far apart the nodes' minima lie; 1
+    conditioning: Annotated[float, Field(ge=1)] | None = None  # largest over smallest curvature; 1
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class FunctionData(SourceTable):
+    """What a function of the user's own returns."""
+
+    source: str  # "module:function"
+    arguments: dict[str, Any] | None = None  # its arguments
+
+
+Data = BuiltinData | NpzData | CsvData | MedmnistData | FolderData | QuadraticData | FunctionData
+"""[data]: what is learned from, and how it is spread over the nodes."""
+DataTable = Annotated[Data, Tagged(("source",))]
+KINDS = (*members(PartitionTable), *members(Data))
+"""The dataclasses of [data]."""
+
+
+def given(data: Data) -> dict[str, Any]:
+    """The fields of a source that are given, by name, but for the source itself and the partition."""
+    own = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
+    return {name: value for name, value in own.items() if value is not None and name not in ("source", "partition")}

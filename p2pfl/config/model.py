@@ -1,0 +1,68 @@
+"""The table [model] of an experiment: for each model what it takes.
+
+A field that is not given is None, and what it then means stands with the function that makes the model.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from p2pfl.check import LIST, STRICT, Count
+from p2pfl.config.unions import Tagged, members
+
+Counts = Annotated[tuple[Count, ...], LIST]
+Norm = Literal["batch", "group"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class LogisticModel:
+    """Logistic regression."""
+
+    name: Literal["logistic"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class MlpModel:
+    """A multilayer perceptron."""
+
+    name: Literal["mlp"]
+    hidden: Counts | None = None  # layer widths; [64]
+    norm: Norm | None = None  # normalisation before each ReLU
+
+
+@dataclass(frozen=True, config=STRICT)
+class CnnModel:
+    """A convolutional network."""
+
+    name: Literal["cnn"]
+    channels: Counts | None = None  # channels of each block; [16, 32]
+    norm: Norm | None = None  # normalisation before each ReLU
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # share of the last layer's inputs left out; 0
+    residual: bool | None = None  # a residual block after each convolution; false
+
+
+@dataclass(frozen=True, config=STRICT)
+class UnetModel:
+    """A U-Net, for segmentation."""
+
+    name: Literal["unet"]
+    channels: Counts | None = None  # channels of each size of the image; [16, 32]
+    norm: Norm | None = None  # normalisation before each ReLU
+
+
+@dataclass(frozen=True, config=STRICT)
+class FunctionModel:
+    """What a function of the user's own returns."""
+
+    name: str  # "module:function"
+    arguments: dict[str, Any] | None = None  # its arguments
+
+
+Model = LogisticModel | MlpModel | CnnModel | UnetModel | FunctionModel
+"""[model]: what is trained."""
+ModelTable = Annotated[Model, Tagged(("name",))]
+KINDS = members(Model)
+"""The dataclasses of [model]."""

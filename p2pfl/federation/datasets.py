@@ -1,0 +1,146 @@
+"""The second stage: the rows, whose they are, and what depends on them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from p2pfl import churn
+from p2pfl import data as sources
+from p2pfl.config.data import (
+    BuiltinData,
+    CsvData,
+    Data,
+    EvenPartition,
+    FolderData,
+    FunctionData,
+    MedmnistData,
+    NpzData,
+    PartitionTable,
+    QuadraticData,
+    given,
+)  # fmt: skip
+from p2pfl.config.experiment import Experiment
+from p2pfl.data import Dataset, partition
+from p2pfl.data.csv import CsvTable
+from p2pfl.data.partition import Partition
+from p2pfl.errors import ConfigError, DataError
+from p2pfl.federation import events, plugins
+from p2pfl.federation.topology import Topology
+from p2pfl.learning import quadratic
+
+
+class Datasets(NamedTuple):
+    """The data of all nodes, as far as this machine has them."""
+
+    dataset: Dataset
+    partition: Partition
+    pooled: bool  # the test rows are those of all nodes
+    notes: tuple[str, ...]  # what a person should know of the data
+    events: tuple[churn.Event, ...]  # of [[churn]], with what depends on the data
+    task: quadratic.Quadratic | None = None  # of the source "quadratic": what is to be found
+
+    @property
+    def samples(self) -> np.ndarray:
+        """[n] int64: training rows of each node; -1 where only the node itself knows."""
+        samples = np.array([len(rows) for rows in self.partition.train], np.int64)
+        if self.pooled or self.task is not None:
+            return samples
+        return np.where(samples > 0, samples, -1)  # a machine that holds one node's rows
+
+
+def resolve_datasets(experiment: Experiment, topology: Topology) -> Datasets:
+    """The data that the experiment names, spread over all nodes. Raises ConfigError."""
+    data = experiment.data
+    if isinstance(data, QuadraticData):
+        return _quadratic(experiment, topology, data)
+    dataset = _tested_on(read(data, experiment.seed), experiment.evaluation.rows)
+    parts = spread(data.partition, dataset, topology.nodes, experiment.seed)
+    planned = topology.events
+    if events.by_label(experiment):
+        labels = [events.labels(dataset, rows) for rows in parts.train]
+        planned = events.planned(experiment, topology.schedule, labels)
+    return Datasets(dataset, parts, True, (*dataset.notes, *partition.describe(parts, dataset)), planned)
+
+
+def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data) -> Datasets:
+    """The data of a machine that holds one node's rows and no other: all rows of `own` are this node's.
+
+    Raises ConfigError.
+    """
+    nodes = topology.nodes
+    if not 0 <= node < nodes:
+        raise ConfigError(f"node={node}: the topology has nodes 0 to {nodes - 1}")
+    if own.partition != EvenPartition():
+        raise ConfigError(
+            f"data.partition={own.partition.partition!r} in a node's own [data]: all its rows are that node's; leave "
+            "out partition, alpha and per_node"
+        )
+    if isinstance(own, QuadraticData):
+        raise ConfigError("data.source='quadratic' in a node's own [data]: it has no rows; name it in the experiment")
+    dataset = _tested_on(read(own, experiment.seed), experiment.evaluation.rows)
+    events.no_labels(experiment)
+    train, test = [[np.zeros(0, np.int64)] * nodes for _ in range(2)]
+    train[node], test[node] = np.arange(len(dataset.train.y)), np.arange(len(dataset.test.y))
+    return Datasets(dataset, Partition(tuple(train), tuple(test)), False, dataset.notes, topology.events)
+
+
+def _quadratic(experiment: Experiment, topology: Topology, data: QuadraticData) -> Datasets:
+    nodes = topology.nodes
+    events.no_labels(experiment)
+    if experiment.model is not None:
+        raise ConfigError(f"model.name={experiment.model.name!r}: source='quadratic' brings its own; leave [model] out")
+    task = quadratic.quadratic(nodes, experiment.seed, **given(data))
+    parts = Partition(tuple(np.array([i]) for i in range(nodes)), (np.zeros(0, np.int64),) * nodes)
+    return Datasets(quadratic.dataset(task), parts, False, (), topology.events, task)
+
+
+def read(data: Data, seed: int) -> Dataset:
+    """The rows of a source. Raises ConfigError."""
+    match data:
+        case BuiltinData():
+            return sources.BUILTIN[data.source](**given(data), seed=seed)
+        case NpzData():
+            return sources.npz.load(**given(data), seed=seed)
+        case CsvData():
+            wanted = {name: value for name, value in given(data).items() if name != "path"}
+            return sources.csv.load(data.path, CsvTable(**wanted, seed=seed))
+        case MedmnistData():
+            return sources.medmnist.load(**given(data), seed=seed)
+        case FolderData():
+            return sources.folder.load(**given(data), seed=seed)
+        case FunctionData():
+            return _returned(data, seed)
+        case QuadraticData():
+            raise AssertionError("has no rows to read")
+
+
+def _returned(data: FunctionData, seed: int) -> Dataset:
+    """What the user's own function returns; it is given `seed`, where it has an argument of that name."""
+    where = f"data function {data.source!r}"
+    function, arguments = plugins.function(data.source, "data.source"), dict(data.arguments or {})
+    try:
+        if "seed" in inspect.signature(function).parameters:
+            arguments = {"seed": seed, **arguments}
+        result = function(**arguments)
+    except plugins.FAULTS as error:
+        raise DataError(f"{where}: failed with {type(error).__name__}: {error}") from error
+    return sources.as_dataset(result, where)
+
+
+def spread(table: PartitionTable, dataset: Dataset, nodes: int, seed: int) -> Partition:
+    """Whose the rows are. Raises ConfigError."""
+    arguments: dict[str, Any] = dataclasses.asdict(table)
+    return partition.PARTITIONS[arguments.pop("partition")](dataset, nodes, seed, **arguments)
+
+
+def _tested_on(dataset: Dataset, rows: str) -> Dataset:
+    """The data with the rows that models are tested on: `rows` is "test", or "validation" to choose by."""
+    if rows == "test":
+        return dataset
+    if dataset.validation is None:
+        raise ConfigError('evaluation.rows="validation": the data have no such rows; use "test", or data that has them')
+    return dataset._replace(test=dataset.validation)
