@@ -50,24 +50,24 @@ def run(
         wanted = experiment.load(file, overrides, find=True)
         if wanted.driver.kind == "simulate":
             _cores_as_devices()
-        _join_hosts(hosts, wanted.driver.kind, wanted.baselines)
+        first = _join_hosts(hosts, wanted.driver.kind, wanted.baselines)
         sys.path[:0] = [str(Path.cwd()), str(file.resolve().parent)]
         from p2pfl.runs import run as running
 
         out = out or running.default_out(wanted.name)
         running.fresh(out)
     with _errors(f"{file}: "), terminal.make(console, quiet=as_json) as shown:
-        table = running.run(wanted, out, shown)
-    if not table:  # one of several hosts: the first one tells
+        summary = running.run(wanted, out, shown)
+    if not first:  # of several hosts the first one tells
         return
     if as_json:
-        click.echo(json.dumps(table, indent=1))
+        click.echo(json.dumps(summary.as_dict(), indent=1))
     else:
-        console.print(terminal.results_table(table))
-        if table["lost"]:
-            console.print(f"lost: node {', '.join(map(str, table['lost']))}")
+        console.print(terminal.results_table(summary))
+        if summary.lost:
+            console.print(f"lost: node {', '.join(map(str, summary.lost))}")
         console.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)
-    if table.get("interrupted"):
+    if summary.interrupted:
         sys.exit(130)
 
 
@@ -234,10 +234,10 @@ def _cores_as_devices() -> None:
     os.environ.setdefault("XLA_FLAGS", flags)
 
 
-def _join_hosts(hosts: str | None, kind: str, baselines: bool) -> None:
-    """Let this process be one of several that simulate together."""
+def _join_hosts(hosts: str | None, kind: str, baselines: bool) -> bool:
+    """Let this process be one of several that simulate together; returns whether it is the first."""
     if hosts is None:
-        return
+        return True
     from p2pfl.errors import ConfigError
 
     parts = hosts.split(",")
@@ -250,6 +250,7 @@ def _join_hosts(hosts: str | None, kind: str, baselines: bool) -> None:
     import jax
 
     jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]))
+    return int(parts[2]) == 0
 
 
 class _errors:

@@ -39,7 +39,7 @@ nodes = 3
 name = "dsgd"
 [driver]
 kind = "simulate"
-method = "loop"  # it leaves all the records of a live run
+loop = true  # it leaves all the records of a live run
 """
 METRICS = {  # a record per node and round: issue 2, item 7, and what the report needs beside it
     "node", "round", "train_loss", "accuracy_before_mixing", "accuracy_after_mixing", "arrived", "bytes_sent",

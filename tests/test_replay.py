@@ -47,7 +47,7 @@ PUSH_SUM = Case("push_sum", "one_peer_exponential", 6)
 def looped(folder: Path, case: Case, rounds: int = 24, more: str = "") -> Path:
     """A run directory of the plain loop."""
     file = write(folder, case, rounds=rounds, more=more)
-    federation = build.build(experiment.load(file, ('driver.kind="simulate"', 'driver.method="loop"')))
+    federation = build.build(experiment.load(file, ('driver.kind="simulate"', "driver.loop=true")))
     out = folder / "out"
     out.mkdir()
     (out / "experiment.toml").write_text(experiment.dump(federation.experiment))

@@ -15,7 +15,7 @@ from p2pfl.errors import LocalError
 from p2pfl.node import records
 from p2pfl.node.payload import Incoming, Outgoing, outgoing
 from p2pfl.node.program import Mixed
-from p2pfl.node.task import Accuracy, Booked, Task, evaluated, part
+from p2pfl.node.task import Booked, Scores, Task, evaluated, part
 from p2pfl.protocol.events import Adopt, Advance, Booking, Finished, Leave, Trained
 from p2pfl.types import Params, Payload, State
 
@@ -74,7 +74,7 @@ class Worker:
         self._loss, self._began = 0.0, host.now()
         self._round = 0  # the last it has trained in
         self._saved = 0  # the last that a checkpoint was made after
-        self._before: Accuracy | None = None
+        self._before: Scores | None = None
         self._spoke: tuple[int, ...] = ()
         self._bytes = (0, 0)
 
@@ -110,7 +110,7 @@ class Worker:
         earlier = records.read(self.directory / "metrics.jsonl")
         if earlier:
             self.life, self.last_round = earlier[-1]["life"] + 1, earlier[-1]["round"]
-        self._metrics = records.Lines(self.directory / "metrics.jsonl")
+        self._metrics = records.Lines(self.directory / "metrics.jsonl", self.task.score)
         self._trace = records.Lines(self.directory / "trace.jsonl")
         if self.kept is not None:
             self._trace.write(records.Kept(self.name, self.kept[1] + 1, list(self.kept)))
@@ -248,9 +248,9 @@ class Worker:
                 life=self.life,
                 round=effect.finished,
                 train_loss=self._loss,
-                accuracy_before_mixing=before[0],
-                accuracy_after_mixing=after[0] if after else None,
-                accuracy_own=after[1] if after else None,
+                score_before_mixing=before[0],
+                score_after_mixing=after[0] if after else None,
+                score_own=after[1] if after else None,
                 arrived=[b.node for b in effect.booked],
                 age=[effect.finished - b.opened for b in effect.booked],
                 bytes_sent=traffic[0] - self._bytes[0],

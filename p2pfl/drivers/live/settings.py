@@ -1,4 +1,4 @@
-"""Where a node is and how its run ended."""
+"""Where a node is, and how patient."""
 
 from __future__ import annotations
 
@@ -26,18 +26,3 @@ def beside(address: str, step: int = 1) -> str:
     """The address of a node's membership, which is on the port after that of its models; -1: the way back."""
     host, _, port = address.rpartition(":")
     return f"{host}:{int(port) + step}"
-
-
-class NodeResult(NamedTuple):
-    """How a node's run ended; also written to result.json."""
-
-    node: int
-    life: int
-    round: int
-    booked: int
-    voided: int
-    dropped: dict[str, int]
-    left: bool  # before the last round
-    digest: str
-    memory_peak: int  # bytes of main memory
-    error: str | None

@@ -8,7 +8,7 @@ import numpy as np
 
 from p2pfl.errors import LocalError
 from p2pfl.node.program import Mixed
-from p2pfl.node.task import Accuracy, Booked, Task, evaluated, part
+from p2pfl.node.task import Booked, Scores, Task, evaluated, part
 from p2pfl.types import Params, Payload, State
 
 
@@ -23,7 +23,7 @@ class Node:
         self.order: dict[int, tuple[int, ...]] = {}  # the neighbours of the epoch, by round: whose the parts are
         self.round = 0  # the last it has trained in
         self.loss = 0.0
-        self.before: Accuracy | None = None
+        self.before: Scores | None = None
 
     def train(self, round: int, speak: tuple[int, ...], steps: int | None = None) -> None:
         """The local steps of a round (the first `steps` of them) and the payload. Raises LocalError."""
