@@ -147,7 +147,7 @@ def test_a_trace_with_a_gap_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_replayed_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no run directory"):
+    with pytest.raises(ConfigError, match="is not a run directory"):
         replay(tmp_path)
     run = looped(tmp_path, GRADIENT_TRACKING, rounds=2)
     file = run / "nodes" / "0" / "node.toml"

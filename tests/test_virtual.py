@@ -228,7 +228,7 @@ def test_what_the_table_means() -> None:
         ("links = [{ nodes = [0] }]", r"nodes=\[0\]: a link joins two nodes"),
         (
             "links = [{ nodes = [0, 1] }, { nodes = [1, 0] }]",
-            r"links\[1\].nodes=\[1, 0\]: stands in links\[0\] already",
+            r"links\[1\].nodes=\[1, 0\]: is in links\[0\] already",
         ),
         ("latency = -1.0", r"virtual.latency=-1.0: "),
         ("speed = 1", r"virtual.speed=1: "),

@@ -158,7 +158,7 @@ def _score_caption(count: int, compared: bool, score: Score) -> str:
     lines = "the nodes" if count <= NAMED else "the nodes, the one that ended worst in colour"
     if count > LINES:
         lines = f"{LINES} of {count:,} nodes, picked evenly by final {score.name}, the one that ended worst in colour"
-    dashed = "; dashed: where the runs it is compared with ended" if compared else ""
+    dashed = "; dashed: where the runs to compare with ended" if compared else ""
     return f"Thin lines: {lines}; bold: the mean of all{dashed}."
 
 
@@ -224,7 +224,7 @@ def _churn(axes: Axes, absences: list[Absence]) -> str:
             at = [moment for moment, _, tint in moments if tint == color]
             axes.vlines(at[:: max(1, len(at) // POINTS)], 1.0, end, transform=axes.get_xaxis_transform(), color=color,
                         linewidth=0.8, clip_on=False)  # fmt: skip
-        return " Ticks at the top: a node went (upwards), a node came (downwards)."
+        return " Ticks at the top: a node went away (upwards) or came (downwards)."
     low, high = axes.get_xlim()
     level_end: list[float] = []  # where the last label of each level ends, in axes fractions
     for moment, text, color in moments:
@@ -397,7 +397,7 @@ def _marks(axes: Axes, place: dict[int, np.ndarray], absences: list[Absence], do
     text = ""
     for style, nodes, words in (
         ((0, (1.5, 1.5)), [n for n in sorted(last) if last[n] is not None], "dotted ring: was away and came back."),
-        ("-", [n for n in sorted(last) if last[n] is None], "full ring: went and did not come back."),
+        ("-", [n for n in sorted(last) if last[n] is None], "full ring: went away and did not come back."),
     ):
         if nodes:
             at = np.array([place[node] for node in nodes])

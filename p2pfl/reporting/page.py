@@ -36,7 +36,7 @@ GRAPHS = {
 }
 MEAN_KEPT = {
     "exchange": "both ends of an exchange mix, or neither does",
-    "running_sums": "running sums: whatever was lost on the way is in the next message",
+    "running_sums": "running sums: the next message makes up for what was lost",
     "nothing": "this algorithm does not keep the mean",
 }
 

@@ -79,7 +79,7 @@ def _run(server: Launcher, federation: Federation, out: Path, view: View) -> Col
     watch = Watch(federation.experiment.rounds, {order.node: order.directory for order in orders}, score(federation))
     server.prepare(orders)
     pids = ", ".join(f"{node}: {member.pids[0]}" for node, member in server.members.items())
-    view.say(f"all compiled; process of each node: {pids}")
+    view.say(f"all nodes have compiled; their processes: {pids}")
     (out / "pids.json").write_text(json.dumps({node: member.pids for node, member in server.members.items()}))
     ready = clock.now()
     server.go()

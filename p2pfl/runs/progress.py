@@ -1,4 +1,4 @@
-"""Follows the records of nodes while they write them."""
+"""Follow the records of nodes while they write them, and tell a person what happens."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Watch:
         self._fresh: set[int] = set()
 
     def read(self) -> list[str]:
-        """Take in what is new; returns what a person should be told."""
+        """Take in what is new; returns what to tell a person."""
         for node, tail in self._metrics.items():
             for row in tail.read():
                 self.rounds_of[node] = row["round"]
@@ -66,7 +66,9 @@ class Watch:
         if event == "detected":
             silent = self._silent.setdefault(about, set())
             silent.add(by)
-            return [f"node {about} is silent; node {by} goes on without it (round {round})"] if len(silent) == 1 else []
+            return (
+                [f"node {about} is silent; node {by} continues without it (round {round})"] if len(silent) == 1 else []
+            )
         if event == "recovered" and self._silent.pop(about, None):
             return [f"node {about} answers again (round {round})"]
         if event == "joined":
@@ -76,10 +78,10 @@ class Watch:
             if self._membership.get(about) == event:
                 return []
             self._membership[about] = event
-            became = "is a member" if event == "added" else "is no member any more: the graph is planned anew"
-            return [f"node {about} {became} (round {round})"]
+            became = "is a member now" if event == "added" else "is no longer a member"
+            return [f"node {about} {became}; the graph is planned again (round {round})"]
         if event == "reborn":
-            return [f"node {about} was held for dead; it goes on as a new life (round {round})"]
+            return [f"node {about} was declared dead but lives; it continues as a new life (round {round})"]
         if event in ("paused", "absent"):
             return [f"node {by}, round {round}: {event} {'' if about == by else f'node {about} '}{row['detail']}"]
         return []

@@ -46,7 +46,7 @@ def notes(federation: Federation) -> list[str]:
         return []
     return [
         f"an answer takes up to {2 * farthest:g} s on this network, and with network.preset={preset!r} a node "
-        f"is suspected after {rhythm.ack_max:g} s: rounds will go on without it. A more patient preset helps"
+        f"is suspected after {rhythm.ack_max:g} s: rounds will continue without it. Use a more patient preset"
     ]
 
 
@@ -116,7 +116,7 @@ def check(table: Virtual, nodes: int) -> None:
                 raise ConfigError(f"{where}: there are nodes 0 to {nodes - 1}")
         key = tuple(sorted(link.nodes))
         if key in seen:
-            raise ConfigError(f"{where}: stands in links[{seen[key]}] already; put both into one")
+            raise ConfigError(f"{where}: is in links[{seen[key]}] already; merge the two")
         seen[key] = i
 
 
