@@ -50,24 +50,24 @@ def run(
         wanted = experiment.load(file, overrides, find=True)
         if wanted.driver.kind == "simulate":
             _cores_as_devices()
-        _join_hosts(hosts, wanted.driver.kind, wanted.baselines)
+        first = _join_hosts(hosts, wanted.driver.kind, wanted.baselines)
         sys.path[:0] = [str(Path.cwd()), str(file.resolve().parent)]
         from p2pfl.runs import run as running
 
         out = out or running.default_out(wanted.name)
         running.fresh(out)
     with _errors(f"{file}: "), terminal.make(console, quiet=as_json) as shown:
-        table = running.run(wanted, out, shown)
-    if not table:  # one of several hosts: the first one tells
+        summary = running.run(wanted, out, shown)
+    if not first:  # of several hosts the first one tells
         return
     if as_json:
-        click.echo(json.dumps(table, indent=1))
+        click.echo(json.dumps(summary.as_dict(), indent=1))
     else:
-        console.print(terminal.results_table(table))
-        if table["lost"]:
-            console.print(f"lost: node {', '.join(map(str, table['lost']))}")
+        console.print(terminal.results_table(summary))
+        if summary.lost:
+            console.print(f"lost: node {', '.join(map(str, summary.lost))}")
         console.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)
-    if table.get("interrupted"):
+    if summary.interrupted:
         sys.exit(130)
 
 
@@ -75,7 +75,7 @@ def run(
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of this node's records.")
 @click.option("--hold", is_flag=True, help="When all is compiled, wait for a line on standard input.")
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint in the node's directory, if there is one.")
+@click.option("--resume", is_flag=True, help="Continue from the checkpoint in the node's directory, if there is one.")
 def node(file: Path, out: Path | None, hold: bool, resume: bool) -> None:
     """Run one node of a federation, as FILE describes it."""
     with _errors():
@@ -88,10 +88,10 @@ def node(file: Path, out: Path | None, hold: bool, resume: bool) -> None:
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="The sweep's directory; an earlier call is gone on with.")
-@click.option("--workers", type=click.IntRange(1, 256), help="Runs made at once; as many as there are cores.")
+@click.option("--out", type=click.Path(path_type=Path), help="The sweep's directory; runs of an earlier call are kept.")
+@click.option("--workers", type=click.IntRange(1, 256), help="How many runs to make at once; one per core by default.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a field of the base experiment.")
-@click.option("--only", multiple=True, metavar="AXIS=LABEL", help="Make only these; seed=0 chooses a seed.")
+@click.option("--only", multiple=True, metavar="AXIS=LABEL", help="Make only these runs; seed=0 chooses a seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table alone, as JSON.")
 def sweep(
     file: Path, out: Path | None, workers: int | None, overrides: tuple[str, ...], only: tuple[str, ...], as_json: bool
@@ -114,16 +114,16 @@ def sweep(
     else:
         console.print(f"table: {out / 'table.md'}", soft_wrap=True, markup=False)
     if made.interrupted:
-        click.echo("interrupted: the same command goes on where it stopped", err=True)
+        click.echo("interrupted; run the same command again to continue", err=True)
         sys.exit(130)
     if made.failed:
-        raise click.ClickException(f"failed: {', '.join(made.failed)}; each reason stands in {out / 'table.md'}")
+        raise click.ClickException(f"failed: {', '.join(made.failed)}; see the reasons in {out / 'table.md'}")
 
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def report(run: Path) -> None:
-    """Write report.html of the run directory RUN anew."""
+    """Write report.html of the run directory RUN again."""
     from p2pfl.reporting import page as reporting
 
     with _errors():
@@ -148,8 +148,8 @@ def replay(run: Path, as_json: bool) -> None:
     wrong = [verdict.node for verdict in verdicts if not verdict.equal]
     if wrong:
         raise click.ClickException(
-            f"{len(wrong)} of {len(verdicts)} nodes differ: node {', '.join(map(str, wrong))}. The trace does not lead "
-            "to these models: another version, machine or data, or a file that was changed"
+            f"{len(wrong)} of {len(verdicts)} nodes differ: node {', '.join(map(str, wrong))}. The trace leads to "
+            "other models: the version, the machine, the data or a file has changed"
         )
 
 
@@ -158,9 +158,11 @@ def replay(run: Path, as_json: bool) -> None:
 @click.option("--nodes", type=int, help="How many nodes; for a graph by name.")
 @click.option("--set", "given", multiple=True, metavar="NAME=VALUE", help="An argument of the graph, as in --set k=2.")
 @click.option("--weights", help="Mixing weights of a static graph: metropolis, max_degree, best_constant, ...")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of graphs that are drawn at random.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of graphs that are drawn at random.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures alone, as JSON.")
-@click.option("--draw", "picture", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw it, too.")
+@click.option(
+    "--draw", "picture", type=click.Path(path_type=Path), metavar="FILE.png", help="Also draw the graph into this file."
+)
 def topology(
     graph: str, nodes: int | None, given: tuple[str, ...], weights: str | None, seed: int, as_json: bool,
     picture: Path | None,
@@ -234,10 +236,10 @@ def _cores_as_devices() -> None:
     os.environ.setdefault("XLA_FLAGS", flags)
 
 
-def _join_hosts(hosts: str | None, kind: str, baselines: bool) -> None:
-    """Let this process be one of several that simulate together."""
+def _join_hosts(hosts: str | None, kind: str, baselines: bool) -> bool:
+    """Let this process be one of several that simulate together; returns whether it is the first."""
     if hosts is None:
-        return
+        return True
     from p2pfl.errors import ConfigError
 
     parts = hosts.split(",")
@@ -250,6 +252,7 @@ def _join_hosts(hosts: str | None, kind: str, baselines: bool) -> None:
     import jax
 
     jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]))
+    return int(parts[2]) == 0
 
 
 class _errors:

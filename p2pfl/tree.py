@@ -64,8 +64,12 @@ def public(params: Params) -> Params:
 def consensus_distance(models: Sequence[Params]) -> float:
     """(1/n) sum_i ||x_i - mean||^2 over models, in float64."""
     leaves = [np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(m)]) for m in models]
-    stacked = np.stack(leaves)
-    return float(((stacked - stacked.mean(axis=0)) ** 2).sum(axis=1).mean())
+    return spread(np.stack(leaves))
+
+
+def spread(rows: np.ndarray) -> float:
+    """(1/n) sum_i ||x_i - mean||^2 over rows [n, D]."""
+    return float(((rows - rows.mean(axis=0)) ** 2).sum(axis=1).mean())
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -128,10 +128,10 @@ class Learner(NamedTuple):
     """What is learned; knows nothing of peers.
 
     `init(key)` -> Params. `grad(params, batch, key)` -> (gradient with the structure of params["trained"], new values
-    of all other parts of params, {"loss": []}). `evaluate(params, batch, mask)` -> {"correct": [B], "loss": [B]} per
-    sample, zero where the mask is 0, so that sums over samples and nodes add up; "correct" is the score of what is
-    predicted, right or wrong for classes. `unroll` asks for local steps written out instead of scanned: XLA:CPU runs a
-    convolution inside a loop several times slower. `penalty(trained, start)` -> a gradient with the structure of
+    of all other parts of params, {"loss": []}). `evaluate(params, batch, mask)` -> {"score": [B], "loss": [B]} per
+    sample, zero where the mask is 0, so that sums over samples and nodes add up; "score" is that of the kind of
+    task, 1 or 0 for classes: right or wrong. `unroll` asks for local steps written out instead of scanned: XLA:CPU runs
+    a convolution inside a loop several times slower. `penalty(trained, start)` -> a gradient with the structure of
     `trained`, added in every local step; `start` is the model of the round's first step. `predict(params, x)` ->
     outputs [B, ...]. `personal(params)` -> params whose model is the node's own; None where it has none.
     A batch is {"x": [B, ...], "y": [B, ...]}, and may have "weight" [B]: how much each sample counts, and "classes" [C]

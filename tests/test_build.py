@@ -17,9 +17,10 @@ from p2pfl.config import experiment
 from p2pfl.config.data import BuiltinData, CsvData, Data, EvenPartition, QuadraticData, ShardsPartition
 from p2pfl.config.experiment import Experiment
 from p2pfl.errors import ConfigError, DataError, TopologyError
-from p2pfl.federation import baselines, federation, tasks
+from p2pfl.federation import federation, tasks
 from p2pfl.methods import statistics
 from p2pfl.protocol.timing import LAN, LOCAL
+from p2pfl.runs import baselines
 
 TABLE: dict[str, Any] = {
     "name": "tiny",

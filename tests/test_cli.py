@@ -39,7 +39,7 @@ nodes = 3
 name = "dsgd"
 [driver]
 kind = "simulate"
-method = "loop"  # it leaves all the records of a live run
+loop = true  # it leaves all the records of a live run
 """
 METRICS = {  # a record per node and round: issue 2, item 7, and what the report needs beside it
     "node", "round", "train_loss", "accuracy_before_mixing", "accuracy_after_mixing", "arrived", "bytes_sent",
@@ -190,10 +190,13 @@ def test_mistakes_of_a_node_file(place: Path, monkeypatch: pytest.MonkeyPatch) -
     text = 'experiment = "exp.toml"\nnode = 1\nlisten = "tcp://127.0.0.1:5555"\npeers = ["tcp://127.0.0.1:5557"]\n'
     for changed, said in (
         (text.replace("exp.toml", "no.toml"), "node.toml: experiment='no.toml': no such file; looked for it beside"),
-        (text.replace("127.0.0.1:5555", "0.0.0.0:5555"), "node.toml: listen='tcp://0.0.0.0:5555': says on all of this"),
+        (
+            text.replace("127.0.0.1:5555", "0.0.0.0:5555"),
+            "node.toml: listen='tcp://0.0.0.0:5555': stands for all addresses",
+        ),
         (
             text.replace(":5555", ":65535"),
-            "node.toml: listen='tcp://127.0.0.1:65535': the port must be within 1 to 65534",
+            "node.toml: listen='tcp://127.0.0.1:65535': the port must be from 1 to 65534",
         ),
         (text.replace("node = 1", "node = 3"), "node.toml: node=3: the topology has nodes 0 to 2"),
         (text + '[data]\nsource = "digit"\n', "data.source='digit': did you mean 'digits'?"),

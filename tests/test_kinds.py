@@ -17,8 +17,9 @@ from p2pfl.config import experiment
 from p2pfl.config.experiment import Experiment
 from p2pfl.data import Dataset, Samples
 from p2pfl.federation import federation
+from p2pfl.node import records
 from p2pfl.runs import assessment, simulated
-from p2pfl.runs.run import collect
+from p2pfl.runs.summary import collect
 
 ROWS = 60
 
@@ -50,15 +51,17 @@ def source(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize(
-    ("kind", "model", "score", "metric"),
+    ("kind", "model", "key", "score", "metric"),
     [
-        ("labels", {"name": "mlp", "hidden": [8]}, 0.7, "auc_mean"),
-        ("regression", {"name": "logistic"}, 0.5, "r2_mean"),
-        ("survival", {"name": "logistic"}, 0.7, "c_index_own_mean"),
-        ("segmentation", {"name": "unet", "channels": [4]}, 0.4, "dice_mean_mean"),
+        ("labels", {"name": "mlp", "hidden": [8]}, "accuracy", 0.7, "auc_mean"),
+        ("regression", {"name": "logistic"}, "explained", 0.5, "r2_mean"),
+        ("survival", {"name": "logistic"}, "concordance", 0.7, "c_index_own_mean"),
+        ("segmentation", {"name": "unet", "channels": [4]}, "dice", 0.4, "dice_mean_mean"),
     ],
 )
-def test_a_whole_run(tmp_path: Path, source: str, kind: str, model: dict[str, Any], score: float, metric: str) -> None:
+def test_a_whole_run(
+    tmp_path: Path, source: str, kind: str, model: dict[str, Any], key: str, score: float, metric: str
+) -> None:
     table = {
         "name": "t", "rounds": 40, "data": {"source": source, "arguments": {"kind": kind}}, "model": model,
         "training": {
@@ -73,7 +76,7 @@ def test_a_whole_run(tmp_path: Path, source: str, kind: str, model: dict[str, An
         made = federation.build(wanted)
         simulated.loop_into(made, tmp_path, lambda status: None)
         found = collect(made, tmp_path)
-        assert found.figures["accuracy_mean"] > score
+        assert found.summary.score_mean > score
         last: list[Any] = []
         whole = simulated.simulate(made, progress=lambda round, evaluated: last.extend(evaluated))
         figures = assessment.assess(made, found.whole, tmp_path)
@@ -82,6 +85,11 @@ def test_a_whole_run(tmp_path: Path, source: str, kind: str, model: dict[str, An
         model_of = safetensors.numpy.load_file(tmp_path / "nodes" / str(node) / "model.safetensors")
         for name, leaf in model_of.items():
             np.testing.assert_allclose(named[name][node], leaf, atol=1e-8, err_msg=name)
-    assert float(last[-1].accuracy.mean()) == pytest.approx(found.figures["accuracy_mean"], abs=1e-6)
+    assert float(last[-1].score.mean()) == pytest.approx(found.summary.score_mean, abs=1e-6)
+    assert found.summary.as_dict()[f"{key}_mean"] == found.summary.score_mean
+    rounds, measured = (records.read(tmp_path / name)[-1] for name in ("rounds.jsonl", "metrics.jsonl"))
+    assert rounds[f"{key}_mean"] == found.summary.score_mean
+    assert min(measured[f"{key}_{name}"] for name in ("before_mixing", "after_mixing", "own")) > -1
+    assert key == "accuracy" or not any("accuracy" in name for name in (*rounds, *measured))
     assert figures[metric] is not None and figures[metric] > score
     assert figures[f"fine_tuned_{metric}"] is not None

@@ -98,7 +98,7 @@ def test_softmax_regression_by_hand(model: Any) -> None:
     mask = jnp.asarray([1, 1, 0, 1, 0, 1], jnp.float32)
     got = it.evaluate(params, data, mask)
     np.testing.assert_allclose(got["loss"], loss * mask, atol=1e-6)
-    assert np.array_equal(got["correct"], correct * np.asarray(mask))
+    assert np.array_equal(got["score"], correct * np.asarray(mask))
 
 
 @pytest.mark.parametrize("model", [Net, LinenNet()], ids=["nnx", "linen"])

@@ -112,7 +112,7 @@ def models(out: Path, nodes: int) -> list[dict[str, np.ndarray]]:
 def test_live_equals_the_plain_loop_to_the_bit(start: Callable[..., Started], graph: str) -> None:
     small = (*NO_CHURN, "--set", "rounds=15", "--set", "topology.nodes=5", "--set", f"topology.graph={graph}")
     live = start(*small, *PATIENT).end()
-    plain = ("--driver", "simulate", "--set", "driver.method=loop")
+    plain = ("--driver", "simulate", "--set", "driver.loop=true")
     looped = start(*small, *PATIENT, *plain).end()
     assert live["digests"] == looped["digests"]
     assert live["accuracy_mean"] == looped["accuracy_mean"]
@@ -179,7 +179,7 @@ def test_float64_is_the_same_live(start: Callable[..., Started], tmp_path: Path)
     file = write(tmp_path / "case", Case("push_sum", "one_peer_exponential", 4, dtype="float64"))
     live = start(file=file)
     digests = live.end()["digests"]
-    looped = start("--driver", "simulate", "--set", "driver.method=loop", file=file).end()
+    looped = start("--driver", "simulate", "--set", "driver.loop=true", file=file).end()
     assert digests == looped["digests"]
     leaves = [leaf for model in models(live.out, 4) for leaf in model.values()]
     assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float64)}

@@ -258,7 +258,7 @@ def test_with_opposite_label_maps_only_own_models_are_right(name: str) -> None:
         params = jax.lax.scan(round, first, None, length=40)[0]
 
         def score(params: Tree, y: Any) -> Any:
-            return learner.evaluate(params, {"x": x, "y": y}, jnp.ones(ROWS))["correct"].mean()
+            return learner.evaluate(params, {"x": x, "y": y}, jnp.ones(ROWS))["score"].mean()
 
         return jax.vmap(score)(params, y).mean(), jax.vmap(score)(jax.vmap(learner.personal)(params), y).min()  # type: ignore[arg-type]
 
@@ -376,7 +376,7 @@ def test_a_task_sees_its_own_head_alone() -> None:
     np.testing.assert_allclose(np.asarray(p[:, 2:]).sum(axis=1), 1, rtol=1e-6)
     batch["y"] = batch["y"].at[0].set(0)  # a row of the other task counts nothing
     sums = jax.jit(learner.evaluate)(params, batch, jnp.ones(ROWS))
-    assert float(sums["correct"][0]) == float(sums["loss"][0]) == 0
+    assert float(sums["score"][0]) == float(sums["loss"][0]) == 0
     assert np.asarray(sums["loss"][1:] > 0).all() and float(sums["loss"].max()) < 10
 
 
@@ -571,7 +571,7 @@ def test_the_plain_loop_and_the_simulator_agree(objective: list[dict[str, Any]],
             "dtype": "float64", "objective": objective,
         },
         "topology": {"graph": "ring", "nodes": 3}, "algorithm": {"name": "dsgd"},
-        "driver": {"kind": "simulate", "method": "loop"}, "evaluation": {"every": 2},
+        "driver": {"kind": "simulate", "loop": True}, "evaluation": {"every": 2},
     }  # fmt: skip
     with jax.enable_x64(True):
         federation = build.build(experiment.parse(table, "small", experiment.Experiment))

@@ -396,7 +396,7 @@ WIDE = {
         {"name": "fourier", "start": 0.3, "rounds": 4}, {"name": "by_similarity", "sharpness": 1.0, "publish": True},
         {"name": "by_samples"}, {"name": "by_labels", "sharpness": 1.0, "minimum": 3}, {"name": "by_loss", "q": -1.0},
     ]},
-    "network": {"loss": 0.2}, "driver": {"kind": "simulate", "method": "loop"}, "evaluation": {"every": 4},
+    "network": {"loss": 0.2}, "driver": {"kind": "simulate", "loop": True}, "evaluation": {"every": 4},
     "baselines": False,
 }  # fmt: skip
 
@@ -448,6 +448,6 @@ def test_wide_nodes_gain_by_narrow_ones() -> None:
             for each in (work, alone):
                 seen: list[Any] = []
                 engine.run(each, How(None, 1, False), lambda _, found, seen=seen: seen.extend(found), lambda: 0.0)
-                both.append(seen[-1].accuracy)
+                both.append(seen[-1].score)
         better.append(both[0][::2].mean() - both[1].mean())
     assert np.mean(better) > 0.02 and min(better) > -0.02

@@ -112,7 +112,7 @@ def scored(learner: Learner, params: Tree, rows: Samples) -> tuple[float, float]
     """Mean score and mean loss."""
     batch = {"x": jnp.asarray(rows.x), "y": jnp.asarray(rows.y)}
     sums = evaluating(learner)(params, batch, jnp.ones(len(rows.y)))
-    return float(sums["correct"].mean()), float(sums["loss"].mean())
+    return float(sums["score"].mean()), float(sums["loss"].mean())
 
 
 def test_consensus_is_the_model_and_personal_the_nodes_own() -> None:

@@ -152,7 +152,7 @@ def test_padded_evaluation_is_unpadded(compiled: Program, monkeypatch: pytest.Mo
         compiled.params(compiled.init(0)), {"x": jnp.asarray(x), "y": jnp.asarray(y)}, jnp.ones(rows)
     )
     assert correct.shape == loss.shape == (rows,)
-    assert np.array_equal(correct, whole["correct"])
+    assert np.array_equal(correct, whole["score"])
     close(loss, whole["loss"])
 
 

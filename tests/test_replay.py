@@ -49,7 +49,7 @@ PUSH_SUM = Case("push_sum", "one_peer_exponential", 6)
 def looped(folder: Path, case: Case, rounds: int = 24, more: str = "") -> Path:
     """A run directory of the plain loop."""
     file = write(folder, case, rounds=rounds, more=more)
-    federation = build.build(experiment.load(file, ('driver.kind="simulate"', 'driver.method="loop"')))
+    federation = build.build(experiment.load(file, ('driver.kind="simulate"', "driver.loop=true")))
     out = folder / "out"
     out.mkdir()
     (out / "experiment.toml").write_text(experiment.dump(federation.experiment))
@@ -149,7 +149,7 @@ def test_a_trace_with_a_gap_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_replayed_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no run directory"):
+    with pytest.raises(ConfigError, match="is not a run directory"):
         replay(tmp_path)
     run = looped(tmp_path, GRADIENT_TRACKING, rounds=2)
     file = run / "nodes" / "0" / "node.toml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import json
 import math
@@ -203,6 +204,43 @@ def test_without_a_pooled_test_set_the_own_one_counts(tmp_path: Path) -> None:
     assert "accuracy on own test data" in text
 
 
+def test_another_score_is_called_by_its_name(tmp_path: Path) -> None:
+    run = make_run(tmp_path, score="explained", score_name="R2", score_in_percent=False)
+    for path in (run / "metrics.jsonl", run / "rounds.jsonl", run / "summary.json"):
+        path.write_text(path.read_text().replace('"accuracy_', '"explained_'))
+    page, read = written(run)
+    text = flat(read.text)
+    assert "8 nodes on a ring reached 0.962 mean R2 (worst node 0.958) in 60 rounds; alone they reach 0.609" in text
+    assert "R2 on the common test set" in text and "Coloured by final R2." in text and "every node alone 0.609" in text
+    assert "ccuracy" not in page and " %" not in text
+    (run / "summary.json").unlink()  # as if it were still running
+    assert "ran to the end; explained was not measured" in flat(written(run)[1].text)
+    assert "mean 0.9" in read.text and "every node" not in flat(written(run)[1].text).split("Result")[0]
+
+
+def test_a_summary_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    whole = run_data.Summary.of(SUMMARY | {"lost": [3], "auc_own_mean": 0.9, "auc_worst": None, "residue": 0})
+    assert (whole.score_mean, whole.score_pooled, whole.lost, whole.residue) == (0.9618, 0.9634, (3,), 0)
+    assert whole.metrics == {"auc_own_mean": 0.9, "auc_worst": None}
+    whole.write(tmp_path)
+    table = json.loads((tmp_path / "summary.json").read_text())
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+    assert run_data.Summary.of(table) == whole and table["accuracy_mean"] == 0.9618 and table["auc_own_mean"] == 0.9
+    other = dataclasses.replace(whole, score="dice", score_name="Dice")
+    assert other.as_dict()["dice_mean"] == 0.9618 and "accuracy_mean" not in other.as_dict()
+    assert run_data.Summary.of(other.as_dict()) == other
+
+
+def test_a_summary_takes_figures_by_name_and_keeps_what_it_knows() -> None:
+    summary = run_data.Summary(score_mean=0.5).adding({"accuracy_mean": 0.6, "accuracy_pooled": 0.7, "auc_mean": 0.8})
+    assert (summary.score_mean, summary.score_pooled, summary.metrics) == (0.5, 0.7, {"auc_mean": 0.8})
+
+
+@pytest.mark.parametrize("value", [None, "x", [1], {"a": 1}, True])
+def test_what_is_of_another_type_is_not_known(value: object) -> None:
+    assert run_data.Summary.of({"accuracy_mean": value, "nodes": value}) == run_data.Summary()
+
+
 def test_baselines_are_read_from_their_rounds(tmp_path: Path) -> None:
     run = make_run(tmp_path, accuracy_pooled=None, accuracy_local_only=None, accuracy_local_only_worst=None)
     lines(run / "baselines/local/rounds.jsonl", [
@@ -248,10 +286,10 @@ def test_many_nodes_with_one_event_each_are_one_row() -> None:
 def test_tables_and_lines_are_bounded(tmp_path: Path) -> None:
     records = ({"node": 0, "round": number, "accuracy_after_mixing": number / 10_000} for number in range(1, 10_001))
     lines(tmp_path / "metrics.jsonl", list(records))
-    nodes = run_data._nodes(tmp_path / "metrics.jsonl", 10_000, [])
-    assert nodes.accuracy.shape == (1, run_data.COLUMNS)
+    nodes = run_data._nodes(tmp_path / "metrics.jsonl", "accuracy", 10_000, [])
+    assert nodes.score.shape == (1, run_data.COLUMNS)
     assert nodes.final() == {0: 1.0} and nodes.round[0, -1] == 10_000
-    x, y = plots.thin(nodes.round[0].repeat(9), nodes.accuracy[0].repeat(9), max)
+    x, y = plots.thin(nodes.round[0].repeat(9), nodes.score[0].repeat(9), max)
     assert len(x) == len(y) == plots.POINTS and x[-1] == 10_000
 
 

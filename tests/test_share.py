@@ -27,7 +27,7 @@ from p2pfl.learning.local_steps import descend
 from p2pfl.methods import compose
 from p2pfl.methods import sharing as share
 from p2pfl.runs import simulated
-from p2pfl.runs.run import collect
+from p2pfl.runs.summary import collect
 from p2pfl.types import Inbox, Neighborhood
 
 EXAMPLE = jnp.zeros((1, 4))
@@ -192,7 +192,7 @@ WHOLE = {
         "local_steps": 2, "dtype": "float64",
     },
     "topology": {"graph": "ring", "nodes": 5}, "algorithm": {"name": "dsgd", "share": "fedbn"},
-    "driver": {"kind": "simulate", "method": "loop"}, "evaluation": {"every": 8}, "baselines": False,
+    "driver": {"kind": "simulate", "loop": True}, "evaluation": {"every": 8}, "baselines": False,
 }  # fmt: skip
 CHURN = [
     {"event": "crash", "node": 2, "round": 3}, {"event": "rejoin", "node": 2, "round": 5},
@@ -237,7 +237,7 @@ def test_consensus_is_about_what_is_shared(tmp_path: Path) -> None:
     changes["training"] = {**WHOLE["training"], "dtype": "float32"}
     made = federation(**changes, algorithm={"name": "dsgd", "share": "private_head"}, driver={"kind": "simulate"})
     found = simulated.into(made, tmp_path, lambda status: None)
-    assert found.figures["consensus_distance"] < 1e-9
+    assert found.summary.consensus_distance < 1e-9
     heads = [model["private"]["share"]["leaves"]["trained"]["layers"][1]["kernel"] for model in found.whole.values()]
     assert np.abs(heads[0] - heads[1]).max() > 1e-3
 
@@ -266,7 +266,7 @@ def test_a_private_head_serves_opposite_labels() -> None:
         made = made._replace(dataset=data, partition=made.partition._replace(train=rows, test=rows), learner=learner)
         last: list[Any] = []
         simulated.simulate(made, progress=lambda round, found, last=last: last.extend(found))
-        own[given] = float(last[-1].accuracy_own.mean())
+        own[given] = float(last[-1].score_own.mean())
     assert own["private_head"] > 0.95 and own[None] < 0.6
 
 
@@ -283,7 +283,7 @@ def test_live_nodes_share_alike_and_say_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "experiment.toml"
     file.write_text(experiment.dump(experiment.parse(table, "t", Experiment)))
     summaries = []
-    for options in ([], ["--driver", "simulate", "--set", "driver.method=loop"]):
+    for options in ([], ["--driver", "simulate", "--set", "driver.loop=true"]):
         out = tmp_path / f"run{len(summaries)}"
         result = CliRunner().invoke(main, ["run", str(file), "--out", str(out), "--json", *options])
         assert result.exit_code == 0, result.output

@@ -173,11 +173,11 @@ def test_a_model_with_data_of_unequal_size_and_evaluation() -> None:
     for one in seen:
         for i in range(5):
             record = rows[i, one.round]
-            assert one.accuracy is not None and one.accuracy_own is not None and one.accuracy_before is not None
+            assert one.score is not None and one.score_own is not None and one.score_before is not None
             # shares of the same counts, in float32 and float64
-            assert abs(one.accuracy[i] - record.accuracy_after_mixing) < 1e-6
-            assert abs(one.accuracy_own[i] - record.accuracy_own) < 1e-6
-            assert abs(one.accuracy_before[i] - record.accuracy_before_mixing) < 1e-6
+            assert abs(one.score[i] - record.score_after_mixing) < 1e-6
+            assert abs(one.score_own[i] - record.score_own) < 1e-6
+            assert abs(one.score_before[i] - record.score_before_mixing) < 1e-6
             assert abs(one.train_loss[i] - record.train_loss) < 1e-6
     distance = tree.consensus_distance(models)
     assert abs(seen[-1].consensus_distance - distance) < 1e-9 * max(distance, 1)

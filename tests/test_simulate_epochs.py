@@ -321,7 +321,7 @@ def test_a_late_network_wants_graphs_that_stay() -> None:
     [("gradient_tracking", "ring"), ("push_sum", "exponential"), pytest.param("dsgd", "base", marks=pytest.mark.soak)],
 )
 def test_the_plain_loop_with_epochs_is_replayed(tmp_path: Path, algorithm: str, graph: str) -> None:
-    made = federation(algorithm, MUCH, graph, driver={"kind": "simulate", "method": "loop"})
+    made = federation(algorithm, MUCH, graph, driver={"kind": "simulate", "loop": True})
     (tmp_path / "experiment.toml").write_text(experiment.dump(made.experiment))
     simulated.loop_into(made, tmp_path, lambda status: None)
     verdicts = replay(tmp_path)
@@ -334,12 +334,10 @@ def test_the_plain_loop_with_epochs_is_replayed(tmp_path: Path, algorithm: str, 
 
 def test_a_run_says_how_many_epochs_it_had_and_who_is_missing(tmp_path: Path) -> None:
     made = federation("gradient_tracking", [*MUCH, {"event": "crash", "node": 3, "round": 15}], evaluation={"every": 3})
-    figures, models, *_ = simulated.into(made, tmp_path, lambda status: None)
-    assert (figures["epochs"], figures["lost"], figures["left"]) == (course(made).epochs, [3], [1])
-    assert figures["exchanges_voided"] > 0 and figures["mean_residual"] < 1e-15
-    assert len(models) == 7 and figures["consensus_distance"] == pytest.approx(
-        tree.consensus_distance(models), rel=1e-9
-    )
+    summary, models, *_ = simulated.into(made, tmp_path, lambda status: None)
+    assert (summary.epochs, summary.lost, summary.left) == (course(made).epochs, (3,), (1,))
+    assert summary.exchanges_voided > 0 and summary.mean_residual < 1e-15
+    assert len(models) == 7 and summary.consensus_distance == pytest.approx(tree.consensus_distance(models), rel=1e-9)
     rows = records.read(tmp_path / "metrics.jsonl")
     assert {row["node"] for row in rows if row["round"] == 9} == {0, 2, 3, 4, 5, 6, 8}  # 1 has left, 7 stands still
     assert {row["life"] for row in rows if row["node"] == 2 and row["round"] >= 6} == {2}

@@ -233,7 +233,7 @@ def test_what_is_no_sweep_is_not_touched(folder: Path) -> None:
     (folder / "mine").mkdir()
     (folder / "mine" / "thesis.txt").write_text("precious")
     result = call(folder / "sweep.toml", "--out", folder / "mine")
-    assert result.exit_code == 1 and "holds something that is no sweep" in result.output
+    assert result.exit_code == 1 and "holds something other than a sweep" in result.output
     in_the_way = folder / "out" / "runs" / "0-dsgd-seed0"
     in_the_way.mkdir(parents=True)
     (folder / "out" / "sweep.toml").write_text(SWEEP)
@@ -281,7 +281,7 @@ def test_ctrl_c_stops_cleanly_and_a_later_call_goes_on(folder: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 130 and b"goes on where it stopped" in said, said
+    assert process.returncode == 130 and b"run the same command again to continue" in said, said
     assert not any(alive(int(pid)) for pid in children)
     before = {path for path in out.glob("runs/*/summary.json")}
     assert 1 <= len(before) < 300

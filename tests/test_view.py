@@ -8,12 +8,15 @@ import pytest
 from rich.console import Console
 
 from p2pfl.reporting import terminal as view
+from p2pfl.reporting.run_data import Score, Summary
 from p2pfl.reporting.terminal import NodeStatus, Status
 
 SUMMARY = {"name": "<digits> [red]x[/red]", "accuracy_mean": 0.9618, "accuracy_worst": 0.9581,
            "accuracy_local_only": 0.609, "accuracy_local_only_worst": 0.52, "accuracy_pooled": 0.9634,
            "consensus_distance": 1.23e-3, "mean_residual": 2.5e-8, "residue": 1, "seconds_per_round_median": 0.0063,
            "bytes_sent_per_node_round": 77_000}  # fmt: skip
+
+R2 = Score("explained", "R2", False)
 
 
 def status(number: int, rounds: int = 100, nodes: int = 8) -> Status:
@@ -127,7 +130,7 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> No
 
 def table(summary: dict[str, object]) -> str:
     console = Console(file=io.StringIO(), width=100, force_terminal=False)
-    console.print(view.results_table(summary))
+    console.print(view.results_table(Summary.of(summary)))
     return shown(console)
 
 
@@ -149,6 +152,23 @@ def test_the_table_adds_own_tests_and_majority_where_present() -> None:
     assert "98.1 %" in text and "94.2 %" in text and "majority class" in text and "11.3 %" in text
 
 
+def test_a_score_is_called_by_its_name_and_only_a_fraction_is_a_percentage() -> None:
+    console = plain()
+    with view.make(console, quiet=False) as seen:
+        seen.update(status(0))
+        seen.update(Status(100, 100, (NodeStatus(0, "finished", 100, -0.31),), -0.31, -0.5, 0, None, R2))
+    assert "round 100/100: R2 mean -0.310, worst node -0.500;" in shown(console)
+    console = terminal(color_system=None)
+    with view.make(console, quiet=False) as seen:
+        seen.update(Status(100, 100, (NodeStatus(0, "finished", 100, -0.31),), -0.31, -0.5, 0, None, R2))
+    assert "✓ 0 -0.310" in shown(console)
+    summary = {"score": "explained", "score_name": "R2", "score_in_percent": False, "explained_mean": -0.31}
+    text = table(summary | {"explained_pooled": 0.75, "accuracy_mean": 0.9})
+    assert "R2, mean" in text and "-0.310" in text and "0.750" in text and "%" not in text and "accuracy" not in text
+    text = table({"score": "dice", "score_name": "Dice", "dice_mean": 0.81234})
+    assert "Dice, mean" in text and "81.2 %" in text
+
+
 def test_an_empty_summary_is_said_to_be_not_measured() -> None:
     assert "\N{EN DASH} not measured" in table({})
     assert "\N{EN DASH} not measured" in table(SUMMARY | {"accuracy_pooled": float("nan")})
@@ -157,7 +177,8 @@ def test_an_empty_summary_is_said_to_be_not_measured() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (view.percent(1), "100.0 %"), (view.percent(None), "\N{EN DASH}"), (view.percent(True), "\N{EN DASH}"),
+        (Score().text(1), "100.0 %"), (Score().text(None), "\N{EN DASH}"), (Score().text(True), "\N{EN DASH}"),
+        (R2.text(-0.31), "-0.310"), (R2.text(float("nan")), "\N{EN DASH}"),
         (view.size(0), "0 B"), (view.size(999), "999 B"), (view.size(999_960), "1.0 MB"),
         (view.size(2e15), "2,000.0 TB"),
         (view.duration(0.9999), "1.0 s"), (view.duration(59.97), "1 min 0 s"), (view.duration(7_260), "2 h 1 min"),

@@ -26,7 +26,6 @@ from p2pfl.federation.tasks import tasks
 from p2pfl.node import records
 from p2pfl.runs import virtual
 from p2pfl.runs.replay import replay
-from p2pfl.runs.run import collect
 from p2pfl.runs.simulated import deliveries
 
 QUICK = Case("gradient_tracking", "ring", 5)
@@ -51,9 +50,7 @@ def run(folder: Path, case: Case, more: str = "", *given: str, rounds: int = 8) 
     made = federation(folder, case, more, *given, rounds=rounds)
     ended = virtual.into(made, folder)
     (folder / "experiment.toml").write_text(experiment.dump(made.experiment))
-    figures = collect(made, folder).figures
-    virtual.timed(folder, ended)
-    return ended, {**figures, **virtual.figures(ended)}
+    return ended, virtual.collected(made, folder, ended).summary.as_dict()
 
 
 def lines(folder: Path, node: int, name: str = "metrics") -> list[dict[str, Any]]:
@@ -238,7 +235,7 @@ def test_what_the_table_means() -> None:
         ("links = [{ nodes = [0] }]", r"nodes=\[0\]: a link joins two nodes"),
         (
             "links = [{ nodes = [0, 1] }, { nodes = [1, 0] }]",
-            r"links\[1\].nodes=\[1, 0\]: stands in links\[0\] already",
+            r"links\[1\].nodes=\[1, 0\]: is in links\[0\] already",
         ),
         ("latency = -1.0", r"virtual.latency=-1.0: "),
         ("speed = 1", r"virtual.speed=1: "),

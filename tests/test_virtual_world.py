@@ -366,7 +366,9 @@ def test_a_world_in_which_nothing_moves_says_so() -> None:
     ring = Ring(3, 50, sync=BARRIER)
     ring.until_round(10)
     ring.nodes[1].freeze()
-    with pytest.raises(LocalError, match=r"no node has got on for 20 virtual seconds; where they are: 1: exchanging"):
+    with pytest.raises(
+        LocalError, match=r"no node has finished a round for 20 virtual seconds; the nodes are at: 1: exchanging"
+    ):
         ring.run(patience=20.0)
 
 

@@ -102,8 +102,8 @@ class Driver:
     """[driver]: speed only; changing it never changes the meaning."""
 
     kind: Literal["live", "virtual", "simulate"] = "live"
-    method: Literal["auto", "loop", "map", "vmap", "sharded"] = "auto"  # simulate: how; auto measures
-    chunk: Count | None = None  # simulate: nodes that are computed at once
+    loop: bool = False  # simulate: node after node, with the records of a live run
+    chunk: Count | None = None  # simulate: nodes that are computed at once; without it, by measurement
     devices: Count | None = None  # simulate: devices to spread the nodes over
     checkpoint: Annotated[int, Field(ge=0, lt=2**31)] = 10  # live: rounds from one checkpoint to the next; 0: none
 

@@ -12,6 +12,7 @@ from p2pfl.federation.epochs import Epoch
 from p2pfl.federation.federation import Federation
 from p2pfl.learning import batching
 from p2pfl.learning.batching import eval_set
+from p2pfl.learning.targets import TARGETS
 from p2pfl.node.program import compile
 from p2pfl.node.task import Task, node_schedule
 
@@ -57,4 +58,5 @@ def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoc
         pooled=federation.pooled,
         evaluate_every=experiment.evaluation.every,
         events=federation.churn,
+        score=TARGETS[dataset.kind].key,
     )

@@ -56,7 +56,7 @@ def from_flax(model: Any, example: Array, classes: int, kind: str = "classes") -
     def evaluate(params: Params, batch: Tree, mask: Array) -> Metrics:
         outputs = _seen(predict(params, batch["x"]), batch)
         score = target.score(outputs, batch["y"], mask).astype(jnp.float32)
-        return {"correct": score, "loss": target.loss(outputs, batch["y"], mask)}
+        return {"score": score, "loss": target.loss(outputs, batch["y"], mask)}
 
     def predict(params: Params, x: Array) -> Array:
         return apply(params, x, None)[0]

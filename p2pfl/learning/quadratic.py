@@ -63,7 +63,7 @@ def learner(dim: int) -> Learner:
         return {"x": (a * away).mean(axis=0)}, {"carried": {}}, {"loss": (a * away**2).sum(axis=1).mean() / 2}
 
     def evaluate(params: Params, batch: Tree, mask: Array) -> Metrics:
-        return {"correct": jnp.zeros_like(mask), "loss": jnp.zeros_like(mask)}
+        return {"score": jnp.zeros_like(mask), "loss": jnp.zeros_like(mask)}
 
     return Learner(init, grad, evaluate)
 

@@ -41,7 +41,9 @@ class Target(NamedTuple):
     name: str
     loss: PerSample  # what the local steps make small
     score: PerSample
-    score_name: str  # the score in words
+    key: str  # what the score is called in files
+    score_name: str  # ... and in words
+    in_percent: bool  # a fraction of something, so that a person reads it in percent
     output: Callable[[tuple[int, ...], int], tuple[int, ...]]  # (shape of a row of x, classes) -> of a row of outputs
     answer: Callable[[Array], Array]  # outputs -> probabilities; where there are none, the outputs
 
@@ -194,15 +196,26 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
     {
         target.name: target
         for target in (
-            Target("classes", cross_entropy, right, "accuracy", _vector, _softmax),
-            Target("labels", binary_cross_entropy, labels_right, "accuracy of labels", _vector, jax.nn.sigmoid),
-            Target("regression", squared_error, explained, "R2", _vector, _same),
-            Target("survival", cox, concordant, "concordance", lambda row, classes: (1,), _same),
+            Target("classes", cross_entropy, right, "accuracy", "accuracy", True, _vector, _softmax),
+            Target(
+                "labels",
+                binary_cross_entropy,
+                labels_right,
+                "accuracy",
+                "accuracy of labels",
+                True,
+                _vector,
+                jax.nn.sigmoid,
+            ),
+            Target("regression", squared_error, explained, "explained", "R2", False, _vector, _same),
+            Target("survival", cox, concordant, "concordance", "concordance", False, lambda row, classes: (1,), _same),
             Target(
                 "segmentation",
                 cross_entropy_and_dice,
                 dice,
+                "dice",
                 "Dice",
+                True,
                 lambda row, classes: (*row[:2], classes),
                 _softmax,
             ),

@@ -42,7 +42,7 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Pr
     nothing is asked for. `train(state, batches, node, round, around)` takes the local steps and makes the payload;
     returns (state, loss, payload, model), the model after the local steps as others may have it, None where it is the
     payload itself. `mix` takes an inbox whose `sent` and `received` are sequences of K payloads (of K parts,
-    where the algorithm is `per_edge`). `evaluate` returns per row (correct, loss) as float32 arrays [rows].
+    where the algorithm is `per_edge`). `evaluate` returns per row (score, loss) as float32 arrays [rows].
     """
 
     @jax.jit
@@ -77,7 +77,7 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Pr
     @jax.jit
     def evaluate(state: State, x: Array, y: Array, mask: Array) -> tuple[Array, Array]:
         sums = learner.evaluate(algorithm.params(state), {"x": x, "y": y}, mask)
-        return sums["correct"], sums["loss"]
+        return sums["score"], sums["loss"]
 
     @jax.jit
     def init(key: Array, site: Tree) -> State:
@@ -85,9 +85,9 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Pr
 
     def evaluate_all(state: State, test: EvalSet) -> tuple[np.ndarray, np.ndarray]:
         parts = [evaluate(state, *chunk) for chunk in test.chunks]
-        correct = [np.asarray(part[0]) for part in parts]
+        score = [np.asarray(part[0]) for part in parts]
         loss = [np.asarray(part[1]) for part in parts]
-        return np.concatenate(correct)[: test.rows], np.concatenate(loss)[: test.rows]
+        return np.concatenate(score)[: test.rows], np.concatenate(loss)[: test.rows]
 
     return Program(
         slots=slots,

@@ -16,15 +16,18 @@ the name of a life, here as in every other file. A result.json or summary.json t
 
 
 class Measured(NamedTuple):
-    """A record of metrics.jsonl: one node in one round. Accuracies are None in rounds that are not evaluated."""
+    """A record of metrics.jsonl: one node in one round. Scores are None in rounds that are not evaluated.
+
+    In the file `score_` is the name of what the task is scored by, as in accuracy_own: see `Lines`.
+    """
 
     node: int
     life: int  # the name of this life that the neighbours know; greater with each
     round: int
     train_loss: float  # mean over the local steps
-    accuracy_before_mixing: float | None  # on the pooled test rows
-    accuracy_after_mixing: float | None
-    accuracy_own: float | None  # after mixing, on the node's own test rows
+    score_before_mixing: float | None  # on the pooled test rows
+    score_after_mixing: float | None
+    score_own: float | None  # after mixing, on the node's own test rows
     arrived: list[int]  # neighbours whose exchanges were booked
     age: list[int]  # ... rounds since each was opened
     bytes_sent: int
@@ -85,13 +88,15 @@ Trace = Traced | Began | Adopted | Entered | Kept
 class Lines:
     """A file of JSON lines. A line is written by one call, so that a kill can't tear what came before it."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, score: str = "accuracy") -> None:
+        """`score`: what fields `score_...` are called by in the file, a key of p2pfl.learning.targets."""
+        self._path, self._score = path, score
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def write(self, record: Measured | Trace | dict[str, Any]) -> None:
         """Append one record."""
-        fields = record if isinstance(record, dict) else record._asdict()
+        table = record if isinstance(record, dict) else record._asdict()
+        fields = {f"{self._score}{k[5:]}" if k.startswith("score_") else k: value for k, value in table.items()}
         text = (json.dumps(fields, separators=(",", ":")) + "\n").encode()
         try:
             os.write(self._file, text)

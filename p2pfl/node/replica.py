@@ -12,7 +12,7 @@ import numpy as np
 from p2pfl import tree
 from p2pfl.errors import USER_FAULTS, LocalError
 from p2pfl.node import records
-from p2pfl.node.task import Accuracy, Booked, Task, evaluated, part
+from p2pfl.node.task import Booked, Scores, Task, evaluated, part
 from p2pfl.types import Array, Params, Payload, State
 
 
@@ -42,8 +42,8 @@ class Replica:
         self._slots: dict[int, tuple[int, ...]] = {}  # by round: whom the parts of a payload that is per_edge are for
         self._receivers: list[int] = []  # of the latest round's push
         self._loss = 0.0
-        self._before: Accuracy | None = None  # mixing
-        self._after: Accuracy | None = None
+        self._before: Scores | None = None  # mixing
+        self._after: Scores | None = None
         self._exchanged: dict[str, np.ndarray] = {}  # "neighbour:life" -> sketch of what its exchanges have moved
         self._model: np.ndarray | None = None  # sketch of the model after the latest mixing
 
@@ -200,9 +200,9 @@ class Replica:
             life=self.life,
             round=round,
             train_loss=self._loss,
-            accuracy_before_mixing=before[0],
-            accuracy_after_mixing=after[0],
-            accuracy_own=after[1],
+            score_before_mixing=before[0],
+            score_after_mixing=after[0],
+            score_own=after[1],
             arrived=[each.node for each in booked],
             age=[round - each.mine for each in booked],
             **cost._asdict(),

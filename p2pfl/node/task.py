@@ -102,6 +102,7 @@ class Task(NamedTuple):
     pooled: bool  # the test rows are those of all nodes, not only its own
     evaluate_every: int
     events: tuple[Event, ...] = ()  # that the experiment plans, of all nodes and of the network
+    score: str = "accuracy"  # what a model is scored by: a key of p2pfl.learning.targets
 
     def at(self, members: tuple[int, ...]) -> Task:
         """Return the same task in the epoch of these members, this node among them. Slots never become fewer."""
@@ -175,16 +176,16 @@ def part(payload: Payload, slot: int) -> Payload:
     return jax.tree.map(lambda leaf: leaf[slot], payload)
 
 
-Accuracy = tuple[float | None, float | None]
+Scores = tuple[float | None, float | None]
 """On the pooled test rows, and on the node's own; None where there are none."""
 
 
-def evaluated(task: Task, state: State, round: int) -> Accuracy | None:
-    """Return the accuracy of a node's model, or None in a round that is not evaluated."""
+def evaluated(task: Task, state: State, round: int) -> Scores | None:
+    """Return the score of a node's model, or None in a round that is not evaluated."""
     if round % task.evaluate_every and round != task.rounds:
         return None
     if not task.test.rows:  # a task without labels, such as the quadratic one
         return None, None
-    correct, _ = task.program.evaluate(state, task.test)
-    own = float(correct[task.own].mean()) if len(task.own) else None
-    return (float(correct.mean()) if task.pooled else None), own
+    score, _ = task.program.evaluate(state, task.test)
+    own = float(score[task.own].mean()) if len(task.own) else None
+    return (float(score.mean()) if task.pooled else None), own

@@ -98,7 +98,7 @@ class Worker:
         earlier = records.read(self.directory / "metrics.jsonl")
         if earlier:
             self.last_round = earlier[-1]["round"]
-        self._metrics = records.Lines(self.directory / "metrics.jsonl")
+        self._metrics = records.Lines(self.directory / "metrics.jsonl", self.task.score)
         self._trace = records.Lines(self.directory / "trace.jsonl")
         if self.kept is None:
             self.replica.life = life

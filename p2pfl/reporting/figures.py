@@ -1,9 +1,8 @@
 """The figures of the report as SVG text that takes its colours from the page.
 
-Figures are drawn with matplotlib's object interface in stand-in colours; each stand-in becomes a CSS variable
-(`var(--ink)`, `var(--c0)`, ...), so that one drawing is legible on light, dark and printed pages. Text stays text. The
-same run gives the same bytes: no date, a fixed salt for identifiers, and these begin with the name of the picture, for
-several drawings share the page.
+Figures are drawn with matplotlib's object interface in the stand-in colours of `style`. Text stays text. The same run
+gives the same bytes: no date, a fixed salt for identifiers, and these begin with the name of the picture, for several
+drawings share the page.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from p2pfl.reporting import terminal
-from p2pfl.reporting.run_data import Absence, Nodes, RunData
+from p2pfl.reporting.run_data import Absence, Nodes, RunData, Score, measured
+from p2pfl.reporting.style import CSS, PAGE, PAGE_PALETTE, PAGE_STYLE, SHADES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,31 +32,16 @@ if TYPE_CHECKING:
 POINTS = 400
 """Points of a line, at most."""
 LINES = 60
-"""Lines of single nodes, at most; beyond them the nodes are picked evenly by final accuracy."""
+"""Lines of single nodes, at most; beyond them the nodes are picked evenly by their final score."""
 NAMED = 12
 """So many nodes get a colour and a place in the legend; more are thin and grey."""
 LABELS = 12
 """So many moments of churn get a label; more are ticks only."""
 EDGES = 3000
 """Edges drawn, at most."""
-INK, MUTED, RULE, PAPER = "#000001", "#000002", "#000003", "#000004"
-PALETTE = tuple(f"#0000{number:02x}" for number in range(0x10, 0x18))
-BLUE, ORANGE, GREEN, VERMILLION, SKY, PURPLE, YELLOW, GREY = PALETTE
-CSS = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"} | {c: f"--c{i}" for i, c in enumerate(PALETTE)}
-STYLE: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "p2pfl",
-    "text.parse_math": False, "axes.unicode_minus": False,
-    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 8,
-    "text.color": INK, "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED, "axes.linewidth": 0.6, "axes.facecolor": "none",
-    "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
-    "grid.color": RULE, "grid.linewidth": 0.6,
-    "xtick.color": MUTED, "ytick.color": MUTED,
-    "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-    "xtick.major.width": 0.6, "ytick.major.width": 0.6,
-    "legend.frameon": False, "legend.labelcolor": INK,
-}  # fmt: skip
+INK, MUTED, RULE, PAPER = PAGE
+COLORS = PAGE_PALETTE
+BLUE, ORANGE, GREEN, VERMILLION, SKY, PURPLE, YELLOW, GREY = COLORS
 
 
 class PageFigure(NamedTuple):
@@ -71,9 +56,9 @@ def pictures(run: RunData) -> dict[str, PageFigure]:
     """Every figure that the run has data for, by name."""
     drawn: dict[str, PageFigure] = {}
     draw: dict[str, Callable[[RunData], tuple[Figure, str, str] | None]] = {
-        "accuracy": _accuracy, "consensus": _consensus, "topology": _topology, "traffic": _traffic, "time": _time,
+        "score": _score, "consensus": _consensus, "topology": _topology, "traffic": _traffic, "time": _time,
     }  # fmt: skip
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(PAGE_STYLE):
         for name, make in draw.items():
             made = make(run)
             if made is not None:
@@ -121,13 +106,13 @@ def _axes(width: float, height: float, rounds: bool = True) -> tuple[Figure, Axe
     return figure, axes
 
 
-# ---------------------------------------------------------------- accuracy
+# ---------------------------------------------------------------- the score
 
 
-def _accuracy(run: RunData) -> tuple[Figure, str, str] | None:
-    nodes, final = run.nodes, run.nodes.final()
-    x, mean = thin(run.series["round"], run.series["accuracy_mean"], _last)
-    if nodes.measure != "accuracy" or not len(x):
+def _score(run: RunData) -> tuple[Figure, str, str] | None:
+    nodes, final, score = run.nodes, run.nodes.final(), run.summary.shown
+    x, mean = thin(run.series["round"], run.series["score_mean"], _last)
+    if nodes.own or not len(x):
         x, mean = _mean_of(nodes)
     if not len(x):
         return None
@@ -138,42 +123,50 @@ def _accuracy(run: RunData) -> tuple[Figure, str, str] | None:
     named = len(nodes.ids) <= NAMED
     _node_lines(axes, nodes, final, worst)
     axes.plot(x, mean, color=INK, linewidth=2.6, zorder=2.5 if named else 5)
-    ends = [(float(mean[-1]), f"mean {terminal.percent(mean[-1])}", INK)]
+    ends = [(float(mean[-1]), f"mean {score.text(float(mean[-1]))}", INK)]
     if worst is not None and len(nodes.ids) > 1:
-        ends.append(
-            (final[worst], f"worst: node {worst}, {terminal.percent(final[worst])}", INK if named else VERMILLION)
-        )
-    if nodes.measure == "accuracy":
-        for key, words in (("accuracy_pooled", "all data pooled"), ("accuracy_local_only", "every node alone")):
-            value = terminal.measured(run.summary.get(key))
-            if value is not None:
+        ends.append((final[worst], f"worst: node {worst}, {score.text(final[worst])}", INK if named else VERMILLION))
+    if not nodes.own:
+        compared = ((run.summary.score_pooled, "all data pooled"), (run.summary.score_local_only, "every node alone"))
+        for value, words in compared:
+            if value is not None and measured(value) is not None:
                 axes.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (5, 3)), zorder=1)
-                ends.append((value, f"{words} {terminal.percent(value)}", MUTED))
-    axes.set_ylabel(nodes.measure)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
+                ends.append((value, f"{words} {score.text(value)}", MUTED))
+    measure = f"{score.name} on own test data" if nodes.own else score.name
+    axes.set_ylabel(measure)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(score, value)))
     axes.margins(x=0.01)
     _end_labels(axes, ends)
     ticks = _churn(axes, run.absences)
     if named and len(nodes.ids) > 1:
         columns = len(nodes.ids) if len(nodes.ids) <= 8 else 6
         figure.legend(loc="outside lower center", ncols=columns, handlelength=1.8, fontsize=7.5)
-    alt = f"{nodes.measure.capitalize()} of every node over the rounds: " + "; ".join(text for _, text, _ in ends) + "."
-    return figure, alt, _accuracy_caption(len(nodes.ids), any(tint == MUTED for *_, tint in ends)) + ticks
+    alt = f"{_capital(measure)} of every node over the rounds: {'; '.join(text for _, text, _ in ends)}."
+    return figure, alt, _score_caption(len(nodes.ids), any(tint == MUTED for *_, tint in ends), score) + ticks
 
 
-def _accuracy_caption(count: int, compared: bool) -> str:
+def _tick(score: Score, value: float) -> str:
+    return f"{100 * value:.4g} %" if score.in_percent else f"{value:.4g}"
+
+
+def _capital(text: str) -> str:
+    """With a capital at the beginning, and the others as they are: R2, Dice."""
+    return text[:1].upper() + text[1:]
+
+
+def _score_caption(count: int, compared: bool, score: Score) -> str:
     lines = "the nodes" if count <= NAMED else "the nodes, the one that ended worst in colour"
     if count > LINES:
-        lines = f"{LINES} of {count:,} nodes, picked evenly by final accuracy, the one that ended worst in colour"
-    dashed = "; dashed: where the runs it is compared with ended" if compared else ""
+        lines = f"{LINES} of {count:,} nodes, picked evenly by final {score.name}, the one that ended worst in colour"
+    dashed = "; dashed: where the runs to compare with ended" if compared else ""
     return f"Thin lines: {lines}; bold: the mean of all{dashed}."
 
 
 def _mean_of(nodes: Nodes) -> tuple[np.ndarray, np.ndarray]:
     """The mean over those nodes that were measured in a column."""
-    known = np.isfinite(nodes.accuracy)
+    known = np.isfinite(nodes.score)
     some = known.any(axis=0)
-    total = np.where(known, nodes.accuracy, 0).sum(axis=0)[some]
+    total = np.where(known, nodes.score, 0).sum(axis=0)[some]
     x = np.where(known, nodes.round, -1).max(axis=0, initial=-1)[some]
     return x, total / known.sum(axis=0)[some]
 
@@ -186,7 +179,7 @@ def _node_lines(axes: Axes, nodes: Nodes, final: dict[int, float], worst: int | 
             continue
         x, y = _by_life(nodes, i)
         if len(nodes.ids) <= NAMED:
-            axes.plot(x, y, color=PALETTE[i % 7], linewidth=1.0, linestyle="-" if i < 7 else (0, (3, 1.2)), zorder=3,
+            axes.plot(x, y, color=COLORS[i % 7], linewidth=1.0, linestyle="-" if i < 7 else (0, (3, 1.2)), zorder=3,
                       label=f"node {node}", marker="o" if len(x) <= 40 else "", markersize=2)  # fmt: skip
         elif node == worst:
             axes.plot(x, y, color=VERMILLION, linewidth=1.2, zorder=4)
@@ -196,9 +189,9 @@ def _node_lines(axes: Axes, nodes: Nodes, final: dict[int, float], worst: int | 
 
 def _by_life(nodes: Nodes, i: int) -> tuple[np.ndarray, np.ndarray]:
     """The line of a node, broken where it crashed and came back."""
-    known = np.flatnonzero(np.isfinite(nodes.accuracy[i]))
+    known = np.flatnonzero(np.isfinite(nodes.score[i]))
     cut = np.flatnonzero(np.diff(nodes.life[i][known])) + 1
-    return np.insert(nodes.round[i][known], cut, np.nan), np.insert(nodes.accuracy[i][known], cut, np.nan)
+    return np.insert(nodes.round[i][known], cut, np.nan), np.insert(nodes.score[i][known], cut, np.nan)
 
 
 def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
@@ -231,7 +224,7 @@ def _churn(axes: Axes, absences: list[Absence]) -> str:
             at = [moment for moment, _, tint in moments if tint == color]
             axes.vlines(at[:: max(1, len(at) // POINTS)], 1.0, end, transform=axes.get_xaxis_transform(), color=color,
                         linewidth=0.8, clip_on=False)  # fmt: skip
-        return " Ticks at the top: a node went (upwards), a node came (downwards)."
+        return " Ticks at the top: a node went away (upwards) or came (downwards)."
     low, high = axes.get_xlim()
     level_end: list[float] = []  # where the last label of each level ends, in axes fractions
     for moment, text, color in moments:
@@ -346,8 +339,10 @@ def _topology(run: RunData) -> tuple[Figure, str, str] | None:
     lines = [(place[a], place[b]) for a, b in drawn]
     axes.add_collection(LineCollection(lines, colors=MUTED, linewidths=width, alpha=alpha, zorder=1))
     gone = {absence.node for absence in run.absences if absence.out is not None and absence.back is None}
-    _dots(figure, axes, ids, at, final, gone)
-    caption = "Coloured by final accuracy." if any(np.isfinite(value) for value in final.values()) else ""
+    _dots(figure, axes, ids, at, final, gone, run.summary.shown)
+    caption = (
+        f"Coloured by final {run.summary.score_name}." if any(np.isfinite(value) for value in final.values()) else ""
+    )
     caption += _marks(axes, place, run.absences, _dot_size(len(ids)))
     caption += f" {len(drawn):,} of {len(edges):,} edges are drawn." if len(drawn) < len(edges) else ""
     axes.set_aspect("equal")
@@ -360,7 +355,15 @@ def _dot_size(count: int) -> float:
     return 330.0 if count <= 12 else 180.0 if count <= 40 else 36.0 if count <= 150 else 9.0
 
 
-def _dots(figure: Figure, axes: Axes, ids: list[int], at: np.ndarray, final: dict[int, float], gone: set[int]) -> None:
+def _dots(
+    figure: Figure,
+    axes: Axes,
+    ids: list[int],
+    at: np.ndarray,
+    final: dict[int, float],
+    gone: set[int],
+    score: Score,
+) -> None:
     """The nodes in colours whose scale is that of the nodes still there: one that went early would stretch it."""
     values = np.array([final.get(node, np.nan) for node in ids])
     known = np.isfinite(values)
@@ -373,10 +376,10 @@ def _dots(figure: Figure, axes: Axes, ids: list[int], at: np.ndarray, final: dic
             low, high = low - 0.0025, low + 0.0025
         scale = ScalarMappable(
             BoundaryNorm(np.linspace(low, high, 6), 256),
-            LinearSegmentedColormap.from_list("accuracy", ["#fde9c9", "#e6a94a", "#62a3a5", "#1f74a8", "#143f78"]),
+            LinearSegmentedColormap.from_list("score", SHADES),
         )
         colors = [to_hex(tuple(scale.to_rgba(value))) if np.isfinite(value) else PAPER for value in values]
-        bar = figure.colorbar(scale, ax=axes, shrink=0.7, aspect=18, pad=0.02, format=lambda x, _: terminal.percent(x))
+        bar = figure.colorbar(scale, ax=axes, shrink=0.7, aspect=18, pad=0.02, format=lambda x, _: score.text(x))
         bar.outline.set_visible(False)
     edge = 0.7 if len(ids) <= 150 else 0.2
     axes.scatter(at[:, 0], at[:, 1], s=_dot_size(len(ids)), c=colors, edgecolors=INK, linewidths=edge, zorder=3)
@@ -394,7 +397,7 @@ def _marks(axes: Axes, place: dict[int, np.ndarray], absences: list[Absence], do
     text = ""
     for style, nodes, words in (
         ((0, (1.5, 1.5)), [n for n in sorted(last) if last[n] is not None], "dotted ring: was away and came back."),
-        ("-", [n for n in sorted(last) if last[n] is None], "full ring: went and did not come back."),
+        ("-", [n for n in sorted(last) if last[n] is None], "full ring: went away and did not come back."),
     ):
         if nodes:
             at = np.array([place[node] for node in nodes])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.resources
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from p2pfl.reporting import run_data, terminal
-from p2pfl.reporting.run_data import AWAY, Absence, RunData
+from p2pfl.reporting.run_data import AWAY, DASH, Absence, RunData, Summary, measured
 
 EVENT_ROWS = 60
 """Rows of the table of events, at most; one more counts the rest."""
@@ -37,7 +36,7 @@ GRAPHS = {
 }
 MEAN_KEPT = {
     "exchange": "both ends of an exchange mix, or neither does",
-    "running_sums": "running sums: whatever was lost on the way is in the next message",
+    "running_sums": "running sums: the next message makes up for what was lost",
     "nothing": "this algorithm does not keep the mean",
 }
 
@@ -53,26 +52,29 @@ def write(run: Path) -> Path:
 # ---------------------------------------------------------------- words
 
 
-def headline(summary: Mapping[str, Any], absent: list[Absence]) -> str:
+def headline(summary: Summary, absent: list[Absence]) -> str:
     """What happened, in plain words."""
-    nodes, rounds = terminal.measured(summary.get("nodes")), terminal.measured(summary.get("rounds"))
+    nodes, rounds, shown = measured(summary.nodes), measured(summary.rounds), summary.shown.text
     who = "The nodes" if nodes is None else "1 node" if nodes == 1 else f"{nodes:,.0f} nodes"
-    graph = summary.get("graph")
-    where = "" if not graph else f" on {GRAPHS.get(str(graph), f'the graph {graph}')}"
+    where = f" on {GRAPHS.get(summary.graph, f'the graph {summary.graph}')}" if summary.graph else ""
     long = "" if rounds is None else f" in {rounds:,.0f} round{'' if rounds == 1 else 's'}"
-    common = terminal.measured(summary.get("accuracy_mean")) is not None
-    key = "accuracy" if common or not terminal.has_own(summary) else "accuracy_own"
-    mean, worst = (terminal.measured(summary.get(f"{key}_{which}")) for which in ("mean", "worst"))
-    if mean is None:
-        text = f"{who}{where} ran{long or ' to the end'}; accuracy was not measured"
+    own_only = measured(summary.score_mean) is None and terminal.has_own(summary)
+    mean, worst = (
+        (summary.score_own_mean, summary.score_own_worst) if own_only else (summary.score_mean, summary.score_worst)
+    )
+    if measured(mean) is None:
+        text = f"{who}{where} ran{long or ' to the end'}; {summary.score_name} was not measured"
     else:
-        own = "" if key == "accuracy" else " on their own test data"
-        text = f"{who}{where} reached {terminal.percent(mean)} mean accuracy{own}"
-        text += ("" if worst is None else f" (worst node {terminal.percent(worst)})") + long
+        own = " on their own test data" if own_only else ""
+        text = f"{who}{where} reached {shown(mean)} mean {summary.score_name}{own}"
+        text += ("" if measured(worst) is None else f" (worst node {shown(worst)})") + long
     beside = [
-        words + terminal.percent(summary.get(name))
-        for words, name in (("alone they reach ", "accuracy_local_only"), ("all data pooled ", "accuracy_pooled"))
-        if mean is not None and terminal.measured(summary.get(name)) is not None
+        words + shown(value)
+        for words, value in (
+            ("alone they reach ", summary.score_local_only),
+            ("all data pooled ", summary.score_pooled),
+        )
+        if measured(mean) is not None and measured(value) is not None
     ]
     if len(beside) == 1 and beside[0].startswith("all"):
         beside = [beside[0].replace("pooled", "pooled reach")]
@@ -80,10 +82,9 @@ def headline(summary: Mapping[str, Any], absent: list[Absence]) -> str:
     return " ".join(f"{sentence}." for sentence in sentences)
 
 
-def _churn(summary: Mapping[str, Any], absent: list[Absence]) -> list[str]:
-    lost = summary.get("lost")
+def _churn(summary: Summary, absent: list[Absence]) -> list[str]:
     told = {absence.node for absence in absent}
-    untold = [node for node in (lost if isinstance(lost, list) else []) if isinstance(node, int) and node not in told]
+    untold = [node for node in summary.lost if node not in told]
     if len(absent) + len(untold) > TOLD:
         away = [absence for absence in absent if absence.out is not None]
         gone, back = {absence.node for absence in away} | set(untold), {a.node for a in away if a.back is not None}
@@ -122,11 +123,9 @@ def grouped(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _event_row(kind: str, members: list[dict[str, Any]]) -> dict[str, Any]:
-    rounds = sorted(int(event["round"]) for event in members if terminal.measured(event.get("round")) is not None)
+    rounds = sorted(int(event["round"]) for event in members if measured(event.get("round")) is not None)
     details = list(dict.fromkeys(str(event["detail"]) for event in members if event.get("detail")))
-    span = (
-        terminal.DASH if not rounds else f"{rounds[0]}" if rounds[0] == rounds[-1] else f"{rounds[0]} to {rounds[-1]}"
-    )
+    span = DASH if not rounds else f"{rounds[0]}" if rounds[0] == rounds[-1] else f"{rounds[0]} to {rounds[-1]}"
     detail = details[0][:200] if details else ""
     return {
         "event": kind,
@@ -152,38 +151,35 @@ def _render(run: RunData) -> str:
     from p2pfl.reporting import figures  # here: it brings matplotlib, half a second that no start should pay
 
     summary = run.summary
-    dropped = summary.get("messages_dropped")
-    notes = summary.get("notes")
     rows = terminal.results(summary)
     template = importlib.resources.files("p2pfl.reporting").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
-        "percent": terminal.percent, "size": terminal.size, "duration": terminal.duration, "figure": terminal.figure,
-        "whole": _whole,
+        "size": terminal.size, "duration": terminal.duration, "figure": terminal.figure, "whole": _whole,
     }  # fmt: skip
     return environment.from_string(template).render(
-        name=str(summary.get("name") or "A run of p2pfl"),
+        name=summary.name or "A run of p2pfl",
         summary=summary,
         topology=run.topology,
         headline=headline(summary, run.absences),
         rows=rows,
         own=terminal.has_own(summary),
-        dash=terminal.DASH,
-        incomplete=any(terminal.DASH in row[:3] for row in rows),
+        dash=DASH,
+        incomplete=any(DASH in row[:3] for row in rows),
         assessed=terminal.sites_table(run.assessed),
         pictures={name: picture._replace(svg=Markup(picture.svg)) for name, picture in figures.pictures(run).items()},
         events=grouped(run.events),
         event_count=len(run.events),
-        mean_kept=MEAN_KEPT.get(str(summary.get("keeps_mean")), ""),
-        dropped=sorted(dropped.items(), key=_most) if isinstance(dropped, dict) else None,
-        notes=[str(note) for note in notes] if isinstance(notes, list) else [],
+        mean_kept=MEAN_KEPT.get(summary.keeps_mean, ""),
+        dropped=None if summary.messages_dropped is None else sorted(summary.messages_dropped.items(), key=_most),
+        notes=[*summary.notes],
         unread=run.unread,
         experiment=run.experiment,
     )
 
 
 def _most(item: tuple[str, object]) -> tuple[float, str]:
-    return -(terminal.measured(item[1]) or 0.0), item[0]
+    return -(measured(item[1]) or 0.0), item[0]
 
 
 def _whole(text: str) -> Markup:

@@ -5,13 +5,12 @@
         seen.say("node 3 died at round 20")      # one permanent line above the live part
     console.print(view.results_table(summary))
 
-The words for figures (`percent`, `size`, `duration`, `figure`) and the rows of the result (`results`) are here too, so
-that the terminal and the report say the same thing in the same way.
+The words for figures (`size`, `duration`, `figure`) and the rows of the result (`results`) are here too, so that the
+terminal and the report say the same thing in the same way.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from types import TracebackType
@@ -24,8 +23,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-DASH = "\N{EN DASH}"
-"""Stands where a figure was not measured."""
+from p2pfl.reporting.run_data import DASH, Score, Summary, measured
+
 NODES_SHOWN = 48
 """Beyond so many nodes the live view counts states instead of drawing each node."""
 STATES = {  # state: (symbol, symbol on a terminal without Unicode, colour); readable by the symbol alone
@@ -44,7 +43,7 @@ class NodeStatus(NamedTuple):
     node: int
     state: str  # a key of STATES
     round: int
-    accuracy: float | None
+    score: float | None
 
 
 class Status(NamedTuple):
@@ -53,10 +52,11 @@ class Status(NamedTuple):
     round: int
     rounds: int
     nodes: tuple[NodeStatus, ...]
-    accuracy_mean: float | None
-    accuracy_worst: float | None
+    score_mean: float | None
+    score_worst: float | None
     bytes_sent: int
     seconds_left: float | None
+    score: Score = Score()  # what the models are measured by
 
 
 class View(Protocol):
@@ -75,8 +75,13 @@ class View(Protocol):
     ) -> None: ...
 
 
+def quiet() -> View:
+    """Return the view that shows nothing."""
+    return _Quiet()
+
+
 def make(console: Console, quiet: bool) -> View:
-    """The view that suits the console: nothing if `quiet`, live on a terminal, plain lines anywhere else."""
+    """Return the view that suits the console: nothing if `quiet`, live on a terminal, plain lines anywhere else."""
     if quiet:
         return _Quiet()
     if console.is_terminal and not console.is_dumb_terminal:
@@ -118,7 +123,7 @@ class _Plain(_Quiet):
         tenth = 10 * status.round // status.rounds if status.rounds > 0 else 0
         if tenth > self._tenth:
             self._tenth = tenth
-            parts = (_accuracies(status), _counts(status), _traffic(status))
+            parts = (_scores(status), _counts(status), _traffic(status))
             self.say(f"round {status.round}/{status.rounds}: {'; '.join(parts)}")
 
 
@@ -159,7 +164,7 @@ class _Live:
             Text(_traffic(status), style="dim"),
         )
         ascii_only = not self._console.encoding.lower().startswith("utf")
-        return Group(head, Text(_accuracies(status)), _node_row(status, ascii_only))
+        return Group(head, Text(_scores(status)), _node_row(status, ascii_only))
 
 
 def _node_row(status: Status, ascii_only: bool) -> RenderableType:
@@ -177,14 +182,15 @@ def _node_row(status: Status, ascii_only: bool) -> RenderableType:
         symbol, plain, color = STATES.get(node.state, ("?", "?", "magenta"))
         cell = Text(plain if ascii_only else symbol, style=color)
         cell.append(f" {node.node}", style="default")
-        if measured(node.accuracy) is not None and len(status.nodes) <= 16:
-            cell.append(f" {percent(node.accuracy)}", style="dim")
+        if measured(node.score) is not None and len(status.nodes) <= 16:
+            cell.append(f" {status.score.text(node.score)}", style="dim")
         cells.append(cell)
     return Group(Columns(cells, padding=(0, 2)), legend)
 
 
-def _accuracies(status: Status) -> str:
-    return f"accuracy mean {percent(status.accuracy_mean)}, worst node {percent(status.accuracy_worst)}"
+def _scores(status: Status) -> str:
+    text = status.score.text
+    return f"{status.score.name} mean {text(status.score_mean)}, worst node {text(status.score_worst)}"
 
 
 def _counts(status: Status) -> str:
@@ -214,23 +220,6 @@ def _count(number: int, noun: str) -> str:
 
 
 # ---------------------------------------------------------------- the words for figures
-
-
-def measured(value: object) -> float | None:
-    """`value` as a float if it is a finite number, else None: what was not measured is null, absent or not finite."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def percent(value: object) -> str:
-    """A fraction as a percentage.
-
-    >>> percent(0.9618)
-    '96.2 %'
-    """
-    number = measured(value)
-    return DASH if number is None else f"{100 * number:.1f} %"
 
 
 def size(value: object) -> str:
@@ -285,7 +274,7 @@ def figure(value: object) -> str:
 
 
 class ResultRow(NamedTuple):
-    """One row of the result as it is shown: accuracy on the common test set, then of each node on its own test data."""
+    """A row of the result as it is shown: the score on the common test set, then of each node on its own test data."""
 
     label: str
     mean: str
@@ -294,50 +283,47 @@ class ResultRow(NamedTuple):
     own_worst: str
 
 
-def results(summary: Mapping[str, Any]) -> list[ResultRow]:
+def results(summary: Summary) -> list[ResultRow]:
     """This run beside what it is to be compared with. The majority class is a row only if it was computed."""
-    here = [percent(summary.get(f"accuracy_{key}")) for key in ("mean", "worst", "own_mean", "own_worst")]
+
+    def row(label: str, *values: float | None) -> ResultRow:
+        return ResultRow(label, *map(summary.shown.text, values))
+
+    s = summary
+    alone = (s.score_local_only_worst, s.score_local_only_own_mean, s.score_local_only_own_worst)
     rows = [
-        ResultRow("this run", *here),
-        ResultRow(
-            "every node alone",
-            percent(summary.get("accuracy_local_only")),
-            percent(summary.get("accuracy_local_only_worst")),
-            percent(summary.get("accuracy_local_only_own_mean")),
-            percent(summary.get("accuracy_local_only_own_worst")),
-        ),
+        row("this run", s.score_mean, s.score_worst, s.score_own_mean, s.score_own_worst),
+        row("every node alone", s.score_local_only, *alone),
+        row("all data pooled", s.score_pooled, None, s.score_pooled_own_mean, s.score_pooled_own_worst),
     ]
-    pooled = percent(summary.get("accuracy_pooled"))
-    at_sites = [percent(summary.get(f"accuracy_pooled_own_{key}")) for key in ("mean", "worst")]
-    rows.append(ResultRow("all data pooled", pooled, DASH if pooled == DASH else "one model", *at_sites))
-    if measured(summary.get("accuracy_majority")) is not None:
-        own = [percent(summary.get(f"accuracy_majority_own_{key}")) for key in ("mean", "worst")]
-        rows.append(ResultRow("majority class", percent(summary["accuracy_majority"]), "no model", *own))
+    if measured(s.score_pooled) is not None:
+        rows[-1] = rows[-1]._replace(worst="one model")
+    if measured(s.score_majority) is not None:
+        majority = row("majority class", s.score_majority, None, s.score_majority_own_mean, s.score_majority_own_worst)
+        rows.append(majority._replace(worst="no model"))
     return rows
 
 
-def has_own(summary: Mapping[str, Any]) -> bool:
+def has_own(summary: Summary) -> bool:
     """Was any node evaluated on test data of its own?"""
-    return any(measured(summary.get(key)) is not None for key in ("accuracy_own_mean", "accuracy_own_worst"))
+    return any(measured(value) is not None for value in (summary.score_own_mean, summary.score_own_worst))
 
 
-def results_table(summary: Mapping[str, Any]) -> Table:
+def results_table(summary: Summary) -> Table:
     """The result as a table for the terminal, with what it cost and how true it is below."""
     own = has_own(summary)
-    name = Text(_one_line(str(summary.get("name") or "result")))
-    table = Table(title=name, title_justify="left", caption_justify="left")
+    table = Table(title=Text(_one_line(summary.name or "result")), title_justify="left", caption_justify="left")
     table.add_column("", no_wrap=True)
-    score = str(summary.get("score") or "accuracy")
-    for head in (f"{score}, mean", "worst node", "own test, mean", "own test, worst")[: 4 if own else 2]:
+    for head in (f"{summary.score_name}, mean", "worst node", "own test, mean", "own test, worst")[: 4 if own else 2]:
         table.add_column(head, justify="right")
     rows = results(summary)
     for row in rows:
         table.add_row(*row[: 5 if own else 3], style="bold" if row is rows[0] else None)
     caption = [
-        f"consensus distance {figure(summary.get('consensus_distance'))}",
-        f"mean residual {figure(summary.get('mean_residual'))}, residue {figure(summary.get('residue'))}",
-        f"{duration(summary.get('seconds_per_round_median'))} per round, "
-        f"{size(summary.get('bytes_sent_per_node_round'))} per node and round",
+        f"consensus distance {figure(summary.consensus_distance)}",
+        f"mean residual {figure(summary.mean_residual)}, residue {figure(summary.residue)}",
+        f"{duration(summary.seconds_per_round_median)} per round, "
+        f"{size(summary.bytes_sent_per_node_round)} per node and round",
     ]
     if any(DASH in text for text in (*caption, *(cell for row in rows for cell in row[: 5 if own else 3]))):
         caption.append(f"{DASH} not measured")
@@ -363,9 +349,9 @@ def sites_table(assessed: Mapping[str, Any]) -> Sites | None:
         (
             str(names.get(node, f"node {node}")),
             answer or "its model",
-            [figure(found["own"].get(m)) for m in metrics],
+            [figure(result["own"].get(m)) for m in metrics],
         )
         for node, answers in nodes.items()
-        for answer, found in answers.items()
+        for answer, result in answers.items()
     ]
     return Sites(metrics, rows)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib
 import networkx as nx
@@ -20,6 +20,7 @@ from matplotlib.patches import FancyArrowPatch
 
 from p2pfl import topology
 from p2pfl.errors import TopologyError
+from p2pfl.reporting import style
 from p2pfl.reporting.figures import EDGES
 from p2pfl.types import Schedule
 
@@ -32,8 +33,8 @@ ARROWS = 1500
 """Beyond so many edges the directed ones are lines without arrows."""
 CIRCULAR = ("ring", "complete", "exponential", "one_peer_exponential", "base", "random_matching", "equitopo")
 """Named graphs in which the order of the nodes means something, and all look alike: drawn on a circle."""
-INK, MUTED, PAPER, BLUE, PALE = "#1b1f24", "#5b6570", "#ffffff", "#0072b2", "#dfe3e7"
-STYLE: Any = {"text.parse_math": False, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 8}
+INK, MUTED, PALE, PAPER = style.FILE
+BLUE = style.FILE_PALETTE[0]
 
 
 def save(schedule: Schedule, name: str, path: Path) -> None:
@@ -45,7 +46,7 @@ def save(schedule: Schedule, name: str, path: Path) -> None:
     columns = min(shown, 4)
     rows = math.ceil(shown / columns)
     size = 5.2 if shown == 1 else 2.8
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(style.TEXT):
         figure = Figure(figsize=(size * columns, (size + 0.35) * rows), layout="constrained", facecolor=PAPER)
         at = places(schedule, name)
         for t in range(shown):

@@ -175,11 +175,11 @@ def majority(federation: Federation) -> dict[str, float]:
     def of(rows: np.ndarray, test: np.ndarray) -> float:
         return float((dataset.test.y[test] == np.bincount(dataset.train.y[rows]).argmax()).mean())
 
-    found = {"accuracy_majority": of(np.arange(len(dataset.train.y)), np.arange(len(dataset.test.y)))}
+    figures = {"accuracy_majority": of(np.arange(len(dataset.train.y)), np.arange(len(dataset.test.y)))}
     own = [of(rows, test) for rows, test in zip(parts.train, parts.test, strict=True) if len(rows) and len(test)]
     if own:
-        found.update(accuracy_majority_own_mean=fmean(own), accuracy_majority_own_worst=min(own))
-    return found
+        figures.update(accuracy_majority_own_mean=fmean(own), accuracy_majority_own_worst=min(own))
+    return figures
 
 
 def loaded(federation: Federation, arrays: Mapping[str, np.ndarray]) -> Params:

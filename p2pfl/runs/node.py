@@ -91,12 +91,12 @@ def _address(file: Path, given: NodeFile) -> str:
     host = address.removeprefix("tcp://").rpartition(":")[0]
     if host in _NO_HOST:
         raise ConfigError(
-            f"{file}: listen={given.listen!r}: says on all of this machine's addresses, of which the others know none; "
+            f"{file}: listen={given.listen!r}: stands for all addresses of this machine, and the others must know one; "
             'give one of them, as in address = "tcp://192.168.0.7:5555"'
         )
     for name, value in (("listen", given.listen), ("address", address), *(("peers", peer) for peer in given.peers)):
         if not 1 <= int(value.rpartition(":")[2]) <= 65534:
             raise ConfigError(
-                f"{file}: {name}={value!r}: the port must be within 1 to 65534; the next one is used, too"
+                f"{file}: {name}={value!r}: the port must be from 1 to 65534, for the next one is used as well"
             )
     return address

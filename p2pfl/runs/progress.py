@@ -1,4 +1,4 @@
-"""Follows the records of nodes while they write them."""
+"""Follow the records of nodes while they write them, and tell a person what happens."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from p2pfl.reporting.run_data import Score
 from p2pfl.reporting.terminal import NodeStatus, Status
 
 
@@ -31,12 +32,12 @@ class _Tail:
 class Watch:
     """What the nodes of a run have done so far."""
 
-    def __init__(self, rounds: int, directories: Mapping[int, Path]) -> None:
-        self._rounds = rounds
+    def __init__(self, rounds: int, directories: Mapping[int, Path], score: Score) -> None:
+        self._rounds, self._score = rounds, score
         self._metrics = {node: _Tail(path / "metrics.jsonl") for node, path in directories.items()}
         self._events = {node: _Tail(path / "events.jsonl") for node, path in directories.items()}
         self.rounds_of = dict.fromkeys(directories, 0)
-        self._accuracy: dict[int, float | None] = dict.fromkeys(directories)
+        self._scores: dict[int, float | None] = dict.fromkeys(directories)
         self._moved: dict[int, float] = dict.fromkeys(directories, 0.0)  # when it last finished a round, our clock
         self._times: dict[int, list[tuple[float, int]]] = {node: [] for node in directories}
         self._took: dict[int, float] = dict.fromkeys(directories, 0.0)
@@ -47,13 +48,13 @@ class Watch:
         self._fresh: set[int] = set()
 
     def read(self) -> list[str]:
-        """Take in what is new; returns what a person should be told."""
+        """Take in what is new; returns what to tell a person."""
         for node, tail in self._metrics.items():
             for row in tail.read():
                 self.rounds_of[node] = row["round"]
-                if row["accuracy_after_mixing"] is not None or row["accuracy_own"] is not None:
-                    after = row["accuracy_after_mixing"]
-                    self._accuracy[node] = row["accuracy_own"] if after is None else after
+                after, own = row[f"{self._score.key}_after_mixing"], row[f"{self._score.key}_own"]
+                if after is not None or own is not None:
+                    self._scores[node] = own if after is None else after
                 self._bytes += row["bytes_sent"]
                 self._took[node] = row["seconds"]
                 self._times[node].append((row["time"], row["round"]))
@@ -65,7 +66,9 @@ class Watch:
         if event == "detected":
             silent = self._silent.setdefault(about, set())
             silent.add(by)
-            return [f"node {about} is silent; node {by} goes on without it (round {round})"] if len(silent) == 1 else []
+            return (
+                [f"node {about} is silent; node {by} continues without it (round {round})"] if len(silent) == 1 else []
+            )
         if event == "recovered" and self._silent.pop(about, None):
             return [f"node {about} answers again (round {round})"]
         if event == "joined":
@@ -75,10 +78,10 @@ class Watch:
             if self._membership.get(about) == event:
                 return []
             self._membership[about] = event
-            became = "is a member" if event == "added" else "is no member any more: the graph is planned anew"
-            return [f"node {about} {became} (round {round})"]
+            became = "is a member now" if event == "added" else "is no longer a member"
+            return [f"node {about} {became}; the graph is planned again (round {round})"]
         if event == "reborn":
-            return [f"node {about} was held for dead; it goes on as a new life (round {round})"]
+            return [f"node {about} was declared dead but lives; it continues as a new life (round {round})"]
         if event in ("paused", "absent"):
             return [f"node {by}, round {round}: {event} {'' if about == by else f'node {about} '}{row['detail']}"]
         return []
@@ -98,9 +101,9 @@ class Watch:
                 self._moved[node] = now
         self._fresh.clear()
         nodes = tuple(
-            NodeStatus(node, state, self.rounds_of[node], self._accuracy[node]) for node, state in states.items()
+            NodeStatus(node, state, self.rounds_of[node], self._scores[node]) for node, state in states.items()
         )
-        there = [node.accuracy for node in nodes if node.state in ("alive", "finished") and node.accuracy is not None]
+        there = [node.score for node in nodes if node.state in ("alive", "finished") and node.score is not None]
         round = max(self.rounds_of.values())
         if self._first is None and round:
             self._first = (now, round)
@@ -108,4 +111,4 @@ class Watch:
         if self._first and round > self._first[1]:
             left = (now - self._first[0]) / (round - self._first[1]) * (self._rounds - round)
         mean, worst = (fmean(there), min(there)) if there else (None, None)
-        return Status(round, self._rounds, nodes, mean, worst, self._bytes, left)
+        return Status(round, self._rounds, nodes, mean, worst, self._bytes, left, self._score)

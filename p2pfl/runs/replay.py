@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from p2pfl.drivers.simulate.replay import replay as compute
 from p2pfl.errors import ConfigError
 from p2pfl.federation import federation as building
 from p2pfl.federation import tasks
-from p2pfl.node import records
+from p2pfl.node import records, result
 from p2pfl.runs import summary
 from p2pfl.types import Params
 
@@ -36,24 +35,14 @@ class Verdict(NamedTuple):
 def replay(run: Path, say: Callable[[str], None] = lambda text: None) -> list[Verdict]:
     """Compute the run in the directory `run` again; a verdict for every node that ended well. Raises ConfigError."""
     if not (run / "experiment.toml").is_file() or not (run / "nodes").is_dir():
-        raise ConfigError(f"{run}: is no run directory; it holds no experiment.toml and nodes/")
+        raise ConfigError(f"{run}: is not a run directory; it must hold experiment.toml and nodes/")
     places = summary.directories(run)
     traces = {node: records.read(path / "trace.jsonl") for node, path in places.items()}
-    results = {
-        node: json.loads((path / "result.json").read_text("utf-8"))
-        for node, path in places.items()
-        if (path / "result.json").exists()
-    }
-    for node, result in results.items():
-        if result.get("format", 1) > records.FORMAT:
-            raise ConfigError(
-                f"{places[node] / 'result.json'}: format={result['format']}: this p2pfl reads formats 1 to "
-                f"{records.FORMAT}; replay with the version that made the run, or a later one"
-            )
+    results = {node: each for node, path in places.items() if (each := result.read(path)) is not None}
     if not any(traces.values()):
-        raise ConfigError(f'{run}: holds no trace; live runs do, and those of driver.method = "loop"')
+        raise ConfigError(f"{run}: holds no trace; live and virtual runs leave one, and those of driver.loop = true")
     if not results:
-        raise ConfigError(f"{run}: no node has ended in good order: there is no model to compare")
+        raise ConfigError(f"{run}: no node has finished; there is no model to compare")
     for node, path in places.items():
         file = path / "node.toml"
         if file.exists() and "data" in tomllib.loads(file.read_text("utf-8")):
@@ -61,10 +50,10 @@ def replay(run: Path, say: Callable[[str], None] = lambda text: None) -> list[Ve
     wanted = experiment.load(run / "experiment.toml")
     building.precision(wanted)
     federation = building.build(wanted)
-    ended = {node: Name(node, result["life"]) for node, result in results.items()}
+    ended = {node: Name(node, each.life) for node, each in results.items()}
     say(f"computing {sum(len(lines) for lines in traces.values())} lines of {len(traces)} traces again")
     models = compute(tasks.tasks(federation), traces, list(ended.values()))
-    return [_verdict(places[node], models[name], results[node]["digest"], name) for node, name in ended.items()]
+    return [_verdict(places[node], models[name], results[node].digest, name) for node, name in ended.items()]
 
 
 def _verdict(place: Path, model: Params, digest: str, name: Name) -> Verdict:

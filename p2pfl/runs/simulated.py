@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import resource
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,26 +22,18 @@ from p2pfl.drivers.simulate.simulation import Evaluated, How, Outcome, Simulatio
 from p2pfl.federation import federation as building
 from p2pfl.federation.federation import Federation
 from p2pfl.federation.tasks import tasks
-from p2pfl.learning import quadratic
 from p2pfl.node import records
-from p2pfl.reporting.terminal import NodeStatus, Status
+from p2pfl.node.result import NodeResult
+from p2pfl.reporting.run_data import RoundRow, Score, Summary, write_rounds
+from p2pfl.reporting.terminal import NodeStatus, Status, View
 from p2pfl.runs import summary
 from p2pfl.runs.assessment import MOST
 from p2pfl.runs.progress import Watch
-from p2pfl.topology import matrix
+from p2pfl.runs.summary import Collected, collect, score
 from p2pfl.types import Delivery, Neighborhood, Params
 
 _LISTED = 64
 """Neighbours up to which a record lists who was heard."""
-
-
-class Collected(NamedTuple):
-    """What came of a run: the figures of its summary, and the final models, leaves by path."""
-
-    figures: dict[str, Any]
-    models: Sequence[Mapping[str, np.ndarray]]
-    notes: Sequence[str] = ()  # what a person should know of the graphs of its epochs
-    whole: Mapping[int, Params] = MappingProxyType({})  # all parts of the final model of each node that is there
 
 
 def simulate(
@@ -111,25 +102,34 @@ def _quiet(round: int, evaluated: list[Evaluated]) -> None:
     return None
 
 
-def how(federation: Federation) -> How:
-    """The way that [driver] asks for."""
-    driver = federation.experiment.driver
-    if driver.method == "map":
-        return How(1, 1)
-    if driver.method == "vmap":
-        return How(len(federation.graph), 1)
-    return How(driver.chunk, driver.devices)
+def run(federation: Federation, out: Path, view: View) -> Collected:
+    """Simulate a federation, all nodes at once."""
+    began = clock.now()
+    return _timed(into(federation, out, view.update), clock.now() - began)
+
+
+def run_loop(federation: Federation, out: Path, view: View) -> Collected:
+    """Run the plain loop, and collect what its nodes leave."""
+    began = clock.now()
+    loop_into(federation, out, view.update)
+    result = collect(federation, out)
+    return _timed(result, clock.now() - began)
+
+
+def _timed(result: Collected, seconds: float) -> Collected:
+    timed = replace(result.summary, driver="simulate", seconds_startup=0.0, seconds_running=seconds)
+    return result._replace(summary=timed)
 
 
 def into(federation: Federation, out: Path, update: Callable[[Status], None]) -> Collected:
     """Simulate all nodes at once; writes metrics.jsonl, rounds.jsonl, events.jsonl and models.safetensors."""
-    wanted = federation.experiment
-    payload = payload_bytes(federation)
-    rows: list[dict[str, Any]] = []
+    driver, rounds = federation.experiment.driver, federation.experiment.rounds
+    payload, shown = payload_bytes(federation), score(federation)
+    rows: list[RoundRow] = []
     began = clock.now()
     work = work_of(federation)
     writes = jax.process_index() == 0
-    lines = records.Lines(out / "metrics.jsonl") if writes else None
+    lines = records.Lines(out / "metrics.jsonl", shown.key) if writes else None
     last: list[Evaluated] = []
 
     def progress(round: int, evaluated: list[Evaluated]) -> None:
@@ -139,22 +139,22 @@ def into(federation: Federation, out: Path, update: Callable[[Status], None]) ->
             if lines is not None:
                 for record in _measured(work, one, payload, clock.now() - began):
                     lines.write(record)
-        update(_status(work, round, last[0] if last else None, began))
+        update(_status(work, round, last[0] if last else None, began, shown))
 
-    outcome = engine.run(work, how(federation), progress, clock.now)
+    outcome = engine.run(work, How(driver.chunk, driver.devices), progress, clock.now)
     if lines:
         lines.close()
-        summary.write_lines(out / "rounds.jsonl", rows)
+        write_rounds(out, rows, shown.key)
         summary.write_lines(out / "events.jsonl", _events(federation))
         arrays = {k: np.ascontiguousarray(v) for k, v in tree.named_leaves(outcome.models).items()}
         safetensors.numpy.save_file(arrays, out / "models.safetensors")
-    figures = _figures(federation, outcome, last[0], payload, (clock.now() - began) / wanted.rounds)
-    figures.update(_membership(federation, work.course))
+    known = _figures(federation, outcome, last[0], payload, (clock.now() - began) / rounds)
+    known = replace(known, **_membership(federation, work.course))
     names = tree.named_leaves(tree.mixed(outcome.models))
     ends = [i for i in range(len(federation.graph)) if last[0].active[i]]
     models = [{name: leaf[i] for name, leaf in names.items()} for i in ends] if len(ends) <= 4096 else []
     whole = {i: jax.tree.map(lambda leaf, i=i: leaf[i], outcome.models) for i in ends[: MOST + 1]}
-    return Collected(figures, models, work.course.notes if work.course else (), whole)
+    return Collected(known, models, work.course.notes if work.course else (), whole)
 
 
 def payload_bytes(federation: Federation) -> int:
@@ -177,8 +177,8 @@ def _measured(work: Simulation, one: Evaluated, payload: int, time: float) -> li
     return [
         {
             "node": int(i), "life": int(lives[i]), "round": one.round, "train_loss": float(one.train_loss[i]),
-            "accuracy_before_mixing": value(one.accuracy_before, i),
-            "accuracy_after_mixing": value(one.accuracy, i), "accuracy_own": value(one.accuracy_own, i),
+            "score_before_mixing": value(one.score_before, i),
+            "score_after_mixing": value(one.score, i), "score_own": value(one.score_own, i),
             "arrived": neighbor[i][one.arrived[i]].tolist() if listed else int(one.arrived[i].sum()),
             "bytes_sent": payload * int(one.arrived[i].sum()), "time": time,
         }
@@ -186,17 +186,17 @@ def _measured(work: Simulation, one: Evaluated, payload: int, time: float) -> li
     ]  # fmt: skip
 
 
-def _round(one: Evaluated, payload: int, seconds: float) -> dict[str, Any]:
-    accuracy = None if one.accuracy is None else one.accuracy[one.active]
-    return {
-        "round": one.round,
-        "alive": int(one.active.sum()),
-        "accuracy_mean": None if accuracy is None else float(accuracy.mean()),
-        "accuracy_worst": None if accuracy is None else float(accuracy.min()),
-        "consensus_distance": one.consensus_distance,
-        "bytes_sent": payload * int(one.arrived.sum()),
-        "seconds_median": seconds,
-    }
+def _round(one: Evaluated, payload: int, seconds: float) -> RoundRow:
+    scores = None if one.score is None else one.score[one.active]
+    return RoundRow(
+        round=one.round,
+        alive=int(one.active.sum()),
+        score_mean=None if scores is None else float(scores.mean()),
+        score_worst=None if scores is None else float(scores.min()),
+        consensus_distance=one.consensus_distance,
+        bytes_sent=payload * int(one.arrived.sum()),
+        seconds_median=seconds,
+    )
 
 
 def _events(federation: Federation) -> list[dict[str, Any]]:
@@ -227,70 +227,70 @@ def _detail(event: Event) -> str:
     return f"planned: {more[event.event]}" if event.event in more else "planned"
 
 
-def _status(work: Simulation, round: int, one: Evaluated | None, began: float) -> Status:
+def _status(work: Simulation, round: int, one: Evaluated | None, began: float, shown: Score) -> Status:
     rounds, many = work.rounds, len(work.steps)
     there = work.course.timeline.present[max(round, 1) - 1] if work.course else np.ones(many, bool)
-    known = one.accuracy if one is not None else None
+    known = one.score if one is not None else None
     nodes = tuple(
         NodeStatus(i, "alive" if there[i] else "lost", round, None if known is None else float(known[i]))
         for i in range(many)
     )
     left = (clock.now() - began) / max(round, 1) * (rounds - round)
     mean, worst = (None, None) if known is None else (float(known[there].mean()), float(known[there].min()))
-    return Status(round, rounds, nodes, mean, worst, 0, left)
+    return Status(round, rounds, nodes, mean, worst, 0, left, shown)
 
 
-def _figures(federation: Federation, outcome: Outcome, last: Evaluated, payload: int, seconds: float) -> dict[str, Any]:
+def _figures(federation: Federation, outcome: Outcome, last: Evaluated, payload: int, seconds: float) -> Summary:
     def mean_worst(array: np.ndarray | None) -> tuple[float | None, float | None]:
         known = np.zeros(0) if array is None else array[last.active]
         known = known[~np.isnan(known)]
         return (fmean(known.tolist()), float(known.min())) if known.size else (None, None)
 
-    mean, worst = mean_worst(last.accuracy)
-    own, own_worst = mean_worst(last.accuracy_own)
+    mean, worst = mean_worst(last.score)
+    own, own_worst = mean_worst(last.score_own)
     nodes, rounds = len(federation.graph), federation.experiment.rounds
-    exchanges = federation.algorithm.link == "exchange"
-    halves = 2 if exchanges else 1
+    halves = 2 if federation.algorithm.link == "exchange" else 1
     timed = max(outcome.rounds_timed, 1)
-    return {
-        "accuracy_mean": mean,
-        "accuracy_worst": worst,
-        "accuracy_before_mixing_mean": mean_worst(last.accuracy_before)[0],
-        "accuracy_own_mean": own,
-        "accuracy_own_worst": own_worst,
-        "train_loss_mean": float(last.train_loss[last.active].mean()),
-        "seconds_per_round_median": outcome.seconds / timed if outcome.rounds_timed else seconds,
-        "bytes_sent_per_node_round": payload * outcome.booked / nodes / rounds,
-        "consensus_distance": last.consensus_distance,
-        "exchanges_booked": outcome.booked // halves,
-        "exchanges_voided": (outcome.planned - outcome.booked) // halves,
-        "messages_dropped": {},
-        "mean_residual": None if federation.algorithm.keeps_mean == "nothing" else outcome.drift,
-        "residue": 0,
-        "digests": _digests(outcome, last),
-        "seconds_first_round": outcome.seconds_first,
-        "memory_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "steps_per_second": outcome.steps_taken / outcome.seconds if outcome.rounds_timed else None,
-        "simulated_by": {
+    return replace(
+        summary.blank(federation),
+        score_mean=mean,
+        score_worst=worst,
+        score_before_mixing_mean=mean_worst(last.score_before)[0],
+        score_own_mean=own,
+        score_own_worst=own_worst,
+        train_loss_mean=float(last.train_loss[last.active].mean()),
+        seconds_per_round_median=outcome.seconds / timed if outcome.rounds_timed else seconds,
+        bytes_sent_per_node_round=payload * outcome.booked / nodes / rounds,
+        consensus_distance=last.consensus_distance,
+        exchanges_booked=outcome.booked // halves,
+        exchanges_voided=(outcome.planned - outcome.booked) // halves,
+        messages_dropped={},
+        mean_residual=None if federation.algorithm.keeps_mean == "nothing" else outcome.drift,
+        residue=0,
+        digests=_digests(outcome, last),
+        seconds_first_round=outcome.seconds_first,
+        memory_peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        steps_per_second=outcome.steps_taken / outcome.seconds if outcome.rounds_timed else None,
+        simulated_by={
             "chunk": outcome.chunk,
             "devices": outcome.devices,
             "mixing": outcome.mixing,
             "seconds_per_node_by_chunk": {str(k): v for k, v in outcome.measured.items()},
         },
-    }
+    )
 
 
 def _membership(federation: Federation, course: Course | None) -> dict[str, Any]:
     """How many epochs there were, and who was not there at the end."""
     if course is None:
-        return {"epochs": 1, "lost": [], "left": []}
+        return {"epochs": 1}
     gone = set(np.flatnonzero(~course.timeline.present[-1]).tolist())
     last = {event.node: event.event for event in sorted(federation.churn, key=lambda e: e.round)
             if event.event in ("crash", "leave")}  # fmt: skip
     return {
         "epochs": course.epochs,
-        "lost": sorted(node for node in gone if last[node] == "crash"),
-        "left": sorted(node for node in gone if last[node] == "leave"),
+        "lost": tuple(sorted(node for node in gone if last[node] == "crash")),
+        "left": tuple(sorted(node for node in gone if last[node] == "leave")),
     }
 
 
@@ -309,15 +309,16 @@ def _digests(outcome: Outcome, last: Evaluated) -> dict[str, str]:
 
 def loop_into(federation: Federation, out: Path, update: Callable[[Status], None]) -> None:
     """Run the plain loop, with the records that live nodes write in `out`/nodes."""
-    wanted, work = federation.experiment, work_of(federation)
-    made = tasks(federation)
-    delivery = feed.deliveries(work).take(wanted.rounds)
+    work, made = work_of(federation), tasks(federation)
+    delivery = feed.deliveries(work).take(federation.experiment.rounds)
+    directories = {task.node: out / "nodes" / str(task.node) for task in made}
     files: list[tuple[records.Lines, records.Lines]] = []
     for task in made:
-        directory = out / "nodes" / str(task.node)
+        directory = directories[task.node]
         directory.mkdir(parents=True)
-        files.append((records.Lines(directory / "metrics.jsonl"), records.Lines(directory / "trace.jsonl")))
-    watch = Watch(wanted.rounds, {node: out / "nodes" / str(node) for node in federation.graph})
+        metrics = records.Lines(directory / "metrics.jsonl", task.score)
+        files.append((metrics, records.Lines(directory / "trace.jsonl")))
+    watch = Watch(federation.experiment.rounds, directories, score(federation))
     shown = [0.0]
 
     def record(node: int, measured: records.Measured, traced: records.Trace) -> None:
@@ -333,52 +334,28 @@ def loop_into(federation: Federation, out: Path, update: Callable[[Status], None
     models = loop.run(made, delivery, record, clock.now, work.course)
     for node, model in enumerate(models):
         arrays = {name: np.ascontiguousarray(leaf) for name, leaf in tree.named_leaves(model).items()}
-        safetensors.numpy.save_file(arrays, out / "nodes" / str(node) / "model.safetensors")
-        gone = not (work.course.timeline.present[-1, node] if work.course else True)
-        last = records.read(out / "nodes" / str(node) / "trace.jsonl")
-        ended: dict[str, Any] = {
-            "format": records.FORMAT,
-            "node": node,
-            "life": last[-1]["life"] if last else 1,
-            "left": bool(gone),
-            "voided": 0,
-            "dropped": {},
-            "digest": tree.digest(model),
-        }
-        if not gone:
-            (out / "nodes" / str(node) / "result.json").write_text(json.dumps(ended, indent=1))
-    for metrics, trace in files:
-        metrics.close()
-        trace.close()
+        safetensors.numpy.save_file(arrays, directories[node] / "model.safetensors")
+        if work.course is None or work.course.timeline.present[-1, node]:
+            _result(node, records.read(directories[node] / "trace.jsonl"), model).write(directories[node])
+    for pair in files:
+        for lines in pair:
+            lines.close()
+
+
+def _result(node: int, trace: list[dict[str, Any]], model: Params) -> NodeResult:
+    """How a node ended that was there at the end, by its trace."""
+    return NodeResult(
+        node=node,
+        life=trace[-1]["life"] if trace else 1,
+        round=trace[-1]["round"] if trace else 0,
+        booked=sum(len(row.get("booked", ())) for row in trace),
+        voided=0,
+        dropped={},
+        left=False,
+        digest=tree.digest(model),
+    )
 
 
 def deliveries(federation: Federation) -> Delivery:
     """The deliveries of all rounds."""
     return feed.deliveries(work_of(federation)).take(federation.experiment.rounds)
-
-
-# --- the quadratic task
-
-
-def distances(federation: Federation, models: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    """For the source "quadratic": how far the models are from where they should be; nothing for others."""
-    task, wanted = federation.task, federation.experiment
-    if task is None or not models:
-        return {}
-    x = np.stack([np.asarray(model["trained/x"], np.float64) for model in models])
-    found: dict[str, Any] = {
-        "distance_to_optimum": quadratic.distance(x, task.optimum),
-        "distance_to_fixed_point": None,
-    }
-    training, table = wanted.training, wanted.algorithm
-    lossy = wanted.network.loss > 0 or wanted.network.late > 0
-    plain = set(training.optimizer) == {"name", "learning_rate"} and training.optimizer["name"] == "sgd"
-    same = len(x) == len(federation.graph) and training.node_steps is None and not wanted.churn and not table.wrap
-    known = not lossy or table.name in (*quadratic.EXACT, "local")
-    if same and plain and known and len(federation.schedule.neighbor) == 1 and len(x) <= 2048:
-        fixed = quadratic.fixed_point(
-            task, table.name, table.arguments, matrix(federation.schedule),
-            float(training.optimizer["learning_rate"]), training.local_steps,
-        )  # fmt: skip
-        found["distance_to_fixed_point"] = None if fixed is None else quadratic.distance(x, fixed)
-    return found

@@ -1,23 +1,95 @@
-"""What came of a run, from its records: the figures of summary.json and the series of rounds.jsonl."""
+"""What came of a run, from the records of its nodes: figures of the summary, rounds.jsonl, and the final models."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
 
-from p2pfl.node import records
-from p2pfl.tree import consensus_distance
+from p2pfl import tree
+from p2pfl.federation import federation as building
+from p2pfl.federation.federation import Federation
+from p2pfl.learning import quadratic
+from p2pfl.learning.targets import TARGETS
+from p2pfl.node import records, result
+from p2pfl.node.result import NodeResult
+from p2pfl.reporting import run_data
+from p2pfl.reporting.run_data import RoundRow, Score, Summary
+from p2pfl.runs import assessment, ledger
+from p2pfl.topology import matrix
+from p2pfl.types import Params
 
 Rows = Sequence[dict[str, Any]]
 MIXED = ("trained", "carried")
 """Parts of a model that are mixed."""
+
+
+class Collected(NamedTuple):
+    """What came of a run: what a driver knows of its summary, and the final models, leaves by path."""
+
+    summary: Summary
+    models: Sequence[Mapping[str, np.ndarray]]
+    notes: Sequence[str] = ()  # what a person should know of the graphs of its epochs
+    whole: Mapping[int, Params] = MappingProxyType({})  # all parts of the final model of each node that is there
+
+
+def score(federation: Federation) -> Score:
+    """Return what the models of a federation are measured by."""
+    target = TARGETS[federation.dataset.kind]
+    return Score(target.key, target.score_name, target.in_percent)
+
+
+def blank(federation: Federation) -> Summary:
+    """Return the summary of a run of which nothing is known but what it is measured by."""
+    shown = score(federation)
+    return Summary(score=shown.key, score_name=shown.name, score_in_percent=shown.in_percent)
+
+
+def collect(federation: Federation, out: Path, began: float | None = None) -> Collected:
+    """Merge the records of the nodes of a run, and return its figures and models.
+
+    `began`: where time is virtual, the seconds at which the first round began.
+    """
+    shown, places = score(federation), directories(out)
+    results = {node: ended for node, path in places.items() if (ended := result.read(path)) is not None}
+    metrics = merge(out)
+    run_data.write_rounds(out, rounds(out, metrics, shown.key, began), shown.key)
+    size = tree.size(tree.mixed(building.model_shape(federation)))
+    lives = {(node, each.life) for node, each in results.items()}
+    books = ledger.balance(places, lives, size, federation.algorithm.link, federation.algorithm.keeps_mean)
+    arrays = leaves(out, results)
+    mixed = [{path: x for path, x in leaf.items() if path.split("/")[0] in MIXED} for leaf in arrays.values()]
+    summary = replace(
+        blank(federation),
+        **scores(metrics, federation.experiment.rounds, shown.key),
+        **traffic(metrics),
+        **outcome(metrics, results, federation.algorithm.link),
+        **books._asdict(),
+        consensus_distance=tree.consensus_distance(mixed) if mixed else None,
+        epochs=max(map(len, epochs(out).values()), default=0),
+        digests={str(node): each.digest for node, each in results.items()},
+    )
+    plan = federation.planner()
+    notes = dict.fromkeys(plan(members).note for members in memberships(out))
+    whole = {node: assessment.loaded(federation, leaf) for node, leaf in arrays.items()}
+    return Collected(summary, mixed, [note for note in notes if note], whole)
+
+
+def left(run: Path) -> tuple[int, ...]:
+    """Return the nodes that have left in good order before the end."""
+    results = {node: result.read(path) for node, path in directories(run).items()}
+    return tuple(node for node, ended in results.items() if ended is not None and ended.left)
+
+
+# --- records
 
 
 def directories(run: Path) -> dict[int, Path]:
@@ -44,8 +116,8 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows), "utf-8")
 
 
-def rounds(run: Path, metrics: Rows) -> list[dict[str, Any]]:
-    """One record per round; also written to rounds.jsonl."""
+def rounds(run: Path, metrics: Rows, key: str, began: float | None = None) -> list[RoundRow]:
+    """Return one record per round. `key`: of the score; `began`: see `collect`."""
     models: dict[int, dict[int, np.ndarray]] = defaultdict(dict)
     for node, path in directories(run).items():
         for row in records.read(path / "trace.jsonl"):
@@ -54,50 +126,43 @@ def rounds(run: Path, metrics: Rows) -> list[dict[str, Any]]:
     by_round: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for row in metrics:
         by_round[row["round"]].append(row)
-    rows = [_round(number, by_round[number], list(models[number].values())) for number in sorted(by_round)]
-    write_lines(run / "rounds.jsonl", rows)
-    return rows
+    return [_round(number, by_round[number], list(models[number].values()), key, began) for number in sorted(by_round)]
 
 
-def _round(number: int, rows: Rows, models: list[np.ndarray]) -> dict[str, Any]:
-    accuracy = [row["accuracy_after_mixing"] for row in rows if row["accuracy_after_mixing"] is not None]
-    distance = None
-    if models:
-        stacked = np.stack(models)
-        distance = float(((stacked - stacked.mean(axis=0)) ** 2).sum(axis=1).mean())
+def _round(number: int, rows: Rows, models: list[np.ndarray], key: str, began: float | None) -> RoundRow:
+    scores = _known(rows, f"{key}_after_mixing")
+    return RoundRow(
+        round=number,
+        alive=[row["node"] for row in rows],
+        score_mean=fmean(scores) if scores else None,
+        score_worst=min(scores, default=None),
+        consensus_distance=tree.spread(np.stack(models)) if models else None,
+        bytes_sent=sum(row["bytes_sent"] for row in rows),
+        seconds_median=median(row["seconds"] for row in rows),
+        seconds=None if began is None else round(max(row["time"] for row in rows) - began, 6),
+    )
+
+
+def _known(rows: Rows, name: str) -> list[float]:
+    return [row[name] for row in rows if row[name] is not None]
+
+
+def scores(metrics: Rows, last_round: int, key: str) -> dict[str, Any]:
+    """Return means and worsts over the nodes that reached the last round."""
+    rows = [row for row in metrics if row["round"] == last_round]
+    pooled, own = _known(rows, f"{key}_after_mixing"), _known(rows, f"{key}_own")
+    before = _known(rows, f"{key}_before_mixing")
     return {
-        "round": number,
-        "alive": [row["node"] for row in rows],
-        "accuracy_mean": fmean(accuracy) if accuracy else None,
-        "accuracy_worst": min(accuracy, default=None),
-        "consensus_distance": distance,
-        "bytes_sent": sum(row["bytes_sent"] for row in rows),
-        "seconds_median": median(row["seconds"] for row in rows),
+        "score_mean": fmean(pooled) if pooled else None,
+        "score_worst": min(pooled, default=None),
+        "score_before_mixing_mean": fmean(before) if before else None,
+        "score_own_mean": fmean(own) if own else None,
+        "score_own_worst": min(own, default=None),
     }
 
 
-def final(metrics: Rows, last_round: int) -> list[dict[str, Any]]:
-    """The last record of every node that reached the last round."""
-    return [row for row in metrics if row["round"] == last_round]
-
-
-def accuracies(metrics: Rows, last_round: int) -> dict[str, float | None]:
-    """Mean and worst over the nodes that reached the last round."""
-    rows = final(metrics, last_round)
-    pooled = [row["accuracy_after_mixing"] for row in rows if row["accuracy_after_mixing"] is not None]
-    before = [row["accuracy_before_mixing"] for row in rows if row["accuracy_before_mixing"] is not None]
-    own = [row["accuracy_own"] for row in rows if row["accuracy_own"] is not None]
-    return {
-        "accuracy_mean": fmean(pooled) if pooled else None,
-        "accuracy_worst": min(pooled, default=None),
-        "accuracy_before_mixing_mean": fmean(before) if before else None,
-        "accuracy_own_mean": fmean(own) if own else None,
-        "accuracy_own_worst": min(own, default=None),
-    }
-
-
-def traffic(metrics: Rows) -> dict[str, float | None]:
-    """Time and bytes of a round; the first round of a life is left out of the time."""
+def traffic(metrics: Rows) -> dict[str, Any]:
+    """Return time and bytes of a round; the first round of a life is left out of the time."""
     first: dict[tuple[int, int], int] = {}
     for row in metrics:
         first.setdefault((row["node"], row["life"]), row["round"])
@@ -109,30 +174,32 @@ def traffic(metrics: Rows) -> dict[str, float | None]:
     }
 
 
-def leaves(run: Path) -> dict[int, dict[str, np.ndarray]]:
-    """The final models of the nodes that reached the end: all leaves, by path."""
-    found = {}
-    for node, path in directories(run).items():
-        if (path / "result.json").exists() and not json.loads((path / "result.json").read_text("utf-8"))["left"]:
-            found[node] = safetensors.numpy.load_file(path / "model.safetensors")
-    return found
+def outcome(metrics: Rows, results: Mapping[int, NodeResult], link: str) -> dict[str, Any]:
+    """Return exchanges booked and voided, and dropped messages, of the nodes that ended in good order.
+
+    `link`: of the algorithm. An exchange is booked at both its ends, a push only where it came in.
+    """
+    dropped: Counter[str] = Counter()
+    for each in results.values():
+        dropped.update(each.dropped)
+    peaks = [each.memory_peak for each in results.values() if each.memory_peak is not None]
+    return {
+        "exchanges_booked": sum(len(row["arrived"]) for row in metrics) // (2 if link == "exchange" else 1),
+        "exchanges_voided": sum(each.voided for each in results.values()),
+        "memory_peak_per_node": max(peaks, default=None),
+        "messages_dropped": dict(sorted(dropped.items())),
+    }
 
 
-def models(run: Path) -> list[dict[str, np.ndarray]]:
-    """Of these, what is mixed."""
-    return [
-        {name: leaf for name, leaf in model.items() if name.split("/")[0] in MIXED} for model in leaves(run).values()
-    ]
-
-
-def left(run: Path) -> list[int]:
-    """Nodes that have left in good order before the end."""
-    places = {node: path / "result.json" for node, path in directories(run).items()}
-    return [node for node, path in places.items() if path.exists() and json.loads(path.read_text("utf-8"))["left"]]
+def leaves(run: Path, results: Mapping[int, NodeResult]) -> dict[int, dict[str, np.ndarray]]:
+    """Return the final models of the nodes that reached the end: all leaves, by path."""
+    places = directories(run)
+    there = [node for node, each in results.items() if not each.left]
+    return {node: safetensors.numpy.load_file(places[node] / "model.safetensors") for node in there}
 
 
 def epochs(run: Path) -> dict[int, list[tuple[int, ...]]]:
-    """The members of each epoch that a node was a part of, in order."""
+    """Return the members of each epoch that a node was a part of, in order."""
     return {
         node: [tuple(row["members"]) for row in records.read(path / "trace.jsonl") if "members" in row]
         for node, path in directories(run).items()
@@ -140,31 +207,30 @@ def epochs(run: Path) -> dict[int, list[tuple[int, ...]]]:
 
 
 def memberships(run: Path) -> list[tuple[int, ...]]:
-    """Every set of members that was an epoch's, once."""
-    return sorted({members for found in epochs(run).values() for members in found})
+    """Return every set of members that was an epoch's, once."""
+    return sorted({members for each in epochs(run).values() for members in each})
 
 
-def outcome(run: Path, link: str) -> dict[str, Any]:
-    """Of the nodes that ended in good order: exchanges booked and voided, dropped messages, consensus distance.
+# --- the quadratic task
 
-    `link`: of the algorithm. An exchange is booked at both its ends, a push only where it came in.
-    """
-    dropped: Counter[str] = Counter()
-    ended, voided, peaks = models(run), 0, []
-    for path in directories(run).values():
-        if not (path / "result.json").exists():
-            continue
-        result = json.loads((path / "result.json").read_text("utf-8"))
-        dropped.update(result["dropped"])
-        voided += result["voided"]
-        if "memory_peak" in result:
-            peaks.append(result["memory_peak"])
-    metrics = [row for path in directories(run).values() for row in records.read(path / "metrics.jsonl")]
-    return {
-        "consensus_distance": consensus_distance(ended) if ended else None,
-        "exchanges_booked": sum(len(row["arrived"]) for row in metrics) // (2 if link == "exchange" else 1),
-        "exchanges_voided": voided,
-        "epochs": max(map(len, epochs(run).values()), default=0),
-        "memory_peak_per_node": max(peaks, default=None),
-        "messages_dropped": dict(sorted(dropped.items())),
-    }
+
+def distances(federation: Federation, models: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float | None]:
+    """Return, for the source "quadratic", how far the models are from where they should be; nothing for others."""
+    task, experiment = federation.task, federation.experiment
+    if task is None or not models:
+        return {}
+    x = np.stack([np.asarray(model["trained/x"], np.float64) for model in models])
+    to_optimum = quadratic.distance(x, task.optimum)
+    training, table = experiment.training, experiment.algorithm
+    lossy = experiment.network.loss > 0 or experiment.network.late > 0
+    plain = set(training.optimizer) == {"name", "learning_rate"} and training.optimizer["name"] == "sgd"
+    same = len(x) == len(federation.graph) and training.node_steps is None and not experiment.churn and not table.wrap
+    known = not lossy or table.name in (*quadratic.EXACT, "local")
+    to_fixed = None
+    if same and plain and known and len(federation.schedule.neighbor) == 1 and len(x) <= 2048:
+        fixed = quadratic.fixed_point(
+            task, table.name, table.arguments, matrix(federation.schedule),
+            float(training.optimizer["learning_rate"]), training.local_steps,
+        )  # fmt: skip
+        to_fixed = None if fixed is None else quadratic.distance(x, fixed)
+    return {"distance_to_optimum": to_optimum, "distance_to_fixed_point": to_fixed}

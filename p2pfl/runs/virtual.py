@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from p2pfl.config.virtual import Virtual
+from p2pfl.drivers.live import clock
 from p2pfl.drivers.virtual.network import Link
 from p2pfl.drivers.virtual.run import VirtualResult, VirtualSetting
 from p2pfl.drivers.virtual.run import run as run_virtual
@@ -17,8 +16,10 @@ from p2pfl.errors import ConfigError
 from p2pfl.federation import federation as building
 from p2pfl.federation import tasks
 from p2pfl.federation.federation import Federation
-from p2pfl.node import records
 from p2pfl.protocol.membership.timing import PROBE_TIMINGS
+from p2pfl.reporting.terminal import View
+from p2pfl.runs.progress import Watch
+from p2pfl.runs.summary import Collected, collect, score
 
 
 def setting(federation: Federation) -> VirtualSetting:
@@ -45,7 +46,7 @@ def notes(federation: Federation) -> list[str]:
         return []
     return [
         f"an answer takes up to {2 * farthest:g} s on this network, and with network.preset={preset!r} a node "
-        f"is suspected after {probe_timing.ack_max:g} s: rounds will go on without it. A more patient preset helps"
+        f"is suspected after {probe_timing.ack_max:g} s: rounds will continue without it. Use a more patient preset"
     ]
 
 
@@ -61,25 +62,41 @@ def into(
     return run_virtual(tasks.tasks(federation), setting(federation), out, begun, say)
 
 
-def figures(ended: VirtualResult) -> dict[str, Any]:
-    """What the summary says besides what it says of a live run."""
-    return {
-        "driver": "virtual",
-        "lost": list(ended.lost),
-        "left": list(ended.left),
-        "seconds_virtual": round(ended.ended - ended.began, 6),
-        "bytes_membership": ended.bytes_membership,
-    }
+def run(federation: Federation, out: Path, view: View) -> Collected:
+    """Run a federation in virtual time, and collect what its nodes leave."""
+    began = clock.now()
+    nodes = list(federation.graph)
+    directories = {node: out / "nodes" / str(node) for node in nodes}
+    watch = Watch(federation.experiment.rounds, directories, score(federation))
+    shown = [began]
+
+    def begun(round: int) -> None:
+        if clock.now() - shown[0] > 0.2:
+            shown[0] = clock.now()
+            for text in watch.read():
+                view.say(text)
+            view.update(watch.status(dict.fromkeys(nodes, "alive"), clock.now()))
+
+    ended = into(federation, out, begun, view.say)
+    for text in watch.read():
+        view.say(text)
+    seconds = clock.now() - began
+    result = collected(federation, out, ended)
+    return result._replace(summary=replace(result.summary, seconds_startup=0.0, seconds_running=seconds))
 
 
-def timed(out: Path, ended: VirtualResult) -> None:
-    """Add to each line of rounds.jsonl when the last node had finished the round: virtual seconds of training."""
-    latest: dict[int, float] = {}
-    for row in records.read(out / "metrics.jsonl"):
-        latest[row["round"]] = max(latest.get(row["round"], 0.0), row["time"])
-    rows = records.read(out / "rounds.jsonl")
-    lines = [json.dumps({**row, "seconds": round(latest[row["round"]] - ended.began, 6)}) for row in rows]
-    (out / "rounds.jsonl").write_text("".join(line + "\n" for line in lines), "utf-8")
+def collected(federation: Federation, out: Path, ended: VirtualResult) -> Collected:
+    """Return what came of a run in virtual time, from the records of its nodes."""
+    result = collect(federation, out, ended.began)
+    summary = replace(
+        result.summary,
+        driver="virtual",
+        lost=ended.lost,
+        left=ended.left,
+        seconds_virtual=round(ended.ended - ended.began, 6),
+        bytes_membership=ended.bytes_membership,
+    )
+    return result._replace(summary=summary)
 
 
 def check(table: Virtual, nodes: int) -> None:
@@ -99,7 +116,7 @@ def check(table: Virtual, nodes: int) -> None:
                 raise ConfigError(f"{where}: there are nodes 0 to {nodes - 1}")
         key = tuple(sorted(link.nodes))
         if key in seen:
-            raise ConfigError(f"{where}: stands in links[{seen[key]}] already; put both into one")
+            raise ConfigError(f"{where}: is in links[{seen[key]}] already; merge the two")
         seen[key] = i
 
 

@@ -17,20 +17,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from p2pfl.reporting import style
 from p2pfl.sweeps.plan import ALONGSIDE, PictureTable, SweepPlan, in_percent, matches
 from p2pfl.sweeps.results import POOLED, Row, SweepTable, mean_sd, records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK, MUTED, RULE, PAPER = "#1b1f24", "#5b6570", "#dfe3e7", "#ffffff"
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b4c9a", "#1b1f24")
+INK, MUTED, RULE, PAPER = style.FILE
+COLORS = style.FILE_PALETTE
 MARKS = "osD^vPX*"
-STYLE: Any = {
-    "text.parse_math": False, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 8,
-    "text.color": INK, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "xtick.color": MUTED, "ytick.color": MUTED,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
-}  # fmt: skip
 WORDS = {
     "round": "round",
     "bytes": "sent by a node, {unit}",
@@ -64,7 +60,7 @@ def save(plan: SweepPlan, table: SweepTable, out: Path, path: Path) -> bool:
     rows = [row for row in table.rows if not row.what and matches(row.labels, picture.where) and not _failed(row)]
     if not rows:
         return False
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(style.FILE_STYLE):
         axes = {axis.name for axis in plan.axes}
         if set(picture.x) <= set(ALONGSIDE):
             figure = _curves(picture, plan, rows, out)

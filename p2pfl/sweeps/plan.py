@@ -23,20 +23,30 @@ from p2pfl.check import LIST, STRICT, Texts
 from p2pfl.config import experiment, toml
 from p2pfl.config.experiment import Experiment
 from p2pfl.errors import ConfigError, nearest
+from p2pfl.learning.targets import TARGETS
+from p2pfl.reporting import run_data
 from p2pfl.runs import assessment
 
 _TOLD = 30
 """Refused combinations that are told one by one."""
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
-METRICS = (
-    "accuracy_mean", "accuracy_worst", "accuracy_before_mixing_mean", "accuracy_own_mean", "accuracy_own_worst",
-    "train_loss_mean", "consensus_distance", "distance_to_optimum", "distance_to_fixed_point", "mean_residual",
-    "residue", "bytes_sent_per_node_round", "exchanges_booked", "exchanges_voided", "parameters", "seconds_total",
-    "seconds_running", "seconds_first_round", "seconds_per_round_median", "steps_per_second", "memory_peak",
+_KEYS = tuple(dict.fromkeys(target.key for target in TARGETS.values()))
+_NOT_SIMULATED = (
+    "nodes", "rounds", "epochs", "residue_drift", "bytes_membership", "seconds_startup", "seconds_virtual",
+    "seconds_per_round_longest", "memory_peak_per_node",
 )  # fmt: skip
-"""Figures of summary.json that can be a column."""
-ROUNDS = ("consensus_distance", "accuracy_mean", "accuracy_worst")
+_BASELINE = re.compile("_(local_only|pooled|majority)")
+METRICS = tuple(
+    dict.fromkeys(
+        name
+        for key in _KEYS
+        for name in run_data.numbers(key)
+        if name not in _NOT_SIMULATED and not _BASELINE.search(name)
+    )
+)
+"""Figures of summary.json that can be a column; those of baselines stand in rows of their own."""
+ROUNDS = ("consensus_distance", *(f"{key}_{end}" for key in _KEYS for end in ("mean", "worst")))
 """Figures of rounds.jsonl that can be a curve, or reach a bound: `accuracy_mean > 0.9` is the first such round."""
 ALONGSIDE = ("round", "bytes")
 """What a curve can be drawn against: the round, or the bytes that a node has sent so far."""

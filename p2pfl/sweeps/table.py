@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from p2pfl.reporting import terminal
+from p2pfl.reporting.run_data import DASH
 from p2pfl.sweeps.plan import SweepPlan, SweepRun, in_percent, reach, shown
 from p2pfl.sweeps.results import ALONE, Row, SweepTable, collect, mean_sd
 from p2pfl.sweeps.workers import Made, RunAnswer
@@ -26,7 +27,7 @@ def cell(metric: str, values: Sequence[float | None]) -> str:
     """
     mean, sd = mean_sd(values)
     if mean is None:
-        return "never" if reach(metric) and values else terminal.DASH
+        return "never" if reach(metric) and values else DASH
     if not math.isfinite(mean):
         return "diverges"
     missing = sum(value is None for value in values)
@@ -104,7 +105,7 @@ def _reasons(head: str, which: Sequence[tuple[str, str]]) -> list[str]:
 
 def _names(row: Row, axes: Sequence[str]) -> list[str]:
     """The labels of a row; a baseline's name stands in the first column that it has no label for."""
-    names = [row.labels.get(name, terminal.DASH) for name in axes]
+    names = [row.labels.get(name, DASH) for name in axes]
     free = next((i for i, name in enumerate(axes) if name not in row.labels), 0)
     return [*names[:free], row.what, *names[free + 1 :]] if row.what else names
 

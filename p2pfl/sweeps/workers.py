@@ -109,10 +109,12 @@ def done(out: Path, run: SweepRun) -> bool:
 
 
 def prepare(out: Path, file: Path) -> None:
-    """Make OUT, and keep the sweep file in it. Raises ConfigError when OUT holds something that is no sweep."""
+    """Make OUT, and keep the sweep file in it. Raises ConfigError when OUT holds something other than a sweep."""
     mine = out / "sweep.toml"
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not mine.is_file())):
-        raise ConfigError(f"out={str(out)!r}: holds something that is no sweep; choose another directory, or remove it")
+        raise ConfigError(
+            f"out={str(out)!r}: holds something other than a sweep; choose another directory, or remove it"
+        )
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, mine)
 
@@ -122,7 +124,7 @@ def _clear(path: Path) -> None:
     if not path.exists():
         return
     if not path.is_dir() or (any(path.iterdir()) and not (path / "experiment.toml").is_file()):
-        raise ConfigError(f"{path}: is no run; move it away, it stands where one of the sweep goes")
+        raise ConfigError(f"{path}: is not a run; move it away, a run of the sweep belongs there")
     shutil.rmtree(path)
 
 

@@ -134,7 +134,7 @@ class Launcher:
             if waiting and len(self._unready()) < len(late):
                 waiting, limit = False, clock.now() + max(_LAGGARD, 2 * (clock.now() - began))
             if clock.now() > limit:
-                self._say(f"node {', '.join(map(str, sorted(set(late))))} not ready; the others begin without")
+                self._say(f"not ready: node {', '.join(map(str, sorted(set(late))))}; the others begin without")
                 return
 
     def _unready(self) -> list[int]:
@@ -207,7 +207,7 @@ class Launcher:
         member = next(m for m in self.members.values() if pid in m.pids)
         if member.standby is not None and member.standby.pid == pid:
             member.standby = None
-            self._say(f"node {member.order.node}: the process that was to return has ended with status {status}")
+            self._say(f"node {member.order.node} can't return: its next process ended with status {status}")
             return
         member.current, member.status = None, status
         if member.state == "starting":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import queue
 import resource
@@ -15,7 +14,7 @@ import zmq
 
 from p2pfl.drivers.live import clock
 from p2pfl.drivers.live.faults import FaultPlan, FaultyLinks
-from p2pfl.drivers.live.settings import NodeResult, Place, membership_address, models_address
+from p2pfl.drivers.live.settings import Place, membership_address, models_address
 from p2pfl.drivers.live.sidecar import Sidecar
 from p2pfl.drivers.live.transport import Transport
 from p2pfl.errors import LocalError, RemoteError
@@ -25,6 +24,7 @@ from p2pfl.node.event_log import EventLog
 from p2pfl.node.membership import Standing, meaning
 from p2pfl.node.payload import NOTHING, Outgoing
 from p2pfl.node.plan import facts
+from p2pfl.node.result import NodeResult
 from p2pfl.node.task import Task
 from p2pfl.node.worker import Host, Worker
 from p2pfl.protocol.codec import NonFinite, decode, digest, encode
@@ -72,9 +72,7 @@ def run(
     try:
         node.loop()
         result = node.result()
-        partial = place.directory / "result.partial"
-        partial.write_text(json.dumps({"format": records.FORMAT, **result._asdict()}, indent=1))
-        partial.rename(place.directory / "result.json")
+        result.write(place.directory)
         return result
     finally:
         node.close()

@@ -1,4 +1,4 @@
-"""Where a node is and how its run ended."""
+"""Where a node is, and how patient."""
 
 from __future__ import annotations
 
@@ -35,18 +35,3 @@ def models_address(address: str) -> str:
 def _other_port(address: str, step: int) -> str:
     host, _, port = address.rpartition(":")
     return f"{host}:{int(port) + step}"
-
-
-class NodeResult(NamedTuple):
-    """How a node's run ended; also written to result.json."""
-
-    node: int
-    life: int
-    round: int
-    booked: int
-    voided: int
-    dropped: dict[str, int]
-    left: bool  # before the last round
-    digest: str
-    memory_peak: int  # bytes of main memory
-    error: str | None

@@ -191,7 +191,7 @@ def first_model(mesh: Mesh, models: Params) -> Params:
 def compile_evaluate(
     model: Callable[[Any], Params], learner: Learner, shape: Shape, mesh: Mesh
 ) -> Callable[..., tuple[Array, Array, Array]]:
-    """`(states, x, y, mask, owner) -> (share correct, share of own rows correct, mean loss)`, [places] each.
+    """`(states, x, y, mask, owner) -> (mean score, mean score of own rows, mean loss)`, [places] each.
 
     x [N, ...], y [N], mask [N], owner [N]: the node that a row is the own of. Models are tested chunk by chunk.
     """
@@ -203,10 +203,10 @@ def compile_evaluate(
         def node(state: Any, index: Array) -> tuple[Array, Array, Array]:
             sums = learner.evaluate(model(state), {"x": x, "y": y}, mask)
             own = (owner == index).astype(jnp.float32)
-            right = sums["correct"].astype(jnp.float32)
+            score = sums["score"].astype(jnp.float32)
             rows, mine = jnp.maximum(mask.sum(), 1), own.sum()
-            share = jnp.where(mine > 0, (right * own).sum() / jnp.maximum(mine, 1), jnp.nan)
-            return right.sum() / rows, share, sums["loss"].astype(jnp.float32).sum() / rows
+            share = jnp.where(mine > 0, (score * own).sum() / jnp.maximum(mine, 1), jnp.nan)
+            return score.sum() / rows, share, sums["loss"].astype(jnp.float32).sum() / rows
 
         none = tuple(jnp.zeros(size, jnp.float32) for _ in range(3))
         found: tuple[Array, Array, Array]

@@ -83,9 +83,9 @@ class Evaluated(NamedTuple):
     round: int
     active: np.ndarray
     train_loss: np.ndarray
-    accuracy: np.ndarray | None
-    accuracy_own: np.ndarray | None
-    accuracy_before: np.ndarray | None
+    score: np.ndarray | None  # after mixing, on the test rows of all
+    score_own: np.ndarray | None  # ... on each node's own
+    score_before: np.ndarray | None  # before mixing
     consensus_distance: float
     arrived: np.ndarray  # [n, K]
     neighbor: np.ndarray  # [n, K] of the round's graph

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from p2pfl.drivers.virtual.world import World
 from p2pfl.node import records
 from p2pfl.node.payload import Frames
 from p2pfl.node.plan import Terms, facts
+from p2pfl.node.result import NodeResult
 from p2pfl.node.task import Task
 from p2pfl.node.worker import Host, Worker
 from p2pfl.protocol.events import Event as PeerEvent
@@ -202,19 +202,17 @@ class _VirtualRun:
     # --- records
 
     def _result(self, node: VirtualNode, work: Worker) -> None:
-        result: Mapping[str, Any] = {
-            "format": records.FORMAT,
-            "node": node.facts.node,
-            "life": work.life,
-            "round": node.peer.round,
-            "booked": node.peer.booked,
-            "voided": node.peer.voided,
-            "dropped": dict(sorted(node.event_log.dropped.items())),
-            "left": node.peer.round < node.facts.rounds,
-            "digest": work.save(),
-            "error": str(node.error) if node.error else None,
-        }
-        (self._directories[node.facts.node] / "result.json").write_text(json.dumps(result, indent=1), "utf-8")
+        NodeResult(
+            node=node.facts.node,
+            life=work.life,
+            round=node.peer.round,
+            booked=node.peer.booked,
+            voided=node.peer.voided,
+            dropped=dict(sorted(node.event_log.dropped.items())),
+            left=node.peer.round < node.facts.rounds,
+            digest=work.save(),
+            error=str(node.error) if node.error else None,
+        ).write(self._directories[node.facts.node])
 
     def _log(self, by: int, event: str, about: int, round: int, detail: str) -> None:
         self._lines[by].write({**self._event(event, about, round, detail), "by": by})

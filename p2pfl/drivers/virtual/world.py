@@ -137,7 +137,7 @@ class World:
             elif self.now - since > patience:
                 stages = ", ".join(f"{n}: {v.peer.stage} {v.peer.round}" for n, v in self.nodes.items() if v.up)
                 raise LocalError(
-                    f"no node has got on for {patience:g} virtual seconds; where they are: {stages}",
+                    f"no node has finished a round for {patience:g} virtual seconds; the nodes are at: {stages}",
                     node=-1,
                     round=self.began,
                     part="virtual",

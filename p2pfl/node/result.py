@@ -1,0 +1,53 @@
+"""How a node's part in a run ended: result.json, written and read here alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from p2pfl.errors import ConfigError
+from p2pfl.node.records import FORMAT
+
+_FILE = "result.json"
+
+
+class NodeResult(NamedTuple):
+    """What result.json holds. A node that crashed and never came back leaves none."""
+
+    node: int
+    life: int  # the name of its last life, as the neighbours know it
+    round: int  # the last it took part in
+    booked: int  # exchanges that it mixed; pushes that came in
+    voided: int  # ends of exchanges that it gave up; 0 in the plain loop, where nothing is opened in vain
+    dropped: dict[str, int]  # messages by reason; none in the plain loop, which sends none
+    left: bool  # before the last round
+    digest: str  # of its final model
+    memory_peak: int | None = None  # bytes of main memory; None where nodes share a process
+    error: str | None = None  # what it stopped for
+
+    def write(self, directory: Path) -> None:
+        """Write result.json into the node's directory, whole or not at all."""
+        partial = directory / "result.partial"
+        partial.write_text(json.dumps({"format": FORMAT, **self._asdict()}, indent=1), "utf-8")
+        partial.rename(directory / _FILE)
+
+
+def read(directory: Path) -> NodeResult | None:
+    """Read the result of a node from its directory; None where it has not ended in good order.
+
+    Raises ConfigError for a format that a later version has written.
+    """
+    path = directory / _FILE
+    if not path.exists():
+        return None
+    table = json.loads(path.read_text("utf-8"))
+    if (format := table.pop("format", 1)) > FORMAT:
+        raise ConfigError(
+            f"{path}: format={format}: this p2pfl reads formats 1 to {FORMAT}; use the version that made the run, or a "
+            "later one"
+        )
+    # a plain loop of format 1 left some out
+    return NodeResult(
+        **{"round": 0, "booked": 0, **{name: table[name] for name in NodeResult._fields if name in table}}
+    )

@@ -1,0 +1,79 @@
+"""What a run is compared with: every node alone, one model on all data pooled, the most frequent class."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from p2pfl.config.data import EvenPartition
+from p2pfl.config.experiment import AlgorithmTable, Experiment, TopologyTable
+from p2pfl.federation import federation as building
+from p2pfl.federation.federation import Federation
+from p2pfl.reporting.terminal import View
+from p2pfl.runs import assessment, simulated
+from p2pfl.runs.summary import score
+
+
+def train(federation: Federation, out: Path, view: View) -> dict[str, float | None]:
+    """Train every node alone, and one model on all data; returns their figures, by their names in the summary."""
+    experiment, nodes, shown = federation.experiment, len(federation.graph), score(federation)
+    view.say("baselines: training every node alone, then one model on all data pooled")
+    figures: dict[str, float | None] = {**assessment.majority(federation)}
+    for name, other, key in (
+        ("local", alone(experiment), "local_only"),
+        ("pooled", pooled(experiment, nodes), "pooled"),
+    ):
+        place = out / "baselines" / name
+        place.mkdir(parents=True)
+        figures.update(_baseline(federation, other, place, key))
+    by_itself, together = (shown.text(figures.get(f"{shown.key}_{key}")) for key in ("local_only", "pooled"))
+    view.say(f"baselines: alone {by_itself} mean {shown.name}, pooled {together}")
+    return figures
+
+
+def _baseline(federation: Federation, other: Experiment, place: Path, name: str) -> dict[str, float | None]:
+    """The figures of a baseline: accuracy_NAME for accuracy_mean, accuracy_NAME_worst, accuracy_NAME_own_mean, ..."""
+    built = building.build(other)
+    result = simulated.into(built, place, lambda status: None)
+    if len(result.whole) == 1:  # one model of all data, at each site
+        model = next(iter(result.whole.values()))
+        built = built._replace(topology=federation.topology, data=federation.data)
+        result = result._replace(whole=dict.fromkeys(federation.graph, model))
+    assessed = assessment.assess(built, result.whole, place) if other.evaluation.metrics else {}
+    figures: dict[str, float | None] = {}
+    for key, value in {**result.summary.as_dict(), **assessed}.items():
+        for end in ("_own_mean", "_own_worst", "_mean", "_worst"):
+            if value is not None and key.endswith(end):
+                figures[f"{key.removesuffix(end)}_{name}{'' if end == '_mean' else end}"] = value
+                break
+    return figures
+
+
+ALONE = frozenset({"augment", "sharpness", "average", "missing_classes"})
+"""Objectives that mean something to a model that nobody else trains."""
+
+
+def pooled(experiment: Experiment, nodes: int) -> Experiment:
+    """The baseline "all data pooled": one node, all rows, as many steps, batches `nodes` times as large."""
+    training = experiment.training
+    steps = round(np.mean(training.node_steps)) if training.node_steps else training.local_steps
+    training = replace(training, batch_size=training.batch_size * nodes, local_steps=int(steps), node_steps=None)
+    data = replace(experiment.data, partition=EvenPartition())
+    plain = alone(experiment)
+    training = replace(training, objective=plain.training.objective)
+    return replace(plain, data=data, training=training, topology=TopologyTable(graph="complete", nodes=1))
+
+
+def alone(experiment: Experiment) -> Experiment:
+    """The baseline "every node alone": the same, with no exchange and nobody lost."""
+    network = replace(experiment.network, loss=0.0, rule="double_entry", late=0)
+    kept = tuple(each for each in experiment.training.objective if each["name"] in ALONE)
+    training = replace(experiment.training, objective=kept)
+    evaluation = replace(experiment.evaluation, answers=())
+    known = replace(experiment.statistics, minimum=1, noise=0.0)  # of one's own, which nobody is told
+    return replace(
+        experiment, algorithm=AlgorithmTable("local"), churn=(), network=network, training=training,
+        evaluation=evaluation, statistics=known, baselines=False,
+    )  # fmt: skip

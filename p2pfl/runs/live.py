@@ -1,0 +1,163 @@
+"""`driver.kind = "live"`: a process for each node, over sockets, on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from p2pfl import churn
+from p2pfl.config import experiment as config
+from p2pfl.config.experiment import Experiment, NodeFile
+from p2pfl.drivers.live import clock
+from p2pfl.drivers.live.launcher import Launcher, Order, free_ports
+from p2pfl.federation.federation import Federation
+from p2pfl.node import records
+from p2pfl.reporting.terminal import View
+from p2pfl.runs.progress import Watch
+from p2pfl.runs.summary import Collected, collect, left, score
+
+ENTRY = "p2pfl.cli:node_process"
+"""What the processes of nodes call: the command `p2pfl node`."""
+
+_PRELOAD = (
+    "jax",
+    "flax.nnx",
+    "flax.linen",
+    "optax",
+    "zmq",
+    "safetensors.numpy",
+    "p2pfl.drivers.live.node",
+    "p2pfl.federation.federation",
+)
+
+_FREEZE = 10.0
+"""Seconds without a finished round after which a frozen node is thawed: all wait for it then."""
+
+_STALL = 5.0
+"""Seconds, or that many of its rounds, that a node may stand still once others have finished."""
+
+
+@contextlib.contextmanager
+def prepared(experiment: Experiment, view: View) -> Iterator[Callable[[Federation, Path, View], Collected]]:
+    """Start the process that will start the nodes: it imports while this one builds and trains the baselines."""
+    preload = [*_PRELOAD]
+    if experiment.data.source in ("digits", "breast_cancer"):
+        preload.append("sklearn.datasets")
+    with Launcher(ENTRY, preload, view.say) as server:
+        yield partial(_run, server)
+
+
+def _orders(federation: Federation, out: Path) -> list[Order]:
+    """Write the node files, as a person would for several machines."""
+    nodes = len(federation.graph)
+    ports = free_ports(nodes)
+    address = {node: f"tcp://127.0.0.1:{port}" for node, port in enumerate(ports)}
+    orders = []
+    for node in range(nodes):
+        directory = out / "nodes" / str(node)
+        directory.mkdir(parents=True)
+        peers = tuple(address[other] for other in range(nodes) if other != node)
+        file = NodeFile("../../experiment.toml", node, address[node], peers, out=".")
+        (directory / "node.toml").write_text(config.dump(file), "utf-8")
+        argument = ("node", str(directory / "node.toml"), "--hold")
+        back = [event for event in federation.churn if event.node == node and event.event in ("rejoin", "join")]
+        returns = tuple(argument + (("--resume",) if event.state == "kept" else ()) for event in back)
+        later = node not in churn.expected(federation.churn, nodes)
+        orders.append(Order(node, argument, directory, returns, later))
+    return orders
+
+
+def _run(server: Launcher, federation: Federation, out: Path, view: View) -> Collected:
+    """Run a process for each node to their end, and collect what they leave."""
+    began = clock.now()
+    orders = _orders(federation, out)
+    view.say(f"starting {len(orders)} node processes")
+    watch = Watch(federation.experiment.rounds, {order.node: order.directory for order in orders}, score(federation))
+    server.prepare(orders)
+    pids = ", ".join(f"{node}: {member.pids[0]}" for node, member in server.members.items())
+    view.say(f"all nodes have compiled; their processes: {pids}")
+    (out / "pids.json").write_text(json.dumps({node: member.pids for node, member in server.members.items()}))
+    ready = clock.now()
+    server.go()
+    interrupted = False
+    try:
+        _follow(federation, server, watch, view)
+    except KeyboardInterrupt:
+        interrupted = True
+        view.say("interrupted: asking the nodes to leave")
+        server.stop()
+        limit = clock.now() + 10
+        while server.running and clock.now() < limit:
+            server.poll(0.05)
+    _write_launch(out, server, watch)
+    seconds = clock.now() - ready
+    result = collect(federation, out)
+    summary = replace(
+        result.summary,
+        driver="live",
+        seconds_startup=ready - began,
+        seconds_running=seconds,
+        lost=tuple(sorted(node for node, member in server.members.items() if member.state in ("lost", "failed"))),
+        left=left(out),
+        interrupted=interrupted,
+    )
+    return result._replace(summary=summary)
+
+
+def _follow(federation: Federation, server: Launcher, watch: Watch, view: View) -> None:
+    """Show what happens until no node is at work any more; start and thaw the nodes that the experiment has planned."""
+    plan = _Returns(federation.churn)
+    while server.running:
+        server.poll(0.05)
+        now = clock.now()
+        for text in watch.read():
+            view.say(text)
+        states = {node: member.state for node, member in server.members.items()}
+        view.update(watch.status(states, now))
+        plan.look(server, watch, now)
+        if any(state == "finished" for state in states.values()):
+            for node in watch.standing_still([n for n, s in states.items() if s == "alive"], now, _STALL):
+                server.give_up(node, f"no sign of life since round {watch.rounds_of[node]}")
+    for text in watch.read():
+        view.say(text)
+    states = {node: member.state for node, member in server.members.items()}
+    view.update(watch.status(states, clock.now()))
+
+
+class _Returns:
+    """The returns, joins and ends of freezes that are still to come, due when a node begins the round before."""
+
+    def __init__(self, events: Sequence[churn.Event]) -> None:
+        due = [(e.round, "call", e.node) for e in events if e.event in ("rejoin", "join")]
+        due += [(e.round + e.rounds, "thaw", e.node) for e in events if e.event == "freeze"]
+        self._due = sorted(due)
+        self._thawed: set[int] = set()
+        self._at = (0, 0.0)
+
+    def look(self, server: Launcher, watch: Watch, now: float) -> None:
+        """Do what is due by the furthest round that a node has finished; thaw by time where all wait for the frozen."""
+        furthest = max(watch.rounds_of.values(), default=0)
+        if furthest > self._at[0]:
+            self._at = (furthest, now)
+        waits = now - self._at[1] > _FREEZE
+        while self._due and (self._due[0][0] <= furthest + 2 or (waits and self._due[0][1] == "thaw")):
+            _, kind, node = self._due.pop(0)
+            if kind == "call":
+                server.call(node)
+            else:
+                self._thawed.add(node)
+            waits = False
+        for node in self._thawed:  # again and again: it may be so far behind that it freezes only now
+            server.thaw(node)
+
+
+def _write_launch(out: Path, server: Launcher, watch: Watch) -> None:
+    """Write the launcher's own events, beside those of the nodes."""
+    lines = records.Lines(out / "launch.jsonl")
+    for event in server.events:
+        lines.write({**event, "round": watch.at(event["node"], event["time"]) + 1})
+    lines.close()

@@ -1,0 +1,160 @@
+"""One suite over every row of DRIVERS: whatever runs a federation, the same files, figures and models come of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from small import PATIENT
+
+from p2pfl.config import experiment
+from p2pfl.config.experiment import Driver, Experiment
+from p2pfl.errors import ConfigError
+from p2pfl.node import records, result
+from p2pfl.reporting import terminal
+from p2pfl.reporting.run_data import Summary
+from p2pfl.runs.drivers import DRIVERS, chosen
+from p2pfl.runs.run import run
+
+NODES, ROUNDS = 4, 3
+FILES = {
+    "experiment.toml", "topology.json", "metrics.jsonl", "rounds.jsonl", "events.jsonl", "summary.json",
+    "assessment.json", "report.html",
+}  # fmt: skip
+METRICS = {
+    "node", "life", "round", "train_loss", "accuracy_before_mixing", "accuracy_after_mixing", "accuracy_own", "arrived",
+    "bytes_sent", "time",
+}  # fmt: skip
+ROWS = [pytest.param(name, marks=[pytest.mark.live] * row.starts_processes) for name, row in DRIVERS.items()]
+Ran = Callable[[str], tuple[Path, Summary]]
+
+
+def tiny(driver: str, **more: Any) -> Experiment:
+    """Digits on a ring of four; `more`: other tables."""
+    table = {
+        "name": "tiny", "rounds": ROUNDS, "data": {"source": "digits"}, "model": {"name": "logistic"},
+        "training": {"optimizer": {"name": "sgd", "learning_rate": 0.1}, "local_steps": 2},
+        "topology": {"graph": "ring", "nodes": NODES}, "algorithm": {"name": "dsgd"}, "network": {"timing": PATIENT},
+        "driver": {"kind": "simulate", "loop": True} if driver == "loop" else {"kind": driver}, "baselines": False,
+    } | more  # fmt: skip
+    parsed: Experiment = experiment.parse(table, "tiny.toml", Experiment)
+    return parsed
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """Runs each driver once."""
+    done: dict[str, tuple[Path, Summary]] = {}
+
+    def of(driver: str) -> tuple[Path, Summary]:
+        if driver not in done:
+            out = tmp_path_factory.mktemp(driver)
+            done[driver] = out, run(tiny(driver), out)
+        return done[driver]
+
+    return of
+
+
+@pytest.mark.parametrize("driver", ROWS)
+def test_it_writes_the_same_files(ran: Ran, driver: str) -> None:
+    out, _ = ran(driver)
+    row = DRIVERS[driver]
+    there = {path.name for path in out.iterdir()}
+    assert there >= FILES and not any(name.endswith(".partial") for name in there)
+    assert ("nodes" in there) == row.node_records and ("pids.json" in there) == row.starts_processes
+    rows = records.read(out / "metrics.jsonl")
+    assert [(each["round"], each["node"]) for each in rows] == [(t, i) for t in (1, 2, 3) for i in range(NODES)]
+    assert all(set(each) >= METRICS and each["life"] == 1 for each in rows)
+    rounds = records.read(out / "rounds.jsonl")
+    assert [each["round"] for each in rounds] == [1, 2, 3]
+    assert {tuple(each) for each in rounds} == {
+        ("round", "alive", "accuracy_mean", "accuracy_worst", "consensus_distance", "bytes_sent", "seconds_median",
+         "seconds"),
+    }  # fmt: skip
+    assert (rounds[-1]["seconds"] is not None) == (driver == "virtual")
+
+
+@pytest.mark.parametrize("driver", ROWS)
+def test_its_summary_has_every_key_and_reads_back(ran: Ran, driver: str) -> None:
+    out, summary = ran(driver)
+    table = json.loads((out / "summary.json").read_text())
+    assert Summary.of(table) == summary and summary.as_dict() == table
+    assert set(table) == {*Summary().as_dict(), *summary.metrics}
+    assert summary.metrics["auc_mean"] is not None
+    known = {"name": "tiny", "nodes": NODES, "rounds": ROUNDS, "algorithm": "dsgd", "graph": "ring", "epochs": 1,
+             "keeps_mean": "exchange", "residue": 0, "messages_dropped": {}, "lost": [], "left": [],
+             "score": "accuracy", "driver": "simulate" if driver == "loop" else driver}  # fmt: skip
+    assert known == {name: table[name] for name in known}
+    assert summary.score_pooled is summary.score_local_only is None  # there were no baselines
+    assert summary.mean_residual is not None and summary.mean_residual < 1e-6
+
+
+@pytest.mark.parametrize("driver", ROWS)
+def test_it_ends_as_the_plain_loop(ran: Ran, driver: str) -> None:
+    _, summary = ran(driver)
+    _, looped = ran("loop")
+    assert summary.exchanges_booked == looped.exchanges_booked == ROUNDS * NODES and summary.exchanges_voided == 0
+    assert summary.score_mean == pytest.approx(looped.score_mean, abs=0.01)
+    assert summary.consensus_distance == pytest.approx(looped.consensus_distance, rel=1e-3)
+    assert summary.digests.keys() == looped.digests.keys() == {"0", "1", "2", "3"}
+    if DRIVERS[driver].to_the_bit:
+        assert summary.digests == looped.digests
+        assert summary.score_mean == looped.score_mean
+    assert len(set(looped.digests.values())) == NODES  # the comparison can fail
+
+
+@pytest.mark.parametrize("driver", [row for row in ROWS if DRIVERS[str(row.values[0])].node_records])
+def test_its_nodes_leave_one_kind_of_result(ran: Ran, driver: str) -> None:
+    out, summary = ran(driver)
+    for node in range(NODES):
+        ended, known = (result.read(place / "nodes" / str(node)) for place in (out, ran("loop")[0]))
+        assert ended is not None and known is not None
+        assert (ended.memory_peak is None) == (not DRIVERS[driver].starts_processes)
+        assert ended._replace(memory_peak=None, life=1) == known._replace(life=1)
+        assert (ended.round, ended.booked, ended.left, ended.error) == (ROUNDS, 2 * ROUNDS, False, None)
+        assert ended.digest == summary.digests[str(node)]
+    assert result.read(out) is None
+
+
+@pytest.mark.parametrize(
+    ("driver", "wrong", "text"),
+    [
+        pytest.param("live", {"network": {"late": 2}}, "network.late", marks=pytest.mark.live),
+        ("virtual", {"network": {"detection": 3}}, "network.detection=3"),
+        ("virtual", {"virtual": {"node_step_seconds": [1.0]}}, "1 numbers for 4 nodes"),
+        ("simulate", {"network": {"sync": "async"}}, "network.sync='async'"),
+        ("loop", {"network": {"sync": "async"}}, "network.sync='async'"),
+        *(
+            pytest.param(row.values[0], {"topology": {"graph": "ring"}}, "topology.nodes: missing", marks=row.marks)
+            for row in ROWS
+        ),
+    ],
+)
+def test_a_wrong_experiment_is_refused_before_anything_starts(
+    tmp_path: Path, driver: str, wrong: dict[str, Any], text: str
+) -> None:
+    out = tmp_path / "out"
+    said = Console(file=io.StringIO())
+    with pytest.raises(ConfigError, match=text):
+        run(tiny(driver, **wrong), out, terminal.make(said, quiet=False))
+    assert not out.exists() and said.file.getvalue() == ""
+
+
+def test_a_directory_that_holds_something_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(ConfigError, match="is not empty"):
+        run(tiny("loop"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_the_table_of_the_file_chooses_the_driver() -> None:
+    for kind in ("live", "virtual", "simulate"):
+        assert chosen(Driver(kind=kind)) is DRIVERS[kind]
+        assert chosen(Driver(kind=kind, loop=True)) is DRIVERS["loop" if kind == "simulate" else kind]
+    assert {field.name for field in dataclasses.fields(Driver)} == {"kind", "loop", "chunk", "devices", "checkpoint"}
