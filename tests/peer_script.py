@@ -213,6 +213,8 @@ class Script:
             self.handle(int(node), event)
 
     def do_leave(self, node: str, idle: str = "") -> None:
+        if idle:  # which is the answer to an Advance
+            self.jobs[int(node)].clear()
         self.handle(int(node), Leave(idle=bool(idle)))
 
     def do_train(self, *nodes: str) -> None:
@@ -221,6 +223,7 @@ class Script:
             self.handle(node, Finished() if job.next is None else Trained(job.next))
 
     def do_finish(self, node: str) -> None:
+        self.jobs[int(node)].clear()
         self.handle(int(node), Finished())
 
     # --- the network
@@ -302,6 +305,7 @@ class Script:
                 case Send(to, envelope) if to in self.alive and (node, to) not in self.cut:
                     self.links[node, to].append(envelope)
                 case Advance():
+                    assert not self.jobs[node], "the Advance before is not answered yet"
                     self.jobs[node].append(effect)
                 case Done():
                     self.alive.discard(node)

@@ -13,6 +13,7 @@ from typing import Any
 
 import networkx as nx
 import pytest
+from seeds import batches, seeds
 
 from p2pfl.protocol.codec import Format, Schema, decode, digest, encode
 from p2pfl.protocol.events import (
@@ -273,7 +274,7 @@ def test_smallest_federations(nodes: int) -> None:
     assert world.mean == pytest.approx((nodes - 1) / 2, abs=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(5, of=20))
 def test_lost_messages_never_move_the_mean_nor_stop_anybody(seed: int) -> None:
     graph = nx.random_regular_graph(3, 8, seed=seed)
     world = World(graph, rounds=60, seed=seed, loss=0.1)
@@ -285,7 +286,7 @@ def test_lost_messages_never_move_the_mean_nor_stop_anybody(seed: int) -> None:
     assert any(node.peer.booked for node in world.nodes.values())
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(5, of=20))
 def test_a_death_costs_the_survivors_one_wait_and_then_nothing(seed: int) -> None:
     world = World(nx.cycle_graph(8), rounds=60, seed=seed)
     world.run_until_round(20)
@@ -305,7 +306,7 @@ def test_a_death_costs_the_survivors_one_wait_and_then_nothing(seed: int) -> Non
     assert lost == [seed % 8] * 2
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", seeds(3, of=10))
 @pytest.mark.parametrize("seconds", [0.3, 3.0])
 def test_a_frozen_node_comes_back_with_its_model_and_the_mean_is_kept(seed: int, seconds: float) -> None:
     world = World(nx.cycle_graph(6), rounds=400, seed=seed)
@@ -323,7 +324,7 @@ def test_a_frozen_node_comes_back_with_its_model_and_the_mean_is_kept(seed: int,
         assert any(note.event == "skipped" for note in thawed.notes)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", seeds(3, of=10))
 def test_a_returning_node_takes_a_neighbors_model_and_is_back_within_two_rounds(seed: int) -> None:
     world = World(nx.cycle_graph(8), rounds=200, seed=seed)
     world.run_until_round(20)
@@ -409,8 +410,6 @@ def test_late_exchanges_are_booked_late_and_void_beyond_the_lateness() -> None:
     timing = LOCAL._replace(deadline_min=0.02, deadline_max=0.02, patience=0.0)
     world = World(nx.path_graph(2), rounds=60, timing=timing)
     slow = world.nodes[1]
-    fast_training = world.training
-    world.training = lambda: fast_training()  # type: ignore[method-assign]
     advance = slow.advance
     slow.advance = lambda effect: world.at(0.1, advance, effect)  # type: ignore[method-assign]
     world.run()
@@ -420,9 +419,8 @@ def test_late_exchanges_are_booked_late_and_void_beyond_the_lateness() -> None:
     assert world.nodes[0].peer.booked == world.nodes[1].peer.booked > 0
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("seed", range(500))
-def test_anything_goes(seed: int) -> None:
+def anything(seed: int) -> bool:
+    """Losses and nodes that stand still: all end, and the mean is kept; returns whether it could be told."""
     rng = random.Random(seed)
     graph = nx.connected_watts_strogatz_graph(rng.randrange(4, 12), 4, 0.3, seed=seed)
     world = World(graph, rounds=120, seed=seed, loss=rng.choice([0.0, 0.05, 0.2]))
@@ -435,9 +433,15 @@ def test_anything_goes(seed: int) -> None:
     world.run_until_round(100)
     world.loss = 0.0  # the last word of all can't be confirmed: what is lost with it is residue, and counted
     world.run()
-    assert all(node.done for node in world.nodes.values())
+    assert all(node.done for node in world.nodes.values()), f"seed {seed}"
     if any(note.event == "joined" for node in world.nodes.values() for note in node.notes):
-        return  # who joins has the model of another
+        return False  # who joins has the model of another
     if max(thawed) + 1 > min(max(node.finished_at.values()) for node in world.nodes.values()):
-        return  # one that others left behind frozen may book what they gave up: residue
-    assert world.mean == pytest.approx((len(graph) - 1) / 2, abs=1e-9)
+        return False  # one that others left behind frozen may book what they gave up: residue
+    assert world.mean == pytest.approx((len(graph) - 1) / 2, abs=1e-9), f"seed {seed}"
+    return True
+
+
+@pytest.mark.parametrize("some", batches(range(500), 25))
+def test_anything_goes(some: range) -> None:
+    assert sum(map(anything, some)) >= 8
