@@ -17,6 +17,7 @@ from p2pfl.drivers.live.settings import Place
 from p2pfl.errors import ConfigError
 from p2pfl.federation import federation as building
 from p2pfl.federation import tasks
+from p2pfl.node import result
 from p2pfl.runs import assessment
 
 _NO_HOST = ("0.0.0.0", "*", "[::]")
@@ -34,7 +35,7 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
     sys.path[:0] = [str(Path.cwd()), str(source.parent)]
     wanted = experiment.load(source)
     directory = out or (file.parent / given.out if given.out else Path(f"p2pfl-node-{given.node}"))
-    if (directory / "result.json").exists() and not resume:
+    if result.read(directory) is not None and not resume:
         raise ConfigError(
             f"out={str(directory)!r}: holds the records of a finished run; give another with --out, or --resume"
         )
@@ -69,7 +70,7 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
                 sys.stdin.readline()
             say(f"listening on {given.listen}")
 
-        result = live.run(task, place, membership, say, ready)
+        ended = live.run(task, place, membership, say, ready)
     finally:
         membership.close()
     if wanted.evaluation.metrics and not hold:  # else whoever runs the experiment does it
@@ -79,10 +80,10 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
         listed = [f"{name} {value:.3f}" for name, value in found.items() if value is not None]
         say(f"on its own test rows: {', '.join(listed) or 'nothing to test'}")
     say(
-        f"done at round {result.round}: {result.booked} exchanges booked, {result.voided} voided, "
-        f"dropped {result.dropped or 'nothing'}; model {result.digest} in {directory}"
+        f"done at round {ended.round}: {ended.booked} exchanges booked, {ended.voided} voided, "
+        f"dropped {ended.dropped or 'nothing'}; model {ended.digest} in {directory}"
     )
-    return result.error
+    return ended.error
 
 
 def _address(file: Path, given: NodeFile) -> str:
