@@ -8,7 +8,7 @@ from pathlib import Path
 
 import safetensors.numpy
 
-from p2pfl.config import experiment
+from p2pfl.config import experiment as config
 from p2pfl.config.experiment import NodeFile
 from p2pfl.drivers.live import node as live
 from p2pfl.drivers.live import sidecar
@@ -29,11 +29,11 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
     `hold`: wait for a line on standard input when all is compiled. `resume`: go on from the checkpoint that an earlier
     process of the node has left in its directory, if there is one.
     """
-    given = experiment.load_node(file)
+    given = config.load_node(file)
     address = _address(file, given)
     source = Path(given.experiment)
     sys.path[:0] = [str(Path.cwd()), str(source.parent)]
-    wanted = experiment.load(source)
+    experiment = config.load(source)
     directory = out or (file.parent / given.out if given.out else Path(f"p2pfl-node-{given.node}"))
     if result.read(directory) is not None and not resume:
         raise ConfigError(
@@ -41,9 +41,9 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
         )
     membership = sidecar.start()
     try:
-        building.precision(wanted)
+        building.precision(experiment)
         own = given.data
-        federation = building.build_own(wanted, given.node, own) if own else building.build(wanted)
+        federation = building.build_own(experiment, given.node, own) if own else building.build(experiment)
         if given.node not in federation.graph:
             raise ConfigError(f"{file}: node={given.node}: the topology has nodes 0 to {len(federation.graph) - 1}")
         task = tasks.task(federation, given.node)
@@ -58,9 +58,9 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
             address=address,
             peers=given.peers,
             terms=building.terms(federation),
-            probe_timing=wanted.network.preset,
+            probe_timing=experiment.network.preset,
             directory=directory,
-            every=wanted.driver.checkpoint,
+            every=experiment.driver.checkpoint,
             resume=resume,
         )
 
@@ -73,11 +73,13 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
         ended = live.run(task, place, membership, say, ready)
     finally:
         membership.close()
-    if wanted.evaluation.metrics and not hold:  # else whoever runs the experiment does it
+    if experiment.evaluation.metrics and not hold:  # else whoever runs the experiment does it
         arrays = safetensors.numpy.load_file(directory / "model.safetensors")
         figures = assessment.assess(federation, {given.node: assessment.loaded(federation, arrays)}, directory)
-        found = {name.removesuffix("_own_mean"): value for name, value in figures.items() if name.endswith("_own_mean")}
-        listed = [f"{name} {value:.3f}" for name, value in found.items() if value is not None]
+        own_rows = {
+            name.removesuffix("_own_mean"): value for name, value in figures.items() if name.endswith("_own_mean")
+        }
+        listed = [f"{name} {value:.3f}" for name, value in own_rows.items() if value is not None]
         say(f"on its own test rows: {', '.join(listed) or 'nothing to test'}")
     say(
         f"done at round {ended.round}: {ended.booked} exchanges booked, {ended.voided} voided, "
