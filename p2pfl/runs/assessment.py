@@ -114,10 +114,10 @@ def _answers(federation: Federation, models: Mapping[int, Params]) -> dict[int, 
 
 def _prepared(federation: Federation, names: list[str]) -> Callable[[predict.Own], dict[str, predict.Answer]]:
     experiment = federation.experiment
+    optimizer, training = learning.optimizer(experiment), experiment.training
     return predict.prepared(
-        names, federation.learner, learning.optimizer(experiment), federation.dataset.kind, experiment.training.batch_size,
-        experiment.seed,
-    )  # fmt: skip
+        names, federation.learner, optimizer, federation.dataset.kind, training.batch_size, experiment.seed
+    )
 
 
 def _own(federation: Federation, node: int, model: Params) -> predict.Own:
