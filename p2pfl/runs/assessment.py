@@ -55,16 +55,16 @@ def assess(federation: Federation, models: Mapping[int, Params], out: Path | Non
     if not models or not len(dataset.test.y) or len(federation.graph) > MOST or federation.learner.predict is None:
         return {}
     answers = _answers(federation, models)
-    found = {node: _of(federation, node, answers[node]) for node in models}
+    result = {node: _of(federation, node, answers[node]) for node in models}
     if out is not None:
         table = {
             "kind": dataset.kind,
             "classes": list(dataset.classes),
             "names": {str(node): name for node, name in enumerate(names(federation.partition, dataset))},
-            "nodes": {str(node): each for node, each in found.items()},
+            "nodes": {str(node): each for node, each in result.items()},
         }
         (out / "assessment.json").write_text(json.dumps(table, indent=1) + "\n", "utf-8")
-    return figures(list(found.values()))
+    return figures(list(result.values()))
 
 
 Assessed = dict[str, dict[str, metrics.Found]]
@@ -77,47 +77,47 @@ def _of(federation: Federation, node: int, answers: Mapping[str, Answerer]) -> A
     x, y = dataset.test.x.astype(federation.experiment.training.dtype), dataset.test.y
     rows = np.arange(len(y)) if federation.pooled else own
     places = np.searchsorted(rows, own)
-    found: Assessed = {}
+    result: Assessed = {}
     for name, answer in answers.items():
         outputs = answer(x[rows])
         scopes = {"own": (outputs[places], y[own])}
         if federation.pooled:
             scopes["pooled"] = (outputs, y)
-        found[name] = {scope: metrics.assess(dataset.kind, *both, dataset.classes) for scope, both in scopes.items()}
-    return found
+        result[name] = {scope: metrics.assess(dataset.kind, *both, dataset.classes) for scope, both in scopes.items()}
+    return result
 
 
 def _answers(federation: Federation, models: Mapping[int, Params]) -> dict[int, dict[str, Answerer]]:
     """The models that may answer at each node, by name; "" is the model itself."""
-    wanted, learner = federation.experiment, federation.learner
+    experiment, learner = federation.experiment, federation.learner
     assert learner.predict is not None
     run = jax.jit(learner.predict)
-    found: dict[int, dict[str, Answerer]]
-    found = {node: {"": partial(_answered, run, model)} for node, model in models.items()}
-    names = [name for name in wanted.evaluation.answers if name != predict.SELECTOR]
+    result: dict[int, dict[str, Answerer]]
+    result = {node: {"": partial(_answered, run, model)} for node, model in models.items()}
+    names = [name for name in experiment.evaluation.answers if name != predict.SELECTOR]
     own = {node: _own(federation, node, model) for node, model in models.items()}
     trained = {node: each for node, each in own.items() if len(each.train.y)}
     if names and trained:
         make = _prepared(federation, names)
         for node, each in trained.items():
-            found[node].update({name: partial(_answered, run, answer.params) for name, answer in make(each).items()})
-    if predict.SELECTOR in wanted.evaluation.answers and len(trained) > 1:
+            result[node].update({name: partial(_answered, run, answer.params) for name, answer in make(each).items()})
+    if predict.SELECTOR in experiment.evaluation.answers and len(trained) > 1:
         name = "personal" if learner.personal else "fine_tuned"
         make = _prepared(federation, [name])
         personals = [make(each)[name].params for each in trained.values()]
         inputs = [each.train.x for each in trained.values()]
         chosen = predict.selector(learner, personals, inputs)
         for node, model in models.items():
-            found[node][predict.SELECTOR] = partial(chosen.predict, model)
-    return found
+            result[node][predict.SELECTOR] = partial(chosen.predict, model)
+    return result
 
 
 def _prepared(federation: Federation, names: list[str]) -> Callable[[predict.Own], dict[str, predict.Answer]]:
-    wanted = federation.experiment
+    experiment = federation.experiment
+    optimizer, training = learning.optimizer(experiment), experiment.training
     return predict.prepared(
-        names, federation.learner, learning.optimizer(wanted), federation.dataset.kind, wanted.training.batch_size,
-        wanted.seed,
-    )  # fmt: skip
+        names, federation.learner, optimizer, federation.dataset.kind, training.batch_size, experiment.seed
+    )
 
 
 def _own(federation: Federation, node: int, model: Params) -> predict.Own:
@@ -142,16 +142,16 @@ def _answered(run: Callable[[Params, Any], Any], model: Params, x: np.ndarray) -
 
 def figures(nodes: list[Assessed]) -> dict[str, float | None]:
     """Means and worsts over nodes."""
-    found: dict[str, float | None] = {}
+    result: dict[str, float | None] = {}
     for answer in nodes[0]:
         for scope in SCOPES:
             for name in nodes[0][answer].get(scope, {}):
                 known = [value for each in nodes if (value := each[answer][scope][name]) is not None]
                 key = "_".join(part for part in (answer, name, "own" if scope == "own" else "") if part)
-                found[f"{key}_mean"] = fmean(known) if known else None
+                result[f"{key}_mean"] = fmean(known) if known else None
                 worst = max if name in LOWER else min
-                found[f"{key}_worst"] = worst(known) if known else None
-    return found
+                result[f"{key}_worst"] = worst(known) if known else None
+    return result
 
 
 def figure(name: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import safetensors.numpy
 
-from p2pfl.config import experiment
+from p2pfl.config import experiment as config
 from p2pfl.config.experiment import NodeFile
 from p2pfl.drivers.live import node as live
 from p2pfl.drivers.live import sidecar
@@ -17,6 +17,7 @@ from p2pfl.drivers.live.settings import Place
 from p2pfl.errors import ConfigError
 from p2pfl.federation import federation as building
 from p2pfl.federation import tasks
+from p2pfl.node import result
 from p2pfl.runs import assessment
 
 _NO_HOST = ("0.0.0.0", "*", "[::]")
@@ -28,21 +29,21 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
     `hold`: wait for a line on standard input when all is compiled. `resume`: go on from the checkpoint that an earlier
     process of the node has left in its directory, if there is one.
     """
-    given = experiment.load_node(file)
+    given = config.load_node(file)
     address = _address(file, given)
     source = Path(given.experiment)
     sys.path[:0] = [str(Path.cwd()), str(source.parent)]
-    wanted = experiment.load(source)
+    experiment = config.load(source)
     directory = out or (file.parent / given.out if given.out else Path(f"p2pfl-node-{given.node}"))
-    if (directory / "result.json").exists() and not resume:
+    if result.read(directory) is not None and not resume:
         raise ConfigError(
             f"out={str(directory)!r}: holds the records of a finished run; give another with --out, or --resume"
         )
     membership = sidecar.start()
     try:
-        building.precision(wanted)
+        building.precision(experiment)
         own = given.data
-        federation = building.build_own(wanted, given.node, own) if own else building.build(wanted)
+        federation = building.build_own(experiment, given.node, own) if own else building.build(experiment)
         if given.node not in federation.graph:
             raise ConfigError(f"{file}: node={given.node}: the topology has nodes 0 to {len(federation.graph) - 1}")
         task = tasks.task(federation, given.node)
@@ -57,9 +58,9 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
             address=address,
             peers=given.peers,
             terms=building.terms(federation),
-            probe_timing=wanted.network.preset,
+            probe_timing=experiment.network.preset,
             directory=directory,
-            every=wanted.driver.checkpoint,
+            every=experiment.driver.checkpoint,
             resume=resume,
         )
 
@@ -69,20 +70,22 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
                 sys.stdin.readline()
             say(f"listening on {given.listen}")
 
-        result = live.run(task, place, membership, say, ready)
+        ended = live.run(task, place, membership, say, ready)
     finally:
         membership.close()
-    if wanted.evaluation.metrics and not hold:  # else whoever runs the experiment does it
+    if experiment.evaluation.metrics and not hold:  # else whoever runs the experiment does it
         arrays = safetensors.numpy.load_file(directory / "model.safetensors")
         figures = assessment.assess(federation, {given.node: assessment.loaded(federation, arrays)}, directory)
-        found = {name.removesuffix("_own_mean"): value for name, value in figures.items() if name.endswith("_own_mean")}
-        listed = [f"{name} {value:.3f}" for name, value in found.items() if value is not None]
+        own_rows = {
+            name.removesuffix("_own_mean"): value for name, value in figures.items() if name.endswith("_own_mean")
+        }
+        listed = [f"{name} {value:.3f}" for name, value in own_rows.items() if value is not None]
         say(f"on its own test rows: {', '.join(listed) or 'nothing to test'}")
     say(
-        f"done at round {result.round}: {result.booked} exchanges booked, {result.voided} voided, "
-        f"dropped {result.dropped or 'nothing'}; model {result.digest} in {directory}"
+        f"done at round {ended.round}: {ended.booked} exchanges booked, {ended.voided} voided, "
+        f"dropped {ended.dropped or 'nothing'}; model {ended.digest} in {directory}"
     )
-    return result.error
+    return ended.error
 
 
 def _address(file: Path, given: NodeFile) -> str:

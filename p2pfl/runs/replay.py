@@ -12,7 +12,7 @@ import numpy as np
 import safetensors.numpy
 
 from p2pfl import tree
-from p2pfl.config import experiment
+from p2pfl.config import experiment as config
 from p2pfl.drivers.simulate.replay import Name
 from p2pfl.drivers.simulate.replay import replay as compute
 from p2pfl.errors import ConfigError
@@ -47,9 +47,9 @@ def replay(run: Path, say: Callable[[str], None] = lambda text: None) -> list[Ve
         file = path / "node.toml"
         if file.exists() and "data" in tomllib.loads(file.read_text("utf-8")):
             raise ConfigError(f"{file}: node {node} trained on rows of its own, which are not here; nothing to replay")
-    wanted = experiment.load(run / "experiment.toml")
-    building.precision(wanted)
-    federation = building.build(wanted)
+    experiment = config.load(run / "experiment.toml")
+    building.precision(experiment)
+    federation = building.build(experiment)
     ended = {node: Name(node, each.life) for node, each in results.items()}
     say(f"computing {sum(len(lines) for lines in traces.values())} lines of {len(traces)} traces again")
     models = compute(tasks.tasks(federation), traces, list(ended.values()))

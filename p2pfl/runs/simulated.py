@@ -57,27 +57,27 @@ def simulate(
 
 def work_of(federation: Federation) -> Simulation:
     """What a federation asks the simulator to do."""
-    wanted, data = federation.experiment, federation.dataset
+    experiment, data = federation.experiment, federation.dataset
     owner = [-1] * len(data.test.y)
     for node, rows in enumerate(federation.partition.test):
         for row in rows:
             owner[row] = node
-    dtype, planned = wanted.training.dtype, course_of(federation)
+    dtype, planned = experiment.training.dtype, course_of(federation)
     return make_work(
         make=federation.make,
         learner=federation.learner,
         schedule=planned.schedule if planned else federation.schedule,
-        seed=wanted.seed,
-        rounds=wanted.rounds,
+        seed=experiment.seed,
+        rounds=experiment.rounds,
         x=data.train.x.astype(dtype),
         y=data.train.y,
         rows=federation.partition.train,
         steps=federation.steps,
-        batch_size=wanted.training.batch_size,
+        batch_size=experiment.training.batch_size,
         test_x=data.test.x.astype(dtype),
         test_y=data.test.y,
         owner=owner,
-        evaluate_every=wanted.evaluation.every,
+        evaluate_every=experiment.evaluation.every,
         events=federation.churn,
         conditions=federation.conditions,
         sites=federation.sites,

@@ -94,8 +94,8 @@ def left(run: Path) -> tuple[int, ...]:
 
 def directories(run: Path) -> dict[int, Path]:
     """The records of each node."""
-    found = {int(path.name): path for path in (run / "nodes").iterdir() if path.name.isdigit()}
-    return dict(sorted(found.items()))
+    places = {int(path.name): path for path in (run / "nodes").iterdir() if path.name.isdigit()}
+    return dict(sorted(places.items()))
 
 
 def merge(run: Path) -> list[dict[str, Any]]:

@@ -24,22 +24,26 @@ from p2pfl.runs.summary import Collected, collect, score
 
 def setting(federation: Federation) -> VirtualSetting:
     """What an experiment says of time and network. Raises ConfigError."""
-    wanted, nodes = federation.experiment, len(federation.graph)
-    check(wanted.virtual, nodes)
+    experiment, nodes = federation.experiment, len(federation.graph)
+    check(experiment.virtual, nodes)
     return VirtualSetting(
-        seed=wanted.seed,
+        seed=experiment.seed,
         terms=building.terms(federation),
-        probe_timing=PROBE_TIMINGS[wanted.network.preset],
-        seconds=seconds(wanted.virtual, nodes),
-        link=links(wanted.virtual),
+        probe_timing=PROBE_TIMINGS[experiment.network.preset],
+        seconds=seconds(experiment.virtual, nodes),
+        link=links(experiment.virtual),
         events=federation.churn,
     )
 
 
 def notes(federation: Federation) -> list[str]:
     """What a person should know of the network that the experiment describes."""
-    wanted = federation.experiment
-    probe_timing, link, preset = PROBE_TIMINGS[wanted.network.preset], links(wanted.virtual), wanted.network.preset
+    experiment = federation.experiment
+    probe_timing, link, preset = (
+        PROBE_TIMINGS[experiment.network.preset],
+        links(experiment.virtual),
+        experiment.network.preset,
+    )
     nodes = len(federation.graph)
     farthest = max((link(i, j).latency + link(i, j).jitter for i in range(nodes) for j in range(i)), default=0.0)
     if 2 * farthest <= probe_timing.ack_max:
