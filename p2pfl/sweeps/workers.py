@@ -142,6 +142,7 @@ class _WorkerProcess:
 
     def __init__(self, log: Path, paths: list[str]) -> None:
         self._log = log
+        log.unlink(missing_ok=True)  # what it says here is no earlier one's
         # spawned, not forked: JAX has threads
         self.executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), process.start, (str(log), paths))
         before = set(multiprocessing.active_children())
