@@ -97,20 +97,19 @@ def sweep(
     file: Path, out: Path | None, workers: int | None, overrides: tuple[str, ...], only: tuple[str, ...], as_json: bool
 ) -> None:
     """Make every run of the sweep in FILE, and the table and picture of what came of them."""
-    from p2pfl.sweeps import plan as sweeping
-    from p2pfl.sweeps import table as sweep_view
-    from p2pfl.sweeps import workers as sweep_run
+    from p2pfl.sweeps import plan, table
+    from p2pfl.sweeps.workers import make_all
 
     console = Console(highlight=False)
     with _errors():
-        plan = sweeping.read(file)
-        runs = sweeping.runs(plan, overrides, only)
-        out = out or Path("runs") / f"sweep-{plan.sweep.name}"
-        with sweep_view.make(console, as_json) as shown:
-            made = sweep_run.sweep(plan, out, runs, workers or len(os.sched_getaffinity(0)), shown)
-        table = sweep_view.write(plan, out, runs, only, made)
+        planned = plan.read(file)
+        runs = plan.runs(planned, overrides, only)
+        out = out or Path("runs") / f"sweep-{planned.sweep.name}"
+        with table.make(console, as_json) as shown:
+            made = make_all(planned, out, runs, workers or len(os.sched_getaffinity(0)), shown)
+        whole = table.write(planned, out, runs, only, made)
     if as_json:
-        click.echo(json.dumps(table, indent=1))
+        click.echo(json.dumps(whole, indent=1))
     else:
         console.print(f"table: {out / 'table.md'}", soft_wrap=True, markup=False)
     if made.interrupted:

@@ -133,7 +133,8 @@ class Learner(NamedTuple):
     task, 1 or 0 for classes: right or wrong. `unroll` asks for local steps written out instead of scanned: XLA:CPU runs
     a convolution inside a loop several times slower. `penalty(trained, start)` -> a gradient with the structure of
     `trained`, added in every local step; `start` is the model of the round's first step. `predict(params, x)` ->
-    outputs [B, ...]. `personal(params)` -> params whose model is the node's own; None where it has none.
+    outputs [B, ...]; of a task that has nothing to predict none, [B, 0]. `personal(params)` -> params whose model is
+    the node's own; None where it has none.
     A batch is {"x": [B, ...], "y": [B, ...]}, and may have "weight" [B]: how much each sample counts, and "classes" [C]
     bool: which outputs its loss sees.
     """
@@ -143,8 +144,17 @@ class Learner(NamedTuple):
     evaluate: Callable[[Params, Tree, Array], Metrics]
     unroll: bool = False
     penalty: Callable[[Tree, Tree], Tree] | None = None
-    predict: Callable[[Params, Array], Array] | None = None
+    predict: Callable[[Params, Array], Array] = lambda params, x: x.reshape(len(x), -1)[:, :0]
     personal: Callable[[Params], Params] | None = None
+
+    def viewed(self, look: Callable[[Params, Array], tuple[Params, Array]]) -> Learner:
+        """Return the learner that evaluates and predicts with what `look` makes of (params, x); `grad` stays."""
+
+        def evaluate(params: Params, batch: Tree, mask: Array) -> Metrics:
+            seen, x = look(params, batch["x"])
+            return self.evaluate(seen, {**batch, "x": x}, mask)
+
+        return self._replace(evaluate=evaluate, predict=lambda params, x: self.predict(*look(params, x)))
 
 
 class Schedule(NamedTuple):

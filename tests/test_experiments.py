@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -42,12 +43,14 @@ Sweep = Callable[..., tuple[Table, Path]]
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
-    """Run a sweep file of the repository: (labels -> metric -> figure by seed, its directory)."""
+    """Run a sweep file of the repository: (labels -> metric -> figure by seed, its directory).
+
+    A part is made by one worker: a second one costs more to start than it saves.
+    """
 
     def run(file: str, *options: str) -> tuple[Table, Path]:
-        result = CliRunner().invoke(
-            main, ["sweep", str(FOLDER / file), "--out", str(tmp_path / "out"), "--json", *options]
-        )
+        arguments = [str(FOLDER / file), "--out", str(tmp_path / "out"), "--json"]
+        result = CliRunner().invoke(main, ["sweep", *arguments, *(["--workers", "1", *options] if options else [])])
         assert result.exit_code == 0, result.output
         return read(json.loads(result.output)["rows"]), tmp_path / "out"
 
@@ -129,13 +132,13 @@ def test_base_graphs_average_exactly_when_they_promise_it(sweep: Sweep) -> None:
 
 
 def test_on_unequal_data_the_worst_node_of_a_ring_gains_by_exact_diffusion(sweep: Sweep) -> None:
-    names = ("dsgd", "qg_dsgdm", "exact_diffusion")
+    names = ("dsgd", "exact_diffusion")
     chosen = [*only("data.alpha", "0.1"), *only("topology", "ring"), *only("algorithm", *names), *only("seed", "0")]
     found, _ = sweep("heterogeneity/sweep.toml", *chosen)
     hold(found, expected("heterogeneity"), 1)
     worst = {labels[-1]: figures["accuracy_worst"][0] for labels, figures in found.items() if not labels[0]}
     # seen over three seeds: 3 to 6 points; three test rows of 359 are 0.8
-    assert min(worst["exact_diffusion"], worst["qg_dsgdm"]) > worst["dsgd"] + 0.03
+    assert worst["exact_diffusion"] > worst["dsgd"] + 0.03
     alone = found[("every node alone", "0.1")]
     assert worst["dsgd"] > alone["accuracy_worst"][0] + 0.5
 
@@ -144,7 +147,7 @@ def test_on_unequal_data_the_worst_node_of_a_ring_gains_by_exact_diffusion(sweep
 
 
 def test_only_double_entry_keeps_exact_algorithms_exact(sweep: Sweep) -> None:
-    chosen = [*only("algorithm", "exact_diffusion", "gradient_tracking"), *only("network.loss", "0.1")]
+    chosen = [*only("algorithm", "exact_diffusion"), *only("network.loss", "0.1")]
     found, _ = sweep("loss-of-messages/sweep.toml", *chosen, *only("seed", "0"))
     hold(found, expected("loss-of-messages"), 1)
     for (_, rule, _, _), figures in found.items():
@@ -189,6 +192,9 @@ def test_the_whole_sweep_is_as_the_readme_says(sweep: Sweep, file: str) -> None:
     known = expected(folder, name)
     assert set(found) == set(known)
     hold(found, known, len(next(iter(next(iter(known.values())).values()))))
+    if file == "heterogeneity/sweep.toml":  # momentum of the neighbourhood gains as much, on the most unequal data
+        worst = {name: found["", "0.1", "ring", name]["accuracy_worst"] for name in ("dsgd", "qg_dsgdm")}
+        assert min(np.subtract(worst["qg_dsgdm"], worst["dsgd"])) > 0.03
 
 
 # --- hospitals

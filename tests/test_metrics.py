@@ -8,7 +8,7 @@ from scipy import special  # type: ignore[import-untyped]
 from sklearn import metrics as sk
 
 from p2pfl.errors import ConfigError, DataError
-from p2pfl.learning.metrics import assess, by_group, calibration_curve, concordance, names
+from p2pfl.learning.metrics import assess, calibration_curve, concordance, names
 
 CLASSES = {
     "classes": ("a", "b", "c", "d"), "labels": ("x", "y", "z"), "regression": ("u", "v"), "survival": ("risk",),
@@ -245,17 +245,7 @@ def test_other_kinds_where_nothing_can_be_said() -> None:
     assert undefined("segmentation", background, empty, classes) == {"dice_spleen"}
 
 
-# ----------------------------------------------------------------------------------------------- groups, calibration
-
-
-def test_by_group_is_each_group_by_itself() -> None:
-    outputs, y = rows("labels")
-    group = np.arange(60) % 4 - 1
-    found = by_group("labels", outputs, y, CLASSES["labels"], group, ("north", "south", "east", "nobody"))
-    assert list(found) == ["north", "south", "east", "nobody"]
-    assert found["south"] == assess("labels", outputs[group == 1], y[group == 1], CLASSES["labels"])
-    assert found["south"] != found["north"]
-    assert set(found["nobody"].values()) == {None}
+# ------------------------------------------------------------------------------------------------------- calibration
 
 
 def test_calibration_bins() -> None:
@@ -290,6 +280,3 @@ def test_what_cannot_be_is_refused() -> None:
         assess("classes", outputs, y[1:], CLASSES["classes"])
     with pytest.raises(DataError, match=r"outputs=\[60, 4\]: must be \[rows, ..., 2\] for kind='classes'"):
         assess("classes", outputs, y, ("a", "b"))
-    for group in (np.zeros(59, int), np.full(60, 2), np.full(60, -2)):
-        with pytest.raises(DataError, match=r"group=\[\d+\]: must be \[60\], of -1..1; one for each row"):
-            by_group("classes", outputs, y, CLASSES["classes"], group, ("a", "b"))

@@ -353,7 +353,6 @@ def test_missing_classes_have_no_part_in_the_loss() -> None:
     assert not np.asarray(got["layers"][0]["kernel"][:, 2]).any()
     np.testing.assert_allclose(metrics["loss"], -np.log(p[np.arange(ROWS), batch["y"]]).mean(), rtol=1e-5)
     # where it is asked, it answers with all classes
-    assert learner.predict is not None
     assert np.asarray(learner.predict(params, batch["x"])).min() > ABSENT
 
 
@@ -370,8 +369,7 @@ def test_a_task_sees_its_own_head_alone() -> None:
     batch["y"] = batch["y"] % 2 + 2
     got = gradient(learner, params, batch)[0]["layers"][0]["kernel"]
     assert not np.asarray(got[:, :2]).any() and np.asarray(got[:, 2:]).any()
-    assert learner.predict is not None
-    p = jax.jit(lambda params, x: jax.nn.softmax(learner.predict(params, x)))(params, batch["x"])  # type: ignore[misc]
+    p = jax.jit(lambda params, x: jax.nn.softmax(learner.predict(params, x)))(params, batch["x"])
     assert not np.asarray(p[:, :2]).any()
     np.testing.assert_allclose(np.asarray(p[:, 2:]).sum(axis=1), 1, rtol=1e-6)
     batch["y"] = batch["y"].at[0].set(0)  # a row of the other task counts nothing
@@ -511,8 +509,11 @@ def test_data_that_do_not_suit_are_refused() -> None:
         suits(flat)
         with pytest.raises(ConfigError, match="regression"):
             suits(flat._replace(kind="regression"))
+    suits = OBJECTIVES["cusfl"](SGD, strength=1.0).suits
+    assert suits is not None
+    suits(flat)
     with pytest.raises(ConfigError, match="outputs"):
-        made("cusfl", quadratic.learner(DIM), strength=1.0)
+        suits(quadratic.dataset(quadratic.quadratic(3)))
     one = from_flax(models.logistic((FEATURES,), 1), jnp.zeros((1, FEATURES)), 1, "regression")
     with pytest.raises(ConfigError, match="squared"):
         learner = made("cusfl", one, strength=1.0)

@@ -93,7 +93,6 @@ def smaller(kind: str, norm: str | None, ratio: float) -> tuple[Any, Any, tuple[
 
 def everything(net: Learner, params: Any, data: Any) -> Any:
     """The gradient, the new values of all else, the loss, outputs and scores."""
-    assert net.predict
     return *net.grad(params, data, key(0)), net.predict(params, data["x"]), net.evaluate(params, data, jnp.ones(6))
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 
 from p2pfl.data import Samples
 from p2pfl.errors import ConfigError
-from p2pfl.learning import models, quadratic
+from p2pfl.learning import models
 from p2pfl.learning.flax import from_flax
 from p2pfl.learning.local_steps import descend
 from p2pfl.methods import answers as predict
@@ -241,7 +241,6 @@ def test_adaptation_makes_up_for_inverted_film(optax_promotes: None) -> None:
     only = calibration.compiled(learner)(params, jnp.asarray(inverted.x), jnp.asarray(test.y[:1]), KEY)
 
     def entropy(params: Tree) -> float:
-        assert learner.predict is not None
         p = np.asarray(jax.nn.softmax(learner.predict(params, jnp.asarray(inverted.x))), np.float64)
         return float(-(p * np.log(p + 1e-12)).sum(axis=1).mean())
 
@@ -309,13 +308,10 @@ def test_where_no_site_is_likely_the_shared_model_answers() -> None:
     shared = jax.jit(learner.init)(KEY)
     unsure = chosen.choose(between) == SHARED
     assert unsure.any()
-    assert learner.predict is not None
     wanted = np.asarray(learner.predict(shared, jnp.asarray(between)))[unsure]
     np.testing.assert_allclose(chosen.predict(shared, between)[unsure], wanted, rtol=1e-6)
     with pytest.raises(ConfigError, match="two"):
         selector(learner, [shared], [sites[0].x])
-    with pytest.raises(ConfigError, match="outputs"):
-        selector(quadratic.learner(2), [shared] * 2, [sites[0].x] * 2)
 
 
 def test_a_selector_is_for_whoever_has_all_models() -> None:

@@ -190,3 +190,10 @@ def test_distance_is_the_root_mean_square_over_nodes() -> None:
     models = np.array([[3.0, 4.0], [0.0, 0.0]])
     assert quadratic.distance(models, np.zeros(2)) == pytest.approx(np.sqrt(12.5))
     assert quadratic.distance(models, models) == 0
+
+
+def test_nothing_is_predicted() -> None:
+    it = quadratic.learner(3)
+    x = np.ones((5, 6))
+    for each in (it, it.viewed(lambda params, x: (params, 2 * x))):
+        assert each.predict(it.init(jax.random.key(0)), x).shape == (5, 0)

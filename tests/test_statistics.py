@@ -70,40 +70,27 @@ def total(sums: Any, sites: Sequence[int] | slice = slice(None)) -> Any:
 def test_sums_over_sites_say_what_all_rows_say() -> None:
     data = flat()
     parts = cut(240, [10, 200, 30])
-    found = statistics.estimated(total(statistics.stacked(("moments", "labels", "histogram"), data, parts, 1, 0, 0)))
+    found = statistics.estimated(total(statistics.stacked(("moments", "labels"), data, parts, 1, 0, 0)))
     x = data.train.x.astype(np.float64)
     np.testing.assert_allclose(found["moments"]["mean"], x.mean(axis=0), rtol=1e-5, atol=1e-6)
     off = abs(np.asarray(found["moments"]["sd"][:4]) / x.std(axis=0)[:4] - 1)
     assert (off < [1e-5, 1e-5, 0.02, 1e-5]).all()  # the third lies 400 standard deviations from zero, in float32
     assert found["moments"]["sd"][4] == 1  # constant
     np.testing.assert_allclose(found["labels"], np.bincount(data.train.y) / 240, rtol=1e-6)
-    for feature in range(FEATURES):
-        counts = np.histogram(x[:, feature], statistics.edges(2))[0]
-        np.testing.assert_allclose(found["histogram"][:, feature], counts / 240, rtol=1e-6)
 
 
 def test_images_have_moments_by_channel_and_a_mean_amplitude() -> None:
     data = images()
-    sums = statistics.stacked(("moments", "amplitude", "histogram"), data, cut(24, [4, 20]), 1, 0, 0)
+    sums = statistics.stacked(("moments", "amplitude"), data, cut(24, [4, 20]), 1, 0, 0)
     found, x = statistics.estimated(total(sums)), data.train.x.astype(np.float64)
     np.testing.assert_allclose(found["moments"]["mean"], x.mean(axis=(0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(found["moments"]["sd"], x.std(axis=(0, 1, 2)), rtol=1e-5)
     whole = np.abs(np.fft.fft2(x, axes=(1, 2))).mean(axis=0)
     np.testing.assert_allclose(found["amplitude"], whole[:, :4], rtol=1e-5, atol=1e-6)
-    counts = [np.histogram(x[..., c], statistics.edges(4))[0] / x[..., c].size for c in range(2)]
-    np.testing.assert_allclose(found["histogram"], np.stack(counts, axis=1), rtol=1e-5)
-
-
-def test_values_beyond_the_bounds_are_in_the_end_bins() -> None:
-    data = flat()
-    data.train.x[:3, 0] = [-1e9, 1e9, 1e9]
-    count = own(["histogram"], data, np.arange(3))["histogram"]["count"]
-    assert count[:, 0].tolist() == [1, *[0] * (statistics.BINS - 2), 2]
-    assert count.sum(axis=0).tolist() == [3] * FEATURES
 
 
 def test_estimates_are_ratios_and_nothing_said_is_the_identity() -> None:
-    names = ("moments", "labels", "histogram")
+    names = ("moments", "labels")
     sums = own(names, flat(), np.arange(240))
     scaled = jax.tree.map(lambda leaf: leaf * np.float32(0.25), sums)
     jax.tree.map(np.testing.assert_array_equal, *(statistics.estimated(each) for each in (sums, scaled)))
@@ -111,12 +98,12 @@ def test_estimates_are_ratios_and_nothing_said_is_the_identity() -> None:
     np.testing.assert_allclose(blurred, [0.75, 0, 0.25])
     nothing = statistics.estimated(own(names, flat(), np.arange(0)))
     assert not nothing["moments"]["mean"].any() and (nothing["moments"]["sd"] == 1).all()
-    assert not nothing["labels"].any() and not nothing["histogram"].any()
+    assert not nothing["labels"].any()
 
 
 def test_a_small_site_and_a_small_class_say_nothing() -> None:
     data = flat()
-    names = ("moments", "labels", "histogram")
+    names = ("moments", "labels")
     few = own(names, data, np.arange(3), minimum=4, noise=2.0)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(few))
     rows = np.concatenate([np.flatnonzero(data.train.y == 0)[:20], np.flatnonzero(data.train.y == 2)[:3]])
@@ -502,7 +489,6 @@ def test_the_learner_sees_what_is_known_and_passes_the_rest_on() -> None:
     learner = statistics.learned(base, sums, True)
     params = learner.init(jax.random.key(0))
     x, y, key, mask = jnp.asarray(data.train.x[:24]), jnp.asarray(data.train.y[:24]), jax.random.key(1), jnp.ones(24)
-    assert learner.predict is not None and base.predict is not None
     np.testing.assert_array_equal(learner.predict(params, x), base.predict(params, x))  # nothing known yet
     params["statistics"] = {"known": jnp.ones(()), **statistics.estimated(sums)}
     params["private"] = {"other": jnp.ones(2)}
@@ -525,7 +511,6 @@ def test_an_amplitude_replaces_the_images_own_and_nothing_else() -> None:
     sums = own(["moments", "amplitude"], data, np.arange(1))
     learner = statistics.learned(base, sums, True)
     params, x = learner.init(jax.random.key(0)), jnp.asarray(data.train.x)
-    assert learner.predict is not None and base.predict is not None
     np.testing.assert_array_equal(learner.predict(params, x), base.predict(params, x))
     params["statistics"] = known = {"known": jnp.ones(()), **statistics.estimated(sums)}
     changed = statistics.harmonised(x, known["amplitude"])

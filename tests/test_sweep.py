@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import pytest
 from click.testing import CliRunner, Result
 
 from p2pfl.cli import main
+from p2pfl.config import experiment
 from p2pfl.errors import ConfigError
-from p2pfl.sweeps import plan as sweep
-from p2pfl.sweeps import table as sweep_view
-from p2pfl.sweeps import workers
+from p2pfl.sweeps import plan, process, table
+from p2pfl.sweeps.results import ALONE, Row, SweepTable
+from p2pfl.sweeps.workers import Workers
 
 ROOT = Path(__file__).parents[1]
 BASE = """
@@ -52,24 +57,61 @@ y = "distance_to_optimum"
 series = "algorithm"
 log = ["y"]
 """
-# dies at its first training step, every time or once: the programs are traced only when the run begins
-FRAGILE = """
-import os
+# algorithms whose runs do something when they begin: their programs are traced only then
+ODD = """
+import json, os, signal, time
 from pathlib import Path
+import jax, threadpoolctl
 from p2pfl.algorithms import ALGORITHMS
 
-def fragile(learner, optimizer, how, mark):
-    made = ALGORITHMS["dsgd"](learner, optimizer)
+def made(learner, optimizer, begin):
+    inner = ALGORITHMS["dsgd"](learner, optimizer)
     def local(state, batches, key, steps):
-        seen = Path(mark)
-        times = int(seen.read_text()) if seen.exists() else 0
-        if how == "raises":
-            raise RuntimeError("no luck")
-        if how == "always" or (how == "once" and not times):
-            seen.write_text(str(times + 1))
+        begin()
+        return inner.local(state, batches, key, steps)
+    return inner._replace(local=local)
+
+def patient(learner, optimizer, folder):
+    def begin():
+        Path(folder, "begun").write_text(json.dumps({
+            "devices": jax.local_device_count(), "flags": os.environ["XLA_FLAGS"],
+            "threads": [library["num_threads"] for library in threadpoolctl.threadpool_info()],
+        }))
+        while not Path(folder, "go").exists():
+            time.sleep(0.01)
+    return made(learner, optimizer, begin)
+
+def raises(learner, optimizer):
+    def begin():
+        raise RuntimeError("no luck")
+    return made(learner, optimizer, begin)
+
+def killed(learner, optimizer, folder):
+    def begin():
+        with open(Path(folder, "killed"), "a") as file:
+            file.write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return made(learner, optimizer, begin)
+"""
+# stands for what a worker does, where only who makes what is of interest
+LIGHT = """
+import os
+from pathlib import Path
+
+def start(log, paths):
+    Path(log).write_text("the last line")
+
+def make(text, out):
+    if out is None:
+        return "said at length\\nand no less" if 'name = "d2"' in text or '"exponential"' in text else None
+    name = Path(out).name
+    if "d" in name:  # dies: 1d once, 2d always
+        tries = Path(out + ".tries")
+        with tries.open("a") as file:
+            file.write("x")
+        if "2d" in name or len(tries.read_text()) == 1:
             os._exit(7)
-        return made.local(state, batches, key, steps)
-    return made._replace(local=local)
+    return "no luck" if "f" in name else None
 """
 
 
@@ -84,7 +126,7 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["sweep", *map(str, arguments)])
 
 
-def labels(runs: list[sweep.SweepRun]) -> list[str]:
+def labels(runs: list[plan.SweepRun]) -> list[str]:
     return [run.name for run in runs]
 
 
@@ -92,8 +134,7 @@ def labels(runs: list[sweep.SweepRun]) -> list[str]:
 
 
 def test_the_runs_are_the_product_without_what_is_skipped(folder: Path) -> None:
-    plan = sweep.read(folder / "sweep.toml")
-    runs = sweep.runs(plan)
+    runs = plan.runs(plan.read(folder / "sweep.toml"))
     assert labels(runs) == [
         f"{loss}-{name}-seed{seed}"
         for loss, names in (("0", ("dsgd", "tracking", "local")), ("0.25", ("dsgd", "tracking")))
@@ -106,16 +147,15 @@ def test_the_runs_are_the_product_without_what_is_skipped(folder: Path) -> None:
 
 
 def test_only_and_set_choose_and_override(folder: Path) -> None:
-    plan = sweep.read(folder / "sweep.toml")
     only = ["algorithm=dsgd", "algorithm=local", "network.loss=0", "seed=1"]
-    runs = sweep.runs(plan, ["rounds=3"], only)
+    runs = plan.runs(plan.read(folder / "sweep.toml"), ["rounds=3"], only)
     assert labels(runs) == ["0-dsgd-seed1", "0-local-seed1"]
     assert all(run.wanted.rounds == 3 for run in runs)
 
 
 def test_baselines_are_made_once_for_each_label_of_their_axes(folder: Path) -> None:
     (folder / "sweep.toml").write_text(SWEEP.replace("seeds =", 'baselines = ["network.loss"]\nseeds ='))
-    runs = [run for run in sweep.runs(sweep.read(folder / "sweep.toml")) if run.baseline]
+    runs = [run for run in plan.runs(plan.read(folder / "sweep.toml")) if run.baseline]
     assert labels(runs) == [f"baseline-{loss}-seed{seed}" for loss in ("0", "0.25") for seed in (0, 1)]
     assert {(run.wanted.algorithm.name, run.wanted.network.loss, run.wanted.baselines) for run in runs} == {
         ("local", 0.0, True)
@@ -153,7 +193,7 @@ def test_every_fault_of_the_file_is_told(folder: Path, old: str, new: str, said:
     assert old in SWEEP
     (folder / "sweep.toml").write_text(SWEEP.replace(old, new, 1))
     with pytest.raises(ConfigError) as caught:
-        sweep.read(folder / "sweep.toml")
+        plan.read(folder / "sweep.toml")
     assert all(text in str(caught.value) for text in said), caught.value
     assert all(line.startswith(str(folder / "sweep.toml")) for line in str(caught.value).splitlines())
 
@@ -171,62 +211,114 @@ def test_every_fault_of_the_file_is_told(folder: Path, old: str, new: str, said:
 )
 def test_a_fault_of_the_command_is_told(folder: Path, overrides: list[str], only: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
-        sweep.runs(sweep.read(folder / "sweep.toml"), overrides, only)
+        plan.runs(plan.read(folder / "sweep.toml"), overrides, only)
 
 
 def test_combinations_that_cannot_be_read_are_told_all_at_once(folder: Path) -> None:
     (folder / "sweep.toml").write_text(SWEEP.replace('["algorithm.name=local"]', '["algorithm.nam=1"]'))
     with pytest.raises(ConfigError) as caught:
-        sweep.runs(sweep.read(folder / "sweep.toml"))
+        plan.runs(plan.read(folder / "sweep.toml"))
     assert "network.loss=0, algorithm=local" in str(caught.value) and "algorithm.nam" in str(caught.value)
 
 
 # --- the runs
 
 
-def test_a_combination_that_cannot_be_built_is_told_before_anything_starts(folder: Path) -> None:
-    text = SWEEP.replace('local = ["algorithm.name=local"]', 'local = ["algorithm.name=d2"]')
-    text = text.replace("tracking = [", 'tracking = ["topology.graph=exponential", ')
-    (folder / "sweep.toml").write_text(text)
-    result = call(folder / "sweep.toml", "--out", folder / "out")
-    assert result.exit_code == 1
-    for said in (
-        "network.loss=0, algorithm=tracking: ",
-        "network.loss=0.25, algorithm=tracking: ",
-        "algorithm=local: ",
-    ):
-        assert said in result.output
-    assert not (folder / "out" / "runs").exists()
+def odd(name: str, **arguments: object) -> str:
+    inner = ", ".join(f'{key}=\\"{value}\\"' for key, value in arguments.items())
+    return f'["algorithm.name=\\"odd_algorithms:{name}\\"", "algorithm.arguments={{{inner}}}"]'
 
 
-def test_a_sweep_goes_on_where_it_stopped(folder: Path) -> None:
-    out = folder / "out"
-    first = call(folder / "sweep.toml", "--out", out)
-    assert first.exit_code == 0, first.output
-    made = {path.parent.name: path.stat().st_mtime_ns for path in out.glob("runs/*/summary.json")}
-    assert len(made) == 10
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep whose last algorithm waits for a file; the others are not made with loss."""
+    folder = tmp_path_factory.mktemp("story")
+    text = SWEEP.replace("[[skip]]", f"patient = {odd('patient', folder=folder)}\n[[skip]]")
+    text = text.replace('algorithm = "local", "n', 'algorithm = ["dsgd", "tracking", "local"], "n')
+    (folder / "experiment.toml").write_text(BASE)
+    (folder / "sweep.toml").write_text(text.replace("seeds = [0, 1]", "seeds = [1]"))
+    (folder / "odd_algorithms.py").write_text(ODD)
+    return folder
 
-    table = json.loads((out / "table.json").read_text())
-    assert [row["labels"] for row in table["rows"]][:2] == [
-        {"network.loss": "0", "algorithm": "dsgd"},
-        {"network.loss": "0", "algorithm": "tracking"},
-    ]
-    run = json.loads((out / "runs/0-tracking-seed1/summary.json").read_text())
-    assert table["rows"][1]["metrics"]["distance_to_optimum"]["by_seed"][1] == run["distance_to_optimum"]
+
+class Interrupted(NamedTuple):
+    """What a sweep left that Ctrl-C ended while a run was being made."""
+
+    status: int
+    said: str
+    children: list[int]  # its processes
+    summaries: dict[str, int]  # name of a run -> when its summary was written, ns
+
+
+@pytest.fixture(scope="module")
+def interrupted(story: Path) -> Interrupted:
+    command = [sys.executable, "-m", "p2pfl", "sweep", "sweep.toml", "--out", "out", "--workers", "1"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=story, start_new_session=True, text=True
+    )
+    try:
+        wait_for(lambda: (story / "begun").exists() or process.poll() is not None)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    return Interrupted(process.returncode, said, [int(child) for child in children], summaries(story))
+
+
+def summaries(story: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in story.glob("out/runs/*/summary.json")}
+
+
+def test_ctrl_c_stops_cleanly(story: Path, interrupted: Interrupted) -> None:
+    assert interrupted.status == 130
+    assert interrupted.said.endswith("run the same command again to continue\n"), interrupted.said
+    assert "Traceback" not in interrupted.said
+    assert interrupted.children
+    wait_for(lambda: not any(map(alive, interrupted.children)))
+    assert set(interrupted.summaries) == {f"0-{name}-seed1" for name in ("dsgd", "tracking", "local")}
+    assert "| 0 | patient | – | never | – |" in (story / "out" / "table.md").read_text()  # noqa: RUF001
+
+
+def test_a_worker_computes_in_one_thread(story: Path, interrupted: Interrupted) -> None:
+    begun = json.loads((story / "begun").read_text())
+    assert begun["threads"]
+    assert set(begun["threads"]) == {1}
+    assert begun["devices"] == 1
+    assert "multi_thread_eigen=false" in begun["flags"]
+
+
+def test_a_sweep_goes_on_where_it_stopped(story: Path, interrupted: Interrupted) -> None:
+    out = story / "out"
+    assert (out / "runs/0-patient-seed1/experiment.toml").exists(), "begun, and not finished"
+    (out / "runs/0-dsgd-seed1/summary.json").unlink()
+    other = (out / "runs/0-tracking-seed1/experiment.toml").read_text().replace("rounds = 6", "rounds = 7")
+    (out / "runs/0-tracking-seed1/experiment.toml").write_text(other)
+    (story / "go").touch()
+    result = call(story / "sweep.toml", "--out", out, "--workers", 2)
+    assert result.exit_code == 0, result.output
+    assert "1 of 5 runs are there already" in result.output
+    again = summaries(story)
+    assert len(again) == 5
+    assert {name for name, written in interrupted.summaries.items() if again[name] == written} == {"0-local-seed1"}
+
+    whole = json.loads((out / "table.json").read_text())
+    algorithms = ["dsgd", "tracking", "local", "patient", "patient"]
+    assert [row["labels"]["algorithm"] for row in whole["rows"]] == algorithms
+    run = json.loads((out / "runs/0-local-seed1/summary.json").read_text())
+    assert whole["rows"][2]["metrics"]["distance_to_optimum"]["by_seed"] == [run["distance_to_optimum"]]
     text = (out / "table.md").read_text()
-    assert "| 0.25 | tracking |" in text and "- it sends nothing that could be lost: network.loss=0.25" in text
+    assert "| 0.25 | patient |" in text
+    assert "- it sends nothing that could be lost: network.loss=0.25, algorithm=dsgd; network.loss=0.25" in text
     assert (out / "picture.png").read_bytes().startswith(b"\x89PNG")
     known = {key for key, value in run.items() if isinstance(value, float)}
-    assert known <= {*sweep.METRICS, "seconds_startup"}, "a new figure of a summary should be a metric, too"
+    assert known <= {*plan.METRICS, "seconds_startup"}, "a new figure of a summary should be a metric, too"
 
-    (out / "runs/0-dsgd-seed0/summary.json").unlink()  # as if it had been interrupted
-    half = (out / "runs/0-dsgd-seed1/experiment.toml").read_text()
-    (out / "runs/0-dsgd-seed1/experiment.toml").write_text(half.replace("rounds = 6", "rounds = 7"))
-    second = call(folder / "sweep.toml", "--out", out, "--json")
-    assert second.exit_code == 0, second.output
-    again = {path.parent.name: path.stat().st_mtime_ns for path in out.glob("runs/*/summary.json")}
-    assert {name for name in made if made[name] != again[name]} == {"0-dsgd-seed0", "0-dsgd-seed1"}
-    assert json.loads(second.output)["rows"] == table["rows"]
+    last = call(story / "sweep.toml", "--out", out, "--json")
+    assert last.exit_code == 0, last.output
+    assert json.loads(last.output)["rows"] == whole["rows"]
+    assert summaries(story) == again
 
 
 def test_what_is_no_sweep_is_not_touched(folder: Path) -> None:
@@ -239,56 +331,120 @@ def test_what_is_no_sweep_is_not_touched(folder: Path) -> None:
     (folder / "out" / "sweep.toml").write_text(SWEEP)
     (in_the_way / "thesis.txt").write_text("precious")
     result = call(folder / "sweep.toml", "--out", folder / "out", "--only", "algorithm=dsgd", "--only", "seed=0")
-    assert result.exit_code == 1 and "is no run" in result.output
+    assert result.exit_code == 1 and "is not a run" in result.output
     assert (in_the_way / "thesis.txt").read_text() == "precious"
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_made(folder: Path) -> None:
-    (folder / "fragile_algorithm.py").write_text(FRAGILE)
-
-    def fragile(how: str) -> str:
-        given = {"how": how, "mark": str(folder / how)}
-        inner = ", ".join(f'{key}=\\"{value}\\"' for key, value in given.items())
-        return f'["algorithm.name=\\"fragile_algorithm:fragile\\"", "algorithm.arguments={{{inner}}}"]'
-
-    text = re.sub(r"\[axes\.algorithm\].*?\[\[skip\]\].*?\[picture\]", "[axes.algorithm]\ndsgd = []\n"
-                  + "".join(f"{how} = {fragile(how)}\n" for how in ("once", "always", "raises")) + "[picture]", SWEEP,
-                  flags=re.DOTALL)  # fmt: skip
+    (folder / "odd_algorithms.py").write_text(ODD)
+    rows = f"raises = {odd('raises')}\ndsgd = []\nkilled = {odd('killed', folder=folder)}\n"
+    text = re.sub(r"dsgd = \[\].*?\[\[skip\]\].*?(?=\[picture\])", lambda _: rows, SWEEP, flags=re.DOTALL)
     (folder / "sweep.toml").write_text(text)
     arguments = [folder / "sweep.toml", "--out", folder / "out", "--only", "network.loss=0", "--only", "seed=0"]
     result = call(*arguments, "--workers", 1)
     assert result.exit_code == 1
-    assert "failed: 0-always-seed0, 0-raises-seed0; " in result.output
-    assert (folder / "always").read_text() == "2", "it is tried once more, and no more"
+    assert "failed: 0-raises-seed0, 0-killed-seed0; " in result.output
+    assert (folder / "killed").read_text() == "xx", "it is tried once more, and no more"
     text = (folder / "out" / "table.md").read_text()
-    assert "exit status 7" in text and "RuntimeError: no luck" in text and "| 0 | always | failed |" in text
-    assert {path.parent.name for path in folder.glob("out/runs/*/summary.json")} == {"0-dsgd-seed0", "0-once-seed0"}
+    for said in ("RuntimeError: no luck", "ended with signal 9: it said nothing", "| 0 | killed | failed |"):
+        assert said in text
+    assert {path.parent.name for path in folder.glob("out/runs/*/summary.json")} == {"0-dsgd-seed0"}
 
 
-def test_ctrl_c_stops_cleanly_and_a_later_call_goes_on(folder: Path) -> None:
-    out, file = folder / "out", folder / "sweep.toml"
-    # so many runs that the signal comes in time, however busy the machine is
-    file.write_text(re.sub(r"^seeds = .*$", f"seeds = {list(range(60))}", file.read_text(), flags=re.MULTILINE))
-    command = [sys.executable, "-m", "p2pfl", "sweep", str(file), "--out", str(out), "--workers", "1"]
-    # its own session, so that the signal reaches it alone, and its workers are found
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        wait_for(lambda: len(list(out.glob("runs/*/summary.json"))) >= 1)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        assert children
-        process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 130 and b"run the same command again to continue" in said, said
-    assert not any(alive(int(pid)) for pid in children)
-    before = {path for path in out.glob("runs/*/summary.json")}
-    assert 1 <= len(before) < 300
-    assert (out / "table.md").exists()
-    chosen = [path for path in before if path.parent.name.endswith(("-seed0", "-seed1"))]
-    result = call(file, "--out", out, "--only", "seed=0", "--only", "seed=1")
-    assert result.exit_code == 0 and f"{len(chosen)} of 10 runs are there already" in result.output
+def test_a_worker_that_cannot_start_ends_the_sweep(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "flax.py").write_text("raise ImportError('broken installation')")
+    monkeypatch.chdir(folder)
+    result = call(folder / "sweep.toml", "--out", folder / "out", "--workers", 1)
+    assert result.exit_code == 1 and "a worker ended while it was starting (exit status 1)" in result.output
+    assert "broken installation" in result.output
+
+
+# --- who makes what
+
+
+@pytest.fixture
+def light(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    (folder / "light_worker.py").write_text(LIGHT)
+    monkeypatch.syspath_prepend(folder)
+    module = importlib.import_module("light_worker")
+    for name in ("start", "make"):
+        monkeypatch.setattr(process, name, getattr(module, name))
+    return module
+
+
+def test_a_combination_that_cannot_be_built_is_told_before_anything_starts(folder: Path, light: ModuleType) -> None:
+    text = SWEEP.replace('local = ["algorithm.name=local"]', 'local = ["algorithm.name=d2"]')
+    text = text.replace("tracking = [", 'tracking = ["topology.graph=exponential", ')
+    (folder / "sweep.toml").write_text(text)
+    result = call(folder / "sweep.toml", "--out", folder / "out")
+    assert result.exit_code == 1
+    for said in (
+        "network.loss=0, algorithm=tracking: ",
+        "network.loss=0.25, algorithm=tracking: ",
+        "network.loss=0, algorithm=local: said at length\nand no less",
+    ):
+        assert said in result.output
+    assert not (folder / "out" / "runs").exists()
+
+
+def test_a_worker_that_dies_is_replaced_and_its_run_is_tried_once_more(folder: Path, light: ModuleType) -> None:
+    (run, *_) = plan.runs(plan.read(folder / "sweep.toml"))
+    runs = [run._replace(name=name) for name in ("a", "1d", "2d", "bf", "2d again", "c", "e")]
+    (folder / "runs").mkdir()
+    started: list[str] = []
+    with Workers(folder, 2, []) as workers:
+        workers.check(runs)
+        answers = list(workers.make(runs, lambda run: started.append(run.name)))
+        assert [worker.pid for worker in multiprocessing.active_children()]
+    assert not multiprocessing.active_children()
+    died = "its process ended with exit status 7: the last line"
+    assert {answer.run.name: answer.fault for answer in answers} == {
+        "a": None, "1d": None, "2d": died, "bf": "no luck", "2d again": died, "c": None, "e": None,
+    }  # fmt: skip
+    assert len(answers) == len(runs)
+    assert Counter(started) == {"a": 1, "1d": 2, "2d": 2, "bf": 1, "2d again": 2, "c": 1, "e": 1}
+
+
+def test_a_worker_that_died_while_it_had_nothing_to_do_is_replaced(folder: Path, light: ModuleType) -> None:
+    run = plan.runs(plan.read(folder / "sweep.toml"))[0]._replace(name="a")
+    with Workers(folder, 1, []) as workers:
+        workers.check([run])
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
+        worker.join()
+        assert [answer.fault for answer in workers.make([run], lambda run: None)] == [None]
+
+
+def test_what_cannot_be_built_is_told_whole(folder: Path) -> None:
+    (run, *_) = plan.runs(plan.read(folder / "sweep.toml"), [], ["algorithm=dsgd"])
+    assert process.make(experiment.dump(run.wanted), None) is None
+    wrong = dataclasses.replace(run.wanted, algorithm=dataclasses.replace(run.wanted.algorithm, name="d2"))
+    fault = process.make(experiment.dump(wrong), None)
+    assert fault is not None
+    assert "d2" in fault
+
+
+def test_a_fault_that_no_run_may_have_ends_the_process_and_stands_in_its_log() -> None:
+    code = (
+        "class Unknown(Exception): pass\n"
+        "from p2pfl.sweeps import process\n"
+        "with process._or_end(): pass\n"
+        "with process._or_end(): raise Unknown('no luck')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("Unknown: no luck\n")
+
+
+def test_no_worker_outlives_a_sweep_that_is_killed() -> None:
+    code = (
+        "import multiprocessing, os, signal; from p2pfl.sweeps import process\n"
+        "child = multiprocessing.get_context('spawn').Process(target=process._end_with_the_sweep)\n"
+        "child.start(); print(child.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    sweep = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False)
+    assert sweep.returncode == -signal.SIGKILL
+    wait_for(lambda: not alive(int(sweep.stdout)))
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
@@ -300,58 +456,49 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
 
 def alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
         return False
-    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-
-
-def test_a_worker_that_cannot_start_ends_the_sweep(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "flax.py").write_text("raise ImportError('broken installation')")
-    monkeypatch.chdir(folder)
-    result = call(folder / "sweep.toml", "--out", folder / "out")
-    assert result.exit_code == 1 and "a worker ended while it was starting (exit status 1)" in result.output
-    assert "broken installation" in result.output
 
 
 # --- what is written
 
 
-def row(values: list[float | None], **more: Any) -> sweep_view.Row:
+def row(values: list[float | None], **more: Any) -> Row:
     given: dict[str, Any] = {"labels": {"a": "1"}, "what": "", "failed": {}, "directories": [], **more}
-    return sweep_view.Row(seeds=tuple(range(len(values))), values={"accuracy_mean": values}, **given)
+    return Row(seeds=tuple(range(len(values))), values={"accuracy_mean": values}, **given)
 
 
 def test_figures_are_written_as_a_person_reads_them() -> None:
     nan = float("nan")
-    assert sweep_view.cell("accuracy_mean", [0.9, 0.92]) == "91.0 ± 1.4"
-    assert sweep_view.cell("accuracy_mean", [0.9, None, 0.92]) == "91.0 ± 1.4 (2 of 3)"
-    assert sweep_view.cell("mean_residual", [1e-15]) == "1.00e-15"
-    assert sweep_view.cell("bytes_sent_per_node_round", [1152.4]) == "1,152"
-    assert sweep_view.cell("distance_to_optimum", [1.0, nan]) == "diverges"
-    assert sweep_view.cell("accuracy_mean > 0.9", [None, None]) == "never"
-    assert sweep_view.cell("accuracy_mean > 0.9", [7.0, 9.0]) == "8 ± 1.41"
+    assert table.cell("accuracy_mean", [0.9, 0.92]) == "91.0 ± 1.4"
+    assert table.cell("accuracy_mean", [0.9, None, 0.92]) == "91.0 ± 1.4 (2 of 3)"
+    assert table.cell("mean_residual", [1e-15]) == "1.00e-15"
+    assert table.cell("bytes_sent_per_node_round", [1152.4]) == "1,152"
+    assert table.cell("distance_to_optimum", [1.0, nan]) == "diverges"
+    assert table.cell("accuracy_mean > 0.9", [None, None]) == "never"
+    assert table.cell("accuracy_mean > 0.9", [7.0, 9.0]) == "8 ± 1.41"
 
 
 def test_what_is_not_finite_is_text_in_the_json() -> None:
-    table = sweep_view.Table("t", ["a"], ["accuracy_mean"], [row([1.0, float("inf"), None])], [])
-    figures = sweep_view.as_json(table, 1.0)["rows"][0]["metrics"]["accuracy_mean"]
+    made = SweepTable("t", ["a"], ["accuracy_mean"], [row([1.0, float("inf"), None])], [])
+    figures = table.as_json(made, 1.0)["rows"][0]["metrics"]["accuracy_mean"]
     assert figures == {"mean": "nan", "sd": None, "by_seed": [1.0, "inf", None]}
 
 
 def test_baselines_stand_below_the_combinations_they_belong_to() -> None:
-    rows = [row([0.9], labels={"a": "1", "b": "x"}), row([0.5], what=sweep_view.ALONE, labels={"a": "1"})]
-    table = sweep_view.Table("t", ["a", "b"], ["accuracy_mean"], rows, [])
-    assert sweep_view.markdown(table, "a").splitlines()[-2:] == ["| x | 90.0 |", "| every node alone | 50.0 |"]
-    assert sweep_view.markdown(table, None).splitlines()[-1] == "| 1 | every node alone | 50.0 |"
+    rows = [row([0.9], labels={"a": "1", "b": "x"}), row([0.5], what=ALONE, labels={"a": "1"})]
+    made = SweepTable("t", ["a", "b"], ["accuracy_mean"], rows, [])
+    assert table.markdown(made, "a").splitlines()[-2:] == ["| x | 90.0 |", "| every node alone | 50.0 |"]
+    assert table.markdown(made, None).splitlines()[-1] == "| 1 | every node alone | 50.0 |"
 
 
 def test_the_page_names_every_field_default_and_metric() -> None:
     page = (ROOT / "docs" / "sweep.md").read_text("utf-8")
     for kind, heading in (
-        (sweep.Sweep, "## The sweep file"),
-        (sweep.Skip, "### [[skip]]"),
-        (sweep.PictureTable, "### [picture]"),
+        (plan.Sweep, "## The sweep file"),
+        (plan.Skip, "### [[skip]]"),
+        (plan.PictureTable, "### [picture]"),
     ):
         text = re.split(r"^###? ", page.split(f"{heading}\n")[1], flags=re.MULTILINE)[0]
         found = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|", text, flags=re.MULTILINE))
@@ -363,7 +510,7 @@ def test_the_page_names_every_field_default_and_metric() -> None:
             value = field.default_factory() if callable(field.default_factory) else field.default
             shown = "–" if value is None else f"`{json.dumps(value)}`"  # noqa: RUF001
             assert found[field.name] == shown, field.name
-    assert all(f"`{metric}`" in page for metric in (*sweep.METRICS, *sweep.ROUNDS, *sweep.ALONGSIDE))
+    assert all(f"`{metric}`" in page for metric in (*plan.METRICS, *plan.ROUNDS, *plan.ALONGSIDE))
 
 
 def test_the_example_of_the_page_is_read(tmp_path: Path) -> None:
@@ -371,10 +518,10 @@ def test_the_example_of_the_page_is_read(tmp_path: Path) -> None:
     (tmp_path / "sweep.toml").write_text(page.split("```toml\n")[1].split("```")[0])
     digits = (ROOT / "experiments/heterogeneity/experiment.toml").read_text()
     (tmp_path / "experiment.toml").write_text(digits)
-    assert len(sweep.runs(sweep.read(tmp_path / "sweep.toml"))) == 3 * (3 + 4)
+    assert len(plan.runs(plan.read(tmp_path / "sweep.toml"))) == 3 * (3 + 4)
 
 
 def test_a_run_directory_is_judged_by_its_experiment(folder: Path) -> None:
-    run = sweep.runs(sweep.read(folder / "sweep.toml"))[0]
-    assert not workers.done(folder, run)
-    assert workers.directory(folder, run) == folder / "runs" / "0-dsgd-seed0"
+    run = plan.runs(plan.read(folder / "sweep.toml"))[0]
+    assert not plan.done(folder, run)
+    assert plan.directory(folder, run) == folder / "runs" / "0-dsgd-seed0"

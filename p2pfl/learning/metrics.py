@@ -68,20 +68,6 @@ def names(kind: str, classes: Sequence[str]) -> tuple[str, ...]:
     }[kind]
 
 
-def by_group(
-    kind: str, outputs: np.ndarray, y: np.ndarray, classes: Sequence[str], group: np.ndarray, groups: Sequence[str]
-) -> dict[str, Found]:
-    """`assess` for the rows of each group, such as a site; group [N] int: index into `groups`, -1 = in none.
-
-    A group without rows has None for every metric. Raises as `assess` does, and DataError for a group out of range.
-    """
-    outputs, y, group = np.asarray(outputs), np.asarray(y), np.asarray(group)
-    if group.shape != (len(y),) or (group < -1).any() or (group >= len(groups)).any():
-        raise DataError(f"group={list(group.shape)}: must be [{len(y)}], of -1..{len(groups) - 1}; one for each row")
-    parts = ((name, group == index) for index, name in enumerate(groups))
-    return {name: assess(kind, outputs[rows], y[rows], classes) for name, rows in parts}
-
-
 # ---------------------------------------------------------------------------------------------------------- classes
 
 

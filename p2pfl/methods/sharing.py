@@ -24,7 +24,7 @@ import optax
 from p2pfl import tree
 from p2pfl.errors import ConfigError, nearest
 from p2pfl.learning.local_steps import rest
-from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
+from p2pfl.types import Key, Learner, Metrics, Params, Tree
 
 STATISTICS = "batch_stats"
 Predicate = Callable[[str], bool]
@@ -73,13 +73,6 @@ def keep(learner: Learner, optimizer: optax.GradientTransformation, shared: Pred
         private = {**others.get("private", {}), "share": {"leaves": mine, "optimizer": state}}
         return theirs, {**rest(others), "carried": carried, "private": private}, metrics
 
-    def evaluate(params: Params, batch: Tree, mask: Array) -> Metrics:
-        return learner.evaluate(whole(params), batch, mask)
-
-    def predict(params: Params, x: Array) -> Array:
-        assert learner.predict is not None
-        return learner.predict(whole(params), x)
-
     def personal(params: Params) -> Params:
         assert learner.personal is not None
         own = learner.personal(whole(params))
@@ -87,13 +80,8 @@ def keep(learner: Learner, optimizer: optax.GradientTransformation, shared: Pred
         kept = {**params["private"]["share"], "leaves": mine}
         return {**own, **theirs, "private": {**own["private"], "share": kept}}
 
-    return learner._replace(
-        init=init,
-        grad=grad,
-        evaluate=evaluate,
-        predict=predict if learner.predict else None,
-        personal=personal if learner.personal else None,
-    )
+    viewed = learner.viewed(lambda params, x: (whole(params), x))
+    return viewed._replace(init=init, grad=grad, personal=personal if learner.personal else None)
 
 
 def leaves(params: Params) -> list[str]:

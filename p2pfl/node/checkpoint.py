@@ -1,8 +1,8 @@
 """Checkpoints of one node: its state and a small table, in one file that is whole or not there.
 
-The file is safetensors: whoever reads such files can look into it. Its header carries the table and a digest over
-everything, so that a torn or changed file is known as such. The checkpoint before stays beside it. A crash between any
-two operations leaves at least one that can be read:
+The file is safetensors: whoever reads such files can look into it. Its metadata carry the table, what the format has no
+word for, and a digest over everything, so that a torn or changed file is known as such. The checkpoint before stays
+beside it. A crash between any two operations leaves at least one that can be read:
 
     write the partial file, sync it; current -> previous; partial -> current; sync the directory
 """
@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,19 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from safetensors.numpy import save
 
 from p2pfl import tree
 from p2pfl.types import State
 
 CURRENT, PREVIOUS, PARTIAL = "checkpoint.safetensors", "checkpoint.previous.safetensors", "checkpoint.partial"
 FORMAT, VERSION = "p2pfl checkpoint", "1"
-
-_NAMES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64", "bool": "BOOL",
-    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
-    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
-}  # fmt: skip
-"""What safetensors calls a dtype; any other is written as its bytes, U8."""
 
 Table = dict[str, Any]
 
@@ -58,12 +52,12 @@ class Store:
 
     def save(self, state: State, table: Table) -> str | None:
         """Write a checkpoint. None, or for a person what went wrong; then the older checkpoints are still there."""
-        header, arrays = self._header(state, table)
+        whole = self._file(state, table)
         partial, current = self.directory / PARTIAL, self.directory / CURRENT
         placed = False
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            _write(partial, header, arrays)
+            _write(partial, whole)
             if self._keep and current.exists():
                 os.replace(current, self.directory / PREVIOUS)
             os.replace(partial, current)
@@ -105,10 +99,10 @@ class Store:
 
     # --- the file
 
-    def _header(self, state: State, table: Table) -> tuple[bytes, list[np.ndarray]]:
-        """The header of the file, with its length in front, and what comes behind it."""
+    def _file(self, state: State, table: Table) -> bytes:
+        """Return the whole file."""
         leaves = _leaves(state)
-        arrays = [_data(leaf) for _, leaf in leaves]
+        arrays = {name: _data(leaf) for name, leaf in leaves}
         meta = {
             "format": FORMAT,
             "version": VERSION,
@@ -117,20 +111,17 @@ class Store:
             "schema": json.dumps(_schema(leaves)),
             "keys": json.dumps({name: str(jax.random.key_impl(leaf)) for name, leaf in leaves if _is_key(leaf)}),
         }
-        entries: dict[str, Any] = {"__metadata__": {**meta, "digest": _digest(meta, arrays)}}
-        at = 0
-        for (name, _), array in zip(leaves, arrays, strict=True):
-            known = _NAMES.get(array.dtype.name)
-            shape = list(array.shape) if known else [array.nbytes]
-            entries[name] = {"dtype": known or "U8", "shape": shape, "data_offsets": [at, at + array.nbytes]}
-            at += array.nbytes
-        text = json.dumps(entries, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text, arrays
+        meta["digest"] = _digest(meta, map(_bytes, arrays.values()))
+        return save({name: array if _has_name(array.dtype) else _bytes(array) for name, array in arrays.items()}, meta)
 
     def _read(self, path: Path, like: State | Callable[[Table], State]) -> Checkpoint:
         raw = path.read_bytes()
-        meta = _meta(raw)
+        try:
+            with safetensors.safe_open(path, "np") as file:
+                meta = dict(file.metadata() or {})
+            data = {name: tensor["data"] for name, tensor in safetensors.deserialize(raw)}
+        except safetensors.SafetensorError as error:
+            raise _Unusable(f"is torn or garbled ({error}); remove it") from error
         if (meta.get("format"), meta.get("version")) != (FORMAT, VERSION):
             raise _Unusable(
                 f"is of format {meta.get('format')!r}, version {meta.get('version')!r}; this is {FORMAT!r}, version "
@@ -142,12 +133,11 @@ class Store:
                 "differ; use the same experiment file, or another directory"
             )
         try:
-            data = {name: tensor["data"] for name, tensor in safetensors.deserialize(raw)}
             schema = [(str(name), str(dtype), tuple(shape)) for name, dtype, shape in json.loads(meta["schema"])]
             table, keys = dict(json.loads(meta["table"])), dict(json.loads(meta["keys"]))
             parts = [data[name] for name, _, _ in schema]
             whole = meta.pop("digest") == _digest(meta, parts)
-        except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError) as error:
             raise _Unusable(f"is torn or garbled ({error}); remove it") from error
         if not whole:
             raise _Unusable("is garbled: its contents are not those that were written; remove it")
@@ -164,13 +154,12 @@ class Store:
         return Checkpoint(jax.tree.unflatten(jax.tree.structure(wanted), made), table)
 
 
-def _write(path: Path, header: bytes, arrays: Sequence[np.ndarray]) -> None:
+def _write(path: Path, whole: bytes) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
-        for part in (header, *map(_bytes, arrays)):
-            rest = memoryview(part)
-            while rest:
-                rest = rest[os.write(file, rest) :]
+        rest = memoryview(whole)
+        while rest:
+            rest = rest[os.write(file, rest) :]
         os.fsync(file)
     finally:
         os.close(file)
@@ -185,22 +174,11 @@ def _sync(directory: Path) -> None:
         os.close(file)
 
 
-def _meta(raw: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file, without its tensors: a file of another version need not be whole for us."""
-    end = 8 + int.from_bytes(raw[:8], "little")
-    try:
-        if not 8 < end <= len(raw):
-            raise ValueError(f"its header ends at byte {end}, the file at {len(raw)}")
-        return dict(json.loads(raw[8:end])["__metadata__"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _Unusable(f"is torn or garbled ({error}); remove it") from error
-
-
-def _digest(meta: dict[str, str], parts: Sequence[Any]) -> str:
+def _digest(meta: dict[str, str], parts: Iterable[Any]) -> str:
     """BLAKE2 of the metadata and all leaves, 32 hex digits."""
     h = hashlib.blake2b(json.dumps(meta, sort_keys=True).encode(), digest_size=16)
     for part in parts:
-        h.update(_bytes(part) if isinstance(part, np.ndarray) else part)
+        h.update(part)
     return h.hexdigest()
 
 
@@ -231,9 +209,14 @@ def _data(leaf: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
 
 
-def _bytes(array: np.ndarray) -> Any:
+def _bytes(array: np.ndarray) -> np.ndarray:
     """A view of its bytes."""
     return array.reshape(-1).view(np.uint8)
+
+
+def _has_name(dtype: np.dtype) -> bool:
+    """Whether every safetensors has a name for a dtype; of any other a file holds the bytes."""
+    return dtype == jnp.bfloat16 or (dtype.isbuiltin == 1 and dtype.kind in "biuf")
 
 
 def _restored(like: Any, part: bytes, impl: str | None) -> Any:

@@ -52,7 +52,7 @@ def assess(federation: Federation, models: Mapping[int, Params], out: Path | Non
     metrics of every node. {} where there is nothing to test, and for more than 64 nodes.
     """
     dataset = federation.dataset
-    if not models or not len(dataset.test.y) or len(federation.graph) > MOST or federation.learner.predict is None:
+    if not models or not len(dataset.test.y) or len(federation.graph) > MOST:
         return {}
     answers = _answers(federation, models)
     result = {node: _of(federation, node, answers[node]) for node in models}
@@ -90,7 +90,6 @@ def _of(federation: Federation, node: int, answers: Mapping[str, Answerer]) -> A
 def _answers(federation: Federation, models: Mapping[int, Params]) -> dict[int, dict[str, Answerer]]:
     """The models that may answer at each node, by name; "" is the model itself."""
     experiment, learner = federation.experiment, federation.learner
-    assert learner.predict is not None
     run = jax.jit(learner.predict)
     result: dict[int, dict[str, Answerer]]
     result = {node: {"": partial(_answered, run, model)} for node, model in models.items()}

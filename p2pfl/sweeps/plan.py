@@ -286,6 +286,19 @@ def _picture_faults(plan: SweepPlan) -> list[str]:
 # --- runs
 
 
+def directory(out: Path, run: SweepRun) -> Path:
+    """Return where a run goes."""
+    return out / "runs" / run.name
+
+
+def done(out: Path, run: SweepRun) -> bool:
+    """Return whether this very run is there, whole."""
+    path = directory(out, run)
+    if not (path / "summary.json").is_file() or not (path / "experiment.toml").is_file():
+        return False
+    return (path / "experiment.toml").read_text("utf-8") == experiment.dump(run.wanted)
+
+
 def slug(text: str) -> str:
     """A label as part of the name of a directory."""
     return re.sub(r"[^\w.+]+", "_", text)
@@ -310,8 +323,8 @@ def combinations(plan: SweepPlan, kept: Mapping[str, Sequence[str]]) -> list[tup
     """Every combination of labels, and why it is skipped; None where it is not."""
     found = []
     for labels in itertools.product(*(kept[axis.name] for axis in plan.axes)):
-        named = dict(zip(kept, labels, strict=True))
-        found.append((named, next((skip.why for skip in plan.sweep.skip if matches(named, skip.where)), None)))
+        by_axis = dict(zip(kept, labels, strict=True))
+        found.append((by_axis, next((skip.why for skip in plan.sweep.skip if matches(by_axis, skip.where)), None)))
     return found
 
 
@@ -374,14 +387,14 @@ def _add(
         try:
             wanted = experiment.load(plan.base, [*overrides, *varied, *plain, *own], find=True)
         except ConfigError as error:
-            faults.append(f"{plan.file}: {shown(labels)}: {str(error).replace(' with --set:', ':')}")
+            faults.append(f"{plan.file}: {named(labels)}: {str(error).replace(' with --set:', ':')}")
             return
         parts = [*(["baseline"] if baseline else []), *map(slug, labels.values()), f"seed{seed}"]
         found.append(SweepRun("-".join(parts), labels, seed, baseline, wanted))
 
 
-def shown(labels: Mapping[str, str]) -> str:
-    """A combination in words."""
+def named(labels: Mapping[str, str]) -> str:
+    """Return a combination in words."""
     return ", ".join(f"{name}={value}" for name, value in labels.items()) or "baselines"
 
 

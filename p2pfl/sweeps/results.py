@@ -10,12 +10,27 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from p2pfl.sweeps.plan import SweepPlan, SweepRun, chosen, combinations, reach
-from p2pfl.sweeps.workers import directory, done
+from p2pfl.sweeps.plan import SweepPlan, SweepRun, chosen, combinations, directory, done, reach
 
 ALONE, POOLED, MAJORITY = "every node alone", "all data pooled", "majority class"
 _BESIDE = {ALONE: "local_only", POOLED: "pooled", MAJORITY: "majority"}
 """Baselines, and what they are called in a summary."""
+
+
+class RunAnswer(NamedTuple):
+    """The outcome of a run; `fault`: why it failed, in one line or several."""
+
+    run: SweepRun
+    fault: str | None
+    seconds: float
+
+
+class Made(NamedTuple):
+    """The outcome of making the runs of a sweep."""
+
+    failed: dict[str, str]  # name of a run -> why
+    interrupted: bool
+    seconds: float
 
 
 class Row(NamedTuple):

@@ -14,9 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from p2pfl.reporting import terminal
 from p2pfl.reporting.run_data import DASH
-from p2pfl.sweeps.plan import SweepPlan, SweepRun, in_percent, reach, shown
-from p2pfl.sweeps.results import ALONE, Row, SweepTable, collect, mean_sd
-from p2pfl.sweeps.workers import Made, RunAnswer
+from p2pfl.sweeps.plan import SweepPlan, SweepRun, in_percent, named, reach
+from p2pfl.sweeps.results import ALONE, Made, Row, RunAnswer, SweepTable, collect, mean_sd
 
 
 def cell(metric: str, values: Sequence[float | None]) -> str:
@@ -82,12 +81,12 @@ def markdown(table: SweepTable, columns: str | None) -> str:
         ]
     lines = [f"# {table.name}", "", *([" ".join(said), ""] if said else []), *_grid(head, rows)]
     failed = [
-        (f"{shown(row.labels)}, seed {seed}", why)
+        (f"{named(row.labels)}, seed {seed}", why)
         for row in table.rows
         for seed, why in row.failed.items()
         if row.what in ("", ALONE)
     ]
-    lines += _reasons("Left out", [(shown(combination), why) for combination, why in table.skipped])
+    lines += _reasons("Left out", [(named(combination), why) for combination, why in table.skipped])
     return "\n".join([*lines, *_reasons("Failed", failed)]) + "\n"
 
 

@@ -1,78 +1,36 @@
-"""Makes the runs of a sweep: worker processes that import once and then make one run after another.
+"""Makes the runs of a sweep in worker processes, each of which imports once and then makes one run after another.
 
-`python -m p2pfl.sweeps.workers` is a worker: it reads an order per line of standard input, as JSON, and answers each
-with a line. {"do": "check", "experiment": TOML} asks whether it can be built; {"do": "run", ..., "out": DIR} to make
-it. A worker computes in one thread, so that as many as there are cores don't get in each other's way. It says "ready"
-once it has imported everything; it ends when its standard input does, so that none outlives the sweep.
+What a worker does is `p2pfl.sweeps.process`. Each stands behind an executor of its own: one that dies takes no other's
+run with it, and it is known which run it was making.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
+import multiprocessing
 import os
-import selectors
 import shutil
-import subprocess
-import sys
-import tomllib
-import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Self
 
 from p2pfl.config import experiment
-from p2pfl.config.experiment import Experiment
 from p2pfl.drivers.live import clock
-from p2pfl.errors import USER_FAULTS, ConfigError, P2PFLError
-from p2pfl.sweeps import plan as sweeping
-from p2pfl.sweeps.plan import SweepPlan, SweepRun
+from p2pfl.errors import ConfigError
+from p2pfl.sweeps import process
+from p2pfl.sweeps.plan import SweepPlan, SweepRun, directory, done, many, named
+from p2pfl.sweeps.results import Made, RunAnswer
+from p2pfl.sweeps.table import Progressing
 
-_FAULTS = (P2PFLError, *USER_FAULTS)
-"""What a run fails with while the worker goes on. With anything else it ends, and is replaced."""
 _TRIES = 2
 """Workers that a run may cost."""
 
 
-class RunAnswer(NamedTuple):
-    """What came of an order; `fault`: why it failed, in one line or several."""
-
-    run: SweepRun
-    fault: str | None
-    seconds: float
-
-
-class Shown(Protocol):
-    """What shows a sweep while it goes on."""
-
-    def say(self, text: str) -> None:
-        """One line that stays."""
-
-    def begin(self, runs: int) -> None:
-        """So many runs will be made."""
-
-    def started(self, run: SweepRun) -> None:
-        """A run has been given to a worker."""
-
-    def ended(self, answer: RunAnswer) -> None:
-        """A run is done, or has failed."""
-
-
-class Made(NamedTuple):
-    """What a call of `sweep` did."""
-
-    failed: dict[str, str]  # name of a run -> why
-    interrupted: bool
-    seconds: float
-
-
-# --- the sweep's end
-
-
-def sweep(plan: SweepPlan, out: Path, runs: Sequence[SweepRun], workers: int, shown: Shown) -> Made:
-    """Make the runs that are not there yet. Raises ConfigError before the first one starts."""
+def make_all(plan: SweepPlan, out: Path, runs: Sequence[SweepRun], count: int, shown: Progressing) -> Made:
+    """Make the runs that are not there yet, `count` at once. Raises ConfigError before the first one starts."""
     began, failed = clock.now(), {}
     prepare(out, plan.file)
     left = [run for run in runs if not done(out, run)]
@@ -80,32 +38,21 @@ def sweep(plan: SweepPlan, out: Path, runs: Sequence[SweepRun], workers: int, sh
         shown.say(f"{len(runs) - len(left)} of {len(runs)} runs are there already")
     if not left:
         return Made({}, False, clock.now() - began)
+    for run in left:
+        _refuse(directory(out, run))
     paths = dict.fromkeys([Path.cwd(), plan.file.resolve().parent, plan.base.resolve().parent])
     try:
-        with Pool(out, min(workers, len(left)), list(paths), clock.now) as pool:
+        with Workers(out, min(count, len(left)), list(paths)) as workers:
             shown.say(f"checking {len(left)} experiments")
-            pool.check(left)
+            workers.check(left)
             shown.begin(len(left))
-            for answer in pool.make(left, shown.started):
+            for answer in workers.make(left, shown.started):
                 shown.ended(answer)
                 if answer.fault is not None:
                     failed[answer.run.name] = answer.fault
     except KeyboardInterrupt:
         return Made(failed, True, clock.now() - began)
     return Made(failed, False, clock.now() - began)
-
-
-def directory(out: Path, run: SweepRun) -> Path:
-    """Where a run goes."""
-    return out / "runs" / run.name
-
-
-def done(out: Path, run: SweepRun) -> bool:
-    """Whether this very run is there, whole."""
-    path = directory(out, run)
-    if not (path / "summary.json").is_file() or not (path / "experiment.toml").is_file():
-        return False
-    return (path / "experiment.toml").read_text("utf-8") == experiment.dump(run.wanted)
 
 
 def prepare(out: Path, file: Path) -> None:
@@ -119,23 +66,20 @@ def prepare(out: Path, file: Path) -> None:
     shutil.copyfile(file, mine)
 
 
-def _clear(path: Path) -> None:
-    """Remove a run that was not finished, or is of another experiment. Raises ConfigError when it is no run."""
-    if not path.exists():
-        return
-    if not path.is_dir() or (any(path.iterdir()) and not (path / "experiment.toml").is_file()):
+def _refuse(path: Path) -> None:
+    """Raise ConfigError where something that is not a run stands in the way of one."""
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / "experiment.toml").is_file())):
         raise ConfigError(f"{path}: is not a run; move it away, a run of the sweep belongs there")
-    shutil.rmtree(path)
 
 
-class Pool:
+class Workers:
     """Worker processes. To be used in a `with`: whatever happens, they end with it."""
 
-    def __init__(self, out: Path, workers: int, paths: Sequence[Path], now: Callable[[], float]) -> None:
-        self._out, self._count, self._now = out, workers, now
-        self._paths = [str(path) for path in paths]  # where modules of the experiment's own are looked for
-        self._members: list[_WorkerProcess] = []
-        self._selector = selectors.DefaultSelector()
+    def __init__(self, out: Path, count: int, paths: Sequence[Path]) -> None:
+        self._out, self._paths = out, [str(path) for path in paths]
+        self._idle = list(reversed(range(count)))  # numbers of the workers that have nothing to do
+        self._members: dict[int, _WorkerProcess] = {}
+        self._others = set(multiprocessing.active_children())
 
     def __enter__(self) -> Self:
         return self
@@ -143,169 +87,84 @@ class Pool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for member in list(self._members):
-            self._end(member)
-        self._selector.close()
+        for child in set(multiprocessing.active_children()) - self._others:
+            child.kill()
+        for member in self._members.values():
+            member.executor.shutdown()
 
     def check(self, runs: Sequence[SweepRun]) -> None:
         """Build every experiment, and nothing more. Raises ConfigError naming all combinations that are refused."""
         faults: dict[str, str] = {}
-        for answer in self._orders(runs, "check"):
+        for answer in self._answers(runs, lambda run: None):
             if answer.fault is not None:
-                faults.setdefault(sweeping.shown(answer.run.labels), answer.fault)
+                faults.setdefault(named(answer.run.labels), answer.fault)
         if faults:
-            raise ConfigError(sweeping.many([f"{labels}: {fault}" for labels, fault in faults.items()]))
+            raise ConfigError(many([f"{labels}: {fault}" for labels, fault in faults.items()]))
 
     def make(self, runs: Sequence[SweepRun], started: Callable[[SweepRun], None]) -> Iterator[RunAnswer]:
-        """Make the runs; answers come as they are done. Raises ConfigError when one would overwrite what is no run."""
-        for run in runs:
-            _clear(directory(self._out, run))
-        yield from self._orders(runs, "run", started)
+        """Make the runs; answers come as they are done. What is there of a run is removed."""
 
-    def _orders(
-        self, runs: Sequence[SweepRun], what: str, started: Callable[[SweepRun], None] = lambda run: None
-    ) -> Iterator[RunAnswer]:
-        waiting, tries, open_ = deque(runs), dict.fromkeys((run.name for run in runs), 0), len(runs)
-        while open_:
-            while len(self._members) < min(self._count, open_):
-                self._start()
-            for member in self._members:
-                if member.run is None and waiting:
-                    run = waiting.popleft()
-                    tries[run.name] += 1
-                    if tries[run.name] > 1 and what == "run":
-                        _clear(directory(self._out, run))
-                    self._order(member, run, what)
-                    started(run)
-            for key, _ in self._selector.select():
-                member = key.data
-                fault, answered = None, False
-                if member.read():
-                    for answer in member.answers():
-                        answered, fault = True, answer["fault"]
-                else:
-                    fault = self._died(member)
-                    answered = member.run is not None and tries[member.run.name] >= _TRIES
-                    if member.run is not None and not answered:
-                        waiting.appendleft(member.run)
-                if answered and member.run is not None:
-                    run, member.run, open_ = member.run, None, open_ - 1
-                    yield RunAnswer(run, fault, self._now() - member.since)
+        def place(run: SweepRun) -> Path:
+            path = directory(self._out, run)
+            if path.exists():  # a run that was not finished, or is of another experiment
+                shutil.rmtree(path)
+            started(run)
+            return path
 
-    def _start(self) -> None:
-        taken = {member.number for member in self._members}
-        number = next(i for i in range(self._count) if i not in taken)
-        member = _WorkerProcess(number, self._out / f"worker{number}.log", self._paths)
-        self._members.append(member)
-        self._selector.register(member.process.stdout, selectors.EVENT_READ, member)  # type: ignore[arg-type]
+        return self._answers(runs, place)
 
-    def _order(self, member: _WorkerProcess, run: SweepRun, what: str) -> None:
-        order = {"do": what, "experiment": experiment.dump(run.wanted), "out": str(directory(self._out, run))}
-        member.run, member.since = run, self._now()
-        with contextlib.suppress(BrokenPipeError):  # it has died: reading says so, and why
-            member.stdin.write(json.dumps(order).encode() + b"\n")
-            member.stdin.flush()
-
-    def _died(self, member: _WorkerProcess) -> str:
-        """Put a dead worker away; returns what it died of. Raises ConfigError when it never came so far as to work."""
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it has closed its end; its status is a moment away
-            member.process.wait(timeout=10)
-        self._end(member)
-        status = member.process.returncode
-        how = f"signal {-status}" if status < 0 else f"exit status {status}"
-        last = (member.log.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"])[-1][:200]
-        if not member.ready:
-            raise ConfigError(f"a worker ended while it was starting ({how}): {last}")
-        return f"its process ended with {how}: {last}"
-
-    def _end(self, member: _WorkerProcess) -> None:
-        if member in self._members:
-            self._members.remove(member)
-            self._selector.unregister(member.process.stdout)  # type: ignore[arg-type]
-        member.end()
+    def _answers(self, runs: Sequence[SweepRun], place: Callable[[SweepRun], Path | None]) -> Iterator[RunAnswer]:
+        waiting, tries = deque(runs), Counter[str]()
+        at_work: dict[Future[str | None], tuple[int, SweepRun, float]] = {}
+        while waiting or at_work:
+            while waiting and self._idle:
+                number, run = self._idle.pop(), waiting.popleft()
+                tries[run.name] += 1
+                if number not in self._members:
+                    self._members[number] = _WorkerProcess(self._out / f"worker{number}.log", self._paths)
+                future = self._members[number].order(experiment.dump(run.wanted), place(run))
+                at_work[future] = (number, run, clock.now())
+            for future in wait(at_work, return_when=FIRST_COMPLETED).done:
+                number, run, since = at_work.pop(future)
+                self._idle.append(number)
+                try:
+                    fault = future.result()
+                except BrokenProcessPool:
+                    fault = self._members.pop(number).died()
+                    if tries[run.name] < _TRIES:
+                        waiting.appendleft(run)
+                        continue
+                yield RunAnswer(run, fault, clock.now() - since)
 
 
 class _WorkerProcess:
     """One worker process, seen from the sweep."""
 
-    def __init__(self, number: int, log: Path, paths: Sequence[str]) -> None:
-        self.number, self.log, self.ready = number, log, False
-        self.run: SweepRun | None = None
-        self.since = 0.0
-        self._text = b""
-        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        flags = "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false"
-        path = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
-        with log.open("wb") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "p2pfl.sweeps.workers"], stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=errors,
-                env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, **threads, "XLA_FLAGS": flags,
-                     "PYTHONPATH": path},
-                bufsize=0, start_new_session=True,
-            )  # fmt: skip
+    def __init__(self, log: Path, paths: list[str]) -> None:
+        self._log = log
+        log.unlink(missing_ok=True)  # what it says here is no earlier one's
+        # spawned, not forked: JAX has threads
+        self.executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), process.start, (str(log), paths))
+        before = set(multiprocessing.active_children())
+        self._ready = self.executor.submit(os.getpid)
+        self._process = next(iter(set(multiprocessing.active_children()) - before), None)
 
-    @property
-    def stdin(self) -> Any:
-        return self.process.stdin
-
-    def read(self) -> bool:
-        """Take what it has said; False when it has ended."""
-        assert self.process.stdout is not None
-        new = self.process.stdout.read(1 << 16) or b""
-        self._text += new
-        return bool(new)
-
-    def answers(self) -> list[dict[str, Any]]:
-        """Whole lines that have come, but for the one that says it is ready."""
-        *lines, self._text = self._text.split(b"\n")
-        said = [json.loads(line) for line in lines]
-        self.ready = self.ready or any("ready" in each for each in said)
-        return [each for each in said if "ready" not in each]
-
-    def end(self) -> None:
-        """Kill it, if it still lives, and wait for it."""
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            with contextlib.suppress(BrokenPipeError):
-                if pipe is not None:
-                    pipe.close()
-
-
-# --- the worker's end
-
-
-def worker() -> None:
-    """Answer orders until standard input ends. What libraries print goes to the log, not among the answers."""
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)
-    import jax
-    from rich.console import Console
-
-    from p2pfl.federation import federation
-    from p2pfl.reporting import terminal
-    from p2pfl.runs import run
-
-    answers.write(b'{"ready": true}\n')
-    for line in sys.stdin.buffer:
-        order = json.loads(line)
-        fault = None
+    def order(self, text: str, out: Path | None) -> Future[str | None]:
+        """Have a run made, or only built; BrokenProcessPool in the future where the process has died."""
         try:
-            wanted = experiment.parse(tomllib.loads(order["experiment"]), "the experiment", Experiment)
-            federation.precision(wanted)
-            if order["do"] == "run":
-                run.run(wanted, Path(order["out"]), terminal.make(Console(), quiet=True))
-            else:
-                federation.build(wanted)
-        except _FAULTS as error:
-            traceback.print_exc()
-            fault = str(error) if isinstance(error, P2PFLError) else f"{type(error).__name__}: {error}"
-            if order["do"] == "run":  # jax has much to say: the whole of it stands in the log
-                fault = (fault.splitlines() or ["it said nothing"])[0][:300]
-        jax.clear_caches()  # programs of runs that are over would fill the memory
-        answers.write(json.dumps({"fault": fault}).encode() + b"\n")
+            return self.executor.submit(process.make, text, None if out is None else str(out))
+        except BrokenProcessPool as error:
+            future: Future[str | None] = Future()
+            future.set_exception(error)
+            return future
 
-
-if __name__ == "__main__":
-    worker()
+    def died(self) -> str:
+        """Return what the process died of. Raises ConfigError when it never came so far as to work."""
+        self.executor.shutdown()
+        status = 0 if self._process is None else self._process.exitcode or 0
+        how = f"signal {-status}" if status < 0 else f"exit status {status}"
+        text = self._log.read_text("utf-8", "replace") if self._log.exists() else ""
+        last = (text.strip().splitlines() or ["it said nothing"])[-1][:200]
+        if self._ready.exception() is not None:
+            raise ConfigError(f"a worker ended while it was starting ({how}): {last}")
+        return f"its process ended with {how}: {last}"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import networkx as nx
-import numpy as np
 
 from p2pfl.errors import TopologyError, nearest
 from p2pfl.topology import dynamic, graphs
@@ -139,16 +138,6 @@ def build(graph: str, nodes: int, *, arguments: Mapping[str, Any] = MappingProxy
     if family.graph is None:
         raise TopologyError(f"topology.graph={graph!r}: is a schedule with weights of its own, and no static graph")
     return _made(graph, nodes, arguments, seed)
-
-
-def for_members(graph: str, members: Sequence[int], **given: Any) -> Schedule:
-    """`plan` for the nodes with these ids, ascending: row i of the schedule is members[i], neighbours are ids."""
-    ids = np.asarray(members, np.int32)
-    if (np.diff(ids) <= 0).any():
-        raise TopologyError(f"members={list(members)}: must be ascending, each once")
-    planned = plan(graph, len(ids), **given)
-    named = np.where(planned.neighbor >= 0, ids[planned.neighbor], np.int32(-1))
-    return planned._replace(neighbor=named.astype(np.int32))
 
 
 def expected_rho(

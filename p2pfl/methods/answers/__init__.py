@@ -218,7 +218,6 @@ def adapted(given: AnswerInputs) -> Maker:
     answers are wrong, it makes them surely wrong.
     """
     predict, certain, adam = given.learner.predict, _CERTAIN[given.kind], optax.adam(given.adapt_rate)
-    assert predict is not None
 
     @jax.jit
     def step(params: Params, memory: Tree, x: Array, key: Key) -> tuple[Params, Tree]:

@@ -63,9 +63,6 @@ def selector(
     from sklearn.preprocessing import StandardScaler
 
     share(gamma=gamma)
-    predict = learner.predict
-    if predict is None:
-        raise ConfigError("answers='selector': this task has no outputs; leave it out")
     if len(personals) != len(inputs) or len(inputs) < 2:
         raise ConfigError(
             f"answers='selector': {len(personals)} personal models for {len(inputs)} sites; needs one for each, of two "
@@ -84,7 +81,7 @@ def selector(
         best = probability.argmax(axis=1)
         return np.where(probability.max(axis=1) > gamma, best, SHARED)
 
-    run = jax.jit(predict)
+    run = jax.jit(learner.predict)
 
     def answer(shared: Params, x: np.ndarray) -> np.ndarray:
         chosen, whole = choose(x), jnp.asarray(x)

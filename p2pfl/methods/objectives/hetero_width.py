@@ -81,14 +81,7 @@ def widths(
             carried = jax.tree.map(_where, masks, others["carried"], params["carried"])
             return gradient, {**others, "carried": carried}, metrics
 
-        def evaluate(params: Params, batch: Tree, mask: Array) -> Metrics:
-            return learner.evaluate(narrow(params), batch, mask)
-
-        def predict(params: Params, x: Array) -> Array:
-            assert learner.predict is not None
-            return learner.predict(narrow(params), x)
-
-        return learner._replace(grad=grad, evaluate=evaluate, predict=predict if learner.predict else None)
+        return learner.viewed(lambda params, x: (narrow(params), x))._replace(grad=grad)
 
     def held(ratio: Array, params: Params) -> Params:
         return mask_of(ratio, params, layout(_shapes(params), layers))

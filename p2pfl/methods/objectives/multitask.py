@@ -55,11 +55,10 @@ def tasks(
             return learner.evaluate(params, seen(batch, classes), jnp.where(classes[batch["y"]], mask, 0))
 
         def predict(params: Params, x: Array) -> Array:
-            assert learner.predict is not None
             outputs = learner.predict(params, x)
             return jnp.where(jnp.broadcast_to(mine(params), outputs.shape), outputs, jnp.asarray(ABSENT, outputs.dtype))
 
-        return learner._replace(grad=grad, evaluate=evaluate, predict=predict if learner.predict else None)
+        return learner._replace(grad=grad, evaluate=evaluate, predict=predict)
 
     def suits(dataset: Dataset) -> None:
         of_kinds("tasks", "classes")(dataset)

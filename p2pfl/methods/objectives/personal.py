@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from p2pfl.check import at_least, fraction, one_of, positive
+from p2pfl.data import Dataset
 from p2pfl.errors import ConfigError
 from p2pfl.learning.local_steps import rest
 from p2pfl.methods.objectives.objective import Objective
@@ -103,15 +104,13 @@ def cusfl(optimizer: optax.GradientTransformation, strength: float, distance: st
     0: v is trained alone. The paper compares the features before the last layer; outputs need no knowledge of the model
     and hold for any. They are those of evaluation: no dropout, batch statistics as they are.
     Source: Wicaksana, Yan, Yang, Liu, Fan, Cheng, "Customized federated learning for multi-source decentralized medical
-    image classification" (2022). Raises ConfigError when the learner predicts nothing.
+    image classification" (2022). Raises ConfigError for data of which nothing is predicted.
     """
     at_least(0, strength=strength)
     one_of(_DISTANCES, distance=distance)
 
     def wrap(learner: Learner) -> Learner:
         predict = learner.predict
-        if predict is None:
-            raise ConfigError("objective cusfl: compares outputs, and this task has none; use ditto")
 
         def pull(own: Params, params: Params, batch: Tree) -> Tree:
             teacher = predict(params, batch["x"])
@@ -127,7 +126,11 @@ def cusfl(optimizer: optax.GradientTransformation, strength: float, distance: st
 
         return _beside(learner, "cusfl", optimizer, pull)
 
-    return Objective(wrap)
+    def suits(dataset: Dataset) -> None:
+        if dataset.kind == "classes" and not dataset.classes:
+            raise ConfigError("objective cusfl: compares outputs, and this task has none; use ditto")
+
+    return Objective(wrap, suits=suits)
 
 
 def iop(optimizer: optax.GradientTransformation, strength: float) -> Objective:

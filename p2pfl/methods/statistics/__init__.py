@@ -8,13 +8,11 @@ for programs that want nothing else.
 from p2pfl.methods.statistics.averaging import average, rounds
 from p2pfl.methods.statistics.gossip import gossip
 from p2pfl.methods.statistics.known import harmonised, learned, normalized
-from p2pfl.methods.statistics.sums import BINS, GATHERED, edges, estimated, gathered, notes, stacked
+from p2pfl.methods.statistics.sums import GATHERED, estimated, gathered, notes, stacked
 
 __all__ = [
-    "BINS",
     "GATHERED",
     "average",
-    "edges",
     "estimated",
     "gathered",
     "gossip",

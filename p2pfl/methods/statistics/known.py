@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -38,14 +36,7 @@ def learned(learner: Learner, like: Tree, normalize: bool) -> Learner:
     def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
         return learner.grad(params, {**batch, "x": seen(params, batch["x"])}, key)
 
-    def evaluate(params: Params, batch: Tree, mask: Array) -> Metrics:
-        return learner.evaluate(params, {**batch, "x": seen(params, batch["x"])}, mask)
-
-    def predict(params: Params, x: Array) -> Any:
-        assert learner.predict is not None
-        return learner.predict(params, seen(params, x))
-
-    return learner._replace(init=init, grad=grad, evaluate=evaluate, predict=predict if learner.predict else None)
+    return learner.viewed(lambda params, x: (params, seen(params, x)))._replace(init=init, grad=grad)
 
 
 def normalized(x: Array, moments: Tree) -> Array:

@@ -5,7 +5,6 @@
     labels      {"count" [C]}                            rows of each class                        -> share [C]
     amplitude   {"count" [], "sum" [H, W // 2 + 1, C]}   of the spectrum of images, the half that real ones have
                                                                                           -> mean [H, W // 2 + 1, C]
-    histogram   {"count" [BINS, F]}                      per feature or channel, see `edges`       -> share [BINS, F]
 
 A sum says something about every row in it, and a neighbour sees a site's own sums in the first round. So a site with
 fewer rows than `minimum` says nothing, and nothing about a class of which it has fewer; `noise` blurs the rest. That is
@@ -32,9 +31,6 @@ from p2pfl.errors import ConfigError
 from p2pfl.methods import site_facts
 from p2pfl.types import Array, Tree
 
-BINS = 32
-"""Bins of a histogram."""
-_REACH = 8.0
 _CHUNK = 256
 _PURPOSE = 0x57A7
 _ROUNDING = 16
@@ -126,14 +122,6 @@ def estimated(sums: Tree) -> Tree:
     return {name: GATHERED[name].estimate(sums[name]) for name in sums}
 
 
-def edges(axes: int) -> np.ndarray:
-    """[BINS + 1] bounds of a histogram's bins; what lies beyond is in the first or the last.
-
-    Of images (x with more than 2 `axes`) equal bins of 0 to 1; of flat rows bins that are equally wide in asinh(x).
-    """
-    return np.linspace(0, 1, BINS + 1) if axes > 2 else np.sinh(np.linspace(-_REACH, _REACH, BINS + 1))
-
-
 # --- sums
 
 
@@ -163,13 +151,6 @@ def _amplitude(x: np.ndarray) -> dict[str, np.ndarray]:
     if x.ndim != 4:
         raise ConfigError(f"gather='amplitude': a row of x has shape {x.shape[1:]}; only images have one: leave it out")
     return {"count": np.ones(len(x)), "sum": np.abs(np.fft.rfft2(x, axes=(1, 2)))}
-
-
-def _histogram(x: np.ndarray) -> dict[str, np.ndarray]:
-    values = x.reshape(len(x), -1, x.shape[-1])
-    bins = np.clip(np.searchsorted(edges(x.ndim), values, side="right") - 1, 0, BINS - 1)
-    share = np.stack([(bins == b).mean(axis=1) for b in range(BINS)], axis=1)
-    return {"count": share}
 
 
 def _labels(dataset: Dataset, rows: np.ndarray) -> tuple[Tree, Tree]:
@@ -206,7 +187,6 @@ GATHERED: Mapping[str, Statistic] = MappingProxyType(
         "moments": Statistic(_by_row(_moments), _mean_and_sd),
         "labels": Statistic(_labels, _distribution),
         "amplitude": Statistic(_by_row(_amplitude), _mean_amplitude),
-        "histogram": Statistic(_by_row(_histogram), _distribution),
     }
 )
 """What can be gathered, by name."""
