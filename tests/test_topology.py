@@ -275,16 +275,6 @@ def test_a_draw_in_pieces_is_drawn_again() -> None:
         topology.build("erdos_renyi", 30, arguments={"p": 1e-9})
 
 
-def test_the_plan_of_members_has_their_ids() -> None:
-    plan, ids = topology.plan("base", 5), [3, 10, 11, 40, 41]
-    named = topology.for_members("base", ids, seed=4)
-    for (t, i, k), j in np.ndenumerate(plan.neighbor):
-        assert named.neighbor[t, i, k] == (ids[j] if j >= 0 else -1)
-    assert named.neighbor.dtype == np.int32 and np.array_equal(named.weight, plan.weight)
-    with pytest.raises(TopologyError, match="must be ascending, each once"):
-        topology.for_members("ring", [1, 1, 2])
-
-
 @pytest.mark.parametrize(
     "graph, nodes, given, text",
     [

@@ -8,7 +8,7 @@ algorithms draw from a graph. `spectral`: what a graph is worth, in figures and 
 
 from p2pfl.topology.files import load
 from p2pfl.topology.heal import restricted
-from p2pfl.topology.named import GRAPHS, Argument, Family, build, expected_rho, for_members, plan
+from p2pfl.topology.named import GRAPHS, Argument, Family, build, expected_rho, plan
 from p2pfl.topology.schedules import from_rounds, matrix, neighbors, pairs, reverse, row, stable, sums, symmetric, union
 from p2pfl.topology.spectral import advice, describe
 from p2pfl.topology.weights import WEIGHTS, metropolis, schedule
@@ -22,7 +22,6 @@ __all__ = [
     "build",
     "describe",
     "expected_rho",
-    "for_members",
     "from_rounds",
     "load",
     "matrix",
