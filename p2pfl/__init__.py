@@ -1,59 +1,88 @@
 """p2pfl: decentralised peer-to-peer federated training in JAX.
 
 An algorithm is a value, `Algorithm`: pure functions that every driver runs alike. `from_flax` makes a `Learner` from a
-Flax module, `dsgd` and its siblings make algorithms from a learner and an optax optimizer. `load_experiment` reads an
-experiment file, `federation` makes of it what it means, `simulate` runs that in this process with thousands of nodes,
-and `p2pfl.runs.run.run` does what the command `p2pfl run` does. Names are imported when they are first used: the
-command line must not wait for jax to say that a file is missing.
+Flax module, `dsgd` and its siblings in `algorithms` make algorithms from a learner and an optax optimizer, `simulate`
+runs one on a graph of `topology` and arrays of yours, with thousands of nodes in this process. `load_experiment` reads
+an experiment file, `build` makes of it what it means, and `run` does what the command `p2pfl run` does. `methods` has
+what a study adds, `learning` and `data` what they say, `churn` who comes and goes.
+
+Names are imported when they are first used, since the command line must not wait for jax to say that a file is missing;
+editors and type checkers see the same names below `TYPE_CHECKING`.
 """
 
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
-_HOME = {
-    "p2pfl.algorithms": (
-        "ALGORITHMS",
-        "ad_psgd",
-        "d2",
-        "dfedavg",
-        "dmsgd",
-        "dsgd",
-        "epidemic",
-        "exact_diffusion",
-        "fedavg",
-        "fedprox",
-        "gossip_learning",
-        "gradient_tracking",
-        "local",
-        "outer",
-        "proximal",
-        "push_sum",
-        "qg_dsgdm",
-    ),
-    "p2pfl.federation.federation": ("federation",),
-    "p2pfl.data": ("Dataset", "Samples"),
-    "p2pfl.errors": ("ConfigError", "DataError", "LocalError", "P2PFLError", "RemoteError", "TopologyError"),
-    "p2pfl.config.experiment": ("Experiment", "load_experiment"),
-    "p2pfl.learning.flax": ("from_flax",),
-    "p2pfl.learning.optimizers": ("optimizer",),
-    "p2pfl.runs.simulated": ("simulate",),
-    "p2pfl.topology": ("plan", "schedule"),
-    "p2pfl.types": ("Algorithm", "Delivery", "Demands", "Inbox", "Learner", "Neighborhood", "Planning", "Schedule"),
-    "p2pfl.methods.compose": ("cast", "chain", "clip"),
+if TYPE_CHECKING:
+    from p2pfl import algorithms, churn, data, learning, methods, topology
+    from p2pfl.algorithms.dsgd import dsgd
+    from p2pfl.config.experiment import Experiment
+    from p2pfl.config.experiment import load as load_experiment
+    from p2pfl.data.dataset import Dataset, Samples
+    from p2pfl.errors import ConfigError, DataError, LocalError, P2PFLError, RemoteError, TopologyError
+    from p2pfl.federation.federation import build
+    from p2pfl.learning.flax import from_flax
+    from p2pfl.runs.interface import run, simulate
+    from p2pfl.runs.replay import replay
+    from p2pfl.types import Algorithm, Learner, Schedule
+
+__all__ = [
+    "Algorithm",
+    "ConfigError",
+    "DataError",
+    "Dataset",
+    "Experiment",
+    "Learner",
+    "LocalError",
+    "P2PFLError",
+    "RemoteError",
+    "Samples",
+    "Schedule",
+    "TopologyError",
+    "algorithms",
+    "build",
+    "churn",
+    "data",
+    "dsgd",
+    "from_flax",
+    "learning",
+    "load_experiment",
+    "methods",
+    "replay",
+    "run",
+    "simulate",
+    "topology",
+]
+
+_ROOMS = ("algorithms", "churn", "data", "learning", "methods", "topology")
+_HOMES = {
+    "dsgd": "p2pfl.algorithms.dsgd:dsgd",
+    "Experiment": "p2pfl.config.experiment:Experiment",
+    "load_experiment": "p2pfl.config.experiment:load",
+    "Dataset": "p2pfl.data.dataset:Dataset",
+    "Samples": "p2pfl.data.dataset:Samples",
+    **{name: f"p2pfl.errors:{name}" for name in __all__ if name.endswith("Error")},
+    "build": "p2pfl.federation.federation:build",
+    "from_flax": "p2pfl.learning.flax:from_flax",
+    "run": "p2pfl.runs.interface:run",
+    "simulate": "p2pfl.runs.interface:simulate",
+    "replay": "p2pfl.runs.replay:replay",
+    **{name: f"p2pfl.types:{name}" for name in ("Algorithm", "Learner", "Schedule")},
 }
-_NAMES = {"load_experiment": "load", "federation": "build"}
-"""Public names that are another one at home."""
-_MODULE = {name: module for module, names in _HOME.items() for name in names}
+"""Where each name but those of the rooms lives; tests/test_public_api.py compares it with the imports above."""
 
-__all__ = sorted(_MODULE)
+if not TYPE_CHECKING:  # or else a checker would take a misspelt name for an object
 
-
-def __getattr__(name: str) -> object:
-    """A public name, from the module where it lives."""
-    if name not in _MODULE:
-        raise AttributeError(f"module 'p2pfl' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULE[name]), _NAMES.get(name, name))
+    def __getattr__(name: str) -> object:
+        """A public name, from the module where it lives."""
+        if name in _ROOMS:
+            return importlib.import_module(f"p2pfl.{name}")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'p2pfl' has no attribute {name!r}")
+        module, _, attribute = _HOMES[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
@@ -146,10 +147,16 @@ def test_the_table_is_complete() -> None:
 
 
 def test_an_algorithm_is_one_file_of_under_90_lines() -> None:
+    """The head with equation and paper counts; what explains arguments and shows an example in a docstring does not."""
     files = [path for path in Path(algorithms.__file__).parent.glob("*.py") if path.stem not in ("__init__", "mixing")]
     assert {path.stem for path in files} == set(ALGORITHMS)
     for path in files:
-        assert len(path.read_text("utf-8").splitlines()) < 90, path.name
+        text = path.read_text("utf-8")
+        explained = sum(
+            (node.body[0].end_lineno or 0) - node.body[0].lineno
+            for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and ast.get_docstring(node)
+        )  # fmt: skip
+        assert len(text.splitlines()) - explained < 90, path.name
 
 
 def test_an_algorithm_file_says_what_it_is() -> None:

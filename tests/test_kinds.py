@@ -78,7 +78,7 @@ def test_a_whole_run(
         found = collect(made, tmp_path)
         assert found.summary.score_mean > score
         last: list[Any] = []
-        whole = simulated.simulate(made, progress=lambda round, evaluated: last.extend(evaluated))
+        whole = simulated.simulate_federation(made, progress=lambda round, evaluated: last.extend(evaluated))
         figures = assessment.assess(made, found.whole, tmp_path)
     named = tree.named_leaves(whole.models)
     for node in made.graph:

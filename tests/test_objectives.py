@@ -577,7 +577,7 @@ def test_the_plain_loop_and_the_simulator_agree(objective: list[dict[str, Any]],
     with jax.enable_x64(True):
         federation = build.build(experiment.parse(table, "small", experiment.Experiment))
         simulated.loop_into(federation, tmp_path, lambda status: None)
-        names = tree.named_leaves(simulated.simulate(federation).models)
+        names = tree.named_leaves(simulated.simulate_federation(federation).models)
     for method in objective:
         kept = any(name.startswith(f"private/{method['name']}/") for name in names)
         assert kept == (method["name"] in [*PERSONAL, "average"])

@@ -405,7 +405,7 @@ def test_the_vectorised_simulator_agrees_with_the_plain_loop(tmp_path: Path) -> 
     with jax.numpy_dtype_promotion("standard"):  # Flax's batch norm refuses strict float64
         made = federation.build(experiment.parse(WIDE, "test.toml", experiment.Experiment))
         simulated.loop_into(made, tmp_path, lambda status: None)
-        named = tree.named_leaves(simulated.simulate(made).models)
+        named = tree.named_leaves(simulated.simulate_federation(made).models)
         first = jax.jit(made.learner.init)(key(0))["trained"]["layers"][0]["kernel"]
     for node in made.graph:
         model = safetensors.numpy.load_file(tmp_path / "nodes" / str(node) / "model.safetensors")

@@ -219,7 +219,7 @@ def test_the_vectorised_simulator_agrees_with_the_plain_loop(
         made = federation(algorithm={"name": algorithm, "share": share}, churn=churn)
         simulated.loop_into(made, tmp_path, lambda status: None)
         found = collect(made, tmp_path)
-        whole = simulated.simulate(made).models
+        whole = simulated.simulate_federation(made).models
     named = tree.named_leaves(whole)
     for node in made.graph:
         model = safetensors.numpy.load_file(tmp_path / "nodes" / str(node) / "model.safetensors")
@@ -265,7 +265,7 @@ def test_a_private_head_serves_opposite_labels() -> None:
         learner = share.keep(base, optax.sgd(0.1, momentum=0.9), share.predicate(given, base)) if given else base
         made = made._replace(dataset=data, partition=made.partition._replace(train=rows, test=rows), learner=learner)
         last: list[Any] = []
-        simulated.simulate(made, progress=lambda round, found, last=last: last.extend(found))
+        simulated.simulate_federation(made, progress=lambda round, found, last=last: last.extend(found))
         own[given] = float(last[-1].score_own.mean())
     assert own["private_head"] > 0.95 and own[None] < 0.6
 

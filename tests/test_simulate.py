@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import p2pfl
@@ -108,7 +109,7 @@ def flat(model: Any) -> np.ndarray:
 
 
 def at_once(made: build.Federation, **how: Any) -> np.ndarray:
-    outcome = simulated.simulate(made, **how)
+    outcome = simulated.simulate_federation(made, **how)
     leaves = [np.asarray(leaf).reshape(len(made.graph), -1) for leaf in jax.tree.leaves(outcome.models)]
     return np.concatenate(leaves, axis=1)
 
@@ -161,7 +162,9 @@ def test_a_model_with_data_of_unequal_size_and_evaluation() -> None:
     )
     assert len({len(rows) for rows in made.partition.train}) > 1
     seen: list[simulation.Evaluated] = []
-    outcome = simulated.simulate(made, devices=2, chunk=2, progress=lambda round, evaluated: seen.extend(evaluated))
+    outcome = simulated.simulate_federation(
+        made, devices=2, chunk=2, progress=lambda round, evaluated: seen.extend(evaluated)
+    )
     rows: dict[tuple[int, int], Any] = {}
     models = loop.run(
         tasks(made), simulated.deliveries(made), lambda i, a, b: rows.__setitem__((i, a.round), a), lambda: 0.0
@@ -193,9 +196,9 @@ def test_the_cut_into_stretches_changes_nothing(monkeypatch: pytest.MonkeyPatch)
 def test_the_drift_is_measured() -> None:
     """Double entry keeps the mean to rounding; the wrong rules move it."""
     made = federation(network={"loss": 0.3})
-    assert simulated.simulate(made).drift < 1e-15
+    assert simulated.simulate_federation(made).drift < 1e-15
     for rule in ("self", "renormalise"):
-        assert simulated.simulate(federation(network={"loss": 0.3, "rule": rule})).drift > 1e-4
+        assert simulated.simulate_federation(federation(network={"loss": 0.3, "rule": rule})).drift > 1e-4
 
 
 def test_hundreds_of_nodes_with_an_own_algorithm() -> None:
@@ -203,7 +206,7 @@ def test_hundreds_of_nodes_with_an_own_algorithm() -> None:
     made = federation(topology={"graph": "random_regular", "nodes": 300}, rounds=3)
 
     def lazy(learner: Any) -> Any:
-        inner = build.ALGORITHMS["dsgd"](learner, p2pfl.optimizer("sgd", learning_rate=0.1))
+        inner = p2pfl.dsgd(learner, optax.sgd(0.1))
         return inner._replace(name="lazy", mix=lambda state, inbox, around: state)
 
     mine = made.with_algorithm(lazy)
@@ -258,7 +261,7 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
 def test_memory_is_planned_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "free_memory", lambda devices: 1000)
     with pytest.raises(ConfigError, match=r"nodes of this model and algorithm fit"):
-        simulated.simulate(federation())
+        simulated.simulate_federation(federation())
 
 
 # --------------------------------------------------------------------------------------------- several hosts, command
@@ -269,10 +272,11 @@ from pathlib import Path
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-import p2pfl
-from p2pfl import build, experiment, tree
+from p2pfl.config import experiment
+from p2pfl.federation import federation as build
+from p2pfl.runs import simulated
 made = build.build(experiment.parse(json.loads(sys.argv[3]), "t", experiment.Experiment))
-outcome = simulated.simulate(made, chunk=2)
+outcome = simulated.simulate_federation(made, chunk=2)
 assert outcome.devices == 4
 np.save(sys.argv[4], np.concatenate([l.reshape(len(made.graph), -1) for l in jax.tree.leaves(outcome.models)], axis=1))
 """

@@ -74,7 +74,7 @@ def looped(made: build.Federation) -> np.ndarray:
 
 
 def at_once(made: build.Federation, **how: Any) -> np.ndarray:
-    found = simulated.simulate(made, **how).models
+    found = simulated.simulate_federation(made, **how).models
     return np.concatenate([np.asarray(leaf).reshape(len(made.graph), -1) for leaf in jax.tree.leaves(found)], axis=1)
 
 
@@ -127,7 +127,7 @@ STEP = {"training": {
 
 def off(made: build.Federation, sides: list[set[int]]) -> float:
     """How far the members of each side are from their own optimum, the largest."""
-    outcome = simulated.simulate(made, devices=1, chunk=len(made.graph))
+    outcome = simulated.simulate_federation(made, devices=1, chunk=len(made.graph))
     assert outcome.drift < 1e-14
     x, task = np.asarray(outcome.models["trained"]["x"]), made.task
     assert task is not None

@@ -255,7 +255,7 @@ def _logistic(data: Dataset) -> Any:
 
 
 def run(made: build.Federation) -> Any:
-    outcome = simulated.simulate(made, devices=1, chunk=len(made.graph))
+    outcome = simulated.simulate_federation(made, devices=1, chunk=len(made.graph))
     assert outcome.drift < 1e-14  # of the models
     return outcome.models
 

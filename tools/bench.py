@@ -66,14 +66,15 @@ def training_alone(steps: int = 6, batch: int = 32, repeats: int = 300) -> float
     """Seconds of a round's compiled local steps and payload, in one process with nothing else running."""
     import jax
     import jax.numpy as jnp
+    import optax
 
-    from p2pfl import dsgd, from_flax, optimizer
+    from p2pfl import dsgd, from_flax
     from p2pfl.learning.models import mlp
     from p2pfl.node.program import compile
     from p2pfl.types import Neighborhood
 
     learner = from_flax(mlp((64,), 10, hidden=(128,)), jnp.zeros((1, 64)), 10)
-    program = compile(dsgd(learner, optimizer("sgd", learning_rate=0.1)), learner, 2, 0)
+    program = compile(dsgd(learner, optax.sgd(0.1)), learner, 2, 0)
     state = program.init(0, {})
     batches = {"x": np.zeros((steps, batch, 64), np.float32), "y": np.zeros((steps, batch), np.int32)}
     around = Neighborhood(np.zeros(2), np.zeros(2))

@@ -14,9 +14,9 @@ from p2pfl import Algorithm
 
 def gradient_tracking(learner: Any, optimizer: Any) -> Algorithm:
     """Gradient tracking, never restarted."""
-    return p2pfl.ALGORITHMS["gradient_tracking"](learner, optimizer)._replace(restart=None)
+    return p2pfl.algorithms.ALGORITHMS["gradient_tracking"](learner, optimizer)._replace(restart=None)
 
 
 def exact_diffusion(learner: Any, optimizer: Any) -> Algorithm:
     """Exact diffusion, never restarted."""
-    return p2pfl.ALGORITHMS["exact_diffusion"](learner, optimizer)._replace(restart=None)
+    return p2pfl.algorithms.ALGORITHMS["exact_diffusion"](learner, optimizer)._replace(restart=None)

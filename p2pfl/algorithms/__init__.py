@@ -30,4 +30,22 @@ _MAKERS = (
 ALGORITHMS: Mapping[str, Callable[..., Algorithm]] = MappingProxyType({maker.__name__: maker for maker in _MAKERS})
 """Makers `(learner, optimizer, **arguments) -> Algorithm` by name."""
 
-__all__ = ["ALGORITHMS", "proximal", *ALGORITHMS]
+__all__ = [
+    "ALGORITHMS",
+    "ad_psgd",
+    "d2",
+    "dfedavg",
+    "dmsgd",
+    "dsgd",
+    "epidemic",
+    "exact_diffusion",
+    "fedavg",
+    "fedprox",
+    "gossip_learning",
+    "gradient_tracking",
+    "local",
+    "outer",
+    "proximal",
+    "push_sum",
+    "qg_dsgdm",
+]

@@ -21,5 +21,21 @@ from p2pfl.types import Algorithm, Learner
 
 
 def ad_psgd(learner: Learner, optimizer: optax.GradientTransformation) -> Algorithm:
-    """AD-PSGD: pairwise atomic averaging with a random neighbour, gradients at the model from before."""
+    """Average with one random neighbour at a time, gradients at the model from before: AD-PSGD.
+
+    Source: Lian et al. (2018), see the head of this file.
+
+    Args:
+        learner: what is learned: the first model, gradients and evaluation.
+        optimizer: any optax optimizer of the local steps; its state stays at home.
+
+    Returns:
+        The algorithm, for any driver.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> p2pfl.algorithms.ad_psgd(learner(2), optax.sgd(0.1)).lateness
+        16
+    """
     return dsgd(learner, optimizer, order="cta")._replace(name="ad_psgd", plan=sampled.matchings, lateness=16)

@@ -19,6 +19,22 @@ from p2pfl.types import Algorithm, Demands, Learner
 
 
 def d2(learner: Learner, optimizer: optax.GradientTransformation) -> Algorithm:
-    """D2: to the optimum on unequal data where every eigenvalue of W is greater than -1/3."""
+    """Reach the optimum on unequal data where every eigenvalue of W is greater than -1/3: D2.
+
+    Source: Tang et al. (2018), see the head of this file.
+
+    Args:
+        learner: what is learned: the first model, gradients and evaluation.
+        optimizer: any optax optimizer of the local steps; its state stays at home.
+
+    Returns:
+        The algorithm, for any driver.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> p2pfl.algorithms.d2(learner(2), optax.sgd(0.1)).demands.above < 0
+        True
+    """
     why = "d2 diverges there: it needs one W whose eigenvalues are all > -1/3. Use exact_diffusion, safe for every W"
     return corrected("d2", learner, optimizer, 1.0)._replace(demands=Demands("symmetric", -1 / 3, why))

@@ -21,7 +21,28 @@ from p2pfl.types import Algorithm, Batches, Key, Learner, Metrics, Steps
 def dfedavg(
     learner: Learner, optimizer: optax.GradientTransformation, beta: float = 0.9, keep_momentum: bool = False
 ) -> Algorithm:
-    """DFedAvgM with 0 <= `beta` < 1 (0: DFedAvg); momentum starts at zero in every round unless it is kept."""
+    """Take several local momentum steps between two exchanges: DFedAvgM.
+
+    Source: Sun, Li, Wang (2021), see the head of this file.
+
+    Args:
+        learner: what is learned: the first model, gradients and evaluation.
+        optimizer: any optax optimizer of the local steps; its state stays at home.
+        beta: 0 <= beta < 1 of the heavy-ball momentum; 0 is DFedAvg.
+        keep_momentum: the momentum goes on from round to round; else it starts at zero in each.
+
+    Returns:
+        The algorithm, for any driver.
+
+    Raises:
+        ConfigError: beta is out of bounds.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> p2pfl.algorithms.dfedavg(learner(2), optax.sgd(0.1), beta=0.5).travels
+        'the model'
+    """
     base = dmsgd(learner, optimizer, beta)._replace(name="dfedavg")
     if keep_momentum:
         return base

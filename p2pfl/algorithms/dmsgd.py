@@ -24,7 +24,28 @@ from p2pfl.types import Algorithm, Inbox, Learner, Neighborhood, Payload
 def dmsgd(
     learner: Learner, optimizer: optax.GradientTransformation, beta: float = 0.9, mix_momentum: bool = False
 ) -> Algorithm:
-    """Decentralised SGD with heavy-ball momentum 0 <= `beta` < 1 before the optimizer. Raises ConfigError."""
+    """Take steps of SGD with heavy-ball momentum, then mix.
+
+    Source: Yu, Jin, Yang (2019), see the head of this file.
+
+    Args:
+        learner: what is learned: the first model, gradients and evaluation.
+        optimizer: any optax optimizer of the local steps; its state stays at home.
+        beta: 0 <= beta < 1 of the heavy-ball momentum, before the optimizer.
+        mix_momentum: the momentum travels and is mixed, too.
+
+    Returns:
+        The algorithm, for any driver.
+
+    Raises:
+        ConfigError: beta is out of bounds.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> p2pfl.algorithms.dmsgd(learner(2), optax.sgd(0.1), mix_momentum=True).travels
+        'the model and its momentum'
+    """
     share(beta=beta)
     base = dsgd(learner, optax.chain(optax.trace(beta), optimizer))._replace(name="dmsgd")
     if not mix_momentum:

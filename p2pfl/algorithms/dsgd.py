@@ -33,7 +33,27 @@ class DSGDState(NamedTuple):
 
 
 def dsgd(learner: Learner, optimizer: optax.GradientTransformation, order: str = "atc") -> Algorithm:
-    """Decentralised SGD with any optax optimizer; `order` is "atc" or "cta". Raises ConfigError for another order."""
+    """Take local steps and average with the neighbours: decentralised SGD, with any optimizer.
+
+    Source: Lian et al. (2017); Sayed (2014), see the head of this file.
+
+    Args:
+        learner: what is learned: the first model, gradients and evaluation.
+        optimizer: any optax optimizer of the local steps; its state stays at home.
+        order: "atc", adapt then combine, or "cta", combine then adapt.
+
+    Returns:
+        The algorithm, for any driver.
+
+    Raises:
+        ConfigError: another order.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> p2pfl.algorithms.dsgd(learner(2), optax.sgd(0.1), order="cta").travels
+        'the model before the local steps'
+    """
     one_of(("atc", "cta"), order=order)
     first = order == "cta"  # send first
 
@@ -54,4 +74,4 @@ def dsgd(learner: Learner, optimizer: optax.GradientTransformation, order: str =
         return init(params, 0)
 
     travels = "the model before the local steps" if first else "the model"
-    return Algorithm("dsgd", init, local, send, mix, adopt, lambda state: state.params, travels)
+    return Algorithm("dsgd", init, local, send, mix, adopt, lambda state: state.params, travels, learner=learner)

@@ -26,7 +26,28 @@ from p2pfl.types import Algorithm, Demands, Learner, Planning, Schedule
 def epidemic(
     learner: Learner, optimizer: optax.GradientTransformation, kind: str = "local", sends: int = 2
 ) -> Algorithm:
-    """Epidemic learning with `sends` models a round; `kind` is "local" or "oracle". Raises ConfigError."""
+    """Draw the graph anew in every round: epidemic learning.
+
+    Source: de Vos et al. (2023), see the head of this file.
+
+    Args:
+        learner: what is learned: the first model, gradients and evaluation.
+        optimizer: any optax optimizer of the local steps; its state stays at home.
+        kind: "local", where every node sends to random others, or "oracle", a random regular graph.
+        sends: models that a node sends in a round, >= 1.
+
+    Returns:
+        The algorithm, for any driver.
+
+    Raises:
+        ConfigError: another kind, or sends < 1.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> p2pfl.algorithms.epidemic(learner(2), optax.sgd(0.1), kind="oracle", sends=3).link
+        'exchange'
+    """
     one_of(("local", "oracle"), kind=kind)
     at_least(1, sends=sends)
     base = dsgd(learner, optimizer)._replace(name="epidemic")

@@ -36,7 +36,23 @@ class DiffusionState(NamedTuple):
 
 
 def exact_diffusion(learner: Learner, optimizer: optax.GradientTransformation) -> Algorithm:
-    """Exact diffusion: to the optimum on unequal data, for every symmetric W."""
+    """Reach the optimum on unequal data, for every symmetric W: exact diffusion.
+
+    Source: Yuan, Ying, Zhao, Sayed (2017), see the head of this file.
+
+    Args:
+        learner: what is learned: the first model, gradients and evaluation.
+        optimizer: any optax optimizer of the local steps; its state stays at home.
+
+    Returns:
+        The algorithm, for any driver.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> p2pfl.algorithms.exact_diffusion(learner(2), optax.sgd(0.1)).state_class
+        'sum'
+    """
     return corrected("exact_diffusion", learner, optimizer, 0.5)
 
 
@@ -75,5 +91,5 @@ def corrected(name: str, learner: Learner, optimizer: optax.GradientTransformati
     return Algorithm(
         name, init, local, send, mix, adopt, lambda state: state.params,
         travels="the corrected model", state_class="sum", lateness=1,
-        mass=lambda state: (mixed(state.params), state.correction), restart=restart,
+        mass=lambda state: (mixed(state.params), state.correction), restart=restart, learner=learner,
     )  # fmt: skip

@@ -23,7 +23,23 @@ from p2pfl.types import Algorithm, Demands, Learner
 
 
 def fedavg(learner: Learner, optimizer: optax.GradientTransformation) -> Algorithm:
-    """FedAvg: gather and copy on a star, sample-weighted averaging on a complete graph."""
+    """Average by samples: gather and copy on a star, at once on a complete graph.
+
+    Source: McMahan et al. (2017), see the head of this file.
+
+    Args:
+        learner: what is learned: the first model, gradients and evaluation.
+        optimizer: any optax optimizer of the local steps; its state stays at home.
+
+    Returns:
+        The algorithm, for any driver.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> p2pfl.algorithms.fedavg(learner(2), optax.sgd(0.1)).demands.weights
+        'row'
+    """
     return dsgd(learner, optimizer)._replace(
         name="fedavg", plan=sampled.star_phases, link="push", keeps_mean="nothing", demands=Demands("row"),
         weigh=renormalized,

@@ -20,7 +20,27 @@ from p2pfl.types import Algorithm, Learner, Tree
 
 
 def proximal(learner: Learner, mu: float) -> Learner:
-    """The learner with the proximal term `mu` >= 0 in its local steps, on top of a penalty it may have."""
+    """Hold local steps back to the model that the round began with.
+
+    Source: Li et al. (2020), equation 2.
+
+    Args:
+        learner: the learner, whose own penalty stays.
+        mu: strength, >= 0.
+
+    Returns:
+        The learner with the term mu/2 ||z - x||^2 in its local steps, x the model that the round began with.
+
+    Raises:
+        ConfigError: mu < 0.
+
+    Example:
+        >>> import jax.numpy as jnp, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> held = p2pfl.algorithms.proximal(learner(1), mu=0.5)
+        >>> held.penalty({"x": jnp.ones(1)}, {"x": jnp.zeros(1)})["x"].item()
+        0.5
+    """
     at_least(0, mu=mu)
     inner = learner.penalty
 
@@ -32,5 +52,25 @@ def proximal(learner: Learner, mu: float) -> Learner:
 
 
 def fedprox(learner: Learner, optimizer: optax.GradientTransformation, mu: float = 0.01) -> Algorithm:
-    """Decentralised FedProx: proximal local steps, then combine."""
+    """Take proximal local steps, then combine: decentralised FedProx.
+
+    Source: Li et al. (2020), see the head of this file.
+
+    Args:
+        learner: what is learned: the first model, gradients and evaluation.
+        optimizer: any optax optimizer of the local steps; its state stays at home.
+        mu: strength of the proximal term, >= 0.
+
+    Returns:
+        The algorithm, for any driver.
+
+    Raises:
+        ConfigError: mu < 0.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> p2pfl.algorithms.fedprox(learner(2), optax.sgd(0.1), mu=0.1).name
+        'fedprox'
+    """
     return dsgd(proximal(learner, mu), optimizer)._replace(name="fedprox")

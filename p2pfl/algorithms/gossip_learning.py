@@ -36,7 +36,27 @@ class GossipState(NamedTuple):
 
 
 def gossip_learning(learner: Learner, optimizer: optax.GradientTransformation, limit: int | None = None) -> Algorithm:
-    """Push gossip with merging by age; `limit`: ages farther apart are not merged. Raises ConfigError for limit < 0."""
+    """Push the model to one random neighbour; models merge weighted by their age.
+
+    Source: Ormandi, Hegedus, Jelasity (2013), see the head of this file.
+
+    Args:
+        learner: what is learned: the first model, gradients and evaluation.
+        optimizer: any optax optimizer of the local steps; its state stays at home.
+        limit: local steps; of models whose ages differ by more the older replaces the younger. None merges all.
+
+    Returns:
+        The algorithm, for any driver.
+
+    Raises:
+        ConfigError: limit < 0.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> p2pfl.algorithms.gossip_learning(learner(2), optax.sgd(0.1), limit=100).travels
+        'the model and its age'
+    """
     at_least(0, limit=0 if limit is None else limit)
 
     def init(params: Params, slots: int) -> GossipState:
@@ -73,5 +93,5 @@ def gossip_learning(learner: Learner, optimizer: optax.GradientTransformation, l
     return Algorithm(
         "gossip_learning", init, local, send, mix, adopt, lambda state: state.params,
         travels="the model and its age", link="push", keeps_mean="nothing", linear=False, demands=Demands("any"),
-        plan=partial(sampled.pushes, s=1),
+        plan=partial(sampled.pushes, s=1), learner=learner,
     )  # fmt: skip

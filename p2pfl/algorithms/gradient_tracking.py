@@ -39,7 +39,27 @@ class TrackingState(NamedTuple):
 
 
 def gradient_tracking(learner: Learner, optimizer: optax.GradientTransformation, form: str = "atc") -> Algorithm:
-    """Gradient tracking; `form` is "atc" or "diging". Raises ConfigError for another form."""
+    """Follow an estimate of the mean gradient, so that all reach the optimum itself.
+
+    Source: Di Lorenzo, Scutari (2016); Nedic, Olshevsky, Shi (2017), see the head of this file.
+
+    Args:
+        learner: what is learned: the first model, gradients and evaluation.
+        optimizer: any optax optimizer of the local steps; its state stays at home.
+        form: "atc" or "diging".
+
+    Returns:
+        The algorithm, for any driver.
+
+    Raises:
+        ConfigError: another form.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> p2pfl.algorithms.gradient_tracking(learner(2), optax.sgd(0.1)).travels
+        'the model and a direction'
+    """
     one_of(("atc", "diging"), form=form)
 
     def init(params: Params, slots: int) -> TrackingState:
@@ -74,5 +94,5 @@ def gradient_tracking(learner: Learner, optimizer: optax.GradientTransformation,
     return Algorithm(
         "gradient_tracking", init, local, send, mix, adopt, lambda state: state.params,
         travels="the model and a direction", state_class="sum",
-        mass=lambda state: (state.params, state.correction), restart=restart,
+        mass=lambda state: (state.params, state.correction), restart=restart, learner=learner,
     )  # fmt: skip

@@ -48,7 +48,28 @@ def outer(
     outer: Mapping[str, Any] | optax.GradientTransformation = NESTEROV,
     pairs: bool = False,
 ) -> Algorithm:
-    """DiLoCo over the neighbourhood, or with `pairs` NoLoCo; `outer`: an optax optimizer, or its name and arguments."""
+    """Take a step of a second optimizer along what a round has changed: DiLoCo over the neighbourhood.
+
+    Source: Douillard et al. (2023); Kolehmainen et al. (2025), see the head of this file.
+
+    Args:
+        learner: what is learned: the first model, gradients and evaluation.
+        optimizer: any optax optimizer of the local steps; its state stays at home.
+        outer: the second optimizer, of optax, or its name and arguments: {"name": "sgd", "learning_rate": 0.7}.
+        pairs: random pairs, drawn in every round (NoLoCo), in place of all neighbours (DiLoCo).
+
+    Returns:
+        The algorithm, for any driver.
+
+    Raises:
+        ConfigError: `outer` names no optimizer of optax.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> p2pfl.algorithms.outer(learner(2), optax.sgd(0.1), outer=optax.sgd(0.7)).name
+        'outer'
+    """
     if not isinstance(outer, optax.GradientTransformation):
         if "name" not in outer:
             raise ConfigError('outer: must name an optimizer, as in { name = "sgd", learning_rate = 0.7 }')
@@ -79,5 +100,5 @@ def outer(
 
     return Algorithm(
         "outer", init, local, send, mix, adopt, lambda state: state.params,
-        mass=lambda state: state.mixed, plan=sampled.matchings if pairs else None,
+        mass=lambda state: state.mixed, plan=sampled.matchings if pairs else None, learner=learner,
     )  # fmt: skip

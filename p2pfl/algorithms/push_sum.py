@@ -39,7 +39,27 @@ class PushSumState(NamedTuple):
 
 
 def push_sum(learner: Learner, optimizer: optax.GradientTransformation, by: str = "node") -> Algorithm:
-    """Stochastic gradient push; `by` is what counts once in the mean, "node" or "sample". Else raises ConfigError."""
+    """Share the model out over directed, changing and lossy graphs: stochastic gradient push.
+
+    Source: Assran et al. (2019), see the head of this file.
+
+    Args:
+        learner: what is learned: the first model, gradients and evaluation.
+        optimizer: any optax optimizer of the local steps; its state stays at home.
+        by: what counts once in the mean, "node" or "sample".
+
+    Returns:
+        The algorithm, for any driver.
+
+    Raises:
+        ConfigError: another `by`.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> p2pfl.algorithms.push_sum(learner(2), optax.sgd(0.1)).keeps_mean
+        'running_sums'
+    """
     one_of(("node", "sample"), by=by)
 
     def counts(params: Params) -> Array:
@@ -83,6 +103,6 @@ def push_sum(learner: Learner, optimizer: optax.GradientTransformation, by: str 
         "push_sum", init, local, send, mix, adopt, params,
         travels="the running sum of what was shared with a neighbour", link="push", keeps_mean="running_sums",
         mass=lambda state: under_way(state.mine, state.sent, state.seen), state_class="pairwise", per_edge=True,
-        linear=False, demands=Demands("column"), put=put,
+        linear=False, demands=Demands("column"), put=put, learner=learner,
         restart=lambda state, slots: init(params(state), slots)._replace(opt_state=state.opt_state),
     )  # fmt: skip

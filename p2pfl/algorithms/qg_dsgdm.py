@@ -42,7 +42,28 @@ class QGState(NamedTuple):
 def qg_dsgdm(
     learner: Learner, optimizer: optax.GradientTransformation, beta: float = 0.9, mu: float | None = None
 ) -> Algorithm:
-    """QG-DSGDm; 0 <= `beta`, `mu` < 1, `mu` is `beta` unless given. The optimizer must be plain SGD: ConfigError."""
+    """Take momentum along the way of the mixed model: quasi-global momentum.
+
+    Source: Lin et al. (2021), see the head of this file.
+
+    Args:
+        learner: what is learned: the first model, gradients and evaluation.
+        optimizer: any optax optimizer of the local steps; its state stays at home.
+        beta: 0 <= beta < 1, how much of the momentum goes into a step.
+        mu: 0 <= mu < 1, what a round leaves of the momentum; None: beta.
+
+    Returns:
+        The algorithm, for any driver.
+
+    Raises:
+        ConfigError: beta or mu is out of bounds, or the optimizer is not plain SGD.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> p2pfl.algorithms.qg_dsgdm(learner(2), optax.sgd(0.1)).name
+        'qg_dsgdm'
+    """
     mu = beta if mu is None else mu
     share(beta=beta, mu=mu)
     if not is_plain(optimizer):
@@ -84,4 +105,4 @@ def qg_dsgdm(
     def adopt(state: Any, params: Params) -> QGState:
         return init(params, 0)
 
-    return Algorithm("qg_dsgdm", init, local, send, mix, adopt, lambda state: state.params)
+    return Algorithm("qg_dsgdm", init, local, send, mix, adopt, lambda state: state.params, learner=learner)

@@ -14,14 +14,45 @@ from p2pfl.types import Delivery, Schedule
 
 
 def lost(probability: Any, seed: int, round: Any, sender: Any, receiver: Any) -> np.ndarray:
-    """bool of the shape the arguments broadcast to: the network loses this message."""
+    """Draw which messages the network loses; the same arguments give the same draw.
+
+    Args:
+        probability: 0 to 1, of each message.
+        seed: of the draw.
+        round: 1, 2, ...
+        sender: its id.
+        receiver: its id.
+
+    Returns:
+        bool of the shape that the arguments broadcast to.
+
+    Example:
+        >>> import numpy as np
+        >>> from p2pfl import churn
+        >>> churn.lost(1.0, 0, 1, np.array([0, 1]), 2).tolist()
+        [True, True]
+    """
     if not np.any(probability):
         return np.zeros(np.broadcast_shapes(np.shape(round), np.shape(sender), np.shape(receiver)), bool)
     return random_bits.uniform(random_bits.LOSS, seed, round, sender, receiver) < probability
 
 
 def losing(events: Sequence[Event], probability: float, seed: int) -> Callable[[int, int, int], bool]:
-    """(round, sender, receiver) -> whether the message is lost or cut: `probability` on every link, and the events."""
+    """Tell which messages the network or an event takes away.
+
+    Args:
+        events: in any order; a round's take effect when it begins.
+        probability: on every link, 0 to 1.
+        seed: of the draws.
+
+    Returns:
+        (round, sender, receiver) -> whether the message is lost or cut.
+
+    Example:
+        >>> from p2pfl import churn
+        >>> churn.losing([], 0.0, seed=0)(1, 0, 2)
+        False
+    """
     kept_back, on_links = cut(events), losses(events)
 
     def loses(round: int, sender: int, receiver: int) -> bool:

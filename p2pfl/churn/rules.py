@@ -13,7 +13,24 @@ from p2pfl.errors import ConfigError, nearest
 
 
 def check(events: Sequence[Event], nodes: int, rounds: int) -> None:
-    """Raises ConfigError for events that can't happen: unknown kinds, nodes or rounds, a wrong order, nobody left."""
+    """Refuse events that can't happen.
+
+    Args:
+        events: in any order; a round's take effect when it begins.
+        nodes: their number n.
+        rounds: of the run.
+
+    Raises:
+        ConfigError: unknown kinds, nodes or rounds, a wrong order, nobody left.
+
+    Example:
+        >>> from p2pfl import churn
+        >>> events = [churn.Event("crash", node=1, round=2)]
+        >>> churn.check(events, nodes=1, rounds=3)
+        Traceback (most recent call last):
+        ...
+        p2pfl.errors.ConfigError: churn[0].node=1: ...
+    """
     for i, event in enumerate(events):
         check_one(event, f"churn[{i}]", nodes, rounds)
     for node in sorted({event.node for event in events if event.node >= 0}):

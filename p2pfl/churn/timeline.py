@@ -30,7 +30,23 @@ class Timeline(NamedTuple):
 
 
 def timeline(events: Sequence[Event], nodes: int, rounds: int, detection: int = 0) -> Timeline:
-    """The timeline of events that `check` lets pass. `detection`: rounds after which a crash or partition is known."""
+    """Return events round by round.
+
+    Args:
+        events: that `check` lets pass.
+        nodes: their number n.
+        rounds: of the run.
+        detection: rounds after which a crash or partition is known, >= 0.
+
+    Returns:
+        Arrays [rounds, nodes]; row r - 1 is round r.
+
+    Example:
+        >>> from p2pfl import churn
+        >>> events = [churn.Event("crash", node=1, round=2)]
+        >>> churn.timeline(events, nodes=2, rounds=3).present.tolist()
+        [[True, True], [True, False], [True, False]]
+    """
     shape = (rounds, nodes)
     present, known, frozen = np.ones(shape, bool), np.ones(shape, bool), np.zeros(shape, bool)
     kept, fresh = np.zeros(shape, bool), np.zeros(shape, bool)
@@ -63,12 +79,40 @@ def timeline(events: Sequence[Event], nodes: int, rounds: int, detection: int = 
 
 
 def active(events: Sequence[Event], nodes: int, rounds: int) -> np.ndarray:
-    """[rounds, nodes] bool: who takes part in round r (row r - 1)."""
+    """Tell who takes part in which round.
+
+    Args:
+        events: that `check` lets pass.
+        nodes: their number n.
+        rounds: of the run.
+
+    Returns:
+        [rounds, nodes] bool; row r - 1 is round r.
+
+    Example:
+        >>> from p2pfl import churn
+        >>> events = [churn.Event("crash", node=1, round=2)]
+        >>> churn.active(events, nodes=2, rounds=2).tolist()
+        [[True, True], [True, False]]
+    """
     return timeline(events, nodes, rounds).active
 
 
 def expected(events: Sequence[Event], nodes: int) -> tuple[int, ...]:
-    """Who is there from the start: all but those that join later."""
+    """Tell who is there from the start.
+
+    Args:
+        events: in any order; a round's take effect when it begins.
+        nodes: their number n.
+
+    Returns:
+        Ids, ascending: all but those that join later.
+
+    Example:
+        >>> from p2pfl import churn
+        >>> churn.expected([churn.Event("join", node=1, round=5)], nodes=3)
+        (0, 2)
+    """
     later = {event.node for event in events if event.event == "join"}
     return tuple(node for node in range(nodes) if node not in later)
 
@@ -85,7 +129,20 @@ def _partitions(events: Sequence[Event]) -> list[tuple[int, int | None, dict[int
 
 
 def cut(events: Sequence[Event]) -> Callable[[int, int, int], bool]:
-    """(round, sender, receiver) -> whether a partition keeps the message of that round back."""
+    """Tell which messages partitions keep back.
+
+    Args:
+        events: in any order; a round's take effect when it begins.
+
+    Returns:
+        (round, sender, receiver) -> whether a partition keeps the message back.
+
+    Example:
+        >>> from p2pfl import churn
+        >>> keeps_back = churn.cut([churn.Event("partition", -1, 3, groups=((0, 1),))])
+        >>> keeps_back(3, 0, 2), keeps_back(3, 0, 1), keeps_back(2, 0, 2)
+        (True, False, False)
+    """
     parts = _partitions(events)
     starts = [start for start, _, _ in parts]
 
@@ -100,7 +157,20 @@ def cut(events: Sequence[Event]) -> Callable[[int, int, int], bool]:
 
 
 def losses(events: Sequence[Event]) -> Callable[[Any, Any, Any], Any]:
-    """(round, sender, receiver) -> the probability that "link_loss" loses the message; arguments may be arrays."""
+    """Tell with which probability "link_loss" loses a message.
+
+    Args:
+        events: in any order; a round's take effect when it begins.
+
+    Returns:
+        (round, sender, receiver) -> probability; the arguments may be arrays.
+
+    Example:
+        >>> from p2pfl import churn
+        >>> probability = churn.losses([churn.Event("link_loss", -1, 1, rounds=2, nodes=(0,), loss=0.5)])
+        >>> float(probability(1, 0, 2)), float(probability(3, 0, 2))
+        (0.5, 0.0)
+    """
     told = [event for event in events if event.event == "link_loss"]
 
     def probability(round: Any, sender: Any, receiver: Any) -> Any:
@@ -120,7 +190,20 @@ def losses(events: Sequence[Event]) -> Callable[[Any, Any, Any], Any]:
 
 
 def lags(events: Sequence[Event]) -> Callable[[int, int], float]:
-    """(round, node) -> by how many seconds the messages that the node sends in that round are late."""
+    """Tell by how much the messages are late that a node sends in a round.
+
+    Args:
+        events: in any order; a round's take effect when it begins.
+
+    Returns:
+        (round, node) -> seconds.
+
+    Example:
+        >>> from p2pfl import churn
+        >>> seconds = churn.lags([churn.Event("lag", 0, 2, rounds=1, seconds=0.3)])
+        >>> seconds(1, 0), seconds(2, 0)
+        (0, 0.3)
+    """
     told = [event for event in events if event.event == "lag"]
 
     def seconds(round: int, node: int) -> float:

@@ -142,12 +142,29 @@ class NodeFile:
     data: DataTable | None = None  # this machine's own rows, instead of its part of the experiment's data
 
 
-def load(path: Path, overrides: Sequence[str] = (), find: bool = False) -> Experiment:
-    """Read an experiment file and apply `a.b=VALUE` overrides. Raises ConfigError.
+def load(path: Path | str, overrides: Sequence[str] = (), find: bool = False) -> Experiment:
+    """Read an experiment file and apply overrides.
 
-    Paths in the file become absolute (see `located`); those of overrides are taken from the current directory. With
-    `find`, the files it names must be there; a node that brings its own rows has no need of the experiment's.
+    Args:
+        path: of the file.
+        overrides: "a.b=VALUE", where VALUE is TOML.
+        find: the files that it names must be there; a node that brings its own rows has no need of the experiment's.
+
+    Returns:
+        The experiment; paths in the file are taken from its folder, those of overrides from the current one, and become
+        absolute.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, or a field can't mean anything, with a line for every fault.
+
+    Example:
+        >>> import p2pfl
+        >>> p2pfl.load_experiment("no-such-file.toml")
+        Traceback (most recent call last):
+        ...
+        p2pfl.errors.ConfigError: no-such-file.toml: no such file; the full path is ...
     """
+    path = Path(path)
     table = toml.read(path)
     given = {}
     for found, key, _ in _paths(table):

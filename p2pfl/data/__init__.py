@@ -6,12 +6,35 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import numpy as np
+import numpy.typing as npt
 
 from p2pfl.data import builtin, csv, folder, medmnist, npz
+from p2pfl.data.builtin import breast_cancer, digits
 from p2pfl.data.dataset import Dataset, Samples, as_float32, encode_labels, validate
+from p2pfl.data.partition import PARTITIONS, Partition, by_site, dirichlet, iid, shards
 from p2pfl.errors import DataError
 
-__all__ = ["BUILTIN", "Dataset", "Samples", "as_dataset", "builtin", "csv", "folder", "medmnist", "npz", "validate"]
+__all__ = [
+    "BUILTIN",
+    "PARTITIONS",
+    "Dataset",
+    "Partition",
+    "Samples",
+    "as_dataset",
+    "breast_cancer",
+    "builtin",
+    "by_site",
+    "csv",
+    "digits",
+    "dirichlet",
+    "folder",
+    "from_arrays",
+    "iid",
+    "medmnist",
+    "npz",
+    "shards",
+    "validate",
+]
 
 BUILTIN: Mapping[str, Callable[..., Dataset]] = MappingProxyType(
     {"digits": builtin.digits, "breast_cancer": builtin.breast_cancer}
@@ -20,18 +43,29 @@ BUILTIN: Mapping[str, Callable[..., Dataset]] = MappingProxyType(
 
 
 def as_dataset(result: object, where: str) -> Dataset:
-    """The data that a function of the user's own has returned, checked.
+    """Make a checked data set of what a function of the user's own has returned.
 
-    It is a Dataset, or (x_train, y_train, x_test, y_test): x [N, ...] numbers (cast to float32, never scaled), y [N] or
-    [N, 1] whole numbers or text. Raises DataError, with `where` at its head, for anything else, and for data that
-    `validate` refuses.
+    Args:
+        result: a Dataset, or (x_train, y_train, x_test, y_test), as `from_arrays` takes them.
+        where: what the text of an error begins with.
+
+    Returns:
+        The data set.
+
+    Raises:
+        DataError: anything else, or data that `validate` refuses.
+
+    Example:
+        >>> import numpy as np, p2pfl
+        >>> p2pfl.data.as_dataset((np.eye(2), [0, 1], np.eye(2), [1, 0]), "mine").train.y.tolist()
+        [0, 1]
     """
-    dataset = result if isinstance(result, Dataset) else _from_arrays(result, where)
+    dataset = result if isinstance(result, Dataset) else _from_returned(result, where)
     validate(dataset, where)
     return dataset
 
 
-def _from_arrays(found: object, where: str) -> Dataset:
+def _from_returned(found: object, where: str) -> Dataset:
     """(x_train, y_train, x_test, y_test) as a Dataset."""
     if not isinstance(found, (tuple, list)) or len(found) != 4:
         what = f"{len(found)} values" if isinstance(found, (tuple, list)) else f"a {type(found).__name__}"
@@ -40,8 +74,37 @@ def _from_arrays(found: object, where: str) -> Dataset:
         x_train, y_train, x_test, y_test = (np.asarray(part) for part in found)
     except ValueError as exc:  # nested lists of unequal length
         raise DataError(f"{where}: returned what can't be made an array: {exc}") from exc
-    for name, x in (("x_train", x_train), ("x_test", x_test)):
+    return from_arrays(x_train, y_train, x_test, y_test, where)
+
+
+def from_arrays(
+    x_train: npt.ArrayLike, y_train: npt.ArrayLike, x_test: npt.ArrayLike, y_test: npt.ArrayLike, where: str = "arrays"
+) -> Dataset:
+    """Make a data set of classes from arrays.
+
+    Args:
+        x_train: [N, ...] numbers; cast to float32, never scaled.
+        y_train: [N] or [N, 1] whole numbers or text: the label of each row.
+        x_test: [M, ...] numbers, rows to test on.
+        y_test: [M] or [M, 1] labels; the classes are all labels of both parts, in order.
+        where: what the text of an error begins with.
+
+    Returns:
+        The data set; `validate` says whether it can be trained on.
+
+    Raises:
+        DataError: x holds no numbers, or y no labels.
+
+    Example:
+        >>> import numpy as np, p2pfl
+        >>> p2pfl.data.from_arrays(np.eye(2), ["ill", "well"], np.eye(2), ["well", "well"]).classes
+        ('ill', 'well')
+    """
+    parts = {"x_train": np.asarray(x_train), "x_test": np.asarray(x_test)}
+    for name, x in parts.items():
         if x.dtype.kind not in "buif":
             raise DataError(f"{where}: {name} has dtype {x.dtype}; it must hold numbers")
-    (train, test), classes = encode_labels({"y_train": y_train, "y_test": y_test}, None, where)
-    return Dataset(Samples(as_float32(x_train), train), Samples(as_float32(x_test), test), classes)
+    labels = {"y_train": np.asarray(y_train), "y_test": np.asarray(y_test)}
+    (train, test), classes = encode_labels(labels, None, where)
+    x, x_other = (as_float32(part) for part in parts.values())
+    return Dataset(Samples(x, train), Samples(x_other, test), classes)

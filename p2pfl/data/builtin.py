@@ -12,9 +12,24 @@ from p2pfl.data.dataset import Dataset, Samples, as_float32, mean_and_sd, split,
 
 
 def digits(test_fraction: float = 0.2, seed: int = 0) -> Dataset:
-    """Handwritten digits (Alpaydin and Kaynak 1998, UCI): 1797 rows, x [N, 64] float32 in 0..1, 10 classes.
+    """Load handwritten digits.
 
-    Split at random, stratified by class. Raises ConfigError for a fraction outside (0, 1) or a negative seed.
+    Source: Alpaydin and Kaynak (1998), UCI.
+
+    Args:
+        test_fraction: rows of the set that are tested on, > 0 and < 1.
+        seed: of the split, >= 0.
+
+    Returns:
+        1797 rows, x [N, 64] float32 in 0..1, 10 classes; split at random, stratified by class.
+
+    Raises:
+        ConfigError: an argument is out of bounds.
+
+    Example:
+        >>> import p2pfl
+        >>> p2pfl.data.digits().test.x.shape
+        (359, 64)
     """
     from sklearn.datasets import load_digits  # here: see the head of the module
 
@@ -32,10 +47,25 @@ def digits(test_fraction: float = 0.2, seed: int = 0) -> Dataset:
 
 
 def breast_cancer(test_fraction: float = 0.2, seed: int = 0) -> Dataset:
-    """Breast cancer Wisconsin, diagnostic (Street et al. 1993, UCI): 569 rows, x [N, 30] float32, 2 classes.
+    """Load breast cancer Wisconsin, diagnostic.
 
-    Standardised with the mean and standard deviation of the train part. Split at random, stratified by class. Raises
-    ConfigError for a fraction outside (0, 1) or a negative seed.
+    Source: Street et al. (1993), UCI.
+
+    Args:
+        test_fraction: rows of the set that are tested on, > 0 and < 1.
+        seed: of the split, >= 0.
+
+    Returns:
+        569 rows, x [N, 30] float32, 2 classes; standardised with the mean and standard deviation of the train part,
+        split at random, stratified by class.
+
+    Raises:
+        ConfigError: an argument is out of bounds.
+
+    Example:
+        >>> import p2pfl
+        >>> p2pfl.data.breast_cancer().train.x.shape
+        (455, 30)
     """
     from sklearn.datasets import load_breast_cancer  # here: see the head of the module
 

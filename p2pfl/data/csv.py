@@ -76,10 +76,27 @@ class CsvTable(NamedTuple):
 
 
 def load(path: str | os.PathLike[str], wanted: CsvTable) -> Dataset:
-    """Read a .csv (UTF-8; comma, semicolon or tab) and make of it what is wanted.
+    r"""Read a .csv (UTF-8; comma, semicolon or tab) and make of it what is wanted.
 
-    x [N, F] float32, y as the kind has it, site [N] int32 (None without `site`); rows keep the order of the file.
-    Raises DataError with file, column, line and way out for what does not fit; ConfigError for a wrong field.
+    Args:
+        path: of the file.
+        wanted: the columns and what is done with them; the head of this module explains the fields.
+
+    Returns:
+        x [N, F] float32, y as the kind has it, site [N] int32 (None without `site`); rows keep the order of the file.
+
+    Raises:
+        DataError: file, column, line and way out of what does not fit.
+        ConfigError: a wrong field.
+
+    Example:
+        >>> import pathlib, tempfile, p2pfl
+        >>> from p2pfl.data.csv import CsvTable
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder) / "mine.csv"
+        ...     _ = file.write_text("age,ill\n" + "".join(f"{40 + i},{'yes' if i % 2 else 'no'}\n" for i in range(20)))
+        ...     p2pfl.data.csv.load(file, CsvTable(label="ill")).classes
+        ('no', 'yes')
     """
     _check(wanted)
     return from_table(read(Path(path), wanted.drop), wanted)

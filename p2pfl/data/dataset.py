@@ -62,12 +62,26 @@ class Dataset(NamedTuple):
 
 
 def validate(dataset: Dataset, where: str) -> None:
-    """Refuse a data set that training could not use; `where` says where it came from.
+    """Refuse a data set that training could not use.
 
     Holds: a kind of KINDS, float32 x, y of the kind's dtype and shape, int32 site, equal lengths, equal row shapes, no
     NaN and nothing infinite, labels and sites within their names, at least two classes (of labels, targets and risks:
     one), at least one train row and one test row.
-    Raises DataError with the part ("train.x"), how many entries are wrong, and the first row (counted from 0).
+
+    Args:
+        dataset: to look at.
+        where: where it came from, the head of an error.
+
+    Raises:
+        DataError: the part ("train.x"), how many entries are wrong, and the first row (counted from 0).
+
+    Example:
+        >>> import numpy as np, p2pfl
+        >>> rows = p2pfl.Samples(np.full((1, 2), np.nan, np.float32), np.zeros(1, np.int32))
+        >>> p2pfl.data.validate(p2pfl.Dataset(rows, rows, ("a", "b")), "mine")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        p2pfl.errors.DataError: mine: train.x ...
     """
     _validate_names(dataset, where)
     parts = [("train", dataset.train), ("test", dataset.test)]

@@ -45,13 +45,30 @@ def load(
     test_fraction: float = 0.2,
     seed: int = 0,
 ) -> Dataset:
-    """The data set at the root `path`, as `layout` (a name of experiments/data, or the path of a .toml) describes it.
+    """Load a data set from its folder, as a layout describes it.
 
-    x [N, H, W, C] float32; of slices = "volume" [N, D, H, W, C]; of series and tables [N, F]. y as the kind has it.
-    `missing`: "error" refuses a row whose file is not there, "drop_row" leaves it out. `side`: square images of so many
-    pixels, instead of the layout's size. `limit`: so many rows of the layout at most, drawn from `seed` in proportion
-    to the parts; a volume is one such row. `test_fraction` is used where the layout has no test rows.
-    Raises DataError with file, row, field and way out for what does not fit; ConfigError for a wrong argument.
+    Args:
+        path: the root of the data set.
+        layout: a name of experiments/data, or the path of a .toml.
+        missing: "error" refuses a row whose file is not there, "drop_row" leaves it out.
+        side: square images of so many pixels, instead of the layout's size.
+        limit: rows of the layout at most, drawn in proportion to the parts; a volume is one such row.
+        test_fraction: rows to test on, where the layout has none.
+        seed: of split and limit, >= 0.
+
+    Returns:
+        x [N, H, W, C] float32; of slices = "volume" [N, D, H, W, C]; of series and tables [N, F]. y as the kind has it.
+
+    Raises:
+        DataError: file, row, field and way out of what does not fit.
+        ConfigError: an argument is out of bounds.
+
+    Example:
+        >>> import p2pfl
+        >>> p2pfl.data.folder.load("pictures", "mine.toml", side=0)
+        Traceback (most recent call last):
+        ...
+        p2pfl.errors.ConfigError: side=0: must be >= 1
     """
     one_of(("error", "drop_row"), missing=missing)
     fraction(test_fraction=test_fraction)

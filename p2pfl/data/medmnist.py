@@ -77,12 +77,31 @@ SUBSETS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
 
 
 def load(subset: str, size: int = 28, root: str | None = None, seed: int = 0) -> Dataset:
-    """A subset of MedMNIST: x [N, size, size, C] (3-D: [N, size, size, size, 1]) float32 in 0..1, its own split.
+    """Load a subset of MedMNIST.
 
-    Looks for `subset`.npz, of other sizes than 28 `subset`_`size`.npz, in `root` (~/.medmnist unless given), and else
-    lets the `medmnist` package download it there. ChestMNIST is of the kind "labels"; all others are "classes". The
-    split is the authors', so `seed` draws nothing. Raises ConfigError for an unknown subset or size; DataError for a
-    file that is not there and can't be got, with the ways to get it, and for what `npz.load` refuses.
+    Looks for `subset`.npz, of other sizes than 28 `subset`_`size`.npz, and else lets the `medmnist` package download
+    it. Source: Yang et al. (2023).
+
+    Args:
+        subset: its name, such as "pathmnist".
+        size: side in pixels, 28, 64, ...
+        root: the folder of its file; None: ~/.medmnist.
+        seed: draws nothing: the split is the authors'.
+
+    Returns:
+        x [N, size, size, C] (3-D: [N, size, size, size, 1]) float32 in 0..1. ChestMNIST is of the kind "labels"; all
+        others are "classes".
+
+    Raises:
+        ConfigError: no such subset or size.
+        DataError: the file is not there and can't be got, with the ways to get it; and what `npz.load` refuses.
+
+    Example:
+        >>> import p2pfl
+        >>> p2pfl.data.medmnist.load("pathmnist", size=29)
+        Traceback (most recent call last):
+        ...
+        p2pfl.errors.ConfigError: size=29: pathmnist comes in 28, 64, 128, 224
     """
     one_of(SUBSETS, subset=subset)
     maker, classes = SUBSETS[subset]

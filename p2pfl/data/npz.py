@@ -23,10 +23,29 @@ def load(path: str | os.PathLike[str], test_fraction: float = 0.2, seed: int = 0
 
     uint8 images become float32 in 0..1, other numbers are kept as they are; [N, H, W] becomes [N, H, W, 1] and a volume
     [N, D, H, W] becomes [N, D, H, W, 1]. Labels: [N] or [N, 1], whole numbers or text, or [N, L] of 0 and 1, which is
-    the kind "labels" (as in ChestMNIST); an array "classes" names them. MedMNIST's validation rows become `validation`
-    (a note says so); plain pairs are split at random, stratified by label. Raises DataError for a file that is missing,
-    damaged or holds Python objects (never unpickled), for keys, shapes and labels that don't fit; ConfigError for a
-    fraction outside (0, 1).
+    the kind "labels" (as in ChestMNIST); an array "classes" names them. Plain pairs are split at random, stratified by
+    label.
+
+    Args:
+        path: of the file.
+        test_fraction: of plain pairs, > 0 and < 1.
+        seed: of the split, >= 0.
+
+    Returns:
+        The data set; MedMNIST's validation rows become `validation`.
+
+    Raises:
+        DataError: the file is missing, damaged or holds Python objects (never unpickled), or keys, shapes and labels do
+            not fit.
+        ConfigError: a fraction outside (0, 1).
+
+    Example:
+        >>> import pathlib, tempfile, numpy as np, p2pfl
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder) / "mine.npz"
+        ...     np.savez(file, x=np.eye(10), y=np.arange(10) % 2)
+        ...     p2pfl.data.npz.load(file).train.x.shape
+        (8, 10)
     """
     file = Path(path)
     where = str(path)

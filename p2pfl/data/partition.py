@@ -34,7 +34,23 @@ class Partition(NamedTuple):
 def iid(dataset: Dataset, nodes: int, seed: int) -> Partition:
     """Deal the rows at random in equal parts (sizes differ by at most 1).
 
-    Raises DataError for more nodes than train rows, ConfigError for nodes < 1 or a negative seed.
+    Args:
+        dataset: whose rows are dealt.
+        nodes: their number n, at most the training rows.
+        seed: of what is drawn, >= 0.
+
+    Returns:
+        The rows of each node.
+
+    Raises:
+        DataError: more nodes than training rows.
+        ConfigError: nodes < 1 or a negative seed.
+
+    Example:
+        >>> import p2pfl
+        >>> parts = p2pfl.data.iid(p2pfl.data.digits(), 4, seed=0)
+        >>> sum(len(rows) for rows in parts.train)
+        1438
     """
     _check(dataset, nodes, seed)
     rng = np.random.default_rng([seed, IID_PURPOSE])
@@ -48,7 +64,25 @@ def dirichlet(dataset: Dataset, nodes: int, seed: int, alpha: float) -> Partitio
     Yurochkin et al. 2019, "Bayesian nonparametric federated learning of neural networks". The same proportions cut the
     train and the test rows of a class. Drawn again, at most 1000 times, until every node has at least 10 train rows; or
     1, where there are fewer than 20 rows per node and an uneven cut can hardly give 10.
-    Raises DataError when no draw does, or for more nodes than train rows; ConfigError for alpha <= 0 or infinite.
+
+    Args:
+        dataset: whose rows are dealt.
+        nodes: their number n, at most the training rows.
+        seed: of what is drawn, >= 0.
+        alpha: > 0; small: each node has few classes.
+
+    Returns:
+        The rows of each node.
+
+    Raises:
+        DataError: no draw gives every node its rows, or there are more nodes than training rows.
+        ConfigError: alpha <= 0 or infinite.
+
+    Example:
+        >>> import p2pfl
+        >>> parts = p2pfl.data.dirichlet(p2pfl.data.digits(), 4, seed=0, alpha=0.5)
+        >>> sum(len(rows) for rows in parts.train)
+        1438
     """
     _check(dataset, nodes, seed)
     _one_class_a_row(dataset, "dirichlet")
@@ -79,10 +113,28 @@ def dirichlet(dataset: Dataset, nodes: int, seed: int, alpha: float) -> Partitio
 def shards(dataset: Dataset, nodes: int, seed: int, per_node: int) -> Partition:
     """Sort the train rows by label, cut them into nodes * per_node shards, deal per_node to each node.
 
-    McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized data". The test rows of
-    a class are cut in proportion to the nodes' train rows of it; a class without train rows, in proportion to the
-    nodes' sizes. Raises DataError for more shards or nodes than train rows; ConfigError for
-    per_node < 1.
+    McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized data". The test rows of a
+    class are cut in proportion to the nodes' train rows of it; a class without train rows, in proportion to the nodes'
+    sizes.
+
+    Args:
+        dataset: whose rows are dealt.
+        nodes: their number n, at most the training rows.
+        seed: of what is drawn, >= 0.
+        per_node: shards of each node, >= 1.
+
+    Returns:
+        The rows of each node.
+
+    Raises:
+        DataError: more shards or nodes than training rows.
+        ConfigError: per_node < 1.
+
+    Example:
+        >>> import p2pfl
+        >>> parts = p2pfl.data.shards(p2pfl.data.digits(), 4, seed=0, per_node=2)
+        >>> sum(len(rows) for rows in parts.train)
+        1438
     """
     _check(dataset, nodes, seed)
     _one_class_a_row(dataset, "shards")
@@ -111,9 +163,28 @@ def shards(dataset: Dataset, nodes: int, seed: int, per_node: int) -> Partition:
 
 
 def by_site(dataset: Dataset, nodes: int, seed: int = 0) -> Partition:
-    """One node per natural site, in the order of dataset.sites. The seed is taken like in the others; nothing is drawn.
+    """Give each natural site its node, in the order of dataset.sites.
 
-    Raises DataError when the data has no sites or not as many as nodes.
+    The seed is taken like in the others; nothing is drawn.
+
+    Args:
+        dataset: whose rows are dealt.
+        nodes: their number n, at most the training rows.
+        seed: of what is drawn, >= 0.
+
+    Returns:
+        The rows of each node.
+
+    Raises:
+        DataError: the data has no sites, or not as many as nodes.
+
+    Example:
+        >>> import numpy as np, p2pfl
+        >>> y, site = np.array([0, 1, 0, 1], np.int32), np.array([0, 1, 1, 0], np.int32)
+        >>> rows = p2pfl.Samples(np.eye(4, dtype=np.float32), y, site)
+        >>> dataset = p2pfl.Dataset(rows, rows, ("no", "yes"), sites=("here", "there"))
+        >>> [part.tolist() for part in p2pfl.data.by_site(dataset, 2).train]
+        [[0, 3], [1, 2]]
     """
     _check(dataset, nodes, seed)
     train, test = dataset.train.site, dataset.test.site

@@ -138,7 +138,28 @@ class Federation(NamedTuple):
 
 
 def build(experiment: Experiment) -> Federation:
-    """Everything an experiment names. Raises ConfigError."""
+    """Make of an experiment what it means.
+
+    Args:
+        experiment: of `load_experiment`.
+
+    Returns:
+        Data, partition, graph, schedule, learner and algorithm.
+
+    Raises:
+        ConfigError: all that can be wrong with an experiment, before a socket opens or a process starts.
+
+    Example:
+        >>> import p2pfl
+        >>> from p2pfl.config.experiment import Experiment, parse
+        >>> table = {
+        ...     "name": "tiny", "rounds": 1, "data": {"source": "quadratic"}, "algorithm": {"name": "dsgd"},
+        ...     "training": {"optimizer": {"name": "sgd", "learning_rate": 0.1}},
+        ...     "topology": {"graph": "ring", "nodes": 3},
+        ... }
+        >>> p2pfl.build(parse(table, "tiny.toml", Experiment)).schedule.neighbor.shape
+        (1, 3, 2)
+    """
     topology = resolve_topology(experiment)
     check(experiment, topology)
     data = resolve_datasets(experiment, topology)

@@ -23,13 +23,27 @@ from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
 
 
 def from_flax(model: Any, example: Array, classes: int, kind: str = "classes") -> Learner:
-    """A learner from a Flax model.
+    """Make a learner from a Flax model.
 
-    `model`: a Linen module, or a function `(nnx.Rngs) -> nnx.Module` (an NNX class with its arguments bound).
-    `example`: [1, ...] one input, for its shape and dtype. `kind`: what is predicted, a name of
-    p2pfl.learning.targets.TARGETS.
-    Batches are {"x": [B, ...], "y": [B, ...]}, y as the kind has it ([B] int32 for classes).
-    Raises ConfigError when the model is of another kind or its output has another shape ([B, classes] for classes).
+    Args:
+        model: a Linen module, or a function (nnx.Rngs) -> nnx.Module: an NNX class with its arguments bound.
+        example: [1, ...] one input, for its shape and dtype.
+        classes: numbers that the model puts out for a row: classes, labels or targets.
+        kind: what is predicted, a name of p2pfl.learning.TARGETS.
+
+    Returns:
+        The learner; batches are {"x": [B, ...], "y": [B, ...]}, y as the kind has it ([B] int32 for classes).
+
+    Raises:
+        ConfigError: another kind, the model is of another kind, or its output has another shape ([B, classes] for
+            classes).
+
+    Example:
+        >>> import jax, numpy as np, p2pfl
+        >>> from flax import nnx
+        >>> learner = p2pfl.from_flax(lambda rngs: nnx.Linear(4, 2, rngs=rngs), np.zeros((1, 4), np.float32), classes=2)
+        >>> jax.eval_shape(learner.init, jax.random.key(0))["trained"]["kernel"].shape
+        (4, 2)
     """
     one_of(TARGETS, kind=kind)
     target = TARGETS[kind]
@@ -182,7 +196,22 @@ def _check_output(init: Init, apply: Apply, example: Array, wanted: tuple[int, .
 
 
 def cast(learner: Learner, dtype: str) -> Learner:
-    """The learner with a model of `dtype`, "float32" or "float64"; the data must be of the same."""
+    """Return a learner whose first model is of a dtype; counters stay what they are.
+
+    Args:
+        learner: of any dtype.
+        dtype: "float32" or "float64"; the data must be of the same.
+
+    Returns:
+        The learner with a model of that dtype.
+
+    Example:
+        >>> import jax
+        >>> from p2pfl.learning import cast, quadratic
+        >>> learner = cast(quadratic.learner(2), "float16")
+        >>> jax.eval_shape(learner.init, jax.random.key(0))["trained"]["x"].dtype.name
+        'float16'
+    """
 
     def init(key: Key) -> Params:
         def leaf(leaf: Array) -> Array:  # counters stay what they are

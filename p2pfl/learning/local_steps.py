@@ -47,12 +47,33 @@ def descend(
     direct: Callable[[Tree], Tree] | None = None,
     directions: bool = False,
 ) -> Descent:
-    """S local steps of the optimizer on the node's own batches; the mean loss over the steps taken.
+    """Take the local steps of a round on the node's own batches.
 
-    With `steps`, batches from index `steps` on leave everything as it is. `direct` makes of each gradient what the
-    optimizer gets (a correction, a momentum); with `directions`, its mean comes back. The optimizer's state comes back
-    and is kept from round to round. A learner's `penalty` is added to each gradient, taken from the round's first
-    model.
+    A learner's `penalty` is added to each gradient, taken from the round's first model.
+
+    Args:
+        learner: whose gradients are taken.
+        optimizer: of the steps.
+        params: the model at first.
+        opt_state: the optimizer's state, kept from round to round.
+        batches: tree [S, B, ...]: samples of S steps.
+        key: of the round, for dropout and the like.
+        steps: [] int32: batches from this one on leave everything as it is; None: all S.
+        direct: makes of each gradient what the optimizer gets (a correction, a momentum).
+        directions: return the mean of what the optimizer got, too.
+
+    Returns:
+        Model, optimizer state, mean loss over the steps taken, and that direction.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from p2pfl.learning import descend, quadratic
+        >>> learner, sgd = quadratic.learner(1), optax.sgd(0.5)
+        >>> params = learner.init(jax.random.key(0))
+        >>> batches = {"x": jnp.ones((2, 1, 2)), "y": jnp.zeros((2, 1))}  # f(x) = (x - 1)^2 / 2, two steps
+        >>> done = descend(learner, sgd, params, sgd.init(params["trained"]), batches, jax.random.key(0))
+        >>> done.params["trained"]["x"].item()
+        0.75
     """
     count = steps_in(batches)
     start, total = params["trained"], None

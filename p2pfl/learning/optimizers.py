@@ -16,7 +16,27 @@ from p2pfl.types import Array, Tree
 
 
 def optimizer(name: str, **arguments: Any) -> optax.GradientTransformation:
-    """Any optax optimizer by name that steps on gradients alone. Raises ConfigError for another name or argument."""
+    """Return an optax optimizer by name, as an experiment file has it.
+
+    In Python give the optimizer itself: `optax.sgd(0.1)`.
+
+    Args:
+        name: of a function of optax that takes a learning_rate.
+        arguments: of that function.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ConfigError: no such optimizer or argument, or one that asks for more than gradients.
+
+    Example:
+        >>> from p2pfl.learning import optimizer
+        >>> optimizer("sdg", learning_rate=0.1)
+        Traceback (most recent call last):
+        ...
+        p2pfl.errors.ConfigError: optimizer name='sdg': did you mean 'sgd'? Valid: ...
+    """
     makers = {
         key: value
         for key, value in vars(optax).items()

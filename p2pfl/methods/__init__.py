@@ -1,1 +1,36 @@
-"""What a study adds to an algorithm: sharing, weighting, objectives, statistics, answers."""
+"""What a study adds to an algorithm: sharing, weighting, objectives, statistics, answers.
+
+A combinator makes of an algorithm another one: `chain(dsgd(learner, optimizer), by_samples(), cast())`. `keep` and the
+makers in `objectives` make of a learner another one.
+"""
+
+from __future__ import annotations
+
+from p2pfl.methods import answers, objectives, sharing, statistics
+from p2pfl.methods.compose import WRAPS, Wrap, cast, chain, clip, withhold
+from p2pfl.methods.fourier import fourier
+from p2pfl.methods.masking import masked
+from p2pfl.methods.sharing import PRESETS, keep, predicate
+from p2pfl.methods.weighting import by_labels, by_loss, by_samples, by_similarity
+
+__all__ = [
+    "PRESETS",
+    "WRAPS",
+    "Wrap",
+    "answers",
+    "by_labels",
+    "by_loss",
+    "by_samples",
+    "by_similarity",
+    "cast",
+    "chain",
+    "clip",
+    "fourier",
+    "keep",
+    "masked",
+    "objectives",
+    "predicate",
+    "sharing",
+    "statistics",
+    "withhold",
+]

@@ -26,17 +26,54 @@ Wrap = Callable[[Algorithm], Algorithm]
 
 
 def chain(algorithm: Algorithm, *wraps: Wrap) -> Algorithm:
-    """The algorithm with each of `wraps` around it, the first innermost."""
+    """Put combinators around an algorithm.
+
+    What is sent passes the first one first; what arrives passes it last. Source: the manner of optax.
+
+    Args:
+        algorithm: the innermost.
+        wraps: combinators, the first one innermost.
+
+    Returns:
+        The algorithm with each of them around it.
+
+    Raises:
+        ConfigError: a combinator can't be put around what is inside.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> base = p2pfl.algorithms.dsgd(learner(2), optax.sgd(0.1))
+        >>> p2pfl.methods.chain(base, p2pfl.methods.cast(), p2pfl.methods.clip(1.0)).travels
+        'the model, as bfloat16'
+    """
     for wrap in wraps:
         algorithm = wrap(algorithm)
     return algorithm
 
 
 def cast(dtype: str = "bfloat16") -> Wrap:
-    """Payloads travel as `dtype`, "bfloat16" or "float16": half the bytes. Single numbers (an age) travel as they are.
+    """Let payloads travel in 16 bits: half the bytes.
 
-    Both ends of an exchange mix the rounded values, in the precision of the model, so that the mean is kept as before.
-    Raises ConfigError for another dtype, and for algorithms that send running sums: rounding would eat differences.
+    Single numbers (an age) travel as they are. Both ends of an exchange mix the rounded values, in the precision of the
+    model, so that the mean is kept as before.
+
+    Args:
+        dtype: "bfloat16" or "float16".
+
+    Returns:
+        A combinator for `chain`.
+
+    Raises:
+        ConfigError: another dtype; when applied, an algorithm that sends running sums, whose differences rounding would
+            eat.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> base = p2pfl.algorithms.dsgd(learner(2), optax.sgd(0.1))
+        >>> p2pfl.methods.chain(base, p2pfl.methods.cast("float16")).travels
+        'the model, as float16'
     """
     one_of(("bfloat16", "float16"), dtype=dtype)
 
@@ -64,10 +101,26 @@ def cast(dtype: str = "bfloat16") -> Wrap:
 
 
 def clip(radius: float) -> Wrap:
-    """Clips what an exchange may move to the norm `radius` > 0: z_j = x_i + (x_j - x_i) min(1, radius / |x_j - x_i|).
+    """Clip what an exchange may move: z_j = x_i + (x_j - x_i) min(1, radius / |x_j - x_i|).
 
     Both ends clip alike, so that the mean is kept; one bad neighbour can't move a model far. Source: He, Karimireddy,
     Jaggi, "Byzantine-robust decentralized learning via ClippedGossip" (2022), equation of algorithm 1.
+
+    Args:
+        radius: the largest norm, > 0, in units of the model.
+
+    Returns:
+        A combinator for `chain`.
+
+    Raises:
+        ConfigError: radius <= 0; when applied, an algorithm whose payload is no place to measure distance in.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> base = p2pfl.algorithms.dsgd(learner(2), optax.sgd(0.1))
+        >>> p2pfl.methods.chain(base, p2pfl.methods.clip(1.0)).linear
+        False
     """
     positive(radius=radius)
 
@@ -113,10 +166,23 @@ def _moved(payload: Payload) -> list[Array]:
 
 
 def withhold(inner: Algorithm) -> Algorithm:
-    """Keeps what is not mixed ("private", "statistics") out of payloads; the innermost wrap of a model that has such.
+    """Keep what is not mixed ("private", "statistics") out of payloads; the innermost wrap of a model that has such.
 
     What does not travel looks to the algorithm as if every neighbour had the same: mixing leaves it as it is. Whoever
     adopts a model keeps what is private.
+
+    Args:
+        inner: the algorithm.
+
+    Returns:
+        The same, which sends and mixes only what is shared.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> base = p2pfl.algorithms.dsgd(learner(2), optax.sgd(0.1))
+        >>> p2pfl.methods.chain(base, p2pfl.methods.withhold).travels
+        'the model'
     """
 
     def send(state: State, neighborhood: Neighborhood) -> tuple[State, Payload]:

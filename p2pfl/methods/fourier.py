@@ -41,8 +41,26 @@ def fourier(start: float, rounds: int, end: float = 0.95) -> Callable[[Algorithm
 
     Amplitudes are averaged, kernels are not: the mean of models is not kept, and kernels of equal amplitudes and
     unequal phases stay apart for good. The whole model travels, at any L, with the round's number: who joins, or has
-    been away, takes over the highest it hears of. Raises ConfigError unless 0 <= start <= end <= 1 and rounds > 0, for
-    algorithms that make no exchanges, and for those whose corrections must have the sum zero.
+    been away, takes over the highest it hears of.
+
+    Args:
+        start: side L of the square at first, 0 to `end`, as a share.
+        rounds: rounds in which L grows, > 0.
+        end: L from then on, at most 1.
+
+    Returns:
+        A combinator for `chain`.
+
+    Raises:
+        ConfigError: not 0 <= start <= end <= 1, rounds <= 0; when applied, an algorithm without exchanges, or whose
+            corrections must have the sum zero.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> base = p2pfl.algorithms.dsgd(learner(2), optax.sgd(0.1))
+        >>> p2pfl.methods.chain(base, p2pfl.methods.fourier(0.2, rounds=50)).keeps_mean
+        'nothing'
     """
     at_least(0, start=start)
     positive(rounds=rounds)

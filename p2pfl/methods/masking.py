@@ -28,14 +28,34 @@ Mask = Callable[[Tree, Params], Params]
 
 
 def masked(name: str, what: str, tell: Callable[[Params], Tree], mask_of: Mask) -> Callable[[Algorithm], Algorithm]:
-    """Elements of leaves have holders: an exchange's difference counts where both ends hold the element.
+    """Mix elements of leaves that both ends hold, and no others.
 
-    `tell(model)` -> what a node tells its neighbours of itself, a number or a few, in words `what`; `mask_of` makes of
-    it which elements the node holds. Models are masked, and whatever else in a payload has the structure of
-    model["trained"] (a direction, a momentum). Both ends mask alike, so that the mean of every element is kept, over
-    its holders and over all; what a node does not hold never changes by mixing. With the graph's weights, the holders
-    of an element agree on it only where they are joined by edges among themselves. `name`: for the text of a refusal.
-    Raises ConfigError for algorithms that send one way; one that sends nothing stays as it is.
+    Models are masked, and whatever else in a payload has the structure of model["trained"] (a direction, a momentum).
+    Both ends mask alike, so that the mean of every element is kept, over its holders and over all; what a node does not
+    hold never changes by mixing. With the graph's weights, the holders of an element agree on it only where they are
+    joined by edges among themselves.
+
+    Args:
+        name: of the method, for the text of a refusal.
+        what: in words, what a node tells.
+        tell: (model) -> what a node tells its neighbours of itself, a number or a few.
+        mask_of: (what is told, shapes of a model) -> bools that broadcast to the leaves of "trained" and "carried": the
+            elements that the node holds.
+
+    Returns:
+        A combinator for `chain`.
+
+    Raises:
+        ConfigError: when applied, an algorithm that sends one way; one that sends nothing stays as it is.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> def all_of_it(told, like):
+        ...     return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), like)
+        >>> wrap = p2pfl.methods.masked("mine", "a one", lambda model: jnp.ones(()), all_of_it)
+        >>> wrap(p2pfl.dsgd(learner(2), optax.sgd(0.1))).travels
+        'the model, with a one'
     """
 
     def wrap(inner: Algorithm) -> Algorithm:

@@ -32,11 +32,28 @@ Predicate = Callable[[str], bool]
 
 
 def keep(learner: Learner, optimizer: optax.GradientTransformation, shared: Predicate) -> Learner:
-    """The learner whose leaves that are not `shared` are private: they never leave the node.
+    """Make leaves private that are not shared: they never leave the node.
 
-    Private leaves are trained by the same gradients, with an `optimizer` state of their own (the round's corrections,
-    momenta and penalties of an algorithm are for shared leaves alone). Raises ConfigError when nothing with a gradient
-    is shared.
+    Private leaves are trained by the same gradients, with an optimizer state of their own (the round's corrections,
+    momenta and penalties of an algorithm are for shared leaves alone).
+
+    Args:
+        learner: of the whole model.
+        optimizer: of the private leaves, with a state of their own.
+        shared: (path of a leaf) -> whether it is shared; `predicate` makes one.
+
+    Returns:
+        The learner whose models keep the other leaves in params["private"].
+
+    Raises:
+        ConfigError: nothing with a gradient is shared.
+
+    Example:
+        >>> import jax, optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> kept = p2pfl.methods.keep(learner(2), optax.sgd(0.1), lambda path: path == "x")
+        >>> sorted(jax.eval_shape(kept.init, jax.random.key(0)))
+        ['carried', 'private', 'trained']
     """
     like = jax.eval_shape(learner.init, jax.random.key(0))
     paths = leaves(like)
@@ -95,10 +112,26 @@ def statistic(path: str) -> str:
 
 
 def predicate(given: str | Sequence[str] | Predicate, learner: Learner) -> Predicate:
-    """What an experiment's `share` means for a model: a preset's name, patterns, or any function of a path.
+    """Make of a preset or of patterns the function that `keep` takes.
 
     The last pattern that matches a leaf decides; where none does it is private, but where all patterns begin with "!".
-    `*` stands for anything but `/`, `**` for anything. Raises ConfigError for a pattern that matches nothing.
+    `*` stands for anything but `/`, `**` for anything.
+
+    Args:
+        given: a name of PRESETS, patterns of paths, or any function of a path.
+        learner: whose model the patterns are for.
+
+    Returns:
+        (path of a leaf) -> whether it is shared.
+
+    Raises:
+        ConfigError: no such preset, or a pattern that matches nothing.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> p2pfl.methods.predicate(["**"], learner(2))("x")
+        True
     """
     if callable(given):
         return given

@@ -52,8 +52,20 @@ def by_samples() -> Callable[[Algorithm], Algorithm]:
     rows takes and does not give. An edge moves no more than its smaller end has, so that a small node between two large
     ones is a bottleneck; push_sum with by = "sample" has none. Publishes each node's number of rows to its neighbours.
     Source of the weights: Metropolis et al. (1953), Hastings (1970), whose chain has the stationary distribution n.
-    Raises ConfigError for algorithms that make no exchanges, and for those that ask for W's smallest eigenvalue, which
-    these weights can make smaller.
+
+    Returns:
+        A combinator for `chain`.
+
+    Raises:
+        ConfigError: when applied, an algorithm without exchanges, or one that asks for W's smallest eigenvalue, which
+            these weights can make smaller.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> base = p2pfl.algorithms.dsgd(learner(2), optax.sgd(0.1))
+        >>> p2pfl.methods.chain(base, p2pfl.methods.by_samples()).travels
+        'the model, with its number of rows'
     """
 
     def wrap(inner: Algorithm) -> Algorithm:
@@ -99,8 +111,26 @@ def by_loss(
     `symmetric`: weights w_ij (min(l_i, l_j) / max(l_i, l_j))^-q instead, at least w_ij / bound, the same at both ends:
     the plain mean is kept. Nobody can be favoured then. What remains: a node that fits much worse, or better, than its
     neighbours is mixed with them more slowly, in both directions, so that while training goes on it disturbs them less.
-    Raises ConfigError for q = 0, bound < 1, decay outside 0..1, symmetric with q > 0, for algorithms that make no
-    exchanges, and without `symmetric` for those whose corrections must have the sum zero.
+
+    Args:
+        q: exponent, not 0; < 0 with `symmetric`.
+        bound: u_j counts between u_i / bound and u_i bound; >= 1.
+        decay: what a round leaves of the running mean of the loss, 0 to 1.
+        symmetric: one factor at both ends, which keeps the mean.
+
+    Returns:
+        A combinator for `chain`.
+
+    Raises:
+        ConfigError: an argument is out of bounds; when applied, an algorithm without exchanges, or without `symmetric`
+            one whose corrections must have the sum zero.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> base = p2pfl.algorithms.dsgd(learner(2), optax.sgd(0.1))
+        >>> p2pfl.methods.chain(base, p2pfl.methods.by_loss(-1.0)).keeps_mean
+        'nothing'
     """
     at_least(1, bound=bound)
     share(decay=decay)
@@ -164,8 +194,25 @@ def by_similarity(sharpness: float, publish: bool = False) -> Callable[[Algorith
 
     Statistics are read off the payload. Those that are mixed become alike, and say little; those that stay at home
     (share = "silobn" or "fedbn", as in FedAP) tell more, and travel only with `publish`: a mean and a variance per
-    channel then reach the neighbours in every round, and are mixed into nothing. Raises ConfigError for sharpness <= 0,
-    for algorithms that make no exchanges and, when the first model is made, where there are no statistics to compare.
+    channel then reach the neighbours in every round, and are mixed into nothing.
+
+    Args:
+        sharpness: > 0.
+        publish: send statistics that stay at home along, for comparison alone.
+
+    Returns:
+        A combinator for `chain`.
+
+    Raises:
+        ConfigError: sharpness <= 0; when applied, an algorithm without exchanges; when a model is made, one without
+            statistics to compare.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> base = p2pfl.algorithms.dsgd(learner(2), optax.sgd(0.1))
+        >>> p2pfl.methods.chain(base, p2pfl.methods.by_similarity(1.0)).keeps_mean
+        'exchange'
     """
     positive(sharpness=sharpness)
 
@@ -220,8 +267,25 @@ def by_labels(sharpness: float, like: bool = True, minimum: int = 10) -> Callabl
     learning" (2022), without their graph. The plain mean is kept.
 
     Publishes the share of each class to the neighbours, where `minimum` rows or more have it; smaller classes are told
-    as absent. A node that tells of no class is weighed as the graph has it. Raises ConfigError for sharpness <= 0,
-    minimum < 1 and algorithms that make no exchanges.
+    as absent. A node that tells of no class is weighed as the graph has it.
+
+    Args:
+        sharpness: > 0.
+        like: those who are alike mix more; false: those who are not.
+        minimum: rows from which on a class is told, >= 1.
+
+    Returns:
+        A combinator for `chain`.
+
+    Raises:
+        ConfigError: an argument is out of bounds; when applied, an algorithm without exchanges.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> from p2pfl.learning.quadratic import learner
+        >>> base = p2pfl.algorithms.dsgd(learner(2), optax.sgd(0.1))
+        >>> p2pfl.methods.chain(base, p2pfl.methods.by_labels(2.0)).travels
+        'the model, with the shares of its classes'
     """
     positive(sharpness=sharpness)
     at_least(1, minimum=minimum)

@@ -32,8 +32,27 @@ class Verdict(NamedTuple):
     difference: float  # the largest between two parameters
 
 
-def replay(run: Path, say: Callable[[str], None] = lambda text: None) -> list[Verdict]:
-    """Compute the run in the directory `run` again; a verdict for every node that ended well. Raises ConfigError."""
+def replay(run: Path | str, say: Callable[[str], None] = lambda text: None) -> list[Verdict]:
+    """Compute a run again from its trace, in this process, and compare the models to the bit.
+
+    Args:
+        run: the directory of a live run.
+        say: takes a line of progress.
+
+    Returns:
+        A verdict for every node that ended well.
+
+    Raises:
+        ConfigError: the directory holds no run, no trace or no model, or rows of a node are not here.
+
+    Example:
+        >>> import p2pfl
+        >>> p2pfl.replay("no-such-run")
+        Traceback (most recent call last):
+        ...
+        p2pfl.errors.ConfigError: no-such-run: is no run directory; it holds no experiment.toml and nodes/
+    """
+    run = Path(run)
     if not (run / "experiment.toml").is_file() or not (run / "nodes").is_dir():
         raise ConfigError(f"{run}: is not a run directory; it must hold experiment.toml and nodes/")
     places = summary.directories(run)

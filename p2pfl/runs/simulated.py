@@ -18,7 +18,7 @@ from p2pfl.churn import Event
 from p2pfl.churn.course import Course, course
 from p2pfl.drivers.live import clock
 from p2pfl.drivers.simulate import engine, feed, loop
-from p2pfl.drivers.simulate.simulation import Evaluated, How, Outcome, Simulation, make_work
+from p2pfl.drivers.simulate.simulation import Evaluated, How, Outcome, Simulation, by_step, make_work
 from p2pfl.federation import federation as building
 from p2pfl.federation.federation import Federation
 from p2pfl.federation.tasks import tasks
@@ -36,7 +36,7 @@ _LISTED = 64
 """Neighbours up to which a record lists who was heard."""
 
 
-def simulate(
+def simulate_federation(
     federation: Federation,
     *,
     chunk: int | None = None,
@@ -44,12 +44,11 @@ def simulate(
     progress: Callable[[int, list[Evaluated]], None] | None = None,
     now: Callable[[], float] | None = None,
 ) -> Outcome:
-    """Simulate a federation (of `p2pfl.federation(experiment)`), all nodes at once.
+    """Simulate a federation (of `p2pfl.build(experiment)`), all nodes at once.
 
-    `chunk`:
-    nodes that are computed at once (None: by measurement where `now`, a clock in seconds, is given), `devices`: how
-    many they are spread over (None: all). `progress` takes the last round that is done and what was evaluated since
-    the last call. Raises ConfigError when it does not fit into memory. Float64 needs jax_enable_x64.
+    `chunk`: nodes that are computed at once (None: by measurement where `now`, a clock in seconds, is given),
+    `devices`: how many they are spread over (None: all). `progress` takes the last round that is done and what was
+    evaluated since the last call. Raises ConfigError when it does not fit into memory. Float64 needs jax_enable_x64.
     """
     how = How(chunk, devices, measure=now is not None)
     return engine.run(work_of(federation), how, progress or _quiet, now or (lambda: 0.0))
@@ -64,8 +63,9 @@ def work_of(federation: Federation) -> Simulation:
             owner[row] = node
     dtype, planned = experiment.training.dtype, course_of(federation)
     return make_work(
-        make=federation.make,
+        algorithm=federation.algorithm,
         learner=federation.learner,
+        over=by_step(federation.make, federation.learner),
         schedule=planned.schedule if planned else federation.schedule,
         seed=experiment.seed,
         rounds=experiment.rounds,

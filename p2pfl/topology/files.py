@@ -21,11 +21,29 @@ from p2pfl.topology.schedules import CLOSE
 
 
 def load(path: Path, seed: int = 0) -> nx.Graph:
-    """The graph in a file: .toml (generator and arguments, or edges), .graphml, .json (node-link), or a list of edges
-    (.txt, .edges, .edgelist).
+    """Read the graph in a file.
 
     Nodes are renumbered 0 ... n - 1: integer names in ascending order, other names alphabetically. An edge keeps its
-    attribute `weight`. A directed graph (its edges: u sends to v) must be strongly connected. Raises TopologyError.
+    attribute `weight`. A directed graph (its edges: u sends to v) must be strongly connected.
+
+    Args:
+        path: a .toml (generator and arguments, or edges), .graphml, .json (node-link), or a list of edges (.txt,
+            .edges, .edgelist).
+        seed: of a generator that draws its graph.
+
+    Returns:
+        The graph, in one piece, on nodes 0 ... n - 1.
+
+    Raises:
+        TopologyError: the file is missing, damaged or of another kind, or the graph is in pieces.
+
+    Example:
+        >>> import pathlib, tempfile, p2pfl
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder) / "mine.toml"
+        ...     _ = file.write_text("edges = [[0, 1], [1, 2]]")
+        ...     sorted(p2pfl.topology.load(file).edges)
+        [(0, 1), (1, 2)]
     """
     if not path.is_file():
         raise TopologyError(f"topology.file={str(path)!r}: no such file")

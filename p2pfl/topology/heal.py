@@ -9,11 +9,24 @@ import networkx as nx
 
 
 def restricted(graph: nx.Graph, members: Collection[int], heal: bool) -> nx.Graph:
-    """The graph on these members, with their ids. `heal`: with as few new edges as keep connected what was connected.
+    """Return what is left of a graph when nodes are away, joined together again if wanted.
 
     For each group of neighbouring absent nodes, in the order of their smallest id, the members around it are chained in
     ascending order wherever two of them have lost each other: a ring closes, a tree is spliced. New edges carry no
     weight; on a directed graph they go both ways.
+
+    Args:
+        graph: the graph of all nodes.
+        members: ids of those who are left.
+        heal: join with as few new edges as possible what was connected.
+
+    Returns:
+        The graph on the members, with their ids.
+
+    Example:
+        >>> import networkx as nx, p2pfl
+        >>> sorted(p2pfl.topology.restricted(nx.path_graph(4), [0, 1, 3], heal=True).edges)
+        [(0, 1), (1, 3)]
     """
     left = graph.subgraph(members).copy()
     if not heal:

@@ -115,10 +115,27 @@ def plan(
     seed: int = 0,
     rounds: int = 1,
 ) -> Schedule:
-    """The schedule of a named graph: a pure function of its arguments.
+    """Return the schedule of a named graph: a pure function of its arguments.
 
-    `rounds`: how many rounds to draw of a schedule that is drawn anew in each (random_matching, dynamic equitopo); row
-    r - 1 is the same whatever `rounds` is. `weights`: as `schedule` has it, for static graphs. Raises TopologyError.
+    Args:
+        graph: a name of GRAPHS.
+        nodes: their number n, >= 1.
+        arguments: what the graph takes besides: k of base, p of erdos_renyi, ...
+        weights: a name of WEIGHTS, for static graphs; None: as `schedule` chooses.
+        seed: of graphs that are drawn, >= 0.
+        rounds: how many rounds to draw of a schedule that is drawn anew in each; row r - 1 is the same whatever
+            `rounds` is.
+
+    Returns:
+        The schedule, [T, n, K].
+
+    Raises:
+        TopologyError: no such graph, or not of so many nodes, arguments or weights.
+
+    Example:
+        >>> import p2pfl
+        >>> p2pfl.topology.plan("base", 6, arguments={"k": 1}).neighbor.shape
+        (4, 6, 1)
     """
     family = _checked(graph, nodes, arguments, seed)
     if family.rows is None:
@@ -133,7 +150,25 @@ def plan(
 
 
 def build(graph: str, nodes: int, *, arguments: Mapping[str, Any] = MappingProxyType({}), seed: int = 0) -> nx.Graph:
-    """The named graph on `nodes` nodes, for the static ones that have no weights of their own. Raises TopologyError."""
+    """Return a named graph that is static and has no weights of its own.
+
+    Args:
+        graph: a name of GRAPHS.
+        nodes: their number, >= 1.
+        arguments: what the graph takes besides.
+        seed: of graphs that are drawn, >= 0.
+
+    Returns:
+        The graph of networkx on nodes 0 ... n - 1.
+
+    Raises:
+        TopologyError: no such graph, or a schedule with weights of its own.
+
+    Example:
+        >>> import p2pfl
+        >>> p2pfl.topology.build("torus", 9).number_of_edges()
+        18
+    """
     family = _checked(graph, nodes, arguments, seed)
     if family.graph is None:
         raise TopologyError(f"topology.graph={graph!r}: is a schedule with weights of its own, and no static graph")
@@ -143,7 +178,25 @@ def build(graph: str, nodes: int, *, arguments: Mapping[str, Any] = MappingProxy
 def expected_rho(
     graph: str, nodes: int, *, arguments: Mapping[str, Any] = MappingProxyType({}), seed: int = 0
 ) -> float | None:
-    """If drawn anew in each round: sqrt(E[||(W - J) x||^2]) of the worst x of norm one; None otherwise."""
+    """Return the contraction of a graph that is drawn anew in each round.
+
+    Args:
+        graph: a name of GRAPHS.
+        nodes: their number, >= 1.
+        arguments: what the graph takes besides.
+        seed: of graphs that are drawn, >= 0.
+
+    Returns:
+        sqrt(E[||(W - J) x||^2]) of the worst x of norm one, where the graph is drawn anew in each round; else None.
+
+    Raises:
+        TopologyError: no such graph.
+
+    Example:
+        >>> import p2pfl
+        >>> p2pfl.topology.expected_rho("random_matching", 3)
+        0.7071067811865476
+    """
     family = _checked(graph, nodes, arguments, seed)
     if family.contraction is None:
         return None

@@ -21,9 +21,24 @@ CLOSE = 1e-9
 
 
 def from_rounds(nodes: int, rounds: Sequence[Edges], trains: np.ndarray | None = None) -> Schedule:
-    """The schedule whose row t holds the edges of rounds[t]; the weights of an edge that stands twice add up.
+    """Return the schedule whose row t holds the edges of rounds[t].
 
-    `trains` [T, n]; all True unless given. The slots of a node are those it hears from or speaks to, ascending.
+    The slots of a node are those it hears from or speaks to, ascending.
+
+    Args:
+        nodes: their number n.
+        rounds: of each round t its edges: receivers [E], senders [E], and W[receiver, sender], [E] or one value for
+            all.
+        trains: [T, n] bool, who takes local steps; None: all.
+
+    Returns:
+        The schedule, [T, n, K]; the weights of an edge that stands twice add up.
+
+    Example:
+        >>> import numpy as np, p2pfl
+        >>> pair = (np.array([0, 1]), np.array([1, 0]), 0.5)
+        >>> p2pfl.topology.from_rounds(2, [pair]).neighbor.tolist()
+        [[[1], [0]]]
     """
     period = max(len(rounds), 1)
     row = np.repeat(np.arange(len(rounds)), [len(receiver) for receiver, _, _ in rounds]).astype(np.int64)
@@ -64,17 +79,57 @@ def _keys(schedule: Schedule) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
 
 
 def row(schedule: Schedule, round: int) -> int:
-    """The row of the schedule that round 1, 2, ... uses."""
+    """Return the row of the schedule that a round uses.
+
+    Args:
+        schedule: [T, n, K] who talks to whom.
+        round: 1, 2, ...
+
+    Returns:
+        The row, 0 ... T - 1.
+
+    Example:
+        >>> import p2pfl
+        >>> p2pfl.topology.row(p2pfl.topology.plan("one_peer_exponential", 8), 5)
+        1
+    """
     return (round - 1) % len(schedule.neighbor)
 
 
 def neighbors(schedule: Schedule, node: int) -> list[int]:
-    """All that a node hears from or speaks to in the whole period, ascending."""
+    """Return all that a node hears from or speaks to in the whole period.
+
+    Args:
+        schedule: [T, n, K] who talks to whom.
+        node: its id.
+
+    Returns:
+        Ids, ascending.
+
+    Example:
+        >>> import p2pfl
+        >>> ring = p2pfl.topology.plan("ring", 4)
+        >>> p2pfl.topology.neighbors(ring, 0)
+        [1, 3]
+    """
     return sorted({int(j) for j in schedule.neighbor[:, node].ravel() if j >= 0})
 
 
 def pairs(schedule: Schedule) -> np.ndarray:
-    """[E, 2] the pairs (low, high) that meet within the period, ascending."""
+    """Return the pairs that meet within the period.
+
+    Args:
+        schedule: [T, n, K] who talks to whom.
+
+    Returns:
+        [E, 2] int64 (low, high), ascending.
+
+    Example:
+        >>> import p2pfl
+        >>> ring = p2pfl.topology.plan("ring", 4)
+        >>> p2pfl.topology.pairs(ring).tolist()
+        [[0, 1], [0, 3], [1, 2], [2, 3]]
+    """
     at = np.nonzero((schedule.neighbor >= 0) & ((schedule.weight != 0) | (schedule.out_weight != 0)))
     nodes = schedule.neighbor.shape[1]
     key = np.unique(
@@ -84,7 +139,20 @@ def pairs(schedule: Schedule) -> np.ndarray:
 
 
 def union(schedule: Schedule) -> nx.Graph:
-    """The undirected graph of all pairs that meet within the period."""
+    """Return the undirected graph of all pairs that meet within the period.
+
+    Args:
+        schedule: [T, n, K] who talks to whom.
+
+    Returns:
+        A graph of networkx.
+
+    Example:
+        >>> import p2pfl
+        >>> ring = p2pfl.topology.plan("ring", 4)
+        >>> p2pfl.topology.union(ring).number_of_edges()
+        4
+    """
     graph = nx.Graph()
     graph.add_nodes_from(range(schedule.neighbor.shape[1]))
     graph.add_edges_from(pairs(schedule).tolist())
@@ -92,7 +160,20 @@ def union(schedule: Schedule) -> nx.Graph:
 
 
 def stable(schedule: Schedule) -> Schedule:
-    """The same schedule in slots that stand for the same neighbour in every row; weights 0 where the edge rests."""
+    """Return the same schedule in slots that stand for the same neighbour in every row.
+
+    Args:
+        schedule: [T, n, K] who talks to whom.
+
+    Returns:
+        The schedule, with weights 0 where an edge rests.
+
+    Example:
+        >>> import p2pfl
+        >>> changing = p2pfl.topology.plan("one_peer_exponential", 4)
+        >>> p2pfl.topology.stable(changing).neighbor[:, 0].tolist()
+        [[1, 2, 3], [1, 2, 3]]
+    """
     period, nodes, _ = schedule.neighbor.shape
     keys, at = _keys(schedule)
     within = keys % (nodes * nodes)
@@ -105,7 +186,20 @@ def stable(schedule: Schedule) -> Schedule:
 
 
 def reverse(schedule: Schedule) -> np.ndarray:
-    """[T, n, K] int32: in which slot of its neighbour a node stands, in the same row; -1 for empty slots."""
+    """Return in which slot of its neighbour a node stands, in the same row.
+
+    Args:
+        schedule: [T, n, K] who talks to whom.
+
+    Returns:
+        [T, n, K] int32; -1 for empty slots.
+
+    Example:
+        >>> import p2pfl
+        >>> ring = p2pfl.topology.plan("ring", 4)
+        >>> p2pfl.topology.reverse(ring)[0, 3].tolist()  # neighbours 0 and 2
+        [1, 1]
+    """
     nodes = schedule.neighbor.shape[1]
     keys, at = _keys(schedule)
     owner, other = keys // nodes, keys % nodes
@@ -116,15 +210,39 @@ def reverse(schedule: Schedule) -> np.ndarray:
 
 
 def symmetric(schedule: Schedule) -> bool:
-    """Every node gives to each neighbour what it gets from it, in every row."""
+    """Tell whether every node gives to each neighbour what it gets from it.
+
+    Args:
+        schedule: [T, n, K] who talks to whom.
+
+    Returns:
+        Whether it is so in every row, to 1e-12.
+
+    Example:
+        >>> import p2pfl
+        >>> ring = p2pfl.topology.plan("ring", 4)
+        >>> p2pfl.topology.symmetric(ring)
+        True
+    """
     return bool(np.allclose(schedule.weight, schedule.out_weight, rtol=0, atol=1e-12))
 
 
 def sums(schedule: Schedule) -> str:
-    """What of W sums to one, and so gives the diagonal: "both" (doubly stochastic), "row" or "column".
+    """Tell what of W sums to one, and so gives the diagonal.
 
-    "column" is told by its mark, that in every row of the schedule each node shares its value out in equal parts,
-    1 / (1 + out-degree), itself included (`uniform_out`); any other weights that are not doubly stochastic are "row".
+    "column" is told by its mark, that in every row of the schedule each node shares its value out in equal parts, 1 /
+    (1 + out-degree), itself included (`uniform_out`); any other weights that are not doubly stochastic are "row".
+
+    Args:
+        schedule: [T, n, K] who talks to whom.
+
+    Returns:
+        "both" (doubly stochastic), "row" or "column".
+
+    Example:
+        >>> import p2pfl
+        >>> p2pfl.topology.sums(p2pfl.topology.plan("star", 4, weights="uniform_out"))
+        'column'
     """
     gets, gives = schedule.weight.sum(axis=2), schedule.out_weight.sum(axis=2)
     if np.allclose(gets, gives, rtol=0, atol=CLOSE):
@@ -143,7 +261,21 @@ def own(schedule: Schedule, which: str | None = None) -> np.ndarray:
 
 
 def matrix(schedule: Schedule, t: int = 0, which: str | None = None) -> np.ndarray:
-    """W [n, n] float64 of row t. `which`: what sums to one, "row" or "column"; found out by `sums` unless given."""
+    """Return the weight matrix of a row.
+
+    Args:
+        schedule: [T, n, K] who talks to whom.
+        t: the row, 0 ... T - 1.
+        which: what sums to one, "row" or "column"; None: found out by `sums`.
+
+    Returns:
+        W [n, n] float64; W[i, j] is what node i gives to the value of j.
+
+    Example:
+        >>> import p2pfl
+        >>> p2pfl.topology.matrix(p2pfl.topology.plan("complete", 2)).tolist()
+        [[0.5, 0.5], [0.5, 0.5]]
+    """
     nodes = schedule.neighbor.shape[1]
     i, k = np.nonzero(schedule.neighbor[t] >= 0)
     w = np.zeros((nodes, nodes))

@@ -31,8 +31,25 @@ def describe(schedule: Schedule, drawn: float | None = None) -> dict[str, Any]:
     directed graph: arcs); connected, diameter: of their graph, diameter None above NEAR nodes. rho: ||W - J||_2, with
     period T ||W_T ... W_1 - J||_2^(1/T); if W is not doubly stochastic, of which norms say nothing, the second largest
     |eigenvalue| of the product ^(1/T): the rate at which push-sum's quotients agree, or the values themselves on a
-    weighted mean. lambda_min: the least real part of an eigenvalue of a static W. Raises TopologyError above MOST
-    weights.
+    weighted mean. lambda_min: the least real part of an eigenvalue of a static W.
+
+    Args:
+        schedule: [T, n, K] who talks to whom.
+        drawn: its `expected_rho`, where it is drawn anew in each round; figures of the graph are then those of the
+            rounds in the schedule.
+
+    Returns:
+        nodes, edges, degree_min, degree_mean, degree_max, connected, diameter, symmetric, doubly_stochastic, rho,
+        lambda_min, spectral_gap, period, exact_after_period, sends_per_node_to_1e-10.
+
+    Raises:
+        TopologyError: more weights than can be described.
+
+    Example:
+        >>> import p2pfl
+        >>> ring = p2pfl.topology.plan("ring", 4)
+        >>> round(p2pfl.topology.describe(ring)["rho"], 6)
+        0.333333
     """
     period, nodes, slots = schedule.neighbor.shape
     if schedule.neighbor.size > MOST:
@@ -134,7 +151,21 @@ QUICK = 35
 
 
 def advice(description: dict[str, Any], schedule: Schedule) -> list[str]:
-    """What the graph is good for, what must not run on it and what it can't bear, a sentence each."""
+    """Say what a graph is good for, what must not run on it and what it can't bear, a sentence each.
+
+    Args:
+        description: of `describe`.
+        schedule: [T, n, K] who talks to whom.
+
+    Returns:
+        Sentences.
+
+    Example:
+        >>> import p2pfl
+        >>> ring = p2pfl.topology.plan("ring", 4)
+        >>> p2pfl.topology.advice(p2pfl.topology.describe(ring), ring)[0]
+        'Fast consensus: 21 rounds until the disagreement is 1e-10 of what it was.'
+    """
     of = description
     said = [*_speed(of), *_algorithms(of, schedule), *_deaths(of, schedule)]
     heaviest, mean = of["degree_max"], of["degree_mean"]

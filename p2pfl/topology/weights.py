@@ -28,10 +28,22 @@ class Arcs(NamedTuple):
 
 
 def metropolis(degree: int, other: int) -> float:
-    """The Metropolis-Hastings weight of an edge between nodes of these degrees: 1 / (1 + max).
+    """Return the Metropolis-Hastings weight of an edge between nodes of these degrees.
 
     Both ends compute it alike from the two degrees; the weights of a node sum to less than one. Source: Xiao, Boyd,
     "Fast linear iterations for distributed averaging" (2004).
+
+    Args:
+        degree: neighbours of one end.
+        other: neighbours of the other.
+
+    Returns:
+        1 / (1 + the larger of the two).
+
+    Example:
+        >>> import p2pfl
+        >>> p2pfl.topology.metropolis(2, 3)
+        0.25
     """
     return 1.0 / (1.0 + max(degree, other))
 
@@ -113,10 +125,23 @@ def default(graph: nx.Graph) -> str:
 
 
 def schedule(graph: nx.Graph, weights: str | None = None) -> Schedule:
-    """The static schedule (T = 1) of a graph on nodes 0 ... n - 1; edges (u, v) of a directed graph: u sends to v.
+    """Return the schedule of a static graph.
 
-    `weights`: one of WEIGHTS; unless given "file" if edges have an attribute `weight`, else "metropolis", for directed
-    graphs "uniform_out". Slots: in- and out-neighbours in ascending order. Raises TopologyError.
+    Args:
+        graph: a graph of networkx on nodes 0 ... n - 1; edges (u, v) of a directed one: u sends to v.
+        weights: a name of WEIGHTS; None: "file" if edges have an attribute `weight`, else "metropolis", for directed
+            graphs "uniform_out".
+
+    Returns:
+        The schedule, [1, n, K]; slots are in- and out-neighbours in ascending order.
+
+    Raises:
+        TopologyError: no such weights, or weights that do not go with the graph.
+
+    Example:
+        >>> import networkx as nx, p2pfl
+        >>> p2pfl.topology.schedule(nx.path_graph(3)).neighbor.tolist()
+        [[[1, -1], [0, 2], [1, -1]]]
     """
     name = default(graph) if weights is None else weights
     where = f"topology.weights={name!r}"

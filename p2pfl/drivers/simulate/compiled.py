@@ -27,11 +27,9 @@ from p2pfl.node.program import node_key
 from p2pfl.types import Algorithm, Array, Learner, Neighborhood, Params, State, Tree
 
 
-def compile_stretch(
-    make: Callable[[Learner], Algorithm], learner: Learner, shape: Shape, mesh: Mesh
-) -> Callable[..., Any]:
-    """Compile `(carry, stretch) -> (carry, loss [R, places])`."""
-    body = partial(_stretch, make, learner, shape)
+def compile_stretch(over: Callable[[Array, Array], Algorithm], shape: Shape, mesh: Mesh) -> Callable[..., Any]:
+    """Compile `(carry, stretch) -> (carry, loss [R, places])`; `over` is that of a Simulation."""
+    body = partial(_stretch, over, shape)
     carry = Carry(OVER, OVER, PartitionSpec(None, AXIS), OVER, OVER)
     graph = Graph(ROWS, ROWS, ROWS, ROWS, ROWS)
     rounds = Rounds(WHOLE, WHOLE, WHOLE, ROWS, ROWS, ROWS, ROWS, ROWS, ROWS, ROWS, WHOLE, WHOLE)
@@ -46,19 +44,9 @@ def compile_stretch(
 
 
 def _stretch(
-    make: Callable[[Learner], Algorithm],
-    learner: Learner,
-    shape: Shape,
-    carry: Carry,
-    given: Stretch,
+    over: Callable[[Array, Array], Algorithm], shape: Shape, carry: Carry, given: Stretch
 ) -> tuple[Carry, Array]:
-    x, y, rounds = given.x[0], given.y[0], given.rounds  # the leading axis is the device
-
-    def grad(params: Params, batch: Tree, key: Array) -> Any:
-        """A batch is the numbers of its rows: they are looked up step by step, while they are in cache."""
-        return learner.grad(params, {"x": x[batch], "y": y[batch]}, key)
-
-    algorithm = make(learner._replace(grad=grad))
+    algorithm, rounds = over(given.x[0], given.y[0]), given.rounds  # the leading axis is the device
     shared = inboxes.sharing(algorithm, shape, carry.state)
     losses = jnp.zeros((rounds.number.shape[0], shape.layout.size), jnp.float32)
 

@@ -59,7 +59,7 @@ def compile(plan: EnginePlan) -> CompiledSimulation:
         plan=plan,
         feed=Feed(plan, x, y, first),
         init=compiled.compile_init(work.algorithm, work.learner, plan.shape, mesh),
-        stretch=compiled.compile_stretch(work.make, work.learner, plan.shape, mesh),
+        stretch=compiled.compile_stretch(work.over, plan.shape, mesh),
         testing=Testing(work, plan.shape, mesh),
         test=test,
     )

@@ -12,14 +12,15 @@ import numpy as np
 from p2pfl import churn
 from p2pfl.churn.course import Course
 from p2pfl.learning.local_steps import placed
-from p2pfl.types import Algorithm, Key, Learner, Params, Schedule, Tree
+from p2pfl.types import Algorithm, Array, Key, Learner, Metrics, Params, Schedule, State, Steps, Tree
 
 
 class Simulation(NamedTuple):
     """What is to be simulated."""
 
-    make: Callable[[Learner], Algorithm]
+    algorithm: Algorithm
     learner: Learner
+    over: Callable[[Array, Array], Algorithm]  # (x, y) -> the same, whose batches are numbers of rows of x and y
     schedule: Schedule
     seed: int
     rounds: int
@@ -36,11 +37,6 @@ class Simulation(NamedTuple):
     conditions: churn.Conditions
     sites: Tree  # [n, ...] what each node knows of its own data, where it is asked for
     course: Course | None = None  # of the events; its schedule is then `schedule`
-
-    @property
-    def algorithm(self) -> Algorithm:
-        """The algorithm that learns with the learner."""
-        return self.make(self.learner)
 
     @property
     def late(self) -> int:
@@ -67,6 +63,30 @@ class Simulation(NamedTuple):
 def make_work(*, owner: Sequence[int], **parts: Any) -> Simulation:
     """Work from its parts by name."""
     return Simulation(owner=np.asarray(owner, np.int32), **parts)
+
+
+def by_step(make: Callable[[Learner], Algorithm], learner: Learner) -> Callable[[Array, Array], Algorithm]:
+    """`Simulation.over` of a maker: rows are looked up step by step, while they are in cache."""
+
+    def over(x: Array, y: Array) -> Algorithm:
+        def grad(params: Params, rows: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
+            return learner.grad(params, {"x": x[rows], "y": y[rows]}, key)
+
+        return make(learner._replace(grad=grad))
+
+    return over
+
+
+def by_round(algorithm: Algorithm) -> Callable[[Array, Array], Algorithm]:
+    """`Simulation.over` of an algorithm that is made already: rows of a round's steps are looked up at once."""
+
+    def over(x: Array, y: Array) -> Algorithm:
+        def local(state: State, rows: Tree, key: Key, steps: Steps | None) -> tuple[State, Metrics]:
+            return algorithm.local(state, {"x": x[rows], "y": y[rows]}, key, steps)
+
+        return algorithm._replace(local=local)
+
+    return over
 
 
 class How(NamedTuple):

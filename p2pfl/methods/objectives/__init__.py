@@ -23,7 +23,22 @@ from p2pfl.methods.objectives.multitask import tasks
 from p2pfl.methods.objectives.objective import Objective
 from p2pfl.methods.objectives.personal import average, cusfl, ditto, iop, pfedme
 
-__all__ = ["OBJECTIVES", "Objective"]
+__all__ = [
+    "OBJECTIVES",
+    "Objective",
+    "augment",
+    "average",
+    "cusfl",
+    "ditto",
+    "fedprox",
+    "fedsld",
+    "iop",
+    "missing_classes",
+    "pfedme",
+    "sharpness",
+    "tasks",
+    "widths",
+]
 
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType(
     {

@@ -34,8 +34,28 @@ def augment(
     `rotate`: degrees, up to so many either way, by linear interpolation. What comes in from outside is the border's
     pixel. Then `contrast` <= 1: the distance from the image's mean is multiplied by 1 - contrast .. 1 + contrast.
     `brightness`: up to so much is added to all pixels, either way; `noise`: standard deviation of what is added to
-    each; both in the units of x. Masks [B, H, W] of segmentation are moved with their images. Evaluation is as
-    without. Keeps nothing. Raises ConfigError for data without images.
+    each; both in the units of x. Masks [B, H, W] of segmentation are moved with their images. Evaluation is as without.
+    Keeps nothing.
+
+    Args:
+        optimizer: of the experiment, or any of optax.
+        shift: pixels, up to so many along both axes.
+        flip: left and right, with probability 1/2.
+        rotate: degrees, up to so many either way.
+        contrast: <= 1.
+        brightness: in units of x, up to so much either way.
+        noise: standard deviation, in units of x.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ConfigError: an argument is out of bounds; when the data are known, rows that are no images.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> p2pfl.methods.objectives.augment(optax.sgd(0.1), shift=1).facts
+        ()
     """
     at_least(0, shift=shift, rotate=rotate, contrast=contrast, brightness=brightness, noise=noise)
     if contrast > 1:

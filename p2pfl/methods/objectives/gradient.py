@@ -17,6 +17,21 @@ def fedprox(optimizer: optax.GradientTransformation, mu: float) -> Objective:
 
     See p2pfl.algorithms.fedprox. The term is for the shared model: models of the node's own have none. Keeps nothing.
     Source: Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated optimization in heterogeneous networks" (2020).
+
+    Args:
+        optimizer: of the experiment, or any of optax.
+        mu: strength, >= 0.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ConfigError: mu < 0.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> p2pfl.methods.objectives.fedprox(optax.sgd(0.1), mu=0.1).facts
+        ()
     """
     at_least(0, mu=mu)
     return Objective(lambda learner: proximal(learner, mu))
@@ -29,6 +44,21 @@ def sharpness(optimizer: optax.GradientTransformation, radius: float = 0.05) -> 
     |g| is the norm of the gradient of the whole model, private leaves included. Keeps nothing.
     Sources: Foret, Kleiner, Mobahi, Neyshabur, "Sharpness-aware minimization" (2021), equation 3; Jiang, Wang, Dou,
     "HarmoFL" (2022), which uses it in federated training under different scanners.
+
+    Args:
+        optimizer: of the experiment, or any of optax.
+        radius: in units of the model, > 0.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ConfigError: radius <= 0.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> p2pfl.methods.objectives.sharpness(optax.sgd(0.1)).facts
+        ()
     """
     positive(radius=radius)
 

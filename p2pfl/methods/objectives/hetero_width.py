@@ -42,8 +42,25 @@ def widths(
 
     What this does not do is save anything: the masked network costs as much as the whole, and the whole model travels.
     It says what a federation of unequal networks learns. With weight decay an optimizer shrinks also what a node does
-    not hold, which none but a joiner ever sees. Raises ConfigError for a ratio outside 0 < r <= 1, for models whose
-    layers do not follow one another, for normalisations over several channels, and for algorithms that send one way.
+    not hold, which none but a joiner ever sees.
+
+    Args:
+        optimizer: of the experiment, or any of optax.
+        ratios: [n] the share of the channels that each node holds, > 0 and <= 1.
+        layers: paths of the layers in their order; None: those of the built-in mlp and cnn.
+        scaler: divide the outputs of hidden layers by the ratio.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ConfigError: a ratio is out of bounds; when a model is made, its layers do not follow one another or it is
+            normalised over several channels; when applied, an algorithm that sends one way.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> p2pfl.methods.objectives.widths(optax.sgd(0.1), ratios=[1.0, 0.5]).given["width"].tolist()
+        [1.0, 0.5]
     """
     for i, ratio in enumerate(ratios):
         if not 0 < ratio <= 1:

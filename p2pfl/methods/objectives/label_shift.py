@@ -18,9 +18,23 @@ def fedsld(optimizer: optax.GradientTransformation, bound: float = 10.0) -> Obje
     params["private"]["site"]["labels"]. The weight is held within 1 / `bound` and `bound` > 1, and 1 until p is known.
     A class that a site lacks stays lacking, so the weights of such a site have a mean below 1; one that is too rare to
     be told of has weight 1. Multiplies weights that a batch already has. Keeps nothing; a joiner is given p with the
-    model. For data with one class a row.
-    Source: Luo, Wu, "FedSLD: federated learning with shared label distribution for medical image classification"
-    (2022). Raises ConfigError when the labels of all data are not gathered.
+    model. For data with one class a row. Source: Luo, Wu, "FedSLD: federated learning with shared label distribution
+    for medical image classification" (2022).
+
+    Args:
+        optimizer: of the experiment, or any of optax.
+        bound: the largest weight of a sample, > 1.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ConfigError: bound <= 1; when a model is made, the labels of all data are not gathered.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> p2pfl.methods.objectives.fedsld(optax.sgd(0.1)).facts
+        ('labels',)
     """
     if not bound > 1:
         raise ConfigError(f"bound={bound!r}: must be > 1")
@@ -50,6 +64,17 @@ def missing_classes(optimizer: optax.GradientTransformation) -> Objective:
     So a site does not teach the shared model that what it has never seen does not exist. Evaluation is as without: the
     model answers with all classes. Keeps nothing. For data with classes or labels.
     Source: Diao, Ding, Tarokh, "HeteroFL" (2021), section 3, masked cross entropy.
+
+    Args:
+        optimizer: of the experiment, or any of optax.
+
+    Returns:
+        The objective.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> p2pfl.methods.objectives.missing_classes(optax.sgd(0.1)).facts
+        ('labels',)
     """
 
     def wrap(learner: Learner) -> Learner:

@@ -33,11 +33,27 @@ def tasks(
     A head's columns are mixed between nodes that both have its classes, and by nobody else (`p2pfl.methods.masking`):
     so the mean is kept, but a head is agreed on only among nodes of its task that are joined by edges between them.
     Neighbours learn the number of a node's task. `heads`: patterns of the leaves with a column (last axis) for each
-    class; by default, all leaves whose last axis has that length. Keeps nothing. A joiner
-    adopts its donor's head, which nobody has trained where the donor has another task.
-    Source: Huang, Yang, Feng, "Federated multi-task learning for joint diagnosis of multiple mental disorders on MRI
-    scans" (2022), its heads by task; its contrastive encoder and its weights of tasks are left out.
-    Raises ConfigError for tasks without classes, and for algorithms that make no exchanges.
+    class; by default, all leaves whose last axis has that length. Keeps nothing. A joiner adopts its donor's head,
+    which nobody has trained where the donor has another task. Source: Huang, Yang, Feng, "Federated multi-task learning
+    for joint diagnosis of multiple mental disorders on MRI scans" (2022), its heads by task; its contrastive encoder
+    and its weights of tasks are left out.
+
+    Args:
+        optimizer: of the experiment, or any of optax.
+        of: [n] the task of each node.
+        groups: of each task, its classes.
+        heads: patterns of the leaves with a column for each class.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ConfigError: a task has no classes; when applied, an algorithm without exchanges.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> p2pfl.methods.objectives.tasks(optax.sgd(0.1), of=[0, 1], groups=[[0, 1], [2]]).given["task"].tolist()
+        [0, 1]
     """
     sets = _sets(of, groups)
     patterns = [pattern(text) for text in ([heads] if isinstance(heads, str) else heads)]

@@ -38,6 +38,23 @@ def pfedme(
     becomes that of f. The experiment's optimizer moves w; with SGD, its rate times strength must be below 2.
     The node's own model is theta of the last batch, so a joiner has one after its first step.
     Source: T. Dinh, Tran, Nguyen, "Personalized federated learning with Moreau envelopes" (2020), algorithm 1.
+
+    Args:
+        optimizer: of the experiment, or any of optax.
+        learning_rate: of the inner steps, > 0.
+        strength: > 0.
+        steps: inner steps, >= 1.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ConfigError: an argument is out of bounds.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> p2pfl.methods.objectives.pfedme(optax.sgd(0.1), learning_rate=0.1).facts
+        ()
     """
     positive(learning_rate=learning_rate, strength=strength)
     at_least(1, steps=steps)
@@ -84,6 +101,21 @@ def ditto(optimizer: optax.GradientTransformation, strength: float) -> Objective
     rate times strength below 2). The paper takes for w the model that the round began with; here it is w as it is at
     the step.
     Source: Li, Hu, Beirami, Smith, "Ditto: fair and robust federated learning through personalization" (2021), eq. 2.
+
+    Args:
+        optimizer: of the experiment, or any of optax.
+        strength: >= 0.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ConfigError: strength < 0.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> p2pfl.methods.objectives.ditto(optax.sgd(0.1), strength=0.5).facts
+        ()
     """
     at_least(0, strength=strength)
 
@@ -102,9 +134,25 @@ def cusfl(optimizer: optax.GradientTransformation, strength: float, distance: st
     `distance` D of the outputs on the batch: "kl", the divergence of v's probabilities (softmax over the last axis)
     from those of w; or "squared", half the squared distance of the outputs, for anything but classes. `strength` >= 0;
     0: v is trained alone. The paper compares the features before the last layer; outputs need no knowledge of the model
-    and hold for any. They are those of evaluation: no dropout, batch statistics as they are.
-    Source: Wicaksana, Yan, Yang, Liu, Fan, Cheng, "Customized federated learning for multi-source decentralized medical
-    image classification" (2022). Raises ConfigError for data of which nothing is predicted.
+    and hold for any. They are those of evaluation: no dropout, batch statistics as they are. Source: Wicaksana, Yan,
+    Yang, Liu, Fan, Cheng, "Customized federated learning for multi-source decentralized medical image classification"
+    (2022).
+
+    Args:
+        optimizer: of the experiment, or any of optax.
+        strength: >= 0.
+        distance: "kl" for classes, "squared" for anything else.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ConfigError: an argument is out of bounds; when applied, nothing is predicted of the data.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> p2pfl.methods.objectives.cusfl(optax.sgd(0.1), strength=0.5).facts
+        ()
     """
     at_least(0, strength=strength)
     one_of(_DISTANCES, distance=distance)
@@ -144,6 +192,21 @@ def iop(optimizer: optax.GradientTransformation, strength: float) -> Objective:
     neighbours, at every step. v has its own copy of the experiment's optimizer.
     Source: Jiang, Yang, Chen, Dou, "IOP-FL: inside-outside personalization for federated medical image segmentation"
     (2023), inside personalization. For the outside, see `adapted` in p2pfl.methods.answers.
+
+    Args:
+        optimizer: of the experiment, or any of optax.
+        strength: 0 < strength < 1.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ConfigError: strength is out of bounds.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> p2pfl.methods.objectives.iop(optax.sgd(0.1), strength=0.5).facts
+        ()
     """
     fraction(strength=strength)
 
@@ -164,6 +227,21 @@ def average(optimizer: optax.GradientTransformation, decay: float = 0.99) -> Obj
     The plain mean of the first 1 / (1 - decay) models, a mean that forgets after that; 0 < `decay` < 1. Averaged
     iterates have less of the noise of single batches and of mixing. Training is as without; only memory is needed.
     Source: Polyak, Juditsky, "Acceleration of stochastic approximation by averaging" (1992).
+
+    Args:
+        optimizer: of the experiment, or any of optax.
+        decay: 0 < decay < 1.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ConfigError: decay is out of bounds.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> p2pfl.methods.objectives.average(optax.sgd(0.1)).facts
+        ()
     """
     fraction(decay=decay)
 
