@@ -217,11 +217,11 @@ def _fitted(learner: Learner, dataset: Dataset) -> Params:
     x, y = _like(model, dataset.train.x[:1]), dataset.train.y[:1]
     try:
         jax.eval_shape(learner.grad, model, {"x": x, "y": y}, jax.random.key(0))
-        output = jax.eval_shape(learner.predict, model, x).shape[1:] if learner.predict else None
+        output = jax.eval_shape(learner.predict, model, x).shape[1:]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"dataset: the learner does not take rows of shape {x.shape[1:]}: {error}") from error
     wanted = TARGETS[dataset.kind].output(x.shape[1:], len(dataset.classes))
-    if output is not None and output != wanted:
+    if output != wanted:
         raise ConfigError(
             f"dataset: of {len(dataset.classes)} classes, and the learner's output for a row has shape {output}; must "
             f"be {wanted}. Make the learner with classes={len(dataset.classes)}"
