@@ -15,30 +15,32 @@ class Bookings:
         self._waiting: list[Booking] = []
 
     def add(self, booking: Booking) -> None:
-        """An exchange was booked."""
+        """Keep an exchange that was booked."""
         self._waiting.append(booking)
 
     def holds(self, node: int) -> bool:
-        """One with this neighbour is not mixed yet."""
+        """Return whether one with this neighbour is not mixed yet."""
         return any(each.node == node for each in self._waiting)
 
     def take(self, neighbors: Collection[Neighbor], round: int, epoch: int, slots: int | None) -> tuple[Booking, ...]:
-        """What this round mixes: of each neighbour the oldest exchange or the newest push, the oldest first where there
-        are more than slots. The rest waits for the next round; `slots` None: all that there is."""
-        found: list[Booking] = []
+        """Return what this round mixes: of each neighbour the oldest exchange or the newest push.
+
+        Where there are more than slots the oldest go first, and the rest waits for the next round. `slots` None: all.
+        """
+        chosen: list[Booking] = []
         for booking in sorted(self._waiting, key=lambda each: (each.opened, each.node, each.number)):
-            if slots is None or all(each.node != booking.node for each in found):
-                found.append(booking)
+            if slots is None or all(each.node != booking.node for each in chosen):
+                chosen.append(booking)
         for other in neighbors:
             side = other.newest(round, epoch)
             if side is not None:
-                found.append(Booking(other.node, other.life, side.round, None, side))
+                chosen.append(Booking(other.node, other.life, side.round, None, side))
         if slots is not None:
-            found = sorted(found, key=lambda each: each.opened)[:slots]
-        taken = {id(each) for each in found}  # payloads don't compare
+            chosen = sorted(chosen, key=lambda each: each.opened)[:slots]
+        taken = {id(each) for each in chosen}  # payloads don't compare
         self._waiting = [each for each in self._waiting if id(each) not in taken]
-        pushed = {each.node: each.theirs.round for each in found if each.mine is None}
+        pushed = {each.node: each.theirs.round for each in chosen if each.mine is None}
         for other in neighbors:
             if other.node in pushed:
                 other.take(pushed[other.node])
-        return tuple(sorted(found, key=lambda each: (each.node, each.life, each.number)))
+        return tuple(sorted(chosen, key=lambda each: (each.node, each.life, each.number)))

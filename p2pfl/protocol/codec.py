@@ -35,7 +35,7 @@ class Schema(NamedTuple):
 
 
 def schema_of(leaves: Sequence[tuple[str, str, tuple[int, ...]]], nbytes: Sequence[int]) -> Schema:
-    """The schema of a payload with these (path, dtype, shape) leaves."""
+    """Return the schema of a payload with these (path, dtype, shape) leaves."""
     return Schema(hashlib.blake2b(repr(tuple(leaves)).encode(), digest_size=16).hexdigest(), tuple(nbytes))
 
 
@@ -47,13 +47,13 @@ class Format(NamedTuple):
 
 
 def encode(envelope: Envelope) -> bytes:
-    """The header frame of a message; the payload's frames go behind it as they are."""
+    """Return the header frame of a message; the payload's frames go behind it as they are."""
     kind = KINDS.index(type(envelope.message))
     return msgpack.packb([VERSION, kind, envelope.node, envelope.life, envelope.to, *envelope.message])
 
 
 def decode(frames: Sequence[Any], formats: Mapping[type[Any], Format]) -> Envelope:
-    """The message in these buffers; `formats`: of each of CARRIERS. Raises RemoteError.
+    """Return the message in these buffers; `formats`: of each of CARRIERS. Raises RemoteError.
 
     Reasons: `header` (not msgpack, too long, wrong types or values), `version`, `kind`, `frames` (number or size of the
     tensor frames), `digest` (a model whose bytes are not those announced), `nonfinite` (a payload with NaN or infinity;
@@ -96,7 +96,7 @@ def decode(frames: Sequence[Any], formats: Mapping[type[Any], Format]) -> Envelo
 
 
 def digest(frames: Sequence[Any]) -> str:
-    """Of the bytes of a payload, 32 hex digits."""
+    """Return the digest of the bytes of a payload, 32 hex digits."""
     total = hashlib.blake2b(digest_size=16)
     for frame in frames:
         total.update(frame)

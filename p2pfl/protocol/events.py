@@ -46,7 +46,7 @@ class Tick(NamedTuple):
 
 
 class Leave(NamedTuple):
-    """The node shall leave in good order; `idle`: no `Trained` is to come any more."""
+    """Leave in good order. `idle`: no `Trained` is to come any more."""
 
     idle: bool
 
@@ -61,7 +61,7 @@ class Seen(NamedTuple):
 
 
 class Members(NamedTuple):
-    """Who is there: everybody who is neither dead nor has left before the end, this node among them.
+    """Everybody who is neither dead nor has left before the end, this node among them.
 
     `accused`: the others hold this node for dead. It goes on as a new life, with what it has. `over`: (node, life) of
     those that are no members any more: they are part of what tells one epoch from an earlier one of the same members.
@@ -117,7 +117,7 @@ class Advance(NamedTuple):
 
 
 class Adopt(NamedTuple):
-    """Begin with a neighbour's model, from after its local steps in round `round`."""
+    """Begin with a neighbour's model, as it was after its local steps in round `round`."""
 
     node: int
     life: int
@@ -142,7 +142,7 @@ class Drop(NamedTuple):
 
 
 class Reborn(NamedTuple):
-    """This node goes on as this life of its; the membership shall say so."""
+    """Tell the membership that this node goes on as this life, greater than the one before."""
 
     life: int
 

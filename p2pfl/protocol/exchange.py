@@ -29,7 +29,7 @@ P = TypeVar("P")
 
 
 class Side(NamedTuple, Generic[P]):
-    """What one end puts into an exchange, and the epoch in which it does.
+    """One end's part of an exchange, and the epoch in which it was made.
 
     The payload of this node's side is as the driver made it (`events.Trained`), that of the peer's as it came in.
     """
@@ -61,7 +61,7 @@ class Ended(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What an event did to an end: the end now, what to say (an Offer takes `edge.mine`), what has ended."""
+    """The effect of an event on an end: the end now, what to say (an Offer takes `edge.mine`), what has ended."""
 
     edge: Edge
     say: tuple[Message, ...] = ()
@@ -84,12 +84,12 @@ def ask(edge: Edge) -> Step:
 
 
 def ping(edge: Edge) -> Ping:
-    """Where this end stands, as a question."""
+    """Return where this end stands, as a question."""
     return Ping(edge.number, edge.theirs is not None, edge.last, 0)
 
 
 def receive(edge: Edge, message: Message, side: Side[Any] | None = None) -> Step:
-    """What a message does to this end; `side` comes with an Offer. RemoteError for what no honest peer says."""
+    """Return what a message does to this end; `side` comes with an Offer. RemoteError for what no honest peer says."""
     match message:
         case Offer():
             return _on_offer(edge, message, side)
@@ -113,7 +113,7 @@ def receive(edge: Edge, message: Message, side: Side[Any] | None = None) -> Step
 
 
 def refuse(edge: Edge, message: Offer) -> Step:
-    """An Offer whose payload can't be used: no receipt, and a void is asked for. The peer can't have booked."""
+    """Refuse an Offer whose payload can't be used: no receipt, and a void is asked for. The peer can't have booked."""
     _no_future(edge, message.number)
     ended: tuple[Ended, ...] = ()
     if message.number == edge.number + 1:
@@ -135,7 +135,7 @@ def forsake(edge: Edge) -> Step:
 
 
 def broken(edge: Edge) -> tuple[Ended, ...]:
-    """The peer's life is over: what is unresolved is void here.
+    """Return what ends with the peer's life: what is unresolved is void here.
 
     The peer may have booked it: that is residue, found by whoever sees the records of both ends.
     """
@@ -148,7 +148,7 @@ def _offer(edge: Edge) -> Offer:
 
 
 def _told(edge: Edge, number: int) -> Closed:
-    """How an earlier exchange ended. Links keep order, so a question can only be about the last one."""
+    """Say how an earlier exchange ended. Links keep order, so a question can only be about the last one."""
     if number != edge.number - 1:
         raise RemoteError("number", f"exchange {number} is long over; this end is at {edge.number}")
     return Closed(number, edge.last)

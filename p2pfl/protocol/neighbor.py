@@ -61,7 +61,7 @@ class Facts(NamedTuple):
 
 
 def epoch_of(lives: Iterable[tuple[int, int]], over: Iterable[tuple[int, int]] = ()) -> int:
-    """The epoch of these members, (node, life) each: 63 bits of a digest.
+    """Return the epoch of these members, (node, life) each: 63 bits of a digest.
 
     `over`: lives that were and are no more. Both only ever grow, so that no epoch comes twice: a node that joins and
     dies leaves behind another epoch than the one it found, also for who has never heard of it in time.
@@ -121,9 +121,9 @@ class Neighbor:
         del self.pushes[:-KEPT]
 
     def newest(self, round: int, epoch: int) -> Side | None:
-        """The newest push of an epoch and of a round up to this one."""
+        """Return the newest push of an epoch and of a round up to this one."""
         return next((side for side in reversed(self.pushes) if side.round <= round and side.epoch == epoch), None)
 
     def take(self, round: int) -> None:
-        """A push of this round has been used. It and the older ones, which it makes up for, are kept no more."""
+        """Drop the push of this round, which has been used, and the older ones, which it makes up for."""
         self.pushes = [side for side in self.pushes if side.round > round]

@@ -51,15 +51,15 @@ class Lateness:
         self._training: deque[float] = deque(maxlen=16)
 
     def booked(self, seconds: float) -> None:
-        """An exchange was booked so long after this end was ready."""
+        """Note that an exchange was booked so long after this end was ready."""
         self._late.append(seconds)
 
     def trained(self, seconds: float) -> None:
-        """A round's local steps took so long."""
+        """Note that a round's local steps took so long."""
         self._training.append(seconds)
 
     def deadline(self, timing: Timing, payload_bytes: int) -> float:
-        """How long to wait for a live neighbour in this round."""
+        """Return how long to wait for a live neighbour in this round."""
         stretch = payload_bytes / timing.bandwidth
         own = statistics.median(self._training) if self._training else 0.0
         most = max(timing.deadline_max + stretch, timing.patience * own)

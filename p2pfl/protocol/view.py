@@ -10,7 +10,7 @@ from p2pfl.protocol.neighbor import ASYNC
 
 
 def view(table: Iterable[Member], rounds: int, sync: str, accused: bool = False) -> Members:
-    """Who is there and whose life is over, of a whole table.
+    """Return who is there and whose life is over, of a whole table.
 
     Who has left after its last round counts as there: the others still have a round or two to go, and need no new graph
     for that. Without a barrier they may have many.
