@@ -50,7 +50,7 @@ def replay(run: Path | str, say: Callable[[str], None] = lambda text: None) -> l
         >>> p2pfl.replay("no-such-run")
         Traceback (most recent call last):
         ...
-        p2pfl.errors.ConfigError: no-such-run: is no run directory; it holds no experiment.toml and nodes/
+        p2pfl.errors.ConfigError: no-such-run: ...
     """
     run = Path(run)
     if not (run / "experiment.toml").is_file() or not (run / "nodes").is_dir():
