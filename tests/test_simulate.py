@@ -20,7 +20,8 @@ import p2pfl
 from p2pfl import tree
 from p2pfl.config import experiment
 from p2pfl.config.experiment import Experiment
-from p2pfl.drivers.simulate import autotune, engine, layout, loop, simulation
+from p2pfl.drivers.simulate import autotune, layout, loop, simulation
+from p2pfl.drivers.simulate import plan as engine_plan
 from p2pfl.drivers.simulate.layout import exported, tables
 from p2pfl.errors import ConfigError
 from p2pfl.federation import federation as build
@@ -189,7 +190,7 @@ def test_a_model_with_data_of_unequal_size_and_evaluation() -> None:
 def test_the_cut_into_stretches_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     made = federation(rounds=11, evaluation={"every": 11}, network={"loss": 0.2})
     whole = at_once(made)
-    monkeypatch.setattr(engine, "_LONGEST", 3)
+    monkeypatch.setattr(engine_plan, "_LONGEST", 3)
     assert np.array_equal(at_once(made), whole)
 
 

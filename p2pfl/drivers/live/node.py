@@ -177,7 +177,7 @@ class _LiveNode:
             for frames in self._transport.receive():
                 self._take(frames, now)
             self._collect(now)
-            self._hear(now)
+            self._read_membership(now)
             self._links.step(now)
             if now - ticked >= _TICK:
                 ticked = now
@@ -196,7 +196,7 @@ class _LiveNode:
             self._told = self._peer.round
             self._membership.progress(self._told)
 
-    def _hear(self, now: float) -> None:
+    def _read_membership(self, now: float) -> None:
         """Take in what the membership says."""
         for event in self._membership.read():
             if isinstance(event, Changed):

@@ -110,8 +110,8 @@ def _train(
     loss_type = jax.tree.leaves(carry.state)[0].dtype
 
     def node(state: State, item: Any) -> tuple[State, Tree, Tree, Array]:
-        index, rows, steps, active, out_weight, speaks = item
-        share = out_weight if speaks is None else jnp.where(speaks, out_weight, 0)
+        index, rows, steps, active, out_weight, present = item
+        share = out_weight if present is None else jnp.where(present, out_weight, 0)
         new, metrics = algorithm.local(state, rows, node_key(shape.seed, index, now.number), steps)
         models = algorithm.params(new) if shape.keep else ()
         new, payload = algorithm.send(new, Neighborhood(jnp.zeros_like(share), share))
@@ -126,7 +126,7 @@ def _train(
             return ((state, apart), models, loss), ()
 
         written = (carry.spare, carry.models, jnp.zeros(size, loss_type))
-        read = (carry.state, (ids, rows, steps, now.active, around.out_weight, now.speaks))
+        read = (carry.state, (ids, rows, steps, now.active, around.out_weight, now.present))
         done: tuple[Tree, Tree, Array] = _by_chunk(size, shape.layout.chunk, chunk, written, read, ())[0]
         return done
 

@@ -75,7 +75,7 @@ class Feed:
             active=over(delivery.active, bool(work.events)),
             arrived=over(delivery.arrived, work.drawn),
             age=over(delivery.age, bool(work.late)),
-            speaks=over(everyone, bool(work.events)),
+            present=over(everyone, bool(work.events)),
             **(self._changes(work.course, start, count, over) if work.course else {}),
         )
         return Stretch(np.int32(count), graph, rounds, self._x, self._y), delivery

@@ -1,6 +1,6 @@
 """Where each node's arrays lie: nodes over devices, devices in chunks, and who must be shown to other devices.
 
-Node i lies on device i // m, at place i % m. Places behind the last node are filled with nodes that hear nobody.
+Node i lies on device i // m, at place i % m. Places behind the last node are filled with nodes without neighbours.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Rounds(NamedTuple):
     active: Array | None  # [R, places] bool
     arrived: Array | None  # [R, places, K] bool
     age: Array | None  # [R, places, K] int32
-    speaks: Array | None  # [R, places, K] bool: the neighbour is there
+    present: Array | None  # [R, places, K] bool: the neighbour is there
     enters: Array | None = None  # [R, places] bool: the node enters another epoch
     back: Array | None = None  # [R, back] int32: places of nodes that come with nothing, then -1
     donor: Array | None = None  # [R, back] int32: places of those whose models they take; -1: nobody's
