@@ -3,14 +3,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint faults soak bench clean
+.PHONY: demo test test-all lint faults soak bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/p2pfl run experiments/ring-digits/experiment.toml
 
+# each claim once; first where real processes must keep time, with nothing beside them
 test: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest -m "live and not soak and not faults"
-	$(BIN)/python -m pytest -m "not live and not soak" -n auto --dist loadfile
+	$(BIN)/python -m pytest -m "live and not more and not faults and not soak"
+	$(BIN)/python -m pytest -m "not live and not more and not faults and not soak" -n auto --dist worksteal
+
+# the same for more kinds, graphs and seeds; live ones have the machine to themselves
+test-all: $(VENV)/installed-test faults
+	$(BIN)/python -m pytest -m "more and live"
+	$(BIN)/python -m pytest -m "more and not live" -n auto --dist worksteal
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -1,8 +1,20 @@
-"""Strictness for every test: no dtype and no rank is promoted in silence."""
+"""Strictness for every test: no dtype and no rank is promoted in silence; how XLA compiles; the lanes of tests."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
+
+# Most of the time of these tests was XLA's. It compiles without its optimiser, on which no claim here rests, and each
+# program once for all workers, sweeps and node processes: they inherit both, so that bits are compared of code that was
+# compiled alike. Set before jax is imported, which reads them then.
+os.environ |= {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).resolve().parent.parent / ".pytest_cache" / "xla"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 
 import jax
 import pytest
@@ -11,10 +23,22 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)  # so that what is spread over devices is tested as such
 
+LANES = ("more", "faults", "soak")
+"""The marks of tests that `make test` leaves out; a test has one of them, or none."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--rewrite-transcripts`: write the transcripts that tests compare with anew."""
     parser.addoption("--rewrite-transcripts", action="store_true", help="write tests/transcripts anew")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` deselects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a test of two lanes."""
+    for item in items:
+        lanes = {mark.name for mark in item.iter_markers()} & {*LANES}
+        if len(lanes) > 1:
+            raise pytest.UsageError(f"{item.nodeid} is marked {' and '.join(sorted(lanes))}: a test has one lane")
 
 
 @pytest.fixture

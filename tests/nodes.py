@@ -90,6 +90,7 @@ class Nodes:
         self.mix = jax.jit(self._mix)
         self._now = jax.jit(self._inbox)
         self._scan = jax.jit(self._rounds)
+        self._drawn: dict[Any, Delivery] = {}
 
     @cached_property
     def start(self) -> Any:
@@ -169,10 +170,14 @@ class Nodes:
     def deliveries(
         self, rounds: int, steps: Any = 1, events: Sequence[Event] = (), schedule: Schedule | None = None, **given: Any
     ) -> Delivery:
-        """What happens in the first so many rounds under Conditions(**given)."""
-        given = {"lateness": self.algorithm.lateness, "link": self.algorithm.link, **given}
-        steps = np.broadcast_to(np.asarray(steps, np.int32), (self.n,))
-        return Deliveries(events, schedule or self.schedule, rounds, steps, Conditions(**given)).take(rounds)
+        """What happens in the first so many rounds under Conditions(**given); drawn once, since that takes its time."""
+        drawn = (rounds, np.asarray(steps).tobytes(), tuple(events), id(schedule), *sorted(given.items()))
+        if drawn not in self._drawn:
+            given = {"lateness": self.algorithm.lateness, "link": self.algorithm.link, **given}
+            steps = np.broadcast_to(np.asarray(steps, np.int32), (self.n,))
+            conditions = Conditions(**given)
+            self._drawn[drawn] = Deliveries(events, schedule or self.schedule, rounds, steps, conditions).take(rounds)
+        return self._drawn[drawn]
 
     def run(
         self,

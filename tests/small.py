@@ -23,8 +23,8 @@ class Case:
     dtype: str = "float32"
 
     def __str__(self) -> str:
-        lossy = f"-loss{self.loss}" if self.loss else ""
-        return "-".join([self.algorithm, *map(str, self.arguments.values()), self.graph]) + lossy
+        more = [*([f"loss{self.loss}"] if self.loss else []), *([self.dtype] if self.dtype != "float32" else [])]
+        return "-".join([self.algorithm, *map(str, self.arguments.values()), self.graph, *more])
 
 
 CASES = (

@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,7 +90,20 @@ ROWS = [
     row("fedprox", "ring", "fixed", "rho", mu=0.5),
     row("local", "ring", "fixed", "never"),
 ]
-over_rows = pytest.mark.parametrize("row", ROWS, ids=str)
+FIRST = {row.name: row for row in reversed(ROWS)}
+"""Of each algorithm, the row that the fast tests try; its other arguments and graphs are tried by `make test-all`."""
+
+
+def rows(*conditions: Callable[[Row], bool]) -> Any:
+    """Mark a test of all rows for which the conditions hold."""
+    chosen = [row for row in ROWS if all(condition(row) for condition in conditions)]
+    mark = pytest.mark.more
+    return pytest.mark.parametrize(
+        "row", [pytest.param(row, marks=() if row is FIRST[row.name] else mark) for row in chosen], ids=str
+    )
+
+
+over_rows = rows()
 
 
 @pytest.fixture(autouse=True)
@@ -123,8 +136,9 @@ def a_round(nodes: Nodes, state: Any, t: int = 0) -> tuple[Any, Inbox, Neighborh
     return trained, nodes.inbox(payload, nodes.wires.weight[t] > 0, t), around
 
 
-def of(all: Tree, i: int) -> Tree:
-    return jax.tree.map(lambda leaf: leaf[i], all)
+def of(all: Tree, i: Any) -> Tree:
+    """Of node i, or of several; taken by numpy, since jax would compile a program for each shape."""
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[np.asarray(i)]), all)
 
 
 def close(a: Tree, b: Tree, tolerance: float) -> None:
@@ -247,7 +261,7 @@ def test_it_ends_where_theory_says(row: Row) -> None:
     assert away[1] < 0.7 * away[0]
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.ends == "optimum"], ids=str)
+@rows(lambda row: row.ends == "optimum")
 def test_exact_ones_are_exact_under_loss(row: Row) -> None:
     """A tenth of the exchanges is void."""
     nodes = nodes_of(str(row))
@@ -325,7 +339,7 @@ def test_mixing_keeps_the_mean_as_declared(row: Row) -> None:
             assert abs(trace.moved.sum(axis=0)).max() <= 1e-12 * max(scale, 1)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if make(row).link == "exchange"], ids=str)
+@rows(lambda row: make(row).link == "exchange")
 def test_dropping_at_one_end_moves_the_mean(row: Row) -> None:
     """The negative of the test above: with the rule "self" each end mixes what it got."""
     nodes = nodes_of(str(row))
@@ -337,8 +351,9 @@ def test_dropping_at_one_end_moves_the_mean(row: Row) -> None:
 
 
 @over_rows
-def test_one_node_by_itself_is_the_node_among_all(row: Row) -> None:
-    """Step by step and not compiled, as compiled under vmap: it sees its Neighborhood and inbox, and no graph or id."""
+@pytest.mark.parametrize("compiled", [True, pytest.param(False, marks=pytest.mark.more)])
+def test_one_node_by_itself_is_the_node_among_all(row: Row, compiled: bool) -> None:
+    """Alone, and also step by step, as under vmap: it sees its Neighborhood and inbox, and no graph or id."""
     nodes = nodes_of(str(row))
     it, start = nodes.algorithm, warm(nodes)
     state, inbox, around = a_round(nodes, start)
@@ -353,8 +368,10 @@ def test_one_node_by_itself_is_the_node_among_all(row: Row) -> None:
 
     _, payload = nodes.train(start, nodes.data(), jnp.full(nodes.n, STEPS, jnp.int32), around)
     for i in (0, nodes.n - 1):
-        with jax.disable_jit():
-            found = one(*(of(x, i) for x in (start, nodes.data())), jax.random.key(i), of(inbox, i), of(around, i))
+        with jax.disable_jit(not compiled):
+            found = jax.jit(one)(
+                *(of(x, i) for x in (start, nodes.data())), jax.random.key(i), of(inbox, i), of(around, i)
+            )
         assert found[-1]["loss"].shape == ()
         # rounding of fused operations may differ from that of single ones
         close(found[:-1], tuple(of(x, i) for x in (state, payload, mixed, nodes.params(mixed))), 1e-13)
@@ -397,15 +414,20 @@ def test_the_dtype_stays(row: Row) -> None:
         kinds = {name.split("/")[-1]: kind for name, kind, _ in tree.schema(shapes[1])}
         assert kinds.pop("age", "float32") == "float32"  # a count, whatever the model
         assert set(kinds.values()) == {dtype}
-    with jax.disable_jit():  # node 0 in bfloat16, whose neighbours send one and a half times what it sends
-        state, near = algorithm.init(of(nodes.models, 0), nodes.slots), of(around, 0)
-        for _ in range(3):
-            state, _ = algorithm.local(state, of(nodes.data(), 0), jax.random.key(0), jnp.int32(STEPS))
-            state, payload = algorithm.send(state, near)
-            if not algorithm.per_edge:
-                payload = jax.tree.map(lambda leaf: jnp.stack([leaf] * nodes.slots), payload)
-            received = jax.tree.map(lambda leaf: leaf * jnp.asarray(1.5, leaf.dtype), payload)
-            state = algorithm.mix(state, Inbox(payload, received, here[0], jnp.zeros(nodes.slots, jnp.int32)), near)
+    near, data = of(around, 0), of(nodes.data(), 0)
+
+    @jax.jit
+    def alone(state: Any) -> Any:  # node 0 in bfloat16, whose neighbours send one and a half times what it sends
+        state, _ = algorithm.local(state, data, jax.random.key(0), jnp.int32(STEPS))
+        state, payload = algorithm.send(state, near)
+        if not algorithm.per_edge:
+            payload = jax.tree.map(lambda leaf: jnp.stack([leaf] * nodes.slots), payload)
+        received = jax.tree.map(lambda leaf: leaf * jnp.asarray(1.5, leaf.dtype), payload)
+        return algorithm.mix(state, Inbox(payload, received, here[0], jnp.zeros(nodes.slots, jnp.int32)), near)
+
+    state = algorithm.init(of(nodes.models, 0), nodes.slots)
+    for _ in range(3):
+        state = alone(state)
     assert tree.schema(algorithm.params(state)) == tree.schema(of(nodes.models, 0))
     assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(state))
 
@@ -558,7 +580,7 @@ def test_a_joiner_has_the_donors_model_and_nothing_else(row: Row) -> None:
         assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves((adopted.sent, adopted.seen)))
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if make(row).restart is not None], ids=str)
+@rows(lambda row: make(row).restart is not None)
 def test_a_new_epoch_keeps_the_model_and_what_is_summed_starts_afresh(row: Row) -> None:
     """Model and optimizer stay; all else is as `init` makes it, with as many slots as the new epoch has."""
     nodes = nodes_of(str(row))

@@ -1,10 +1,8 @@
-"""Local objectives: each against what it must be in closed form or at its limits, and in both drivers alike."""
+"""Local objectives: each against what it must be in closed form or at its limits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,34 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import safetensors.numpy
+from federations import MECHANISMS, federation_of
 from nodes import Nodes, planned
 
 from p2pfl import tree
 from p2pfl.algorithms import ALGORITHMS
-from p2pfl.config import experiment
-from p2pfl.data import Dataset, Samples, builtin
+from p2pfl.data import builtin
 from p2pfl.errors import ConfigError
-from p2pfl.federation import federation as build
 from p2pfl.learning import models, quadratic
 from p2pfl.learning.flax import ABSENT, from_flax
 from p2pfl.learning.local_steps import descend, placed
 from p2pfl.methods.compose import withhold
 from p2pfl.methods.objectives import OBJECTIVES
-from p2pfl.runs import simulated
 from p2pfl.types import Learner, Tree
 
 SGD = optax.sgd(0.1)
 DIM, FEATURES, CLASSES, ROWS = 3, 4, 3, 8
 KEY = jax.random.key(0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_quickly() -> Iterator[None]:
-    """What is compiled here runs once or twice: XLA's optimizations would take longer than all of it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def made(name: str, inner: Learner, **arguments: Any) -> Learner:
@@ -528,61 +515,14 @@ def test_heads_need_exchanges() -> None:
     assert method.wrap(ALGORITHMS["local"](logistic(4), SGD)).name == "local"
 
 
-# --- both drivers
+# --- both drivers: the parity of their models is that of rows in test_simulate.py
 
 
-def pictures() -> Dataset:
-    """A few digits as images of 4 x 4."""
-    found = builtin.digits()
-
-    def part(samples: Samples) -> Samples:
-        x = samples.x[:60].reshape(-1, 4, 2, 4, 2).mean(axis=(2, 4))[..., None]
-        return samples._replace(x=np.ascontiguousarray(x), y=samples.y[:60])
-
-    return found._replace(train=part(found.train), test=part(found.test), features=())
-
-
-@pytest.mark.parametrize(
-    "objective",
-    [
-        [
-            {"name": "fedprox", "mu": 0.1},
-            {"name": "pfedme", "learning_rate": 0.05, "strength": 5.0, "steps": 2},
-            {"name": "iop", "strength": 0.1},
-            {"name": "augment", "flip": True, "contrast": 0.1},
-        ],
-        [
-            {"name": "sharpness"},
-            {"name": "missing_classes"},
-            {"name": "average"},
-            {"name": "ditto", "strength": 0.5},
-            {"name": "cusfl", "strength": 0.5},
-            {"name": "tasks", "of": [0, 1, 0], "groups": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]},
-        ],
-    ],
-    ids=lambda methods: "-".join(method["name"] for method in methods),
-)
-def test_the_plain_loop_and_the_simulator_agree(objective: list[dict[str, Any]], tmp_path: Path) -> None:
-    table = {
-        "name": "small", "rounds": 2, "baselines": False,
-        "data": {"source": f"{__name__}:pictures", "partition": "dirichlet", "alpha": 0.5},
-        "model": {"name": "logistic"},
-        "training": {
-            "optimizer": {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}, "batch_size": 4, "local_steps": 2,
-            "dtype": "float64", "objective": objective,
-        },
-        "topology": {"graph": "ring", "nodes": 3}, "algorithm": {"name": "dsgd"},
-        "driver": {"kind": "simulate", "loop": True}, "evaluation": {"every": 2},
-    }  # fmt: skip
+@pytest.mark.parametrize("case", ["objectives", "more objectives"])
+def test_who_keeps_a_model_of_its_own_keeps_it_under_its_name(case: str) -> None:
     with jax.enable_x64(True):
-        federation = build.build(experiment.parse(table, "small", experiment.Experiment))
-        simulated.loop_into(federation, tmp_path, lambda status: None)
-        names = tree.named_leaves(simulated.simulate_federation(federation).models)
-    for method in objective:
+        made = federation_of(MECHANISMS[case])
+    names = tree.named_leaves(jax.eval_shape(made.learner.init, KEY))
+    for method in MECHANISMS[case]["training"]["objective"]:
         kept = any(name.startswith(f"private/{method['name']}/") for name in names)
         assert kept == (method["name"] in [*PERSONAL, "average"])
-    for node in range(3):
-        found = safetensors.numpy.load_file(tmp_path / "nodes" / str(node) / "model.safetensors")
-        assert set(found) == set(names)
-        for name, leaf in found.items():
-            np.testing.assert_allclose(leaf, names[name][node], atol=1e-8, err_msg=name)

@@ -168,10 +168,11 @@ def test_only_double_entry_is_exact_under_loss(name: str) -> None:
     """Ring of 16, unequal quadratics, a tenth of the messages lost: SCIENCE.md, decision 1."""
     nodes = bench(name, "ring", 16)
     wrong = Nodes(nodes.algorithm._replace(weigh=renormalized), nodes.schedule)
+    rounds = {"gradient_tracking": 2400, "exact_diffusion": 600}[name]
     ends = {
-        "double_entry": nodes.run(3000, loss=0.1)[1].x,
-        "self": nodes.run(3000, loss=0.1, rule="self")[1].x,
-        "renormalise": wrong.run(3000, loss=0.1, rule="renormalise")[1].x,
+        "double_entry": nodes.run(rounds, loss=0.1)[1].x,  # these still come closer, and the others no longer move
+        "self": nodes.run(600, loss=0.1, rule="self")[1].x,
+        "renormalise": wrong.run(600, loss=0.1, rule="renormalise")[1].x,
     }
     away = {rule: float(np.sqrt(((x[-1] - nodes.task.optimum) ** 2).sum(axis=1).mean())) for rule, x in ends.items()}
     assert away["double_entry"] < 1e-9
@@ -195,20 +196,21 @@ def test_wrong_rules_agree_on_a_wrong_mean() -> None:
 def test_late_exchanges() -> None:
     """Added to SCIENCE.md: gradient tracking stands lateness 3, only slower; exact diffusion 1, and diverges at 3."""
     tracking = bench("gradient_tracking", "ring", 8, 0.05)
-    _, trace = tracking.run(3000, loss=0.05, late=3)
-    away = [distance(trace.x[r], tracking.task.optimum) for r in (500, 1500, -1)]
-    assert away[2] < 1e-8 and away[1] < away[0]
-    assert distance(tracking.run(1000, loss=0.05)[1].x[500], tracking.task.optimum) < away[0] / 10
+    _, trace = tracking.run(1000, loss=0.05, late=3)
+    away = [distance(trace.x[r], tracking.task.optimum) for r in (300, 600, -1)]
+    assert away[2] < 1e-8 and away[1] < away[0] / 10
+    assert distance(tracking.run(400, loss=0.05)[1].x[300], tracking.task.optimum) < away[0] / 10
     exact = bench("exact_diffusion", "ring", 8, 0.05)
     assert exact.algorithm.lateness == 1
-    assert distance(exact.run(3000, loss=0.05, late=1)[1].x[-1], exact.task.optimum) < 1e-10
+    assert distance(exact.run(1000, loss=0.05, late=1)[1].x[-1], exact.task.optimum) < 1e-10
     # what it does not stand: three rounds, or one round where three quarters are void; in time, that is no harm
-    for given, stands in (
-        ({"loss": 0.05, "late": 3, "lateness": 3}, False),
-        ({"loss": 0.5, "late": 1}, False),
-        ({"loss": 0.5}, True),
+    for given, rounds, stands in (
+        ({"loss": 0.05, "late": 3, "lateness": 3}, 500, False),
+        ({"loss": 0.5, "late": 1}, 500, False),
+        ({"loss": 0.5}, 2500, True),
     ):
-        assert (distance(exact.run(3000, **given)[1].x[-1], exact.task.optimum) < 1e-10) == stands
+        away = distance(exact.run(rounds, **given)[1].x[-1], exact.task.optimum)
+        assert away < 1e-10 if stands else away > 10
 
 
 # -------------------------------------------------------------------------------------------------------- contraction
@@ -232,7 +234,7 @@ def test_links_that_fail(q: float, expected: float) -> None:
         spread += q * (1 - q) * w[i, j] ** 2 * 2 * np.outer(edge, edge)  # (l l^T)^2 = 2 l l^T
     values, vectors = np.linalg.eigh(mean @ mean + spread - np.full((16, 16), 1 / 16))
     assert abs(values[-1] - expected) < 1e-6
-    rounds = 4000
+    rounds = 2000
     nodes = bench("dsgd", "ring", 16)
     what = nodes.deliveries(rounds, loss=1 - (1 - q) ** 0.5, seed=1)
     worst = jnp.asarray(vectors[:, -1])

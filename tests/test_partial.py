@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import safetensors.numpy
+from federations import MECHANISMS, NETWORK, federation_of
 from nodes import Nodes, distance, equal, planned
 from nodes import learner as small
 
@@ -384,36 +383,14 @@ def test_what_is_refused(make: Any, text: str) -> None:
 
 # ---------------------------------------------------------------------------------------------------------- drivers
 
-WIDE = {
-    "name": "t", "rounds": 4, "data": {"source": "digits", "partition": "dirichlet", "alpha": 0.5},
-    "model": {"name": "mlp", "hidden": [4], "norm": "batch"}, "topology": {"graph": "ring", "nodes": 3},
-    "training": {
-        "optimizer": {"name": "sgd", "learning_rate": 0.1}, "batch_size": 8, "local_steps": 2, "dtype": "float64",
-        "objective": [{"name": "widths", "ratios": [1.0, 0.5, 0.75]}],
-    },
-    "algorithm": {"name": "dsgd", "share": "silobn", "wrap": [
-        {"name": "fourier", "start": 0.3, "rounds": 4}, {"name": "by_similarity", "sharpness": 1.0, "publish": True},
-        {"name": "by_samples"}, {"name": "by_labels", "sharpness": 1.0, "minimum": 3}, {"name": "by_loss", "q": -1.0},
-    ]},
-    "network": {"loss": 0.2}, "driver": {"kind": "simulate", "loop": True}, "evaluation": {"every": 4},
-    "baselines": False,
-}  # fmt: skip
 
-
-def test_the_vectorised_simulator_agrees_with_the_plain_loop(tmp_path: Path) -> None:
-    """With everything that neighbours can be weighed by, too."""
+def test_a_narrow_node_trains_what_it_holds_and_nothing_else() -> None:
+    """The same run in the plain loop: test_simulate.py."""
     with jax.numpy_dtype_promotion("standard"):  # Flax's batch norm refuses strict float64
-        made = federation.build(experiment.parse(WIDE, "test.toml", experiment.Experiment))
-        simulated.loop_into(made, tmp_path, lambda status: None)
-        named = tree.named_leaves(simulated.simulate_federation(made).models)
-        first = jax.jit(made.learner.init)(key(0))["trained"]["layers"][0]["kernel"]
-    for node in made.graph:
-        model = safetensors.numpy.load_file(tmp_path / "nodes" / str(node) / "model.safetensors")
-        assert set(model) == set(named)
-        for name, leaf in model.items():
-            np.testing.assert_allclose(named[name][node], leaf, atol=1e-8, err_msg=name)
-    kernel = named["trained/layers/0/kernel"]
-    assert distance(kernel[1, :, 2:], np.asarray(first)[:, 2:]) == 0 and distance(kernel[1], np.asarray(first)) > 0.01
+        made = federation_of(MECHANISMS["weights and widths"])
+        kernel = tree.named_leaves(simulated.simulate_federation(made).models)["trained/layers/0/kernel"]
+        first = np.asarray(jax.jit(made.learner.init)(key(0))["trained"]["layers"][0]["kernel"])
+    assert distance(kernel[1, :, 2:], first[:, 2:]) == 0 and distance(kernel[1], first) > 0.01
 
 
 @pytest.mark.soak
@@ -425,7 +402,7 @@ def test_wide_nodes_gain_by_narrow_ones() -> None:
     better = []
     for seed in range(4):
         table = {
-            **WIDE, "seed": seed, "rounds": 40, "data": {"source": "digits"}, "network": {},
+            **NETWORK, "seed": seed, "rounds": 40, "data": {"source": "digits"},
             "algorithm": {"name": "dsgd"}, "model": {"name": "mlp", "hidden": [32]},
             "topology": {"graph": "complete", "nodes": 8}, "training": {
                 "optimizer": {"name": "sgd", "learning_rate": 0.1}, "batch_size": 16, "local_steps": 5,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -28,14 +27,6 @@ from p2pfl.types import Learner, Tree
 SGD = optax.sgd(0.2)
 FEATURES = 6
 KEY = jax.random.key(0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_quickly() -> Iterator[None]:
-    """What is compiled here runs once or twice: XLA's optimizations would take longer than all of it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Normed(nnx.Module):

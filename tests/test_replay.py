@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from small import CASES, Case, write
-from test_live import Started, start  # noqa: F401 (a fixture)
+from test_live import CHURN, Started, start  # noqa: F401 (a fixture)
 
 from p2pfl.cli import main
 from p2pfl.config import experiment
@@ -23,18 +23,6 @@ from p2pfl.reporting import run_data
 from p2pfl.runs import simulated, summary
 from p2pfl.runs.replay import replay
 
-pytestmark = pytest.mark.live
-
-CHURN = """
-[[churn]]
-event = "crash"
-node = 1
-round = 8
-[[churn]]
-event = "rejoin"
-node = 1
-round = 16
-"""
 LEAVE = """
 [[churn]]
 event = "leave"
@@ -65,7 +53,14 @@ def rewrite(run: Path, node: int, lines: list[dict[str, object]]) -> None:
     (run / "nodes" / str(node) / "trace.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if case.loss or case.algorithm == "gossip_learning" else pytest.mark.more)
+        for case in CASES
+    ],
+    ids=str,
+)
 def test_the_plain_loop_with_churn_is_replayed(tmp_path: Path, case: Case) -> None:
     run = looped(tmp_path, case, more=CHURN + LEAVE)
     verdicts = replay(run)
@@ -75,6 +70,8 @@ def test_the_plain_loop_with_churn_is_replayed(tmp_path: Path, case: Case) -> No
     assert [line["adopted"] for line in trace(run, 1) if "adopted" in line]
 
 
+@pytest.mark.live
+@pytest.mark.more
 @pytest.mark.parametrize("case", [GRADIENT_TRACKING, PUSH_SUM], ids=str)
 def test_a_live_crash_and_return_is_replayed(start: Callable[..., Started], tmp_path: Path, case: Case) -> None:  # noqa: F811
     run = start(file=write(tmp_path / "case", case, rounds=400, timing=QUICK, more=CHURN))
@@ -91,7 +88,9 @@ def test_a_live_crash_and_return_is_replayed(start: Callable[..., Started], tmp_
     assert [verdict for verdict in verdicts if not verdict.equal] == []
 
 
-@pytest.mark.parametrize("case", [PUSH_SUM, Case("dsgd", "base")], ids=str)
+@pytest.mark.live
+@pytest.mark.more
+@pytest.mark.parametrize("case", [PUSH_SUM, GRADIENT_TRACKING], ids=str)
 def test_a_live_kill_and_a_freeze_at_any_moment_are_replayed(
     start: Callable[..., Started],  # noqa: F811
     tmp_path: Path,
@@ -202,7 +201,7 @@ def test_runs_of_both_formats_are_replayed_and_reported(tmp_path: Path, format: 
         1: NAMES[2],
     }
     metrics = summary.merge(run)
-    summary.rounds(run, metrics)
+    summary.rounds(run, metrics, "accuracy")
     data = run_data.read(run)
     lives = {node: set(row[row > 0].tolist()) for node, row in zip(data.nodes.ids, data.nodes.life, strict=True)}
     assert lives[1] == ({1, 2} if format == 1 else set(NAMES.values()))

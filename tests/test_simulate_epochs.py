@@ -9,16 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from federations import at_once, federation_of, looped
 
 from p2pfl import churn, topology, tree
 from p2pfl.churn import Event
 from p2pfl.churn import course as membership
 from p2pfl.churn.course import Course
 from p2pfl.config import experiment
-from p2pfl.config.experiment import Experiment
 from p2pfl.drivers.simulate import loop
 from p2pfl.errors import ConfigError
-from p2pfl.federation import federation as build
+from p2pfl.federation.federation import Federation
 from p2pfl.federation.tasks import tasks
 from p2pfl.node import records
 from p2pfl.node.replica import Replica
@@ -45,7 +45,7 @@ def float64() -> Iterator[None]:
 
 def federation(
     algorithm: str, churn: list[dict[str, Any]], graph: str = "ring", nodes: int = NODES, rounds: int = 15, **more: Any
-) -> build.Federation:
+) -> Federation:
     table = {
         "name": "t", "rounds": rounds, "data": {"source": "quadratic", "dim": 3}, "churn": churn,
         "training": {
@@ -54,28 +54,13 @@ def federation(
         "topology": {"graph": graph, "nodes": nodes}, "algorithm": {"name": algorithm},
         "driver": {"kind": "simulate"}, "evaluation": {"every": rounds}, "baselines": False, **more,
     }  # fmt: skip
-    wanted: Experiment = experiment.parse(table, "test.toml", Experiment)
-    return build.build(wanted)
+    return federation_of(table)
 
 
-def course(made: build.Federation) -> Course:
+def course(made: Federation) -> Course:
     found = simulated.course_of(made)
     assert found is not None
     return found
-
-
-def flat(model: Any) -> np.ndarray:
-    return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(model)])
-
-
-def looped(made: build.Federation) -> np.ndarray:
-    models = loop.run(tasks(made), simulated.deliveries(made), lambda *given: None, lambda: 0.0, course(made))
-    return np.stack([flat(model) for model in models])
-
-
-def at_once(made: build.Federation, **how: Any) -> np.ndarray:
-    found = simulated.simulate_federation(made, **how).models
-    return np.concatenate([np.asarray(leaf).reshape(len(made.graph), -1) for leaf in jax.tree.leaves(found)], axis=1)
 
 
 # ------------------------------------------------------------------------------------------------------------- parity
@@ -125,7 +110,7 @@ STEP = {"training": {
 }}  # fmt: skip
 
 
-def off(made: build.Federation, sides: list[set[int]]) -> float:
+def off(made: Federation, sides: list[set[int]]) -> float:
     """How far the members of each side are from their own optimum, the largest."""
     outcome = simulated.simulate_federation(made, devices=1, chunk=len(made.graph))
     assert outcome.drift < 1e-14

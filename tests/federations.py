@@ -1,0 +1,165 @@
+"""A federation in one process: built from a table, run by the plain loop, and with all nodes at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from p2pfl.config import experiment
+from p2pfl.config.experiment import Experiment
+from p2pfl.data import Dataset, Samples
+from p2pfl.data.builtin import digits
+from p2pfl.drivers.simulate import loop
+from p2pfl.federation import federation
+from p2pfl.federation.federation import Federation
+from p2pfl.federation.tasks import tasks
+from p2pfl.runs import simulated
+from p2pfl.types import Tree
+
+TABLE: dict[str, Any] = {
+    "name": "t",
+    "rounds": 7,
+    "data": {"source": "quadratic", "dim": 3},
+    "training": {
+        "optimizer": {"name": "sgd", "learning_rate": 0.1}, "batch_size": 2, "local_steps": 2, "dtype": "float64",
+    },
+    "topology": {"graph": "ring", "nodes": 9},
+    "algorithm": {"name": "dsgd"},
+    "evaluation": {"every": 3},
+    "driver": {"kind": "simulate"},
+    "baselines": False,
+}  # fmt: skip
+DIRECTED = {"graph": "exponential", "nodes": 9}
+COMPLETE = {"graph": "complete", "nodes": 9}
+CHURN = [{"event": "crash", "node": 2, "round": 3}, {"event": "rejoin", "node": 2, "round": 5}]
+CASES: dict[str, dict[str, Any]] = {
+    "dsgd": {},
+    "dsgd cta": {"algorithm": {"name": "dsgd", "arguments": {"order": "cta"}}},
+    "dmsgd": {"algorithm": {"name": "dmsgd", "arguments": {"mix_momentum": True}}},
+    "qg_dsgdm": {"algorithm": {"name": "qg_dsgdm"}},
+    "gradient_tracking": {"algorithm": {"name": "gradient_tracking"}},
+    "diging": {"algorithm": {"name": "gradient_tracking", "arguments": {"form": "diging"}}},
+    "exact_diffusion": {"algorithm": {"name": "exact_diffusion"}},
+    "d2": {"algorithm": {"name": "d2"}, "topology": {"graph": "erdos_renyi", "nodes": 9}},
+    "push_sum": {"algorithm": {"name": "push_sum"}, "topology": DIRECTED},
+    "push_sum, one peer": {
+        "algorithm": {"name": "push_sum"}, "topology": {"graph": "one_peer_exponential", "nodes": 9},
+    },
+    "epidemic": {"algorithm": {"name": "epidemic"}, "topology": COMPLETE},
+    "epidemic oracle": {"algorithm": {"name": "epidemic", "arguments": {"kind": "oracle"}}, "topology": COMPLETE},
+    "ad_psgd": {"algorithm": {"name": "ad_psgd"}},
+    "gossip_learning": {"algorithm": {"name": "gossip_learning", "arguments": {"limit": 3}}},
+    "dfedavg": {"algorithm": {"name": "dfedavg"}},
+    "outer": {"algorithm": {"name": "outer"}},
+    "outer pairs": {"algorithm": {"name": "outer", "arguments": {"pairs": True}}},
+    "fedavg star": {"algorithm": {"name": "fedavg"}, "topology": {"graph": "star", "nodes": 9}},
+    "fedavg complete": {"algorithm": {"name": "fedavg"}, "topology": COMPLETE},
+    "fedprox": {"algorithm": {"name": "fedprox"}},
+    "local": {"algorithm": {"name": "local"}},
+    "base graph": {"topology": {"graph": "base", "nodes": 9}},
+    "complete": {"topology": COMPLETE},
+    "loss": {"network": {"loss": 0.3}},
+    "renormalise": {"network": {"loss": 0.3, "rule": "renormalise"}},
+    "self": {"network": {"loss": 0.3, "rule": "self"}, "algorithm": {"name": "gradient_tracking"}},
+    "loss, push": {"network": {"loss": 0.3}, "algorithm": {"name": "push_sum"}, "topology": DIRECTED},
+    "loss, fedavg": {
+        "network": {"loss": 0.3}, "algorithm": {"name": "fedavg"}, "topology": {"graph": "star", "nodes": 9},
+    },
+    "late": {"network": {"late": 2, "loss": 0.1}, "algorithm": {"name": "gradient_tracking"}},
+    "churn": {"churn": CHURN},
+    "churn, push": {"churn": CHURN, "algorithm": {"name": "push_sum"}, "topology": DIRECTED},
+    "unequal steps": {"training": {**TABLE["training"], "node_steps": [1, 2, 3, 1, 2, 3, 1, 2, 3]}},
+    "wraps": {"algorithm": {"name": "dsgd", "wrap": [{"name": "clip", "radius": 0.05}, {"name": "cast"}]}},
+}  # fmt: skip
+"""Algorithms, graphs and networks, on quadratics."""
+
+NETWORK: dict[str, Any] = {
+    **TABLE,
+    "rounds": 4,
+    "data": {"source": f"{__name__}:pictures", "partition": "dirichlet", "alpha": 0.5},
+    "model": {"name": "mlp", "hidden": [4], "norm": "batch"},
+    "training": {
+        "optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}, "batch_size": 4, "local_steps": 2,
+        "dtype": "float64",
+    },
+    "topology": {"graph": "ring", "nodes": 3},
+    "evaluation": {"every": 4},
+}  # fmt: skip
+
+
+def _share(algorithm: str, share: Any, **more: Any) -> dict[str, Any]:
+    return {**NETWORK, "algorithm": {"name": algorithm, "share": share}, **more}
+
+
+def _objective(*methods: dict[str, Any]) -> dict[str, Any]:
+    training = {**NETWORK["training"], "objective": list(methods)}
+    return {**NETWORK, "rounds": 2, "evaluation": {"every": 2}, "model": {"name": "logistic"}, "training": training}
+
+
+GONE_AND_BACK = [
+    {"event": "crash", "node": 2, "round": 2}, {"event": "rejoin", "node": 2, "round": 3},
+    {"event": "crash", "node": 1, "round": 3}, {"event": "rejoin", "node": 1, "round": 4, "state": "kept"},
+]  # fmt: skip
+MECHANISMS: dict[str, dict[str, Any]] = {
+    "share": _share("gradient_tracking", "fedbn"),
+    "share, churn": _share("gradient_tracking", "fedbn", churn=GONE_AND_BACK),
+    "share, push": _share("push_sum", "silobn"),
+    "share, corrections": _share("exact_diffusion", "private_head"),
+    "share, outer": _share("outer", ["!norms/**"], churn=GONE_AND_BACK),
+    "share, gossip": _share("gossip_learning", "fedbn"),
+    "weights and widths": {
+        **NETWORK,
+        "training": {**NETWORK["training"], "objective": [{"name": "widths", "ratios": [1.0, 0.5, 0.75]}]},
+        "algorithm": {"name": "dsgd", "share": "silobn", "wrap": [
+            {"name": "fourier", "start": 0.3, "rounds": 4},
+            {"name": "by_similarity", "sharpness": 1.0, "publish": True}, {"name": "by_samples"},
+            {"name": "by_labels", "sharpness": 1.0, "minimum": 3}, {"name": "by_loss", "q": -1.0},
+        ]},
+        "network": {"loss": 0.2},
+    },
+    "objectives": _objective(
+        {"name": "fedprox", "mu": 0.1}, {"name": "pfedme", "learning_rate": 0.05, "strength": 5.0, "steps": 2},
+        {"name": "iop", "strength": 0.1}, {"name": "augment", "flip": True, "contrast": 0.1},
+    ),
+    "more objectives": _objective(
+        {"name": "sharpness"}, {"name": "missing_classes"}, {"name": "average"},
+        {"name": "ditto", "strength": 0.5}, {"name": "cusfl", "strength": 0.5},
+        {"name": "tasks", "of": [0, 1, 0], "groups": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]},
+    ),
+}  # fmt: skip
+"""What a study adds: sharing, weighting, masking, objectives; on a network with batch normalisation, or without."""
+
+
+def pictures() -> Dataset:
+    """A few digits as images of 4 x 4."""
+    whole = digits()
+
+    def part(samples: Samples) -> Samples:
+        x = samples.x[:60].reshape(-1, 4, 2, 4, 2).mean(axis=(2, 4))[..., None]
+        return samples._replace(x=np.ascontiguousarray(x), y=samples.y[:60])
+
+    return whole._replace(train=part(whole.train), test=part(whole.test), features=())
+
+
+def federation_of(table: dict[str, Any]) -> Federation:
+    return federation.build(experiment.parse(table, "test.toml", Experiment))
+
+
+def flat(model: Tree) -> np.ndarray:
+    return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(model)])
+
+
+def looped(federation: Federation) -> np.ndarray:
+    """[n, parameters] the final models of the plain loop."""
+    course = simulated.course_of(federation)
+    models = loop.run(tasks(federation), simulated.deliveries(federation), lambda *given: None, lambda: 0.0, course)
+    return np.stack([flat(model) for model in models])
+
+
+def at_once(federation: Federation, **how: Any) -> np.ndarray:
+    """[n, parameters] the final models of the simulator."""
+    models = simulated.simulate_federation(federation, **how).models
+    leaves = [np.asarray(leaf).reshape(len(federation.graph), -1) for leaf in jax.tree.leaves(models)]
+    return np.concatenate(leaves, axis=1)
