@@ -42,7 +42,7 @@ def nbytes(tree: Tree) -> int:
 
 
 def is_model(tree: Tree) -> bool:
-    """Whether this part of a payload is a model."""
+    """Return whether this part of a payload is a model."""
     return isinstance(tree, dict) and "trained" in tree and "carried" in tree
 
 

@@ -47,7 +47,7 @@ class Neighborhood(NamedTuple):
 
 
 class Inbox(NamedTuple):
-    """What a round hands to `mix`: the two sides of what was booked in it."""
+    """The input of `mix` in a round: the two sides of what was booked in it."""
 
     sent: Payload  # tree, leading axis K: my side of each exchange
     received: Payload  # tree, leading axis K: the neighbour's side
@@ -56,7 +56,7 @@ class Inbox(NamedTuple):
 
 
 class Demands(NamedTuple):
-    """What an algorithm asks of the weight matrix W (W[i, j]: what node i gives to the value of j); checked at build.
+    """Demands of an algorithm on the weight matrix W (W[i, j]: what node i gives to the value of j); checked at build.
 
     `weights`: "symmetric" (and rows that sum to one, so doubly stochastic: what a double-entry exchange needs),
     "column" (columns sum to one; the graph may be directed), "row" (rows sum to one) or "any". `above`: every
@@ -119,7 +119,7 @@ class Algorithm(NamedTuple):
 
 
 class Planning(NamedTuple):
-    """What an algorithm may draw its schedule from, besides the graph."""
+    """The facts that an algorithm may draw its schedule from, besides the graph."""
 
     rounds: int  # of the run: a schedule that is drawn anew in each round has this period
     seed: int
@@ -127,7 +127,7 @@ class Planning(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """What is learned; knows nothing of peers.
+    """A learner: a model, its gradient and its evaluation; knows nothing of peers.
 
     `init(key)` -> Params. `grad(params, batch, key)` -> (gradient with the structure of params["trained"], new values
     of all other parts of params, {"loss": []}). `evaluate(params, batch, mask)` -> {"score": [B], "loss": [B]} per
@@ -173,7 +173,7 @@ class Schedule(NamedTuple):
 
 
 class Delivery(NamedTuple):
-    """What happened in a run, or was drawn: who was there and what was booked. Slots are those of the schedule's row.
+    """Deliveries of a run, as they happened or were drawn: who was there, what was booked. Slots: of the schedule's row.
 
     An exchange booked at age a in round r was opened in round r - a, in the same slot.
     """

@@ -1,4 +1,4 @@
-"""How a node's value and its booked exchanges become its new value."""
+"""Mix a node's value with its booked exchanges."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def part(inbox: Inbox, name: str) -> Inbox:
 
 
 def over(slots: Array, leaf: Array) -> Array:
-    """What there is per slot [K], in the shape that goes with a leaf [K, ...]."""
+    """Reshape a value per slot [K] so that it broadcasts over a leaf [K, ...]."""
     return slots.reshape(-1, *(1,) * (leaf.ndim - 1))
 
 
 def left_out(a: Array, b: Array, total: Array) -> Array:
-    """What rounding has left out of total = a + b, exactly. Source: Knuth, TAOCP 2, 4.2.2, theorem B (two-sum)."""
+    """Return the exact rounding error of total = a + b. Source: Knuth, TAOCP 2, 4.2.2, theorem B (two-sum)."""
     kept = total - a
     return (a - (total - kept)) + (b - kept)
 
@@ -81,7 +81,7 @@ def unspent(mine: Tree, slots: int) -> dict[str, Tree]:
 
 
 def pushed(mine: Tree, sums: dict[str, Tree], share: Array) -> tuple[Tree, dict[str, Tree]]:
-    """What a node shares out of its mass `mine`: (what it keeps, the running sums it sends).
+    """Divide a node's mass `mine` into (what it keeps, the running sums it sends).
 
     `share` [K]: the part of its mass that goes to each slot. `sums`: all it has ever shared, leading axis K, as pairs
     (see `grown`).
@@ -94,7 +94,7 @@ def pushed(mine: Tree, sums: dict[str, Tree], share: Array) -> tuple[Tree, dict[
 
 
 def pulled(mine: Tree, seen: dict[str, Tree], inbox: Inbox) -> tuple[Tree, dict[str, Tree]]:
-    """What a node has after the neighbours' running sums came in: (its mass, the sums it has seen last)."""
+    """Take in the neighbours' running sums; return (the node's mass, the sums it has seen last)."""
     here, new = inbox.arrived, inbox.received
     last = jax.tree.map(lambda old, new: jnp.where(over(here, old), new.astype(old.dtype), old), seen, new)
     gained = grown(last, seen)

@@ -20,7 +20,7 @@ Plan = Callable[[Sequence[int]], tuple[Schedule, str]]
 
 
 class Course(NamedTuple):
-    """What becomes of the membership; row r - 1 of an array is round r."""
+    """The membership round by round; row r - 1 of an array is round r."""
 
     timeline: Timeline
     members: tuple[tuple[int, ...], ...]  # of each epoch

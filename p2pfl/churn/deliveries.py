@@ -1,4 +1,4 @@
-"""What is booked in which round: the planned events, losses and lateness, drawn over a schedule."""
+"""Draw over a schedule what is booked in which round: planned events, losses and lateness."""
 
 from __future__ import annotations
 

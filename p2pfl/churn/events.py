@@ -1,4 +1,4 @@
-"""What may happen to nodes and to the network between them.
+"""Events: things that happen to nodes and to the network between them.
 
 An event stands for the beginning of its round: a node that crashes at round 20 has finished round 19 and dies before it
 trains in round 20; one that rejoins at round 40 takes part from round 40 on.

@@ -27,7 +27,7 @@ Table = Mapping[str, Any]
 
 
 class ChurnSetting(NamedTuple):
-    """What a model may look at."""
+    """The facts that a churn model may look at."""
 
     nodes: int
     rounds: int

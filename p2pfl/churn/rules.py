@@ -1,4 +1,4 @@
-"""What events can't happen, and in what order."""
+"""Check events: refuse those that can't happen, alone or in their order."""
 
 from __future__ import annotations
 

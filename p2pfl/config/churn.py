@@ -45,7 +45,7 @@ class NodeEvent:
     round: Count
 
     def events(self) -> list[Event]:
-        """What it means."""
+        """Return the events that this table means."""
         return [Event(self.event, self.node, self.round)]
 
 
@@ -59,7 +59,7 @@ class RejoinEvent:
     state: State | None = None  # lost
 
     def events(self) -> list[Event]:
-        """What it means."""
+        """Return the events that this table means."""
         return [Event(self.event, self.node, self.round, self.state or "lost")]
 
 
@@ -73,13 +73,13 @@ class FreezeEvent:
     rounds: Count  # for so many
 
     def events(self) -> list[Event]:
-        """What it means."""
+        """Return the events that this table means."""
         return [Event(self.event, self.node, self.round, rounds=self.rounds)]
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class LagEvent:
-    """What a node, or several, sends is late."""
+    """Messages of a node, or of several, are late."""
 
     event: Literal["lag"]
     node: Node | None = None
@@ -94,7 +94,7 @@ class LagEvent:
         return self
 
     def events(self) -> list[Event]:
-        """What it means: one event for each node."""
+        """Return the events that this table means: one for each node."""
         nodes = self.nodes if self.node is None else (self.node,)
         return [Event(self.event, n, self.round, rounds=self.rounds, seconds=self.seconds) for n in nodes or ()]
 
@@ -108,7 +108,7 @@ class PartitionEvent:
     groups: Groups  # of nodes; the rest form one more
 
     def events(self) -> list[Event]:
-        """What it means."""
+        """Return the events that this table means."""
         return [Event(self.event, -1, self.round, groups=self.groups)]
 
 
@@ -120,7 +120,7 @@ class HealEvent:
     round: Count
 
     def events(self) -> list[Event]:
-        """What it means."""
+        """Return the events that this table means."""
         return [Event(self.event, -1, self.round)]
 
 
@@ -141,7 +141,7 @@ class LinkLossEvent:
         return self
 
     def events(self) -> list[Event]:
-        """What it means."""
+        """Return the events that this table means."""
         nodes, links = self.nodes or (), self.links or ()
         return [Event(self.event, -1, self.round, rounds=self.rounds, nodes=nodes, links=links, loss=self.loss)]
 
@@ -194,7 +194,7 @@ class Diurnal:
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class Trace:
-    """Who was recorded to be there."""
+    """Sessions recorded in a file."""
 
     model: Literal["trace"]
     state: State | None = None

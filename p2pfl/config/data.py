@@ -46,7 +46,7 @@ _PARTITION = tuple(dict.fromkeys(name for kind in members(PartitionTable) for na
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class SourceTable:
-    """What every [data] holds: the source, and how the rows are spread over the nodes."""
+    """The fields of every [data]: the source, and how the rows are spread over the nodes."""
 
     source: str
     partition: Annotated[PartitionTable, Tagged(("partition",), inline=True)] = EvenPartition()
@@ -142,7 +142,7 @@ class QuadraticData(SourceTable):
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class FunctionData(SourceTable):
-    """What a function of the user's own returns."""
+    """The value that a function of the user's own returns."""
 
     source: str  # "module:function"
     arguments: dict[str, Any] | None = None  # its arguments

@@ -55,7 +55,7 @@ class UnetModel:
 
 @dataclass(frozen=True, config=STRICT)
 class FunctionModel:
-    """What a function of the user's own returns."""
+    """The value that a function of the user's own returns."""
 
     name: str  # "module:function"
     arguments: dict[str, Any] | None = None  # its arguments

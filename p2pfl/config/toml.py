@@ -128,7 +128,7 @@ def plain(value: Any) -> Any:
 
 
 def _unfit(value: Any, place: Place) -> Iterator[tuple[Place, Any, str]]:
-    """What TOML can say and no field can mean: (place, value, rule)."""
+    """Find values that TOML can say and no field can mean: (place, value, rule)."""
     if isinstance(value, dict):
         for name, item in value.items():
             yield from _unfit(item, (*place, name))
@@ -222,7 +222,7 @@ def _rule(fault: Any, spot: _Spot, context: dict[str, Any]) -> str:
 
 
 def _said(spot: _Spot, table: Any) -> str:
-    """What names the kind of the table at a place: source='csv'; nothing where it is no member of a union."""
+    """Return the text that names the kind of a table: source='csv'; nothing where it is no member of a union."""
     union = tagged(spot.hint)
     if union is None or spot.kind is None:
         return ""
@@ -234,7 +234,7 @@ def _said(spot: _Spot, table: Any) -> str:
 
 
 def _is_tag(spot: _Spot, field: str) -> bool:
-    """Whether a field of the table at a place says of what kind it is, or holds an inlined table."""
+    """Return whether a field of a table says of what kind the table is, or holds an inlined table."""
     union, own = tagged(spot.hint), tagged(get_type_hints(spot.kind, include_extras=True)[field])
     return (union is not None and field in union.fields) or (own is not None and own.inline)
 

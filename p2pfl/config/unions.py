@@ -36,7 +36,7 @@ class Tag(NamedTuple):
     required: bool
 
     def fits(self, table: Mapping[str, Any], field: str) -> bool:
-        """Whether the table is of this kind, as far as the field says it."""
+        """Return whether the table is of this kind, as far as the field says it."""
         if field not in table:
             return not self.required
         value = table[field]

@@ -17,7 +17,7 @@ MOST_VALUES = 50  # of a text column or a label; more is a name, a date or a dec
 
 
 def _same(value: object) -> float | str:
-    """What two spellings of one value share: "1" and "1.0" are one number."""
+    """Return what two spellings of one value share: "1" and "1.0" are one number."""
     text = str(value).strip()
     return float(text) if is_number(text) else text
 

@@ -52,7 +52,7 @@ _VALIDATION = ("val", "valid", "validation")
 
 
 class CsvTable(NamedTuple):
-    """What is made of a table; the fields are explained at the head of this module."""
+    """The reading of a table; the fields are explained at the head of this module."""
 
     kind: str = "classes"
     label: str | None = None

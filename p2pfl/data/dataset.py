@@ -1,4 +1,4 @@
-"""What every source of data returns, and the few pure steps that the sources share.
+"""The data set that every source returns, and the few pure steps that the sources share.
 
 A data set is arrays: train rows, test rows, and the names of classes, sites and features. Everything that a source left
 out or filled in stands in `notes`, in words, to be shown to the user. What is to be predicted is its `kind`:

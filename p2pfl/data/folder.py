@@ -211,7 +211,7 @@ def _frames(rows: Rows, names: Sequence[str]) -> list[tuple[int, ...]]:
 
 
 def _read(layout: Layout, entries: Sequence[Entry]) -> Iterator[Arrays]:
-    """What every row becomes, in order; several files are decoded at once."""
+    """Read every row, in order; several files are decoded at once."""
     with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
         yield from pool.map(lambda entry: arrays(layout, entry), entries)
 
@@ -276,7 +276,7 @@ def _sites(layout: Layout, rows: Rows, of: np.ndarray) -> tuple[tuple[str, ...],
 def _judge_parts(
     layout: Layout, part: np.ndarray, site: np.ndarray | None, names: Sequence[str], root: Path
 ) -> list[str]:
-    """What must be said of parts and sites. Raises DataError for no train or test rows, at all or of a site."""
+    """Describe parts and sites. Raises DataError for no train or test rows, at all or of a site."""
     for wanted in (TRAIN, TEST):
         if not (part == wanted).any():
             more = " Groups are never parted, so there must be more than one" if layout.group else ""

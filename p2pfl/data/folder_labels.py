@@ -1,4 +1,4 @@
-"""What the rows of a data set on disk are to be predicted as, by the [label] of its layout."""
+"""Labels of a data set on disk, by the [label] of its layout."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _binary(rows: Rows, values: dict[str, np.ndarray], names: Sequence[str]) -> 
 
 
 def _readings(rows: Rows, label: Label, columns: dict[str, np.ndarray]) -> list[str]:
-    """What label.values turned into something else, in words: an uncertain finding read as one is worth a note."""
+    """Describe what label.values turned into something else: an uncertain finding read as one is worth a note."""
     counts = Counter(cell for cells in columns.values() for cell in cells if cell in label.values)
     changed = {cell: label.values[cell] for cell in sorted(counts) if not _equal(cell, label.values[cell])}
     return [f"read {counts[cell]} label cells {cell!r} as {value}" for cell, value in changed.items()]

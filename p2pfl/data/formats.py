@@ -19,7 +19,7 @@ from p2pfl.errors import USER_FAULTS, DataError
 
 
 class ReadImage(NamedTuple):
-    """What a file holds."""
+    """The pixels of a file."""
 
     array: np.ndarray  # a plane [H, W] or [H, W, colours], a volume of three axes, or four with frames last
     volume: bool  # the first three axes are space
@@ -102,7 +102,7 @@ def _dicom_values(pydicom: Any, path: Path) -> tuple[np.ndarray, Any]:
 
 
 def _along(header: Any) -> tuple[float, int]:
-    """Where a slice lies: its position on the normal of its plane; else its number in the series."""
+    """Return the place of a slice: its position on the normal of its plane; else its number in the series."""
     position, plane = header.get("ImagePositionPatient"), header.get("ImageOrientationPatient")
     number = int(header.get("InstanceNumber", 0) or 0)
     if position is None or plane is None:

@@ -200,7 +200,7 @@ def _fault(fault: Any) -> str:
 
 
 def _judge(layout: Layout) -> None:
-    """What pydantic can't see: fields that belong together. Raises ConfigError."""
+    """Check fields that belong together, which pydantic can't see. Raises ConfigError."""
     if bool(layout.files) == bool(layout.tables):
         raise ConfigError("files and tables: give one of them; a second table is a [[join]]")
     if layout.tables and layout.format != "table" and layout.path is None and not layout.pixels.channels:

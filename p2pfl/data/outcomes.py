@@ -1,4 +1,4 @@
-"""What a table says is to be predicted: classes, several labels, numbers, or times to an event.
+"""Outcomes of a table: classes, several labels, numbers, or times to an event.
 
 What an error says names the file and the line.
 """

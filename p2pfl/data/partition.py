@@ -1,4 +1,4 @@
-"""Which rows belong to which node: even, uneven by class, or as the sites have them.
+"""Partitions: rows dealt to nodes evenly, unevenly by class, or as the sites have them.
 
 Every train row and every test row belongs to exactly one node. A node's own test rows follow the same rule as its
 training rows, so that "how well does it serve this hospital" is a question with an answer.
@@ -205,7 +205,7 @@ PARTITIONS: Mapping[str, Callable[..., Partition]] = MappingProxyType(
 
 
 def describe(partition: Partition, dataset: Dataset) -> list[str]:
-    """What a user should know of a partition, one plain sentence each: sizes, classes (of "labels": labels; of
+    """Describe a partition, one plain sentence each: sizes, classes (of "labels": labels; of
     "survival": events) that a node lacks in training, no own test.
 
     At most 10 nodes are named one by one for each fact, the rest is counted.
@@ -237,7 +237,7 @@ def describe(partition: Partition, dataset: Dataset) -> list[str]:
 
 
 def _held(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    """How often each class, label or event occurs in these training rows; of regression nothing that could lack."""
+    """Count each class, label or event in these training rows; regression has nothing that could lack."""
     y = dataset.train.y[rows]
     if dataset.kind in ("classes", "segmentation"):
         return np.bincount(y.reshape(-1), minlength=len(dataset.classes))

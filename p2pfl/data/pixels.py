@@ -22,7 +22,7 @@ class Entry(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """What a row becomes: one or more rows of the data set, as its volume is cut."""
+    """The arrays of a row: one or more rows of the data set, as its volume is cut."""
 
     x: list[np.ndarray]  # of [H, W, C], [D, H, W, C] or [F] float32
     y: list[np.ndarray]  # of [H, W] int32 class indices; empty but for segmentation

@@ -42,7 +42,7 @@ class Table(NamedTuple):
 
 
 def is_number(cell: str) -> bool:
-    """Whether a cell is a number. Stricter than float(): no underscores, no digits of other scripts."""
+    """Return whether a cell is a number. Stricter than float(): no underscores, no digits of other scripts."""
     return _NUMBER.fullmatch(cell) is not None
 
 

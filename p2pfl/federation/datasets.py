@@ -119,7 +119,7 @@ def read(data: Data, seed: int) -> Dataset:
 
 
 def _returned(data: FunctionData, seed: int) -> Dataset:
-    """What the user's own function returns; it is given `seed`, where it has an argument of that name."""
+    """Call the user's own function; it is given `seed`, where it has an argument of that name."""
     where = f"data function {data.source!r}"
     function, arguments = plugins.function(data.source, "data.source"), dict(data.arguments or {})
     try:
@@ -132,7 +132,7 @@ def _returned(data: FunctionData, seed: int) -> Dataset:
 
 
 def spread(table: PartitionTable, dataset: Dataset, nodes: int, seed: int) -> Partition:
-    """Whose the rows are. Raises ConfigError."""
+    """Return the partition of the rows. Raises ConfigError."""
     arguments: dict[str, Any] = dataclasses.asdict(table)
     return partition.PARTITIONS[arguments.pop("partition")](dataset, nodes, seed, **arguments)
 

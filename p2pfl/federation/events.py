@@ -38,7 +38,7 @@ def planned(
 
 
 def by_label(experiment: Experiment) -> bool:
-    """Whether a model asks who holds a class."""
+    """Return whether a model asks who holds a class."""
     return any(isinstance(each, Adversarial) and each.target == "holder" for each in experiment.churn)
 
 

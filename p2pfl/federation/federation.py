@@ -50,7 +50,7 @@ class Federation(NamedTuple):
 
     @property
     def graph(self) -> nx.Graph:
-        """Who may ever talk to whom, as the experiment names it."""
+        """The graph of who may ever talk to whom, as the experiment names it."""
         return self.topology.graph
 
     @property
@@ -60,17 +60,17 @@ class Federation(NamedTuple):
 
     @property
     def partition(self) -> Partition:
-        """Whose they are."""
+        """The rows of each node."""
         return self.data.partition
 
     @property
     def churn(self) -> tuple[churning.Event, ...]:
-        """What is planned to happen."""
+        """The events that are planned."""
         return self.data.events
 
     @property
     def pooled(self) -> bool:
-        """Whether the test rows are those of all nodes."""
+        """The flag that the test rows are those of all nodes."""
         return self.data.pooled
 
     @property
@@ -85,12 +85,12 @@ class Federation(NamedTuple):
 
     @property
     def learner(self) -> Learner:
-        """What is learned."""
+        """The learner."""
         return self.learning.learner
 
     @property
     def algorithm(self) -> Algorithm:
-        """How, with that learner."""
+        """The algorithm, with that learner."""
         return self.learning.algorithm
 
     @property
@@ -100,7 +100,7 @@ class Federation(NamedTuple):
 
     @property
     def schedule(self) -> Schedule:
-        """What the algorithm makes of the graph."""
+        """The schedule that the algorithm makes of the graph."""
         return self.learning.schedule
 
     @property
@@ -110,7 +110,7 @@ class Federation(NamedTuple):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know of the data."""
+        """Notes that a person should read on the data."""
         return (*self.data.notes, *self.learning.notes)
 
     @property
@@ -211,7 +211,7 @@ def model_shape(federation: Federation) -> Any:
 
 
 def digest(federation: Federation) -> str:
-    """What all nodes of a federation must have in common, as 32 hex digits: not where the data lies, nor the driver."""
+    """Return 32 hex digits of what all nodes must have in common: not where the data lies, nor the driver."""
     table, data = asdict(federation.experiment), federation.experiment.data
     for private in ("path", "root", "limit", "missing"):
         table["data"].pop(private, None)
@@ -226,7 +226,7 @@ def digest(federation: Federation) -> str:
 
 
 def terms(federation: Federation) -> Terms:
-    """What the nodes of a federation agree on."""
+    """Return what the nodes of a federation agree on."""
     wanted, nodes = federation.experiment, len(federation.graph)
     return Terms(
         nodes,

@@ -34,7 +34,7 @@ from p2pfl.types import Algorithm, Learner, Planning, Schedule, Tree
 
 
 class Learning(NamedTuple):
-    """What is learned and how."""
+    """The learner and the algorithm of a federation."""
 
     learner: Learner
     algorithm: Algorithm  # with the experiment's optimizer and that learner
@@ -45,7 +45,7 @@ class Learning(NamedTuple):
 
 
 def resolve_learning(experiment: Experiment, topology: Topology, data: Datasets) -> Learning:
-    """What the experiment learns, and how. Raises ConfigError."""
+    """Resolve the learner and the algorithm of an experiment. Raises ConfigError."""
     rule, dataset = optimizer(experiment), data.dataset
     methods = objectives(experiment, rule)
     base = base_learner(experiment, dataset) if data.task is None else quadratic.learner(data.task.a.shape[1])
@@ -107,7 +107,7 @@ def optimizer(experiment: Experiment) -> optax.GradientTransformation:
 
 
 def objectives(experiment: Experiment, optimizer: optax.GradientTransformation) -> list[Objective]:
-    """What [training] objective names. Raises ConfigError."""
+    """Return the objectives that [training] names. Raises ConfigError."""
     found = []
     for i, given in enumerate(experiment.training.objective):
         where, name = f"training.objective[{i}]", given.get("name")
@@ -208,7 +208,7 @@ def shape(learned: Learner, sites: Tree) -> Tree:
 
 
 def gathered(experiment: Experiment) -> tuple[str, ...]:
-    """What statistics the nodes gather."""
+    """Return the names of the statistics that the nodes gather."""
     table = experiment.statistics
     return tuple(dict.fromkeys((*table.gather, *(("moments",) if table.normalize else ()))))
 

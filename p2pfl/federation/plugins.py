@@ -1,4 +1,4 @@
-"""What users bring of their own: functions by name, and calls of makers whose arguments stand in an experiment."""
+"""Plugins: a user's functions by name, and calls of makers whose arguments stand in an experiment."""
 
 from __future__ import annotations
 

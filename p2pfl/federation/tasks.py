@@ -26,7 +26,7 @@ def tasks(federation: Federation) -> list[Task]:
 
 
 def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoch] | None = None) -> Task:
-    """What one node trains on and with. `plan`: of `federation.planner()`, for those who make several tasks."""
+    """Return the task of one node. `plan`: of `federation.planner()`, for those who make several tasks."""
     plan = plan or federation.planner()
     experiment, dataset, parts = federation.experiment, federation.dataset, federation.partition
     algorithm, rows, training = federation.algorithm, parts.train[node], experiment.training

@@ -24,7 +24,7 @@ class Topology(NamedTuple):
 
     @property
     def nodes(self) -> int:
-        """How many nodes there are."""
+        """The number of nodes."""
         return len(self.graph)
 
 

@@ -1,4 +1,4 @@
-"""What is learned, and how a node takes its local steps."""
+"""Learners, models, targets and metrics, and the local steps of a node."""
 
 from __future__ import annotations
 

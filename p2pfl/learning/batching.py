@@ -1,4 +1,4 @@
-"""Which samples a node trains on: a pure function of (seed, node, turn, step).
+"""Choose the samples that a node trains on: a pure function of (seed, node, turn, step).
 
 A node walks through its own rows in passes, each pass in a new random order; a batch may reach into the next pass, so
 every row is used equally often and every batch has the same size, however few rows a node has. Turns are the rounds in

@@ -28,7 +28,7 @@ def steps_in(batches: Batches) -> int:
 
 
 class Descent(NamedTuple):
-    """What the local steps of a round did."""
+    """The result of the local steps of a round."""
 
     params: Params
     opt_state: Tree

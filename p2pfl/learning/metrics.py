@@ -1,4 +1,4 @@
-"""How good outputs are, in the numbers that papers of each kind of task report. On the host, in float64.
+"""Metrics that papers of each kind of task report, on the host, in float64.
 
 Through scikit-learn where it has the metric. It is imported inside the functions that need it: it takes 0.7 s and 70 MB
 per process.
@@ -80,7 +80,7 @@ class Calibration(NamedTuple):
 
 
 def calibration_curve(outputs: np.ndarray, y: np.ndarray, bins: int = BINS) -> Calibration:
-    """How right a classifier is at each confidence; outputs [N, classes] raw, y [N].
+    """Return how often a classifier is right at each confidence; outputs [N, classes] raw, y [N].
 
     Source: Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks" (2017), section 2.
     """

@@ -73,7 +73,7 @@ def learning_rate(optimizer: optax.GradientTransformation, opt_state: Tree, trai
 
 
 def is_plain(optimizer: optax.GradientTransformation) -> bool:
-    """Whether the optimizer is plain SGD: every update is -rate * gradient, with no memory of earlier gradients."""
+    """Return whether an optimizer is plain SGD: every update is -rate * gradient, without memory."""
     with jax.ensure_compile_time_eval():  # also where an algorithm is made inside a function that is being traced
         x = {"x": jnp.asarray([0.5, -2.0], jnp.float32)}
         given = {"x": jnp.asarray([3.0, -1.0], jnp.float32)}

@@ -1,4 +1,4 @@
-"""What is predicted, as a value: the loss, the score and the shape of the output of each kind of task.
+"""Targets: the loss, the score and the shape of the output of each kind of task.
 
 Outputs are what the model returns, before any softmax or sigmoid. Loss and score come per sample, so that sums over
 rows and nodes add up. All of it jits and vmaps, in float32 and float64: results have the dtype of the outputs.
@@ -33,7 +33,7 @@ class PerSample(Protocol):
 
 
 class Target(NamedTuple):
-    """What is predicted: how well the outputs fit, and what shape they must have.
+    """A kind of task: how well outputs fit, and the shape that they must have.
 
     Shapes of y: see p2pfl.data.Dataset. The mean of `score` is what a run shows each round; higher is better.
     """

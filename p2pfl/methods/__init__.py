@@ -1,4 +1,4 @@
-"""What a study adds to an algorithm: sharing, weighting, objectives, statistics, answers.
+"""Methods that a study adds to an algorithm: sharing, weighting, objectives, statistics, answers.
 
 A combinator makes of an algorithm another one: `chain(dsgd(learner, optimizer), by_samples(), cast())`. `keep` and the
 makers in `objectives` make of a learner another one.

@@ -156,7 +156,7 @@ def clip(radius: float) -> Wrap:
 
 
 def _told(path: tuple[Any, ...]) -> bool:
-    """Whether a leaf of a payload is what a node tells of itself (see methods.weighting), no part of its model."""
+    """Return whether a leaf is what a node tells of itself (see methods.weighting), no part of its model."""
     return any(getattr(key, "key", None) in ("told", "sums") for key in path)
 
 

@@ -1,4 +1,4 @@
-"""Which leaves of a model are shared, and which stay at home with their node.
+"""Sharing: leaves of a model that travel, and leaves that stay at home with their node.
 
     share = ["encoder/**"]                     what matches travels and is mixed, all else is private
     share = ["**", "!batch_stats/**"]          everything but the batch statistics

@@ -1,4 +1,4 @@
-"""What a node knows of its own data, as arrays in params["private"]["site"]: no message holds them."""
+"""Facts that a node knows of its own data, as arrays in params["private"]["site"]: no message holds them."""
 
 from __future__ import annotations
 

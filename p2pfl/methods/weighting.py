@@ -1,4 +1,4 @@
-"""How neighbours are weighed beyond the graph's weights: by rows, loss, batch statistics or labels. Combinators.
+"""Weights of neighbours beyond the graph's: by rows, loss, batch statistics or labels. Combinators.
 
     wrap = [{ name = "by_labels", sharpness = 2.0 }]
 
@@ -220,7 +220,7 @@ def by_similarity(sharpness: float, publish: bool = False) -> Callable[[Algorith
         exchanges("by_similarity", inner)
 
         def hidden(params: Params) -> tuple[Array, ...]:
-            """What is told besides the payload: nothing where statistics travel anyway."""
+            """Return what is told besides the payload: nothing where statistics travel anyway."""
             if _statistics(params["carried"]):
                 return ()
             kept = params.get("private", {}).get("share", {}).get("leaves", {}).get("carried") or {}

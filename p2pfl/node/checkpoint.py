@@ -33,7 +33,7 @@ Table = dict[str, Any]
 
 
 class Checkpoint(NamedTuple):
-    """What was saved: the algorithm's state, a tree of arrays, and a table of JSON values."""
+    """A checkpoint: the algorithm's state, a tree of arrays, and a table of JSON values."""
 
     state: State
     table: Table
@@ -215,7 +215,7 @@ def _bytes(array: np.ndarray) -> np.ndarray:
 
 
 def _has_name(dtype: np.dtype) -> bool:
-    """Whether every safetensors has a name for a dtype; of any other a file holds the bytes."""
+    """Return whether every safetensors has a name for a dtype; of any other a file holds the bytes."""
     return dtype == jnp.bfloat16 or (dtype.isbuiltin == 1 and dtype.kind in "biuf")
 
 

@@ -1,4 +1,4 @@
-"""What a node's membership says, as its peer, its event log and whoever runs it take it: the same for every driver."""
+"""Events of the membership as the peer, the event log and the driver take them: the same for every driver."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from p2pfl.protocol.view import view
 
 
 class Standing(NamedTuple):
-    """Where a node is when its membership says something."""
+    """The standing of a node when its membership says something."""
 
     node: int
     round: int

@@ -1,4 +1,4 @@
-"""What a node's task means for its `Peer`: its facts, and what the schedule of every epoch has, round by round."""
+"""The plan that a node's task gives its `Peer`: its facts, and the schedule of every epoch, round by round."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from p2pfl.protocol.timing import Timing
 
 
 class Terms(NamedTuple):
-    """What the nodes of a federation have agreed on, besides their tasks."""
+    """The terms that the nodes of a federation have agreed on, besides their tasks."""
 
     nodes: int
     expected: Sequence[int]  # members that a start waits for
@@ -24,7 +24,7 @@ class Terms(NamedTuple):
 
 
 def facts(task: Task, work: Worker, terms: Terms, life: int, join_round: int) -> Facts:
-    """What a life of a node knows from the start; `join_round` as in `Facts`."""
+    """Return the facts that a life of a node knows from the start; `join_round` as in `Facts`."""
     payload, model = work.payloads.schema, work.models.schema
     return Facts(
         node=task.node,

@@ -16,7 +16,7 @@ from p2pfl.types import Algorithm, Array, Inbox, Learner, Neighborhood, Params, 
 
 
 class Mixed(NamedTuple):
-    """What `Program.mix` did, for the ledger: sketches (see tree.sketch)."""
+    """The result of `Program.mix`, for the ledger: sketches (see tree.sketch)."""
 
     exchanged: Array  # [K, SKETCH] float32: w (received - sent) of each slot; zero where nothing arrived
     model: Array  # [SKETCH] float32: the model after mixing
@@ -107,7 +107,7 @@ def node_key(seed: int, node: Array, round: Array) -> Array:
 
 
 def _same(model: Params, payload: Payload) -> bool:
-    """Whether the payload is the model: its very arrays, so that they need not be made twice."""
+    """Return whether the payload is the model: its very arrays, so that they need not be made twice."""
     ours, theirs = jax.tree.leaves(model), jax.tree.leaves(payload)
     return len(ours) == len(theirs) and all(a is b for a, b in zip(ours, theirs, strict=True))
 

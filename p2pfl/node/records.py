@@ -1,4 +1,4 @@
-"""What a run writes down: metrics, trace and events, a line each, whole lines at once, nothing held back."""
+"""Records of a run: metrics, trace and events, a line each, whole lines at once, nothing held back."""
 
 from __future__ import annotations
 

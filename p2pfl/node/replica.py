@@ -17,7 +17,7 @@ from p2pfl.types import Array, Params, Payload, State
 
 
 class Cost(NamedTuple):
-    """What a round took, as the driver measures it."""
+    """The cost of a round, as the driver measures it."""
 
     bytes_sent: int
     bytes_received: int

@@ -1,4 +1,4 @@
-"""How a node's part in a run ended: result.json, written and read here alone."""
+"""The result of a node: result.json, written and read here alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FILE = "result.json"
 
 
 class NodeResult(NamedTuple):
-    """What result.json holds. A node that crashed and never came back leaves none."""
+    """The content of result.json. A node that crashed and never came back leaves none."""
 
     node: int
     life: int  # the name of its last life, as the neighbours know it

@@ -1,4 +1,4 @@
-"""What a node trains on and with: all that a driver needs to know of it."""
+"""The task of a node: all that a driver needs to know of it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def node_schedule(schedule: Schedule, node: int) -> NodeSchedule:
 
 
 class Task(NamedTuple):
-    """What a node trains on and with; nothing of the network."""
+    """The data and the program of a node; nothing of the network."""
 
     node: int
     neighbors: tuple[int, ...]  # everyone it ever exchanges with, ascending

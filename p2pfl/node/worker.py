@@ -24,7 +24,7 @@ from p2pfl.types import State
 
 
 class SavedState(Protocol):
-    """What a store has kept."""
+    """A checkpoint as a store returns it."""
 
     @property
     def state(self) -> State:
@@ -36,7 +36,7 @@ class SavedState(Protocol):
 
 
 class CheckpointStore(Protocol):
-    """What keeps a node's state: `checkpoint.Store`, or memory."""
+    """A store of a node's state: `checkpoint.Store`, or memory."""
 
     def save(self, state: State, table: dict[str, Any]) -> str | None:
         """Keep it; return what went wrong, for a person."""
@@ -46,7 +46,7 @@ class CheckpointStore(Protocol):
 
 
 class Host(NamedTuple):
-    """What a driver gives to the computing side of a node."""
+    """The services that a driver gives to the computing side of a node."""
 
     now: Callable[[], float]  # a clock, seconds
     traffic: Callable[[], tuple[int, int]]  # bytes sent and received so far

@@ -1,4 +1,4 @@
-"""What nodes say to each other, without a socket or a clock: `Peer.handle(event, now)` returns effects.
+"""The protocol between nodes, without a socket or a clock: `Peer.handle(event, now)` returns effects.
 
 A driver owns a `Peer`, a `Membership`, a network and a clock, and whatever computes. It keeps to this:
 

@@ -1,4 +1,4 @@
-"""What has been booked at one node and waits to be mixed."""
+"""Bookings of a node that wait to be mixed."""
 
 from __future__ import annotations
 

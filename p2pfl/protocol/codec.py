@@ -23,7 +23,7 @@ _INDEX = 1 << 53
 
 
 class Schema(NamedTuple):
-    """What a payload looks like on the wire, agreed by its digest when nodes meet."""
+    """The shape of a payload on the wire, agreed by its digest when nodes meet."""
 
     digest: str
     nbytes: tuple[int, ...]  # of each tensor frame
@@ -40,7 +40,7 @@ def schema_of(leaves: Sequence[tuple[str, str, tuple[int, ...]]], nbytes: Sequen
 
 
 class Format(NamedTuple):
-    """What stands behind a kind of message. `finite`: no NaN and no infinity in these frames."""
+    """The payload format of a kind of message. `finite`: no NaN and no infinity in these frames."""
 
     schema: Schema
     finite: Callable[[Sequence[Any]], bool]

@@ -1,4 +1,4 @@
-"""What goes into a `Peer` and what comes out of it."""
+"""Events that go into a `Peer` and effects that come out of it."""
 
 from __future__ import annotations
 

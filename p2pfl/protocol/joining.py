@@ -1,4 +1,4 @@
-"""How a node comes in: it starts with the others, or joins those who have begun, with a model of theirs or its own."""
+"""Joining: a node starts with the others, or joins those who have begun, with a model of theirs or its own."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ BOOKED, VOID = "b", "v"
 
 
 class Hello(NamedTuple):
-    """Who I am and what I run; said until the other end has said it too.
+    """A greeting: who I am and what I run; said until the other end has said it too.
 
     `sees`: the life of yours I have met, or 0. `round`: where I am; 0 = not begun.
     """
@@ -75,7 +75,7 @@ class Want(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What you wanted: my model after the local steps of round `round`, behind it. `digest`: of its bytes."""
+    """A model that was wanted: mine after the local steps of round `round`, behind it. `digest`: of its bytes."""
 
     round: int
     digest: str

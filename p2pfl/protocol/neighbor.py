@@ -1,4 +1,4 @@
-"""What a node knows of itself from the start, and what it learns of each neighbour."""
+"""Facts of a node from the start, and what it learns of each neighbour."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ as many rounds as the graph is wide; whatever is more is dropped, the oldest fir
 
 
 class RoundPlan(NamedTuple):
-    """What the schedule has for this node in one round: ids of neighbours, ascending."""
+    """The plan of a round for this node: ids of neighbours, ascending."""
 
     exchange: tuple[int, ...] = ()  # an exchange is opened with each
     receives_from: tuple[int, ...] = ()  # each pushes to this node
@@ -27,7 +27,7 @@ class RoundPlan(NamedTuple):
 
 
 class EpochPlan(NamedTuple):
-    """What the schedule of an epoch has for this node."""
+    """The plan of an epoch for this node."""
 
     at: Callable[[int], RoundPlan]  # of a round; every node in the epoch has the same schedule
     slots: int  # bookings that one round can mix
@@ -41,7 +41,7 @@ SYNCS = (BARRIER, DEADLINE, ASYNC)
 
 
 class Facts(NamedTuple):
-    """What a node knows from the start and what never changes."""
+    """Facts that a node knows from the start and that never change."""
 
     node: int
     life: int  # greater than that of any earlier process of this node
@@ -73,7 +73,7 @@ def epoch_of(lives: Iterable[tuple[int, int]], over: Iterable[tuple[int, int]] =
 
 @dataclass(slots=True)
 class Neighbor:
-    """What a node knows of one neighbour."""
+    """All that a node knows of one neighbour."""
 
     node: int
     life: int = 0

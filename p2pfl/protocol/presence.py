@@ -1,4 +1,4 @@
-"""Who is there: the members and their epoch, greetings, and pings to whoever keeps this node waiting.
+"""Presence: the members and their epoch, greetings, and pings to whoever keeps this node waiting.
 
 Who is a member is up to the membership (`Members`): its suspects are not waited for, its dead are in no epoch any more.
 Beside that a node sees for itself who answers: a neighbour that leaves pings unanswered is suspect, nobody waits for a
@@ -114,7 +114,7 @@ class Presence:
         return not self.missing or state.now - state.since >= patience
 
     def wanted(self) -> list[int]:
-        """Whom this node wants to be linked with: the neighbours, and while it joins others who could give a model."""
+        """Return whom this node wants a link with: the neighbours, and while it joins others who could give a model."""
         state = self._state
         wanted = set(state.plan.neighbors)
         if state.stage == JOINING and not state.facts.kept_round:

@@ -1,4 +1,4 @@
-"""What the parts of a `Peer` share: where the node is, whom it knows, and what it does upon the present event."""
+"""The state that the parts of a `Peer` share: where the node is, whom it knows, and its effects so far."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a node waits: presets, each written as what it changes of the one before, and the adaptive deadline."""
+"""Timing of rounds: presets, each written as what it changes of the one before, and the adaptive deadline."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PRESETS = {"local": LOCAL, "lan": LAN, "wan": WAN}
 
 
 class Lateness:
-    """What a node has seen of its neighbours' lateness and of its own training time, over the last rounds."""
+    """Lateness of the neighbours and training time of this node, over the last rounds."""
 
     def __init__(self) -> None:
         self._late: deque[float] = deque(maxlen=64)

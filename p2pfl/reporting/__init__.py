@@ -1,1 +1,1 @@
-"""What a person sees: the terminal, the page, the figures."""
+"""Reporting: the terminal, the page, the figures."""

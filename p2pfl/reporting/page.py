@@ -53,7 +53,7 @@ def write(run: Path) -> Path:
 
 
 def headline(summary: Summary, absent: list[Absence]) -> str:
-    """What happened, in plain words."""
+    """Say what happened, in plain words."""
     nodes, rounds, shown = measured(summary.nodes), measured(summary.rounds), summary.shown.text
     who = "The nodes" if nodes is None else "1 node" if nodes == 1 else f"{nodes:,.0f} nodes"
     where = f" on {GRAPHS.get(summary.graph, f'the graph {summary.graph}')}" if summary.graph else ""

@@ -26,7 +26,7 @@ _OF_THE_SCORE = ("score_name", "score_in_percent")
 
 
 class Score(NamedTuple):
-    """What a run is measured by: the name of the figure in files and in words, and whether it is a percentage."""
+    """The score of a run: its name in files and in words, and whether it is a percentage."""
 
     key: str = "accuracy"
     name: str = "accuracy"
@@ -302,7 +302,7 @@ def _object(path: Path, unread: list[str]) -> dict[str, Any]:
 
 
 def _cut_off(run: Path) -> dict[str, Any]:
-    """What is known of a run without a summary: what its first record is measured by."""
+    """Return the summary of a run that was cut off: the score by which its first record is measured."""
     record = next(_lines(run / "metrics.jsonl", []), {})
     keys = [name.removesuffix("_after_mixing") for name in record if name.endswith("_after_mixing")]
     return {"score": keys[0], "score_name": keys[0], "score_in_percent": keys[0] == Score().key} if keys else {}
@@ -386,7 +386,7 @@ def _nodes(path: Path, score: str, last: int, unread: list[str]) -> Nodes:
 
 
 def absences(events: list[dict[str, Any]]) -> list[Absence]:
-    """Who was away from when to when, by the order of rounds: many nodes may say the same, and some say it late.
+    """Return who was away from when to when, by the order of rounds: many nodes may say the same, and some say it late.
 
     "detected" opens an absence only if nobody says of that node that it crashed, was lost or left.
     """

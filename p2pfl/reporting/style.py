@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 
 class Ink(NamedTuple):
-    """What everything but the data is drawn in."""
+    """The inks of everything but the data."""
 
     ink: str
     muted: str

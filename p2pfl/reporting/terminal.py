@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: a live view, a plain one for files and pipes, or nothing.
+"""Views of a run in the terminal: a live one, a plain one for files and pipes, or nothing.
 
     with view.make(console, quiet=False) as seen:
         seen.update(status)                      # as often as one likes
@@ -60,7 +60,7 @@ class Status(NamedTuple):
 
 
 class View(Protocol):
-    """What shows a run to a person."""
+    """A view that shows a run to a person."""
 
     def say(self, text: str) -> None:
         """Show one line that stays."""

@@ -1,4 +1,4 @@
-"""How good the models are at the end: every metric of the task, at every site, for every model that may answer.
+"""Assessment of the models at the end: every metric of the task, at every site, for every model that may answer.
 
 What a run shows each round is one score; this is what stands in a paper's table. All drivers leave models, and this
 reads models, so that it is the same whatever ran.
@@ -120,7 +120,7 @@ def _prepared(federation: Federation, names: list[str]) -> Callable[[predict.Own
 
 
 def _own(federation: Federation, node: int, model: Params) -> predict.Own:
-    """What a node has to make its answers of. Validation rows are its site's, or an equal part of them."""
+    """Return what a node makes its answers of. Validation rows are its site's, or an equal part of them."""
     data, parts = federation.dataset, federation.partition
     train, test, kept = parts.train[node], parts.test[node], data.validation
     if kept is not None and federation.experiment.evaluation.rows == "test":
@@ -154,7 +154,7 @@ def figures(nodes: list[Assessed]) -> dict[str, float | None]:
 
 
 def figure(name: str) -> bool:
-    """Whether a figure of a summary is one of an assessment: ANSWER_METRIC_mean, METRIC_own_worst and so on."""
+    """Return whether a figure of a summary is one of an assessment: ANSWER_METRIC_mean, METRIC_own_worst and so on."""
     stem = re.fullmatch(r"(.+?)(_own)?_(mean|worst)", name)
     if stem is None:
         return False

@@ -1,4 +1,4 @@
-"""What a run is compared with: every node alone, one model on all data pooled, the most frequent class."""
+"""Baselines of a run: every node alone, one model on all data pooled, the most frequent class."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def _at_once(run: Run) -> Callable[[Experiment, View], AbstractContextManager[Ru
 
 
 def _anything(federation: Federation) -> None:
-    """Whatever can be built can be run."""
+    """Accept every federation: whatever can be built can be run."""
 
 
 DRIVERS: Mapping[str, RunDriver] = MappingProxyType(

@@ -1,4 +1,4 @@
-"""What a program calls in place of the command line: `simulate` on arrays, and `run` on an experiment."""
+"""The interface for programs: `simulate` on arrays, and `run` on an experiment."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class History(NamedTuple):
 
 
 class Simulated(NamedTuple):
-    """What `simulate` returns."""
+    """The result of `simulate`."""
 
     models: Params  # numpy, [n, ...] each: the final model of every node
     history: History

@@ -1,4 +1,4 @@
-"""Whether mixing kept the mean: the nodes' ledgers of exchanges, balanced against each other."""
+"""Balance the nodes' ledgers of exchanges against each other: did mixing keep the mean?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Life = tuple[int, int]
 
 
 class Ledger(NamedTuple):
-    """How the books stand. Drifts: root mean square over the parameters of the mean model; None where it is not
+    """The balance of the books. Drifts: root mean square over the parameters of the mean model; None where it is not
     exchanges that keep the mean."""
 
     mean_residual: float | None  # that nothing explains: rounding, or a fault

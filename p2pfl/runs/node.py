@@ -89,7 +89,7 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
 
 
 def _address(file: Path, given: NodeFile) -> str:
-    """How the others reach the node. Raises ConfigError."""
+    """Return how the others reach the node. Raises ConfigError."""
     address = given.address or given.listen
     host = address.removeprefix("tcp://").rpartition(":")[0]
     if host in _NO_HOST:

@@ -30,7 +30,7 @@ class _Tail:
 
 
 class Watch:
-    """What the nodes of a run have done so far."""
+    """Progress of the nodes of a run, read from their records."""
 
     def __init__(self, rounds: int, directories: Mapping[int, Path], score: Score) -> None:
         self._rounds, self._score = rounds, score

@@ -1,4 +1,4 @@
-"""What a simulation leaves behind: the records and figures of a run, by the same names as a live one."""
+"""A simulated run: its records and figures, by the same names as a live one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def simulate_federation(
 
 
 def work_of(federation: Federation) -> Simulation:
-    """What a federation asks the simulator to do."""
+    """Return what a federation asks the simulator to do."""
     experiment, data = federation.experiment, federation.dataset
     owner = [-1] * len(data.test.y)
     for node, rows in enumerate(federation.partition.test):
@@ -216,7 +216,7 @@ _NAMES = {"rejoin": "joined", "join": "joined", "leave": "left"}
 
 
 def _detail(event: Event) -> str:
-    """What else is to be said of a planned event."""
+    """Describe a planned event."""
     more = {
         "rejoin": "as it was" if event.state == "kept" else "with nothing but its data",
         "join": "for the first time",
@@ -281,7 +281,7 @@ def _figures(federation: Federation, outcome: Outcome, last: Evaluated, payload:
 
 
 def _membership(federation: Federation, course: Course | None) -> dict[str, Any]:
-    """How many epochs there were, and who was not there at the end."""
+    """Count the epochs, and name who was not there at the end."""
     if course is None:
         return {"epochs": 1}
     gone = set(np.flatnonzero(~course.timeline.present[-1]).tolist())
@@ -343,7 +343,7 @@ def loop_into(federation: Federation, out: Path, update: Callable[[Status], None
 
 
 def _result(node: int, trace: list[dict[str, Any]], model: Params) -> NodeResult:
-    """How a node ended that was there at the end, by its trace."""
+    """Return the result of a node that was there at the end, by its trace."""
     return NodeResult(
         node=node,
         life=trace[-1]["life"] if trace else 1,

@@ -1,4 +1,4 @@
-"""What came of a run, from the records of its nodes: figures of the summary, rounds.jsonl, and the final models."""
+"""Summarise a run from the records of its nodes: figures of the summary, rounds.jsonl, and the final models."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MIXED = ("trained", "carried")
 
 
 class Collected(NamedTuple):
-    """What came of a run: what a driver knows of its summary, and the final models, leaves by path."""
+    """The outcome of a run: what a driver knows of its summary, and the final models, leaves by path."""
 
     summary: Summary
     models: Sequence[Mapping[str, np.ndarray]]

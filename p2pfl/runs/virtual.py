@@ -23,7 +23,7 @@ from p2pfl.runs.summary import Collected, collect, score
 
 
 def setting(federation: Federation) -> VirtualSetting:
-    """What an experiment says of time and network. Raises ConfigError."""
+    """Return what an experiment says of time and network. Raises ConfigError."""
     experiment, nodes = federation.experiment, len(federation.graph)
     check(experiment.virtual, nodes)
     return VirtualSetting(
@@ -37,7 +37,7 @@ def setting(federation: Federation) -> VirtualSetting:
 
 
 def notes(federation: Federation) -> list[str]:
-    """What a person should know of the network that the experiment describes."""
+    """Return notes on the network that the experiment describes."""
     experiment = federation.experiment
     probe_timing, link, preset = (
         PROBE_TIMINGS[experiment.network.preset],

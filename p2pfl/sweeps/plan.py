@@ -124,13 +124,13 @@ class Reach(NamedTuple):
 
 
 def reach(metric: str) -> Reach | None:
-    """What a metric such as "accuracy_mean > 0.9" says; None for a plain one. Raises ValueError for a bad bound."""
+    """Parse a metric such as "accuracy_mean > 0.9"; None for a plain one. Raises ValueError for a bad bound."""
     found = re.fullmatch(r"(\w+) *([<>]) *(\S+)", metric)
     return Reach(found[1], found[2] == "<", float(found[3])) if found else None
 
 
 def in_percent(metric: str) -> bool:
-    """Whether a metric is an accuracy, which is shown in percent."""
+    """Return whether a metric is shown in percent."""
     return re.search(r"(^|_)accuracy_", metric) is not None and reach(metric) is None
 
 
@@ -173,7 +173,7 @@ def _parsed(table: dict[str, Any], where: str, kind: type[Any], faults: list[str
 
 
 def label(value: Any) -> str:
-    """How a value of an axis is written: text as it is, 10.0 as 10, the rest as TOML."""
+    """Write a value of an axis: text as it is, 10.0 as 10, the rest as TOML."""
     if isinstance(value, str):
         return value
     return str(int(value)) if isinstance(value, float) and value == int(value) else json.dumps(value)
@@ -329,7 +329,7 @@ def combinations(plan: SweepPlan, kept: Mapping[str, Sequence[str]]) -> list[tup
 
 
 def matches(labels: Mapping[str, str], where: Mapping[str, Any]) -> bool:
-    """Whether a combination is among those that a `where` names."""
+    """Return whether a combination is among those that a `where` names."""
     return all(labels[name] in wanted_labels(given) for name, given in where.items())
 
 

@@ -1,4 +1,4 @@
-"""What a sweep has found: the figures of its runs, by combination."""
+"""Results of a sweep: the figures of its runs, by combination."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def collect(
 
 
 def _named(metric: str, baseline: str) -> str:
-    """What a summary calls a metric; of a baseline as in accuracy_pooled_own_mean beside accuracy_own_mean."""
+    """Return a summary's name of a metric; of a baseline as in accuracy_pooled_own_mean beside accuracy_own_mean."""
     if not baseline:
         return metric
     stem = re.fullmatch(r"(.+?)((?:_own)?_(?:mean|worst))", metric)

@@ -91,7 +91,7 @@ def markdown(table: SweepTable, columns: str | None) -> str:
 
 
 def _reasons(head: str, which: Sequence[tuple[str, str]]) -> list[str]:
-    """What was left out, or failed, by the reason."""
+    """List what was left out, or failed, by the reason."""
     reasons: dict[str, list[str]] = {}
     for name, why in which:
         reasons.setdefault(why, []).append(name)
@@ -175,7 +175,7 @@ class Progressing:
             self._console.print(text, markup=False, soft_wrap=True)
 
     def begin(self, runs: int) -> None:
-        """So many runs will be made."""
+        """Announce the number of runs to come."""
         self._total = runs
         if self._bar:
             self._bar.add_task("", total=runs)

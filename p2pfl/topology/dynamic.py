@@ -103,7 +103,7 @@ def _digit(number: int, k: int) -> tuple[int, int]:
 
 
 def _length(number: int, k: int) -> int:
-    """How many rounds `_simple` takes."""
+    """Return the number of rounds that `_simple` takes."""
     if number == 1:
         return 0
     digit, value = _digit(number, k)

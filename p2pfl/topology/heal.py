@@ -1,4 +1,4 @@
-"""What is left of a graph when nodes are away: restricted to its members, and, if wanted, joined together again."""
+"""Restrict a graph to its members when nodes are away, and join it together again if wanted."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from p2pfl.types import Schedule
 
 
 class Argument(NamedTuple):
-    """What a graph takes besides the number of nodes."""
+    """An argument of a graph besides the number of nodes."""
 
     kind: type  # int, float or str
     default: str  # in words

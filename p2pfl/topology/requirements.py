@@ -1,4 +1,4 @@
-"""Whether a schedule gives an algorithm what it asks for; checked before anything starts."""
+"""Check that a schedule gives an algorithm what it asks for, before anything starts."""
 
 from __future__ import annotations
 

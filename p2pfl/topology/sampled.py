@@ -44,7 +44,7 @@ def matchings(schedule: Schedule, planning: Planning) -> Schedule:
 
 
 def _maximal(edges: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What taking the edges [E, 2] in random order gives: in each pass all that come first at both their ends."""
+    """Match edges [E, 2] taken in random order: in each pass all that come first at both their ends."""
     left, taken = rng.permutation(edges), [edges[:0]]
     first = np.zeros(int(edges.max(initial=-1)) + 1, np.int64)
     while len(left):

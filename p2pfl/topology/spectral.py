@@ -1,4 +1,4 @@
-"""What a schedule is worth, in figures and in words: how fast it agrees, what may run on it, what it can't bear."""
+"""Figures and words for a schedule: how fast it agrees, what may run on it, what it can't bear."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def operators(schedule: Schedule) -> list[sp.csr_array]:
 
 
 def _arcs(schedule: Schedule) -> sp.csr_array:
-    """Who sends to whom within the period: 1 at [sender, receiver]."""
+    """Return who sends to whom within the period: 1 at [sender, receiver]."""
     nodes = schedule.neighbor.shape[1]
     at = np.nonzero(schedule.out_weight > 0)
     keys = np.unique(at[1].astype(np.int64) * nodes + schedule.neighbor[at])

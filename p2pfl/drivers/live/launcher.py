@@ -56,7 +56,7 @@ class _Process:
 
 @dataclass(slots=True)
 class _Lives:
-    """What has become of a node."""
+    """The processes of a node, one life after the other."""
 
     order: Order
     current: _Process | None = None

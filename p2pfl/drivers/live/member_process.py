@@ -1,4 +1,4 @@
-"""What runs in the process of live/sidecar: the member, its sockets, and the link to its node.
+"""The process that live/sidecar starts: the member, its sockets, and the link to its node.
 
 One ROUTER that everybody sends to, one DEALER to each address. ZeroMQ reconnects by itself and in silence; nothing is
 concluded from a socket about whether the other end lives. What can't be sent now is dropped: late is useless here.
@@ -129,7 +129,7 @@ class MemberSockets:
                 continue
 
     def receive(self) -> list[bytes]:
-        """What has come in."""
+        """Return the datagrams that have come in."""
         found: list[bytes] = []
         while True:
             try:
@@ -247,7 +247,7 @@ class MemberProcess:
         return bool(self._cut) and wire.sender(data, self._cluster, now) in self._cut
 
     def _stalled(self, now: float) -> bool:
-        """Whether the node has shown no life for too long."""
+        """Return whether the node has shown no life for too long."""
         assert self._probe_timing is not None
         return now > max(self._beat, self._busy_until) + self._probe_timing.stalled_after
 

@@ -129,7 +129,7 @@ class _LiveNode:
         self._membership.begin(me, place.terms.federation, seeds, place.probe_timing, own)
 
     def _happens(self, round: int) -> str | None:
-        """What the experiment has in store for this node at the beginning of a round. In the computing thread."""
+        """Return what the experiment has planned for this node at the beginning of a round. In the computing thread."""
         self._links.faults = self._fault_plan.of(round)
         for event in self._task.events:
             if event.node != self._task.node or event.round != round:

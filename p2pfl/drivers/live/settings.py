@@ -1,4 +1,4 @@
-"""Where a node is, and how patient."""
+"""Settings of a node: where it is, and how patient."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from p2pfl.node.plan import Terms
 
 
 class Place(NamedTuple):
-    """Where a node is, whom it knows, and how patient it is."""
+    """The place of a node: its addresses, whom it knows, and how patient it is."""
 
     listen: str  # tcp://HOST:PORT for models; the membership is on the port after it
     address: str  # what the others are told; as `listen`, unless that names no host

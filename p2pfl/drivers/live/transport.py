@@ -50,7 +50,7 @@ class Transport:
         self._dealers: dict[int, zmq.Socket[bytes]] = {}
 
     def know(self, node: int, address: str) -> None:
-        """Where a node is; a link to where it was before is given up."""
+        """Note where a node is; a link to where it was before is given up."""
         if self._addresses.get(node) == address:
             return
         self._addresses[node] = address
@@ -88,7 +88,7 @@ class Transport:
         return True
 
     def receive(self) -> Iterator[list[zmq.Frame]]:
-        """What has come in: the frames of each message, without the routing id."""
+        """Return the messages that have come in: the frames of each, without the routing id."""
         while True:
             try:
                 frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)

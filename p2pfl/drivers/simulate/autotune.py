@@ -1,4 +1,4 @@
-"""How to simulate: what mixing is cheapest, what fits into memory, and by measurement, how many nodes at once."""
+"""Choose how to simulate: the cheapest mixing, what fits into memory, and by measurement, how many nodes at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SPARE = 0.9
 
 
 def mixing(algorithm: Algorithm, schedule: Schedule, drawn: bool, late: bool) -> str:
-    """How mixing is computed: "inbox" (the general way), "edges", "dense" (a matrix product) or "mean" (a sum)."""
+    """Choose how to mix: "inbox" (the general way), "edges", "dense" (a matrix product) or "mean" (a sum)."""
     if not algorithm.linear or late or algorithm.per_edge:
         return "inbox"
     nodes, slots = schedule.neighbor.shape[1:]

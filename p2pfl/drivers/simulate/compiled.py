@@ -1,4 +1,4 @@
-"""Whole stretches of rounds of all nodes in one compiled program.
+"""Compiled programs for whole stretches of rounds of all nodes.
 
 Nodes lie along an axis that is spread over the devices. On each device they are computed in chunks that stay in cache:
 the local steps of a chunk under vmap, chunk after chunk, from one buffer of states to another; then what other devices

@@ -26,7 +26,7 @@ _STRETCH = 0.5
 
 
 class CompiledSimulation(NamedTuple):
-    """What runs a plan."""
+    """The compiled programs and placed arrays of a plan."""
 
     plan: EnginePlan
     feed: Feed

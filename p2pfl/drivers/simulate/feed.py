@@ -1,4 +1,4 @@
-"""What each stretch of a simulation is given: its graphs, its samples, and what happens in its rounds."""
+"""The inputs of each stretch of a simulation: its graphs, its samples, and what happens in its rounds."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Feed:
         return result
 
     def _changes(self, course: Course, start: int, count: int, over: Callable[..., Any]) -> dict[str, Any]:
-        """What the membership does in these rounds."""
+        """Return what the membership does in these rounds."""
         result = {"enters": over(course.enters[start - 1 : start - 1 + count], self._plan.shape.restarts)}
         if self._plan.shape.back:
             back = np.full((self._plan.longest, self._plan.shape.back), -1, np.int32)

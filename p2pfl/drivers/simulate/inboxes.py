@@ -1,4 +1,4 @@
-"""How the nodes of a device mix: what they gather from, and the mixing of a chunk."""
+"""Inboxes: what the nodes of a device gather from, and the mixing of a chunk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from p2pfl.types import Algorithm, Array, Inbox, Neighborhood, State, Tree
 
 
 class Sharing(NamedTuple):
-    """Which leaves of the payload are leaves of the state, and need not be written a second time."""
+    """The leaves of the payload that are leaves of the state, and need not be written a second time."""
 
     structure: Any  # of the payload
     at: list[int | None]  # for each of its leaves that of the state; None: it is its own
@@ -39,7 +39,7 @@ def sharing(algorithm: Algorithm, shape: Shape, states: State) -> Sharing:
 
 
 class EdgeTable(NamedTuple):
-    """What a device's nodes gather from: its own payloads, and behind them those that other devices have shown."""
+    """The payloads that a device's nodes gather from: its own, and behind them those that other devices have shown."""
 
     mine: Tree
     shown: Tree | None

@@ -1,4 +1,4 @@
-"""Where each node's arrays lie: nodes over devices, devices in chunks, and who must be shown to other devices.
+"""The layout of nodes over devices and of devices in chunks, and who must be shown to other devices.
 
 Node i lies on device i // m, at place i % m. Places behind the last node are filled with nodes without neighbours.
 """

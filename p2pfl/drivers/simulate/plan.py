@@ -1,4 +1,4 @@
-"""How a simulation is to be computed: what mixing, how many nodes at once on which devices, how long a stretch."""
+"""The plan of a simulation: what mixing, how many nodes at once on which devices, how long a stretch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Clock = Callable[[], float]
 
 
 class EnginePlan(NamedTuple):
-    """How a simulation is computed."""
+    """A plan of how a simulation is computed."""
 
     work: Simulation
     shape: Shape

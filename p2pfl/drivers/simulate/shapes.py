@@ -1,4 +1,4 @@
-"""What decides the compiled program of a simulation, and what it is given."""
+"""The shapes that decide the compiled program of a simulation, and the arrays that it is given."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROWS = PartitionSpec(None, AXIS)  # [round or schedule row, place, ...]
 
 
 class Shape(NamedTuple):
-    """What decides the compiled program, besides the algorithm and the model."""
+    """The facts that decide the compiled program, besides the algorithm and the model."""
 
     layout: NodeLayout
     slots: int
@@ -43,7 +43,7 @@ class Graph(NamedTuple):
 
 
 class Rounds(NamedTuple):
-    """What a stretch of at most R rounds is given; entries that its Shape does not use are None."""
+    """The arrays of a stretch of at most R rounds; entries that its Shape does not use are None."""
 
     number: Array  # [R] int32
     row: Array  # [R] int32: of the tables
@@ -60,7 +60,7 @@ class Rounds(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """What a stretch of rounds is given."""
+    """The inputs of a stretch of rounds."""
 
     count: Array  # the first `count` >= 1 of its rounds are real
     graph: Graph
@@ -71,7 +71,7 @@ class Stretch(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What goes from stretch to stretch."""
+    """The state that goes from stretch to stretch."""
 
     state: State  # [places, ...]
     spare: Tree  # [places, ...] the states after the local steps, and of their payloads what is not in them

@@ -1,4 +1,4 @@
-"""What a simulation is given, and what it gives back."""
+"""The input of a simulation and its outcome."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from p2pfl.types import Algorithm, Array, Key, Learner, Metrics, Params, Schedul
 
 
 class Simulation(NamedTuple):
-    """What is to be simulated."""
+    """All that is to be simulated."""
 
     algorithm: Algorithm
     learner: Learner
@@ -45,12 +45,12 @@ class Simulation(NamedTuple):
 
     @property
     def drawn(self) -> bool:
-        """Whether there is anything that keeps messages from arriving at once."""
+        """Return whether anything keeps messages from arriving at once."""
         return bool(self.conditions.loss or self.events or self.late)
 
     @property
     def ragged(self) -> bool:
-        """Whether nodes take different numbers of local steps in a round."""
+        """Return whether nodes take different numbers of local steps in a round."""
         trains = self.schedule.trains
         uneven = bool((trains.any(axis=1) != trains.all(axis=1)).any())
         return bool(self.events) or bool(np.ptp(self.steps)) or uneven

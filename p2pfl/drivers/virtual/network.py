@@ -61,11 +61,11 @@ class Network:
         self._group = {}
 
     def up(self, source: int, to: int) -> bool:
-        """Whether anything can get from `source` to `to` now."""
+        """Return whether anything can get from `source` to `to` now."""
         return (source, to) not in self._cut and self._group.get(source, -1) == self._group.get(to, -1)
 
     def datagram(self, source: int, to: int, nbytes: int, now: float) -> list[float]:
-        """When a message sent alone arrives: no, one or two times.
+        """Return the times at which a message sent alone arrives: none, one or two.
 
         Datagrams do not wait for streams nor for one another: each has the link's bandwidth for itself.
         """
@@ -78,7 +78,7 @@ class Network:
         return [arrival, arrival + self._draw() * (link.latency + link.jitter)]
 
     def stream(self, source: int, to: int, nbytes: int, now: float) -> float | None:
-        """When a message on a link that keeps order arrives; None when it is lost.
+        """Return the time at which a message on a link that keeps order arrives; None when it is lost.
 
         It waits until what was sent before it is through: a large message delays those behind it, also when it is lost.
         """
@@ -109,7 +109,7 @@ class Network:
 
 
 class Queue:
-    """What will happen, in order of time; of equal times, in the order in which it was put. `now` is the last taken."""
+    """A queue of what will happen, in order of time, then of entry. `now` is the time of the last taken."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -121,7 +121,7 @@ class Queue:
 
     @property
     def due(self) -> float:
-        """When the next thing happens; infinity when there is none."""
+        """Return the time of the next thing; infinity when there is none."""
         return self._heap[0][0] if self._heap else math.inf
 
     def put(self, time: float, item: Any) -> None:

@@ -64,7 +64,7 @@ class Surroundings(Protocol):
 
 
 class Computing(Protocol):
-    """What a node computes with: `p2pfl.node.worker.Worker`, or in tests something simpler."""
+    """The computing side of a node: `p2pfl.node.worker.Worker`, or in tests something simpler."""
 
     def advance(self, effect: Advance) -> Trained | Finished | Leave | None:
         """Mix, then train; None: the node dies here. Raises LocalError."""
@@ -74,7 +74,7 @@ class Computing(Protocol):
 
 
 class NodeSetup(NamedTuple):
-    """What a life begins with, besides its facts."""
+    """The setup of a life, besides its facts."""
 
     computing: Computing
     seconds: Callable[[int], float]  # that the local steps of a round take
@@ -108,16 +108,16 @@ class VirtualNode:
 
     @property
     def round(self) -> int:
-        """Where it is, or wants to be first."""
+        """Return the round it is in, or the one before it wants to begin."""
         return max(self.peer.round, self.facts.join_round - 1)
 
     @property
     def frozen(self) -> bool:
-        """It stands still."""
+        """Return whether it stands still."""
         return self._frozen is not None
 
     def start(self) -> None:
-        """It has compiled, and exists for the others from now on."""
+        """Start: it has compiled, and exists for the others from now on."""
         self.handle(Start())
         self.member(membership.MemberStart())
 
@@ -240,7 +240,7 @@ class VirtualNode:
     # --- what happens to it from outside
 
     def crash(self) -> None:
-        """It is gone at once, with all it had."""
+        """End at once, with all it had."""
         self._end()
 
     def _end(self) -> None:
@@ -249,12 +249,12 @@ class VirtualNode:
             self.world.over(self)
 
     def freeze(self) -> None:
-        """It stands still: its membership answers for it, as that of a process whose own loop hangs."""
+        """Stand still: the membership answers for it, as that of a process whose own loop hangs."""
         if self._frozen is None:
             self._frozen = self.world.now
 
     def thaw(self) -> None:
-        """It goes on, and finds what has come in since."""
+        """Go on, and take in what has come since."""
         if self._frozen is None:
             return
         self._frozen = None
@@ -266,7 +266,7 @@ class VirtualNode:
 
 
 def address(node: int) -> str:
-    """Where the membership of a node listens."""
+    """Return the address at which the membership of a node listens."""
     return f"tcp://node{node}:1"
 
 

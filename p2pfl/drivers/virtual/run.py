@@ -32,7 +32,7 @@ _PATIENCE = 4.0
 
 
 class VirtualSetting(NamedTuple):
-    """What there is to a run besides the nodes' tasks."""
+    """The setting of a run, besides the nodes' tasks."""
 
     seed: int  # of the network's chances and of the membership's
     terms: Terms
@@ -43,7 +43,7 @@ class VirtualSetting(NamedTuple):
 
 
 class VirtualResult(NamedTuple):
-    """What became of the nodes, and when."""
+    """The end of a virtual run: what became of the nodes, and when."""
 
     lost: tuple[int, ...]  # crashed, and not back
     left: tuple[int, ...]  # in good order, before the last round
@@ -53,7 +53,7 @@ class VirtualResult(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """What a node had after a round."""
+    """The state of a node after a round."""
 
     state: State
     table: dict[str, Any]

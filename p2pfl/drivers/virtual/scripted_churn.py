@@ -43,7 +43,7 @@ class Script:
             self._begin(node, 0, False)
 
     def fate(self, node: int, round: int) -> str | None:
-        """What becomes of a node that is about to begin a round: "crash", "leave", or nothing."""
+        """Return what becomes of a node that is about to begin a round: "crash", "leave", or nothing."""
         if round > self._world.began:
             self._first = self._first if self._world.began else self._world.now
             self._world.began = round
@@ -58,7 +58,7 @@ class Script:
         return event.event
 
     def _look(self) -> None:
-        """Who is to come back or to go on, now that somebody has begun a round, or has gone?"""
+        """Call back, or let go on, whoever is due now that somebody has begun a round, or has gone."""
         due = self._world.began + 1
         for node, events in self._to_come.items():
             there = node in self._world.nodes and self._world.nodes[node].up

@@ -116,7 +116,7 @@ class World:
             other.member(membership.Heard(data))
 
     def _reaches(self, source: int, other: VirtualNode) -> bool:
-        """What is under way when the link is cut is lost."""
+        """Return whether a message arrives: what is under way when the link is cut is lost."""
         me = other.facts.node
         return self.network.up(source, me) and not self._kept_back(other.round, source, me)
 

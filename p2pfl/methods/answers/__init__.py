@@ -1,4 +1,4 @@
-"""Which model answers: what a node can make at the end of the model that all have, with its own rows alone.
+"""Answers: what a node can make, at the end, of the model that all have, with its own rows alone.
 
     consensus      the shared model as it is
     personal       the node's own, where the experiment's objective trains one
@@ -49,7 +49,7 @@ class Answer(NamedTuple):
 
 
 class Own(NamedTuple):
-    """What a node has, to make its answers of."""
+    """The model and rows that a node makes its answers of."""
 
     node: int
     params: Params  # after the last mixing
@@ -59,7 +59,7 @@ class Own(NamedTuple):
 
 
 class AnswerInputs(NamedTuple):
-    """What all nodes have in common: see `prepared`."""
+    """The inputs that all nodes have in common: see `prepared`."""
 
     learner: Learner
     optimizer: optax.GradientTransformation

@@ -57,7 +57,7 @@ def recalibrated(again: Again, params: Params, x: np.ndarray, y: np.ndarray, key
 
 
 def compiled(learner: Learner) -> Again:
-    """What takes the statistics of all rows of x in one chunk. Raises ConfigError as `recalibrated`."""
+    """Compile the statistics of all rows of x in one chunk. Raises ConfigError as `recalibrated`."""
 
     def forward(params: Params, stats: Tree, x: Array, y: Array, key: Key) -> Tree:
         batch = {"x": x, "y": jnp.broadcast_to(y, (x.shape[0], *y.shape[1:]))}

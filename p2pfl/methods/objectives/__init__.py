@@ -1,4 +1,4 @@
-"""What is done to a node's local objective, by name: each makes of a learner another one, and they compose.
+"""Objectives by name: each makes of a learner another one, and they compose.
 
     [[training.objective]]
     name = "ditto"

@@ -73,7 +73,7 @@ def widths(
         hidden = {f"{layer}/{leaf}" for layer in cuts.order[:-1] for leaf in ("kernel", "bias")}
 
         def scales(params: Params, ratio: Array) -> Tree:
-            """What the leaves of params["trained"] are multiplied with."""
+            """Return the factors of the leaves of params["trained"]."""
 
             def leaf(path: str, leaf: Array, mask: Array) -> Array:
                 by = 1 / ratio if scaler and not normed and path in hidden else jnp.ones_like(ratio)
@@ -108,7 +108,7 @@ def widths(
 
 
 class WidthLayout(NamedTuple):
-    """Which axes of a model's leaves are cut."""
+    """The axes of a model's leaves that are cut."""
 
     order: tuple[str, ...]  # paths of the layers
     cuts: Mapping[str, tuple[int, int]]  # of each leaf of "trained": (channels of its inputs, of its outputs), 0: whole
@@ -145,7 +145,7 @@ def layout(shapes: Mapping[str, tuple[int, ...]], layers: Sequence[str] | None) 
 
 
 def mask_of(ratio: Array, params: Params, cuts: WidthLayout) -> Params:
-    """Which elements a node of width `ratio` [] holds: bools that broadcast to the leaves of both parts of a model."""
+    """Mark the elements that a node of width `ratio` [] holds: bools that broadcast to the leaves of a model."""
 
     def first(channels: int, size: int) -> Array:  # ceil(ratio * channels), but for rounding
         index = jnp.arange(size, dtype=jnp.int32) % channels
@@ -204,7 +204,7 @@ def _order(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
 
 
 def _check_norms(params: Params) -> bool:
-    """Whether there are batch normalisations; raises ConfigError for normalisations that have no statistics."""
+    """Return whether there are batch normalisations; raises ConfigError for normalisations that have no statistics."""
     statistics = {path.removesuffix("/mean") for path in tree.named_leaves(params["carried"])}
     for path in tree.named_leaves(params["trained"]):
         home = path.removesuffix("/scale")

@@ -85,7 +85,7 @@ def tasks(
             )
 
     def held(task: Array, like: Params) -> Params:
-        """What a node with this task holds: of heads, its own columns."""
+        """Mark what a node with this task holds: of heads, its own columns."""
 
         def leaf(path: tuple[object, ...], leaf: Array) -> Array:
             last = leaf.shape[-1] if leaf.ndim else 0

@@ -1,4 +1,4 @@
-"""What a method of p2pfl.methods.objectives is: apart from the table, so that others can bring methods of their own."""
+"""The type of an objective, apart from the table of them, so that others can bring their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long averaging takes on a graph, and averaging by itself, for programs that want nothing else."""
+"""Averaging by itself, for programs that want nothing else, and the rounds that it takes on a graph."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ Parts = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 class Statistic(NamedTuple):
-    """What can be gathered."""
+    """A statistic that can be gathered."""
 
     sums: Callable[[Dataset, np.ndarray], tuple[Tree, Tree]]  # of rows: the sums, and the most that one row adds
     estimate: Callable[[Tree], Tree]  # of the sums over all rows, up to a factor: what they say; jits
@@ -95,7 +95,7 @@ def stacked(
 
 
 def notes(names: Sequence[str], dataset: Dataset, parts: Sequence[np.ndarray], minimum: int) -> tuple[str, ...]:
-    """Which of the sites that have rows say nothing, in words; `parts`: training rows of each."""
+    """Name the sites that have rows and say nothing; `parts`: training rows of each."""
     said = []
     there = [site for site, rows in enumerate(parts) if len(rows)]
     small = [site for site in there if len(parts[site]) < minimum]
@@ -115,7 +115,7 @@ def notes(names: Sequence[str], dataset: Dataset, parts: Sequence[np.ndarray], m
 
 
 def estimated(sums: Tree) -> Tree:
-    """What sums over all sites say, by name, in their dtype; a factor common to all of them does not matter.
+    """Estimate statistics from sums over all sites, by name, in their dtype; a factor common to all does not matter.
 
     What nobody has said anything about is mean 0 and standard deviation 1, and zeros for all others.
     """

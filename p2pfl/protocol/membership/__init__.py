@@ -1,1 +1,1 @@
-"""Who is there: SWIM with Lifeguard, without a socket or a clock; `Membership.handle(event, now)` returns effects."""
+"""Membership: SWIM with Lifeguard, without a socket or a clock; `Membership.handle(event, now)` returns effects."""

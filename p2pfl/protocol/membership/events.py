@@ -1,4 +1,4 @@
-"""What `Membership.handle` takes and gives."""
+"""Events that `Membership.handle` takes and effects that it returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is there: a member of the federation as a pure machine. `handle(event, now)` returns what is to be done.
+"""A member of the federation as a pure machine. `handle(event, now)` returns what is to be done.
 
 Nobody is in charge. Each period a member asks one other whether it is there; if neither it nor those asked to ask it
 hear an answer, the other is suspect, and dead when it does not refute that in time. What is learnt rides on these
@@ -93,7 +93,7 @@ class Membership:
 
     @property
     def score(self) -> int:
-        """How ill this node finds itself: 0 to 7."""
+        """Return how ill this node finds itself: 0 to 7."""
         return self._health.score
 
     def handle(self, event: Event, now: float) -> list[Effect]:

@@ -1,4 +1,4 @@
-"""Whom to ask next, how long an answer may take, and how far this node trusts itself.
+"""Probes: whom to ask next, how long an answer may take, and how far this node trusts itself.
 
 Sources: SWIM, DSN 2002, sections 3 and 4.3 (round robin in random order, indirect probes); Lifeguard, arXiv 1707.00788
 (local health multiplier, nacks).
@@ -27,7 +27,7 @@ class RoundRobin:
         self._rest.insert(self._draw.randint(0, len(self._rest)), node)
 
     def next(self, live: Collection[int]) -> int | None:
-        """Whose turn it is, of those that live; None when nobody does."""
+        """Return whose turn it is, of those that live; None when nobody does."""
         for _ in range(2):
             while self._rest:
                 node = self._rest.pop()

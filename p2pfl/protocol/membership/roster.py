@@ -34,7 +34,7 @@ class Roster:
 
     @property
     def mine(self) -> MemberEntry:
-        """What this node says of itself."""
+        """Return what this node says of itself."""
         return self.entries[self.me.node]
 
     @property
@@ -121,7 +121,7 @@ class Roster:
         self._hold(best, now)
 
     def _said(self, held: MemberEntry, entry: MemberEntry, now: float) -> None:
-        """What a member last said of its round and of its pauses; of what was said at once the first account counts."""
+        """Note what a member last said of its round and pauses; of what was said at once the first account counts."""
         if entry.said <= held.said or held.terminal or entry.terminal:
             return
         entry = self._capped(entry, now)

@@ -1,4 +1,4 @@
-"""What is to be told: each entry a bounded number of times, those told least first.
+"""Gossip: each entry is told a bounded number of times, those told least first.
 
 Source: Das, Gupta, Motivala, "SWIM: scalable weakly-consistent infection-style process group membership protocol",
 DSN 2002, section 4.1.
@@ -12,7 +12,7 @@ from p2pfl.protocol.membership.table import MemberEntry
 
 
 def limit(retransmit: int, n: int) -> int:
-    """How often an entry is told among n members: retransmit x ceil(log10(n + 1))."""
+    """Return how often an entry is told among n members: retransmit x ceil(log10(n + 1))."""
     return retransmit * math.ceil(math.log10(n + 1))
 
 

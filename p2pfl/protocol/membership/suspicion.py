@@ -1,4 +1,4 @@
-"""How long a suspicion lasts before it is a death: the shorter the more members confirm it.
+"""Suspicions: each lasts until it is a death, the shorter the more members confirm it.
 
 Source: Dadgar, Phillips, Currey, "Lifeguard: local health awareness for more accurate failure detection", 2018
 (arXiv 1707.00788), local health aware suspicion.
@@ -52,5 +52,5 @@ class Suspicion:
         self.since = now
 
     def due(self, factor: float) -> float:
-        """When it becomes a death, for a node whose health stretches its waits by `factor`."""
+        """Return when it becomes a death, for a node whose health stretches its waits by `factor`."""
         return max(self.wait, self.since + factor * timeout(self._low, self._high, self._k, len(self._by) - 1))

@@ -1,4 +1,4 @@
-"""What is held of each member, and how two accounts of one are joined.
+"""The table of members, and how two accounts of one are joined.
 
 An entry is ordered by rank = (life, terminal, refutes, suspect): a greater life beats all of an earlier one; within a
 life left beats dead beats everything else; a suspicion is beaten by an alive with more refutes. Only the member itself
@@ -21,7 +21,7 @@ NOBODY = -1
 
 
 class Me(NamedTuple):
-    """Who this node is; `address` is where its membership socket listens, tcp://HOST:PORT."""
+    """The identity of this node; `address` is where its membership socket listens, tcp://HOST:PORT."""
 
     node: int
     life: int
@@ -29,7 +29,7 @@ class Me(NamedTuple):
 
 
 class Member(NamedTuple):
-    """What this node holds of a member. `round` is the last one heard of.
+    """An entry of this node's table. `round` is the last one heard of.
 
     `busy`: until when, by this node's clock, the member has announced a pause; 0 for none.
     """
@@ -44,12 +44,12 @@ class Member(NamedTuple):
 
     @property
     def present(self) -> bool:
-        """It is neither dead nor has it left."""
+        """Return whether it is neither dead nor has left."""
         return self.state in (ALIVE, SUSPECT)
 
 
 class MemberEntry(NamedTuple):
-    """What is said of a member.
+    """An account of a member, as it travels.
 
     `said` counts what the member has said of `round` and of its pauses. `at`: a pause lasts until then (0: none), or
     a terminal state is known since then. `by`: who accuses.
@@ -67,7 +67,7 @@ class MemberEntry(NamedTuple):
 
     @property
     def terminal(self) -> bool:
-        """Whether this life is over."""
+        """Return whether this life is over."""
         return self.state in (DEAD, LEFT)
 
     @property
@@ -78,7 +78,7 @@ class MemberEntry(NamedTuple):
 
 
 def rank(entry: MemberEntry) -> tuple[int, int, int, bool]:
-    """What decides between two accounts of a member."""
+    """Return the rank by which one of two accounts of a member wins."""
     terminal = {DEAD: 1, LEFT: 2}.get(entry.state, 0)
     return entry.life, terminal, entry.refutes, entry.state == SUSPECT
 

@@ -1,4 +1,4 @@
-"""How often a member asks, and how long it waits: presets, each written as what it changes of another."""
+"""Timing of probes: presets, each written as what it changes of another."""
 
 from __future__ import annotations
 

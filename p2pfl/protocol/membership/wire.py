@@ -129,7 +129,7 @@ def decode(data: bytes, cluster: str, now: float) -> Datagram:
 
 
 def sender(data: bytes, cluster: str, now: float) -> int | None:
-    """Who has sent these bytes; None when they are no datagram of this cluster."""
+    """Return the sender of these bytes; None when they are no datagram of this cluster."""
     try:
         return decode(data, cluster, now).sender.node
     except RemoteError:
@@ -137,7 +137,7 @@ def sender(data: bytes, cluster: str, now: float) -> int | None:
 
 
 def good_address(value: object) -> bool:
-    """Whether this can be an address: tcp:// or ipc://, printable ASCII without spaces, of bounded length."""
+    """Return whether this can be an address: tcp:// or ipc://, printable ASCII without spaces, of bounded length."""
     return (
         isinstance(value, str)
         and len(value) <= ADDRESS_CAP
