@@ -173,7 +173,7 @@ class Schedule(NamedTuple):
 
 
 class Delivery(NamedTuple):
-    """Deliveries of a run, as they happened or were drawn: who was there, what was booked. Slots: of the schedule's row.
+    """Deliveries of a run, as they happened or were drawn: who was there, what was booked. Slots: of the schedule.
 
     An exchange booked at age a in round r was opened in round r - a, in the same slot.
     """
