@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Most of the time of these tests was XLA's. It compiles without its optimiser but where a test asks for it (`optimised`),
-# and each program once for all workers, sweeps and node processes: they inherit both, so that bits are compared of code
-# that was compiled alike. Set before jax is imported, which reads them then.
+# Most of the time of these tests was XLA's. It compiles without its optimiser, but where a test asks for it by name
+# (`optimised`), and each program once for all workers, sweeps and node processes: they inherit both, so that bits are
+# compared of code that was compiled alike. Set before jax is imported, which reads them then.
 os.environ |= {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).resolve().parent.parent / ".pytest_cache" / "xla"),
