@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-# Most of the time of these tests was XLA's. It compiles without its optimiser, on which no claim here rests, and each
-# program once for all workers, sweeps and node processes: they inherit both, so that bits are compared of code that was
-# compiled alike. Set before jax is imported, which reads them then.
+# Most of the time of these tests was XLA's. It compiles without its optimiser, but where a test asks for it by name
+# (`optimised`), and each program once for all workers, sweeps and node processes: they inherit both, so that bits are
+# compared of code that was compiled alike. Set before jax is imported, which reads them then.
 os.environ |= {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).resolve().parent.parent / ".pytest_cache" / "xla"),
@@ -39,6 +40,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         lanes = {mark.name for mark in item.iter_markers()} & {*LANES}
         if len(lanes) > 1:
             raise pytest.UsageError(f"{item.nodeid} is marked {' and '.join(sorted(lanes))}: a test has one lane")
+
+
+@contextmanager
+def _optimising() -> Iterator[None]:
+    def switch(on: bool) -> None:
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0" if on else "1"
+        jax.config.update("jax_disable_most_optimizations", not on)
+        jax.clear_caches()  # which do not tell the two ways of compiling apart
+
+    switch(True)
+    try:
+        yield
+    finally:
+        switch(False)
+
+
+@pytest.fixture
+def optimised() -> Iterator[None]:
+    """XLA with its optimiser, as users run it: for a claim about what that does to sums and roundings."""
+    with _optimising():
+        yield
+
+
+@pytest.fixture(scope="module")
+def optimised_module() -> Iterator[None]:
+    """The same for all tests of a module."""
+    with _optimising():
+        yield
 
 
 @pytest.fixture

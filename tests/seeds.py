@@ -1,4 +1,4 @@
-"""Seeds of tests that draw: a few in the fast lane, the rest of them with `-m soak`."""
+"""Seeds of tests that draw: a quarter of them in the fast lane, the others in `make test-all`, or at night."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 
-def seeds(fast: int, of: int) -> list[Any]:
-    """The first `fast` seeds of `of` as they are, the others marked as soak."""
-    return [*range(fast), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(fast, of))]
+def seeds(count: int) -> list[Any]:
+    """The values of a parameter, 0 to `count` - 1: the first quarter as they are, the others marked as more."""
+    fast = -(-count // 4)
+    return [*range(fast), *(pytest.param(seed, marks=pytest.mark.more) for seed in range(fast, count))]
 
 
 def batches(seeds: range, size: int, fast: int = 0) -> list[Any]:

@@ -55,6 +55,9 @@ PATIENT = (
 """A slow machine must not turn a barrier into a deadline where results are compared to the bit."""
 
 
+pytestmark = pytest.mark.usefixtures("optimised_module")
+
+
 class Started:
     """A run in a process of its own, which ends with the test."""
 

@@ -363,7 +363,7 @@ def test_what_cannot_be_is_refused(name: str, shape: tuple[int, ...], arguments:
 
 
 @pytest.mark.parametrize("maker", [models.cnn, models.unet])
-def test_a_single_channel_is_not_normalized_by_batch(maker: Any) -> None:
+def test_a_single_channel_is_not_normalized_by_batch(maker: Any, optimised: None) -> None:
     """XLA compiles a wrong gradient there: with two channels the compiled gradient is the plain one."""
     with pytest.raises(ConfigError, match="a single channel can't be normalised by batch"):
         maker((4, 4, 2), 3, channels=(1, 2), norm="batch")

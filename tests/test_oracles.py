@@ -281,7 +281,7 @@ def test_running_sums_lose_nothing(graph: str) -> None:
     assert distance(trace.x[40], mean) > 1e-2  # in the end, w underflows and x is not even a number
 
 
-def test_push_sum_in_float32_is_as_exact_after_long_runs() -> None:
+def test_push_sum_in_float32_is_as_exact_after_long_runs(optimised: None) -> None:
     """Sums grow with the rounds; their differences stay exact, and nothing drifts but by the roundings of x."""
     it = ALGORITHMS["push_sum"](learner(), optax.sgd(ETA))
     nodes = Nodes(it, planned(it, "exponential", 8), dtype=np.float32)
@@ -361,7 +361,7 @@ def test_models_merge_by_age(age: int, theirs: int, limit: int | None, expected:
 # -------------------------------------------------------------------------------------------------------------- mixing
 
 
-def test_slots_are_added_in_one_fixed_order() -> None:
+def test_slots_are_added_in_one_fixed_order(optimised: None) -> None:
     """In float32, (1 + 2^25) - 2^25 is 0 and 1 + (2^25 - 2^25) is 1. Weights are powers of two: products are exact."""
     weight, big = np.array([0.5, 0.25, 0.125], np.float32), np.float32(2**25)
     difference = np.array([big, -2 * big, 8], np.float32)

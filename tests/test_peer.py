@@ -274,7 +274,7 @@ def test_smallest_federations(nodes: int) -> None:
     assert world.mean == pytest.approx((nodes - 1) / 2, abs=1e-12)
 
 
-@pytest.mark.parametrize("seed", seeds(5, of=20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_lost_messages_never_move_the_mean_nor_stop_anybody(seed: int) -> None:
     graph = nx.random_regular_graph(3, 8, seed=seed)
     world = World(graph, rounds=60, seed=seed, loss=0.1)
@@ -286,7 +286,7 @@ def test_lost_messages_never_move_the_mean_nor_stop_anybody(seed: int) -> None:
     assert any(node.peer.booked for node in world.nodes.values())
 
 
-@pytest.mark.parametrize("seed", seeds(5, of=20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_a_death_costs_the_survivors_one_wait_and_then_nothing(seed: int) -> None:
     world = World(nx.cycle_graph(8), rounds=60, seed=seed)
     world.run_until_round(20)
@@ -306,7 +306,7 @@ def test_a_death_costs_the_survivors_one_wait_and_then_nothing(seed: int) -> Non
     assert lost == [seed % 8] * 2
 
 
-@pytest.mark.parametrize("seed", seeds(3, of=10))
+@pytest.mark.parametrize("seed", seeds(10))
 @pytest.mark.parametrize("seconds", [0.3, 3.0])
 def test_a_frozen_node_comes_back_with_its_model_and_the_mean_is_kept(seed: int, seconds: float) -> None:
     world = World(nx.cycle_graph(6), rounds=400, seed=seed)
@@ -324,7 +324,7 @@ def test_a_frozen_node_comes_back_with_its_model_and_the_mean_is_kept(seed: int,
         assert any(note.event == "skipped" for note in thawed.notes)
 
 
-@pytest.mark.parametrize("seed", seeds(3, of=10))
+@pytest.mark.parametrize("seed", seeds(10))
 def test_a_returning_node_takes_a_neighbors_model_and_is_back_within_two_rounds(seed: int) -> None:
     world = World(nx.cycle_graph(8), rounds=200, seed=seed)
     world.run_until_round(20)

@@ -127,7 +127,7 @@ def test_a_ring_closes_around_the_dead() -> None:
     assert {(n.event, n.about) for n in world.nodes[0].notes} >= {("removed", 3), ("removed", 4), ("removed", 7)}
 
 
-@pytest.mark.parametrize("seed", seeds(5, of=20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_a_partition_and_its_healing(seed: int) -> None:
     world = Ring(8, 900, seed=seed, loss=0.02 if seed % 2 else 0.0)
     world.run_until_round(20)
@@ -147,7 +147,7 @@ def test_a_partition_and_its_healing(seed: int) -> None:
     assert max(values) - min(values) < 0.01
 
 
-@pytest.mark.parametrize("seed", seeds(5, of=20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_a_false_death_costs_rounds_and_nothing_else(seed: int) -> None:
     """Everybody believes that node 2 is dead; it never was. It goes on as a new life with its own model."""
     world = Ring(6, 300, seed=seed)
@@ -164,7 +164,7 @@ def test_a_false_death_costs_rounds_and_nothing_else(seed: int) -> None:
     assert world.mean == pytest.approx(2.5, abs=0.5)
 
 
-@pytest.mark.parametrize("seed", seeds(5, of=20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_two_join_at_once_with_two_models_to_choose_from(seed: int) -> None:
     world = Ring(8, 300, seed=seed)
     for late in (3, 4):
@@ -183,7 +183,7 @@ def test_two_join_at_once_with_two_models_to_choose_from(seed: int) -> None:
     assert any("of 2 that were given" in note.detail for n in world.nodes.values() for note in n.notes)
 
 
-@pytest.mark.parametrize("seed", seeds(3, of=10))
+@pytest.mark.parametrize("seed", seeds(10))
 def test_a_node_comes_back_with_its_own_model(seed: int) -> None:
     world = Ring(6, 300, seed=seed)
     world.run_until_round(20)
@@ -248,7 +248,7 @@ def test_a_leaver_is_gone_and_the_ring_closes() -> None:
     assert sum(n.y for n in there) == pytest.approx(sum(n.g for n in there), abs=1e-9)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("seed", seeds(3, of=10))
+@pytest.mark.parametrize("seed", seeds(10))
 def test_with_a_barrier_the_others_wait_for_one_that_is_frozen_and_book_everything(seed: int) -> None:
     class Patient(Ring):
         facts = {"sync": BARRIER}
@@ -268,7 +268,7 @@ class Free(Ring):
     facts = {"sync": ASYNC}
 
 
-@pytest.mark.parametrize("seed", seeds(5, of=20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_without_a_barrier_nobody_waits_and_the_mean_is_kept(seed: int) -> None:
     world = Free(6, 200, seed=seed, loss=0.05 if seed % 2 else 0.0)
     slow, advance = world.nodes[1], world.nodes[1].advance
@@ -286,7 +286,7 @@ def test_without_a_barrier_nobody_waits_and_the_mean_is_kept(seed: int) -> None:
     assert not any(note.event in ("late", "skipped") for n in world.nodes.values() for note in n.notes)
 
 
-@pytest.mark.parametrize("seed", seeds(5, of=20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_without_a_barrier_random_pairs_meet(seed: int) -> None:
     """AD-PSGD: whom one chooses is offered an exchange and takes it, though its own choice is another."""
 

@@ -72,7 +72,7 @@ def test_a_planned_loss_is_opened_by_neither_end_and_counted_by_both() -> None:
     assert world.mean == pytest.approx(3.5, abs=1e-12)
 
 
-@pytest.mark.parametrize("seed", seeds(3, of=10))
+@pytest.mark.parametrize("seed", seeds(10))
 def test_changing_exchanges_survive_losses_deaths_and_freezes(seed: int) -> None:
     world = Pairs(150, seed=seed, loss=0.05)
     world.run_until_round(30)
@@ -86,7 +86,7 @@ def test_changing_exchanges_survive_losses_deaths_and_freezes(seed: int) -> None
     assert any(note.event == "skipped" for note in world.nodes[2].notes)
 
 
-@pytest.mark.parametrize("seed", seeds(5, of=20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_where_partners_change_a_death_and_a_return_hold_nobody_up_for_long(seed: int) -> None:
     world = Pairs(300, seed=seed)
     world.run_until_round(30)
@@ -310,7 +310,7 @@ def plain(world: Exponential) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("losses", [0.0, 0.2])
-@pytest.mark.parametrize("seed", seeds(2, of=5))
+@pytest.mark.parametrize("seed", seeds(5))
 def test_pushes_equal_the_plain_loop_to_the_bit(seed: int, losses: float) -> None:
     world = Exponential(7, 50, losses, seed=seed)
     world.run()
@@ -341,7 +341,7 @@ def test_on_a_directed_ring_the_one_behind_may_be_far_ahead(nodes: int) -> None:
     assert not [told(node) for node in world.nodes.values() if told(node)]
 
 
-@pytest.mark.parametrize("seed", seeds(5, of=20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_lost_pushes_stop_nobody_and_no_mass_is_lost(seed: int) -> None:
     world = Exponential(8, 80, seed=seed, loss=0.1)
     world.run_until_round(60)
@@ -352,7 +352,7 @@ def test_lost_pushes_stop_nobody_and_no_mass_is_lost(seed: int) -> None:
     assert all(abs(node.value - 3.5) < 0.2 for node in world.nodes.values())
 
 
-@pytest.mark.parametrize("seed", seeds(3, of=10))
+@pytest.mark.parametrize("seed", seeds(10))
 def test_the_death_of_one_that_pushes_costs_one_wait(seed: int) -> None:
     world = Exponential(8, 100, seed=seed)
     world.run_until_round(20)
@@ -368,7 +368,7 @@ def test_the_death_of_one_that_pushes_costs_one_wait(seed: int) -> None:
         assert not [note for note in node.notes if note.event == "late"]
 
 
-@pytest.mark.parametrize("seed", seeds(3, of=10))
+@pytest.mark.parametrize("seed", seeds(10))
 def test_a_frozen_pusher_loses_no_mass(seed: int) -> None:
     world = Exponential(8, 400, seed=seed)
     world.run_until_round(20)
@@ -381,7 +381,7 @@ def test_a_frozen_pusher_loses_no_mass(seed: int) -> None:
     assert any(note.event == "skipped" for note in world.nodes[2].notes)
 
 
-@pytest.mark.parametrize("seed", seeds(5, of=20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_with_a_new_life_the_running_sums_start_afresh_at_both_ends(seed: int) -> None:
     world = Exponential(8, 200, seed=seed)
     world.run_until_round(20)

@@ -19,6 +19,8 @@ from p2pfl.node import program
 from p2pfl.node.program import Program
 from p2pfl.types import Inbox, Learner, Neighborhood, Tree
 
+pytestmark = pytest.mark.usefixtures("optimised_module")
+
 FEATURES, CLASSES, SLOTS = 5, 3, 3
 LEARNER = from_flax(models.mlp((FEATURES,), CLASSES, hidden=(4,)), jnp.zeros((1, FEATURES)), CLASSES)
 SGD = optax.sgd(0.1, momentum=0.9)

@@ -19,6 +19,8 @@ from p2pfl.errors import ConfigError
 from p2pfl.methods.compose import WRAPS, cast, chain, clip
 from p2pfl.types import Algorithm, Inbox, Neighborhood
 
+pytestmark = pytest.mark.usefixtures("optimised_module")  # XLA may leave a rounding out when it optimises
+
 EXCHANGES = ["dsgd", "gradient_tracking", "exact_diffusion"]
 
 
