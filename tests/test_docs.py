@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 import click
 import pytest
+from test_floors import ABOVE, WORDS
 
 from p2pfl import churn
 from p2pfl.cli import main
@@ -193,3 +194,34 @@ def test_the_tests_that_show_a_method_are_there() -> None:
         assert not name or f"def {name}(" in text, f"{file}::{name}"
     known = [*OBJECTIVES, *answers.ANSWERS, *sharing.PRESETS, *compose.WRAPS, *statistics.GATHERED]
     assert all(f"`{name}`" in page or f'"{name}"' in page for name in known if name != "cast")
+
+
+# --- docs/architecture.md
+
+HOUSE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+
+
+def test_the_page_on_the_house_has_the_floors_as_they_are() -> None:
+    """Each row of its table names what the room stands on, as tests/test_floors.py holds it."""
+    table = re.findall(r"^\| (`.*?) \| .*? \| (.*?) \|$", HOUSE, re.MULTILINE)
+    said = {}
+    for names, below in table:
+        rooms = [name.rstrip("/") for name in re.findall(r"`([a-z_/.]+)`", names)]
+        said.update(dict.fromkeys(rooms, below))
+    for room in ABOVE:
+        if room in WORDS:
+            continue
+        below = said[room]
+        if below.startswith("all above but"):
+            before = list(ABOVE)[: list(ABOVE).index(room)]
+            named = {*before} - set(re.findall(r"`([a-z_]+)`", below))
+        else:
+            named = set(re.findall(r"`([a-z_]+)`", below)) | ({*WORDS} if "the words" in below else set())
+        assert named == {*ABOVE[room]}, room
+    assert {"runs", "sweeps"} <= set(said)
+
+
+def test_the_page_on_the_house_names_files_that_are_there() -> None:
+    files = set(re.findall(r"`([a-z_/]+\.py)(?::[a-z_]+)?`", HOUSE))
+    assert len(files) > 40
+    assert [name for name in files if not [*(ROOT / "p2pfl").rglob(name), *ROOT.glob(name)]] == []
