@@ -200,8 +200,7 @@ def test_runs_of_both_formats_are_replayed_and_reported(tmp_path: Path, format: 
         **dict.fromkeys(range(5), NAMES[1]),
         1: NAMES[2],
     }
-    metrics = summary.merge(run)
-    summary.rounds(run, metrics, "accuracy")
+    run_data.write_rounds(run, summary.rounds(run, summary.merge(run), "accuracy"), "accuracy")
     data = run_data.read(run)
     lives = {node: set(row[row > 0].tolist()) for node, row in zip(data.nodes.ids, data.nodes.life, strict=True)}
     assert lives[1] == ({1, 2} if format == 1 else set(NAMES.values()))

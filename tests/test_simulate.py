@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -145,9 +146,18 @@ def test_a_model_with_data_of_unequal_size_and_evaluation() -> None:
 
 def test_the_cut_into_stretches_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     made = federation(rounds=11, evaluation={"every": 11}, network={"loss": 0.2})
-    whole = at_once(made)
+    cuts: list[list[int]] = []
+
+    def run() -> np.ndarray:
+        clock, done = itertools.count(1), list[int]()  # a fast one: stretches become longer
+        models = at_once(made, now=lambda: next(clock) / 1000, progress=lambda round, _: done.append(round))
+        cuts.append(done)
+        return models
+
+    whole = run()
     monkeypatch.setattr(engine_plan, "_LONGEST", 3)
-    assert np.array_equal(at_once(made), whole)
+    assert np.array_equal(run(), whole)
+    assert cuts == [[1, 2, 10, 11], [1, 2, 5, 8, 11]]
 
 
 def test_the_drift_is_measured() -> None:
