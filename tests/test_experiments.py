@@ -131,6 +131,7 @@ def test_base_graphs_average_exactly_when_they_promise_it(sweep: Sweep) -> None:
 # --- heterogeneity
 
 
+@pytest.mark.more
 def test_on_unequal_data_the_worst_node_of_a_ring_gains_by_exact_diffusion(sweep: Sweep) -> None:
     names = ("dsgd", "exact_diffusion")
     chosen = [*only("data.alpha", "0.1"), *only("topology", "ring"), *only("algorithm", *names), *only("seed", "0")]
@@ -146,6 +147,7 @@ def test_on_unequal_data_the_worst_node_of_a_ring_gains_by_exact_diffusion(sweep
 # --- loss-of-messages
 
 
+@pytest.mark.more
 def test_only_double_entry_keeps_exact_algorithms_exact(sweep: Sweep) -> None:
     chosen = [*only("algorithm", "exact_diffusion"), *only("network.loss", "0.1")]
     found, _ = sweep("loss-of-messages/sweep.toml", *chosen, *only("seed", "0"))
@@ -159,6 +161,7 @@ def test_only_double_entry_keeps_exact_algorithms_exact(sweep: Sweep) -> None:
 # --- churn
 
 
+@pytest.mark.more
 def test_restarts_cost_exact_algorithms_their_lead_and_churn_never_moves_the_mean(sweep: Sweep) -> None:
     names = ("exact_diffusion", "exact_diffusion, never restarted")
     chosen = [*only("algorithm", *names), *only("churn", "exponential, kept"), *only("seed", "0")]
@@ -200,6 +203,7 @@ def test_the_whole_sweep_is_as_the_readme_says(sweep: Sweep, file: str) -> None:
 # --- hospitals
 
 
+@pytest.mark.more
 @pytest.mark.skipif(not HEART.exists(), reason="the hospitals' data are no part of the repository")
 def test_four_hospitals_on_a_ring_reach_pooled_training_by_gossiped_normalisation(sweep: Sweep) -> None:
     """FLamby's split: at least .795 on the patients of all and .82 in the mean of hospitals, also with 60 % absent."""

@@ -54,9 +54,11 @@ def source(monkeypatch: pytest.MonkeyPatch) -> str:
     ("kind", "model", "key", "score", "metric"),
     [
         ("labels", {"name": "mlp", "hidden": [8]}, "accuracy", 0.7, "auc_mean"),
-        ("regression", {"name": "logistic"}, "explained", 0.5, "r2_mean"),
+        pytest.param("regression", {"name": "logistic"}, "explained", 0.5, "r2_mean", marks=pytest.mark.more),
         ("survival", {"name": "logistic"}, "concordance", 0.7, "c_index_own_mean"),
-        ("segmentation", {"name": "unet", "channels": [4]}, "dice", 0.4, "dice_mean_mean"),
+        pytest.param(
+            "segmentation", {"name": "unet", "channels": [4]}, "dice", 0.4, "dice_mean_mean", marks=pytest.mark.more
+        ),
     ],
 )
 def test_a_whole_run(

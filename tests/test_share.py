@@ -131,8 +131,17 @@ def batches(seed: int = 0, steps: int = 5) -> dict[str, jax.Array]:
     return {"x": jnp.asarray(x), "y": jnp.asarray(rng.integers(0, 2, (steps, 6)), jnp.int32)}
 
 
-@pytest.mark.parametrize("learner", [NNX, LINEN], ids=["nnx", "linen"])
-@pytest.mark.parametrize("given", ["fedbn", "silobn", "private_head", "split"])
+@pytest.mark.parametrize(
+    "learner, given",
+    [
+        (NNX, "fedbn"),
+        (NNX, "private_head"),
+        (LINEN, "silobn"),
+        *(pytest.param(NNX, given, marks=pytest.mark.more) for given in ("silobn", "split")),
+        *(pytest.param(LINEN, given, marks=pytest.mark.more) for given in ("fedbn", "private_head", "split")),
+    ],
+    ids=lambda it: it if isinstance(it, str) else "nnx" if it is NNX else "linen",
+)
 def test_private_leaves_train_as_if_they_were_shared(learner: Any, given: str) -> None:
     """Alone, a node does not notice what is shared: momentum works leaf by leaf."""
     momentum, key = optax.sgd(0.1, momentum=0.9), jax.random.key(3)
@@ -150,7 +159,16 @@ def test_private_leaves_train_as_if_they_were_shared(learner: Any, given: str) -
     np.testing.assert_allclose(kept.predict(parted, data["x"]), learner.predict(whole, data["x"]), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "push_sum"])
+TRIED = ("gradient_tracking", "exact_diffusion", "gossip_learning", "outer", "local")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *TRIED,
+        *(pytest.param(name, marks=pytest.mark.more) for name in ALGORITHMS if name not in (*TRIED, "push_sum")),
+    ],
+)
 def test_what_is_private_neither_travels_nor_is_mixed(name: str) -> None:
     """Half of the exchanged differences, whatever they are, must not move a private leaf."""
     kept = share.keep(NNX, SGD, share.predicate("fedbn", NNX))
@@ -251,6 +269,7 @@ def test_live_nodes_share_alike_and_say_nothing_else(tmp_path: Path) -> None:
     table = {**WHOLE, "training": {**WHOLE["training"], "dtype": "float32"}, "driver": {"kind": "live"}}
     timing = {"start_timeout": 60.0, "silence": 60.0, "deadline_min": 61.0, "deadline_max": 61.0}
     table |= {"network": {"timing": timing}, "topology": {"graph": "ring", "nodes": 3}}
+    table |= {"model": {"name": "mlp", "hidden": [8]}, "algorithm": {"name": "dsgd", "share": "private_head"}}
     file = tmp_path / "experiment.toml"
     file.write_text(experiment.dump(experiment.parse(table, "t", Experiment)))
     summaries = []
@@ -261,9 +280,7 @@ def test_live_nodes_share_alike_and_say_nothing_else(tmp_path: Path) -> None:
         summaries.append(json.loads((out / "summary.json").read_text()))
     assert summaries[0]["digests"] == summaries[1]["digests"]
     assert summaries[0]["accuracy_own_mean"] == summaries[1]["accuracy_own_mean"]
-    with jax.numpy_dtype_promotion("standard"):  # Flax's batch norm refuses strict promotion
-        made = build.build(experiment.load(file))
-        found = collect(made, tmp_path / "run0")
+    found = collect(build.build(experiment.load(file)), tmp_path / "run0")
     assert set(found.models[0]) == {
         name for name in tree.named_leaves(found.whole[0]) if not name.startswith("private/")
     }

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from federations import CASES, CHURN, MECHANISMS, TABLE, at_once, federation_of, flat, looped
+from federations import CASES, MECHANISMS, TABLE, at_once, federation_of, flat, looped
 
 import p2pfl
 from p2pfl import tree
@@ -33,9 +33,10 @@ from p2pfl.runs import simulated
 from p2pfl.topology import plan
 
 AGAIN = {
-    "dsgd cta", "dmsgd", "qg_dsgdm", "diging", "d2", "epidemic oracle", "dfedavg", "outer", "fedavg complete",
-    "fedprox", "local", "complete", "self", "loss, fedavg", "share, corrections", "share, push", "share, churn",
-    "share, outer", "share, gossip",
+    "dsgd cta", "dmsgd", "qg_dsgdm", "gradient_tracking", "diging", "exact_diffusion", "d2", "push_sum",
+    "epidemic oracle", "dfedavg", "outer", "outer pairs", "fedavg complete", "fedprox", "local", "base graph",
+    "complete", "loss", "self", "loss, fedavg", "churn",
+    "share, corrections", "share, push", "share, churn", "share, outer", "share, gossip",
 }  # fmt: skip
 """Other variants of what the rest tries; each algorithm by itself is held to its equations in test_algorithms.py."""
 
@@ -71,8 +72,11 @@ def test_all_nodes_at_once_are_the_plain_loop_also_with_what_a_study_adds(case: 
 
 @pytest.mark.parametrize(
     "case", [
-        "gradient_tracking", "push_sum", "fedavg star", "late",
-        *(pytest.param(case, marks=pytest.mark.more) for case in ("dsgd", "epidemic", "churn, push", "local")),
+        "push_sum", "late",
+        *(
+            pytest.param(case, marks=pytest.mark.more)
+            for case in ("dsgd", "gradient_tracking", "epidemic", "fedavg star", "churn, push", "local")
+        ),
     ],
 )  # fmt: skip
 def test_spread_over_devices_is_the_same(case: str) -> None:
@@ -254,7 +258,7 @@ def test_two_hosts_together_are_one(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    table = {**TABLE, "algorithm": {"name": "gradient_tracking"}, "network": {"loss": 0.1}, "churn": CHURN}
+    table = {**TABLE, "algorithm": {"name": "gradient_tracking"}, "network": {"loss": 0.1}}
     files = [tmp_path / f"{i}.npy" for i in range(2)]
     commands = [
         [sys.executable, "-c", HOST, address, str(i), json.dumps(table), str(file)] for i, file in enumerate(files)

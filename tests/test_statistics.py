@@ -295,7 +295,7 @@ def knows(
     "algorithm, graph, more",
     [
         pytest.param("dsgd", "ring", {}, marks=pytest.mark.soak),
-        ("gradient_tracking", "base", {"network": {"loss": 0.2}}),
+        pytest.param("gradient_tracking", "base", {"network": {"loss": 0.2}}, marks=pytest.mark.more),
         ("push_sum", "exponential", {"network": {"loss": 0.2}}),
         pytest.param("push_sum", "one_peer_exponential", {}, marks=pytest.mark.soak),
         pytest.param("dsgd", "ring", {"network": {"late": 2}}, marks=pytest.mark.soak),
@@ -387,7 +387,8 @@ def solo(name: str, rounds: int) -> tuple[Any, Any, Any]:
 @pytest.mark.parametrize(
     "name",
     [
-        *("exact_diffusion", "gradient_tracking", "outer", "push_sum", "qg_dsgdm"),
+        *("gradient_tracking", "push_sum"),
+        *(pytest.param(n, marks=pytest.mark.more) for n in ("exact_diffusion", "outer", "qg_dsgdm")),
         *(pytest.param(n, marks=pytest.mark.soak) for n in ("ad_psgd", "d2", "dfedavg", "dmsgd", "dsgd", "fedprox")),
     ],
 )
