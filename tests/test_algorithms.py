@@ -29,7 +29,7 @@ from p2pfl.federation.plugins import function
 from p2pfl.learning import quadratic
 from p2pfl.learning.quadratic import Quadratic
 from p2pfl.methods import compose
-from p2pfl.reporting.terminal import DASH
+from p2pfl.reporting.run_data import DASH
 from p2pfl.topology import requirements
 from p2pfl.types import Algorithm, Inbox, Neighborhood, Tree
 
