@@ -25,7 +25,7 @@ A driver owns a `Peer`, a `Membership`, a network and a clock, and whatever comp
  7. Each `Advance` has one answer: `Trained` when round `next` is trained; `Finished` when `next` is None; or
     `Leave(idle=True)` when it can't be trained or is not to be, and then no `Trained` follows. If the last `Advance`,
     which comes then, fails too, the answer is `Finished` all the same. A node that dies there answers nothing.
-    (transcripts/peer/fails, leave-in-training; test_live: test_a_node_asked_to_stop_leaves_in_good_order)
+    (transcripts/peer/fails, leave-in-training)
  8. `Adopt` goes to the same computing, in order: it comes right before the first `Advance` of a node that joins, and
     has no answer. Its payload is the neighbour's parameters after the local steps of `round`.
     (transcripts/peer/join, finished)
@@ -45,7 +45,8 @@ A driver owns a `Peer`, a `Membership`, a network and a clock, and whatever comp
 12. `Reborn`: tell the membership the new life. It comes before the `Advance` that enters an epoch with that life, or
     before the first. (transcripts/peer/reborn)
 13. `Leave(idle=False)` may come at any time: a person asks, or a newer process of this node runs elsewhere. A round in
-    training is trained to its end, but not sent. (transcripts/peer/leave, leave-in-training)
+    training is trained to its end, but not sent. (transcripts/peer/leave, leave-in-training;
+    test_live: test_two_nodes_by_hand_with_rows_of_their_own_until_they_are_asked_to_stop)
 14. `Done` comes last, behind the good-byes; what comes in after it is ignored. The driver tells the membership the last
     round and that the node leaves, gives the last words time to go out, and closes. (test_peer_stages;
     test_virtual_world: test_who_leaves_is_no_death)
