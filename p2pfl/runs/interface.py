@@ -24,7 +24,7 @@ from p2pfl.federation import epochs
 from p2pfl.learning.targets import TARGETS
 from p2pfl.methods.compose import withhold
 from p2pfl.reporting.run_data import Summary
-from p2pfl.types import Algorithm, Learner, Params, Planning, Schedule
+from p2pfl.types import Algorithm, Learner, Neighborhood, Params, Planning, Schedule
 
 Arrays = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
 """(x_train, y_train, x_test, y_test)."""
@@ -236,9 +236,10 @@ def _like(model: Params, x: np.ndarray) -> np.ndarray:
 
 
 def _startable(algorithm: Algorithm, model: Params) -> Algorithm:
-    """The algorithm, if it can begin with the model."""
+    """Return the algorithm, if it can begin with the model and send something of it."""
+    around = Neighborhood(np.zeros(1, np.float32), np.zeros(1, np.float32))
     try:
-        jax.eval_shape(lambda params: algorithm.init(params, 1), model)
+        jax.eval_shape(lambda params: algorithm.send(algorithm.init(params, 1), around), model)
     except KeyError as error:
         raise ConfigError(
             f"algorithm: {algorithm.name} asks for {error} in the model, as those do that look at a node's own data; "

@@ -131,7 +131,7 @@ def reach(metric: str) -> Reach | None:
 
 def in_percent(metric: str) -> bool:
     """Return whether a metric is shown in percent."""
-    return re.search(r"(^|_)accuracy_", metric) is not None and reach(metric) is None
+    return re.search(r"(^|_)(accuracy|dice)_", metric) is not None and reach(metric) is None
 
 
 def read(file: Path) -> SweepPlan:
