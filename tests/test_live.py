@@ -58,6 +58,10 @@ PATIENT = (
 pytestmark = pytest.mark.usefixtures("optimised_module")
 
 
+LIMIT = 300.0
+"""Seconds after which a run hangs; no claim on how fast it is, since a slow machine may have much else to do."""
+
+
 class Started:
     """A run in a process of its own, which ends with the test."""
 
@@ -70,7 +74,7 @@ class Started:
             text=True,
         )
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = LIMIT) -> None:
         limit = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, self.process.communicate()
@@ -94,7 +98,7 @@ class Started:
         self.wait_for(lambda: (self.out / "pids.json").exists())
         return int(json.loads((self.out / "pids.json").read_text())[str(node)][-1])
 
-    def end(self, seconds: float = 120) -> dict[str, Any]:
+    def end(self, seconds: float = LIMIT) -> dict[str, Any]:
         out, err = self.process.communicate(timeout=seconds)
         assert self.process.returncode == 0, err
         return dict(json.loads(out))

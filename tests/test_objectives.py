@@ -521,8 +521,7 @@ def test_heads_need_exchanges() -> None:
 @pytest.mark.parametrize("case", ["objectives", "more objectives"])
 def test_who_keeps_a_model_of_its_own_keeps_it_under_its_name(case: str) -> None:
     with jax.enable_x64(True):
-        made = federation_of(MECHANISMS[case])
-    names = tree.named_leaves(jax.eval_shape(made.learner.init, KEY))
+        names = tree.named_leaves(jax.eval_shape(federation_of(MECHANISMS[case]).learner.init, KEY))
     for method in MECHANISMS[case]["training"]["objective"]:
         kept = any(name.startswith(f"private/{method['name']}/") for name in names)
         assert kept == (method["name"] in [*PERSONAL, "average"])
