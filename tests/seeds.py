@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 
-def seeds(count: int) -> list[Any]:
-    """The values of a parameter, 0 to `count` - 1: the first quarter as they are, the others marked as more."""
-    fast = -(-count // 4)
+def seeds(count: int, fast: int = 0) -> list[Any]:
+    """The values of a parameter, 0 to `count` - 1: the first `fast` as they are, or a quarter; the others marked as more."""
+    fast = fast or -(-count // 4)
     return [*range(fast), *(pytest.param(seed, marks=pytest.mark.more) for seed in range(fast, count))]
 
 

@@ -280,6 +280,7 @@ def digests(out: Path) -> dict[str, str]:
     return found
 
 
+@pytest.mark.more
 def test_the_seed_decides_everything() -> None:
     a, b = (run("--set", "baselines=false", out=name) for name in ("a", "b"))
     other = run("--set", "baselines=false", "--set", "seed=1", out="c")
@@ -292,6 +293,7 @@ def test_the_seed_decides_everything() -> None:
     assert left == right
 
 
+@pytest.mark.more
 def test_a_node_crashes_and_comes_back() -> None:
     churn = (
         'churn=[{event="crash", node=1, round=2}, {event="rejoin", node=1, round=4}, {event="leave", node=2, round=5}]'

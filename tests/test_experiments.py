@@ -103,6 +103,7 @@ def agrees(metric: str, value: float, known: float) -> bool:
 # --- consensus-curves
 
 
+@pytest.mark.more
 def test_base_graphs_average_exactly_when_they_promise_it(sweep: Sweep) -> None:
     found, out = sweep(
         "consensus-curves/sweep.toml",

@@ -162,7 +162,9 @@ def same_everywhere(start: Callable[..., Started], folder: Path, case: Case) -> 
     file = write(folder, case)
     run = start(file=file)
     summary = run.end()
-    federation = build.build(experiment.load(file))
+    wanted = experiment.load(file)
+    build.precision(wanted)
+    federation = build.build(wanted)
     plain: dict[str, str] = {}
     booked: dict[tuple[int, int], list[list[int]]] = {}
 

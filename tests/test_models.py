@@ -362,6 +362,7 @@ def test_what_cannot_be_is_refused(name: str, shape: tuple[int, ...], arguments:
         models.MODELS[name](shape, 3, **arguments)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("maker", [models.cnn, models.unet])
 def test_a_single_channel_is_not_normalized_by_batch(maker: Any, optimised: None) -> None:
     """XLA compiles a wrong gradient there: with two channels the compiled gradient is the plain one."""

@@ -47,6 +47,7 @@ def test_the_fixed_point_of_equal_curvatures_mode_by_mode() -> None:
     assert distance(trace.x[-1].mean(axis=0), task.optimum) < 1e-12
 
 
+@pytest.mark.more
 def test_momentum_is_a_larger_learning_rate_and_quasi_global_momentum_is_not() -> None:
     """Against runs of dsgd itself: DmSGD ends where DSGD does at eta / (1 - beta), QG-DSGDm where it does at eta."""
     ends = {
@@ -63,6 +64,7 @@ def test_momentum_is_a_larger_learning_rate_and_quasi_global_momentum_is_not() -
     assert distance(ends["larger"], ends["dsgd"]) > 1e-2
 
 
+@pytest.mark.more
 def test_quasi_global_momentum_follows_a_schedule_of_learning_rates() -> None:
     """It divides by the rate that was used, down to zero; then the momentum stays, and does not grow by x / 0."""
     optimizer = optax.sgd(optax.linear_schedule(ETA, 0.0, 50))
@@ -163,7 +165,7 @@ def test_the_tracked_mean_is_the_mean_gradient(loss: float) -> None:
 # ---------------------------------------------------------------- decision 1: what a missing message does, in miniature
 
 
-@pytest.mark.parametrize("name", ["gradient_tracking", "exact_diffusion"])
+@pytest.mark.parametrize("name", [pytest.param("gradient_tracking", marks=pytest.mark.more), "exact_diffusion"])
 def test_only_double_entry_is_exact_under_loss(name: str) -> None:
     """Ring of 16, unequal quadratics, a tenth of the messages lost: SCIENCE.md, decision 1."""
     nodes = bench(name, "ring", 16)
@@ -193,6 +195,7 @@ def test_wrong_rules_agree_on_a_wrong_mean() -> None:
         assert distance(x, mean) < 1e-12 if not drift else distance(x, mean) > drift
 
 
+@pytest.mark.more
 def test_late_exchanges() -> None:
     """Added to SCIENCE.md: gradient tracking stands lateness 3, only slower; exact diffusion 1, and diverges at 3."""
     tracking = bench("gradient_tracking", "ring", 8, 0.05)
@@ -284,6 +287,7 @@ def test_running_sums_lose_nothing(graph: str) -> None:
     assert distance(trace.x[40], mean) > 1e-2  # in the end, w underflows and x is not even a number
 
 
+@pytest.mark.more
 def test_push_sum_in_float32_is_as_exact_after_long_runs(optimised: None) -> None:
     """Sums grow with the rounds; their differences stay exact, and nothing drifts but by the roundings of x."""
     it = ALGORITHMS["push_sum"](learner(), optax.sgd(ETA))

@@ -99,7 +99,7 @@ def everything(net: Learner, params: Any, data: Any) -> Any:
     "kind, norm, ratio",
     [
         ("mlp", "batch", 0.3),
-        ("cnn", None, 0.5),
+        pytest.param("cnn", None, 0.5, marks=pytest.mark.more),
         pytest.param("residual", "batch", 0.5, marks=pytest.mark.soak),
         pytest.param("residual", None, 0.25, marks=pytest.mark.soak),
     ],
@@ -384,6 +384,7 @@ def test_what_is_refused(make: Any, text: str) -> None:
 # ---------------------------------------------------------------------------------------------------------- drivers
 
 
+@pytest.mark.more
 def test_a_narrow_node_trains_what_it_holds_and_nothing_else() -> None:
     """The same run in the plain loop: test_simulate.py."""
     with jax.numpy_dtype_promotion("standard"):  # Flax's batch norm refuses strict float64

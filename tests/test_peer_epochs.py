@@ -127,7 +127,7 @@ def test_a_ring_closes_around_the_dead() -> None:
     assert {(n.event, n.about) for n in world.nodes[0].notes} >= {("removed", 3), ("removed", 4), ("removed", 7)}
 
 
-@pytest.mark.parametrize("seed", seeds(20))
+@pytest.mark.parametrize("seed", seeds(20, fast=2))
 def test_a_partition_and_its_healing(seed: int) -> None:
     world = Ring(8, 900, seed=seed, loss=0.02 if seed % 2 else 0.0)
     world.run_until_round(20)
@@ -343,7 +343,7 @@ def storm(seed: int, sync: str, rounds: int = 700) -> Ring:
     return world
 
 
-@pytest.mark.parametrize("some", [*batches(range(60), 15, fast=1), *batches(range(1000, 3000), 25)])
+@pytest.mark.parametrize("some", [*batches(range(60), 5, fast=1), *batches(range(1000, 3000), 25)])
 def test_after_any_storm_the_sum_is_right(some: range) -> None:
     kept = 0
     for seed in some:

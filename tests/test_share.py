@@ -260,6 +260,7 @@ def test_a_private_head_serves_opposite_labels() -> None:
     assert own["private_head"] > 0.95 and own[None] < 0.6
 
 
+@pytest.mark.more
 def test_live_nodes_share_alike_and_say_nothing_else(tmp_path: Path) -> None:
     """Live equals the loop to the bit, and no message is larger than what is shared."""
     from click.testing import CliRunner

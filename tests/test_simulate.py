@@ -113,7 +113,7 @@ def test_what_is_cheapest_is_chosen() -> None:
     assert chosen("exponential", 8, name="push_sum") == "inbox"
 
 
-def test_a_model_with_data_of_unequal_size_and_evaluation() -> None:
+def test_a_model_with_data_of_unequal_size_and_evaluation(optimised: None) -> None:
     """A network on digits, Dirichlet: nodes have different numbers of rows, and are tested before and after mixing."""
     made = federation(
         data={"source": "digits", "partition": "dirichlet", "alpha": 0.5},

@@ -271,6 +271,7 @@ def summaries(story: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in story.glob("out/runs/*/summary.json")}
 
 
+@pytest.mark.more
 def test_ctrl_c_stops_cleanly(story: Path, interrupted: Interrupted) -> None:
     assert interrupted.status == 130
     assert interrupted.said.endswith("run the same command again to continue\n"), interrupted.said
