@@ -8,7 +8,7 @@ import pytest
 
 
 def seeds(count: int, fast: int = 0) -> list[Any]:
-    """The values of a parameter, 0 to `count` - 1: the first `fast` as they are, or a quarter; the others marked as more."""
+    """The values of a parameter, 0 to `count` - 1: the first `fast`, or a quarter, as they are; the others are more."""
     fast = fast or -(-count // 4)
     return [*range(fast), *(pytest.param(seed, marks=pytest.mark.more) for seed in range(fast, count))]
 
