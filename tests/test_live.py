@@ -306,7 +306,9 @@ def throw(address: str, data: bytes) -> None:
             return
 
 
-def garbage(address: str, header: list[Any], model: list[int]) -> tuple[zmq.Context[Any], dict[str, int]]:
+def garbage(
+    context: zmq.Context[Any], address: str, header: list[Any], model: list[int]
+) -> tuple[list[zmq.Socket[Any]], dict[str, int]]:
     """Throw at a node what no peer sends, on raw connections and in messages; how often each reason is then due.
 
     `header`: of a model message of a neighbour; `model`: elements of the leaves that it carries, in float32.
@@ -316,7 +318,6 @@ def garbage(address: str, header: list[Any], model: list[int]) -> tuple[zmq.Cont
     throw(address, b"GET / HTTP/1.1\r\n\r\n")
     throw(address, HANDSHAKE + b"\x02" + struct.pack(">Q", 2 << 30) + b"x" * 100)  # claims two gigabytes
     throw(address, HANDSHAKE + b"\x00" + bytes([200]) + b"x" * 50)  # ends in the middle of a message
-    context: zmq.Context[Any] = zmq.Context()
     dealer = context.socket(zmq.DEALER)
     dealer.connect(address)
     hello = [VERSION, 0, 1, 2**61, 0, 0, "another federation", "another schema", 0]
@@ -335,7 +336,7 @@ def garbage(address: str, header: list[Any], model: list[int]) -> tuple[zmq.Cont
     larger.connect(address)
     larger.send(rng.bytes(5000))
     once = ("frames", "version", "kind", "stranger", "federation", "nonfinite")
-    return context, {"header": 2, **dict.fromkeys(once, 1)}
+    return [dealer, larger], {"header": 2, **dict.fromkeys(once, 1)}
 
 
 @pytest.mark.live
@@ -351,10 +352,14 @@ def test_a_federation_goes_on_through_crash_kill_freeze_and_garbage(
     run = start(file=write(tmp_path / "case", case, rounds=rounds, timing={"start_timeout": 60.0}, more=CHURN))
     run.reaches(0, 1)
     address = tomllib.loads((run.out / "nodes" / "0" / "node.toml").read_text())["listen"]
-    context, due = garbage(address, [VERSION, 1, 1, 5, 5, 0, 1, "", 7], [3])
     events = run.out / "nodes" / "0" / "events.jsonl"
-    run.wait_for(lambda: "nonfinite" in events.read_text())
-    context.destroy(0)
+    with zmq.Context() as context:
+        sockets, due = garbage(context, address, [VERSION, 1, 1, 5, 5, 0, 1, "", 7], [3])
+        try:
+            run.wait_for(lambda: "nonfinite" in events.read_text())
+        finally:
+            for thrown in sockets:
+                thrown.close(0)
     run.reaches(1, 1)
     run.wait_for(lambda: len(run.lives(1)) == 2)
     os.kill(run.pid(5), signal.SIGKILL)
