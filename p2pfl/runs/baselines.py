@@ -9,8 +9,7 @@ import numpy as np
 
 from p2pfl.config.data import EvenPartition
 from p2pfl.config.experiment import AlgorithmTable, Experiment, TopologyTable
-from p2pfl.federation import federation as building
-from p2pfl.federation.federation import Federation
+from p2pfl.federation.federation import Federation, build
 from p2pfl.reporting.terminal import View
 from p2pfl.runs import assessment, simulated
 from p2pfl.runs.summary import score
@@ -35,7 +34,7 @@ def train(federation: Federation, out: Path, view: View) -> dict[str, float | No
 
 def _baseline(federation: Federation, other: Experiment, place: Path, name: str) -> dict[str, float | None]:
     """The figures of a baseline: accuracy_NAME for accuracy_mean, accuracy_NAME_worst, accuracy_NAME_own_mean, ..."""
-    built = building.build(other)
+    built = build(other)
     result = simulated.into(built, place, lambda status: None)
     if len(result.whole) == 1:  # one model of all data, at each site
         model = next(iter(result.whole.values()))

@@ -15,8 +15,8 @@ from p2pfl.drivers.live import sidecar
 from p2pfl.drivers.live.launcher import READY
 from p2pfl.drivers.live.settings import Place
 from p2pfl.errors import ConfigError
-from p2pfl.federation import federation as building
 from p2pfl.federation import tasks
+from p2pfl.federation.federation import build, build_own, precision, terms
 from p2pfl.node import result
 from p2pfl.runs import assessment
 
@@ -41,9 +41,9 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
         )
     membership = sidecar.start()
     try:
-        building.precision(experiment)
+        precision(experiment)
         own = given.data
-        federation = building.build_own(experiment, given.node, own) if own else building.build(experiment)
+        federation = build_own(experiment, given.node, own) if own else build(experiment)
         if given.node not in federation.graph:
             raise ConfigError(f"{file}: node={given.node}: the topology has nodes 0 to {len(federation.graph) - 1}")
         task = tasks.task(federation, given.node)
@@ -57,7 +57,7 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
             listen=given.listen,
             address=address,
             peers=given.peers,
-            terms=building.terms(federation),
+            terms=terms(federation),
             probe_timing=experiment.network.preset,
             directory=directory,
             every=experiment.driver.checkpoint,

@@ -16,8 +16,8 @@ from p2pfl.config import experiment as config
 from p2pfl.drivers.simulate.replay import Name
 from p2pfl.drivers.simulate.replay import replay as compute
 from p2pfl.errors import ConfigError
-from p2pfl.federation import federation as building
 from p2pfl.federation import tasks
+from p2pfl.federation.federation import build, precision
 from p2pfl.node import records, result
 from p2pfl.runs import summary
 from p2pfl.types import Params
@@ -67,8 +67,8 @@ def replay(run: Path | str, say: Callable[[str], None] = lambda text: None) -> l
         if file.exists() and "data" in tomllib.loads(file.read_text("utf-8")):
             raise ConfigError(f"{file}: node {node} trained on rows of its own, which are not here; nothing to replay")
     experiment = config.load(run / "experiment.toml")
-    building.precision(experiment)
-    federation = building.build(experiment)
+    precision(experiment)
+    federation = build(experiment)
     ended = {node: Name(node, each.life) for node, each in results.items()}
     say(f"computing {sum(len(lines) for lines in traces.values())} lines of {len(traces)} traces again")
     models = compute(tasks.tasks(federation), traces, list(ended.values()))

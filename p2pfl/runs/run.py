@@ -16,8 +16,7 @@ from p2pfl.config import experiment as config
 from p2pfl.config.experiment import Experiment
 from p2pfl.drivers.live import clock
 from p2pfl.errors import ConfigError
-from p2pfl.federation import federation as building
-from p2pfl.federation.federation import Federation
+from p2pfl.federation.federation import Federation, build, model_shape, precision
 from p2pfl.node import records
 from p2pfl.reporting import page, terminal
 from p2pfl.reporting.run_data import Summary
@@ -34,10 +33,10 @@ def run(experiment: Experiment, out: Path, view: View | None = None) -> Summary:
     """
     started, view = clock.now(), view or terminal.quiet()
     fresh(out)
-    building.precision(experiment)
+    precision(experiment)
     driver = drivers.chosen(experiment.driver)
     with driver.prepare(experiment, view) as start:
-        federation = building.build(experiment)
+        federation = build(experiment)
         driver.check(federation)
         if driver.several_hosts and jax.process_index() > 0:
             return start(federation, out, terminal.quiet()).summary
@@ -91,7 +90,7 @@ def _whole(
         rounds=experiment.rounds,
         algorithm=federation.algorithm.name,
         graph=graph,
-        parameters=tree.size(tree.mixed(building.model_shape(federation))),
+        parameters=tree.size(tree.mixed(model_shape(federation))),
         keeps_mean=federation.algorithm.keeps_mean,
         notes=(*federation.notes, *result.notes),
     )

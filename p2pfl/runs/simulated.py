@@ -19,8 +19,7 @@ from p2pfl.churn.course import Course, course
 from p2pfl.drivers.live import clock
 from p2pfl.drivers.simulate import engine, feed, loop
 from p2pfl.drivers.simulate.simulation import Evaluated, How, Outcome, Simulation, by_step, make_work
-from p2pfl.federation import federation as building
-from p2pfl.federation.federation import Federation
+from p2pfl.federation.federation import Federation, model_shape
 from p2pfl.federation.tasks import tasks
 from p2pfl.node import records
 from p2pfl.node.result import NodeResult
@@ -160,7 +159,7 @@ def into(federation: Federation, out: Path, update: Callable[[Status], None]) ->
 def payload_bytes(federation: Federation) -> int:
     """Bytes of what goes to one neighbour in a round."""
     algorithm, slots = federation.algorithm, federation.schedule.neighbor.shape[2]
-    state = jax.eval_shape(lambda p: algorithm.init(p, slots), building.model_shape(federation))
+    state = jax.eval_shape(lambda p: algorithm.init(p, slots), model_shape(federation))
     around = Neighborhood(np.zeros(slots), np.zeros(slots))
     total = tree.nbytes(jax.eval_shape(lambda s: algorithm.send(s, around)[1], state))
     return total // max(slots, 1) if algorithm.per_edge else total

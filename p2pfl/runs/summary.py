@@ -15,8 +15,7 @@ import numpy as np
 import safetensors.numpy
 
 from p2pfl import tree
-from p2pfl.federation import federation as building
-from p2pfl.federation.federation import Federation
+from p2pfl.federation.federation import Federation, model_shape
 from p2pfl.learning import quadratic
 from p2pfl.learning.targets import TARGETS
 from p2pfl.node import records, result
@@ -62,7 +61,7 @@ def collect(federation: Federation, out: Path, began: float | None = None) -> Co
     results = {node: ended for node, path in places.items() if (ended := result.read(path)) is not None}
     metrics = merge(out)
     run_data.write_rounds(out, rounds(out, metrics, shown.key, began), shown.key)
-    size = tree.size(tree.mixed(building.model_shape(federation)))
+    size = tree.size(tree.mixed(model_shape(federation)))
     lives = {(node, each.life) for node, each in results.items()}
     books = ledger.balance(places, lives, size, federation.algorithm.link, federation.algorithm.keeps_mean)
     arrays = leaves(out, results)

@@ -13,9 +13,8 @@ from p2pfl.drivers.virtual.network import Link
 from p2pfl.drivers.virtual.run import VirtualResult, VirtualSetting
 from p2pfl.drivers.virtual.run import run as run_virtual
 from p2pfl.errors import ConfigError
-from p2pfl.federation import federation as building
 from p2pfl.federation import tasks
-from p2pfl.federation.federation import Federation
+from p2pfl.federation.federation import Federation, terms
 from p2pfl.protocol.membership.timing import PROBE_TIMINGS
 from p2pfl.reporting.terminal import View
 from p2pfl.runs.progress import Watch
@@ -28,7 +27,7 @@ def setting(federation: Federation) -> VirtualSetting:
     check(experiment.virtual, nodes)
     return VirtualSetting(
         seed=experiment.seed,
-        terms=building.terms(federation),
+        terms=terms(federation),
         probe_timing=PROBE_TIMINGS[experiment.network.preset],
         seconds=seconds(experiment.virtual, nodes),
         link=links(experiment.virtual),
