@@ -52,12 +52,13 @@ def run(
             _cores_as_devices()
         first = _join_hosts(hosts, wanted.driver.kind, wanted.baselines)
         sys.path[:0] = [str(Path.cwd()), str(file.resolve().parent)]
-        from p2pfl.runs import run as running
+        from p2pfl.runs.run import default_out, fresh
+        from p2pfl.runs.run import run as run_experiment
 
-        out = out or running.default_out(wanted.name)
-        running.fresh(out)
+        out = out or default_out(wanted.name)
+        fresh(out)
     with _errors(f"{file}: "), terminal.make(console, quiet=as_json) as shown:
-        summary = running.run(wanted, out, shown)
+        summary = run_experiment(wanted, out, shown)
     if not first:  # of several hosts the first one tells
         return
     if as_json:
@@ -123,10 +124,10 @@ def sweep(
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def report(run: Path) -> None:
     """Write report.html of the run directory RUN again."""
-    from p2pfl.reporting import page as reporting
+    from p2pfl.reporting import page
 
     with _errors():
-        click.echo(reporting.write(run))
+        click.echo(page.write(run))
 
 
 @main.command()
@@ -136,9 +137,9 @@ def replay(run: Path, as_json: bool) -> None:
     """Compute the run in the directory RUN again from its trace, and compare the models to the bit."""
     with _errors():
         sys.path[:0] = [str(Path.cwd())]
-        from p2pfl.runs import replay as replaying
+        from p2pfl.runs.replay import replay as compute
 
-        verdicts = replaying.replay(run, lambda text: click.echo(text, err=as_json))
+        verdicts = compute(run, lambda text: click.echo(text, err=as_json))
     if as_json:
         click.echo(json.dumps([verdict._asdict() for verdict in verdicts], indent=1))
     else:

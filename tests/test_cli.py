@@ -20,7 +20,7 @@ from p2pfl.drivers.live import launcher, sidecar
 from p2pfl.errors import ConfigError
 from p2pfl.federation import federation as build
 from p2pfl.reporting import terminal
-from p2pfl.runs import run as running
+from p2pfl.runs.run import run as run_experiment
 
 TINY = """
 name = "tiny"
@@ -170,7 +170,7 @@ def test_a_run_directory_that_is_not_empty_is_left_alone(place: Path, nothing_st
     assert [path.name for path in (place / "out").iterdir()] == ["thesis.txt"]
     assert (place / "out" / "thesis.txt").read_text() == "years of work"
     with pytest.raises(ConfigError, match="is not empty"):
-        running.run(experiment.load(Path("exp.toml")), Path("out"), terminal.make(Console(), quiet=True))
+        run_experiment(experiment.load(Path("exp.toml")), Path("out"), terminal.make(Console(), quiet=True))
 
 
 def test_a_place_that_cannot_be_written_is_no_traceback(place: Path) -> None:

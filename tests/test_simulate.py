@@ -63,11 +63,12 @@ def test_all_nodes_at_once_are_the_plain_loop(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", some(MECHANISMS))
-def test_all_nodes_at_once_are_the_plain_loop_also_with_what_a_study_adds(case: str) -> None:
-    """First models are drawn in float32, whose last bit depends on the program around."""
+def test_all_nodes_at_once_are_the_plain_loop_also_with_what_a_study_adds(case: str, optimised: None) -> None:
+    """Batch normalisation divides by small numbers: rounding grows. With XLA's optimiser, without which the last bit of
+    a first model, drawn in float32, depends on the program around."""
     with jax.numpy_dtype_promotion("standard"):  # Flax's batch normalisation refuses strict float64
         made = federation_of(MECHANISMS[case])
-        np.testing.assert_allclose(at_once(made), looped(made), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(at_once(made), looped(made), rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ import jax
 import networkx as nx
 import numpy as np
 
-from p2pfl import churn as churning
 from p2pfl.algorithms import ALGORITHMS
+from p2pfl.churn import Conditions, Event, expected
 from p2pfl.config.data import CsvData, Data, FolderData
 from p2pfl.config.experiment import Experiment
 from p2pfl.data import Dataset
@@ -64,7 +64,7 @@ class Federation(NamedTuple):
         return self.data.partition
 
     @property
-    def churn(self) -> tuple[churning.Event, ...]:
+    def churn(self) -> tuple[Event, ...]:
         """The events that are planned."""
         return self.data.events
 
@@ -120,10 +120,10 @@ class Federation(NamedTuple):
         return np.array(training.node_steps or [training.local_steps] * len(self.graph), np.int64)
 
     @property
-    def conditions(self) -> churning.Conditions:
+    def conditions(self) -> Conditions:
         """The network as the experiment has it."""
         network, algorithm = self.experiment.network, self.algorithm
-        return churning.Conditions(
+        return Conditions(
             network.loss, network.rule, network.late, algorithm.lateness, algorithm.link, self.experiment.seed,
             network.detection,
         )  # fmt: skip
@@ -230,7 +230,7 @@ def terms(federation: Federation) -> Terms:
     wanted, nodes = federation.experiment, len(federation.graph)
     return Terms(
         nodes,
-        churning.expected(federation.churn, nodes),
+        expected(federation.churn, nodes),
         digest(federation),
         timing(wanted),
         federation.algorithm.lateness,

@@ -282,16 +282,18 @@ def run(experiment: Experiment | Path | str, out: Path | str | None = None) -> S
         ...
         p2pfl.errors.ConfigError: no-such-experiment.toml: no such file; the full path is ...
     """
-    from p2pfl.runs import run as running  # here: who simulates has no need of sockets and figures
+    # here: who simulates has no need of sockets and figures
+    from p2pfl.runs.run import default_out
+    from p2pfl.runs.run import run as run_experiment
 
     beside = []
     if not isinstance(experiment, Experiment):
         beside = [str(Path(experiment).resolve().parent)]
         experiment = files.load(Path(experiment), find=True)
-    directory = running.default_out(experiment.name) if out is None else Path(out)
+    directory = default_out(experiment.name) if out is None else Path(out)
     before = sys.path[:]
     sys.path[:0] = beside
     try:
-        return running.run(experiment, directory)
+        return run_experiment(experiment, directory)
     finally:
         sys.path[:] = before
