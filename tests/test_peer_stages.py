@@ -15,15 +15,32 @@ from p2pfl.protocol import peer, state
 from p2pfl.protocol.events import Event, Finished, Leave, Start, Tick, Trained
 from p2pfl.protocol.messages import KINDS
 from p2pfl.protocol.peer import IGNORED, STAGES, Peer
-from p2pfl.protocol.state import CLOSING, DONE, EXCHANGING, JOINING, LEAVING, SETTLING, STARTING, TRAINING, PeerState
+from p2pfl.protocol.state import (
+    CLOSING,
+    DONE,
+    EXCHANGING,
+    JOINING,
+    LEAVING,
+    SETTLING,
+    STARTING,
+    TRAINING,
+    WAITING,
+    PeerState,
+)
 
-ALL = (STARTING, JOINING, TRAINING, EXCHANGING, SETTLING, LEAVING, CLOSING, DONE)
+ALL = (STARTING, JOINING, TRAINING, EXCHANGING, SETTLING, WAITING, LEAVING, CLOSING, DONE)
 MORE = {
     "one node": "nodes 1; start 0; members 0; train 0 0 0 0",
     "met before it is a member": "nodes 2; start 0; say 1>0 Hello 1 f s 0; members 0 1 > 0",
     "leave at the start": "nodes 2; start 0; leave 0",
     "leave while joining": "nodes 2; start 0; members 0; wait 4; start 1; members 0 1 > 1; deliver 1>0 0>1; leave 1",
     "leave in settling": "nodes 3; begin; train 0; kill 2; deliver; members 0 1 > 0; live 7; wait 1; leave 0",
+    "leave while too few are there": "nodes 3; begin; kill 1; kill 2; members 0; train 0; live 4; leave 0; train 0",
+    "settle, and too few are there": "nodes 3; begin; train 0; kill 2; deliver; members 0 1 > 0; live 7; wait 1; "
+    "kill 1; members 0",
+    "more are there again": "nodes 3; begin; kill 1; kill 2; members 0; train 0; members 0 1 2 > 0",
+    "more are there again, and something is open": "nodes 5; begin; train 0; kill 2; kill 3; kill 4; members 0 1 > 0; "
+    "live 8; members 0 1 2 > 0; wait 1",
     "leave in a round": "nodes 2; begin; train 0; leave 0",
     "fail in training after being asked to leave": "nodes 2; begin; leave 0; finish 0",
     "fail after leaving in training": "nodes 2; begin; leave 0 idle; finish 0",

@@ -179,14 +179,22 @@ def test_a_neighbor_that_has_passed_the_round_by_is_not_waited_for() -> None:
     assert booked(hears(1, Pong(0, False, "", 1))) == []
     assert booked(hears(1, Pong(0, False, "", 3))) == []  # it will make an offer in its present round
     assert booked(hears(1, Pong(0, False, "", 4))) == [[]]
-    assert peer.round == 4  # which it has been in, without this node in round 3
+    assert peer.round == 2  # where node 1 is, it is alone, for all that is known
+
+
+def test_who_has_been_passed_by_follows_where_a_majority_is() -> None:
+    peer, hears = driven(turn=turn_about)
+    peer.handle(Trained("mine"), 0.1)
+    hears(2, Pong(0, False, "", 4))
+    assert booked(hears(1, Pong(0, False, "", 4))) == [[]]
+    assert peer.round == 4  # which both have been in, without this node in rounds 2 and 3
 
 
 def test_who_skips_rounds_tells_all_that_may_wait_for_it() -> None:
     peer, hears = driven(turn=turn_about)
     peer.handle(Trained("mine"), 0.1)
     hears(2, Pong(0, False, "", 5))
-    effects = hears(1, Offer(0, 1, "", EPOCH), Receipt(0), payload="a")
+    effects = hears(1, Offer(0, 5, "", EPOCH), Receipt(0), payload="a")
     assert booked(effects) == [[(1, 0)]]
     pings = [e for e in effects if isinstance(e, Send) and isinstance(e.envelope.message, Ping)]
     assert [(ping.to, ping.envelope.message.round) for ping in pings] == [(1, 5), (2, 5)]
@@ -473,7 +481,7 @@ def test_pushes_that_no_honest_peer_sends_are_dropped() -> None:
                 )
             )
         )
-    assert [drop.reason for drop in node.drops] == ["unplanned"] * 3 + ["number"] * 2
+    assert [drop.reason for drop in node.drops] == ["unplanned", "round", "unplanned", "number", "number"]
     world.run()
     assert world.total() == pytest.approx((21, 7), abs=1e-9)
 

@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 
-from p2pfl.churn import Event, expected
+from p2pfl.churn import Event, expected, there
 from p2pfl.drivers.virtual.network import Link
 from p2pfl.drivers.virtual.node import NodeSetup, VirtualNode
 from p2pfl.drivers.virtual.scripted_churn import Script
 from p2pfl.drivers.virtual.world import World
 from p2pfl.errors import ConfigError, LocalError
 from p2pfl.protocol.events import Adopt, Advance, Finished, Leave, Trained
+from p2pfl.protocol.membership.events import Progress
 from p2pfl.protocol.membership.timing import PROBE_TIMINGS
-from p2pfl.protocol.neighbor import ASYNC, BARRIER, DEADLINE, SYNCS, EpochPlan, Facts, RoundPlan
+from p2pfl.protocol.neighbor import ASYNC, BARRIER, DEADLINE, SYNCS, TRAIN, WAIT, EpochPlan, Facts, RoundPlan
 from p2pfl.protocol.timing import PRESETS
 
 STEP = 0.01
@@ -49,7 +50,7 @@ class Number:
             self.mixed.setdefault(effect.finished, []).extend(b.node for b in effect.booked)
         if effect.next is None:
             return Finished()
-        for round in range((effect.finished or effect.next - 1) + 1, effect.next + 1):
+        for round in range(min(effect.finished or effect.next, effect.next - 1) + 1, effect.next + 1):
             fate = self.fate(round)
             if fate is not None:
                 return Leave(idle=True) if fate == "leave" else None
@@ -90,7 +91,9 @@ class Ring:
         preset: str = "local",
         lag: Callable[[int, int], float] = lambda round, node: 0.0,
         kept_back: Callable[[int, int, int], bool] = lambda round, sender, receiver: False,
+        alone: str = WAIT,
     ) -> None:
+        self.alone = alone
         self.n, self.rounds, self.sync, self.preset, self.link = n, rounds, sync, preset, link
         self.world = World(seed, lambda source, to: self.link, kept_back, lag)
         self.events = events
@@ -104,11 +107,11 @@ class Ring:
         facts = Facts(
             node, self.world.life(node), self.n, expected(self.events, self.n), ring(node), self.rounds, "f", "s", 8,
             PRESETS[self.preset], 8, sync=self.sync, join_round=join_round,
-            kept_round=max(old.mixed, default=0) if old else 0,
+            kept_round=max(old.mixed, default=0) if old else 0, alone=self.alone, there=there(self.events, self.n),
         )  # fmt: skip
         seeds = [i for i in range(self.n) if i != node]
 
-        def log(event: str, about: int, round: int, detail: str) -> None:
+        def log(event: str, about: int, round: int, detail: str, rounds: int) -> None:
             self.notes.append((self.world.now, node, event, about, round))
 
         given = NodeSetup(number, lambda round: STEP, PROBE_TIMINGS[self.preset], seeds, log=log)
@@ -430,3 +433,90 @@ def test_what_is_under_way_when_a_link_is_cut_is_lost() -> None:
         ring.world.run(3.0)
         heard.append(sum(len(node.membership.members) for node in ring.nodes))
     assert heard == [4, 2]
+
+
+# --- no single voice
+
+
+@pytest.mark.parametrize("alone", [WAIT, TRAIN])
+@pytest.mark.parametrize("seed", range(2))
+def test_one_that_is_cut_off_takes_no_round_from_the_others(seed: int, alone: str) -> None:
+    """Link by link for ten seconds, as when a cable is pulled. Whatever it does meanwhile, the others train on."""
+    ring = Ring(4, 2000, seed, alone=alone)
+    ring.until_round(300)
+    ring.world.network.partition([[1]])
+    ring.world.run(ring.world.now + 10.0)
+    there, away = ring.world.nodes[0].peer.round, ring.world.nodes[1].peer.round
+    assert ring.world.nodes[1].peer.waits == (alone == WAIT)
+    ring.world.network.heal()
+    ring.run().check()
+    for i in (0, 2, 3):
+        assert sorted(ring.number(i).mixed) == list(range(1, 2001)), f"seed {seed}"
+    lost = set(range(1, 2001)) - set(ring.number(1).mixed)
+    if alone == WAIT:
+        assert len(lost) >= there - away > 100
+        assert ring.world.nodes[1].peer.alone == 0
+    else:
+        assert away > there + 100  # it waits for nobody, and is faster
+        assert not lost  # it goes back to where the others are
+        assert [about for _, about, _ in ring.noted("returned")] == [1]
+        assert ring.world.nodes[1].peer.alone > 300
+    assert max(ring.values) - min(ring.values) < 1e-6
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_two_halves_that_find_each_other_agree_on_the_round_of_the_majority(seed: int) -> None:
+    """Neither half has lost more than half: both train on, one of them faster. Afterwards nobody skips a round."""
+    ring = Ring(4, 1200, seed)
+    ring.until_round(20)
+    ring.world.network.partition([[0, 1]])
+    ring.link = Link(latency=0.002, jitter=0.002)
+    slow = Link(latency=0.02, jitter=0.002)
+    ring.world._link = lambda source, to: slow if {source, to} <= {2, 3} else ring.link
+    ring.world.run(ring.world.now + 10.0)
+    fast, slower = ring.world.nodes[0].peer.round, ring.world.nodes[2].peer.round
+    assert fast > slower + 100
+    ring.world.network.heal()
+    ring.world.run(ring.world.now + 5.0)
+    rounds = [node.peer.round for node in ring.nodes]
+    assert max(rounds) - min(rounds) < 10, f"seed {seed}"
+    assert {1} <= {about for _, about, _ in ring.noted("returned")} <= {0, 1}
+    ring.run().check()
+    for i in range(4):
+        assert len(set(range(1, 1201)) - set(ring.number(i).mixed)) < 20
+
+
+def test_what_one_says_of_its_round_is_not_obeyed() -> None:
+    """A neighbour that says it is in the last round, in every ping, offer and letter."""
+    ring = Ring(4, 400)
+    liar = ring.world.nodes[1]
+    ring.until_round(50)
+    send, said = ring.world.send, ring.world.say
+
+    def lies(source: VirtualNode, to: int, envelope: Any) -> None:
+        message = envelope.message
+        if source is liar and hasattr(message, "round"):
+            envelope = envelope._replace(message=message._replace(round=400))
+        send(source, to, envelope)
+
+    ring.world.send = lies  # type: ignore[method-assign]
+    liar.membership.handle(Progress(400), ring.world.now)
+    ring.run()
+    for i in (0, 2, 3):
+        assert sorted(ring.number(i).mixed) == list(range(1, 401))
+    assert said is not None
+
+
+def test_who_ends_alone_is_not_there_for_the_others() -> None:
+    """It has trained to the end without them, and says good-bye: no hole is left in the ring."""
+    ring = Ring(4, 3000, alone=TRAIN)
+    ring.until_round(100)
+    ring.world.network.partition([[1]])
+    while not ring.world.nodes[1].done:
+        ring.world.run(ring.world.queue.due)
+    assert ring.world.nodes[0].peer.round < 2900
+    ring.world.network.heal()
+    ring.run().check([0, 2, 3])
+    assert ring.number(0).epochs[-1][1] == (0, 2, 3)
+    assert ring.number(0).mixed[2990] == [2, 3]
+    assert ring.world.nodes[1].peer.told == 2999

@@ -11,7 +11,7 @@ from p2pfl.churn.deliveries import Conditions, Deliveries, losing, lost
 from p2pfl.churn.events import EVENTS, Event
 from p2pfl.churn.models import MODELS, ChurnSetting
 from p2pfl.churn.rules import check
-from p2pfl.churn.timeline import Timeline, active, cut, expected, lags, losses, timeline
+from p2pfl.churn.timeline import Timeline, active, alone, cut, expected, lags, losses, there, timeline
 
 __all__ = [
     "EVENTS",
@@ -22,6 +22,7 @@ __all__ = [
     "Event",
     "Timeline",
     "active",
+    "alone",
     "check",
     "cut",
     "expected",
@@ -29,5 +30,6 @@ __all__ = [
     "losing",
     "losses",
     "lost",
+    "there",
     "timeline",
 ]  # fmt: skip

@@ -39,10 +39,19 @@ class Course(NamedTuple):
 
 
 def course(
-    events: Sequence[Event], nodes: int, rounds: int, detection: int, plan: Plan, steady: bool = False
+    events: Sequence[Event],
+    nodes: int,
+    rounds: int,
+    detection: int,
+    plan: Plan,
+    steady: bool = False,
+    waits: bool = False,
 ) -> Course:
-    """The course of checked events. `steady`: every epoch's graph must stay the same. Raises ConfigError."""
-    when = timeline(events, nodes, rounds, detection)
+    """The course of checked events. `steady`: every epoch's graph must stay the same. Raises ConfigError.
+
+    `waits`: who has lost more than half of those that should be there takes no part.
+    """
+    when = timeline(events, nodes, rounds, detection, waits)
     members, epoch = epochs(when)
     last, enters = np.full(nodes, -1, np.int32), np.zeros((rounds, nodes), bool)
     for r in range(rounds):

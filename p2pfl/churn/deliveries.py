@@ -68,7 +68,8 @@ class Conditions(NamedTuple):
     `rule`: "double_entry" (an exchange of which either message is lost is void at both ends), or one of the wrong ones,
     "self" and "renormalise": each end mixes what it got. `late`: each end of an exchange books it up to so many rounds
     late, at random; an edge has one open exchange at a time, and one that would be later than `lateness` at either end
-    is void at both. `detection`: rounds after which a crash or a partition is known.
+    is void at both. `detection`: rounds after which a crash or a partition is known. `waits`: a node that has lost more
+    than half of those that should be there takes no part.
     """
 
     loss: float = 0.0
@@ -78,6 +79,7 @@ class Conditions(NamedTuple):
     link: str = "exchange"
     seed: int = 0
     detection: int = 1
+    waits: bool = False
 
 
 class Deliveries:
@@ -101,7 +103,7 @@ class Deliveries:
         self._schedule, self._steps, self._conditions = schedule, np.asarray(steps, np.int32), conditions
         self._nodes, self._slots = schedule.neighbor.shape[1:]
         self._rows = np.arange(rounds) % len(schedule.neighbor) if rows is None else rows
-        course = timeline(events, self._nodes, rounds)
+        course = timeline(events, self._nodes, rounds, conditions.detection, conditions.waits)
         gap = ((0, conditions.late), (0, 0))
         self._active = np.pad(course.active, gap)  # nothing is opened that would not be booked by the end
         self._epoch = None if epoch is None else np.pad(epoch, gap)

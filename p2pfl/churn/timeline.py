@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +31,7 @@ class Timeline(NamedTuple):
     fresh: np.ndarray  # bool: comes in this round with nothing but its data
 
 
-def timeline(events: Sequence[Event], nodes: int, rounds: int, detection: int = 0) -> Timeline:
+def timeline(events: Sequence[Event], nodes: int, rounds: int, detection: int = 0, waits: bool = False) -> Timeline:
     """Return events round by round.
 
     Args:
@@ -37,6 +39,7 @@ def timeline(events: Sequence[Event], nodes: int, rounds: int, detection: int = 
         nodes: their number n.
         rounds: of the run.
         detection: rounds after which a crash or partition is known, >= 0.
+        waits: who is `alone` takes no part.
 
     Returns:
         Arrays [rounds, nodes]; row r - 1 is round r.
@@ -75,7 +78,8 @@ def timeline(events: Sequence[Event], nodes: int, rounds: int, detection: int = 
             known_side[start - 1 : end] = known_side[start - 2]
         known_side[start - 1 + detection : end] = row
         before = rounds if end is None else end
-    return Timeline(present & ~frozen, present, known, side, known_side, life, kept, fresh)
+    when = Timeline(present & ~frozen, present, known, side, known_side, life, kept, fresh)
+    return when._replace(active=when.active & ~alone(when)) if waits else when
 
 
 def active(events: Sequence[Event], nodes: int, rounds: int) -> np.ndarray:
@@ -115,6 +119,70 @@ def expected(events: Sequence[Event], nodes: int) -> tuple[int, ...]:
     """
     later = {event.node for event in events if event.event == "join"}
     return tuple(node for node in range(nodes) if node not in later)
+
+
+def there(events: Sequence[Event], nodes: int) -> Callable[[int], frozenset[int]]:
+    """Tell who should be there in a round, as planned: also who stands still, or is parted from others.
+
+    Args:
+        events: that `check` lets pass.
+        nodes: their number n.
+
+    Returns:
+        round -> ids.
+
+    Example:
+        >>> from p2pfl import churn
+        >>> sorted(churn.there([churn.Event("crash", node=1, round=2)], nodes=3)(2))
+        [0, 2]
+    """
+    comes: dict[int, list[tuple[int, bool]]] = {event.node: [] for event in events if event.event in _COMING}
+    for event in sorted(events, key=lambda e: e.round):
+        if event.event in _COMING:
+            comes[event.node].append((event.round, _COMING[event.event]))
+    changes = sorted({round for turns in comes.values() for round, _ in turns})
+    always = frozenset(range(nodes)) - comes.keys()
+
+    @lru_cache(maxsize=8)
+    def since(at: int) -> frozenset[int]:
+        """After so many of the changes."""
+        now = changes[at - 1] if at else 0
+        back = []
+        for node, turns in comes.items():
+            past = [is_there for round, is_there in turns if round <= now]
+            back += [node] if (past[-1] if past else not turns[0][1]) else []
+        return always | frozenset(back)
+
+    return lambda round: since(bisect_right(changes, round))
+
+
+_COMING: Mapping[str, bool] = MappingProxyType({"join": True, "rejoin": True, "crash": False, "leave": False})
+"""Events after which a node is there, or is not."""
+
+
+def alone(when: Timeline) -> np.ndarray:
+    """Tell who has lost more than half of those that should be there: only a partition can do that.
+
+    Args:
+        when: of `timeline`, with the rounds until a partition is known.
+
+    Returns:
+        bool, of the shape of its arrays.
+
+    Example:
+        >>> from p2pfl import churn
+        >>> when = churn.timeline([churn.Event("partition", -1, 2, groups=((0,),))], nodes=3, rounds=2)
+        >>> churn.alone(when).tolist()
+        [[False, False, False], [True, False, False]]
+    """
+    if not when.known_side.any():
+        return np.zeros(when.known.shape, bool)
+    beside = np.zeros(when.known.shape, np.int64)
+    for side in np.unique(when.known_side):
+        here = when.known_side == side
+        beside = np.where(here, (when.known & here).sum(axis=1, keepdims=True), beside)
+    lost = 2 * beside < when.present.sum(axis=1, keepdims=True)
+    return np.asarray(lost & when.present)
 
 
 def _partitions(events: Sequence[Event]) -> list[tuple[int, int | None, dict[int, int]]]:

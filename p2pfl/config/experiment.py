@@ -82,6 +82,7 @@ class NetworkTable:
     timing: dict[str, float] = dataclasses.field(default_factory=dict)  # single values of the preset, replaced
     loss: Annotated[float, Field(ge=0, lt=1)] = 0.0  # a message is lost with this probability
     sync: Literal["barrier", "deadline", "async"] = "deadline"  # how long a round waits for neighbours
+    alone: Literal["wait", "train"] = "wait"  # who has lost more than half of the others
     rule: Literal["double_entry", "renormalise", "self"] = "double_entry"  # the others are wrong: for studies
     late: Annotated[int, Field(ge=0, lt=1000)] = 0  # simulate: an end books up to so many rounds late
     detection: Annotated[int, Field(ge=0, lt=1000)] = 1  # simulate: rounds until a crash or a partition is known

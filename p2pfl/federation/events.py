@@ -12,6 +12,7 @@ from p2pfl.config.churn import Adversarial, expand
 from p2pfl.config.experiment import Experiment
 from p2pfl.data import Dataset
 from p2pfl.errors import ConfigError
+from p2pfl.protocol.neighbor import WAIT
 from p2pfl.types import Schedule
 
 
@@ -34,7 +35,19 @@ def planned(
             f"churn: lag of node {late.node} at round {late.round}: the simulator knows no seconds; leave it out, or "
             'use driver.kind = "live"'
         )
+    if experiment.network.alone == WAIT:
+        _not_all_alone(experiment, found, setting.nodes)
     return found
+
+
+def _not_all_alone(experiment: Experiment, events: Sequence[churn.Event], nodes: int) -> None:
+    when = churn.timeline(events, nodes, experiment.rounds, experiment.network.detection, waits=True)
+    nobody = np.flatnonzero(~when.active.any(axis=1))
+    if nobody.size:
+        raise ConfigError(
+            f"network.alone='wait': from round {nobody[0] + 1} on no group of the partition holds half of the nodes: "
+            'all would wait for each other; set network.alone = "train", or part them otherwise'
+        )
 
 
 def by_label(experiment: Experiment) -> bool:

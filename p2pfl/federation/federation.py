@@ -23,7 +23,7 @@ import networkx as nx
 import numpy as np
 
 from p2pfl.algorithms import ALGORITHMS
-from p2pfl.churn import Conditions, Event, expected
+from p2pfl.churn import Conditions, Event, expected, there
 from p2pfl.config.data import CsvData, Data, FolderData
 from p2pfl.config.experiment import Experiment
 from p2pfl.data import Dataset
@@ -36,6 +36,7 @@ from p2pfl.federation.learning import Learning, resolve_learning
 from p2pfl.federation.topology import Topology, resolve_topology
 from p2pfl.learning import quadratic
 from p2pfl.node.plan import Terms
+from p2pfl.protocol.neighbor import WAIT
 from p2pfl.protocol.timing import PRESETS, Timing
 from p2pfl.types import Algorithm, Learner, Schedule, Tree
 
@@ -125,7 +126,7 @@ class Federation(NamedTuple):
         network, algorithm = self.experiment.network, self.algorithm
         return Conditions(
             network.loss, network.rule, network.late, algorithm.lateness, algorithm.link, self.experiment.seed,
-            network.detection,
+            network.detection, network.alone == WAIT,
         )  # fmt: skip
 
     def planner(self) -> Callable[[Sequence[int]], epochs.Epoch]:
@@ -217,7 +218,7 @@ def digest(federation: Federation) -> str:
         table["data"].pop(private, None)
     if isinstance(data, FolderData):  # its classes and values of labels are meant, wherever the file lies
         table["data"]["layout"] = hashlib.blake2b(Path(data.layout).read_bytes()).hexdigest()
-    table["loss"] = federation.experiment.network.loss
+    table["loss"], table["alone"] = federation.experiment.network.loss, federation.experiment.network.alone
     table["churn"] = [event._asdict() for event in federation.churn]  # what is meant, wherever a trace's file lies
     for private in ("driver", "baselines", "evaluation", "network", "topology", "virtual"):
         del table[private]
@@ -235,6 +236,8 @@ def terms(federation: Federation) -> Terms:
         timing(wanted),
         federation.algorithm.lateness,
         wanted.network.sync,
+        wanted.network.alone,
+        there(federation.churn, nodes) if federation.churn else None,
     )
 
 

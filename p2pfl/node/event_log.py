@@ -12,9 +12,9 @@ _DETAILS = 10
 
 
 class EventLog:
-    """Decides what is written down. `write` takes (event, about, round, detail)."""
+    """Decides what is written down. `write` takes (event, about, round, detail, rounds), as in `Note`."""
 
-    def __init__(self, node: int, write: Callable[[str, int, int, str], None]) -> None:
+    def __init__(self, node: int, write: Callable[[str, int, int, str, int], None]) -> None:
         self._node, self._write = node, write
         self._alone = False
         self.dropped: Counter[str] = Counter()
@@ -25,7 +25,7 @@ class EventLog:
             if self._alone:
                 return False
             self._alone = True
-        self._write(note.event, note.about, note.round, note.detail)
+        self._write(note.event, note.about, note.round, note.detail, note.rounds)
         return True
 
     def drop(self, drop: Drop, round: int) -> bool:
@@ -33,5 +33,5 @@ class EventLog:
         self.dropped[drop.reason] += 1
         few = self.dropped[drop.reason] <= _DETAILS
         if few:
-            self._write("dropped", self._node, round, f"{drop.reason}: {drop.detail}")
+            self._write("dropped", self._node, round, f"{drop.reason}: {drop.detail}", 0)
         return few

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from p2pfl.node.task import Task
 from p2pfl.node.worker import Worker
-from p2pfl.protocol.neighbor import EpochPlan, Facts, RoundPlan
+from p2pfl.protocol.neighbor import WAIT, EpochPlan, Facts, RoundPlan
 from p2pfl.protocol.timing import Timing
 
 
@@ -21,6 +21,8 @@ class Terms(NamedTuple):
     timing: Timing
     lateness: int
     sync: str
+    alone: str = WAIT  # what a node does that has lost more than half of those that should be there
+    there: Callable[[int], frozenset[int]] | None = None  # nodes that should be there in a round; None: all, always
 
 
 def facts(task: Task, work: Worker, terms: Terms, life: int, join_round: int) -> Facts:
@@ -42,6 +44,8 @@ def facts(task: Task, work: Worker, terms: Terms, life: int, join_round: int) ->
         sync=terms.sync,
         join_round=join_round,
         kept_round=work.kept[1] if work.kept else 0,
+        alone=terms.alone,
+        there=terms.there,
     )
 
 

@@ -108,6 +108,14 @@ class Lines:
         os.close(self._file)
 
 
+def event(
+    name: str, about: int, by: int | None, round: int, detail: str, time: float, rounds: int = 0
+) -> dict[str, Any]:
+    """Make a record of events.jsonl. `by`: the node that says so; `rounds`: that it has cost, where it has."""
+    table: dict[str, Any] = {"event": name, "node": about, "round": round, "detail": detail, "time": time}
+    return table | ({} if by is None else {"by": by}) | ({"rounds": rounds} if rounds else {})
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """Read the records of a file of JSON lines; a torn last line (a full disk, a crash of the machine) is left out."""
     if not path.exists():

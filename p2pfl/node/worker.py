@@ -118,7 +118,8 @@ class Worker:
                 self._finish(effect)
             if effect.next is None:
                 return Finished()
-            for round in range((effect.finished or effect.next - 1) + 1, effect.next + 1):
+            # of rounds that are trained again nothing happens twice, but the network is as it was
+            for round in range(min(effect.finished or effect.next, effect.next - 1) + 1, effect.next + 1):
                 fate = self._host.happens(round)
                 if fate is not None:
                     return Leave(idle=True) if fate == "leave" else None

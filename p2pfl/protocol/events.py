@@ -52,12 +52,16 @@ class Leave(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A member, as the membership sees it. `round`: where it was when it last said so; 0: not begun."""
+    """A member, as the membership sees it.
+
+    `round`: where it was when it last said so; 0: not begun. `gone`: it has left after the last round.
+    """
 
     node: int
     life: int
     suspect: bool = False
     round: int = 0
+    gone: bool = False
 
 
 class Members(NamedTuple):
@@ -65,11 +69,15 @@ class Members(NamedTuple):
 
     `accused`: the others hold this node for dead. It goes on as a new life, with what it has. `over`: (node, life) of
     those that are no members any more: they are part of what tells one epoch from an earlier one of the same members.
+    `left`: nodes of these that have left in good order, and are not expected any more. `furthest`: the last round that
+    any of all these is said to have been in.
     """
 
     seen: tuple[Seen, ...]
     accused: bool = False
     over: tuple[tuple[int, int], ...] = ()
+    left: tuple[int, ...] = ()
+    furthest: int = 0
 
 
 Event = Start | Received | Refused | Trained | Finished | Tick | Leave | Members
@@ -126,12 +134,16 @@ class Adopt(NamedTuple):
 
 
 class Note(NamedTuple):
-    """Something that a person or the record should know. `about`: the node it is about."""
+    """Something that a person or the record should know. `about`: the node it is about.
+
+    `rounds`: that it has cost: not trained, or trained again.
+    """
 
     event: str
     about: int
     round: int
     detail: str = ""
+    rounds: int = 0
 
 
 class Drop(NamedTuple):

@@ -39,7 +39,7 @@ class Joining:
             return None
         for node in sorted({*self._presence.missing, *waiting}):
             state.note("absent", node, "not met at the start; it can join later")
-        return max(1, state.facts.kept_round + 1)
+        return max(1, state.facts.join_round, state.facts.kept_round + 1)
 
     # --- models
 

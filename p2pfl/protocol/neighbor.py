@@ -39,6 +39,10 @@ BARRIER, DEADLINE, ASYNC = "barrier", "deadline", "async"
 SYNCS = (BARRIER, DEADLINE, ASYNC)
 """How long a round waits: for everybody who is no dead one; until an adaptive deadline; not at all."""
 
+WAIT, TRAIN = "wait", "train"
+ALONE = (WAIT, TRAIN)
+"""What a node does that has lost more than half of the expected members: no further round, or all of them alone."""
+
 
 class Facts(NamedTuple):
     """Facts that a node knows from the start and that never change."""
@@ -58,6 +62,12 @@ class Facts(NamedTuple):
     sync: str = DEADLINE
     join_round: int = 0  # a returning node takes part from this round on, or from the first it finds
     kept_round: int = 0  # it comes back with its own state from after this round; 0: with nothing
+    alone: str = WAIT  # one of ALONE
+    there: Callable[[int], frozenset[int]] | None = None  # nodes that should be there in a round; None: all, always
+
+    def planned(self, round: int) -> frozenset[int]:
+        """Return the nodes that should be there in a round."""
+        return frozenset(range(self.nodes)) if self.there is None else self.there(round)
 
 
 def epoch_of(lives: Iterable[tuple[int, int]], over: Iterable[tuple[int, int]] = ()) -> int:

@@ -11,7 +11,9 @@ A push asks for no receipt. A round waits for a push of it or of a later round f
 what a neighbour further on has sent is kept for its round. A neighbour that says it is in a later round has sent all it
 will send for this one, since links keep order.
 
-A node is in one of eight stages, and STAGES says what it does about an event in each. Which stage may follow which,
+A node that has lost more than half of the expected members waits for others, or trains on alone: see `rounds`.
+
+A node is in one of nine stages, and STAGES says what it does about an event in each. Which stage may follow which,
 and upon what (tests/test_peer_stages.py holds this drawing to what the machine does):
 
     starting   -> joining     on Hello Members Tick: a neighbour is at hand that has begun
@@ -27,7 +29,12 @@ and upon what (tests/test_peer_stages.py holds this drawing to what the machine 
     exchanging -> settling    on any: the same, but another epoch begins and exchanges are open
     exchanging -> leaving     on any: it is told to leave, or at the deadline of the last round
     exchanging -> closing     on any: nobody is waited for in the last round
+    exchanging -> waiting     on any: too few are left to go on with
     settling   -> training    on any: all have answered, or have been waited for
+    settling   -> waiting     on any: the same, but too few are left to go on with
+    waiting    -> training    on any: enough are there again
+    waiting    -> settling    on any: the same, but exchanges are open
+    waiting    -> leaving     on Leave
     settling   -> leaving     on Leave
     leaving    -> closing     on any: all have answered, or have been waited for
     leaving    -> done        on Finished: its training failed twice
@@ -76,6 +83,7 @@ from p2pfl.protocol.messages import (
 )
 from p2pfl.protocol.neighbor import ASYNC, BARRIER, Facts, Neighbor, RoundPlan
 from p2pfl.protocol.presence import Met, Presence
+from p2pfl.protocol.rounds import Rounds
 from p2pfl.protocol.state import (
     CLOSING,
     DONE,
@@ -85,6 +93,7 @@ from p2pfl.protocol.state import (
     SETTLING,
     STARTING,
     TRAINING,
+    WAITING,
     PeerState,
 )
 from p2pfl.protocol.timing import Lateness
@@ -143,6 +152,7 @@ STAGES: Mapping[str, Mapping[type[Any], str | None]] = {
     },
     EXCHANGING: {**_ROUND, Offer: "_offered_in_a_round"},
     SETTLING: {**_ROUND},
+    WAITING: {**_ROUND, Members: "_members_changed_while_waiting"},
     LEAVING: {**_ROUND, Leave: IGNORED, Finished: "_finish"},
     CLOSING: {**_ROUND, Leave: IGNORED, Finished: "_finish"},
     DONE: dict.fromkeys(_ROUND, IGNORED),
@@ -161,12 +171,14 @@ class Peer:
         self._lateness = Lateness()
         self._edges = Edges(self.state, self._lateness)
         self._presence = Presence(self.state, self._edges)
+        self._rounds = Rounds(self.state)
         self._joining = Joining(self.state, self._presence)
         self._planned = RoundPlan()  # of the present round
         self._granted: dict[int, int] = {}  # who gets a share of this round's payload, and the life it is for
         self._trained_in = 0
         self._model: Any = None  # after the local steps of that round
         self._leaving = self._began = False
+        self._said = False  # that it waits for members
         self._asked = 0.0  # when a void was asked for of all that is open
 
     @property
@@ -178,6 +190,22 @@ class Peer:
     def round(self) -> int:
         """The round it is in, or was in last."""
         return self.state.round
+
+    @property
+    def told(self) -> int:
+        """The round that the others are told: one that ends without half of them has not seen the last one."""
+        ends = self.stage in (CLOSING, DONE) and self._rounds.lonely
+        return min(self.round, self.state.facts.rounds - 1) if ends else self.round
+
+    @property
+    def alone(self) -> int:
+        """Rounds that it has trained without half of the expected members."""
+        return self._rounds.alone
+
+    @property
+    def waits(self) -> bool:
+        """It trains no further round before others are there."""
+        return self.stage == WAITING or (self.stage == STARTING and self._said)
 
     @property
     def life(self) -> int:
@@ -210,6 +238,10 @@ class Peer:
         node, message = envelope.node, envelope.message
         if node >= state.facts.nodes or node == state.facts.node:
             state.out.append(Drop("stranger", f"node {node}: there are nodes 0 to {state.facts.nodes - 1}"))
+            return
+        if (round := getattr(message, "round", 0)) > state.facts.rounds:
+            text = f"node {node}: {type(message).__name__} of round {round}; the run has {state.facts.rounds}"
+            state.out.append(Drop("round", text))
             return
         method = STAGES[state.stage][type(message)]
         if isinstance(message, Hello):
@@ -324,24 +356,34 @@ class Peer:
 
     def _members_changed(self, event: Members) -> None:
         """A new epoch begins with the next round."""
-        self._presence.change(event)
+        self._change(event)
         self._check()
 
     def _members_changed_at_the_start(self, event: Members) -> None:
-        self._presence.change(event)
+        self._change(event)
         self._presence.renew()
         self._begin_if_met()
         self._presence.greet()
 
     def _members_changed_while_joining(self, event: Members) -> None:
         """A new epoch begins at once: this node is in no round yet."""
-        self._presence.change(event)
+        self._change(event)
         self._presence.renew()
         self._presence.enter()
         self._presence.greet()
 
+    def _members_changed_while_waiting(self, event: Members) -> None:
+        """A node that waits begins no round with which to go on as a new life: it does so at once."""
+        self._change(event)
+        self._presence.renew()
+        self._check()
+
+    def _change(self, event: Members) -> None:
+        self._presence.change(event)
+        self._rounds.look()
+
     def _tick(self, event: Tick) -> None:
-        self._presence.awake()
+        self._rounds.stood_still(self._presence.awake())
         self._presence.greet()
         for other in self.state.neighbors.values():
             self._presence.watch(other, self._watched(other))
@@ -372,7 +414,7 @@ class Peer:
 
         A node that comes to others who have begun does not wait: it goes on as soon as it has met one of them.
         """
-        if not self._presence.gathered:
+        if not self._presence.gathered or self._waits():
             return
         if self._presence.enter():
             self._presence.greet()
@@ -380,7 +422,11 @@ class Peer:
             self.state.stage, self.state.since = JOINING, self.state.now
             self._joining.ask_all()
             self._join_if_given()
-        elif (first := self._joining.first_round()) is not None:
+        elif (first := self._joining.first_round()) is None:
+            return
+        elif first > self.state.facts.rounds:  # it comes back from after the last round
+            self._close()
+        else:
             self._begin(first)
 
     def _join_if_given(self) -> bool:
@@ -391,6 +437,7 @@ class Peer:
         if after >= self.state.facts.rounds:
             self._close()
             return True
+        self._rounds.joined()
         self._begin(after + 1)
         for other in self.state.neighbors.values():
             if other.linked:
@@ -408,9 +455,24 @@ class Peer:
             return True
         if self._joining.patience_is_over:
             state.note("alone", state.facts.node, "no neighbour gives a model; going on with its own")
-            self._begin(max(1, state.facts.join_round, state.facts.kept_round + 1))
+            first = max(1, state.facts.join_round, state.facts.kept_round + 1)
+            if first > state.facts.rounds:
+                self._close()
+            else:
+                self._begin(first)
             return True
         return False
+
+    def _waits(self) -> bool:
+        """Too few are there to go on with: say so, once, and wait for others."""
+        waits = self._rounds.waits
+        if waits and not self._said:
+            text = f'{self._rounds.standing}; it waits for more. To train on without them: network.alone = "train"'
+            self.state.note("waiting", self.state.facts.node, text)
+        elif self._said and not waits:
+            self.state.note("gathered", self.state.facts.node, self._rounds.standing)
+        self._said = waits
+        return waits
 
     def _close(self) -> None:
         """Nothing is left to be trained."""
@@ -425,10 +487,12 @@ class Peer:
     def _train(self, round: int, finished: int, booked: tuple[Booking, ...], waited: float) -> None:
         """On to a round, and into another epoch if there is one: who is there now gets a share of what will be sent."""
         state = self.state
-        self._presence.renew()
+        if self._presence.renew():
+            self._rounds.joined()
         entered = self._presence.enter() or not self._began
         self._began = True
         state.stage, state.round, state.since = TRAINING, round, state.now
+        self._rounds.begins()
         self._planned = plan = state.plan.at(round)
         # a push that the experiment loses has its share all the same, as long as there is somebody to lose it
         granted = [other for other in self._named(plan.sends_to + plan.lost) if other.usable]
@@ -446,6 +510,7 @@ class Peer:
         """Open the round's exchanges, and push; then wait for the neighbours."""
         state, payload = self.state, event.payload
         self._lateness.trained(state.now - state.since)
+        self._rounds.stood_still(max(0.0, state.now - state.since))
         state.since = state.now
         if self._leaving:
             self._go()
@@ -520,6 +585,8 @@ class Peer:
     def _check(self) -> None:
         """Go on if there is nothing to wait for."""
         state = self.state
+        if state.stage == WAITING and not self._waits():
+            self._advance()
         if state.stage not in (EXCHANGING, SETTLING, LEAVING):
             return
         waiting = [other for other in state.neighbors.values() if self._awaits(other)]
@@ -548,8 +615,12 @@ class Peer:
 
     def _advance(self, last: bool = False) -> None:
         state = self.state
-        last = last or state.round >= state.facts.rounds
-        moves = not last and self._presence.moving
+        home = None if last else self._rounds.home
+        last = last or (state.round >= state.facts.rounds and home is None)
+        if not last and self._waits():
+            state.stage = WAITING
+            return
+        moves = not last and (self._presence.moving or home is not None)
         if moves and not self._settled():
             return
         finished, waited = state.round, state.now - state.since
@@ -560,35 +631,57 @@ class Peer:
             state.stage = CLOSING
             state.out.append(Advance(finished, booked, waited, None))
             return
-        following = self._following(booked)
-        skipped = following > state.round + 1
+        self._rounds.found()
+        if home is None:
+            self._go_on(self._following(booked), finished, booked, waited)
+        else:
+            self._go_back(home, finished, booked, waited)
+
+    def _go_on(self, following: int, finished: int, booked: tuple[Booking, ...], waited: float) -> None:
+        """Train the next round, or a later one that the others are in."""
+        state = self.state
+        skipped = following - state.round - 1
+        self._rounds.skips(skipped)
         if skipped:
             text = f"from round {state.round} to {following}, where the neighbours are"
-            state.note("skipped", state.facts.node, text)
+            state.note("skipped", state.facts.node, text, skipped)
         self._train(following, finished, booked, waited)
         if skipped:
             for other in state.neighbors.values():
                 if other.linked:  # who waits for this node in a round that it skips shall know at once
                     state.send(other, self._edges.ping(other))
 
+    def _go_back(self, home: int, finished: int, booked: tuple[Booking, ...], waited: float) -> None:
+        """Train on from where the majority is that this node has run ahead of, as a new life with what it has."""
+        state = self.state
+        text = f"from round {state.round} to {home + 1}, where the majority is"
+        state.note("returned", state.facts.node, text, state.round - home)
+        self._presence.renew(returns=True)
+        self._rounds.joined()
+        self._train(home + 1, finished, booked, waited)
+
     def _following(self, booked: Sequence[Booking]) -> int:
-        """Return the round after this, or a later one that a neighbour is in who has gone on without this node.
+        """Return the round after this, or a later one that neighbours are in who have gone on without this node.
 
         On a graph that stays, who has booked with all its neighbours, and all were ahead, takes their round over: else
         it would be behind to the end, and train its last round alone. (Not if only some were: then skipping goes round
-        and round on a ring. Where partners change, who skips a round misses another.)
+        and round on a ring. Where partners change, who skips a round misses another.) How far it believes them: see
+        `Rounds.limit`.
         """
         state = self.state
         following = state.round + 1
         if state.facts.sync == ASYNC:
             return following
+        self._rounds.ends()
         rounds = {each.node: each.theirs.round for each in booked if each.mine is not None}
         if state.plan.steady and rounds and set(self._planned.exchange) <= set(rounds):
             following = max(following, min(rounds.values()) + 1)
         for other in state.neighbors.values():
             if other.round > following and self._passed_over(other):
                 following = other.round
-        return min(following, state.facts.rounds)
+        if following == state.round + 1:
+            return following
+        return min(following, self._rounds.limit(), state.facts.rounds)
 
     def _passed_over(self, other: Neighbor) -> bool:
         """The neighbour has left a round behind in which it was to wait for this node, which has not been there.

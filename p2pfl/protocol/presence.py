@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from p2pfl.protocol.edges import Edges
-from p2pfl.protocol.events import Drop, Members, Reborn
+from p2pfl.protocol.events import Drop, Members, Reborn, Seen
 from p2pfl.protocol.messages import Envelope, Hello
-from p2pfl.protocol.neighbor import BARRIER, Neighbor, epoch_of
+from p2pfl.protocol.neighbor import BARRIER, KEPT, Neighbor, epoch_of
 from p2pfl.protocol.state import JOINING, STARTING, PeerState
 
 DONORS = 2
@@ -33,6 +33,7 @@ class Presence:
         self._state, self._edges = state, edges
         self._accused = False
         self._past: tuple[tuple[int, int], ...] = ()  # lives that are over
+        self._early: dict[tuple[int, int], bool] = {}  # lives that have left after their last round: much too early?
         self._tick = 0.0  # when the time was last looked at
         self._stretch = state.facts.payload_bytes / state.facts.timing.bandwidth
         self._look_ahead()
@@ -42,9 +43,14 @@ class Presence:
     def change(self, event: Members) -> None:
         """Take in who is there now. What comes of it is up to the stage."""
         state, before = self._state, self._state.seen
-        state.seen = {seen.node: seen for seen in event.seen if seen.node != state.facts.node}
+        others = [seen for seen in event.seen if seen.node != state.facts.node]
+        early = [seen for seen in others if seen.gone and self._too_early(seen)]
+        state.seen = {seen.node: seen for seen in others if seen not in early}
+        state.left = frozenset((*event.left, *(seen.node for seen in early)))
+        state.furthest = max(state.furthest, event.furthest)
         self._accused = self._accused or event.accused
-        self._past = tuple(each for each in event.over if each[0] != state.facts.node)
+        over = (*event.over, *((seen.node, seen.life) for seen in early))
+        self._past = tuple(each for each in over if each[0] != state.facts.node)
         self._look_ahead()
         if state.stage != STARTING:
             for node in sorted(before.keys() - state.seen.keys()):
@@ -59,6 +65,18 @@ class Presence:
                 other.away = seen.life > other.life > 0
             other.doubted = seen is not None and seen.suspect and state.facts.sync != BARRIER
 
+    def _too_early(self, gone: Seen) -> bool:
+        """A node has left after the last round, which this one is not near: it has run ahead, and is not there.
+
+        Decided once for each life: what is over is over.
+        """
+        state, life = self._state, (gone.node, gone.life)
+        if life not in self._early:
+            if state.stage in (STARTING, JOINING):
+                return False
+            self._early[life] = state.round < state.facts.rounds - max(KEPT, state.facts.nodes)
+        return self._early[life]
+
     @property
     def moving(self) -> bool:
         """Another epoch begins with the next round."""
@@ -69,19 +87,24 @@ class Presence:
         others = ((seen.node, seen.life) for seen in state.seen.values())
         state.ahead = epoch_of([(state.facts.node, state.life), *others], self._past)
 
-    def renew(self) -> None:
-        """If the others hold this node for dead: go on as a new life, with what it has."""
+    def renew(self, returns: bool = False) -> bool:
+        """Go on as a new life, with what it has: if the others hold this node for dead, or it `returns` to them.
+
+        Returns whether it does.
+        """
         state = self._state
-        if not self._accused:
-            return
+        if not (self._accused or returns):
+            return False
+        why = "the others held it for dead" if self._accused else "it returns to where the others are"
         self._accused = False
         state.life += 1
         self._look_ahead()
-        state.note("reborn", state.facts.node, "the others held it for dead")
+        state.note("reborn", state.facts.node, why)
         state.out.append(Reborn(state.life))
         for node, other in state.neighbors.items():
             self._edges.end_life(other)
             state.neighbors[node] = Neighbor(node, other.life, ready=other.ready, round=other.round)
+        return True
 
     def enter(self) -> bool:
         """Go into the epoch of those who are there now, if it is another; returns whether it is."""
@@ -182,17 +205,21 @@ class Presence:
             other.suspect = False
             self._state.note("recovered", other.node)
 
-    def awake(self) -> None:
-        """See how much time has passed. If this node itself stood still, the others' silence means nothing."""
+    def awake(self) -> float:
+        """See how much time has passed. If this node itself stood still, the others' silence means nothing.
+
+        Returns the seconds for which it did.
+        """
         state = self._state
         gap, self._tick = state.now - self._tick, state.now
         if gap <= state.facts.timing.silence / 2:
-            return
+            return 0.0
         state.since += gap
         state.deadline += gap
         for other in state.neighbors.values():
             other.heard, other.pinged = state.now, None
         state.note("paused", state.facts.node, f"for {gap:.2f} s")
+        return gap
 
     def begin(self) -> None:
         """Count the time from now on."""

@@ -10,7 +10,7 @@ from p2pfl.protocol.messages import Envelope, Message
 from p2pfl.protocol.neighbor import EpochPlan, Facts, Neighbor, RoundPlan
 
 STARTING, JOINING, TRAINING, EXCHANGING, SETTLING = "starting", "joining", "training", "exchanging", "settling"
-LEAVING, CLOSING, DONE = "leaving", "closing", "done"
+WAITING, LEAVING, CLOSING, DONE = "waiting", "leaving", "closing", "done"
 
 
 @dataclass(slots=True)
@@ -25,6 +25,8 @@ class PeerState:
     seen: dict[int, Seen] = field(default_factory=dict)  # the other members
     members: tuple[int, ...] = ()  # of the epoch; none before the first
     epoch: int = 0
+    left: frozenset[int] = frozenset()  # nodes that have left in good order
+    furthest: int = 0  # round that any member is said to have been in, also one that is over
     ahead: int = 0  # the epoch of those who are there now
     plan: EpochPlan = field(default_factory=lambda: EpochPlan(lambda round: RoundPlan(), 0, ()))
     neighbors: dict[int, Neighbor] = field(default_factory=dict)
@@ -38,6 +40,6 @@ class PeerState:
         """Say something to the present life of a neighbour."""
         self.out.append(Send(to.node, Envelope(self.facts.node, self.life, to.life, message, payload)))
 
-    def note(self, event: str, about: int, detail: str = "") -> None:
+    def note(self, event: str, about: int, detail: str = "", rounds: int = 0) -> None:
         """Tell the record, and a person."""
-        self.out.append(Note(event, about, self.round, detail))
+        self.out.append(Note(event, about, self.round, detail, rounds))

@@ -94,7 +94,7 @@ def course_of(federation: Federation) -> Course | None:
         return federation.planner()(members)  # a new one each time: it would keep all schedules, and few come twice
 
     rounds = federation.experiment.rounds
-    return course(federation.churn, len(federation.graph), rounds, given.detection, plan, given.late > 0)
+    return course(federation.churn, len(federation.graph), rounds, given.detection, plan, given.late > 0, given.waits)
 
 
 def _quiet(round: int, evaluated: list[Evaluated]) -> None:

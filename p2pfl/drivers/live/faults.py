@@ -39,9 +39,19 @@ class FaultyLinks:
 
     def __init__(self, transport: Transport, membership: Sidecar) -> None:
         self._transport, self._membership = transport, membership
-        self.faults = self._applied = InjectedFaults()
+        self._planned = self._applied = InjectedFaults()
+        self.waits = False  # the node is in no round
         self._held: deque[tuple[float, int, Sequence[Any], int]] = deque()  # until when, to whom, what
         self._again: dict[int, tuple[float, Sequence[Any], int]] = {}  # to whom: until when, what
+
+    @property
+    def faults(self) -> InjectedFaults:
+        """The faults of the present round. A node that waits for others is in no round: they part it, not it them."""
+        return InjectedFaults() if self.waits else self._planned
+
+    @faults.setter
+    def faults(self, planned: InjectedFaults) -> None:
+        self._planned = planned
 
     def send(self, to: int, frames: Sequence[Any], nbytes: int, now: float, again: bool = False) -> None:
         """Send, now or later, in order; or not at all. `again`: try for a moment, if there is no connection yet."""

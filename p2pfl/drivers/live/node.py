@@ -97,6 +97,7 @@ class _LiveNode:
         self._fault_plan = FaultPlan(task.events, task.node, place.terms.nodes)
         self._table: tuple[Member, ...] = ()  # as the membership last told it
         self._told = -1  # the round that the membership has been told
+        self._past = 0  # what the experiment plans up to this round is over
         self._worker = threading.Thread(target=self._compute, name="work", daemon=True)
 
     def warm(self) -> None:
@@ -122,6 +123,8 @@ class _LiveNode:
         later = [e.round for e in task.events if e.node == task.node and e.event in ("rejoin", "join")]
         later = [round for round in later if round > work.last_round]
         join_round = min(later, default=0) if work.last_round or task.node not in place.terms.expected else 0
+        # what was planned for an earlier process has befallen it, also in the round that it did not finish
+        self._past = max(join_round - 1, work.last_round + 1 if work.last_round else 0)
         self._peer = Peer(facts(task, work, place.terms, life, join_round))
         me = Me(task.node, life, membership_address(place.address))
         seeds = [membership_address(address) for address in place.peers]
@@ -131,8 +134,9 @@ class _LiveNode:
     def _happens(self, round: int) -> str | None:
         """Return what the experiment has planned for this node at the beginning of a round. In the computing thread."""
         self._links.faults = self._fault_plan.of(round)
+        past, self._past = self._past, max(self._past, round)
         for event in self._task.events:
-            if event.node != self._task.node or event.round != round:
+            if event.node != self._task.node or event.round != round or round <= past:
                 continue
             if event.event == "crash":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -192,8 +196,9 @@ class _LiveNode:
             self._handle(Leave(idle=False), now)
         self._handle(Tick(), now)
         self._membership.beat()
-        if self._peer.round != self._told:
-            self._told = self._peer.round
+        self._links.waits = self._peer.waits
+        if self._peer.told != self._told:
+            self._told = self._peer.told
             self._membership.progress(self._told)
 
     def _read_membership(self, now: float) -> None:
@@ -294,17 +299,8 @@ class _LiveNode:
         if self._event_log.drop(drop, self._peer.round):
             self._say(f"dropped a message, {drop.reason}: {drop.detail}")
 
-    def _write(self, event: str, about: int, round: int, detail: str) -> None:
-        self._events.write(
-            {
-                "event": event,
-                "node": about,
-                "by": self._task.node,
-                "round": round,
-                "detail": detail,
-                "time": clock.now(),
-            }
-        )
+    def _write(self, event: str, about: int, round: int, detail: str, rounds: int) -> None:
+        self._events.write(records.event(event, about, self._task.node, round, detail, clock.now(), rounds))
 
     # --- the end
 
@@ -325,6 +321,7 @@ class _LiveNode:
             saved,
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             str(self._error) if self._error else None,
+            self._peer.alone,
         )
 
     def close(self) -> None:
@@ -334,7 +331,7 @@ class _LiveNode:
     def _part(self) -> None:
         """Tell the membership, and close the sockets; the last words get a moment to leave."""
         if self._done:
-            self._membership.progress(self._peer.round)
+            self._membership.progress(self._peer.told)
             self._membership.leave()
         self._transport.close(linger=self._place.terms.timing.drain)
         if self._done:

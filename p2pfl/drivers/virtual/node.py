@@ -81,7 +81,7 @@ class NodeSetup(NamedTuple):
     probe_timing: ProbeTiming  # of the membership
     seeds: Sequence[int]  # nodes that it knows of; one that is there is enough
     taken: Callable[[Envelope], Event] = Received  # of a message with a payload, as its receiver sees it
-    log: Callable[[str, int, int, str], None] = lambda event, about, round, detail: None
+    log: Callable[[str, int, int, str, int], None] = lambda event, about, round, detail, rounds: None
 
 
 class VirtualNode:
@@ -108,8 +108,11 @@ class VirtualNode:
 
     @property
     def round(self) -> int:
-        """Return the round it is in, or the one before it wants to begin."""
-        return max(self.peer.round, self.facts.join_round - 1)
+        """Return the round it is in, or the one before it wants to begin.
+
+        0 while it waits for others: it is in none, so that a planned partition is theirs.
+        """
+        return 0 if self.peer.waits else max(self.peer.round, self.facts.join_round - 1)
 
     @property
     def frozen(self) -> bool:
@@ -145,8 +148,8 @@ class VirtualNode:
         for effect in self.peer.handle(event, self.world.now):
             if self.up:
                 self._carry_out(effect)
-        if self.up and self.peer.round != self._told:
-            self._told = self.peer.round
+        if self.up and self.peer.told != self._told:
+            self._told = self.peer.told
             self.member(membership.Progress(self._told))
 
     def _carry_out(self, effect: Effect) -> None:
@@ -165,7 +168,7 @@ class VirtualNode:
                 self.event_log.drop(effect, self.peer.round)
             case Done():
                 self.done, self.ended = True, self.world.now
-                self.member(membership.Progress(self.peer.round))
+                self.member(membership.Progress(self.peer.told))
                 self.member(membership.MemberLeave())
 
     def _advance(self, effect: Advance) -> None:

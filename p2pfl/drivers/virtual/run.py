@@ -173,7 +173,7 @@ class _VirtualRun:
             probe_timing=setting.probe_timing,
             seeds=(*task.neighbors, *others)[:_SEEDS],
             taken=taken,
-            log=lambda event, about, round, detail: self._log(node, event, about, round, detail),
+            log=lambda event, about, round, detail, rounds: self._log(node, event, about, round, detail, rounds),
         )
         self._works[node] = work
         mine.append(VirtualNode(self.world, facts(task, work, setting.terms, life, join_round), given))
@@ -196,7 +196,7 @@ class _VirtualRun:
         if node.done:
             self._result(node, work)
         else:
-            self._launch.write(self._event("crash", me, node.peer.round, "planned"))
+            self._launch.write(records.event("crash", me, None, node.peer.round, "planned", self.world.now))
         work.close()
 
     # --- records
@@ -212,10 +212,8 @@ class _VirtualRun:
             left=node.peer.round < node.facts.rounds,
             digest=work.save(),
             error=str(node.error) if node.error else None,
+            alone=node.peer.alone,
         ).write(self._directories[node.facts.node])
 
-    def _log(self, by: int, event: str, about: int, round: int, detail: str) -> None:
-        self._lines[by].write({**self._event(event, about, round, detail), "by": by})
-
-    def _event(self, event: str, about: int, round: int, detail: str) -> dict[str, Any]:
-        return {"event": event, "node": about, "round": round, "detail": detail, "time": self.world.now}
+    def _log(self, by: int, event: str, about: int, round: int, detail: str, rounds: int) -> None:
+        self._lines[by].write(records.event(event, about, by, round, detail, self.world.now, rounds))

@@ -14,7 +14,7 @@ from p2pfl.drivers.virtual.network import Link, Network, Queue
 from p2pfl.drivers.virtual.node import VirtualNode, node_at, weight
 from p2pfl.errors import ConfigError, LocalError
 from p2pfl.protocol.codec import encode
-from p2pfl.protocol.events import Received
+from p2pfl.protocol.events import Leave, Received
 from p2pfl.protocol.membership import events as membership
 from p2pfl.protocol.messages import Envelope
 
@@ -134,6 +134,8 @@ class World:
             rounds = self._progress() if self.now - since > patience else progress
             if rounds != progress:
                 progress, since = rounds, self.now
+            elif self.now - since > patience and self._stop_waiting():
+                since = self.now
             elif self.now - since > patience:
                 stages = ", ".join(f"{n}: {v.peer.stage} {v.peer.round}" for n, v in self.nodes.items() if v.up)
                 raise LocalError(
@@ -142,6 +144,13 @@ class World:
                     round=self.began,
                     part="virtual",
                 )
+
+    def _stop_waiting(self) -> bool:
+        """Let those leave who wait for members that do not come; return whether there are any."""
+        waiting = [node for node in self.nodes.values() if node.up and not node.done and node.peer.waits]
+        for node in waiting:
+            node.handle(Leave(idle=False))
+        return bool(waiting)
 
     def _progress(self) -> int:
         return sum(node.peer.round + node.done for node in self.nodes.values()) + len(self.nodes)
