@@ -404,6 +404,7 @@ def check_anything(seed: int, sync: str) -> None:
     assert len(gone) <= happened["crash"], f"seed {seed}: {gone}"
     left = {i for i, node in ring.world.nodes.items() if node.peer.round < ring.rounds} - gone
     late = {i for i in left if ring.world.nodes[i].facts.join_round}  # the others had finished before it was back
+    late |= left & {i for i, _, _ in ring.noted("waiting")}  # it was parted from them until they had finished
     assert len(left - late) <= happened["leave"], f"seed {seed}: {left}"
     ring.check(sorted(set(range(ring.n)) - gone - left))
 
