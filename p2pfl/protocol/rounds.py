@@ -1,9 +1,9 @@
 """Rounds: where the federation is, how far this node follows its neighbors, and whether it may go on by itself.
 
 No single voice decides. A node takes over a later round only where more than half of those that should be there are
-known to have reached it, or as far as its own standing still explains that the others are further on. It has a *majority* while
-more than half of the expected members are there; a node without one that finds it again goes back to the round that a
-majority has reached, if it has run ahead: no training of the others is skipped for that of a few.
+known to have reached it, or as far as its own standing still explains that the others are further on. A node that has
+had no more than half of them beside it, and finds more again, goes back to the round that a majority has reached, if it
+has run ahead: no training of the others is skipped for that of a few.
 """
 
 from __future__ import annotations

@@ -136,6 +136,9 @@ class Summary:
     memory_peak_per_node: int | None = None
     simulated_by: Mapping[str, Any] | None = None
     # the nodes
+    rounds_skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)  # by node, what was not planned
+    rounds_repeated: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    rounds_alone: Mapping[str, int] = dataclasses.field(default_factory=dict)
     lost: tuple[int, ...] = ()
     left: tuple[int, ...] = ()
     interrupted: bool = False
@@ -147,6 +150,11 @@ class Summary:
     def shown(self) -> Score:
         """The score, to show values of it."""
         return Score(self.score, self.score_name, self.score_in_percent)
+
+    @property
+    def skipped_share(self) -> float:
+        """The share of all nodes' rounds that was skipped, 0 to 1."""
+        return sum(self.rounds_skipped.values()) / max(1, (self.nodes or 0) * (self.rounds or 0))
 
     def as_dict(self) -> dict[str, Any]:
         """The table that stands in the file."""

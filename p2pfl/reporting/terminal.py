@@ -325,10 +325,25 @@ def results_table(summary: Summary) -> Table:
         f"{duration(summary.seconds_per_round_median)} per round, "
         f"{size(summary.bytes_sent_per_node_round)} per node and round",
     ]
+    caption += rounds_lost(summary)
     if any(DASH in text for text in (*caption, *(cell for row in rows for cell in row[: 5 if own else 3]))):
         caption.append(f"{DASH} not measured")
     table.caption = Text("\n".join(caption))
     return table
+
+
+def rounds_lost(summary: Summary) -> list[str]:
+    """What the nodes' rounds have come to, where they were not all trained with the others: a line each."""
+    told = (
+        ("skipped, to follow the others", summary.rounds_skipped),
+        ("trained again, from where a majority was", summary.rounds_repeated),
+        ("trained without half of the others", summary.rounds_alone),
+    )
+    return [
+        f"rounds {what}: {', '.join(f'node {node} {rounds:,}' for node, rounds in [*by.items()][:NODES_SHOWN])}"
+        for what, by in told
+        if by
+    ]
 
 
 class Sites(NamedTuple):

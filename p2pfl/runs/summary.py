@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors.numpy
 
-from p2pfl import tree
+from p2pfl import churn, tree
 from p2pfl.federation.federation import Federation, model_shape
 from p2pfl.learning import quadratic
 from p2pfl.learning.targets import TARGETS
@@ -75,6 +75,9 @@ def collect(federation: Federation, out: Path, began: float | None = None) -> Co
         consensus_distance=tree.consensus_distance(mixed) if mixed else None,
         epochs=max(map(len, epochs(out).values()), default=0),
         digests={str(node): each.digest for node, each in results.items()},
+        rounds_skipped=skipped(federation, out),
+        rounds_repeated=cost(records.read(out / "events.jsonl"), "returned"),
+        rounds_alone={str(node): each.alone for node, each in results.items() if each.alone},
     )
     plan = federation.planner()
     notes = dict.fromkeys(plan(members).note for members in memberships(out))
@@ -86,6 +89,28 @@ def left(run: Path) -> tuple[int, ...]:
     """Return the nodes that have left in good order before the end."""
     results = {node: result.read(path) for node, path in directories(run).items()}
     return tuple(node for node, ended in results.items() if ended is not None and ended.left)
+
+
+def skipped(federation: Federation, run: Path) -> dict[str, int]:
+    """Return, by node, the rounds that it skipped to follow the others, but for those that it was to stand still in."""
+    nodes, rounds = len(federation.graph), federation.experiment.rounds
+    events = [row for row in records.read(run / "events.jsonl") if row["event"] == "skipped"]
+    if not events:
+        return {}
+    takes_part = churn.timeline(federation.churn, nodes, rounds).active if federation.churn else None
+    if takes_part is not None:  # row["round"] is the last one before those that are skipped
+        kept = [int(takes_part[row["round"] : row["round"] + row["rounds"], row["node"]].sum()) for row in events]
+        events = [{**row, "rounds": each} for row, each in zip(events, kept, strict=True)]
+    return cost(events, "skipped")
+
+
+def cost(events: Rows, name: str) -> dict[str, int]:
+    """Return, by node, the rounds that events of this name have cost it."""
+    total: Counter[str] = Counter()
+    for row in events:
+        if row["event"] == name:
+            total[str(row["node"])] += row.get("rounds", 0)
+    return {node: rounds for node, rounds in sorted(total.items(), key=lambda each: int(each[0])) if rounds}
 
 
 # --- records
