@@ -53,6 +53,7 @@ def federation(
         },
         "topology": {"graph": graph, "nodes": nodes}, "algorithm": {"name": algorithm},
         "driver": {"kind": "simulate"}, "evaluation": {"every": rounds}, "baselines": False, **more,
+        "network": {"alone": "train", **more.get("network", {})},
     }  # fmt: skip
     return federation_of(table)
 
@@ -330,3 +331,23 @@ def test_a_run_says_how_many_epochs_it_had_and_who_is_missing(tmp_path: Path) ->
     assert heard[2] == [0, 3] and heard[8] == [4]
     ends = [row for row in records.read(tmp_path / "events.jsonl") if row["event"] in ("partition", "heal")]
     assert [(row["node"], row["round"]) for row in ends] == [(None, 8), (None, 12)]
+
+
+def test_who_has_lost_most_of_the_others_waits_as_on_a_network() -> None:
+    """[0, 2, 3] of nine know it a round late: they train round 8, and then none before the network is one again."""
+    parted = [{"event": "partition", "round": 8, "groups": [[0, 2, 3]]}, {"event": "heal", "round": 12}]
+    waits = federation("dsgd", parted, network={"alone": "wait"})
+    trains = federation("dsgd", parted)
+    active = course(waits).timeline.active
+    for node in (0, 2, 3):
+        assert np.flatnonzero(~active[:, node]).tolist() == [8, 9, 10]
+    assert active[:, [1, 4, 5, 6, 7, 8]].all()
+    assert course(trains).timeline.active.all()
+    np.testing.assert_allclose(at_once(waits), looped(waits), rtol=1e-12, atol=1e-12)
+    assert not np.allclose(at_once(waits), at_once(trains))
+
+
+def test_where_nobody_has_half_of_the_others_waiting_is_refused() -> None:
+    parted = [{"event": "partition", "round": 8, "groups": [[0, 2, 3], [4, 5, 6]]}, {"event": "heal", "round": 12}]
+    with pytest.raises(ConfigError, match="network.alone='wait': from round 9 on no group"):
+        federation("dsgd", parted, network={"alone": "wait"})

@@ -174,7 +174,7 @@ rounds = 5
 seconds = 0.1
 """
     pace = "[virtual]\nstep_seconds = 0.1\n"
-    _, figures = run(tmp_path, Case("dsgd", "ring", 6), pace + events, rounds=110)
+    _, figures = run(tmp_path, Case("dsgd", "ring", 6), pace + events, 'network.alone="train"', rounds=110)
     assert len(figures["digests"]) == 6
     assert all(verdict.equal for verdict in replay(tmp_path))
     entered = [row["members"] for row in lines(tmp_path, 0, "trace") if "members" in row]

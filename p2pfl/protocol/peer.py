@@ -83,7 +83,7 @@ from p2pfl.protocol.messages import (
 )
 from p2pfl.protocol.neighbor import ASYNC, BARRIER, Facts, Neighbor, RoundPlan
 from p2pfl.protocol.presence import Met, Presence
-from p2pfl.protocol.rounds import Rounds
+from p2pfl.protocol.rounds import CommonRound
 from p2pfl.protocol.state import (
     CLOSING,
     DONE,
@@ -171,7 +171,7 @@ class Peer:
         self._lateness = Lateness()
         self._edges = Edges(self.state, self._lateness)
         self._presence = Presence(self.state, self._edges)
-        self._rounds = Rounds(self.state)
+        self._rounds = CommonRound(self.state)
         self._joining = Joining(self.state, self._presence)
         self._planned = RoundPlan()  # of the present round
         self._granted: dict[int, int] = {}  # who gets a share of this round's payload, and the life it is for
@@ -666,7 +666,7 @@ class Peer:
         On a graph that stays, who has booked with all its neighbours, and all were ahead, takes their round over: else
         it would be behind to the end, and train its last round alone. (Not if only some were: then skipping goes round
         and round on a ring. Where partners change, who skips a round misses another.) How far it believes them: see
-        `Rounds.limit`.
+        `CommonRound.limit`.
         """
         state = self.state
         following = state.round + 1

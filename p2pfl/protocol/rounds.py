@@ -22,7 +22,7 @@ def reached(rounds: Iterable[int], members: int) -> int:
     return ordered[members // 2] if members // 2 < len(ordered) else 0
 
 
-class Rounds:
+class CommonRound:
     """Know what is known of the others' rounds. It changes no stage and begins no round: that is up to `Peer`."""
 
     def __init__(self, state: PeerState) -> None:
@@ -70,7 +70,7 @@ class Rounds:
         return len(self.expected & {self._state.facts.node, *there})
 
     def _known(self) -> list[int]:
-        """Rounds of the others who are there, each the latest that it is known to have reached."""
+        """CommonRound of the others who are there, each the latest that it is known to have reached."""
         state, known = self._state, []
         for node, seen in state.seen.items():
             other = state.neighbors.get(node)

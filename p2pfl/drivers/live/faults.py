@@ -51,6 +51,7 @@ class FaultyLinks:
 
     @faults.setter
     def faults(self, planned: InjectedFaults) -> None:
+        """Set the faults of a round; from any thread."""
         self._planned = planned
 
     def send(self, to: int, frames: Sequence[Any], nbytes: int, now: float, again: bool = False) -> None:
