@@ -349,5 +349,5 @@ def test_who_has_lost_most_of_the_others_waits_as_on_a_network() -> None:
 
 def test_where_nobody_has_half_of_the_others_waiting_is_refused() -> None:
     parted = [{"event": "partition", "round": 8, "groups": [[0, 2, 3], [4, 5, 6]]}, {"event": "heal", "round": 12}]
-    with pytest.raises(ConfigError, match="network.alone='wait': from round 9 on no group"):
+    with pytest.raises(ConfigError, match=r"network\.alone='wait': from round 9 on no group"):
         federation("dsgd", parted, network={"alone": "wait"})
