@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import zmq
 
-from p2pfl.drivers.live import clock
+from p2pfl.drivers.live import clock, ports
 from p2pfl.drivers.live.faults import FaultPlan, FaultyLinks
 from p2pfl.drivers.live.settings import Place, membership_address, models_address
 from p2pfl.drivers.live.sidecar import Sidecar
@@ -61,7 +61,8 @@ _RECOMPILES = 30.0
 def run(
     task: Task, place: Place, membership: Sidecar, say: Callable[[str], None], ready: Callable[[], None]
 ) -> NodeResult:
-    """Run one node to its end. `ready` is called when all is compiled and may wait; the sockets open after it.
+    """Run one node to its end. `ready` is called when all is compiled and may wait; the sockets open after it, and then
+    `say` is told where it listens.
 
     `membership`: of `sidecar.start()`, before jax computes anything.
     """
@@ -70,6 +71,8 @@ def run(
     node.warm()
     ready()
     try:
+        node.open()
+        say(f"listening on {place.listen}")
         node.loop()
         result = node.result()
         result.write(place.directory)
@@ -92,6 +95,7 @@ class _LiveNode:
         self._opened = contextlib.ExitStack()
         self._opened.callback(os.close, self._wake)
         self._signals: list[int] = []
+        self._stopped_by: str | None = None
         self._error: LocalError | None = None
         self._done = self._busy = False
         self._fault_plan = FaultPlan(task.events, task.node, place.terms.nodes)
@@ -103,9 +107,11 @@ class _LiveNode:
         """Compile; no socket is open yet."""
         self._work.replica.warm()
 
-    def _open(self) -> None:
-        """Sockets and records; from here on the node exists for the others."""
+    def open(self) -> None:
+        """Bind the sockets, open the records; from here on the node exists for the others."""
         task, place, work = self._task, self._place, self._work
+        own = membership_address(place.listen)
+        ports.await_free((place.listen, own), self._say)
         payload, model = work.payloads.format, work.models.format
         self._formats = {Offer: payload, Push: payload, Model: model}
         if place.resume:
@@ -125,7 +131,6 @@ class _LiveNode:
         self._peer = Peer(facts(task, work, place.terms, life, join_round))
         me = Me(task.node, life, membership_address(place.address))
         seeds = [membership_address(address) for address in place.peers]
-        own = membership_address(place.listen)
         self._membership.begin(me, place.terms.federation, seeds, place.probe_timing, own)
 
     def _happens(self, round: int) -> str | None:
@@ -160,10 +165,10 @@ class _LiveNode:
     # --- the loop
 
     def loop(self) -> None:
-        """Until the peer is done."""
-        self._open()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, frame: self._signals.append(number))
+        """Until the peer is done. Only after `open`."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, lambda number, frame: self._signals.append(number))
         poller = zmq.Poller()
         poller.register(self._transport.socket, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
@@ -187,8 +192,9 @@ class _LiveNode:
         for reason in self._transport.watch():
             self._drop(Drop(reason, "a connection that no neighbour introduced itself on"))
         if self._signals:
+            self._stopped_by = self._stopped_by or signal.Signals(self._signals[0]).name
             self._signals.clear()
-            self._say("leaving: asked to stop")
+            self._say(f"leaving: asked to stop ({self._stopped_by})")
             self._handle(Leave(idle=False), now)
         self._handle(Tick(), now)
         self._membership.beat()
@@ -325,6 +331,7 @@ class _LiveNode:
             saved,
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             str(self._error) if self._error else None,
+            self._stopped_by,
         )
 
     def close(self) -> None:
