@@ -180,6 +180,23 @@ def report(run: Path) -> None:
 
 
 @main.command()
+@click.argument("run", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print the books alone, as JSON.")
+def check(run: tuple[Path, ...], as_json: bool) -> None:
+    """Balance the books of a run: RUN is its directory, or those of all its nodes, wherever they were started."""
+    with _errors():
+        from p2pfl.runs.check import check as compute
+
+        checked = compute(run)
+    if as_json:
+        click.echo(json.dumps(checked.as_dict(), indent=1))
+    else:
+        for line in checked.lines():
+            click.echo(line)
+    _judge(checked.verdict)
+
+
+@main.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Print the verdicts alone, as JSON.")
 def replay(run: Path, as_json: bool) -> None:

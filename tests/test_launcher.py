@@ -1,4 +1,4 @@
-"""Who starts nodes: what becomes of them when it, or the process that forks them, is killed, and what it says of theirs.
+"""Who starts nodes: what becomes of them when it or the process that forks them is killed, and what it says of them.
 
 The nodes here compute nothing; tests/test_faults.py does the same to real ones.
 """

@@ -20,7 +20,7 @@ from p2pfl.federation import tasks
 from p2pfl.federation.federation import build, build_own, precision, terms
 from p2pfl.node import result
 from p2pfl.node.result import NodeResult
-from p2pfl.runs import assessment
+from p2pfl.runs import about, assessment
 
 _NO_HOST = ("0.0.0.0", "*", "[::]")
 
@@ -67,6 +67,9 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
             every=experiment.driver.checkpoint,
             resume=resume,
         )
+
+        directory.mkdir(parents=True, exist_ok=True)
+        about.about(federation, given.node, task.score).write(directory)
 
         def ready() -> None:
             if lifeline is not None:

@@ -16,6 +16,7 @@ from p2pfl.drivers.live import clock, ports
 from p2pfl.drivers.live.faults import FaultPlan, FaultyLinks
 from p2pfl.drivers.live.settings import Place, membership_address, models_address
 from p2pfl.drivers.live.sidecar import Sidecar
+from p2pfl.drivers.live.status_line import Situation, StatusLine, directions
 from p2pfl.drivers.live.transport import Transport
 from p2pfl.errors import LocalError, RemoteError
 from p2pfl.node import records
@@ -100,6 +101,7 @@ class _LiveNode:
         self._done = self._busy = False
         self._fault_plan = FaultPlan(task.events, task.node, place.terms.nodes)
         self._table: tuple[Member, ...] = ()  # as the membership last told it
+        self._status, self._heard = StatusLine(), dict[int, float]()  # when each node was last heard
         self._told = -1  # the round that the membership has been told
         self._worker = threading.Thread(target=self._compute, name="work", daemon=True)
 
@@ -198,9 +200,38 @@ class _LiveNode:
             self._handle(Leave(idle=False), now)
         self._handle(Tick(), now)
         self._membership.beat()
+        self._tell(now)
         if self._peer.round != self._told:
             self._told = self._peer.round
             self._membership.progress(self._told)
+
+    def _tell(self, now: float) -> None:
+        """Say how it goes, if that is due."""
+        if self._stopped_by:  # nothing is hoped for any more
+            return
+        terms, work, me = self._place.terms, self._work, self._task.node
+        # who has left after its last round is missed by nobody
+        counted = [each for each in self._table if each.present or each.round >= self._task.rounds]
+        there = {member.node: models_address(member.address) for member in counted} | {me: ""}
+        neighbors = {node: there[node] for node in work.task.neighbors if node in there}
+        awaited = self._peer.awaited
+        asked = [node for node in neighbors if node in awaited or node not in self._heard]
+        unreached, unheard = directions(neighbors, self._heard, self._links.blocked, asked, now)
+        situation = Situation(
+            round=self._peer.round,
+            rounds=self._task.rounds,
+            there=len(there),
+            expected=max(len(terms.expected), len(there)),
+            missing=tuple(node for node in terms.expected if node not in there),
+            score=None if work.score is None else (self._task.score, work.score),
+            awaited=self._status.long(awaited, now),
+            unreached=unreached,
+            unheard=unheard,
+            address=self._place.address,
+            peers=tuple(self._place.peers),
+        )
+        if (line := self._status.next(situation, now)) is not None:
+            self._say(line)
 
     def _read_membership(self, now: float) -> None:
         """Take in what the membership says."""
@@ -238,6 +269,8 @@ class _LiveNode:
             self._transport.introduced(frames[0])
         if envelope.node in self._links.faults.cut:
             return
+        if envelope.node < self._place.terms.nodes:
+            self._heard[envelope.node] = now
         if envelope.payload is not None:  # keep the frames themselves: a buffer dies with its frame
             envelope = envelope._replace(payload=frames[1:])
         self._handle(Received(envelope), now)
