@@ -1,22 +1,59 @@
-"""The command line: `p2pfl run`, `p2pfl node`, `p2pfl sweep`, `p2pfl report`, `p2pfl topology`."""
+"""The command line: `p2pfl run`, `node`, `check`, `sweep`, `report`, `replay`, `topology`. Its exit codes: `Exit`."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from rich.console import Console
 
+from p2pfl.errors import Exit, Stopped, stopping
+
 if TYPE_CHECKING:
+    from p2pfl.runs.verdict import Verdict
     from p2pfl.types import Schedule
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """The commands, each of which ends in good order upon SIGTERM and SIGHUP as upon Ctrl-C, with the code for it."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            with _signals():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            number = stopping(error)
+            click.echo(f"ended by {number.name}", err=True)
+            sys.exit(Exit(128 + number))
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Raise `Stopped` upon SIGTERM and SIGHUP; one that somebody has seen to (nohup) stays as it is."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise Stopped(number)
+
+    taken = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]
+    for each in taken:
+        signal.signal(each, stop)
+    try:
+        yield
+    finally:
+        for each in taken:
+            signal.signal(each, signal.SIG_DFL)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="p2pfl-jax")
 def main() -> None:
     """Decentralised peer-to-peer federated training in JAX: no server, no single point of failure."""
@@ -54,6 +91,7 @@ def run(
         sys.path[:0] = [str(Path.cwd()), str(file.resolve().parent)]
         from p2pfl.runs.run import default_out, fresh
         from p2pfl.runs.run import run as run_experiment
+        from p2pfl.runs.verdict import verdict
 
         out = out or default_out(wanted.name)
         fresh(out)
@@ -66,10 +104,18 @@ def run(
     else:
         console.print(terminal.results_table(summary))
         if summary.lost:
-            console.print(f"lost: node {', '.join(map(str, summary.lost))}")
+            planned = " (as planned)" if not summary.lost_unplanned else ""
+            console.print(f"lost: node {', '.join(map(str, summary.lost))}{planned}")
         console.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)
-    if summary.interrupted:
-        sys.exit(130)
+    _judge(verdict(summary))
+
+
+def _judge(verdict: Verdict) -> None:
+    """Say why a run is not whole, in one line, and exit with the code for it."""
+    if verdict.reasons:
+        click.echo(f"not whole: {'; '.join(verdict.reasons)}", err=True)
+    if verdict.code:
+        sys.exit(verdict.code)
 
 
 @main.command()
@@ -79,12 +125,14 @@ def run(
 @click.option("--resume", is_flag=True, help="Continue from the checkpoint in the node's directory, if there is one.")
 def node(file: Path, out: Path | None, hold: bool, resume: bool) -> None:
     """Run one node of a federation, as FILE describes it."""
-    with _errors():
+    with _errors(disk=Exit.FAILED):
         from p2pfl.runs import node as one
 
-        error = one.run(file, out, hold, resume, lambda text: click.echo(text))
-    if error:
-        raise click.ClickException(error)
+        ended = one.run(file, out, hold, resume, lambda text: click.echo(text))
+    if ended.error:
+        raise _Failure(ended.error, Exit.FAILED)
+    if ended.stopped_by and ended.left:
+        sys.exit(Exit(128 + signal.Signals[ended.stopped_by]))
 
 
 @main.command()
@@ -113,11 +161,12 @@ def sweep(
         click.echo(json.dumps(whole, indent=1))
     else:
         console.print(f"table: {out / 'table.md'}", soft_wrap=True, markup=False)
-    if made.interrupted:
+    if made.stopped:
         click.echo("interrupted; run the same command again to continue", err=True)
-        sys.exit(130)
+        sys.exit(Exit(128 + made.stopped))
     if made.failed:
-        raise click.ClickException(f"failed: {', '.join(made.failed)}; see the reasons in {out / 'table.md'}")
+        said = f"failed: {', '.join(made.failed)}; see the reasons in {out / 'table.md'}"
+        raise _Failure(said, Exit.NOT_WHOLE)
 
 
 @main.command()
@@ -128,6 +177,23 @@ def report(run: Path) -> None:
 
     with _errors():
         click.echo(page.write(run))
+
+
+@main.command()
+@click.argument("run", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print the books alone, as JSON.")
+def check(run: tuple[Path, ...], as_json: bool) -> None:
+    """Balance the books of a run: RUN is its directory, or those of all its nodes, wherever they were started."""
+    with _errors():
+        from p2pfl.runs.check import check as compute
+
+        checked = compute(run)
+    if as_json:
+        click.echo(json.dumps(checked.as_dict(), indent=1))
+    else:
+        for line in checked.lines():
+            click.echo(line)
+    _judge(checked.verdict)
 
 
 @main.command()
@@ -147,9 +213,10 @@ def replay(run: Path, as_json: bool) -> None:
             click.echo(f"node {each.node}: " + ("equal" if each.equal else f"differs by up to {each.difference:.3g}"))
     wrong = [verdict.node for verdict in verdicts if not verdict.equal]
     if wrong:
-        raise click.ClickException(
+        raise _Failure(
             f"{len(wrong)} of {len(verdicts)} nodes differ: node {', '.join(map(str, wrong))}. The trace leads to "
-            "other models: the version, the machine, the data or a file has changed"
+            "other models: the version, the machine, the data or a file has changed",
+            Exit.NOT_WHOLE,
         )
 
 
@@ -255,11 +322,27 @@ def _join_hosts(hosts: str | None, kind: str, baselines: bool) -> bool:
     return int(parts[2]) == 0
 
 
-class _errors:
-    """Errors of p2pfl, and of files that can't be written, end the command with their text and no traceback."""
+class _Failure(click.ClickException):
+    """Ends the command with a text on standard error and a code of `Exit`."""
 
-    def __init__(self, where: str = "") -> None:
-        self.where = where  # what the text of an error in the experiment begins with
+    def __init__(self, text: str, code: Exit) -> None:
+        super().__init__(text)
+        self.code = code
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        """For click."""
+        return self.code
+
+
+class _errors:
+    """Errors of p2pfl, and of files that can't be written, end the command with their text and no traceback.
+
+    `where`: what the text of an error in the experiment begins with. `disk`: the code for a file that can't be written.
+    """
+
+    def __init__(self, where: str = "", disk: Exit = Exit.MISTAKE) -> None:
+        self.where, self.disk = where, disk
 
     def __enter__(self) -> None:
         return None
@@ -267,11 +350,12 @@ class _errors:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         from p2pfl.errors import ConfigError, P2PFLError
 
+        if isinstance(error, ConfigError):
+            raise _Failure(f"{self.where}{error}", Exit.MISTAKE) from error
         if isinstance(error, P2PFLError):
-            where = self.where if isinstance(error, ConfigError) else ""
-            raise click.ClickException(f"{where}{error}") from error
+            raise _Failure(str(error), Exit.FAILED) from error
         if isinstance(error, OSError) and error.filename is not None:
-            raise click.ClickException(f"{error.filename}: {error.strerror}") from error
+            raise _Failure(f"{error.filename}: {error.strerror}", self.disk) from error
 
 
 def node_process(arguments: list[str]) -> int:

@@ -13,7 +13,38 @@ A text says what, what was got, the rule, and the way out.
 from __future__ import annotations
 
 import difflib
+import enum
+import signal
 from collections.abc import Iterable
+
+
+class Exit(enum.IntEnum):
+    """The exit codes of every command; docs/commands.md has them as a table."""
+
+    DONE = 0  # all in good order
+    MISTAKE = 1  # what was given is wrong, and nothing was started
+    USAGE = 2  # no such command or option
+    NOT_WHOLE = 3  # it ended, but something that should be there is not: a node was lost, the books do not balance
+    FAILED = 4  # this process's own failure: user code, disk, another process that took its place
+    HANGUP = 128 + signal.SIGHUP  # a signal asked it to end, and it ended in as good an order as there was time for
+    INTERRUPTED = 128 + signal.SIGINT
+    TERMINATED = 128 + signal.SIGTERM
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asks this process to end. `number`: of the signal.
+
+    It is a KeyboardInterrupt, so that whoever tidies up after Ctrl-C does the same after SIGTERM and SIGHUP.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = signal.Signals(number)
+
+
+def stopping(error: KeyboardInterrupt) -> signal.Signals:
+    """The signal that an interrupt stands for."""
+    return error.number if isinstance(error, Stopped) else signal.SIGINT
 
 
 class P2PFLError(Exception):

@@ -6,13 +6,16 @@ faults, a balanced ledger, and no more memory than at first.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +24,8 @@ from typing import Any
 import pytest
 from test_live import P2PFL, Started, by_hand, start  # noqa: F401  (start is a fixture)
 
+from p2pfl.drivers.live.ports import reserved
+from p2pfl.errors import Exit
 from p2pfl.node import records
 
 pytestmark = [pytest.mark.live, pytest.mark.faults]
@@ -254,7 +259,7 @@ def test_a_node_comes_back_after_thirty_seconds(begin: Start, tmp_path: Path) ->
         run.goes_on([0, 1, 2, 3, 4], 200)
         balanced(run.stop())
         again.send_signal(signal.SIGTERM)
-        assert again.wait(30) == 0
+        assert again.wait(30) == Exit.TERMINATED
         run.fine(others)
     finally:
         again.kill()
@@ -295,6 +300,180 @@ def test_models_of_44_mb_on_every_link_delay_no_death_and_cause_none(begin: Star
     balanced(run.stop())
 
 
+STARTED = 5.0
+"""Seconds after which nothing is left that a run had started, whatever has killed it."""
+
+
+def left_of(run: Run) -> list[str]:
+    """The processes of the nodes of a run, those of their membership, and the one that forks them."""
+    listed = subprocess.run(
+        ["ps", "-ww", "-eo", "pid,ppid,stat,args"], capture_output=True, text=True, check=True
+    ).stdout
+    rows = [line.split(None, 3) for line in listed.splitlines()[1:]]
+    nodes = {pid for pid, _, stat, args in rows if f"node {run.out}" in args and "Z" not in stat}
+    return [args for pid, parent, _, args in rows if pid in nodes or parent in nodes or f" {run.process.pid} " in args]
+
+
+def server(run: Run) -> int:
+    """The process that forks the nodes of a run."""
+    parent = Path(f"/proc/{run.pid(0)}/stat").read_text().rsplit(")", 1)[1].split()[1]
+    return int(parent)
+
+
+@pytest.mark.parametrize("moment", ["forks", "trains"])
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT", "SIGTERM", "SIGHUP"])
+def test_nothing_that_a_run_has_started_outlives_it(begin: Start, name: str, moment: str) -> None:
+    run = begin(4)
+    number = signal.Signals[name]
+    if moment == "forks":
+        log = run.out / "nodes" / "0" / "log.txt"
+        run.wait_for(log.exists)  # node 0 is asked for: the others are about to be
+    else:
+        run.reaches(0, 20)
+        run.wait_for(lambda: bool(left_of(run)))
+        os.kill(run.pid(3), signal.SIGSTOP)  # nor does one that can't see for itself
+    run.process.send_signal(number)
+    _, err = run.process.communicate(timeout=60)
+    ended = time.monotonic()
+    while left := left_of(run):
+        assert time.monotonic() < ended + STARTED, left
+    assert run.process.returncode == (-number if name == "SIGKILL" else 128 + number), err
+    if moment == "trains" and name != "SIGKILL":
+        summary = json.loads((run.out / "summary.json").read_text())
+        assert summary["stopped_by"] == name and summary["left"] == [0, 1, 2] and summary["mean_residual"] < 1e-6
+        assert list(summary["lost_unplanned"]) == ["3"]
+        assert f"not whole: ended by {name}; node 3 was killed" in err
+        assert (run.out / "report.html").exists()
+        assert all((run.out / "nodes" / str(node) / "result.json").exists() for node in range(3))
+
+
+def test_nodes_end_with_their_run_also_when_the_process_that_forks_them_is_killed_with_it(begin: Start) -> None:
+    run = begin(3)
+    run.reaches(0, 20)
+    os.kill(server(run), signal.SIGKILL)
+    run.process.kill()
+    run.process.communicate()
+    ended = time.monotonic()
+    while left := left_of(run):
+        assert time.monotonic() < ended + STARTED, left
+
+
+def test_the_rounds_done_are_not_lost_with_the_process_that_forks_the_nodes(begin: Start) -> None:
+    run = begin(4, rounds=600)
+    run.reaches(0, 100)
+    os.kill(server(run), signal.SIGKILL)
+    run.goes_on([0, 1, 2, 3], 50)
+    os.kill(run.pid(3), signal.SIGKILL)  # its end is seen as well
+    summary = run.end(code=Exit.NOT_WHOLE)
+    assert summary["incomplete"][0] == "the process that starts nodes has died (killed by SIGKILL)"
+    assert summary["lost"] == [3] and list(summary["lost_unplanned"]) == ["3"]
+    assert all(run.rows(node)[-1]["round"] == 600 for node in range(3))
+    balanced(summary)
+    assert (run.out / "report.html").exists()
+
+
+def test_a_node_that_fails_is_told_with_its_reason_and_the_others_go_on(begin: Start) -> None:
+    run = begin(4, rounds=400)
+    run.reaches(0, 20)
+    os.kill(run.pid(2), signal.SIGABRT)
+    summary = run.end(code=Exit.NOT_WHOLE)
+    assert summary["lost_unplanned"]["2"].startswith("was killed (SIGABRT); see ")
+    balanced(summary)
+
+
+def test_a_crash_that_is_planned_is_no_loss(begin: Start) -> None:
+    crash = '[[churn]]\nevent = "crash"\nnode = 1\nround = 30\n'
+    summary = begin(4, rounds=80, more=crash).end()
+    assert summary["lost"] == [1] and summary["lost_unplanned"] == {} == dict(enumerate(summary["incomplete"]))
+
+
+def test_a_run_that_nobody_lives_to_the_end_of_says_so(begin: Start) -> None:
+    run = begin(2)
+    run.reaches(0, 20)
+    run.kill(0, 1)
+    summary = run.end(code=Exit.NOT_WHOLE)
+    assert summary["incomplete"][0] == "no node ended in good order" and summary["lost"] == [0, 1]
+    assert len(summary["incomplete"]) == 3
+
+
+class Gate:
+    """Forwards connections from one port to another: the only way in that a firewall leaves open."""
+
+    def __init__(self, entry: int, to: int) -> None:
+        self._entry = socket.create_server(("127.0.0.1", entry))
+        self._to = to
+        self._opened: list[socket.socket] = []
+        threading.Thread(target=self._open, daemon=True).start()
+
+    def _open(self) -> None:
+        while True:
+            try:
+                one, _ = self._entry.accept()
+            except OSError:
+                return
+            try:
+                other = socket.create_connection(("127.0.0.1", self._to))
+            except ConnectionRefusedError:  # nobody listens there yet; the caller tries again
+                one.close()
+                continue
+            self._opened += [one, other]
+            for source, to in ((one, other), (other, one)):
+                threading.Thread(target=self._pass, args=(source, to), daemon=True).start()
+
+    @staticmethod
+    def _pass(source: socket.socket, to: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                to.sendall(data)
+        for each in (source, to):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._entry.shutdown(socket.SHUT_RDWR)
+        for each in (self._entry, *self._opened):
+            each.close()
+
+
+def test_a_node_says_which_direction_a_firewall_closes(tmp_path: Path) -> None:
+    """The members meet, since their port is open; the models of node 1 are asked for at one that is not."""
+    files = by_hand(tmp_path, 1_000_000)
+    with reserved(1) as (outside,):
+        listen = files[1].read_text().split('listen = "tcp://127.0.0.1:')[1].split('"')[0]
+        files[1].write_text(f'address = "tcp://127.0.0.1:{outside}"\n' + files[1].read_text())
+        files[0].write_text(files[0].read_text().replace(f":{listen}", f":{outside}"))
+    gate = Gate(outside + 1, int(listen) + 1)
+    processes = [
+        subprocess.Popen([*P2PFL, "node", str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for file in files
+    ]
+    told: list[list[str]] = [[], []]
+    readers = [
+        threading.Thread(target=lambda p=process, k=lines: k.extend(p.stdout))
+        for process, lines in zip(processes, told, strict=True)
+    ]
+    for reader in readers:
+        reader.start()
+    wanted = (
+        f"node 1 reaches us, we don't reach it at tcp://127.0.0.1:{outside}: firewall?",
+        f"nothing comes from it: does it reach us at tcp://127.0.0.1:{outside}?",
+    )
+    limit = time.monotonic() + 60
+    try:
+        for lines, text in zip(told, wanted, strict=True):
+            while not any(text in line for line in lines):
+                assert time.monotonic() < limit, told
+                time.sleep(0.05)
+    finally:
+        gate.close()
+        for process, reader in zip(processes, readers, strict=True):
+            process.kill()
+            process.wait()
+            reader.join()
+            assert process.stdout is not None
+            process.stdout.close()
+
+
 FULL = ["bash", "-c", 'ulimit -f 20; exec "$@"', "full"]
 """No file may grow beyond 20 kB: as on a full disk, the writes fail."""
 
@@ -309,7 +488,7 @@ def test_a_node_on_a_full_disk_says_so_and_harms_nobody(tmp_path: Path) -> None:
     )
     try:
         told = bad.communicate(timeout=120)[0]
-        assert bad.returncode == 1
+        assert bad.returncode == Exit.FAILED
         assert "File too large" in told
         assert "Traceback" not in told
         assert good.wait(120) == 0
@@ -323,6 +502,6 @@ def test_a_node_on_a_full_disk_says_so_and_harms_nobody(tmp_path: Path) -> None:
 
 
 def test_no_process_is_left_behind() -> None:
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert sys.executable
     assert not [line for line in listed.splitlines() if "faults0" in line and "node.toml" in line]

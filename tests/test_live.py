@@ -25,8 +25,9 @@ from small import CASES, MORE, Case, write
 from p2pfl import tree
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.config import experiment
-from p2pfl.drivers.live.launcher import free_ports
+from p2pfl.drivers.live.ports import reserved
 from p2pfl.drivers.simulate import loop
+from p2pfl.errors import Exit
 from p2pfl.federation import federation as build
 from p2pfl.federation.tasks import tasks
 from p2pfl.node import records
@@ -98,10 +99,13 @@ class Started:
         self.wait_for(lambda: (self.out / "pids.json").exists())
         return int(json.loads((self.out / "pids.json").read_text())[str(node)][-1])
 
-    def end(self, seconds: float = LIMIT) -> dict[str, Any]:
+    def end(self, seconds: float = LIMIT, code: int = Exit.DONE) -> dict[str, Any]:
         out, err = self.process.communicate(timeout=seconds)
-        assert self.process.returncode == 0, err
-        return dict(json.loads(out))
+        assert self.process.returncode == code, err
+        summary = dict(json.loads(out))
+        assert bool(code) == bool(summary["incomplete"])
+        assert not code or f"not whole: {'; '.join(summary['incomplete'])}\n" in err
+        return summary
 
     def over(self) -> None:
         """Nothing that was started is left behind."""
@@ -262,8 +266,8 @@ def test_survivors_wait_under_two_seconds(start: Callable[..., Started], victim:
     run = start(*NO_CHURN, "--set", "rounds=250")
     run.reaches(victim, 25)
     os.kill(run.pid(victim), signal.SIGKILL if how == "kill" else signal.SIGSTOP)
-    summary = run.end()
-    assert summary["lost"] == [victim]
+    summary = run.end(code=Exit.NOT_WHOLE)
+    assert summary["lost"] == [victim] and list(summary["lost_unplanned"]) == [str(victim)]
     assert summary["mean_residual"] < 1e-6
     for node in set(range(8)) - {victim}:
         assert run.gaps(node) < 2.0
@@ -367,8 +371,10 @@ def test_a_federation_goes_on_through_crash_kill_freeze_and_garbage(
     os.kill(run.pid(2), signal.SIGSTOP)
     run.reaches(3, run.rows(3) + 40)  # the others go on
     os.kill(run.pid(2), signal.SIGCONT)
-    summary = run.end()
+    summary = run.end(code=Exit.NOT_WHOLE)
     assert summary["lost"] == [5]
+    assert summary["incomplete"] == [f"node 5 {summary['lost_unplanned']['5']}"]
+    assert summary["lost_unplanned"]["5"].startswith("was killed (SIGKILL)")
     assert summary["mean_residual"] < 1e-6
     for node in range(5):
         last = records.read(run.out / "nodes" / str(node) / "metrics.jsonl")[-1]
@@ -404,8 +410,9 @@ name = "dsgd"
 preset = "lan"
 """
     (folder / "experiment.toml").write_text(experiment)
-    ports = free_ports(2)
     files = []
+    with reserved(2) as ports:
+        addresses = [f"tcp://127.0.0.1:{port}" for port in ports]
     for node in (0, 1):
         x = rng.normal(size=(120, 3))
         y = (x[:, 0] + 0.3 * rng.normal(size=120) > 0).astype(int)
@@ -413,8 +420,8 @@ preset = "lan"
         (folder / f"patients{node}.csv").write_text("a,b,c,ill\n" + "\n".join(rows) + "\n")
         files.append(folder / f"node{node}.toml")
         files[-1].write_text(
-            f'experiment = "experiment.toml"\nnode = {node}\nlisten = "tcp://127.0.0.1:{ports[node]}"\n'
-            f'out = "records{node}"\npeers = ["tcp://127.0.0.1:{ports[1 - node]}"]\n'
+            f'experiment = "experiment.toml"\nnode = {node}\nlisten = "{addresses[node]}"\n'
+            f'out = "records{node}"\npeers = ["{addresses[1 - node]}"]\n'
             f'[data]\nsource = "csv"\npath = "patients{node}.csv"\nlabel = "ill"\n'
         )
     return files
@@ -438,10 +445,10 @@ def test_two_nodes_by_hand_with_rows_of_their_own_until_they_are_asked_to_stop(t
         for folder in folders:
             wait(folder, "metrics.jsonl", lambda text: text.count("\n") > 40)
         processes[0].send_signal(signal.SIGTERM)
-        assert processes[0].wait(30) == 0
+        assert processes[0].wait(30) == Exit.TERMINATED
         wait(folders[1], "events.jsonl", lambda text: "left" in text)
         processes[1].send_signal(signal.SIGTERM)
-        assert processes[1].wait(30) == 0
+        assert processes[1].wait(30) == Exit.TERMINATED
     finally:
         for process in processes:
             process.kill()

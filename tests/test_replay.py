@@ -16,7 +16,7 @@ from test_live import CHURN, Started, start  # noqa: F401 (a fixture)
 
 from p2pfl.cli import main
 from p2pfl.config import experiment
-from p2pfl.errors import ConfigError, DataError
+from p2pfl.errors import ConfigError, DataError, Exit
 from p2pfl.federation import federation as build
 from p2pfl.node import records
 from p2pfl.reporting import run_data
@@ -133,7 +133,7 @@ def test_a_trace_that_was_changed_is_found_out(tmp_path: Path) -> None:
     lines[5]["booked"] = lines[5]["booked"][:1]  # type: ignore[index]
     rewrite(run, 3, lines)
     told = CliRunner().invoke(main, ["replay", str(run), "--json"])
-    assert told.exit_code == 1
+    assert told.exit_code == Exit.NOT_WHOLE
     assert "nodes differ: node 2, 3, 4" in told.output
     verdicts = json.loads(told.stdout[told.stdout.index("[") : told.stdout.rindex("]") + 1])
     assert [verdict["equal"] for verdict in verdicts] == [True, True, False, False, False]

@@ -23,7 +23,7 @@ from click.testing import CliRunner, Result
 
 from p2pfl.cli import main
 from p2pfl.config import experiment
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, Exit
 from p2pfl.sweeps import plan, process, table
 from p2pfl.sweeps.results import ALONE, Row, SweepTable
 from p2pfl.sweeps.workers import Workers
@@ -343,7 +343,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_made(folder: Path) -> None
     (folder / "sweep.toml").write_text(text)
     arguments = [folder / "sweep.toml", "--out", folder / "out", "--only", "network.loss=0", "--only", "seed=0"]
     result = call(*arguments, "--workers", 1)
-    assert result.exit_code == 1
+    assert result.exit_code == Exit.NOT_WHOLE
     assert "failed: 0-raises-seed0, 0-killed-seed0; " in result.output
     assert (folder / "killed").read_text() == "xx", "it is tried once more, and no more"
     text = (folder / "out" / "table.md").read_text()

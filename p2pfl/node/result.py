@@ -25,6 +25,7 @@ class NodeResult(NamedTuple):
     digest: str  # of its final model
     memory_peak: int | None = None  # bytes of main memory; None where nodes share a process
     error: str | None = None  # what it stopped for
+    stopped_by: str | None = None  # the signal that asked it to leave
     alone: int = 0  # rounds that it trained without half of those that should have been there
 
     def write(self, directory: Path) -> None:

@@ -69,6 +69,7 @@ class Worker:
         self.payloads, self.models = Incoming(like), Incoming(model)
         self.last_round = 0  # that an earlier process of the node has finished
         self.kept: tuple[int, int] | None = None  # life and round of the checkpoint that this life goes on from
+        self.score: float | None = None  # of the node's model after the latest round that was evaluated
         self._began = host.now()
         self._saved = 0  # the last round that a checkpoint was made after
         self._bytes = (0, 0)
@@ -170,7 +171,10 @@ class Worker:
             waited=_rounded(effect.waited),
             time=_rounded(now),
         )
-        self._metrics.write(self.replica.measured(round, booked, cost))
+        measured = self.replica.measured(round, booked, cost)
+        for score in (measured.score_after_mixing, measured.score_own):
+            self.score = self.score if score is None else score
+        self._metrics.write(measured)
         self._began, self._bytes = now, (sent, received)
         if self._host.every and (round % self._host.every == 0 or effect.next is None):
             self.checkpoint()

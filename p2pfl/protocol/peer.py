@@ -222,6 +222,13 @@ class Peer:
         """Exchanges void at this end, with those that the experiment loses."""
         return self._edges.voided
 
+    @property
+    def awaited(self) -> tuple[int, ...]:
+        """Neighbours that it waits for now; at the start, members that are not there."""
+        if self.stage == STARTING:
+            return tuple(self._presence.missing)
+        return tuple(sorted(other.node for other in self.state.neighbors.values() if self._awaits(other)))
+
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Return what one event does at time `now` (seconds, monotonic)."""
         self.state.now, self.state.out = now, []

@@ -140,8 +140,11 @@ class Summary:
     rounds_repeated: Mapping[str, int] = dataclasses.field(default_factory=dict)
     rounds_alone: Mapping[str, int] = dataclasses.field(default_factory=dict)
     lost: tuple[int, ...] = ()
+    lost_unplanned: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of these, and how it came about
     left: tuple[int, ...] = ()
     interrupted: bool = False
+    stopped_by: str = ""  # the signal that did it
+    incomplete: tuple[str, ...] = ()  # why the run is not whole, each a line for a person
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     metrics: Mapping[str, float | None] = dataclasses.field(default_factory=dict)  # of the assessment, by name

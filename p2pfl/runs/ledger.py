@@ -48,6 +48,8 @@ def balance(places: dict[int, Path], ended: Collection[Life], size: int, link: s
             if "booked" not in row or row["round"] > limits.get(me, _END):
                 continue
             for other, life, number, *_ in row["booked"]:
+                if other not in places:  # there is nothing to compare with
+                    continue
                 booked[me, (other, life)].add(number)
             for who, vector in row["exchanged"].items():  # so far: the last row has it all
                 other, _, life = who.partition(":")

@@ -12,13 +12,14 @@ from pathlib import Path
 from p2pfl import churn
 from p2pfl.config import experiment as config
 from p2pfl.config.experiment import Experiment, NodeFile
-from p2pfl.drivers.live import clock
-from p2pfl.drivers.live.launcher import Launcher, Order, free_ports
+from p2pfl.drivers.live import clock, ports
+from p2pfl.drivers.live.launcher import Launcher, Order
+from p2pfl.errors import stopping
 from p2pfl.federation.federation import Federation
 from p2pfl.node import records
 from p2pfl.reporting.terminal import View
 from p2pfl.runs.progress import Watch
-from p2pfl.runs.summary import Collected, collect, left, score
+from p2pfl.runs.summary import Collected, collect, left, planned_losses, score
 
 ENTRY = "p2pfl.cli:node_process"
 """What the processes of nodes call: the command `p2pfl node`."""
@@ -37,6 +38,12 @@ _PRELOAD = (
 _FREEZE = 10.0
 """Seconds without a finished round after which a frozen node is thawed: all wait for it then."""
 
+_LEAVE = 8.0
+"""Seconds that the nodes may take to leave when the run is told to end."""
+
+_KILLED = 2.0
+"""Seconds until a node that was killed is seen to have ended."""
+
 _STALL = 5.0
 """Seconds, or that many of its rounds, that a node may stand still once others have finished."""
 
@@ -51,11 +58,10 @@ def prepared(experiment: Experiment, view: View) -> Iterator[Callable[[Federatio
         yield partial(_run, server)
 
 
-def _orders(federation: Federation, out: Path) -> list[Order]:
-    """Write the node files, as a person would for several machines."""
+def _orders(federation: Federation, out: Path, held: Sequence[int]) -> list[Order]:
+    """Write the node files, as a person would for several machines. `held`: a port for each."""
     nodes = len(federation.graph)
-    ports = free_ports(nodes)
-    address = {node: f"tcp://127.0.0.1:{port}" for node, port in enumerate(ports)}
+    address = {node: f"tcp://127.0.0.1:{port}" for node, port in enumerate(held)}
     orders = []
     for node in range(nodes):
         directory = out / "nodes" / str(node)
@@ -73,39 +79,70 @@ def _orders(federation: Federation, out: Path) -> list[Order]:
 
 def _run(server: Launcher, federation: Federation, out: Path, view: View) -> Collected:
     """Run a process for each node to their end, and collect what they leave."""
+    with ports.reserved(len(federation.graph)) as held:
+        return _run_at(server, federation, out, view, _orders(federation, out, held))
+
+
+def _run_at(server: Launcher, federation: Federation, out: Path, view: View, orders: Sequence[Order]) -> Collected:
     began = clock.now()
-    orders = _orders(federation, out)
     view.say(f"starting {len(orders)} node processes")
     watch = Watch(federation.experiment.rounds, {order.node: order.directory for order in orders}, score(federation))
     server.prepare(orders)
-    pids = ", ".join(f"{node}: {member.pids[0]}" for node, member in server.members.items())
+    pids = ", ".join(f"{node}: {member.pids[0]}" for node, member in server.members.items() if member.pids)
     view.say(f"all nodes have compiled; their processes: {pids}")
     (out / "pids.json").write_text(json.dumps({node: member.pids for node, member in server.members.items()}))
     ready = clock.now()
     server.go()
-    interrupted = False
+    stopped_by = ""
     try:
         _follow(federation, server, watch, view)
-    except KeyboardInterrupt:
-        interrupted = True
-        view.say("interrupted: asking the nodes to leave")
-        server.stop()
-        limit = clock.now() + 10
-        while server.running and clock.now() < limit:
-            server.poll(0.05)
+    except KeyboardInterrupt as interrupt:
+        stopped_by = stopping(interrupt).name
+        view.say(f"{stopped_by}: asking the nodes to leave")
+        _ask_to_leave(server)
     _write_launch(out, server, watch)
     seconds = clock.now() - ready
     result = collect(federation, out)
+    lost = _lost(server, watch)
+    planned = planned_losses(federation, max(watch.rounds_of.values()) if stopped_by else None)
     summary = replace(
         result.summary,
         driver="live",
         seconds_startup=ready - began,
         seconds_running=seconds,
-        lost=tuple(sorted(node for node, member in server.members.items() if member.state in ("lost", "failed"))),
-        left=left(out),
-        interrupted=interrupted,
+        lost=tuple(sorted(lost)),
+        lost_unplanned={str(node): how for node, how in sorted(lost.items()) if node not in planned},
+        left=tuple(node for node in left(out) if node not in lost),
+        interrupted=bool(stopped_by),
+        stopped_by=stopped_by,
+        incomplete=(server.broken,) if server.broken else (),
     )
     return result._replace(summary=summary)
+
+
+def _ask_to_leave(server: Launcher) -> None:
+    """Let the nodes leave in good order; not for long, for whoever has sent the signal may send another one soon."""
+    server.stop()
+    limit = clock.now() + _LEAVE
+    while server.running and clock.now() < limit:
+        server.poll(0.05)
+    for node, member in server.members.items():
+        if member.state == "alive":
+            server.give_up(node, f"has not left within {_LEAVE:g} s")
+    limit = clock.now() + _KILLED
+    while server.running and clock.now() < limit:
+        server.poll(0.05)
+
+
+def _lost(server: Launcher, watch: Watch) -> dict[int, str]:
+    """The nodes that died or never came, and how."""
+    states = {"lost": "", "failed": "", "away": "never came", "alive": "did not end", "starting": "did not begin"}
+    result = {}
+    for node, member in server.members.items():
+        if member.state in states:
+            round = watch.rounds_of[node]
+            result[node] = (member.how or states[member.state]) + (f" (after round {round})" if round else "")
+    return result
 
 
 def _follow(federation: Federation, server: Launcher, watch: Watch, view: View) -> None:

@@ -13,21 +13,24 @@ from p2pfl.config.experiment import NodeFile
 from p2pfl.drivers.live import node as live
 from p2pfl.drivers.live import sidecar
 from p2pfl.drivers.live.launcher import READY
+from p2pfl.drivers.live.lifeline import Lifeline
 from p2pfl.drivers.live.settings import Place
 from p2pfl.errors import ConfigError
 from p2pfl.federation import tasks
 from p2pfl.federation.federation import build, build_own, precision, terms
 from p2pfl.node import result
-from p2pfl.runs import assessment
+from p2pfl.node.result import NodeResult
+from p2pfl.runs import about, assessment
 
 _NO_HOST = ("0.0.0.0", "*", "[::]")
 
 
-def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[str], None]) -> str | None:
-    """Run the node in `file` to its end; returns what went wrong, if anything did. Raises ConfigError at once.
+def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[str], None]) -> NodeResult:
+    """Run the node in `file` to its end; returns how it ended. Raises ConfigError at once.
 
-    `hold`: wait for a line on standard input when all is compiled. `resume`: go on from the checkpoint that an earlier
-    process of the node has left in its directory, if there is one.
+    `hold`: wait for a line on standard input when all is compiled, and leave when standard input ends: whoever has
+    started the node is gone. `resume`: go on from the checkpoint that an earlier process of the node has left in its
+    directory, if there is one.
     """
     given = config.load_node(file)
     address = _address(file, given)
@@ -40,6 +43,7 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
             f"out={str(directory)!r}: holds the records of a finished run; give another with --out, or --resume"
         )
     membership = sidecar.start()
+    lifeline = Lifeline() if hold else None
     try:
         precision(experiment)
         own = given.data
@@ -64,11 +68,13 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
             resume=resume,
         )
 
+        directory.mkdir(parents=True, exist_ok=True)
+        about.about(federation, given.node, task.score).write(directory)
+
         def ready() -> None:
-            if hold:
+            if lifeline is not None:
                 say(READY)
-                sys.stdin.readline()
-            say(f"listening on {given.listen}")
+                lifeline.wait()
 
         ended = live.run(task, place, membership, say, ready)
     finally:
@@ -85,7 +91,7 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
         f"done at round {ended.round}: {ended.booked} exchanges booked, {ended.voided} voided, "
         f"dropped {ended.dropped or 'nothing'}; model {ended.digest} in {directory}"
     )
-    return ended.error
+    return ended
 
 
 def _address(file: Path, given: NodeFile) -> str:

@@ -23,6 +23,7 @@ from p2pfl.reporting.run_data import Summary
 from p2pfl.reporting.terminal import View
 from p2pfl.runs import assessment, baselines, drivers, summary
 from p2pfl.runs.summary import Collected
+from p2pfl.runs.verdict import verdict
 
 
 def run(experiment: Experiment, out: Path, view: View | None = None) -> Summary:
@@ -50,6 +51,7 @@ def run(experiment: Experiment, out: Path, view: View | None = None) -> Summary:
         view.say(note)
     whole = _whole(federation, graph, result, compared, out)
     whole = replace(whole, seconds_total=clock.now() - started)
+    whole = replace(whole, incomplete=verdict(whole).reasons)
     whole.write(out)
     page.write(out)
     return whole

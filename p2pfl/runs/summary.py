@@ -113,6 +113,19 @@ def cost(events: Rows, name: str) -> dict[str, int]:
     return {node: rounds for node, rounds in sorted(total.items(), key=lambda each: int(each[0])) if rounds}
 
 
+def planned_losses(federation: Federation, until: int | None = None) -> set[int]:
+    """Return the nodes that the experiment plans to be gone after round `until`, its last one unless given.
+
+    The last that it says of them by then is that they crash; or that they join, and that is still to come.
+    """
+    until = federation.experiment.rounds if until is None else until
+    events = sorted(federation.churn, key=lambda each: each.round)
+    kinds = ("crash", "leave", "rejoin", "join")
+    last = {each.node: each.event for each in events if each.event in kinds and each.round <= until}
+    later = {each.node for each in events if each.event == "join"} - last.keys()
+    return later | {node for node, event in last.items() if event == "crash"}
+
+
 # --- records
 
 

@@ -29,7 +29,7 @@ class Made(NamedTuple):
     """The outcome of making the runs of a sweep."""
 
     failed: dict[str, str]  # name of a run -> why
-    interrupted: bool
+    stopped: int  # the signal that ended it; 0: none did
     seconds: float
 
 

@@ -19,7 +19,7 @@ from typing import Self
 
 from p2pfl.config import experiment
 from p2pfl.drivers.live import clock
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, stopping
 from p2pfl.sweeps import process
 from p2pfl.sweeps.plan import SweepPlan, SweepRun, directory, done, many, named
 from p2pfl.sweeps.results import Made, RunAnswer
@@ -50,9 +50,9 @@ def make_all(plan: SweepPlan, out: Path, runs: Sequence[SweepRun], count: int, s
                 shown.ended(answer)
                 if answer.fault is not None:
                     failed[answer.run.name] = answer.fault
-    except KeyboardInterrupt:
-        return Made(failed, True, clock.now() - began)
-    return Made(failed, False, clock.now() - began)
+    except KeyboardInterrupt as error:
+        return Made(failed, stopping(error), clock.now() - began)
+    return Made(failed, 0, clock.now() - began)
 
 
 def prepare(out: Path, file: Path) -> None:

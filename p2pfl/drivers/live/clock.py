@@ -16,3 +16,8 @@ def life() -> int:
     It orders the lives of one node by that node's own clock; it is never compared with another node's.
     """
     return time.time_ns() // 1_000_000
+
+
+def pause(seconds: float) -> None:
+    """Do nothing for a while: where nothing tells that what is waited for has come, as a port that gets free."""
+    time.sleep(seconds)

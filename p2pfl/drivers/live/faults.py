@@ -42,6 +42,7 @@ class FaultyLinks:
         self._planned = self._applied = InjectedFaults()
         self.waits = False  # the node is in no round
         self._held: deque[tuple[float, int, Sequence[Any], int]] = deque()  # until when, to whom, what
+        self.blocked: dict[int, float] = {}  # since when nothing could be sent to a node, of those of which that is so
         self._again: dict[int, tuple[float, Sequence[Any], int]] = {}  # to whom: until when, what
 
     @property
@@ -60,7 +61,7 @@ class FaultyLinks:
             return
         if self.faults.lag or self._held:
             self._held.append((now + self.faults.lag, to, frames, nbytes))
-        elif self._transport.send(to, frames, nbytes):
+        elif self._sent(to, frames, nbytes, now):
             self._again.pop(to, None)  # what has been said since is newer, and links keep order
         elif again:
             self._again[to] = now + _AGAIN, frames, nbytes
@@ -68,15 +69,23 @@ class FaultyLinks:
     def step(self, now: float) -> None:
         """Send what was held up long enough; retry what could not leave; tell the membership of new faults."""
         for to, (until, frames, nbytes) in list(self._again.items()):
-            if now >= until or to in self.faults.cut or self._transport.send(to, frames, nbytes):
+            if now >= until or to in self.faults.cut or self._sent(to, frames, nbytes, now):
                 del self._again[to]
         while self._held and self._held[0][0] <= now:
             _, to, frames, nbytes = self._held.popleft()
-            self._transport.send(to, frames, nbytes)
+            self._sent(to, frames, nbytes, now)
         if self.faults != self._applied:
             self._applied = self.faults
             self._membership.cut(self._applied.cut)
             self._membership.lag(self._applied.lag)
+
+    def _sent(self, to: int, frames: Sequence[Any], nbytes: int, now: float) -> bool:
+        done = self._transport.send(to, frames, nbytes)
+        if done:
+            self.blocked.pop(to, None)
+        else:
+            self.blocked.setdefault(to, now)
+        return done
 
     @property
     def waiting(self) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import selectors
 import signal
 import socket
@@ -21,7 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from p2pfl.drivers.live import clock
-from p2pfl.errors import LocalError
+from p2pfl.errors import Exit, LocalError
+from p2pfl.node import result
 
 _STARTUP = 600.0
 """Seconds that the first process may take to load its data and compile."""
@@ -29,9 +29,14 @@ _STARTUP = 600.0
 _LAGGARD = 10.0
 """Seconds, or twice what the first has needed, after which the others begin without those that are not ready."""
 
+_TAIL = 1 << 14
+"""Bytes at the end of a log in which its last line is looked for."""
 
 READY = "ready"
 """The line with which a node that holds says that all is compiled."""
+
+ASKED = (Exit.HANGUP, Exit.INTERRUPTED, Exit.TERMINATED)
+"""Exit codes of a node that a signal has asked to leave, and that has left in good order."""
 
 
 class Order(NamedTuple):
@@ -48,9 +53,11 @@ class Order(NamedTuple):
 class _Process:
     node: int
     pid: int
-    go: int  # writing end of its standard input
+    handle: int  # a pidfd: it stands for this very process, whatever becomes of its number
+    go: int  # writing end of its standard input: it ends when this closes
     log: Path
     offset: int  # where its part of the log begins
+    before: result.NodeResult | None  # what an earlier life of the node has left
     ready: bool = False
 
 
@@ -64,46 +71,80 @@ class _Lives:
     returned: int = 0
     called: int = 0  # returns that are due
     state: str = "starting"  # starting | alive | lost | left | finished | failed; away: not there, and will be
-    status: int | None = None
+    how: str = ""  # its latest life ended, where it did not in good order
     pids: list[int] = field(default_factory=list)
 
 
-class Launcher:
-    """Node processes on this machine. `say` takes a line for a person."""
+class _Request(NamedTuple):
+    """A process that was asked for and is not there yet."""
 
-    def __init__(self, entry: str, preload: Sequence[str], say: Callable[[str], None]) -> None:
+    member: _Lives
+    standby: bool
+    go: int
+    log: Path
+    offset: int
+
+
+class Launcher:
+    """Node processes on this machine. `say` takes a line for a person.
+
+    `killed`: asked how it can have come about that a process was killed by SIGKILL; "" where nothing is known.
+    """
+
+    def __init__(
+        self, entry: str, preload: Sequence[str], say: Callable[[str], None], killed: Callable[[], str] = lambda: ""
+    ) -> None:
         self.members: dict[int, _Lives] = {}
         self.events: list[dict[str, Any]] = []
-        self._say = say
+        self.broken = ""  # what has happened to the process that forks the nodes
+        self._say, self._killed = say, killed
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "p2pfl.drivers.live.forkserver", str(there.fileno()), entry, *preload]
+        module = "p2pfl.drivers.live.forkserver"
+        command = [sys.executable, "-m", module, str(os.getpid()), str(there.fileno()), entry, *preload]
         # one computing thread a node: there are more nodes than cores, and they share them
         quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self._server = subprocess.Popen(
-            command, pass_fds=(there.fileno(),), stdin=subprocess.DEVNULL, env={**quiet, **os.environ}
+            command,
+            pass_fds=(there.fileno(),),
+            stdin=subprocess.DEVNULL,
+            env={**quiet, **os.environ},
+            process_group=0,  # a person's Ctrl-C is for the launcher, which ends the nodes
         )
         there.close()
         self._link = here
         self._selector = selectors.DefaultSelector()
         self._selector.register(here, selectors.EVENT_READ)
-        self._waiting: list[tuple[_Lives, bool, int, Path, int]] = []
+        self._waiting: list[_Request] = []
 
     def __enter__(self) -> Launcher:
         return self
 
     def __exit__(self, *error: object) -> None:
         """Nothing that was started is left behind."""
-        for member in self.members.values():
-            for process in (member.current, member.standby):
-                if process is not None:
-                    _signal(process.pid, signal.SIGKILL)
+        for process in self._processes():
+            _signal(process, signal.SIGKILL)
+            self._let_go(process)
+        for request in self._waiting:  # it may run without anybody having said so: its standard input ends
+            os.close(request.go)
+        self._selector.close()
         self._link.close()
+        self._reap()
+
+    def _reap(self) -> int:
+        """See the end of the process that forks; its exit status."""
         try:
-            self._server.wait(5)
+            return self._server.wait(5)
         except subprocess.TimeoutExpired:
             self._server.kill()
-            self._server.wait()
-        self._selector.close()
+            return self._server.wait()
+
+    def _processes(self) -> list[_Process]:
+        return [process for member in self.members.values() for process in (member.current, member.standby) if process]
+
+    @property
+    def pid(self) -> int:
+        """Of the process that forks the nodes."""
+        return self._server.pid
 
     # --- starting
 
@@ -125,12 +166,9 @@ class Launcher:
             for member in self.members.values():
                 self._look_ready(member)
                 if member.state == "failed":
-                    raise LocalError(
-                        f"ended with status {member.status} before it was ready; see {member.order.directory}/log.txt",
-                        node=member.order.node,
-                        round=0,
-                        part="start",
-                    )
+                    raise LocalError(member.how, node=member.order.node, round=0, part="start")
+            if self.broken:
+                raise LocalError(f"{self.broken}, and no node can be started", node=-1, round=0, part="start")
             if waiting and len(self._unready()) < len(late):
                 waiting, limit = False, clock.now() + max(_LAGGARD, 2 * (clock.now() - began))
             if clock.now() > limit:
@@ -139,8 +177,8 @@ class Launcher:
 
     def _unready(self) -> list[int]:
         """Nodes with a process that is not ready or not even started."""
-        held = [p for m in self.members.values() for p in (m.current, m.standby) if p and not p.ready]
-        return [process.node for process in held] + [member.order.node for member, *_ in self._waiting]
+        held = [process.node for process in self._processes() if not process.ready]
+        return held + [request.member.order.node for request in self._waiting]
 
     def go(self) -> None:
         """Let all nodes begin."""
@@ -149,25 +187,28 @@ class Launcher:
                 self._go(member, member.current)
 
     def _start(self, member: _Lives, standby: bool) -> None:
+        if self.broken:
+            return
         directory = member.order.directory
         directory.mkdir(parents=True, exist_ok=True)
         held, go = os.pipe()
         path = directory / ("return.txt" if standby else "log.txt")
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         arguments = member.order.returns[member.returned] if standby else member.order.arguments
-        request = json.dumps({"arguments": arguments}).encode()
-        socket.send_fds(self._link, [request], [held, log])
-        os.close(held)
-        os.close(log)
-        self._waiting.append((member, standby, go, path, path.stat().st_size))
+        self._waiting.append(_Request(member, standby, go, path, path.stat().st_size))
+        try:
+            socket.send_fds(self._link, [json.dumps({"arguments": arguments}).encode()], [held, log])
+        except (BrokenPipeError, ConnectionResetError):
+            self._break()
+        finally:
+            os.close(held)
+            os.close(log)
 
     def _go(self, member: _Lives, process: _Process) -> None:
         member.current, member.state = process, "alive"
-        try:
+        process.before = result.read(member.order.directory)
+        with contextlib.suppress(BrokenPipeError):  # it died a moment ago; its end will be read
             os.write(process.go, b"go\n")
-        except BrokenPipeError:  # it died a moment ago; its end will be read
-            return
-        os.close(process.go)
 
     def _look_ready(self, member: _Lives) -> None:
         for process in (member.current, member.standby):
@@ -186,41 +227,95 @@ class Launcher:
         return any(member.state == "alive" for member in self.members.values())
 
     def _read(self, seconds: float) -> None:
-        if not self._selector.select(seconds):
-            return
-        packet = self._link.recv(65536)
+        for key, _ in self._selector.select(seconds):
+            if key.fileobj is self._link:
+                self._take()
+            else:  # nobody but the kernel tells any more
+                self._ended(key.data, None)
+
+    def _take(self) -> None:
+        """Take in what the process that forks has to say."""
+        try:
+            packet, handles, _, _ = socket.recv_fds(self._link, 65536, 1)
+        except ConnectionResetError:
+            packet, handles = b"", []
         if not packet:
-            raise LocalError("the process that starts nodes has died", node=-1, round=0, part="start")
+            self._break()
+            return
         answer = json.loads(packet)
         if "status" in answer:
-            self._ended(answer["pid"], answer["status"])
+            process = next((each for each in self._processes() if each.pid == answer["pid"]), None)
+            if process is not None:
+                self._ended(process, answer["status"])
             return
         member, standby, go, log, offset = self._waiting.pop(0)
-        process = _Process(member.order.node, answer["pid"], go, log, offset)
+        process = _Process(member.order.node, answer["pid"], handles[0], go, log, offset, None)
         member.pids.append(process.pid)
         if standby:
             member.standby = process
         else:
             member.current = process
 
-    def _ended(self, pid: int, status: int) -> None:
-        member = next(m for m in self.members.values() if pid in m.pids)
-        if member.standby is not None and member.standby.pid == pid:
+    def _break(self) -> None:
+        """The process that forks has died. The nodes need nobody to go on; their ends are watched from here."""
+        status = self._reap()
+        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        self.broken = f"the process that starts nodes has died ({how})"
+        self._say(f"{self.broken}; those that are there go on without it")
+        self._selector.unregister(self._link)
+        for request in self._waiting:
+            os.close(request.go)
+        self._waiting.clear()
+        for process in self._processes():
+            self._selector.register(process.handle, selectors.EVENT_READ, process)
+
+    def _let_go(self, process: _Process) -> None:
+        """Forget a process that has ended, or is about to."""
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(process.handle)
+        os.close(process.handle)
+        os.close(process.go)
+
+    def _ended(self, process: _Process, status: int | None) -> None:
+        """Take note of the end of a process. `status`: None where nobody could see it."""
+        member = self.members[process.node]
+        self._let_go(process)
+        how = self._how(process, status)
+        if member.standby is process:
             member.standby = None
-            self._say(f"node {member.order.node} can't return: its next process ended with status {status}")
+            self._say(f"node {process.node} can't return; its next process {how}")
             return
-        member.current, member.status = None, status
-        if member.state == "starting":
-            member.state = "failed" if status >= 0 else "lost"
-            return
-        if status == 0:
-            member.state = "left" if member.returned < len(member.order.returns) else "finished"
+        member.current, before = None, member.state
+        if status is None:
+            now = result.read(member.order.directory)
+            good = now is not None and now != process.before and now.error is None
+            stopped = good and now is not None and now.left
         else:
-            member.state = "lost"
-            how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-            self._say(f"node {member.order.node} died ({how})")
+            good, stopped = status == Exit.DONE or status in ASKED, status in ASKED
+        if before == "starting":
+            member.state, member.how = ("failed" if (status or 0) >= 0 else "lost"), how
+        elif good:
+            there_is_more = member.returned < len(member.order.returns)
+            member.state, member.how = ("left" if stopped or there_is_more else "finished"), ""
+        else:
+            member.state, member.how = "lost", how
+        if not good and member.state == "lost":
+            self._say(f"node {process.node} {how}")
             self._event("crash", member, how)
-        self._return(member)
+        if before != "starting":
+            self._return(member)
+
+    def _how(self, process: _Process, status: int | None) -> str:
+        """Say how a process ended, behind the name of its node."""
+        if status is None:
+            return f"ended with no result; see {process.log}"
+        if status >= 0:
+            last = _last_line(process.log, process.offset)
+            return f"failed: {last or f'it ended with status {status}'}; see {process.log}"
+        if status == -signal.SIGKILL:
+            why = self._killed()
+            return "was killed (SIGKILL)" + (f": {why}" if why else "")
+        return f"was killed ({signal.Signals(-status).name}); see {process.log}"
 
     def call(self, node: int) -> None:
         """The next return of a node is due: it begins as soon as its earlier process has ended."""
@@ -240,7 +335,7 @@ class Launcher:
         """Let a frozen node go on."""
         current = self.members[node].current
         if current is not None:
-            _signal(current.pid, signal.SIGCONT)
+            _signal(current, signal.SIGCONT)
 
     def _event(self, event: str, member: _Lives, detail: str) -> None:
         self.events.append({"event": event, "node": member.order.node, "detail": detail, "time": clock.now()})
@@ -252,36 +347,24 @@ class Launcher:
             self._say(f"node {node}: {why}; ending it")
             member.order = member.order._replace(returns=member.order.returns[: member.returned])
             if member.standby is not None:
-                _signal(member.standby.pid, signal.SIGKILL)
-            _signal(member.current.pid, signal.SIGKILL)
+                _signal(member.standby, signal.SIGKILL)
+            _signal(member.current, signal.SIGKILL)
 
     def stop(self) -> None:
         """Ask all nodes to leave."""
         for member in self.members.values():
             if member.current is not None:
-                _signal(member.current.pid, signal.SIGTERM)
+                _signal(member.current, signal.SIGTERM)
 
 
-def _signal(pid: int, number: int) -> None:
+def _signal(process: _Process, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):  # it has ended, which will be read
-        os.kill(pid, number)
+        signal.pidfd_send_signal(process.handle, number)
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports on the loopback address that nothing listens on, nor on the next, below those of outgoing connections.
-
-    A node that returns listens on its old ports again; in between nothing else takes them by chance.
-    """
-    found: list[int] = []
-    tried = random.Random(os.getpid()).sample(range(10_000, 32_000, 2), 11_000)
-    for port in tried:
-        with socket.socket() as probe, socket.socket() as beside:
-            try:
-                probe.bind(("127.0.0.1", port))
-                beside.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-        found.append(port)
-        if len(found) == count:
-            return found
-    raise LocalError(f"no {count} pairs of free ports between 10000 and 32000", node=-1, round=0, part="start")
+def _last_line(log: Path, offset: int) -> str:
+    """The last line of a log from `offset` on that says something; an error without the words around it."""
+    with log.open("rb") as file:
+        file.seek(max(offset, log.stat().st_size - _TAIL))
+        lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("Error: ") if lines and lines[-1] != READY else ""

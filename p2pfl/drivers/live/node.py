@@ -12,10 +12,11 @@ from collections.abc import Callable
 
 import zmq
 
-from p2pfl.drivers.live import clock
+from p2pfl.drivers.live import clock, ports
 from p2pfl.drivers.live.faults import FaultPlan, FaultyLinks
 from p2pfl.drivers.live.settings import Place, membership_address, models_address
 from p2pfl.drivers.live.sidecar import Sidecar
+from p2pfl.drivers.live.status_line import Situation, StatusLine, directions
 from p2pfl.drivers.live.transport import Transport
 from p2pfl.errors import LocalError, RemoteError
 from p2pfl.node import records
@@ -61,7 +62,8 @@ _RECOMPILES = 30.0
 def run(
     task: Task, place: Place, membership: Sidecar, say: Callable[[str], None], ready: Callable[[], None]
 ) -> NodeResult:
-    """Run one node to its end. `ready` is called when all is compiled and may wait; the sockets open after it.
+    """Run one node to its end. `ready` is called when all is compiled and may wait; the sockets open after it, and then
+    `say` is told where it listens.
 
     `membership`: of `sidecar.start()`, before jax computes anything.
     """
@@ -70,6 +72,8 @@ def run(
     node.warm()
     ready()
     try:
+        node.open()
+        say(f"listening on {place.listen}")
         node.loop()
         result = node.result()
         result.write(place.directory)
@@ -92,10 +96,12 @@ class _LiveNode:
         self._opened = contextlib.ExitStack()
         self._opened.callback(os.close, self._wake)
         self._signals: list[int] = []
+        self._stopped_by: str | None = None
         self._error: LocalError | None = None
         self._done = self._busy = False
         self._fault_plan = FaultPlan(task.events, task.node, place.terms.nodes)
         self._table: tuple[Member, ...] = ()  # as the membership last told it
+        self._status, self._heard = StatusLine(), dict[int, float]()  # when each node was last heard
         self._told = -1  # the round that the membership has been told
         self._past = 0  # what the experiment plans up to this round is over
         self._worker = threading.Thread(target=self._compute, name="work", daemon=True)
@@ -104,9 +110,11 @@ class _LiveNode:
         """Compile; no socket is open yet."""
         self._work.replica.warm()
 
-    def _open(self) -> None:
-        """Sockets and records; from here on the node exists for the others."""
+    def open(self) -> None:
+        """Bind the sockets, open the records; from here on the node exists for the others."""
         task, place, work = self._task, self._place, self._work
+        own = membership_address(place.listen)
+        ports.await_free((place.listen, own), self._say)
         payload, model = work.payloads.format, work.models.format
         self._formats = {Offer: payload, Push: payload, Model: model}
         if place.resume:
@@ -128,7 +136,6 @@ class _LiveNode:
         self._peer = Peer(facts(task, work, place.terms, life, join_round))
         me = Me(task.node, life, membership_address(place.address))
         seeds = [membership_address(address) for address in place.peers]
-        own = membership_address(place.listen)
         self._membership.begin(me, place.terms.federation, seeds, place.probe_timing, own)
 
     def _happens(self, round: int) -> str | None:
@@ -136,7 +143,7 @@ class _LiveNode:
         self._links.faults = self._fault_plan.of(round)
         past, self._past = self._past, max(self._past, round)
         for event in self._task.events:
-            if event.node != self._task.node or event.round != round or round <= past:
+            if event.node != self._task.node or not past < event.round <= round:  # what it skipped befalls it now
                 continue
             if event.event == "crash":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -164,10 +171,10 @@ class _LiveNode:
     # --- the loop
 
     def loop(self) -> None:
-        """Until the peer is done."""
-        self._open()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, frame: self._signals.append(number))
+        """Until the peer is done. Only after `open`."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, lambda number, frame: self._signals.append(number))
         poller = zmq.Poller()
         poller.register(self._transport.socket, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
@@ -191,15 +198,45 @@ class _LiveNode:
         for reason in self._transport.watch():
             self._drop(Drop(reason, "a connection that no neighbour introduced itself on"))
         if self._signals:
+            self._stopped_by = self._stopped_by or signal.Signals(self._signals[0]).name
             self._signals.clear()
-            self._say("leaving: asked to stop")
+            self._say(f"leaving: asked to stop ({self._stopped_by})")
             self._handle(Leave(idle=False), now)
         self._handle(Tick(), now)
         self._membership.beat()
+        self._tell(now)
         self._links.waits = self._peer.waits
         if self._peer.told != self._told:
             self._told = self._peer.told
             self._membership.progress(self._told)
+
+    def _tell(self, now: float) -> None:
+        """Say how it goes, if that is due."""
+        if self._stopped_by:  # nothing is hoped for any more
+            return
+        terms, work, me = self._place.terms, self._work, self._task.node
+        # who has left after its last round is missed by nobody
+        counted = [each for each in self._table if each.present or each.round >= self._task.rounds]
+        there = {member.node: models_address(member.address) for member in counted} | {me: ""}
+        neighbors = {node: there[node] for node in work.task.neighbors if node in there}
+        awaited = self._peer.awaited
+        asked = [node for node in neighbors if node in awaited or node not in self._heard]
+        unreached, unheard = directions(neighbors, self._heard, self._links.blocked, asked, now)
+        situation = Situation(
+            round=self._peer.round,
+            rounds=self._task.rounds,
+            there=len(there),
+            expected=max(len(terms.expected), len(there)),
+            missing=tuple(node for node in terms.expected if node not in there),
+            score=None if work.score is None else (self._task.score, work.score),
+            awaited=self._status.long(awaited, now),
+            unreached=unreached,
+            unheard=unheard,
+            address=self._place.address,
+            peers=tuple(self._place.peers),
+        )
+        if (line := self._status.next(situation, now)) is not None:
+            self._say(line)
 
     def _read_membership(self, now: float) -> None:
         """Take in what the membership says."""
@@ -237,6 +274,8 @@ class _LiveNode:
             self._transport.introduced(frames[0])
         if envelope.node in self._links.faults.cut:
             return
+        if envelope.node < self._place.terms.nodes:
+            self._heard[envelope.node] = now
         if envelope.payload is not None:  # keep the frames themselves: a buffer dies with its frame
             envelope = envelope._replace(payload=frames[1:])
         self._handle(Received(envelope), now)
@@ -321,6 +360,7 @@ class _LiveNode:
             saved,
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             str(self._error) if self._error else None,
+            self._stopped_by,
             self._peer.alone,
         )
 

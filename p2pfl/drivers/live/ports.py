@@ -1,0 +1,92 @@
+"""Ports of nodes on this machine: reserved for as long as somebody holds them, and waited for where they are taken.
+
+A reservation is a socket that is bound and never listens. Bound as it is, exclusively, no other process gets the port:
+not another run's reservation, not the kernel's choice for an outgoing connection. Then it sets SO_REUSEADDR, and only
+who sets that too, as ZeroMQ does, and names the very port, may bind it: the node, and after its death its next life.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import random
+import socket
+from collections.abc import Callable, Iterator, Sequence
+
+from p2pfl.drivers.live import clock
+from p2pfl.errors import LocalError
+
+_RANGE = range(10_000, 32_000, 2)
+"""Below the ports of outgoing connections: a node that is called while it is away answers nobody, not even itself."""
+
+_RELEASE = 15.0
+"""Seconds that a node waits for its ports, if something holds them: what is left of an earlier process of it, as a
+rule, which ends as soon as it sees that it is alone."""
+
+_LOOK_EVERY = 0.1
+
+
+class Reservation:
+    """A port of the loopback address and the next one, held until `close`."""
+
+    def __init__(self, port: int) -> None:
+        """Raises OSError where either is taken."""
+        self.port = port
+        with contextlib.ExitStack() as opened:
+            for number in (port, port + 1):
+                held = opened.enter_context(socket.socket())
+                held.bind(("127.0.0.1", number))
+                held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._opened = opened.pop_all()
+
+    def close(self) -> None:
+        """Let go of the ports."""
+        self._opened.close()
+
+
+@contextlib.contextmanager
+def reserved(count: int) -> Iterator[list[int]]:
+    """Hold so many pairs of ports on the loopback address; the numbers of the first of each.
+
+    Which ones is drawn by the operating system's random numbers: no two runs try the same ones in the same order.
+    """
+    with contextlib.ExitStack() as opened:
+        ports: list[int] = []
+        for port in random.SystemRandom().sample(_RANGE, len(_RANGE)):
+            if len(ports) == count:
+                break
+            with contextlib.suppress(OSError):  # it is taken
+                opened.callback(Reservation(port).close)
+                ports.append(port)
+        if len(ports) < count:
+            raise LocalError(f"no {count} pairs of free ports between 10000 and 32000", node=-1, round=0, part="start")
+        yield ports
+
+
+def await_free(addresses: Sequence[str], say: Callable[[str], None], seconds: float = _RELEASE) -> None:
+    """Wait until these addresses, tcp://HOST:PORT, can be bound, and say so; not for more than so many seconds.
+
+    Whoever binds them then is told in its own words what is wrong, be it this or anything else.
+    """
+    limit = clock.now() + seconds
+    waiting = False
+    for address in addresses:
+        while _taken(address) and (left := limit - clock.now()) > 0:
+            if not waiting:
+                waiting = True
+                say(f"{address} is held by another process: waiting up to {seconds:g} s for it to be free")
+            clock.pause(min(left, _LOOK_EVERY))
+
+
+def _taken(address: str) -> bool:
+    """Another process listens there. False where that can't be told: a name of an interface, an address not ours."""
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    host = "" if host == "*" else host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False

@@ -1,0 +1,200 @@
+"""`p2pfl check RUN ...`: the books of all nodes of a federation together, whoever started them, and what is missing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from p2pfl.errors import ConfigError
+from p2pfl.node import records, result
+from p2pfl.node.result import NodeResult
+from p2pfl.reporting.run_data import Summary
+from p2pfl.runs import about, ledger, summary
+from p2pfl.runs.about import About
+from p2pfl.runs.verdict import Verdict, verdict
+
+BALANCED = 1e-6
+"""Mean residual up to which the books balance: rounding of float32 stays far below it."""
+
+_RECORDS = ("result.json", "trace.jsonl", "metrics.jsonl")
+
+
+class NodeEnd(NamedTuple):
+    """How one node ended, by its records."""
+
+    node: int
+    how: str  # for a person
+    round: int  # the last it took part in
+    booked: int
+    voided: int
+    skipped: int  # rounds between the first and the last of a life that it has no record of
+
+
+class Checked(NamedTuple):
+    """The books of a federation."""
+
+    ends: tuple[NodeEnd, ...]
+    missing: tuple[int, ...]  # nodes whose records are not here
+    summary: Summary
+    verdict: Verdict
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json."""
+        names = ("mean_residual", "residue", "residue_drift", "exchanges_booked", "exchanges_voided",
+                 "messages_dropped", "lost", "lost_unplanned", "left")  # fmt: skip
+        table = self.summary.as_dict()
+        return {
+            "nodes": {str(end.node): end._asdict() for end in self.ends},
+            "missing": [*self.missing],
+            **{name: table[name] for name in names},
+            "rounds_skipped": sum(end.skipped for end in self.ends),
+            "incomplete": [*self.verdict.reasons],
+        }
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        books, skipped = self.summary, sum(end.skipped for end in self.ends)
+        told = [
+            f"node {end.node}: {end.how}; {end.booked} exchanges booked, {end.voided} voided, "
+            f"{end.skipped} rounds skipped"
+            for end in self.ends
+        ]
+        told += [f"node {node}: its records are missing" for node in self.missing]
+        balance = "nothing to balance: it is not exchanges that keep the mean"
+        if books.mean_residual is not None:
+            balance = f"mean residual {books.mean_residual:.3g}, residue {books.residue}"
+            balance += f" (drift {books.residue_drift:.3g})" if books.residue else ""
+        dropped = ", ".join(f"{reason} {count}" for reason, count in (books.messages_dropped or {}).items())
+        return [
+            *told,
+            balance,
+            f"{books.exchanges_booked} exchanges booked, {books.exchanges_voided} ends voided, "
+            f"{skipped} rounds skipped; messages dropped: {dropped or 'none'}",
+        ]
+
+
+def check(paths: Sequence[Path]) -> Checked:
+    """Balance the books of all nodes whose records are in `paths`: directories of nodes, or of whole runs.
+
+    Raises ConfigError for directories that hold no records, or those of several federations.
+    """
+    places = _places(paths)
+    facts = _facts(paths, places)
+    results = {node: result.read(path) for node, path in places.items()}
+    ended = {node: each for node, each in results.items() if each is not None}
+    rows = {node: records.read(path / "metrics.jsonl") for node, path in places.items()}
+    lives = {(node, each.life) for node, each in ended.items()}
+    books = ledger.balance(dict(places), lives, facts.parameters, facts.link, facts.keeps_mean)
+    lost = _lost(results, rows)
+    missing = tuple(sorted(set(range(facts.nodes)) - places.keys()))
+    metrics = [row for each in rows.values() for row in each]
+    whole = replace(
+        Summary(name=facts.name, nodes=facts.nodes, rounds=facts.rounds, keeps_mean=facts.keeps_mean),
+        **summary.outcome(metrics, ended, facts.link),
+        **books._asdict(),
+        lost=tuple(sorted(lost)),
+        lost_unplanned={str(node): how for node, how in lost.items() if node not in facts.planned_losses},
+        left=tuple(node for node, each in ended.items() if each.left and node not in lost),
+        incomplete=(*_unbalanced(books), *(f"the records of node {node} are missing" for node in missing)),
+    )
+    ends = tuple(_end(node, results[node], rows[node]) for node in places)
+    return Checked(ends, missing, whole, verdict(whole))
+
+
+def _unbalanced(books: ledger.Ledger) -> list[str]:
+    residual = books.mean_residual
+    if residual is None or residual <= BALANCED:
+        return []
+    return [f"the books do not balance: mean residual {residual:.3g}, where rounding leaves less than {BALANCED:g}"]
+
+
+def _lost(results: Mapping[int, NodeResult | None], rows: Mapping[int, Sequence[dict[str, Any]]]) -> dict[int, str]:
+    lost = {}
+    for node, ended in results.items():
+        if ended is None:
+            last = rows[node][-1]["round"] if rows[node] else 0
+            lost[node] = f"left no result: it died after round {last}, or is still at work"
+        elif ended.error:
+            lost[node] = f"failed: {ended.error}"
+    return lost
+
+
+def _end(node: int, ended: NodeResult | None, rows: Sequence[dict[str, Any]]) -> NodeEnd:
+    skipped = sum(
+        after["round"] - before["round"] - 1
+        for before, after in itertools.pairwise(rows)
+        if before["life"] == after["life"]
+    )
+    last = rows[-1]["round"] if rows else 0
+    if ended is None:
+        how = f"no result: it died after round {last}, or is still at work"
+        return NodeEnd(node, how, last, sum(len(row["arrived"]) for row in rows), 0, skipped)
+    if ended.error:
+        how = f"failed in round {ended.round}: {ended.error}"
+    else:
+        how = f"{'left in' if ended.left else 'ended after'} round {ended.round}"
+        how += f" ({ended.stopped_by})" if ended.left and ended.stopped_by else ""
+    return NodeEnd(node, how, ended.round, ended.booked, ended.voided, skipped)
+
+
+# --- whose records are where
+
+
+def _places(paths: Sequence[Path]) -> dict[int, Path]:
+    """The directory of each node's records."""
+    places: dict[int, Path] = {}
+    for path in paths:
+        if (path / "nodes").is_dir():
+            more = summary.directories(path)
+        elif any((path / name).is_file() for name in _RECORDS):
+            more = {_node(path): path}
+        else:
+            raise ConfigError(
+                f"{path}: holds no records; give the directory of a run, or those of all its nodes "
+                "(with result.json, trace.jsonl, metrics.jsonl)"
+            )
+        for node, place in more.items():
+            if node in places:
+                raise ConfigError(f"{place}: is of node {node}, as {places[node]}; give one directory for each node")
+            places[node] = place
+    return dict(sorted(places.items()))
+
+
+def _node(path: Path) -> int:
+    """Whose records a directory holds."""
+    if (told := about.read(path)) is not None:
+        return told.node
+    if (ended := result.read(path)) is not None:
+        return ended.node
+    for row in records.read(path / "metrics.jsonl"):
+        return int(row["node"])
+    raise ConfigError(f"{path}: does not say whose records it holds; give directories that have about.json")
+
+
+def _facts(paths: Sequence[Path], places: Mapping[int, Path]) -> About:
+    """What all nodes have in common: as they say themselves, else as the summary of a run has it."""
+    told = {node: each for node, path in places.items() if (each := about.read(path)) is not None}
+    if told:
+        first, *rest = told
+        for node in rest:
+            if told[node]._replace(node=first) != told[first]:
+                raise ConfigError(
+                    f"{places[node]}: is of another federation than {places[first]}; give the directories of one"
+                )
+        return told[first]
+    for path in paths:
+        file = path / "summary.json"
+        if file.is_file():
+            s = Summary.of(json.loads(file.read_text("utf-8")))
+            if s.nodes is not None and s.rounds is not None and s.parameters is not None:
+                link = "exchange" if s.keeps_mean == "exchange" else "push"
+                gone = tuple(node for node in s.lost if str(node) not in s.lost_unplanned)
+                return About(-1, s.name, s.nodes, s.rounds, s.parameters, link, s.keeps_mean, s.score, "", gone)
+    raise ConfigError(
+        f"{paths[0]}: holds neither about.json, which nodes write, nor the summary.json of a run: how large the "
+        "federation is and how it keeps the mean is not known"
+    )

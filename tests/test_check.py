@@ -1,0 +1,198 @@
+"""`p2pfl check`: the books of all nodes together, whoever started them; and the verdict on a run, as a table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from small import Case, write
+
+from p2pfl.cli import main
+from p2pfl.config import experiment
+from p2pfl.errors import Exit
+from p2pfl.federation.federation import build, precision
+from p2pfl.node import records
+from p2pfl.reporting.run_data import Summary
+from p2pfl.runs import about
+from p2pfl.runs.run import run
+from p2pfl.runs.verdict import verdict
+
+NODES = 5
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the plain loop, whose nodes leave all records."""
+    folder = tmp_path_factory.mktemp("check")
+    file = write(folder, Case("gradient_tracking"))
+    wanted = experiment.load(file, ["driver.kind=simulate", "driver.loop=true"])
+    precision(wanted)
+    run(wanted, folder / "run")
+    federation = build(wanted)
+    for node in range(NODES):  # as a node that is started by hand writes it
+        about.about(federation, node, "accuracy").write(folder / "run" / "nodes" / str(node))
+    return folder / "run"
+
+
+@pytest.fixture
+def there(made: Path, tmp_path: Path) -> list[Path]:
+    """The directories of the nodes, as they are brought together from several machines."""
+    places = [tmp_path / f"from-hospital-{node}" for node in range(NODES)]
+    for node, place in enumerate(places):
+        shutil.copytree(made / "nodes" / str(node), place)
+    return places
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["check", *map(str, arguments)])
+
+
+def books(*arguments: object) -> dict[str, Any]:
+    return dict(json.loads(call(*arguments, "--json").stdout))
+
+
+def changed(place: Path, change: Any) -> None:
+    """Change the records of a trace."""
+    lines = records.read(place / "trace.jsonl")
+    (place / "trace.jsonl").write_text("".join(json.dumps(line) + "\n" for line in change(lines)))
+
+
+def test_books_that_balance(made: Path, there: list[Path]) -> None:
+    for arguments in ([made], there, there[::-1]):
+        result = call(*arguments)
+        assert result.exit_code == Exit.DONE, result.output
+        lines = result.stdout.splitlines()
+        assert lines[0] == "node 0: ended after round 8; 16 exchanges booked, 0 voided, 0 rounds skipped"
+        assert lines[NODES].startswith("mean residual ") and lines[NODES].endswith("residue 0")
+        assert lines[-1] == "40 exchanges booked, 0 ends voided, 0 rounds skipped; messages dropped: none"
+    table = books(made)
+    summary = json.loads((made / "summary.json").read_text())
+    assert {name: table[name] for name in ("mean_residual", "exchanges_booked", "residue", "residue_drift")} == {
+        name: summary[name] for name in ("mean_residual", "exchanges_booked", "residue", "residue_drift")
+    }
+    assert table["incomplete"] == table["missing"] == []
+
+
+def test_a_run_whose_nodes_say_nothing_is_known_by_its_summary(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "run")
+    for node in range(NODES):
+        (tmp_path / "run" / "nodes" / str(node) / "about.json").unlink()
+    assert books(tmp_path / "run") == books(made)
+    (tmp_path / "run" / "summary.json").unlink()
+    result = call(tmp_path / "run")
+    assert result.exit_code == Exit.MISTAKE and "is not known" in result.stderr
+
+
+def test_records_that_are_missing_are_named_and_the_rest_is_balanced(there: list[Path]) -> None:
+    result = call(*there[:3], there[4])
+    assert result.exit_code == Exit.NOT_WHOLE
+    assert "node 3: its records are missing" in result.stdout
+    assert result.stderr == "not whole: the records of node 3 are missing\n"
+    table = books(*there[:3], there[4])
+    assert table["missing"] == [3] and table["residue"] == 0 and table["mean_residual"] < 1e-6
+
+
+def test_a_node_that_left_no_result_is_a_loss_and_one_that_failed_too(there: list[Path]) -> None:
+    (there[1] / "result.json").unlink()
+    ended = json.loads((there[2] / "result.json").read_text())
+    (there[2] / "result.json").write_text(json.dumps({**ended, "left": True, "round": 6, "error": "no disk"}))
+    (there[4] / "result.json").write_text(json.dumps({**ended, "node": 4, "left": True, "stopped_by": "SIGTERM"}))
+    result = call(*there)
+    assert result.exit_code == Exit.NOT_WHOLE
+    for said in (
+        "node 1: no result: it died after round 8, or is still at work",
+        "node 2: failed in round 6: no disk",
+        "node 4: left in round 8 (SIGTERM)",
+    ):
+        assert said in result.stdout
+    table = books(*there)
+    assert (table["lost"], table["left"]) == ([1, 2], [4])
+    told = json.loads((there[0] / "about.json").read_text())
+    for place in there:  # what the experiment has planned is no loss
+        of = {**told, "node": int(place.name[-1]), "planned_losses": [1, 2]}
+        (place / "about.json").write_text(json.dumps(of))
+    assert call(*there).exit_code == Exit.DONE
+
+
+def test_books_that_do_not_balance(there: list[Path]) -> None:
+    def cooked(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        who = next(iter(lines[-1]["exchanged"]))
+        lines[-1]["exchanged"][who] = records.pack(records.unpack(lines[-1]["exchanged"][who]) + 1.0)
+        return lines
+
+    changed(there[0], cooked)
+    result = call(*there)
+    assert result.exit_code == Exit.NOT_WHOLE
+    assert result.stderr.startswith("not whole: the books do not balance: mean residual ")
+    assert np.isclose(books(*there)["mean_residual"], 8 / NODES / 3**0.5)  # 64 numbers, 5 nodes, 3 parameters
+
+
+def test_exchanges_of_which_one_end_knows_nothing_are_residue(there: list[Path]) -> None:
+    changed(there[0], lambda lines: [line for line in lines if line["round"] < 7])
+    table = books(*there)
+    assert table["residue"] == 4 and table["residue_drift"] > 0
+
+
+def test_rounds_that_were_skipped_are_counted(there: list[Path]) -> None:
+    rows = records.read(there[3] / "metrics.jsonl")
+    (there[3] / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows if row["round"] not in (3, 4))
+    )
+    table = books(*there)
+    assert table["rounds_skipped"] == table["nodes"]["3"]["skipped"] == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("empty", "holds no records; give the directory of a run"),
+        ("twice", "is of node 0, as"),
+        ("other", "is of another federation"),
+        ("nobody", "does not say whose records it holds"),
+    ],
+)
+def test_directories_that_are_no_federation_are_refused(
+    there: list[Path], tmp_path: Path, wrong: str, said: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "nobody").mkdir()
+    (tmp_path / "nobody" / "trace.jsonl").touch()
+    if wrong == "other":
+        told = json.loads((there[1] / "about.json").read_text())
+        (there[1] / "about.json").write_text(json.dumps({**told, "federation": "x"}))
+    more = {"twice": [there[0]], "other": []}.get(wrong, [tmp_path / wrong])
+    result = call(*there, *more)
+    assert result.exit_code == Exit.MISTAKE and said in result.stderr
+
+
+# --- the verdict
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "reasons"),
+    [
+        ({}, 0, ()),
+        ({"lost": (1,)}, 0, ()),  # the experiment has planned it
+        ({"left": (0, 1, 2)}, 0, ()),
+        ({"lost": (1,), "lost_unplanned": {"1": "was killed"}}, 3, ("node 1 was killed",)),
+        ({"lost": (0, 1, 2)}, 3, ("no node ended in good order",)),
+        ({"incomplete": ("x",)}, 3, ("x",)),
+        ({"interrupted": True}, 130, ("ended by SIGINT",)),
+        ({"interrupted": True, "stopped_by": "SIGTERM"}, 143, ("ended by SIGTERM",)),
+        (
+            {"stopped_by": "SIGHUP", "lost": (1,), "lost_unplanned": {"1": "was killed"}},
+            129,
+            ("ended by SIGHUP", "node 1 was killed"),
+        ),
+    ],
+)
+def test_the_verdict(given: dict[str, Any], code: int, reasons: tuple[str, ...]) -> None:
+    summary = Summary(nodes=3, **given)
+    assert verdict(summary) == (code, reasons)
+    again = Summary.of({**summary.as_dict(), "incomplete": list(reasons)})
+    assert verdict(again) == (code, reasons)  # as it stands in summary.json
