@@ -69,15 +69,15 @@ class Members(NamedTuple):
 
     `accused`: the others hold this node for dead. It goes on as a new life, with what it has. `over`: (node, life) of
     those that are no members any more: they are part of what tells one epoch from an earlier one of the same members.
-    `left`: nodes of these that have left in good order, and are not expected any more. `furthest`: the last round that
-    any of all these is said to have been in.
+    `left`: nodes of these that have left in good order, and are not expected any more. `ended`: (node, round) of the
+    others, the round that it has last said it is in.
     """
 
     seen: tuple[Seen, ...]
     accused: bool = False
     over: tuple[tuple[int, int], ...] = ()
     left: tuple[int, ...] = ()
-    furthest: int = 0
+    ended: tuple[tuple[int, int], ...] = ()
 
 
 Event = Start | Received | Refused | Trained | Finished | Tick | Leave | Members

@@ -47,7 +47,7 @@ class Presence:
         early = [seen for seen in others if seen.gone and self._too_early(seen)]
         state.seen = {seen.node: seen for seen in others if seen not in early}
         state.left = frozenset((*event.left, *(seen.node for seen in early)))
-        state.furthest = max(state.furthest, event.furthest)
+        state.over = dict(event.ended)
         self._accused = self._accused or event.accused
         over = (*event.over, *((seen.node, seen.life) for seen in early))
         self._past = tuple(each for each in over if each[0] != state.facts.node)
@@ -160,7 +160,8 @@ class Presence:
         state = self._state
         to.hello = state.now
         # who joins is no use to the others before it has; but who starts with a state of its own has begun
-        at = 0 if state.stage == JOINING else state.round
+        joins = state.stage == JOINING or (state.stage == STARTING and state.facts.join_round > 0)
+        at = 0 if joins else state.round
         state.send(to, Hello(to.life, state.facts.federation, state.facts.schema, at))
 
     def on_hello(self, envelope: Envelope, hello: Hello) -> Met | None:

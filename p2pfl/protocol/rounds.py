@@ -41,9 +41,16 @@ class CommonRound:
     def expected(self) -> frozenset[int]:
         """Nodes that should be there now: as planned, but for those that have left in good order."""
         state = self._state
-        now = max(state.round, state.facts.join_round - 1, state.furthest, *self._known())
+        now = max(state.round, state.facts.join_round - 1, *state.over.values(), *self._known())
         planned = state.facts.planned(min(now + 1, state.facts.rounds))
-        return (planned - state.left) | {state.facts.node}
+        return (planned - state.left - self._as_planned()) | {state.facts.node}
+
+    def _as_planned(self) -> set[int]:
+        """Members that have died about when the experiment lets them; what was last heard of their rounds is old."""
+        facts, over = self._state.facts, self._state.over
+        if facts.there is None:
+            return set()
+        return {n for n, last in over.items() if any(n not in facts.planned(last + i) for i in range(1, KEPT + 1))}
 
     @property
     def lonely(self) -> bool:
@@ -58,16 +65,15 @@ class CommonRound:
     @property
     def standing(self) -> str:
         """Return how many are there, for a person."""
-        return f"{self._present()} of {len(self.expected)} members are there"
+        return f"{self._present()} are there, and {len(self.expected)} should be"
 
     def look(self) -> None:
         """See whether a majority is there: the members have changed, or a round is over."""
         self._split = self._split or 2 * self._present() <= len(self.expected)
 
     def _present(self) -> int:
-        """Members there whom nobody suspects: who suspects most of the others is rather cut off itself."""
-        there = {node for node, seen in self._state.seen.items() if not seen.suspect}
-        return len(self.expected & {self._state.facts.node, *there})
+        """Members there whom nobody suspects, expected or not: who suspects most of them is rather cut off itself."""
+        return 1 + sum(not seen.suspect for seen in self._state.seen.values())
 
     def _known(self) -> list[int]:
         """CommonRound of the others who are there, each the latest that it is known to have reached."""

@@ -26,7 +26,7 @@ class PeerState:
     members: tuple[int, ...] = ()  # of the epoch; none before the first
     epoch: int = 0
     left: frozenset[int] = frozenset()  # nodes that have left in good order
-    furthest: int = 0  # round that any member is said to have been in, also one that is over
+    over: dict[int, int] = field(default_factory=dict)  # members whose life is over: the round that they were last in
     ahead: int = 0  # the epoch of those who are there now
     plan: EpochPlan = field(default_factory=lambda: EpochPlan(lambda round: RoundPlan(), 0, ()))
     neighbors: dict[int, Neighbor] = field(default_factory=dict)

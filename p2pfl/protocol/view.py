@@ -15,14 +15,13 @@ def view(table: Iterable[Member], rounds: int, sync: str, accused: bool = False)
     Who has left after its last round counts as there: the others still have a round or two to go, and need no new graph
     for that. Without a barrier they may have many.
     """
-    there, over, left = [], [], []
-    table = sorted(table)
-    for member in table:
+    there, over, left, dead = [], [], [], []
+    for member in sorted(table):
         finished = member.state == LEFT and member.round >= rounds and sync != ASYNC
         if member.present or finished:
             there.append(Seen(member.node, member.life, member.state == SUSPECT, member.round, finished))
         else:
             over.append((member.node, member.life))
             left += [member.node] if member.state == LEFT else []
-    furthest = max((min(member.round, rounds) for member in table), default=0)
-    return Members(tuple(there), accused, tuple(over), tuple(left), furthest)
+            dead += [(member.node, min(member.round, rounds))] if member.state != LEFT else []
+    return Members(tuple(there), accused, tuple(over), tuple(left), tuple(dead))

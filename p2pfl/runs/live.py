@@ -36,7 +36,7 @@ _PRELOAD = (
 )
 
 _FREEZE = 10.0
-"""Seconds without a finished round after which a frozen node is thawed: all wait for it then."""
+"""Seconds without a finished round after which a frozen node is thawed, or one returns: all wait for it then."""
 
 _LEAVE = 8.0
 """Seconds that the nodes may take to leave when the run is told to end."""
@@ -176,12 +176,12 @@ class _Returns:
         self._at = (0, 0.0)
 
     def look(self, server: Launcher, watch: Watch, now: float) -> None:
-        """Do what is due by the furthest round that a node has finished; thaw by time where all wait for the frozen."""
+        """Do what is due by the furthest round that a node has finished, or by time where all wait for what is next."""
         furthest = max(watch.rounds_of.values(), default=0)
         if furthest > self._at[0]:
             self._at = (furthest, now)
         waits = now - self._at[1] > _FREEZE
-        while self._due and (self._due[0][0] <= furthest + 2 or (waits and self._due[0][1] == "thaw")):
+        while self._due and (self._due[0][0] <= furthest + 2 or waits):
             _, kind, node = self._due.pop(0)
             if kind == "call":
                 server.call(node)

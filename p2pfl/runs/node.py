@@ -38,7 +38,7 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
     sys.path[:0] = [str(Path.cwd()), str(source.parent)]
     experiment = config.load(source)
     directory = out or (file.parent / given.out if given.out else Path(f"p2pfl-node-{given.node}"))
-    if result.read(directory) is not None and not resume:
+    if result.read(directory) is not None and not (resume or hold):  # one that is held comes back as planned
         raise ConfigError(
             f"out={str(directory)!r}: holds the records of a finished run; give another with --out, or --resume"
         )
