@@ -159,6 +159,9 @@ STAGES: Mapping[str, Mapping[type[Any], str | None]] = {
 }
 """The machine: stage x (event or message) -> the method of `Peer` that handles it."""
 
+_RETURN = 10.0
+"""Seconds for which a round waits, at most, for a node that the experiment lets come back in it."""
+
 _FAR = 1000
 """A neighbour ahead by more rounds has gone on without this node, whatever the schedule says."""
 
@@ -179,6 +182,7 @@ class Peer:
         self._model: Any = None  # after the local steps of that round
         self._leaving = self._began = False
         self._said = False  # that it waits for members
+        self._held: float | None = None  # since when it waits for one that is to come back
         self._asked = 0.0  # when a void was asked for of all that is open
 
     @property
@@ -205,7 +209,7 @@ class Peer:
     @property
     def waits(self) -> bool:
         """It trains no further round before others are there."""
-        return self.stage == WAITING or (self.stage == STARTING and self._said)
+        return self._said and self.stage in (STARTING, WAITING)
 
     @property
     def life(self) -> int:
@@ -481,6 +485,14 @@ class Peer:
         self._said = waits
         return waits
 
+    def _awaits_return(self) -> bool:
+        """Give one that is to come back in the next round, as planned, the time that it takes to come in."""
+        state = self.state
+        if not self._rounds.comes(state.round + 1):
+            return False
+        self._held = state.now if self._held is None else self._held
+        return state.now - self._held < min(state.facts.timing.start_timeout, _RETURN)
+
     def _close(self) -> None:
         """Nothing is left to be trained."""
         self.state.stage = CLOSING
@@ -592,7 +604,7 @@ class Peer:
     def _check(self) -> None:
         """Go on if there is nothing to wait for."""
         state = self.state
-        if state.stage == WAITING and not self._waits():
+        if state.stage == WAITING:
             self._advance()
         if state.stage not in (EXCHANGING, SETTLING, LEAVING):
             return
@@ -624,9 +636,11 @@ class Peer:
         state = self.state
         home = None if last else self._rounds.home
         last = last or (state.round >= state.facts.rounds and home is None)
-        if not last and self._waits():
-            state.stage = WAITING
+        if not last and (self._waits() or self._awaits_return()):
+            if state.stage != WAITING:
+                state.stage = WAITING
             return
+        self._held = None
         moves = not last and (self._presence.moving or home is not None)
         if moves and not self._settled():
             return

@@ -41,7 +41,7 @@ class CommonRound:
     def expected(self) -> frozenset[int]:
         """Nodes that should be there now: as planned, but for those that have left in good order."""
         state = self._state
-        now = max(state.round, state.facts.join_round - 1, *state.over.values(), *self._known())
+        now = max(state.round, state.facts.join_round - 1, *state.over.values(), *self._known().values())
         planned = state.facts.planned(min(now + 1, state.facts.rounds))
         return (planned - state.left - self._as_planned()) | {state.facts.node}
 
@@ -62,6 +62,14 @@ class CommonRound:
         """Return whether this node trains no further round before others are there."""
         return self._state.facts.alone == WAIT and self.lonely
 
+    def comes(self, round: int) -> bool:
+        """Return whether a node is to come back in a round and has not been there yet: it is worth waiting for."""
+        facts, known = self._state.facts, self._known()
+        if facts.there is None or round < 2:
+            return False
+        back = facts.there(round) - facts.there(round - 1) - {facts.node}
+        return any(known.get(node, 0) < round - 1 for node in back)
+
     @property
     def standing(self) -> str:
         """Return how many are there, for a person."""
@@ -75,12 +83,12 @@ class CommonRound:
         """Members there whom nobody suspects, expected or not: who suspects most of them is rather cut off itself."""
         return 1 + sum(not seen.suspect for seen in self._state.seen.values())
 
-    def _known(self) -> list[int]:
-        """CommonRound of the others who are there, each the latest that it is known to have reached."""
-        state, known = self._state, []
+    def _known(self) -> dict[int, int]:
+        """Return the round of each of the others who are there, the latest that it is known to have reached."""
+        state, known = self._state, dict[int, int]()
         for node, seen in state.seen.items():
             other = state.neighbors.get(node)
-            known.append(max(seen.round, other.round) if other and other.life == seen.life else seen.round)
+            known[node] = max(seen.round, other.round) if other and other.life == seen.life else seen.round
         return known
 
     # --- where they are
@@ -97,7 +105,7 @@ class CommonRound:
         expected = len(self.expected)
         if 2 * self._present() <= expected:
             return None
-        majority = reached([state.round, *self._known()], expected)
+        majority = reached([state.round, *self._known().values()], expected)
         return majority if 0 < majority < state.round - KEPT else None
 
     def found(self) -> None:
@@ -107,7 +115,7 @@ class CommonRound:
     def limit(self) -> int:
         """Return the last round that this node may take over from neighbors."""
         state = self._state
-        majority = reached([state.round, *self._known()], len(self.expected))
+        majority = reached([state.round, *self._known().values()], len(self.expected))
         return max(majority, state.round + 1 + int(self._credit))
 
     # --- what this node has missed
