@@ -111,7 +111,7 @@ def test_what_a_membership_says_means_the_same_in_every_driver() -> None:
     at = Standing(1, 5, lambda: table, 10, "barrier")
     there = (Seen(1, 7), Seen(2, 9))
     assert meaning(events.Changed(table), at) == Members(there)
-    assert meaning(events.Accused(7, 2), at) == Members(there, accused=True)
+    assert meaning(events.Accused(7, 2), at) == Members(there, accused=7)
     assert meaning(events.Conflict(2, "tcp://c:1"), at) == Note(
         "conflict", 2, 5, "two processes say they are it; one at tcp://c:1"
     )

@@ -31,7 +31,7 @@ class Presence:
 
     def __init__(self, state: PeerState, edges: Edges) -> None:
         self._state, self._edges = state, edges
-        self._accused = False
+        self._accused = 0  # the greatest life that the others hold for dead
         self._past: tuple[tuple[int, int], ...] = ()  # lives that are over
         self._tick = 0.0  # when the time was last looked at
         self._stretch = state.facts.payload_bytes / state.facts.timing.bandwidth
@@ -42,9 +42,10 @@ class Presence:
     def change(self, event: Members) -> None:
         """Take in who is there now. What comes of it is up to the stage."""
         state, before = self._state, self._state.seen
-        state.seen = {seen.node: seen for seen in event.seen if seen.node != state.facts.node}
-        self._accused = self._accused or event.accused
-        self._past = tuple(each for each in event.over if each[0] != state.facts.node)
+        others = {*range(state.facts.nodes)} - {state.facts.node}
+        state.seen = {seen.node: seen for seen in event.seen if seen.node in others}
+        self._accused = max(self._accused, event.accused)
+        self._past = tuple(each for each in event.over if each[0] in others)
         self._look_ahead()
         if state.stage != STARTING:
             for node in sorted(before.keys() - state.seen.keys()):
@@ -62,7 +63,12 @@ class Presence:
     @property
     def moving(self) -> bool:
         """Another epoch begins with the next round."""
-        return self._accused or self._state.ahead != self._state.epoch
+        return self._dead or self._state.ahead != self._state.epoch
+
+    @property
+    def _dead(self) -> bool:
+        """The others hold this life for dead, or know of a greater one. What they say of an earlier life is no news."""
+        return self._accused >= self._state.life
 
     def _look_ahead(self) -> None:
         state = self._state
@@ -72,10 +78,9 @@ class Presence:
     def renew(self) -> None:
         """If the others hold this node for dead: go on as a new life, with what it has."""
         state = self._state
-        if not self._accused:
+        if not self._dead:
             return
-        self._accused = False
-        state.life += 1
+        state.life = self._accused + 1
         self._look_ahead()
         state.note("reborn", state.facts.node, "the others held it for dead")
         state.out.append(Reborn(state.life))

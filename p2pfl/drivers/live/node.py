@@ -123,7 +123,7 @@ class _LiveNode:
         later = [round for round in later if round > work.last_round]
         join_round = min(later, default=0) if work.last_round or task.node not in place.terms.expected else 0
         self._peer = Peer(facts(task, work, place.terms, life, join_round))
-        me = Me(task.node, life, membership_address(place.address))
+        me = Me(task.node, life, membership_address(place.address), place.terms.nodes)
         seeds = [membership_address(address) for address in place.peers]
         own = membership_address(place.listen)
         self._membership.begin(me, place.terms.federation, seeds, place.probe_timing, own)
