@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from p2pfl.protocol.membership.table import NOBODY, MemberEntry, join
 
-PINGS = 3
-"""Pings of an inquiry, spread over its window: with a loss of 5 % each way, one in a thousand has no answer."""
+PINGS = 5
+"""Pings of an inquiry, spread over its window: with a loss of 5 % each way, one in 100,000 has no answer."""
 
 
 class Inquiry:

@@ -2,7 +2,7 @@
 
 No letter ends a life. What would end one that is held as there (a death, a leave, a greater life) is a claim: the life
 is asked, and what it answers counts; the claim is believed when no answer comes. So a true death is believed as soon as
-three pings have had no answer, wherever it is told, and a forged one costs these pings.
+its pings have had no answer, wherever it is told, and a forged one costs these pings.
 
 An accusation of this node itself counts once the accuser has repeated it in answer to a question: it holds this life
 for over, and no word of this life changes that. So the way on is a greater life: three at once, then one each

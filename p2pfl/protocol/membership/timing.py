@@ -16,7 +16,7 @@ class ProbeTiming(NamedTuple):
     low = suspicion x max(1, log10 n) x interval, when suspicion - 2 others confirm it, to stretch x low, when nobody
     does; times (h + 1) / 2. So a member that is silent for less than interval + low is declared dead by nobody.
 
-    Who hears that a member is gone asks it, three times within interval x h, and believes it when no answer comes.
+    Who hears that a member is gone asks it, five times within interval x h, and believes it when no answer comes.
     """
 
     interval: float
