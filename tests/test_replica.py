@@ -118,3 +118,6 @@ def test_what_a_membership_says_means_the_same_in_every_driver() -> None:
     assert meaning(events.MemberDrop("frames", "3 of them"), at) == Drop("frames", "3 of them")
     assert "started again at tcp://c:1" in str(meaning(events.Superseded(7, "tcp://c:1"), at))
     assert meaning(events.Gone(), at) is None
+    for silent in (False, True):  # a suspect that has not been asked in vain is only talked about
+        suspect = table[1]._replace(state="suspect", silent=silent)
+        assert meaning(events.Changed((suspect,)), at) == Members((Seen(2, 9, silent),))
