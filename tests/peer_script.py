@@ -185,12 +185,12 @@ class Script:
         for node in told:
             self.inform(node)
 
-    def inform(self, node: int, accused: bool = False) -> None:
+    def inform(self, node: int, accused: int = 0) -> None:
         seen = [Seen(j, self.peers[j].life, doubt, self.peers[j].round) for j, doubt in sorted(self.members.items())]
         self.handle(node, Members(tuple(seen), accused, tuple(self.over.items())))
 
     def do_accuse(self, node: str) -> None:
-        self.inform(int(node), accused=True)
+        self.inform(int(node), accused=self.peers[int(node)].life)
 
     def do_kill(self, node: str) -> None:
         self.alive.discard(int(node))

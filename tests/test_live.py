@@ -429,6 +429,10 @@ preset = "lan"
 
 @pytest.mark.live
 def test_two_nodes_by_hand_with_rows_of_their_own_until_they_are_asked_to_stop(tmp_path: Path) -> None:
+    kept = ('{"life": 4000000000000}', "garbled")  # by processes whose clock was far ahead, or whose disk has failed
+    for node, text in enumerate(kept):
+        (tmp_path / f"records{node}").mkdir()
+        (tmp_path / f"records{node}" / "life.json").write_text(text)
     processes = [
         subprocess.Popen([*P2PFL, "node", str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for file in by_hand(tmp_path, 1_000_000)
@@ -455,6 +459,7 @@ def test_two_nodes_by_hand_with_rows_of_their_own_until_they_are_asked_to_stop(t
             process.communicate()
     results = [json.loads((folder / "result.json").read_text()) for folder in folders]
     assert results[0]["booked"] == results[1]["booked"] > 0  # they left in good order
+    assert results[0]["life"] == 4_000_000_000_001 > results[1]["life"] > 1_700_000_000_000
     for node, folder in enumerate(folders):
         row = records.read(folder / "metrics.jsonl")[39]
         assert row["arrived"] == [1 - node]

@@ -29,6 +29,7 @@ from p2pfl.protocol.membership.events import (
 )
 from p2pfl.protocol.membership.membership import Membership
 from p2pfl.protocol.membership.probe import Health, Probe, RoundRobin, Trips
+from p2pfl.protocol.membership.roster import LIFE_CAP, LIFE_LEAP, REFUTES_LEAP
 from p2pfl.protocol.membership.seeds import Seeds
 from p2pfl.protocol.membership.spread import Spread, limit
 from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, SUSPECT, Me, Member, MemberEntry
@@ -58,9 +59,11 @@ def account(node: int, state: str = ALIVE, life: int = 1, refutes: int = 0, **mo
 class One:
     """Member 0, and what it hears."""
 
-    def __init__(self, *known: MemberEntry, seeds: tuple[str, ...] = (), life: int = 1) -> None:
+    def __init__(
+        self, *known: MemberEntry, seeds: tuple[str, ...] = (), life: int = 1, nodes: int = ENTRY_CAP + 100
+    ) -> None:
         self.now = 0.0
-        self.member = Membership(Me(0, life, address(0)), CLUSTER, seeds, LAN, 0)
+        self.member = Membership(Me(0, life, address(0), nodes), CLUSTER, seeds, LAN, 0)
         self.do(MemberStart())
         for entry in known:
             self.hear(entry)
@@ -79,6 +82,15 @@ class One:
         sender = by if isinstance(by, MemberEntry) else account(by)
         return self.do(Heard(encode(Datagram(CLUSTER, seq, sender, entries, message), self.now)))
 
+    def insists(self, *entries: MemberEntry) -> list[Any]:
+        """What comes of it when node 1 says something, and the same again when it is asked."""
+        effects = self.hear(*entries)
+        for to, datagram in said(effects, DirectPing):
+            if to == address(1):
+                effects = effects + self.hear(*entries, message=Ack(), seq=datagram.seq)
+        self.now += LAN.ack_min
+        return effects
+
     def held(self, node: int) -> Member:
         return next(m for m in self.member.members if m.node == node)
 
@@ -96,6 +108,10 @@ def datagrams(effects: list[Any]) -> list[tuple[str, Datagram]]:
 
 def said(effects: list[Any], kind: type) -> list[tuple[str, Datagram]]:
     return [(to, datagram) for to, datagram in datagrams(effects) if isinstance(datagram.message, kind)]
+
+
+def of(effects: list[Any], kind: type) -> list[Any]:
+    return [effect for effect in effects if isinstance(effect, kind)]
 
 
 # what is heard of others
@@ -125,9 +141,13 @@ def said(effects: list[Any], kind: type) -> list[tuple[str, Datagram]]:
 )
 def test_whose_account_counts(held: MemberEntry, heard: MemberEntry, wins: bool) -> None:
     one = One(held)
-    changed = any(isinstance(effect, Changed) for effect in one.hear(heard))
-    assert one.held(2) == (heard if wins else held).member
-    assert changed == wins
+    ends = wins and held.state in (ALIVE, SUSPECT) and (heard.life > held.life or heard.state in (DEAD, LEFT))
+    effects = one.hear(heard)
+    if ends:  # what ends a life that is held as there is believed when that life does not answer
+        assert not any(isinstance(effect, Changed) for effect in effects)
+        effects = one.passes(LAN.interval)
+    assert one.held(2)._replace(silent=False) == (heard if wins else held).member
+    assert any(isinstance(effect, Changed) for effect in effects) == wins
 
 
 def test_whoever_says_that_a_dead_one_lives_hears_of_its_death() -> None:
@@ -157,6 +177,129 @@ def test_a_suspect_that_speaks_is_told_so() -> None:
     assert one.held(2).state == ALIVE
 
 
+@pytest.mark.parametrize("state, life", [(DEAD, 1), (LEFT, 1), (DEAD, 5), (LEFT, 5), (ALIVE, 5), (SUSPECT, 5)])
+@pytest.mark.parametrize("held", [ALIVE, SUSPECT])
+def test_who_is_said_to_be_gone_is_asked_and_believed(held: str, state: str, life: int) -> None:
+    one = One(account(1), account(2, held))
+    effects = one.hear(account(2, state, life=life, by=1))
+    (to, question), *_ = said(effects + one.passes(LAN.interval / 2), DirectPing)
+    assert (to, question.message) == (address(2), DirectPing(2)) and one.held(2).state == held
+    effects = one.hear(by=2, message=Ack(), seq=question.seq)
+    assert [drop.reason for drop in of(effects, MemberDrop)] == ["denied"]
+    one.passes(LAN.interval)
+    assert (one.held(2).state, one.held(2).life) == (held, 1), "it is there, and no new life is"
+
+
+@pytest.mark.parametrize("own", [account(2, LEFT), account(2, life=5), account(2, life=7)])
+def test_what_it_says_of_itself_when_it_is_asked_is_believed_at_once(own: MemberEntry) -> None:
+    one = One(account(1), account(2))
+    effects = one.hear(own._replace(life=min(own.life, 5)), by=own)
+    (question, *_) = [datagram for to, datagram in said(effects, DirectPing) if to == address(2)]
+    assert one.held(2) == account(2).member, "anybody can write a letter in its name"
+    one.hear(by=own, message=Ack(), seq=question.seq)
+    assert one.held(2) == own.member
+
+
+def test_a_greater_life_elsewhere_is_asked_there_too_and_wins_if_it_answers() -> None:
+    for there in (True, False):
+        one, other = One(account(1), account(2)), account(2, life=5, address=address(9))
+        asked = {to: datagram.seq for to, datagram in said(one.hear(other), DirectPing)}
+        assert set(asked) == {address(2), address(9)}
+        one.hear(by=2, message=Ack(), seq=asked[address(2)])
+        assert one.held(2).life == 1, "the old one is there; the new one may be, too"
+        if there:
+            one.hear(by=other, message=Ack(), seq=asked[address(9)])
+        one.passes(LAN.interval)
+        assert (one.held(2).life, one.held(2).address) == ((5, address(9)) if there else (1, address(2)))
+
+
+def test_of_who_has_just_answered_no_death_is_believed_and_none_asked() -> None:
+    one = One(account(1), account(2))
+    ((_, question),) = said(one.hear(account(2, DEAD)), DirectPing)
+    one.hear(by=2, message=Ack(), seq=question.seq)
+    effects = one.hear(account(2, DEAD))
+    assert not said(effects, DirectPing) and [drop.reason for drop in of(effects, MemberDrop)] == ["denied"]
+
+
+def test_a_suspicion_is_asked_about_at_once_and_is_talk_until_then() -> None:
+    one = One(account(1), account(2))
+    effects = one.hear(account(2, SUSPECT, by=1))
+    ((to, question),) = said(effects, DirectPing)
+    assert to == address(2) and (2, SUSPECT) in [(e.node, e.state) for e in question.entries]
+    assert (one.held(2).state, one.held(2).silent) == (SUSPECT, False)
+    effects = one.passes(LAN.interval)
+    assert one.held(2).silent and of(effects, Changed)
+    assert not said(one.hear(account(2, DEAD, by=1)), DirectPing) and one.held(2).state == DEAD, "it has been asked"
+    one = One(account(1), account(2, SUSPECT))
+    one.passes(LAN.interval)
+    ((_, datagram),) = said(one.hear(by=account(2), message=DirectPing(0)), Ack)
+    one.hear(by=account(2, refutes=1), message=Ack(), seq=datagram.seq)
+    assert (one.held(2).state, one.held(2).silent) == (ALIVE, False)
+
+
+def test_lives_of_who_is_not_there_are_believed_three_at_once_and_then_if_they_answer() -> None:
+    one = One(account(1), account(2, DEAD))
+    for life in range(2, 12):
+        one.hear(account(2, DEAD, life=life))
+    assert one.held(2).life == 4
+    assert not said(one.hear(account(2, DEAD, life=50)), DirectPing)
+    ((to, question),) = said(one.hear(account(2, life=50)), DirectPing)
+    assert to == address(2) and one.held(2).life == 4
+    one.hear(by=account(2, life=50), message=Ack(), seq=question.seq)
+    assert (one.held(2).state, one.held(2).life) == (ALIVE, 50)
+
+
+def test_a_life_stays_where_it_is() -> None:
+    one = One(account(1), account(2))
+    one.hear(account(2, refutes=3, address=address(9)))
+    assert (one.held(2).refutes, one.held(2).address) == (3, address(2))
+
+
+def test_ids_from_outside_the_federation_are_not_heard_and_the_rest_of_a_letter_is() -> None:
+    one = One(nodes=4)
+    effects = one.hear(account(2), account(9), account(3, SUSPECT, by=7), account(1 << 30), account(2, refutes=2))
+    ((drop,), names) = of(effects, MemberDrop), [m.node for m in one.member.members]
+    assert (drop.reason, names) == ("stranger", [0, 1, 2]) and one.held(2).refutes == 2
+    assert drop.detail == "node 7 and 2 others, by node 1: there are nodes 0 to 3"
+    for sender in (account(4), account(2, SUSPECT, refutes=8, by=4)):
+        effects = one.hear(account(3), by=sender, message=Sync())
+        assert len(of(effects, MemberDrop)) == 1 and not said(effects, Synced), "nobody there to answer"
+    assert [m.node for m in one.member.members] == [0, 1, 2, 3] and one.held(2).refutes == 2
+    assert not said(one.hear(by=1, message=Ask(4, address(4), 0.1)), DirectPing)
+    told = [e for _, datagram in datagrams(one.passes(30)) for e in datagram.entries]
+    assert told and all(e.node < 4 and e.by < 4 for e in told)
+
+
+def test_no_letters_in_any_order_break_a_member_or_end_its_life() -> None:
+    """Accounts of anybody, with the least and the greatest of all numbers, some of them as answers to its questions."""
+    for seed in range(25):
+        draw = random.Random(seed)
+        one = One(account(1), account(2), nodes=5)
+        questions, last = [1], 1
+        for _ in range(150):
+            entries = [
+                account(
+                    draw.randrange(7), draw.choice((ALIVE, SUSPECT, DEAD, LEFT)), by=draw.randrange(-1, 6),
+                    life=draw.choice((1, 2, one.held(0).life, one.held(0).life + 1, LIFE_CAP - 1, (1 << 63) - 1)),
+                    refutes=draw.choice((0, 1, wire.REFUTES_CAP - 1)), said=draw.choice((0, 5, wire.REFUTES_CAP - 1)),
+                    at=one.now + draw.uniform(0, 9), address=address(draw.randrange(9)),
+                )
+                for _ in range(draw.randrange(1, 5))
+            ]  # fmt: skip
+            sender, *rest = [entry._replace(at=min(entry.at, one.now)) for entry in entries]
+            message = draw.choice((Ack(), Synced(), Gossip(), DirectPing(0)))
+            effects = one.hear(*rest, by=sender, message=message, seq=draw.choice(questions))
+            effects += one.passes(draw.choice((0.0, 0.05, 0.5, 9.0)))
+            questions = [1, *(datagram.seq for _, datagram in datagrams(effects))]
+            for accused in of(effects, Accused):
+                one.do(MemberReborn(draw.choice((accused.life + 1, max(last, accused.life) + 1, last))))
+            if of(effects, Superseded):
+                one.do(MemberReborn(one.held(0).life + 1))
+            mine = one.held(0)
+            assert mine.state == ALIVE and mine.life >= last, f"seed {seed}"
+            last = mine.life
+
+
 def test_rounds_and_pauses_are_taken_from_the_latest_word() -> None:
     one = One(account(1))
     one.hear(by=account(1, said=2, round=7))
@@ -167,6 +310,7 @@ def test_rounds_and_pauses_are_taken_from_the_latest_word() -> None:
     one.hear(account(1, said=3, round=8, at=one.now + 9.0), by=2)
     assert one.held(1).busy == pytest.approx(5.0), "of one word the first account: hops do not prolong a pause"
     one.hear(account(1, DEAD))
+    one.passes(LAN.interval)
     assert one.held(1) == account(1, DEAD)._replace(round=8).member
     one.hear(account(1, LEFT, said=4, round=9))
     assert one.held(1) == account(1, LEFT)._replace(round=9).member, "a last word counts as well"
@@ -229,26 +373,105 @@ def test_a_suspicion_of_itself_is_refuted_and_counts_against_its_health() -> Non
 
 def test_a_death_of_itself_is_told_to_the_owner_once_and_ends_with_a_greater_life() -> None:
     one = One(account(1))
-    effects = one.hear(account(0, DEAD, by=5))
-    assert [e for e in effects if isinstance(e, Accused)] == [Accused(1, 5)]
-    assert one.held(0).state == DEAD
-    assert not [e for e in one.hear(account(0, DEAD, by=4)) if isinstance(e, Accused)]
-    with pytest.raises(ValueError, match="life=1: greater than 1"):
-        one.do(MemberReborn(1))
+    effects = one.insists(account(0, DEAD, by=5))
+    assert of(effects, Accused) == [Accused(1, 5)]
+    assert one.held(0).state == ALIVE, "it goes on with those who have not believed it"
+    assert not of(one.insists(account(0, DEAD, by=4)), Accused)
     told = datagrams(one.do(MemberReborn(2)))
     assert told and all((datagram.sender.life, datagram.sender.state) == (2, ALIVE) for _, datagram in told)
     assert one.held(0) == account(0, life=2).member
-    assert [e for e in one.hear(account(0, DEAD, life=2, by=4)) if isinstance(e, Accused)] == [Accused(2, 4)]
+    assert of(one.insists(account(0, DEAD, life=2, by=4)), Accused) == [Accused(2, 4)]
 
 
-def test_a_greater_life_of_its_own_elsewhere_silences_it() -> None:
+@pytest.mark.parametrize("entry", [account(0, DEAD), account(0, LEFT), account(0, DEAD, life=99), account(0, life=99)])
+def test_who_accuses_it_is_asked_and_counts_when_it_says_so_again(entry: MemberEntry) -> None:
     one = One(account(1))
-    effects = one.hear(account(0, life=2, address=address(9)))
-    assert [e for e in effects if isinstance(e, Superseded)] == [Superseded(2, address(9))]
+    effects = one.hear(entry)
+    ((to, question),) = said(effects, DirectPing)
+    assert to == address(1) and not of(effects, Accused)
+    assert not of(one.hear(by=1, message=Ack(), seq=question.seq), Accused), "whoever wrote that letter, it was not 1"
+    assert not of(one.hear(entry, message=Ack(), seq=question.seq + 1), Accused), "not an answer"
+    assert of(one.hear(entry, message=Ack(), seq=question.seq), Accused) == [Accused(entry.life, -1)]
+
+
+def test_three_lives_at_once_and_then_one_at_a_time_whatever_is_accused() -> None:
+    one = One(account(1))
+    lives, refused = [], 0
+    for turn in range(120):
+        mine = one.held(0)
+        effects = one.insists(account(0, DEAD, life=mine.life + turn % 3, by=2))
+        refused += [drop.reason for drop in of(effects, MemberDrop)].count("lives")
+        for accused in of(effects, Accused):
+            lives.append(one.now)
+            one.do(MemberReborn(accused.life + 1))
+            assert one.held(0).life == accused.life + 1
+        assert one.held(0).state == ALIVE
+        one.passes(0.5)
+    assert lives[2] < 2.0 and len(lives) in (5, 6), f"in a minute: {lives}"
+    assert refused == 120 - len(lives)
+
+
+def test_a_life_that_is_not_greater_changes_nothing_and_raises_nothing() -> None:
+    one = One(account(1), life=7)
+    for life in (7, 3):
+        assert [drop.reason for drop in of(one.do(MemberReborn(life)), MemberDrop)] == ["life"]
+        assert one.held(0) == account(0, life=7).member
+    one.do(MemberReborn(8))
+    assert one.held(0).life == 8
+
+
+def test_what_no_clock_explains_is_dropped() -> None:
+    one = One(account(1), account(2))
+    for entry in (account(2, DEAD, life=LIFE_CAP), account(3, life=LIFE_CAP), account(2, refutes=REFUTES_LEAP)):
+        drops = of(one.hear(entry), MemberDrop)
+        assert [drop.reason for drop in drops] == ["refutes" if entry.refutes else "life"], entry
+    one.passes(LAN.interval)
+    assert [m.node for m in one.member.members] == [0, 1, 2] and one.held(2).life == 1
+    assert [drop.reason for drop in of(one.insists(account(0, DEAD, life=2 + LIFE_LEAP)), MemberDrop)] == ["life"]
+    one.hear(account(0, SUSPECT, refutes=REFUTES_LEAP))
+    assert one.held(0).refutes == 0
+    assert LIFE_LEAP >= 2 * LIFE_CAP, "what others can be made to believe is within reach of the first life"
+    assert of(one.insists(account(0, DEAD, life=2 * LIFE_CAP - 1)), Accused) == [Accused(2 * LIFE_CAP - 1, -1)]
+
+
+def test_what_it_has_not_said_of_its_round_it_says_anew() -> None:
+    one = One(account(1))
+    one.do(Progress(3))
+    one.hear(account(0, said=90, round=100_000, at=one.now + 500.0))
+    ((_, datagram),) = said(one.hear(by=1, message=DirectPing(0)), Ack)
+    assert (datagram.sender.said, datagram.sender.round, datagram.sender.at) == (91, 3, 0.0)
+
+
+def test_suspicions_of_itself_make_it_ill_by_one_in_a_while() -> None:
+    one = One(account(1))
+    for turn in range(8):
+        one.hear(account(0, SUSPECT, refutes=turn, by=1))
+    assert one.member.score == 1 and one.held(0).refutes == 8
+
+
+def test_a_greater_life_of_its_own_elsewhere_silences_it_if_it_is_there() -> None:
+    one = One(account(1))
+    rival = account(0, life=2, address=address(9))
+    effects = one.hear(rival)
+    ((to, question),) = said(effects, DirectPing)
+    assert to == address(9) and not of(effects, Superseded)
+    effects = one.hear(by=rival, message=Ack(), seq=question.seq)
+    assert of(effects, Superseded) == [Superseded(2, address(9))]
     assert one.member.wake == math.inf
     assert one.hear(by=1, message=DirectPing(0)) == [] and one.passes(10) == []
     assert datagrams(one.do(MemberReborn(3))), "its owner knows better"
     assert said(one.hear(by=1, message=DirectPing(0)), Ack)
+
+
+def test_a_greater_life_of_its_own_that_is_not_there_is_outdone_where_it_is_believed() -> None:
+    one, rival = One(account(1)), account(0, life=500, address=address(9))
+    one.hear(rival)
+    asked = [(to, datagram.seq) for to, datagram in said(one.passes(LAN.interval * 1.01), DirectPing)]
+    question = [seq for to, seq in asked if to == address(1)][-1]
+    assert {to for to, _ in asked} == {address(1), address(9)}, "there, and who says so"
+    one.hear(rival, message=Ack(), seq=question)
+    assert of(one.passes(LAN.interval * 1.01), Accused) == [Accused(500, -1)]
+    assert not of(one.do(MemberReborn(501)), Superseded) and one.held(0).life == 501
 
 
 def test_it_is_not_its_own_peer() -> None:

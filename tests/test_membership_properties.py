@@ -197,9 +197,10 @@ def test_a_pause_is_believed_up_to_a_cap() -> None:
 # 4: refutation; the order of hearing does not matter; only the owner raises what is its own
 
 
-def forged(node: int, state: str, refutes: int = 0, life: int = 1, by: int = 1) -> Gossip | Datagram:
+def forged(node: int, state: str, refutes: int = 0, life: int = 1, by: int = 1, place: int = -1) -> Datagram:
     liar = MemberEntry(1, 1, 0, ALIVE, address(1), 0, 0, 0.0, -1)
-    return Datagram(CLUSTER, 1, liar, [MemberEntry(node, life, refutes, state, address(node), 0, 0, 0.0, by)], Gossip())
+    about = MemberEntry(node, life, refutes, state, address(node if place < 0 else place), 0, 0, 0.0, by)
+    return Datagram(CLUSTER, 1, liar, [about], Gossip())
 
 
 def test_a_forged_suspicion_is_refuted_everywhere_soon() -> None:
@@ -211,23 +212,45 @@ def test_a_forged_suspicion_is_refuted_everywhere_soon() -> None:
         assert all(m.state == ALIVE and m.refutes == 6 for m in held), f"n {n}, seed {seed}: {held}"
 
 
-def test_a_forged_death_is_answered_by_a_new_life() -> None:
+@pytest.mark.parametrize("state, life, place", [
+    (DEAD, 1, -1), (LEFT, 1, -1), (DEAD, 10**12, -1), (DEAD, (1 << 63) - 1, -1), (ALIVE, 7, -1), (ALIVE, 7, 77),
+])  # fmt: skip
+def test_no_letter_ends_a_life(state: str, life: int, place: int) -> None:
+    """Nobody believes it, whoever gets it; the node itself neither."""
     for n, seed in itertools.product((3, 16), (1, 2)):
-        world = World(seed).all(n)
-        world.tell(n - 1, Heard(encode(forged(0, DEAD, by=n - 1), world.now)))
-        world.run(1.5)
-        assert [e for _, p, e in world.of(Accused)] == [Accused(1, n - 1)], f"n {n}, seed {seed}"
+        world = World(seed).all(n, settle=8)
+        for to in (n - 1, 0):
+            world.tell(to, Heard(encode(forged(0, state, life=life, by=n - 1, place=place), world.now)))
+            world.run(3)
+        assert world.views() == {tuple((node, 1) for node in range(n))}, f"n {n}, seed {seed}"
+        assert not world.deaths() and not world.of(Accused) and not world.of(Superseded), f"n {n}, seed {seed}"
+        assert world.dropped.total() >= 1, f"n {n}, seed {seed}"
+
+
+def test_a_death_that_one_has_believed_is_answered_by_a_new_life_in_one_step() -> None:
+    """The two do not reach one another: the others, whom it answers, pass on what is believed of it."""
+    for (n, seed), life in itertools.product(itertools.product((3, 16), (1, 2)), (1, 10**12)):
+        world = World(seed).all(n, settle=8)
+        for source, to in ((0, n - 1), (n - 1, 0)):
+            world.network.cut(source, to)
+        world.run(LAN.interval)  # whoever has just answered is not dead
+        world.tell(n - 1, Heard(encode(forged(0, DEAD, life=life, by=1), world.now)))
+        world.run(1.0)
+        assert [e.life for _, p, e in world.of(Accused)] == [life], f"n {n}, seed {seed}"
+        world.run(1.0)
         held = [world.held(place, 0) for place in range(n)]
-        assert all(m.state == ALIVE and m.life == 2 for m in held), f"n {n}, seed {seed}: {held}"
+        assert all(m.state == ALIVE and m.life == life + 1 for m in held), f"n {n}, seed {seed}: {held}"
 
 
 def test_an_accused_node_that_does_not_answer_stays_dead_and_goes_on_hearing() -> None:
     world = World(1).all(5)
     world.reborn = False
-    world.tell(2, Heard(encode(forged(0, DEAD), world.now)))
-    world.run(5)
-    assert {world.held(place, 0).state for place in range(5)} == {DEAD}
-    assert len(world.of(Accused)) == 1 and world.views() == {((1, 1), (2, 1), (3, 1), (4, 1))}
+    world.freeze(0, 8)
+    world.run(14)
+    assert {world.held(place, 0).state for place in range(1, 5)} == {DEAD} and world.held(0, 0).state == ALIVE
+    assert len(world.of(Accused)) == 1 and {world.view(place) for place in range(1, 5)} == {
+        tuple(zip(range(1, 5), [1] * 4, strict=True))
+    }
     world.crash(4)
     world.run(6)
     assert world.held(0, 4).state == DEAD and world.deaths() == 2
@@ -257,6 +280,8 @@ def test_members_that_hear_the_same_in_any_order_hold_the_same() -> None:
         for entry in entries:
             liar = MemberEntry(8, 1, 0, ALIVE, address(8), 0, 0, 0.0, -1)
             member.handle(Heard(encode(Datagram(CLUSTER, 1, liar, [entry], Gossip()), 0.0)), 0.0)
+        while member.wake <= LAN.interval:  # whoever was said to be gone is asked, and does not answer
+            member.handle(MemberTick(), member.wake)
         return [(m.node, m.life, m.refutes, m.state, m.address) for m in member.members]
 
     for seed in range(150):

@@ -36,7 +36,7 @@ from p2pfl.protocol.events import (
 from p2pfl.protocol.messages import CARRIERS, Envelope, Hello, Model
 from p2pfl.protocol.neighbor import EpochPlan, Facts, RoundPlan
 from p2pfl.protocol.peer import Peer
-from p2pfl.protocol.timing import LOCAL, Timing
+from p2pfl.protocol.timing import LAN, LOCAL, Timing, starting
 
 FORMATS = dict.fromkeys(CARRIERS, Format(Schema("s", (8,)), lambda frames: True))
 
@@ -377,6 +377,23 @@ def test_a_neighbor_that_never_comes_is_left_behind_and_joins_later() -> None:
     assert ("absent", 0) in [(note.event, note.about) for note in world.nodes[1].notes]
     back = world.nodes[0]  # its neighbours may be a round apart, and then one is left at the end
     assert {j for round in range(396, 401) for j in back.mixed_with[round]} == {1, 3}
+
+
+def test_who_is_absent_at_the_start_is_told_in_one_line() -> None:
+    world = World(nx.complete_graph(5), rounds=5)
+    for node in (0, 2, 4):
+        world.nodes[node].dead = True
+    world.run_until_round(2)
+    for node in (1, 3):
+        (note,) = [note for note in world.nodes[node].notes if note.event == "absent"]
+        assert (note.about, note.detail) == (0, "not met at the start, nor is node 2, 4; they can join later")
+
+
+def test_a_start_waits_for_as_long_as_nodes_and_machine_need() -> None:
+    assert starting(LOCAL, 4) == LOCAL
+    assert starting(LOCAL, 64).start_timeout == pytest.approx(6.4)
+    assert starting(LOCAL, 64, 40.0) == LOCAL._replace(start_timeout=40.0)
+    assert starting(LAN, 64, 40.0) == LAN
 
 
 def test_a_ring_that_is_out_of_step_does_not_skip_for_ever() -> None:

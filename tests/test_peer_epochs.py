@@ -90,7 +90,7 @@ class Ring(World):
             self.at(self.random.uniform(0.05, 0.5), self.accuse, node)
 
     def accuse(self, node: Node) -> None:
-        node.handle(Members(tuple(node.peer.state.seen.values()), accused=True))
+        node.handle(Members(tuple(node.peer.state.seen.values()), accused=node.peer.life))
 
     def come_back(self, node: int) -> None:
         """A dead node returns with the model that it had after the last round it finished; this life, or an earlier."""

@@ -111,10 +111,13 @@ def test_what_a_membership_says_means_the_same_in_every_driver() -> None:
     at = Standing(1, 5, lambda: table, 10, "barrier")
     there = (Seen(1, 7), Seen(2, 9))
     assert meaning(events.Changed(table), at) == Members(there)
-    assert meaning(events.Accused(7, 2), at) == Members(there, accused=True)
+    assert meaning(events.Accused(7, 2), at) == Members(there, accused=7)
     assert meaning(events.Conflict(2, "tcp://c:1"), at) == Note(
         "conflict", 2, 5, "two processes say they are it; one at tcp://c:1"
     )
     assert meaning(events.MemberDrop("frames", "3 of them"), at) == Drop("frames", "3 of them")
     assert "started again at tcp://c:1" in str(meaning(events.Superseded(7, "tcp://c:1"), at))
     assert meaning(events.Gone(), at) is None
+    for silent in (False, True):  # a suspect that has not been asked in vain is only talked about
+        suspect = table[1]._replace(state="suspect", silent=silent)
+        assert meaning(events.Changed((suspect,)), at) == Members((Seen(2, 9, silent),))

@@ -30,8 +30,8 @@ def meaning(event: events.Effect, at: Standing) -> Members | Note | Drop | Local
     match event:
         case events.Changed(members):
             return view(members, at.rounds, at.sync)
-        case events.Accused():
-            return view(at.members(), at.rounds, at.sync, accused=True)
+        case events.Accused(life):
+            return view(at.members(), at.rounds, at.sync, accused=life)
         case events.Conflict(node, address):
             return Note("conflict", node, at.round, f"two processes say they are it; one at {address}")
         case events.MemberDrop(reason, detail):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from p2pfl.node.task import Task
 from p2pfl.node.worker import Worker
 from p2pfl.protocol.neighbor import WAIT, EpochPlan, Facts, RoundPlan
-from p2pfl.protocol.timing import Timing
+from p2pfl.protocol.timing import Timing, starting
 
 
 class Terms(NamedTuple):
@@ -25,8 +25,11 @@ class Terms(NamedTuple):
     there: Callable[[int], frozenset[int]] | None = None  # nodes that should be there in a round; None: all, always
 
 
-def facts(task: Task, work: Worker, terms: Terms, life: int, join_round: int) -> Facts:
-    """Return the facts that a life of a node knows from the start; `join_round` as in `Facts`."""
+def facts(task: Task, work: Worker, terms: Terms, life: int, join_round: int, compiled: float = 0.0) -> Facts:
+    """Return the facts that a life of a node knows from the start; `join_round` as in `Facts`.
+
+    `compiled`: seconds that this node has taken to compile.
+    """
     payload, model = work.payloads.schema, work.models.schema
     return Facts(
         node=task.node,
@@ -38,7 +41,7 @@ def facts(task: Task, work: Worker, terms: Terms, life: int, join_round: int) ->
         federation=terms.federation,
         schema=payload.digest + model.digest,
         payload_bytes=sum(payload.nbytes),
-        timing=terms.timing,
+        timing=starting(terms.timing, terms.nodes, compiled),
         lateness=terms.lateness,
         per_edge=task.per_edge,
         sync=terms.sync,

@@ -40,8 +40,8 @@ A driver owns a `Peer`, a `Membership`, a network and a clock, and whatever comp
     counted from the records. (test_exchange: test_a_crash_leaves_one_exchange_at_most_that_the_ends_do_not_agree_on;
     test_ledger; transcripts/peer/keep, stale)
 11. Whatever changes in the membership's table comes as `Members`, the whole of it as `view` makes it, this node among
-    them; when the membership says that this life is accused, with `accused`. The driver tells the membership the
-    peer's round when that has changed, which is how others know where it is. (test_virtual_world)
+    them; when the membership says that this node is accused, with the life that is held for dead. The driver tells the
+    membership the peer's round when that has changed, which is how others know where it is. (test_virtual_world)
 12. `Reborn`: tell the membership the new life. It comes before the `Advance` that enters an epoch with that life, or
     before the first. (transcripts/peer/reborn)
 13. `Leave(idle=False)` may come at any time: a person asks, or a newer process of this node runs elsewhere. A round in

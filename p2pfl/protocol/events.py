@@ -67,14 +67,15 @@ class Seen(NamedTuple):
 class Members(NamedTuple):
     """Everybody who is neither dead nor has left before the end, this node among them.
 
-    `accused`: the others hold this node for dead. It goes on as a new life, with what it has. `over`: (node, life) of
+    `accused`: the life of this node that the others hold for dead, or a greater one that they know of; 0: none. It goes
+    on as a life above that and above its own, with what it has. `over`: (node, life) of
     those that are no members any more: they are part of what tells one epoch from an earlier one of the same members.
     `left`: nodes of these that have left in good order, and are not expected any more. `ended`: (node, round) of the
     others, the round that it has last said it is in.
     """
 
     seen: tuple[Seen, ...]
-    accused: bool = False
+    accused: int = 0
     over: tuple[tuple[int, int], ...] = ()
     left: tuple[int, ...] = ()
     ended: tuple[tuple[int, int], ...] = ()

@@ -37,8 +37,12 @@ class Joining:
         # those who have lost patience with somebody at about the same time still meet each other
         if waiting and state.now - state.since < timing.start_timeout + timing.silence:
             return None
-        for node in sorted({*self._presence.missing, *waiting}):
-            state.note("absent", node, "not met at the start; it can join later")
+        absent = sorted({*self._presence.missing, *waiting})
+        if len(absent) == 1:
+            state.note("absent", absent[0], "not met at the start; it can join later")
+        elif absent:  # one line, however many they are
+            more = ", ".join(map(str, absent[1:]))
+            state.note("absent", absent[0], f"not met at the start, nor is node {more}; they can join later")
         return max(1, state.facts.join_round, state.facts.kept_round + 1)
 
     # --- models

@@ -31,7 +31,7 @@ class Presence:
 
     def __init__(self, state: PeerState, edges: Edges) -> None:
         self._state, self._edges = state, edges
-        self._accused = False
+        self._accused = 0  # the greatest life that the others hold for dead
         self._past: tuple[tuple[int, int], ...] = ()  # lives that are over
         self._early: dict[tuple[int, int], bool] = {}  # lives that have left after their last round: much too early?
         self._tick = 0.0  # when the time was last looked at
@@ -43,14 +43,15 @@ class Presence:
     def change(self, event: Members) -> None:
         """Take in who is there now. What comes of it is up to the stage."""
         state, before = self._state, self._state.seen
-        others = [seen for seen in event.seen if seen.node != state.facts.node]
+        nodes = {*range(state.facts.nodes)} - {state.facts.node}
+        others = [seen for seen in event.seen if seen.node in nodes]
         early = [seen for seen in others if seen.gone and self._too_early(seen)]
         state.seen = {seen.node: seen for seen in others if seen not in early}
         state.left = frozenset((*event.left, *(seen.node for seen in early)))
-        state.over = dict(event.ended)
-        self._accused = self._accused or event.accused
+        state.over = {node: round for node, round in event.ended if node in nodes}
+        self._accused = max(self._accused, event.accused)
         over = (*event.over, *((seen.node, seen.life) for seen in early))
-        self._past = tuple(each for each in over if each[0] != state.facts.node)
+        self._past = tuple(each for each in over if each[0] in nodes)
         self._look_ahead()
         if state.stage != STARTING:
             for node in sorted(before.keys() - state.seen.keys()):
@@ -80,7 +81,12 @@ class Presence:
     @property
     def moving(self) -> bool:
         """Another epoch begins with the next round."""
-        return self._accused or self._state.ahead != self._state.epoch
+        return self._dead or self._state.ahead != self._state.epoch
+
+    @property
+    def _dead(self) -> bool:
+        """The others hold this life for dead, or know of a greater one. What they say of an earlier life is no news."""
+        return self._accused >= self._state.life
 
     def _look_ahead(self) -> None:
         state = self._state
@@ -93,11 +99,10 @@ class Presence:
         Returns whether it does.
         """
         state = self._state
-        if not (self._accused or returns):
+        if not (self._dead or returns):
             return False
-        why = "the others held it for dead" if self._accused else "it returns to where the others are"
-        self._accused = False
-        state.life += 1
+        why = "the others held it for dead" if self._dead else "it returns to where the others are"
+        state.life = max(state.life, self._accused) + 1
         self._look_ahead()
         state.note("reborn", state.facts.node, why)
         state.out.append(Reborn(state.life))

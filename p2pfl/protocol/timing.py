@@ -12,10 +12,13 @@ class Timing(NamedTuple):
 
     deadline_min > silence + ping_every: a dead neighbour is found to be silent before any round goes on without a
     living one, so that its death costs one wait and no exchange between others.
+
+    A start waits for max(start_timeout, START_PER_NODE x nodes, what this node has taken to compile): where all share a
+    machine, each of them has to open its sockets first, and a machine that compiles slowly opens them slowly.
     """
 
     hello_every: float = 0.1  # until the neighbour has answered
-    start_timeout: float = 1.5  # once this node is ready: a neighbour not met by then is left behind at the start
+    start_timeout: float = 1.5  # at least; once this node is ready: who is not met by then is left behind at the start
     ping_every: float = 0.1  # while waiting for a neighbour that says nothing
     silence: float = 0.5  # pinged and unheard for so long: suspect, nobody waits for it
     bandwidth: float = 50e6  # bytes/s a link has at least: silence and deadlines stretch by payload / bandwidth
@@ -41,6 +44,15 @@ WAN = LAN._replace(
 )
 
 PRESETS = {"local": LOCAL, "lan": LAN, "wan": WAN}
+
+
+START_PER_NODE = 0.1
+"""Seconds that a start waits for each node of the federation, at least."""
+
+
+def starting(timing: Timing, nodes: int, compiled: float = 0.0) -> Timing:
+    """Return the timing of a node in a federation of so many, which has taken so many seconds to compile."""
+    return timing._replace(start_timeout=max(timing.start_timeout, START_PER_NODE * nodes, compiled))
 
 
 class Lateness:

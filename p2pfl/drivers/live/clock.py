@@ -11,9 +11,9 @@ def now() -> float:
 
 
 def life() -> int:
-    """A number for this life of the node that is greater than that of any earlier one: milliseconds since 1970.
+    """Milliseconds since 1970 by this machine's clock: a new life of a node is at least that, see `p2pfl.node.life`.
 
-    It orders the lives of one node by that node's own clock; it is never compared with another node's.
+    It may go back; it is never compared with another node's.
     """
     return time.time_ns() // 1_000_000
 

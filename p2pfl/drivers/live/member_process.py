@@ -10,6 +10,7 @@ import heapq
 import itertools
 import json
 import math
+import os
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -291,7 +292,9 @@ class MemberProcess:
     def _begin(self, now: float, me: list[Any], cluster: str, seeds: list[str], timing: list[Any], listen: str) -> None:
         self._probe_timing, self._cluster = ProbeTiming(*timing), cluster
         try:
-            member = Membership(Me(*me), cluster, seeds, self._probe_timing, seed=me[1])
+            # nobody else is to foresee the numbers of its questions
+            seed = int.from_bytes(os.urandom(8))
+            member = Membership(Me(*me), cluster, seeds, self._probe_timing, seed)
             self._sockets = MemberSockets(listen, self._dropped)
         except ConfigError as error:
             self._link.send(json.dumps({"error": str(error)}).encode())

@@ -22,6 +22,7 @@ from p2pfl.errors import LocalError, RemoteError
 from p2pfl.node import records
 from p2pfl.node.checkpoint import Store
 from p2pfl.node.event_log import EventLog
+from p2pfl.node.life import LifeFile
 from p2pfl.node.membership import Standing, meaning
 from p2pfl.node.payload import NOTHING, Outgoing
 from p2pfl.node.plan import facts
@@ -90,6 +91,8 @@ class _LiveNode:
         host = Host(clock.now, lambda: self._counters, self._happens, say, store, place.every)
         self._work = Worker(task, place.directory, host)
         self._event_log = EventLog(task.node, self._write)
+        self._life = LifeFile(place.directory, say)
+        self._compiled = 0.0  # seconds that it took
         self._jobs: queue.SimpleQueue[Advance | Adopt | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Event | LocalError] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -108,7 +111,9 @@ class _LiveNode:
 
     def warm(self) -> None:
         """Compile; no socket is open yet."""
+        began = clock.now()
         self._work.replica.warm()
+        self._compiled = clock.now() - began
 
     def open(self) -> None:
         """Bind the sockets, open the records; from here on the node exists for the others."""
@@ -122,7 +127,7 @@ class _LiveNode:
                 self._say(note)
         self._transport = Transport(place.listen, max(payload.schema.frame_cap, model.schema.frame_cap))
         self._links = FaultyLinks(self._transport, self._membership)
-        life = clock.life()
+        life = self._life.next(clock.life(), work.kept[0] if work.kept else 0)
         work.begin(life)
         self._opened.callback(work.close)
         self._events = records.Lines(place.directory / "events.jsonl")
@@ -133,8 +138,8 @@ class _LiveNode:
         join_round = min(later, default=0) if work.last_round or task.node not in place.terms.expected else 0
         # what was planned for an earlier process has befallen it, also in the round that it did not finish
         self._past = max(join_round - 1, work.last_round + 1 if work.last_round else 0)
-        self._peer = Peer(facts(task, work, place.terms, life, join_round))
-        me = Me(task.node, life, membership_address(place.address))
+        self._peer = Peer(facts(task, work, place.terms, life, join_round, self._compiled))
+        me = Me(task.node, life, membership_address(place.address), place.terms.nodes)
         seeds = [membership_address(address) for address in place.peers]
         self._membership.begin(me, place.terms.federation, seeds, place.probe_timing, own)
 
@@ -316,6 +321,7 @@ class _LiveNode:
                 self._links.send(to, (header, *going.frames), len(header) + going.nbytes, clock.now(), again)
                 self._counters = self._transport.bytes_sent, self._transport.bytes_received
             case Reborn(life):
+                self._life.keep(life)
                 self._membership.reborn(life)
             case Advance() | Adopt():
                 if isinstance(effect, Advance) and effect.members is not None:  # which may have to be compiled

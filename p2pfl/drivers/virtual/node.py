@@ -90,7 +90,7 @@ class VirtualNode:
     def __init__(self, world: Surroundings, facts: Facts, given: NodeSetup) -> None:
         self.world, self.facts, self.given = world, facts, given
         self.peer = Peer(facts)
-        me = Me(facts.node, facts.life, address(facts.node))
+        me = Me(facts.node, facts.life, address(facts.node), facts.nodes)
         seeds = [address(node) for node in given.seeds]
         self.membership = Membership(me, facts.federation, seeds, given.probe_timing, world.seed)
         self.up = True
@@ -273,9 +273,10 @@ def address(node: int) -> str:
     return f"tcp://node{node}:1"
 
 
-def node_at(address: str) -> int:
-    """The node at such an address."""
-    return int(address.removeprefix("tcp://node").partition(":")[0])
+def node_at(address: str) -> int | None:
+    """The node at such an address; None where nobody can be."""
+    node = address.removeprefix("tcp://node").partition(":")[0]
+    return int(node) if node.isascii() and node.isdigit() else None
 
 
 def weight(envelope: Envelope, header: int, payload: int) -> int:

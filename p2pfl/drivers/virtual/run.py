@@ -22,6 +22,7 @@ from p2pfl.protocol.events import Event as PeerEvent
 from p2pfl.protocol.events import Received, Refused
 from p2pfl.protocol.membership.timing import ProbeTiming
 from p2pfl.protocol.messages import Envelope, Model
+from p2pfl.protocol.timing import starting
 from p2pfl.types import State
 
 _SEEDS = 8
@@ -134,7 +135,8 @@ class _VirtualRun:
         )
 
     def _patience(self) -> float:
-        timing, alone = self._setting.terms.timing, self._setting.probe_timing.alone
+        terms, alone = self._setting.terms, self._setting.probe_timing.alone
+        timing = starting(terms.timing, terms.nodes)
         own = max(self._setting.seconds) * max(task.batching.width for task in self._tasks)
         longest = max(timing.start_timeout, timing.deadline_max, timing.drain, alone, timing.patience * own)
         return _PATIENCE * (longest + own + 60.0)

@@ -104,7 +104,7 @@ class World:
     def say(self, source: VirtualNode, to: str, data: bytes) -> None:
         """From membership to membership, as datagrams."""
         me, other = source.facts.node, node_at(to)
-        if self._kept_back(source.round, me, other):
+        if other is None or self._kept_back(source.round, me, other):
             return
         self.said += len(data)
         for arrival in self.network.datagram(me, other, len(data), self.now):

@@ -60,7 +60,10 @@ class Changed(NamedTuple):
 
 
 class Accused(NamedTuple):
-    """This node's life is held dead by others, first by `by` (-1: unknown). The way on is `Reborn(life + 1)`."""
+    """This node is held dead in `life`, its own or a greater one, first by `by` (-1: unknown).
+
+    The way on is `MemberReborn` with a life above both. It comes three times at once, then once each `reborn_every`.
+    """
 
     life: int
     by: int

@@ -1,9 +1,10 @@
 """A member of the federation as a pure machine. `handle(event, now)` returns what is to be done.
 
 Nobody is in charge. Each period a member asks one other whether it is there; if neither it nor those asked to ask it
-hear an answer, the other is suspect, and dead when it does not refute that in time. What is learnt rides on these
-messages and on gossip. Tables are told whole to a random member now and then, and to those believed dead as well: a
-partition of any length heals. The rules for whose word counts are in `table`.
+hear an answer, the other is suspect, and dead when it does not refute that in time. Who is said to be dead, to have
+left or to be a greater life is asked before that is believed. What is learnt rides on these messages and on gossip.
+Tables are told whole to a random member now and then, and to those believed dead as well: a partition of any length
+heals. The rules for whose word counts are in `table` and `roster`.
 
 Sources: SWIM, DSN 2002; Lifeguard, arXiv 1707.00788.
 """
@@ -32,10 +33,11 @@ from p2pfl.protocol.membership.events import (
     Say,
     Superseded,
 )
+from p2pfl.protocol.membership.inquiry import Inquiry
 from p2pfl.protocol.membership.probe import Probe, Relay, RoundRobin, Trips
-from p2pfl.protocol.membership.roster import Roster
+from p2pfl.protocol.membership.roster import Roster, Source
 from p2pfl.protocol.membership.seeds import Seeds
-from p2pfl.protocol.membership.table import LEFT, SUSPECT, Me, Member, MemberEntry
+from p2pfl.protocol.membership.table import LEFT, NOBODY, SUSPECT, Me, Member, MemberEntry
 from p2pfl.protocol.membership.timing import ProbeTiming, check
 from p2pfl.protocol.membership.wire import Ack, Ask, Datagram, DirectPing, Gossip, Message, Nack, Sync, Synced
 
@@ -44,6 +46,12 @@ PIGGYBACK = 24
 
 _RELAYS = 256
 """Probes made for others at a time."""
+
+_QUESTIONS = 1024
+"""Questions whose answers are known as such."""
+
+_FAREWELLS = 24
+"""Members that a leaver tells at first: they believe it at once, the others when it no longer answers."""
 
 _HELLOS = 20
 """Rounds of greeting the seeds after the first has answered; the others are tried on at the pace of the dead."""
@@ -65,7 +73,8 @@ class Membership:
         self._health, self._trips, self._order = self._roster.health, Trips(), RoundRobin(self._draw)
         self._probe: Probe | None = None
         self._relays: dict[int, Relay] = {}
-        self._seq = self._draw.getrandbits(40)
+        self._numbers = random.Random(self._draw.getrandbits(40))  # of questions: no other is to foresee them
+        self._questions: dict[int, int] = {}  # number -> whom; NOBODY: whoever is at an address
         self._timers: dict[str, float] = {}  # what is due when; nothing before Start
         self._steps: dict[str, Callable[[], None]] = {
             "hello": self._hello,
@@ -80,8 +89,10 @@ class Membership:
         self._hellos = 0
         self._receipts: set[int] = set()
         self._answered: dict[int, float] = {}  # when a node was last told what it said wrong
+        self._checked: dict[int, float] = {}  # when a node was last asked whether it holds to what it has said
         self._last_gossip = self._last_changed = -math.inf
         self._quiet = False  # superseded, or gone
+        self._parting = False  # has begun to say that it leaves
         self._out: list[Effect] = []
         self._now = 0.0
         self.wake = math.inf
@@ -89,7 +100,9 @@ class Membership:
     @property
     def members(self) -> tuple[Member, ...]:
         """Everybody known, this node too, ascending node."""
-        return tuple(entry.member for _, entry in sorted(self._roster.entries.items()))
+        silent = self._roster.silent
+        members = (entry.member for _, entry in sorted(self._roster.entries.items()))
+        return tuple(member._replace(silent=True) if member.node in silent else member for member in members)
 
     @property
     def score(self) -> int:
@@ -113,7 +126,7 @@ class Membership:
                 self._roster.progress(round)
             case MemberReborn(life):
                 self._roster.reborn(life)
-                if self._quiet:
+                if self._quiet and self._roster.mine.life == life:
                     self._quiet = False
                     self._start()
                 self._soon("gossip")
@@ -171,13 +184,17 @@ class Membership:
                 self._timers[name] = math.inf
                 self._steps[name]()
                 self._settle()
+        for node in [node for node, inquiry in self._roster.inquiries.items() if inquiry.next <= self._now]:
+            self._inquire(node, self._roster.inquiries[node])
+            self._settle()
         for seq in [seq for seq, relay in self._relays.items() if relay.due <= self._now]:
             relay = self._relays.pop(seq)
             self._say(relay.address, Nack(), relay.seq)
         expiry = self._roster.expire(self._now) if self._timers else math.inf
         self._settle()
         relays = (relay.due for relay in self._relays.values())
-        self.wake = math.inf if self._quiet else min([expiry, *self._timers.values(), *relays])
+        inquiries = (inquiry.next for inquiry in self._roster.inquiries.values())
+        self.wake = math.inf if self._quiet else min([expiry, *self._timers.values(), *relays, *inquiries])
 
     def _settle(self) -> None:
         """Carry over what the roster has found."""
@@ -203,23 +220,30 @@ class Membership:
         self._quiet = True
         self._timers.clear()
         self._relays.clear()
+        self._roster.hush()
         self._probe = None
 
     # --- messages
 
-    def _say(self, address: str, message: Message, seq: int, first: Iterable[MemberEntry] = ()) -> None:
+    def _say(
+        self, address: str, message: Message, seq: int, first: Iterable[MemberEntry] = (), news: bool = True
+    ) -> None:
         """Send a message, with news on it: `first`, then what is to be spread."""
         entries = list(first)
-        if not isinstance(message, Sync | Synced):
+        if news and not isinstance(message, Sync | Synced):
             most = spread.limit(self._timing.retransmit, self._roster.n)
-            news, there = self._roster.spread.take(most, PIGGYBACK - len(entries)), {e.node for e in entries}
-            entries += [entry for entry in news if entry.node not in there]
+            rest, there = self._roster.spread.take(most, PIGGYBACK - len(entries)), {e.node for e in entries}
+            entries += [entry for entry in rest if entry.node not in there]
         data = wire.encode(Datagram(self._cluster, seq, self._roster.mine, entries, message), self._now)
         self._out.append(Say(address, data))
 
-    def _next_seq(self) -> int:
-        self._seq += 1
-        return self._seq
+    def _question(self, whom: int) -> int:
+        """Return the number of a new question; `whom`: NOBODY for whoever is at an address."""
+        while len(self._questions) >= _QUESTIONS:
+            del self._questions[next(iter(self._questions))]
+        seq = self._numbers.getrandbits(52)
+        self._questions[seq] = whom
+        return seq
 
     def _table(self) -> list[MemberEntry]:
         return [entry for node, entry in self._roster.entries.items() if node != self._roster.me.node]
@@ -234,11 +258,47 @@ class Membership:
         if (sender.node, sender.life, sender.address) == (me.node, me.life, me.address):
             self._seeds.myself(datagram.seq)
             return
-        answers = [self._roster.learn(sender, self._now, direct=True)]
-        answers += [self._roster.learn(entry, self._now, direct=False) for entry in datagram.entries]
+        asked = self._questions.get(datagram.seq) in (sender.node, NOBODY)
+        source = Source(sender.node, asked and isinstance(datagram.message, Ack | Synced))
+        entries = [entry for entry in datagram.entries if self._belongs(entry)]
+        belongs = self._belongs(sender)
+        if not belongs or len(entries) < len(datagram.entries):
+            self._stranger(datagram)
+        answers = [self._roster.learn(sender, self._now, source, direct=True)] if belongs else []
+        answers += [self._roster.learn(entry, self._now, source, direct=False) for entry in entries]
         self._settle()
-        if not self._quiet:
+        if not self._quiet and belongs:
+            self._follow_up()
             self._answer(datagram, [entry for entry in answers if entry is not None])
+
+    def _belongs(self, entry: MemberEntry) -> bool:
+        """Return whether an account names nobody from outside the federation."""
+        return entry.node < self._roster.me.nodes and entry.by < self._roster.me.nodes
+
+    def _stranger(self, datagram: Datagram) -> None:
+        named = {id for entry in (datagram.sender, *datagram.entries) for id in (entry.node, entry.by)}
+        outside = sorted(node for node in named if node >= self._roster.me.nodes)
+        more = f" and {len(outside) - 1} others" if len(outside) > 1 else ""
+        text = f"node {outside[0]}{more}, by node {datagram.sender.node}"
+        self._out.append(MemberDrop("stranger", f"{text}: there are nodes 0 to {self._roster.me.nodes - 1}"))
+
+    def _follow_up(self) -> None:
+        """Ask who says that somebody is gone, this node or one that answers it, whether it holds to that.
+
+        In its answer it will say it again. Who is disputed for that hears of it, and asks in turn.
+        """
+        roster, me = self._roster, self._roster.me.node
+        for node, about in {**roster.doubted, **dict.fromkeys(roster.accusers, me)}.items():
+            fresh = self._checked.get(node, -math.inf) + self._timing.ack_min
+            if node in roster.entries and node not in (me, about) and self._now >= fresh:
+                self._checked[node] = self._now
+                told = [roster.entries[about]] if about in roster.live else []
+                self._say(roster.entries[node].address, DirectPing(node), self._question(node), told, news=False)
+        for node in roster.to_tell:
+            if node in roster.disputed:
+                self._say(roster.entries[node].address, Gossip(), 0, [roster.disputed[node]], news=False)
+        for done in (roster.accusers, roster.doubted, roster.to_tell):
+            done.clear()
 
     def _answer(self, datagram: Datagram, wrong: list[MemberEntry]) -> None:
         sender, seq = datagram.sender, datagram.seq
@@ -254,7 +314,8 @@ class Membership:
             case Synced():
                 self._seeds.answered(seq, sender.node)
             case Ask(target, address, wait):
-                self._relay(datagram, target, address, wait)
+                if target < self._roster.me.nodes:
+                    self._relay(datagram, target, address, wait)
             case Ack():
                 self._acked(datagram)
             case Nack():
@@ -280,20 +341,36 @@ class Membership:
         self._probe = None
         if target is None:
             return
-        self._probe = Probe(target, self._next_seq(), self._now)
+        self._probe = Probe(target, self._question(target), self._now)
         self._timers["ask"] = self._now + self._trips.timeout(self._timing) * stretch
         self._ping(target, self._probe.seq)
 
-    def _ping(self, target: int, seq: int) -> None:
+    def _ping(self, target: int, seq: int, news: bool = True) -> None:
         held = self._roster.entries[target]
-        self._say(held.address, DirectPing(target), seq, [held] if held.state == SUSPECT else [])
+        self._say(held.address, DirectPing(target), seq, [held] if held.state == SUSPECT else [], news)
+
+    def _inquire(self, node: int, inquiry: Inquiry) -> None:
+        """Ask a member that is said to be gone, where it is held to be and where it is said to be.
+
+        News do not ride along: they are told a bounded number of times, and this one may be gone.
+        """
+        if not inquiry.ask():
+            self._roster.conclude(node, self._now)
+            self._follow_up()
+            return
+        claim, there = inquiry.claim, node != self._roster.me.node
+        if there:
+            self._ping(node, self._question(node), news=False)
+        elsewhere = claim is not None and not (there and claim.address == self._roster.entries[node].address)
+        if claim is not None and elsewhere and not claim.terminal:
+            self._say(claim.address, DirectPing(node), self._question(node), news=False)
 
     def _remind(self) -> None:
         """Tell some of those that this node suspects so, each once a period at most: they can refute it."""
         suspicions = self._roster.suspicions
         for node in sorted(suspicions, key=lambda node: suspicions[node].told)[: self._timing.fanout]:
             suspicions[node].told = self._now
-            self._ping(node, self._next_seq())
+            self._ping(node, self._question(node))
 
     def _ask(self) -> None:
         """No answer in time: ask others to ping."""
@@ -313,7 +390,7 @@ class Membership:
                 MemberDrop("relays", f"node {datagram.sender.node} asks for a ping; {_RELAYS} are under way")
             )
             return
-        seq = self._next_seq()
+        seq = self._question(target)
         wait = min(wait, self._timing.interval * 8)
         self._relays[seq] = Relay(target, datagram.sender.address, datagram.seq, self._now + wait)
         held = self._roster.entries.get(target)
@@ -352,7 +429,7 @@ class Membership:
         self._timers["sync"] = self._now + self._timing.sync_every * self._draw.uniform(0.75, 1.25)
         if self._roster.live:
             node = self._draw.choice([*self._roster.live])
-            self._say(self._roster.entries[node].address, Sync(), self._next_seq(), self._table())
+            self._say(self._roster.entries[node].address, Sync(), self._question(node), self._table())
 
     def _retry(self) -> None:
         self._timers["retry"] = self._now + self._timing.retry_dead * self._draw.uniform(0.75, 1.25)
@@ -373,7 +450,7 @@ class Membership:
             self._greet(address)
 
     def _greet(self, address: str) -> None:
-        seq = self._next_seq()
+        seq = self._question(NOBODY)
         self._seeds.ask(seq, address)
         self._say(address, Sync(), seq, self._table())
 
@@ -386,8 +463,9 @@ class Membership:
             self._gone()
             return
         self._timers["farewell"] = self._now + self._timing.gossip_every
-        for node in self._draw.sample([*self._roster.live], min(self._timing.fanout, live)):
-            self._ping(node, self._next_seq())
+        most, self._parting = self._timing.fanout if self._parting else _FAREWELLS, True
+        for node in self._draw.sample([*self._roster.live], min(most, live)):
+            self._ping(node, self._question(node))
 
     def _gone(self) -> None:
         self._silence()

@@ -27,7 +27,7 @@ class Seeds:
         """This question went to this address."""
         if address in self._node:
             while len(self._asked) >= 4 * len(self._node):
-                del self._asked[min(self._asked)]
+                del self._asked[next(iter(self._asked))]  # the oldest
             self._asked[seq] = address
 
     def answered(self, seq: int, node: int) -> None:

@@ -5,6 +5,9 @@ life left beats dead beats everything else; a suspicion is beaten by an alive wi
 raises its life or its refutes. `join` takes the greater, so tables form a join-semilattice: whatever the order in which
 members hear of each other, and however often, they end with the same table. No alive ever beats a death of its life:
 who has left a view comes back only as a greater life.
+
+What `join` takes is held at once, but for what would end a life that is held as there: that is believed once the life
+has been asked and does not answer, or says so itself (see `inquiry` and `roster`). No letter ends a life.
 """
 
 from __future__ import annotations
@@ -21,17 +24,22 @@ NOBODY = -1
 
 
 class Me(NamedTuple):
-    """The identity of this node; `address` is where its membership socket listens, tcp://HOST:PORT."""
+    """The identity of this node; `address` is where its membership socket listens, tcp://HOST:PORT.
+
+    `nodes`: ids of the federation go from 0 to nodes - 1; what names another is not heard.
+    """
 
     node: int
     life: int
     address: str
+    nodes: int = 1 << 31
 
 
 class Member(NamedTuple):
     """An entry of this node's table. `round` is the last one heard of.
 
-    `busy`: until when, by this node's clock, the member has announced a pause; 0 for none.
+    `busy`: until when, by this node's clock, the member has announced a pause; 0 for none. `silent`: this node itself
+    has asked it, and heard no answer; a suspect that is not silent is only talked about.
     """
 
     node: int
@@ -41,6 +49,7 @@ class Member(NamedTuple):
     address: str
     round: int
     busy: float
+    silent: bool = False
 
     @property
     def present(self) -> bool:

@@ -15,6 +15,8 @@ class ProbeTiming(NamedTuple):
     then `ask` others are asked to ping, then the member is suspect. A suspicion lasts from
     low = suspicion x max(1, log10 n) x interval, when suspicion - 2 others confirm it, to stretch x low, when nobody
     does; times (h + 1) / 2. So a member that is silent for less than interval + low is declared dead by nobody.
+
+    Who hears that a member is gone asks it, five times within interval x h, and believes it when no answer comes.
     """
 
     interval: float
@@ -36,6 +38,7 @@ class ProbeTiming(NamedTuple):
     late: float  # called so much later than due, this node itself has stalled: its waits are prolonged by that
     leave: float  # a leaver waits for receipts at most
     stalled_after: float  # the owner has shown no life for so long: this node stops answering
+    reborn_every: float  # three lives of a node at once, then one each so many seconds: what accusations can cost
 
 
 LAN = ProbeTiming(
@@ -58,6 +61,7 @@ LAN = ProbeTiming(
     late=0.25,
     leave=2.0,
     stalled_after=30.0,
+    reborn_every=20.0,
 )
 # one machine: no loss, but nodes compete for its cores: interval + low = 1.75 s of silence before a death
 LOCAL = LAN._replace(
