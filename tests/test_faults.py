@@ -286,6 +286,37 @@ def test_a_network_in_two_halves_becomes_one_again(begin: Start) -> None:
     assert max(row["waited"] for node in range(8) for row in run.rows(node)[1:]) < WAIT
 
 
+def test_one_that_is_cut_off_takes_no_round_from_the_others(begin: Start) -> None:
+    """Alone it would be faster, and far ahead when it is back: it waits instead, and follows the others then."""
+    parted = '[[churn]]\nevent = "partition"\nround = 100\ngroups = [[1]]\n[[churn]]\nevent = "heal"\nround = 1500\n'
+    run = begin(4, rounds=2500, more=parted)
+    summary = run.end(300)
+    for node in (0, 2, 3):
+        assert len({*range(1, 2501)} - {row["round"] for row in run.rows(node)}) <= 2  # a step at the new epochs
+    assert run.says(1, "waiting", 1) and run.says(1, "gathered", 1)
+    assert {row["round"] for row in run.rows(1)} < {*range(1, 700), *range(1450, 2501)}
+    assert summary["lost"] == [] and summary["rounds_repeated"] == {}
+    balanced(summary)
+    assert summary["accuracy_worst"] > twin(run.nodes) - 0.015
+
+
+def test_short_sessions_tell_the_story_that_is_planned(begin: Start) -> None:
+    """Sessions of 20 rounds of some milliseconds, far shorter than it takes to start: live as in virtual time."""
+    sessions = '[[churn]]\nmodel = "exponential"\nup = 20\ndown = 9\n'
+    run = begin(4, rounds=200, more=sessions, algorithm="dsgd")
+    summary = run.end(300)
+    assert summary["lost_unplanned"] == {} and summary["incomplete"] == []
+    for node in range(4):
+        rounds = [row["round"] for row in run.rows(node)]
+        assert rounds == sorted(set(rounds))  # nothing is trained twice, and no life begins at round 1
+    assert sum(len({row["life"] for row in run.rows(node)}) for node in range(4)) > 12
+    balanced(summary)
+    command = [*P2PFL, "run", str(run.file), "--driver", "virtual", "--out", f"{run.out}-virtual", "--json"]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert told["lost"] == summary["lost"]
+    assert abs(told["accuracy_mean"] - summary["accuracy_mean"]) < 0.015
+
+
 def test_models_of_44_mb_on_every_link_delay_no_death_and_cause_none(begin: Start) -> None:
     more = '[network]\npreset = "lan"\n'
     run = begin(4, more=more, model='name = "mlp"\nhidden = [3400, 3200]', algorithm="dsgd")

@@ -67,7 +67,7 @@ class Started:
     """A run in a process of its own, which ends with the test."""
 
     def __init__(self, out: Path, *arguments: str, file: Path = DEMO) -> None:
-        self.out = out
+        self.out, self.file = out, file
         self.process = subprocess.Popen(
             [*P2PFL, "run", str(file), "--out", str(out), "--json", *arguments],
             stdout=subprocess.PIPE,

@@ -381,12 +381,22 @@ def test_a_neighbor_that_never_comes_is_left_behind_and_joins_later() -> None:
 
 def test_who_is_absent_at_the_start_is_told_in_one_line() -> None:
     world = World(nx.complete_graph(5), rounds=5)
-    for node in (0, 2, 4):
+    for node in (0, 2):
         world.nodes[node].dead = True
     world.run_until_round(2)
-    for node in (1, 3):
+    for node in (1, 3, 4):
         (note,) = [note for note in world.nodes[node].notes if note.event == "absent"]
-        assert (note.about, note.detail) == (0, "not met at the start, nor is node 2, 4; they can join later")
+        assert (note.about, note.detail) == (0, "not met at the start, nor is node 2; they can join later")
+
+
+def test_a_start_without_half_of_the_nodes_is_none() -> None:
+    world = World(nx.complete_graph(5), rounds=5)
+    for node in (0, 2, 4):
+        world.nodes[node].dead = True
+    world.run(60.0)
+    for node in (1, 3):
+        assert world.nodes[node].peer.waits
+        assert [note.event for note in world.nodes[node].notes] == ["waiting"]
 
 
 def test_a_start_waits_for_as_long_as_nodes_and_machine_need() -> None:

@@ -97,8 +97,9 @@ def skipped(federation: Federation, run: Path) -> dict[str, int]:
     events = [row for row in records.read(run / "events.jsonl") if row["event"] == "skipped"]
     if not events:
         return {}
-    takes_part = churn.timeline(federation.churn, nodes, rounds).active if federation.churn else None
-    if takes_part is not None:  # row["round"] is the last one before those that are skipped
+    if federation.churn:  # row["round"] is the last one before those that are skipped
+        given = federation.conditions
+        takes_part = churn.timeline(federation.churn, nodes, rounds, given.detection, given.waits).active
         kept = [int(takes_part[row["round"] : row["round"] + row["rounds"], row["node"]].sum()) for row in events]
         events = [{**row, "rounds": each} for row, each in zip(events, kept, strict=True)]
     return cost(events, "skipped")

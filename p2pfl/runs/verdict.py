@@ -9,6 +9,10 @@ from p2pfl.errors import Exit
 from p2pfl.reporting.run_data import Summary
 
 
+SKIPPED = 0.01
+"""Share of all nodes' rounds that may be skipped in a run that is whole: a moment's pause of a node costs a few."""
+
+
 class RunVerdict(NamedTuple):
     """How a run has ended."""
 
@@ -19,8 +23,8 @@ class RunVerdict(NamedTuple):
 def verdict(summary: Summary) -> RunVerdict:
     """Judge a run by its summary, whoever made it.
 
-    A run is whole when somebody ended in good order, nobody was lost but whom the experiment had planned to lose, and
-    nothing else is in `summary.incomplete`, where a driver says what it alone knows. A signal is told before all else.
+    A run is whole when somebody ended in good order, nobody was lost but whom the experiment had planned to lose, at
+    most SKIPPED of the rounds were skipped and none trained without half of the others, and nothing else is in `summary.incomplete`, where a driver says what it alone knows. A signal is told before all else.
     """
     reasons = [*summary.incomplete]
     stopped_by = summary.stopped_by or ("SIGINT" if summary.interrupted else "")
@@ -29,6 +33,12 @@ def verdict(summary: Summary) -> RunVerdict:
     if summary.nodes is not None and 0 < summary.nodes <= len(summary.lost):
         reasons.append("no node ended in good order")
     reasons += [f"node {node} {how}" for node, how in summary.lost_unplanned.items()]
+    if summary.skipped_share > SKIPPED:
+        told = ", ".join(f"node {node} {rounds}" for node, rounds in summary.rounds_skipped.items())
+        reasons.append(f"{100 * summary.skipped_share:.1f} % of the nodes' rounds were skipped: {told}")
+    if summary.rounds_alone:
+        told = ", ".join(f"node {node} {rounds}" for node, rounds in summary.rounds_alone.items())
+        reasons.append(f"rounds trained without half of the others: {told}")
     ended = Exit.NOT_WHOLE if reasons else Exit.DONE
     code = Exit(128 + signal.Signals[stopped_by]) if stopped_by else ended
     return RunVerdict(code, tuple(dict.fromkeys(reasons)))
