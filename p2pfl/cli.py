@@ -18,7 +18,7 @@ from rich.console import Console
 from p2pfl.errors import Exit, Stopped, stopping
 
 if TYPE_CHECKING:
-    from p2pfl.runs.verdict import Verdict
+    from p2pfl.runs.verdict import RunVerdict
     from p2pfl.types import Schedule
 
 
@@ -110,7 +110,7 @@ def run(
     _judge(verdict(summary))
 
 
-def _judge(verdict: Verdict) -> None:
+def _judge(verdict: RunVerdict) -> None:
     """Say why a run is not whole, in one line, and exit with the code for it."""
     if verdict.reasons:
         click.echo(f"not whole: {'; '.join(verdict.reasons)}", err=True)

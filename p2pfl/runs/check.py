@@ -15,7 +15,7 @@ from p2pfl.node.result import NodeResult
 from p2pfl.reporting.run_data import Summary
 from p2pfl.runs import about, ledger, summary
 from p2pfl.runs.about import About
-from p2pfl.runs.verdict import Verdict, verdict
+from p2pfl.runs.verdict import RunVerdict, verdict
 
 BALANCED = 1e-6
 """Mean residual up to which the books balance: rounding of float32 stays far below it."""
@@ -40,7 +40,7 @@ class Checked(NamedTuple):
     ends: tuple[NodeEnd, ...]
     missing: tuple[int, ...]  # nodes whose records are not here
     summary: Summary
-    verdict: Verdict
+    verdict: RunVerdict
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""

@@ -9,14 +9,14 @@ from p2pfl.errors import Exit
 from p2pfl.reporting.run_data import Summary
 
 
-class Verdict(NamedTuple):
+class RunVerdict(NamedTuple):
     """How a run has ended."""
 
     code: Exit
     reasons: tuple[str, ...]  # why it is not whole, each a line for a person; none where it is
 
 
-def verdict(summary: Summary) -> Verdict:
+def verdict(summary: Summary) -> RunVerdict:
     """Judge a run by its summary, whoever made it.
 
     A run is whole when somebody ended in good order, nobody was lost but whom the experiment had planned to lose, and
@@ -31,4 +31,4 @@ def verdict(summary: Summary) -> Verdict:
     reasons += [f"node {node} {how}" for node, how in summary.lost_unplanned.items()]
     ended = Exit.NOT_WHOLE if reasons else Exit.DONE
     code = Exit(128 + signal.Signals[stopped_by]) if stopped_by else ended
-    return Verdict(code, tuple(dict.fromkeys(reasons)))
+    return RunVerdict(code, tuple(dict.fromkeys(reasons)))
