@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,10 @@ from p2pfl import tree
 from p2pfl.cli import main
 from p2pfl.config import experiment
 from p2pfl.drivers.live import launcher, sidecar
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, Exit, LocalError
 from p2pfl.federation import federation as build
 from p2pfl.reporting import terminal
+from p2pfl.reporting.run_data import Summary
 from p2pfl.runs.run import run as run_experiment
 
 TINY = """
@@ -82,7 +86,7 @@ def records(path: Path) -> list[dict[str, Any]]:
 # --- help and mistakes
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["node"], ["report"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["node"], ["check"], ["report"]])
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help(command: list[str], flag: str) -> None:
     result = call(*command, flag)
@@ -245,6 +249,60 @@ def test_a_run_leaves_what_it_promises(place: Path) -> None:
         model = safetensors.numpy.load_file(out / "nodes" / str(node) / "model.safetensors")
         assert {name: leaf.shape for name, leaf in model.items()} == {k: v.shape for k, v in wanted.items()}
         assert all(np.isfinite(leaf).all() for leaf in model.values())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_with_the_code_for_it(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Whatever it is doing; what lies around it is tidied up. Afterwards the process is as it was."""
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    tidied: list[bool] = []
+
+    def killed(*given: Any) -> None:
+        try:
+            os.kill(os.getpid(), number)
+            signal.sigtimedwait([], 60.0)
+        finally:
+            tidied.append(True)
+
+    monkeypatch.setattr("p2pfl.runs.run.run", killed)
+    result = call("run", "exp.toml", "--out", "out")
+    assert result.exit_code == 128 + number == Exit(128 + number) and tidied == [True]
+    assert result.stderr == f"ended by {signal.Signals(number).name}\n"
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ConfigError("rounds=0"), Exit.MISTAKE, "Error: exp.toml: rounds=0"),
+        (LocalError("no luck", node=3, round=7, part="train"), Exit.FAILED, "Error: node 3, round 7, train: no luck"),
+        (OSError(28, "No space left on device", "out/x"), Exit.MISTAKE, "Error: out/x: No space left on device"),
+    ],
+)
+def test_an_error_ends_a_command_with_the_code_for_it(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, said: str
+) -> None:
+    def fails(*given: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("p2pfl.runs.run.run", fails)
+    result = call("run", "exp.toml", "--out", "out")
+    assert result.exit_code == code and result.stderr == f"{said}\n"
+
+
+def test_a_run_that_is_not_whole_says_why_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Summary(nodes=3, lost=(1,), lost_unplanned={"1": "was killed (SIGKILL)"})
+    monkeypatch.setattr("p2pfl.runs.run.run", lambda *given: told)
+    for arguments in ([], ["--json"]):
+        result = call("run", "exp.toml", "--out", "out", *arguments)
+        assert result.exit_code == Exit.NOT_WHOLE
+        assert result.stderr == "not whole: node 1 was killed (SIGKILL)\n"
+
+
+def test_every_exit_code_is_documented() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "commands.md").read_text("utf-8")
+    codes = re.findall(r"^\| ([\d, ]+) \|", page, re.MULTILINE)
+    assert [int(code) for row in codes for code in row.split(", ")] == sorted(Exit)
 
 
 def test_report_writes_the_page_anew() -> None:

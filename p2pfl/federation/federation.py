@@ -115,6 +115,11 @@ class Federation(NamedTuple):
         return (*self.data.notes, *self.learning.notes)
 
     @property
+    def batch_size(self) -> int:
+        """Rows of a local step; of the source "quadratic" one, since a node has no other and it is long."""
+        return 1 if self.task is not None else self.experiment.training.batch_size
+
+    @property
     def steps(self) -> np.ndarray:
         """[n] local steps of each node in a round in which it trains."""
         training = self.experiment.training

@@ -52,7 +52,7 @@ def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoc
         x=dataset.train.x[rows].astype(dtype),
         y=dataset.train.y[rows],
         site=jax.tree.map(lambda rows: np.asarray(rows[node]), federation.sites),
-        batching=batching.one(seed, node, max(len(rows), 1), int(federation.steps[node]), training.batch_size),
+        batching=batching.one(seed, node, max(len(rows), 1), int(federation.steps[node]), federation.batch_size),
         test=eval_set(dataset.test.x.astype(dtype), dataset.test.y, dataset.kind == "survival"),
         own=parts.test[node],
         pooled=federation.pooled,

@@ -41,7 +41,7 @@ def _anything(federation: Federation) -> None:
 
 DRIVERS: Mapping[str, RunDriver] = MappingProxyType(
     {
-        "live": RunDriver(live.prepared, _anything, True, True, True, False),
+        "live": RunDriver(live.prepared, live.check, True, True, True, False),
         "virtual": RunDriver(_at_once(virtual.run), virtual.setting, True, True, False, False),
         "simulate": RunDriver(_at_once(simulated.run), _anything, False, False, False, True),
         "loop": RunDriver(_at_once(simulated.run_loop), _anything, True, True, False, False),

@@ -9,17 +9,21 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from p2pfl import churn
+import jax
+import numpy as np
+
+from p2pfl import churn, tree
 from p2pfl.config import experiment as config
 from p2pfl.config.experiment import Experiment, NodeFile
-from p2pfl.drivers.live import clock, ports
+from p2pfl.drivers.live import clock, memory, ports
 from p2pfl.drivers.live.launcher import Launcher, Order
 from p2pfl.errors import stopping
-from p2pfl.federation.federation import Federation
+from p2pfl.federation.federation import Federation, model_shape
 from p2pfl.node import records
 from p2pfl.reporting.terminal import View
 from p2pfl.runs.progress import Watch
 from p2pfl.runs.summary import Collected, collect, left, planned_losses, score
+from p2pfl.types import Neighborhood
 
 ENTRY = "p2pfl.cli:node_process"
 """What the processes of nodes call: the command `p2pfl node`."""
@@ -54,8 +58,37 @@ def prepared(experiment: Experiment, view: View) -> Iterator[Callable[[Federatio
     preload = [*_PRELOAD]
     if experiment.data.source in ("digits", "breast_cancer"):
         preload.append("sklearn.datasets")
-    with Launcher(ENTRY, preload, view.say) as server:
+    with Launcher(ENTRY, preload, view.say, memory.Watcher().killed) as server:
         yield partial(_run, server)
+
+
+def check(federation: Federation) -> None:
+    """Raises ConfigError where the nodes do not fit into the memory of this machine."""
+    memory.fits(needs(federation), len(federation.graph), memory.free())
+
+
+def needs(federation: Federation) -> memory.Needs:
+    """Return the sizes of a node: of the one with the most neighbours and the longest rounds."""
+    algorithm, slots = federation.algorithm, federation.schedule.neighbor.shape[2]
+    model = model_shape(federation)
+    state = jax.eval_shape(lambda p: algorithm.init(p, slots), model)
+    around = Neighborhood(np.zeros(slots), np.zeros(slots))
+    payload = tree.nbytes(jax.eval_shape(lambda s: algorithm.send(s, around)[1], state))
+    dataset, task = federation.dataset, federation.task
+    arrays = [dataset.train.x, dataset.train.y, dataset.test.x, dataset.test.y]
+    arrays += [task.a, task.b] if task is not None else []
+    item = np.dtype(federation.experiment.training.dtype).itemsize
+    row = dataset.train.x[0].size * item if len(dataset.train.x) else 0
+    rows = max(map(len, federation.partition.train), default=0) + dataset.test.x.shape[0]  # its own, and those to test
+    return memory.Needs(
+        leaves=[leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model)],
+        state=tree.nbytes(state),
+        payload=payload,
+        received=payload // max(slots, 1) if algorithm.per_edge else payload,
+        neighbors=slots,
+        batches=int(federation.steps.max()) * federation.batch_size * row,
+        data=sum(array.nbytes for array in arrays) + rows * row,
+    )
 
 
 def _orders(federation: Federation, out: Path, held: Sequence[int]) -> list[Order]:
@@ -158,7 +191,7 @@ def _follow(federation: Federation, server: Launcher, watch: Watch, view: View) 
         plan.look(server, watch, now)
         if any(state == "finished" for state in states.values()):
             for node in watch.standing_still([n for n, s in states.items() if s == "alive"], now, _STALL):
-                server.give_up(node, f"no sign of life since round {watch.rounds_of[node]}")
+                server.give_up(node, f"gave no sign of life since round {watch.rounds_of[node]}")
     for text in watch.read():
         view.say(text)
     states = {node: member.state for node, member in server.members.items()}

@@ -72,7 +72,7 @@ def work_of(federation: Federation) -> Simulation:
         y=data.train.y,
         rows=federation.partition.train,
         steps=federation.steps,
-        batch_size=experiment.training.batch_size,
+        batch_size=federation.batch_size,
         test_x=data.test.x.astype(dtype),
         test_y=data.test.y,
         owner=owner,

@@ -23,8 +23,9 @@ class RunVerdict(NamedTuple):
 def verdict(summary: Summary) -> RunVerdict:
     """Judge a run by its summary, whoever made it.
 
-    A run is whole when somebody ended in good order, nobody was lost but whom the experiment had planned to lose, at
-    most SKIPPED of the rounds were skipped and none trained without half of the others, and nothing else is in `summary.incomplete`, where a driver says what it alone knows. A signal is told before all else.
+    A run is whole when somebody ended in good order, nobody was lost but whom the experiment had planned to lose, nobody
+    ended without half of the others, at most SKIPPED of the rounds were skipped, and nothing else is in
+    `summary.incomplete`, where a driver says what it alone knows. A signal is told before all else.
     """
     reasons = [*summary.incomplete]
     stopped_by = summary.stopped_by or ("SIGINT" if summary.interrupted else "")
@@ -36,9 +37,10 @@ def verdict(summary: Summary) -> RunVerdict:
     if summary.skipped_share > SKIPPED:
         told = ", ".join(f"node {node} {rounds}" for node, rounds in summary.rounds_skipped.items())
         reasons.append(f"{100 * summary.skipped_share:.1f} % of the nodes' rounds were skipped: {told}")
-    if summary.rounds_alone:
-        told = ", ".join(f"node {node} {rounds}" for node, rounds in summary.rounds_alone.items())
-        reasons.append(f"rounds trained without half of the others: {told}")
+    ended_alone = {node: rounds for node, rounds in summary.rounds_alone.items() if int(node) in summary.left}
+    reasons += [
+        f"node {node} ended without half of the others, after {n} rounds alone" for node, n in ended_alone.items()
+    ]
     ended = Exit.NOT_WHOLE if reasons else Exit.DONE
     code = Exit(128 + signal.Signals[stopped_by]) if stopped_by else ended
     return RunVerdict(code, tuple(dict.fromkeys(reasons)))

@@ -72,6 +72,7 @@ class _Lives:
     called: int = 0  # returns that are due
     state: str = "starting"  # starting | alive | lost | left | finished | failed; away: not there, and will be
     how: str = ""  # its latest life ended, where it did not in good order
+    given_up: str = ""  # why it is being ended from here
     pids: list[int] = field(default_factory=list)
 
 
@@ -159,21 +160,26 @@ class Launcher:
         for member in self.members.values():
             if member.order.returns:
                 self._start(member, standby=True)
+        self._look()
         began = clock.now()
         limit, waiting = began + _STARTUP, True  # waiting: for the first to be ready
         while late := self._unready():
             self._read(0.05)
-            for member in self.members.values():
-                self._look_ready(member)
-                if member.state == "failed":
-                    raise LocalError(member.how, node=member.order.node, round=0, part="start")
-            if self.broken:
-                raise LocalError(f"{self.broken}, and no node can be started", node=-1, round=0, part="start")
+            self._look()
             if waiting and len(self._unready()) < len(late):
                 waiting, limit = False, clock.now() + max(_LAGGARD, 2 * (clock.now() - began))
             if clock.now() > limit:
                 self._say(f"not ready: node {', '.join(map(str, sorted(set(late))))}; the others begin without")
                 return
+
+    def _look(self) -> None:
+        """See who is ready. Raises LocalError where the start has failed."""
+        if self.broken:
+            raise LocalError(f"{self.broken}, and no node can be started", node=-1, round=0, part="start")
+        for member in self.members.values():
+            self._look_ready(member)
+            if member.state == "failed":
+                raise LocalError(member.how, node=member.order.node, round=0, part="start")
 
     def _unready(self) -> list[int]:
         """Nodes with a process that is not ready or not even started."""
@@ -285,6 +291,8 @@ class Launcher:
             member.standby = None
             self._say(f"node {process.node} can't return; its next process {how}")
             return
+        if member.given_up:
+            how, member.given_up = f"{member.given_up}, and was killed", ""
         member.current, before = None, member.state
         if status is None:
             now = result.read(member.order.directory)
@@ -344,7 +352,8 @@ class Launcher:
         """End a node that does nothing any more."""
         member = self.members[node]
         if member.current is not None:
-            self._say(f"node {node}: {why}; ending it")
+            self._say(f"node {node} {why}; ending it")
+            member.given_up = why
             member.order = member.order._replace(returns=member.order.returns[: member.returned])
             if member.standby is not None:
                 _signal(member.standby, signal.SIGKILL)

@@ -362,7 +362,7 @@ class _LiveNode:
             self._peer.booked,
             self._peer.voided,
             dict(self._event_log.dropped),
-            self._peer.round < self._task.rounds,
+            self._peer.told < self._task.rounds,
             saved,
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             str(self._error) if self._error else None,

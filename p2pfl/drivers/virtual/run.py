@@ -211,7 +211,7 @@ class _VirtualRun:
             booked=node.peer.booked,
             voided=node.peer.voided,
             dropped=dict(sorted(node.event_log.dropped.items())),
-            left=node.peer.round < node.facts.rounds,
+            left=node.peer.told < node.facts.rounds,
             digest=work.save(),
             error=str(node.error) if node.error else None,
             alone=node.peer.alone,

@@ -1,0 +1,147 @@
+"""Memory of nodes that share a machine: what one will need, what there is, and whether the kernel has killed for it.
+
+The factors are fitted to the peaks of real nodes (`memory_peak`; docs/architecture.md has the table): a plan that is
+right to about a third, made before anything starts, in place of processes that are killed in the first round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from p2pfl.errors import ConfigError
+
+SHARED = 280 << 20
+"""Bytes that all nodes share: what the process that forks them has imported, and that process."""
+
+PRIVATE = 140 << 20
+"""Bytes that a node has to itself with a model of no size, its membership process included."""
+
+STATES, PAYLOADS, PER_NEIGHBOR = 4, 4, 3
+"""Copies of the algorithm's state (before and after, of a checkpoint, of gradients), of what is sent, and of what a
+neighbour sends: as it came in, stacked for mixing, and the next one that is on its way."""
+
+SCATTERED, MAPPED = 10, 32 << 20
+"""Copies that are kept of leaves of less than so many bytes: what is freed of them stays with the process."""
+
+BATCHES = 2
+"""Copies of a round's batches: as they are gathered, and as the compiled program has them."""
+
+_ROOT = Path("/")
+
+
+class Needs(NamedTuple):
+    """The sizes of a node, bytes."""
+
+    leaves: Sequence[int]  # of the model
+    state: int
+    payload: int  # all that is sent in a round
+    received: int  # from one neighbour
+    neighbors: int
+    batches: int  # of a round
+    data: int  # all that is loaded, the node's own rows as it keeps them included
+
+
+def each(needs: Needs) -> int:
+    """Return the bytes that a node needs at its peak, besides what all share."""
+    return (
+        PRIVATE
+        + STATES * needs.state
+        + PAYLOADS * needs.payload
+        + PER_NEIGHBOR * needs.neighbors * needs.received
+        + SCATTERED * sum(leaf for leaf in needs.leaves if leaf < MAPPED)
+        + BATCHES * needs.batches
+        + needs.data
+    )
+
+
+def fits(needs: Needs, nodes: int, free: int | None) -> None:
+    """Raises ConfigError where so many nodes do not fit into the free bytes, saying what would; None: nobody knows."""
+    one = each(needs)
+    wanted = SHARED + nodes * one
+    if free is None or wanted <= free:
+        return
+    fitting = max((free - SHARED) // one, 0)
+    raise ConfigError(
+        f"topology.nodes={nodes}: as processes on this machine they need about {_gb(wanted)}, {_gb(one)} each, and "
+        f"{_gb(free)} are free; {fitting} of them fit. Use fewer nodes, a smaller model, or driver.kind = "
+        '"simulate", which holds all nodes in one process'
+    )
+
+
+def free(root: Path = _ROOT) -> int | None:
+    """Return the bytes that are free, of the machine and of the control groups of this process; None: unknown."""
+    known = [_available(root), *_group_free(root)]
+    return min((each for each in known if each is not None), default=None)
+
+
+class Watcher:
+    """Knows what the kernel had killed for memory when it was made."""
+
+    def __init__(self, root: Path = _ROOT) -> None:
+        self._root = root
+        self._before = _kills(root)
+
+    def killed(self) -> str:
+        """Return why a process was killed by SIGKILL, if it can have been for memory; "" where nothing hints at it."""
+        now, left = _kills(self._root), free(self._root)
+        figures = "" if left is None else f"; {_gb(left)} are free now"
+        if now is None or self._before is None:
+            return f"out of memory?{figures}"
+        if now > self._before:
+            return f"out of memory? The kernel has killed {now - self._before} for it since the run began{figures}"
+        return ""
+
+
+def _gb(count: int) -> str:
+    return f"{count / 2**30:.1f} GB"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("ascii")
+    except OSError:  # there is no such file on this kernel
+        return ""
+
+
+def _field(text: str, name: str) -> int | None:
+    """A number of a file of names and numbers, as /proc/meminfo."""
+    for line in text.splitlines():
+        words = line.replace(":", " ").split()
+        if len(words) > 1 and words[0] == name and words[1].isdigit():
+            return int(words[1])
+    return None
+
+
+def _available(root: Path) -> int | None:
+    kilobytes = _field(_text(root / "proc/meminfo"), "MemAvailable")
+    return None if kilobytes is None else kilobytes * 1024
+
+
+def _groups(root: Path) -> list[Path]:
+    """The control groups of this process, version 2, from its own upwards."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        number, _, path = line.split(":", 2)
+        if number == "0":
+            top, own = root / "sys/fs/cgroup", path.strip("/")
+            place = top / own if own and (top / own).is_dir() else top  # in a container the group is the top
+            return [place, *(parent for parent in place.parents if parent == top or top in parent.parents)]
+    return []
+
+
+def _group_free(root: Path) -> list[int | None]:
+    result: list[int | None] = []
+    for group in _groups(root):
+        limit, used = _text(group / "memory.max").strip(), _text(group / "memory.current").strip()
+        if limit.isdigit() and used.isdigit():
+            cached = _field(_text(group / "memory.stat"), "inactive_file") or 0
+            result.append(max(int(limit) - int(used) + cached, 0))
+    return result
+
+
+def _kills(root: Path) -> int | None:
+    """Processes that the kernel has killed for memory so far, here or in this process's control groups."""
+    counts = [_field(_text(group / "memory.events"), "oom_kill") for group in _groups(root)]
+    counts.append(_field(_text(root / "proc/vmstat"), "oom_kill"))
+    return max((count for count in counts if count is not None), default=None)
