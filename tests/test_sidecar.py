@@ -81,6 +81,7 @@ class Play:
     def run(self) -> dict[str, Any]:
         import zmq
 
+        from p2pfl.drivers.live.zmtp import introduction
         from p2pfl.errors import ConfigError, LocalError
         from p2pfl.protocol.membership.table import Me
 
@@ -112,12 +113,11 @@ class Play:
         seen["signals"] = self.until(lambda: self.held[0][1].round == 18)
 
         with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+            dealer.setsockopt(zmq.ROUTING_ID, introduction("play", 7))
             dealer.connect(self.address[3])
             dealer.send(b"\xff\x00 nonsense")
             dealer.send_multipart([b"two", b"frames"])
-            seen["nonsense"] = self.until(
-                lambda: {"message", "frames"} <= {e.reason for e in self.said(3, "MemberDrop")}
-            )
+            seen["nonsense"] = self.until(lambda: {"message", "size"} <= {e.reason for e in self.said(3, "MemberDrop")})
 
         dead = self.cars.pop(2)
         dead._link.close()  # as when the node is killed

@@ -17,6 +17,7 @@ from p2pfl.drivers.live.faults import FaultPlan, FaultyLinks
 from p2pfl.drivers.live.settings import Place, membership_address, models_address
 from p2pfl.drivers.live.sidecar import Sidecar
 from p2pfl.drivers.live.transport import Transport
+from p2pfl.drivers.live.zmtp import Frame
 from p2pfl.errors import LocalError, RemoteError
 from p2pfl.node import records
 from p2pfl.node.checkpoint import Store
@@ -111,7 +112,10 @@ class _LiveNode:
         if place.resume:
             for note in work.resume():
                 self._say(note)
-        self._transport = Transport(place.listen, max(payload.schema.frame_cap, model.schema.frame_cap))
+        terms = place.terms
+        self._transport = Transport(
+            place.listen, task.node, terms.nodes, terms.federation, [payload.schema, model.schema]
+        )
         self._links = FaultyLinks(self._transport, self._membership)
         life = clock.life()
         work.begin(life)
@@ -165,17 +169,17 @@ class _LiveNode:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, frame: self._signals.append(number))
         poller = zmq.Poller()
-        poller.register(self._transport.socket, zmq.POLLIN)
+        poller.register(self._transport.fileno(), zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
         poller.register(self._membership.fileno(), zmq.POLLIN)
         self._worker.start()
         ticked = clock.now()
         self._handle(Start(), ticked)
         while not self._done:
-            poller.poll(int(_TICK * 1000) if not self._links.waiting else 1)
+            poller.poll(int(1000 * min(self._transport.delay, 0.001 if self._links.waiting else _TICK)))
             now = clock.now()
-            for frames in self._transport.receive():
-                self._take(frames, now)
+            for sender, frames in self._transport.receive():
+                self._take(sender, frames, now)
             self._collect(now)
             self._read_membership(now)
             self._links.step(now)
@@ -184,8 +188,8 @@ class _LiveNode:
                 self._tick(now)
 
     def _tick(self, now: float) -> None:
-        for reason in self._transport.watch():
-            self._drop(Drop(reason, "a connection that no neighbour introduced itself on"))
+        for reason, detail in self._transport.watch():
+            self._drop(Drop(reason, f"a connection {detail}"))
         if self._signals:
             self._signals.clear()
             self._say("leaving: asked to stop")
@@ -219,22 +223,27 @@ class _LiveNode:
         self._say(f"stopping: {failure}")
         self._error = self._error or failure
 
-    def _take(self, frames: list[zmq.Frame], now: float) -> None:
+    def _take(self, sender: int, frames: list[Frame], now: float) -> None:
+        """Take in a message that came by a connection of node `sender`."""
         try:
-            envelope = decode([frame.buffer for frame in frames], self._formats)
+            envelope = decode(frames, self._formats)
         except NonFinite as error:
             self._handle(Refused(error.envelope), now)
             return
         except RemoteError as error:
             self._drop(Drop(error.reason, error.detail))
+            self._transport.refused(sender)
             return
-        if isinstance(envelope.message, Hello) and envelope.node < self._place.terms.nodes:
-            self._transport.introduced(frames[0])
+        if envelope.node != sender:
+            self._drop(Drop("sender", f"node {sender} speaks for node {envelope.node}"))
+            self._transport.refused(sender)
+            return
         if envelope.node in self._links.faults.cut:
             return
-        if envelope.payload is not None:  # keep the frames themselves: a buffer dies with its frame
-            envelope = envelope._replace(payload=frames[1:])
+        dropped = self._event_log.dropped.total()
         self._handle(Received(envelope), now)
+        if self._event_log.dropped.total() > dropped:
+            self._transport.refused(sender)
 
     def _collect(self, now: float) -> None:
         while True:

@@ -1,0 +1,299 @@
+"""The listening end of a node's connections: whatever comes in, the work and the memory that it costs have a bound.
+
+A connection says in its first frame which node of the federation it is from, or is hung up. Each turn reads a few
+messages of each connection and goes on in the next: who sends much delays nobody else. A node has a budget of messages;
+what it sends beyond that is not read, and waits at its own end, by TCP.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import select
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from p2pfl.drivers.live import zmtp
+from p2pfl.drivers.live.budget import Budget
+from p2pfl.drivers.live.zmtp import Command, Frame, Limits, Reader
+from p2pfl.errors import RemoteError
+
+_SHARE = 16
+"""Messages of a connection in one turn ..."""
+
+_SHARE_BYTES = 1 << 22
+"""... or bytes."""
+
+_TURN = 256
+"""Messages in one turn."""
+
+_INTRODUCTION = 5.0
+"""Seconds in which a connection must have said who it is."""
+
+_STRANGERS = 64
+"""Connections at a time that have not; one more, and the oldest goes."""
+
+_ACCEPTS = 200.0
+"""Connections a second; more wait in the system's queue."""
+
+_SAME = 2
+"""Connections from one node: it may come back before the end of its earlier one is known."""
+
+_CONNECTIONS = 1024
+"""Connections in all; one more, and the one that was silent for longest goes."""
+
+_UNFINISHED = 60.0
+"""Seconds without a byte after which a message under way is given up."""
+
+_REFILL = 0.05
+"""Seconds until a budget that was spent is looked at again."""
+
+_TIDY = 0.25
+"""Seconds between looks at who takes too long."""
+
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
+"""Seconds, seconds and times: an end that is gone without a word is hung up after 25 s."""
+
+
+class Allowance(NamedTuple):
+    """What one node may send."""
+
+    limits: Limits  # of a message
+    rate: float  # messages a second, for long
+    burst: float  # messages at once
+    unit: float  # bytes that count as one message more
+
+
+class _Connection:
+    def __init__(self, link: socket.socket, now: float) -> None:
+        self.link, self.reader = link, Reader()
+        self.opened = self.heard = now
+        self.node: int | None = None  # it has not said yet
+
+
+class Listener:
+    """Takes messages in. `dropped` counts, by reason, what was hung up. OSError when `address` can't be bound."""
+
+    def __init__(self, address: str, federation: str, nodes: int, allowance: Allowance, now: float) -> None:
+        """`address`: tcp://HOST:PORT. `nodes`: that there can be; others are strangers."""
+        self._federation, self._nodes, self._allowance = federation, nodes, allowance
+        self._socket = _bound(address)
+        self._epoll = select.epoll()
+        self._epoll.register(self._socket, select.EPOLLIN)
+        self._connections: dict[int, _Connection] = {}  # by file descriptor
+        self._ready: dict[int, None] = {}  # with something to read, in the order of their turns
+        self._paused: set[int] = set()  # whose node has spent its budget
+        self._budgets: dict[int, Budget] = {}  # by node
+        self._accepts = Budget(_ACCEPTS, _STRANGERS, now)
+        self._accepting = True
+        self._tidied = now
+        self._told: list[tuple[str, str]] = []
+        self.dropped: Counter[str] = Counter()
+        self.nbytes = 0  # that came in, of messages
+
+    def fileno(self) -> int:
+        """To poll for input."""
+        return self._epoll.fileno()
+
+    @property
+    def delay(self) -> float:
+        """Return in how many seconds to call `receive` again, whatever `fileno` says."""
+        if self._ready:
+            return 0.0
+        return _REFILL if self._paused or not self._accepting else math.inf
+
+    def receive(self, now: float) -> Iterator[tuple[int, list[Frame]]]:
+        """Return the messages of this turn, each with the node that its connection is from."""
+        self._resume(now)
+        for file, _ in self._epoll.poll(0):
+            if file == self._socket.fileno():
+                self._accept(now)
+            else:
+                self._ready[file] = None
+        left = _TURN
+        for file in [*self._ready]:
+            if left <= 0:
+                break
+            del self._ready[file]
+            for message in self._read(file, min(_SHARE, left), now):
+                left -= 1
+                yield message
+        if now - self._tidied > _TIDY:
+            self._tidied = now
+            self._tidy(now)
+
+    def blame(self, node: int, cost: float) -> None:
+        """A node has sent something that is of no use: it has that many messages fewer."""
+        if node in self._budgets:
+            self._budgets[node].spend(cost)
+
+    def told(self) -> list[tuple[str, str]]:
+        """Return why connections were hung up since the last call: reason and detail."""
+        told, self._told = self._told, []
+        return told
+
+    def close(self) -> None:
+        """Hang up on everybody."""
+        for connection in self._connections.values():
+            connection.link.close()
+        self._connections.clear()
+        self._epoll.close()
+        self._socket.close()
+
+    # --- reading
+
+    def _read(self, file: int, most: int, now: float) -> Iterator[tuple[int, list[Frame]]]:
+        """Yield messages of a connection, as many as its node may send and this turn has room for."""
+        connection = self._connections.get(file)
+        if connection is None:
+            return
+        nbytes = 0
+        try:
+            while most > 0 and nbytes < _SHARE_BYTES:
+                if connection.node is not None and not self._budgets[connection.node].left(now):
+                    self._epoll.unregister(file)
+                    self._paused.add(file)
+                    return
+                item = connection.reader.next()
+                if item is None:
+                    count = connection.link.recv_into(connection.reader.space)
+                    if not count:
+                        self._closed(file, connection)
+                        return
+                    connection.reader.took(count)
+                    connection.heard = now
+                    nbytes += count
+                    continue
+                most -= 1
+                yield from self._take(connection, item, now)
+        except BlockingIOError:
+            return
+        except RemoteError as error:
+            self._hang_up(file, error.reason, error.detail)
+            return
+        except OSError:
+            self._closed(file, connection)
+            return
+        self._ready[file] = None  # behind the others
+
+    def _take(
+        self, connection: _Connection, item: Command | list[Frame], now: float
+    ) -> Iterator[tuple[int, list[Frame]]]:
+        if connection.node is None:
+            if not isinstance(item, Command):
+                raise RemoteError("handshake", "a message before it has said who it is")
+            self._introduced(connection, zmtp.introduced(zmtp.identity(item), self._federation), now)
+            return
+        size = 0 if isinstance(item, Command) else sum(map(len, item))
+        self._budgets[connection.node].spend(1 + size / self._allowance.unit)
+        if not isinstance(item, Command):  # others ask nothing that must be answered
+            self.nbytes += size
+            yield connection.node, item
+
+    def _introduced(self, connection: _Connection, node: int, now: float) -> None:
+        if node >= self._nodes:
+            raise RemoteError("handshake", f"says it is node {node}; there are {self._nodes}")
+        connection.node, connection.reader.limits = node, self._allowance.limits
+        if node not in self._budgets:
+            self._budgets[node] = Budget(self._allowance.rate, self._allowance.burst, now)
+        others = {file: each for file, each in self._connections.items() if each is not connection}
+        same = [file for file, each in others.items() if each.node == node]
+        known = [file for file, each in others.items() if each.node is not None]
+        for files, most in ((same, _SAME), (known, _CONNECTIONS)):
+            if len(files) >= most:
+                idle = min(files, key=lambda file: others[file].heard)
+                self._hang_up(idle, "connection", f"one of {len(files) + 1}; at most {most}")
+                return
+
+    # --- connections
+
+    def _accept(self, now: float) -> None:
+        while self._accepts.left(now):
+            try:
+                link, _ = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # above all: no file descriptor is left
+                self._tell("connection", f"can't be accepted: {error.strerror}")
+                self._accepts.spend(_ACCEPTS)
+                continue
+            self._accepts.spend(1)
+            link.setblocking(False)
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE:
+                link.setsockopt(socket.IPPROTO_TCP, option, value)
+            self._connections[link.fileno()] = _Connection(link, now)
+            self._epoll.register(link, select.EPOLLIN)
+            with contextlib.suppress(OSError):  # it has gone already, which will be read
+                link.send(zmtp.GREETING + zmtp.ready(b"ROUTER"))
+            strangers = [file for file, other in self._connections.items() if other.node is None]
+            if len(strangers) > _STRANGERS:
+                self._hang_up(strangers[0], "handshake", "too many at once have not said who they are")
+        self._epoll.modify(self._socket, 0)
+        self._accepting = False
+
+    def _resume(self, now: float) -> None:
+        """Go on with those whose budget has refilled."""
+        if not self._accepting and self._accepts.left(now):
+            self._accepting = True
+            self._epoll.modify(self._socket, select.EPOLLIN)
+        for file in [*self._paused]:
+            node = self._connections[file].node
+            assert node is not None
+            if self._budgets[node].left(now):
+                self._paused.discard(file)
+                self._epoll.register(file, select.EPOLLIN)
+                self._ready[file] = None
+
+    def _tidy(self, now: float) -> None:
+        for file, connection in [*self._connections.items()]:
+            if connection.node is None and now - connection.opened > _INTRODUCTION:
+                self._hang_up(file, "handshake", f"has not said who it is in {_INTRODUCTION} s")
+            elif file not in self._paused and connection.reader.unfinished and now - connection.heard > _UNFINISHED:
+                self._hang_up(file, "connection", f"silent for {_UNFINISHED} s in the middle of a message")
+        here = {connection.node for connection in self._connections.values()}
+        for node in [node for node, budget in self._budgets.items() if node not in here and budget.full(now)]:
+            del self._budgets[node]
+
+    def _closed(self, file: int, connection: _Connection) -> None:
+        """The other end has closed."""
+        if connection.node is None:
+            self._tell("connection", "closed before it had said who it is")
+        elif connection.reader.unfinished:
+            self._tell("connection", f"of node {connection.node}: closed in the middle of a message")
+        self._remove(file)
+
+    def _hang_up(self, file: int, reason: str, detail: str) -> None:
+        node = self._connections[file].node
+        self._tell(reason, detail if node is None else f"of node {node}: {detail}")
+        self._remove(file)
+
+    def _remove(self, file: int) -> None:
+        self._ready.pop(file, None)
+        self._paused.discard(file)
+        self._connections.pop(file).link.close()  # which takes it out of the epoll
+
+    def _tell(self, reason: str, detail: str) -> None:
+        self.dropped[reason] += 1
+        if len(self._told) < _STRANGERS:
+            self._told.append((reason, detail))
+
+
+def _bound(address: str) -> socket.socket:
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    host = host.strip("[]")
+    family, kind, protocol, _, where = socket.getaddrinfo(
+        None if host in ("*", "") else host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setblocking(False)
+        listening.bind(where)
+        listening.listen(128)
+    except OSError:
+        listening.close()
+        raise
+    return listening
