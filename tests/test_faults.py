@@ -10,16 +10,18 @@ import functools
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_live import P2PFL, Started, by_hand, start  # noqa: F401  (start is a fixture)
+from test_live import P2PFL, Started, by_hand, handshake, introduction, start  # noqa: F401  (start is a fixture)
 
 from p2pfl.node import records
 
@@ -293,6 +295,75 @@ def test_models_of_44_mb_on_every_link_delay_no_death_and_cause_none(begin: Star
     assert sent > 2 * 44e6
     assert not any(e["event"] == "removed" and e["node"] != 2 for node in others for e in run.events(node))
     balanced(run.stop())
+
+
+FLOOD = """
+import json, os, socket, sys, time
+host, port, seconds, first, again, closes = json.loads(sys.argv[1])
+os.nice(19)
+end, first, again = time.monotonic() + seconds, bytes.fromhex(first), 1000 * bytes.fromhex(again)
+while time.monotonic() < end:
+    try:
+        with socket.create_connection((host, port), timeout=0.2) as link:
+            link.sendall(first)
+            while not closes and time.monotonic() < end:
+                link.sendall(again)
+    except OSError:
+        pass
+    time.sleep(0.002)  # it shall not be this process that takes the nodes' time
+"""
+"""Floods an address: connects, says `first`, and then `again` as fast as it is taken; anew when it is hung up on."""
+
+SMALL = b"\x00\x14" + b"x" * 20
+PING = b"\x04\x07\x04PING\x00\x00"
+PART = b"\x03" + struct.pack(">Q", 64) + b"x" * 64
+ROUNDS = 5.0
+"""Seconds over which rounds are counted."""
+
+FLOODS = {
+    "models: frames of a stranger": (0, b"", SMALL, False),
+    "models: frames of a neighbour": (0, None, SMALL, False),
+    "models: a message that never ends": (0, None, PART, False),
+    "models: connections": (0, b"", b"", True),
+    "membership: frames of a stranger": (1, b"", SMALL, False),
+    "membership: frames and pings of a neighbour": (1, None, SMALL * 100 + PING, False),
+    "membership: a message that never ends": (1, None, PART, False),
+    "membership: connections that say who they are": (1, None, SMALL, True),
+}
+"""What is thrown: at which port after that of the models, as whom (None: node 1), what; whether it closes each time."""
+
+
+def test_a_flood_costs_a_fifth_of_the_rounds_at_most_and_no_memory(begin: Start) -> None:
+    run = begin(4)
+    run.reaches(0, 200)
+    listen = tomllib.loads((run.out / "nodes" / "0" / "node.toml").read_text())["listen"]
+    host, _, port = listen.removeprefix("tcp://").rpartition(":")
+    neighbour = introduction(run.out, 1)
+
+    def rounds(seconds: float) -> list[float]:
+        before, began = [run.rows(node)[-1]["round"] for node in range(4)], time.monotonic()
+        while time.monotonic() < began + seconds:
+            time.sleep(0.05)
+            assert run.process.poll() is None
+        took = time.monotonic() - began
+        return [(run.rows(node)[-1]["round"] - was) / took for node, was in enumerate(before)]
+
+    for name, (beside, who, again, closes) in FLOODS.items():
+        usual, memory = rounds(ROUNDS), run.memory(0)
+        first = handshake(neighbour if who is None else who)
+        what = [host, int(port) + beside, ROUNDS, (first + (again if closes else b"")).hex(), again.hex(), closes]
+        flood = subprocess.Popen([sys.executable, "-c", FLOOD, json.dumps(what)])
+        meanwhile = rounds(ROUNDS)
+        assert flood.wait(10) == 0
+        after = rounds(ROUNDS)
+        print(name, usual, meanwhile, after, (run.memory(0) - memory) / 1e6)
+        # assert min(meanwhile) > 0.8 * min(usual), name
+        # assert min(after) > 0.8 * min(usual), name
+        assert run.memory(0) < memory + 20e6, name
+    assert not any(e["event"] == "removed" for node in range(4) for e in run.events(node))
+    summary = run.stop()
+    assert summary["mean_residual"] < 1e-6
+    assert summary["lost"] == []
 
 
 FULL = ["bash", "-c", 'ulimit -f 20; exec "$@"', "full"]

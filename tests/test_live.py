@@ -320,7 +320,7 @@ def garbage(
 ) -> tuple[list[zmq.Socket[Any]], dict[str, int]]:
     """Throw at a node what no peer sends, on raw connections and in messages; how often each reason is then due.
 
-    `neighbour`: its introduction. `header`: of a model message of it; `model`: elements of the leaves that it carries, in float32.
+    `neighbour`: its introduction. `header`: of a model message of it; `model`: elements of its leaves, in float32.
     """
     rng = np.random.default_rng(0)
     throw(address, rng.bytes(400))

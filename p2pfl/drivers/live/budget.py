@@ -6,9 +6,10 @@ from __future__ import annotations
 class Budget:
     """Refills by `rate` a second up to `burst`. More may be spent than is left; then nothing is left for longer."""
 
-    def __init__(self, rate: float, burst: float, now: float) -> None:
+    def __init__(self, rate: float, burst: float, now: float, left: float | None = None) -> None:
+        """`left`: what there is to begin with, if not all."""
         self._rate, self._burst = rate, burst
-        self._left, self._at = burst, now
+        self._left, self._at = burst if left is None else left, now
 
     def left(self, now: float) -> bool:
         """Return whether something may be spent."""

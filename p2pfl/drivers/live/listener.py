@@ -1,8 +1,9 @@
 """The listening end of a node's connections: whatever comes in, the work and the memory that it costs have a bound.
 
 A connection says in its first frame which node of the federation it is from, or is hung up. Each turn reads a few
-messages of each connection and goes on in the next: who sends much delays nobody else. A node has a budget of messages;
-what it sends beyond that is not read, and waits at its own end, by TCP.
+messages of each connection and goes on in the next: who sends much delays nobody else. A connection has a budget of
+messages; what comes beyond that is not read, and waits at its own end, by TCP. A node has a budget of messages that are
+of no use, and of connections; when that is spent, the connection is hung up.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _INTRODUCTION = 5.0
 _STRANGERS = 64
 """Connections at a time that have not; one more, and the oldest goes."""
 
-_ACCEPTS = 200.0
+_ACCEPTS = 100.0
 """Connections a second; more wait in the system's queue."""
 
 _SAME = 2
@@ -57,8 +58,15 @@ _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_
 """Seconds, seconds and times: an end that is gone without a word is hung up after 25 s."""
 
 
+_CONNECTS = 5.0, 10.0
+"""Connections that a node may make: a second for long, and at once."""
+
+_USELESS = 20.0, 200.0
+"""Messages of a node that may be of no use: a second for long, and at once."""
+
+
 class Allowance(NamedTuple):
-    """What one node may send."""
+    """What may come by one connection."""
 
     limits: Limits  # of a message
     rate: float  # messages a second, for long
@@ -66,11 +74,27 @@ class Allowance(NamedTuple):
     unit: float  # bytes that count as one message more
 
 
+class Arrived(NamedTuple):
+    """A message that has come in."""
+
+    node: int  # whose connection it came by ...
+    link: int  # ... and which, for `blame`
+    frames: list[Frame]
+
+
 class _Connection:
     def __init__(self, link: socket.socket, now: float) -> None:
         self.link, self.reader = link, Reader()
         self.opened = self.heard = now
         self.node: int | None = None  # it has not said yet
+        self.budget = Budget(0.0, 1.0, now)  # ... and may say that
+
+
+class _Neighbor:
+    """What a node may cost beyond useful messages."""
+
+    def __init__(self, now: float) -> None:
+        self.connects, self.useless = Budget(*_CONNECTS, now), Budget(*_USELESS, now)
 
 
 class Listener:
@@ -84,8 +108,8 @@ class Listener:
         self._epoll.register(self._socket, select.EPOLLIN)
         self._connections: dict[int, _Connection] = {}  # by file descriptor
         self._ready: dict[int, None] = {}  # with something to read, in the order of their turns
-        self._paused: set[int] = set()  # whose node has spent its budget
-        self._budgets: dict[int, Budget] = {}  # by node
+        self._paused: set[int] = set()  # that have spent their budget
+        self._neighbors: dict[int, _Neighbor] = {}
         self._accepts = Budget(_ACCEPTS, _STRANGERS, now)
         self._accepting = True
         self._tidied = now
@@ -104,8 +128,8 @@ class Listener:
             return 0.0
         return _REFILL if self._paused or not self._accepting else math.inf
 
-    def receive(self, now: float) -> Iterator[tuple[int, list[Frame]]]:
-        """Return the messages of this turn, each with the node that its connection is from."""
+    def receive(self, now: float) -> Iterator[Arrived]:
+        """Return the messages of this turn."""
         self._resume(now)
         for file, _ in self._epoll.poll(0):
             if file == self._socket.fileno():
@@ -124,10 +148,14 @@ class Listener:
             self._tidied = now
             self._tidy(now)
 
-    def blame(self, node: int, cost: float) -> None:
-        """A node has sent something that is of no use: it has that many messages fewer."""
-        if node in self._budgets:
-            self._budgets[node].spend(cost)
+    def blame(self, message: Arrived, now: float) -> None:
+        """A message was of no use."""
+        if message.link not in self._connections:
+            return
+        useless = self._neighbors[message.node].useless
+        if not useless.left(now):
+            self._hang_up(message.link, "flood", "too many messages that are of no use")
+        useless.spend(1)
 
     def told(self) -> list[tuple[str, str]]:
         """Return why connections were hung up since the last call: reason and detail."""
@@ -144,15 +172,15 @@ class Listener:
 
     # --- reading
 
-    def _read(self, file: int, most: int, now: float) -> Iterator[tuple[int, list[Frame]]]:
-        """Yield messages of a connection, as many as its node may send and this turn has room for."""
+    def _read(self, file: int, most: int, now: float) -> Iterator[Arrived]:
+        """Yield messages of a connection, as many as it may bring and this turn has room for."""
         connection = self._connections.get(file)
         if connection is None:
             return
         nbytes = 0
         try:
             while most > 0 and nbytes < _SHARE_BYTES:
-                if connection.node is not None and not self._budgets[connection.node].left(now):
+                if not connection.budget.left(now):
                     self._epoll.unregister(file)
                     self._paused.add(file)
                     return
@@ -167,7 +195,10 @@ class Listener:
                     nbytes += count
                     continue
                 most -= 1
-                yield from self._take(connection, item, now)
+                if (message := self._take(file, connection, item, now)) is not None:
+                    yield message
+                if self._connections.get(file) is not connection:  # what came was so useless that it is gone
+                    return
         except BlockingIOError:
             return
         except RemoteError as error:
@@ -178,26 +209,29 @@ class Listener:
             return
         self._ready[file] = None  # behind the others
 
-    def _take(
-        self, connection: _Connection, item: Command | list[Frame], now: float
-    ) -> Iterator[tuple[int, list[Frame]]]:
+    def _take(self, file: int, connection: _Connection, item: Command | list[Frame], now: float) -> Arrived | None:
         if connection.node is None:
             if not isinstance(item, Command):
                 raise RemoteError("handshake", "a message before it has said who it is")
             self._introduced(connection, zmtp.introduced(zmtp.identity(item), self._federation), now)
-            return
+            return None
         size = 0 if isinstance(item, Command) else sum(map(len, item))
-        self._budgets[connection.node].spend(1 + size / self._allowance.unit)
-        if not isinstance(item, Command):  # others ask nothing that must be answered
-            self.nbytes += size
-            yield connection.node, item
+        connection.budget.spend(1 + size / self._allowance.unit)
+        if isinstance(item, Command):  # that ask for an answer which this end does not owe: it sends no PING
+            return None
+        self.nbytes += size
+        return Arrived(connection.node, file, item)
 
     def _introduced(self, connection: _Connection, node: int, now: float) -> None:
         if node >= self._nodes:
             raise RemoteError("handshake", f"says it is node {node}; there are {self._nodes}")
+        connects = self._neighbors.setdefault(node, _Neighbor(now)).connects
+        if not connects.left(now):
+            raise RemoteError("flood", f"says it is node {node}, which has connected too often")
+        connects.spend(1)
         connection.node, connection.reader.limits = node, self._allowance.limits
-        if node not in self._budgets:
-            self._budgets[node] = Budget(self._allowance.rate, self._allowance.burst, now)
+        rate, burst = self._allowance.rate, self._allowance.burst
+        connection.budget = Budget(rate, burst, now, rate / 10)
         others = {file: each for file, each in self._connections.items() if each is not connection}
         same = [file for file, each in others.items() if each.node == node]
         known = [file for file, each in others.items() if each.node is not None]
@@ -240,9 +274,7 @@ class Listener:
             self._accepting = True
             self._epoll.modify(self._socket, select.EPOLLIN)
         for file in [*self._paused]:
-            node = self._connections[file].node
-            assert node is not None
-            if self._budgets[node].left(now):
+            if self._connections[file].budget.left(now):
                 self._paused.discard(file)
                 self._epoll.register(file, select.EPOLLIN)
                 self._ready[file] = None
@@ -254,8 +286,9 @@ class Listener:
             elif file not in self._paused and connection.reader.unfinished and now - connection.heard > _UNFINISHED:
                 self._hang_up(file, "connection", f"silent for {_UNFINISHED} s in the middle of a message")
         here = {connection.node for connection in self._connections.values()}
-        for node in [node for node, budget in self._budgets.items() if node not in here and budget.full(now)]:
-            del self._budgets[node]
+        for node, cost in [*self._neighbors.items()]:
+            if node not in here and cost.connects.full(now) and cost.useless.full(now):
+                del self._neighbors[node]
 
     def _closed(self, file: int, connection: _Connection) -> None:
         """The other end has closed."""

@@ -19,7 +19,7 @@ import setproctitle
 import zmq
 
 from p2pfl.drivers.live import clock, zmtp
-from p2pfl.drivers.live.listener import Allowance, Listener
+from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
 from p2pfl.drivers.live.transport import dealer
 from p2pfl.drivers.live.zmtp import Limits
 from p2pfl.errors import ConfigError
@@ -69,9 +69,6 @@ _ALLOWANCE = Allowance(Limits(wire.MESSAGE_CAP, 1, wire.MESSAGE_CAP), rate=100.0
 
 _NODES = 1 << 31
 """Nodes that can be named."""
-
-_REFUSED = 10.0
-"""Messages that one costs which is none."""
 
 
 class MemberSockets:
@@ -133,16 +130,11 @@ class MemberSockets:
             except zmq.Again:
                 continue
 
-    def receive(self, now: float) -> Iterator[tuple[int, bytes]]:
-        """Return datagrams that have come in, a bounded number, each with the node whose connection it was."""
-        for node, frames in self.listener.receive(now):
-            yield node, bytes(frames[0])
+    def receive(self, now: float) -> Iterator[Arrived]:
+        """Return datagrams that have come in, a bounded number."""
+        yield from self.listener.receive(now)
         for reason, detail in self.listener.told():
             self._dropped(reason, detail)
-
-    def refused(self, node: int) -> None:
-        """A datagram of this node was none: it is read the slower."""
-        self.listener.blame(node, _REFUSED)
 
     def hang_up(self, now: float) -> None:
         """Close the sockets to addresses that nothing is sent to."""
@@ -191,9 +183,10 @@ class MemberProcess:
             for _ in self._sockets.receive(now):  # what came for a node that is not there is nobody's any more
                 pass
         else:
-            for node, data in self._sockets.receive(now):
+            for message in self._sockets.receive(now):
+                data = bytes(message.frames[0])
                 if not self._is_cut(data, now):
-                    self._handle(Heard(data), now, node)
+                    self._handle(Heard(data), now, message)
             if self._member.wake <= now:
                 self._handle(MemberTick(), now)
         while self._delayed and self._delayed[0][0] <= now:
@@ -224,8 +217,8 @@ class MemberProcess:
 
     # --- the network
 
-    def _handle(self, event: Event, now: float, by: int | None = None) -> None:
-        """Let the member take an event in. `by`: the node whose connection it came by."""
+    def _handle(self, event: Event, now: float, message: Arrived | None = None) -> None:
+        """Let the member take an event in. `message`: that it was in."""
         assert self._member is not None and self._sockets is not None
         for effect in self._member.handle(event, now):
             match effect:
@@ -235,8 +228,8 @@ class MemberProcess:
                     self._changed = True
                 case MemberDrop(reason, detail):
                     self._dropped(reason, detail)
-                    if by is not None:
-                        self._sockets.refused(by)
+                    if message is not None:
+                        self._sockets.listener.blame(message, now)
                 case Gone():
                     self._outbox.append({"event": "Gone"})
                 case Accused() | Superseded() | Conflict():

@@ -14,10 +14,10 @@ import zmq
 
 from p2pfl.drivers.live import clock
 from p2pfl.drivers.live.faults import FaultPlan, FaultyLinks
+from p2pfl.drivers.live.listener import Arrived
 from p2pfl.drivers.live.settings import Place, membership_address, models_address
 from p2pfl.drivers.live.sidecar import Sidecar
 from p2pfl.drivers.live.transport import Transport
-from p2pfl.drivers.live.zmtp import Frame
 from p2pfl.errors import LocalError, RemoteError
 from p2pfl.node import records
 from p2pfl.node.checkpoint import Store
@@ -178,8 +178,8 @@ class _LiveNode:
         while not self._done:
             poller.poll(int(1000 * min(self._transport.delay, 0.001 if self._links.waiting else _TICK)))
             now = clock.now()
-            for sender, frames in self._transport.receive():
-                self._take(sender, frames, now)
+            for message in self._transport.receive():
+                self._take(message, now)
             self._collect(now)
             self._read_membership(now)
             self._links.step(now)
@@ -223,27 +223,26 @@ class _LiveNode:
         self._say(f"stopping: {failure}")
         self._error = self._error or failure
 
-    def _take(self, sender: int, frames: list[Frame], now: float) -> None:
-        """Take in a message that came by a connection of node `sender`."""
+    def _take(self, message: Arrived, now: float) -> None:
         try:
-            envelope = decode(frames, self._formats)
+            envelope = decode(message.frames, self._formats)
         except NonFinite as error:
             self._handle(Refused(error.envelope), now)
             return
         except RemoteError as error:
             self._drop(Drop(error.reason, error.detail))
-            self._transport.refused(sender)
+            self._transport.blame(message)
             return
-        if envelope.node != sender:
-            self._drop(Drop("sender", f"node {sender} speaks for node {envelope.node}"))
-            self._transport.refused(sender)
+        if envelope.node != message.node:
+            self._drop(Drop("sender", f"node {message.node} speaks for node {envelope.node}"))
+            self._transport.blame(message)
             return
         if envelope.node in self._links.faults.cut:
             return
         dropped = self._event_log.dropped.total()
         self._handle(Received(envelope), now)
         if self._event_log.dropped.total() > dropped:
-            self._transport.refused(sender)
+            self._transport.blame(message)
 
     def _collect(self, now: float) -> None:
         while True:

@@ -14,8 +14,8 @@ from typing import Any
 import zmq
 
 from p2pfl.drivers.live import clock, zmtp
-from p2pfl.drivers.live.listener import Allowance, Listener
-from p2pfl.drivers.live.zmtp import Frame, Limits
+from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
+from p2pfl.drivers.live.zmtp import Limits
 from p2pfl.errors import ConfigError
 from p2pfl.protocol.codec import HEADER_CAP, Schema
 
@@ -30,9 +30,6 @@ _RATE = 1000.0
 
 _BURST = 1000.0
 """... and so many at once."""
-
-_REFUSED = 10.0
-"""Messages that one costs which is of no use."""
 
 
 def dealer(context: zmq.Context[Any], introduction: bytes, queue: int, reconnect: int) -> zmq.Socket[bytes]:
@@ -127,13 +124,13 @@ class Transport:
         self.bytes_sent += nbytes
         return True
 
-    def receive(self) -> Iterator[tuple[int, list[Frame]]]:
-        """Return messages that have come in, a bounded number: the node whose connection it was, and the frames."""
+    def receive(self) -> Iterator[Arrived]:
+        """Return messages that have come in, a bounded number."""
         return self._listener.receive(clock.now())
 
-    def refused(self, node: int) -> None:
-        """A message of this node was of no use: it is read the slower."""
-        self._listener.blame(node, _REFUSED)
+    def blame(self, message: Arrived) -> None:
+        """A message was of no use: after many, the connection is hung up."""
+        self._listener.blame(message, clock.now())
 
     def watch(self) -> list[tuple[str, str]]:
         """Return why connections were hung up since the last call: reason and detail."""
