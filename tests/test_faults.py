@@ -24,6 +24,8 @@ import pytest
 from test_live import P2PFL, Started, by_hand, handshake, introduction, start  # noqa: F401  (start is a fixture)
 
 from p2pfl.node import records
+from p2pfl.protocol.codec import encode
+from p2pfl.protocol.messages import Envelope, Ping
 
 pytestmark = [pytest.mark.live, pytest.mark.faults]
 
@@ -317,7 +319,7 @@ while time.monotonic() < end:
 SMALL = b"\x00\x14" + b"x" * 20
 PING = b"\x04\x07\x04PING\x00\x00"
 PART = b"\x03" + struct.pack(">Q", 64) + b"x" * 64
-ROUNDS = 5.0
+ROUNDS = 4.0
 """Seconds over which rounds are counted."""
 
 FLOODS = {
@@ -331,6 +333,8 @@ FLOODS = {
     "membership: connections that say who they are": (1, None, SMALL, True),
 }
 """What is thrown: at which port after that of the models, as whom (None: node 1), what; whether it closes each time."""
+TRIES = 3
+"""A flood that costs rounds costs them each time; what else goes on on the machine does not."""
 
 
 def test_a_flood_costs_a_fifth_of_the_rounds_at_most_and_no_memory(begin: Start) -> None:
@@ -348,18 +352,24 @@ def test_a_flood_costs_a_fifth_of_the_rounds_at_most_and_no_memory(begin: Start)
         took = time.monotonic() - began
         return [(run.rows(node)[-1]["round"] - was) / took for node, was in enumerate(before)]
 
-    for name, (beside, who, again, closes) in FLOODS.items():
-        usual, memory = rounds(ROUNDS), run.memory(0)
+    lives = [run.rows(node)[-1]["life"] for node in range(4)]
+    ping = encode(Envelope(1, lives[1], lives[0], Ping(0, False, "", 1)))
+    floods = FLOODS | {"models: what a neighbour may say": (0, None, b"\x00" + bytes([len(ping)]) + ping, False)}
+    for name, (beside, who, again, closes) in floods.items():
         first = handshake(neighbour if who is None else who)
         what = [host, int(port) + beside, ROUNDS, (first + (again if closes else b"")).hex(), again.hex(), closes]
-        flood = subprocess.Popen([sys.executable, "-c", FLOOD, json.dumps(what)])
-        meanwhile = rounds(ROUNDS)
-        assert flood.wait(10) == 0
-        after = rounds(ROUNDS)
-        print(name, usual, meanwhile, after, (run.memory(0) - memory) / 1e6)
-        # assert min(meanwhile) > 0.8 * min(usual), name
-        # assert min(after) > 0.8 * min(usual), name
-        assert run.memory(0) < memory + 20e6, name
+        for _ in range(TRIES):
+            usual, memory = min(rounds(ROUNDS)), run.memory(0)
+            flood = subprocess.Popen([sys.executable, "-c", FLOOD, json.dumps(what)])
+            meanwhile = min(rounds(ROUNDS))
+            assert flood.wait(10) == 0
+            after = min(rounds(ROUNDS))
+            assert run.memory(0) < memory + 20e6, name
+            if min(meanwhile, after) > 0.8 * usual:
+                break
+        else:
+            raise AssertionError(f"{name}: {usual}, {meanwhile} and then {after} rounds a second")
+        print(name, usual, meanwhile, after)
     assert not any(e["event"] == "removed" for node in range(4) for e in run.events(node))
     summary = run.stop()
     assert summary["mean_residual"] < 1e-6

@@ -223,6 +223,9 @@ def test_what_exceeds_the_budget_waits_at_its_own_end(bench: type[Bench]) -> Non
     assert at.listener.delay == listener._REFILL
     arrived += sum(len(at.turn(0.1)) for _ in range(40))
     assert 290 <= arrived <= 310
+    at.listener.allow(50)
+    arrived += sum(len(at.turn()) for _ in range(20))
+    assert 340 <= arrived <= 360
     assert not at.listener.dropped
 
 

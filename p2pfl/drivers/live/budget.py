@@ -21,6 +21,10 @@ class Budget:
         """Return whether all that was spent has been refilled."""
         return self.left(now) and self._left == self._burst
 
+    def add(self, amount: float) -> None:
+        """Allow so much more, up to the burst."""
+        self._left = min(self._burst, self._left + amount)
+
     def spend(self, amount: float) -> None:
         """Take away from what was left at the last look."""
         self._left -= amount

@@ -157,6 +157,12 @@ class Listener:
             self._hang_up(message.link, "flood", "too many messages that are of no use")
         useless.spend(1)
 
+    def allow(self, messages: float) -> None:
+        """Let so many more messages come by each connection."""
+        for connection in self._connections.values():
+            if connection.node is not None:
+                connection.budget.add(messages)
+
     def told(self) -> list[tuple[str, str]]:
         """Return why connections were hung up since the last call: reason and detail."""
         told, self._told = self._told, []

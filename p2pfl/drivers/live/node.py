@@ -97,7 +97,8 @@ class _LiveNode:
         self._done = self._busy = False
         self._fault_plan = FaultPlan(task.events, task.node, place.terms.nodes)
         self._table: tuple[Member, ...] = ()  # as the membership last told it
-        self._told = -1  # the round that the membership has been told
+        self._told = -1  # the round that the membership has been told ...
+        self._reached = 0  # ... and the transport
         self._worker = threading.Thread(target=self._compute, name="work", daemon=True)
 
     def warm(self) -> None:
@@ -181,6 +182,9 @@ class _LiveNode:
             for message in self._transport.receive():
                 self._take(message, now)
             self._collect(now)
+            if self._peer.round > self._reached:
+                self._transport.progress(self._peer.round - self._reached)
+                self._reached = self._peer.round
             self._read_membership(now)
             self._links.step(now)
             if now - ticked >= _TICK:
