@@ -299,6 +299,46 @@ def test_models_of_44_mb_on_every_link_delay_no_death_and_cause_none(begin: Star
     balanced(run.stop())
 
 
+def member_of(pid: int) -> int:
+    """The membership process of a node: the child of its child."""
+    children: dict[int, list[int]] = {}
+    for line in subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True).stdout.splitlines()[1:]:
+        child, parent = map(int, line.split())
+        children.setdefault(parent, []).append(child)
+    return next((each for child in children.get(pid, []) for each in children.get(child, [])), 0)
+
+
+def test_a_node_whose_membership_process_dies_goes_on_and_leaves_when_it_dies_again_and_again(begin: Start) -> None:
+    run = begin(4)
+    run.reaches(0, 100)
+    killed: list[int] = []
+
+    def kill() -> None:
+        run.wait_for(lambda: ended.exists() or member_of(run.pid(2)) not in (0, *killed))
+        if not ended.exists():
+            killed.append(member_of(run.pid(2)))
+            os.kill(killed[-1], signal.SIGKILL)
+
+    ended = run.out / "nodes" / "2" / "result.json"
+    for _ in range(3):
+        kill()
+        run.goes_on(list(range(4)), 50)
+    others = [0, 1, 3]
+    assert [e["event"] for e in run.events(2)].count("membership") == 3
+    assert not any(run.says(node, event, 2) for node in others for event in ("removed", "left"))
+    while not ended.exists():
+        kill()
+    result = json.loads((run.out / "nodes" / "2" / "result.json").read_text())
+    assert result["left"] and "has ended 6 times in 60.0 s: killed by SIGKILL" in result["error"]
+    run.wait_for(lambda: all(run.says(node, "left", 2) for node in (1, 3)))  # it has said good-bye to its neighbours
+    run.goes_on(others, 50)
+    log = (run.out / "nodes" / "2" / "log.txt").read_text()
+    assert log.count("has ended 6 times") == 2  # when it begins to leave, and as its last word
+    assert "Traceback" not in log
+    assert (run.out / "nodes" / "2" / "checkpoint.safetensors").exists()
+    run.stop()
+
+
 FLOOD = """
 import json, os, socket, sys, time
 host, port, seconds, first, again, closes = json.loads(sys.argv[1])

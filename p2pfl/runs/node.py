@@ -14,7 +14,7 @@ from p2pfl.drivers.live import node as live
 from p2pfl.drivers.live import sidecar
 from p2pfl.drivers.live.launcher import READY
 from p2pfl.drivers.live.settings import Place
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, LocalError
 from p2pfl.federation import tasks
 from p2pfl.federation.federation import build, build_own, precision, terms
 from p2pfl.node import result
@@ -71,6 +71,8 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
             say(f"listening on {given.listen}")
 
         ended = live.run(task, place, membership, say, ready)
+    except LocalError as error:  # before there was anything to leave in order
+        return str(error)
     finally:
         membership.close()
     if experiment.evaluation.metrics and not hold:  # else whoever runs the experiment does it

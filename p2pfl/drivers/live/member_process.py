@@ -10,6 +10,7 @@ import heapq
 import itertools
 import json
 import math
+import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ from p2pfl.protocol.membership.events import (
     Superseded,
 )
 from p2pfl.protocol.membership.membership import Membership
-from p2pfl.protocol.membership.table import Me
+from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, NOBODY, Me, Member, MemberEntry
 from p2pfl.protocol.membership.timing import ProbeTiming
 
 _QUEUE = 64
@@ -270,6 +271,8 @@ class MemberProcess:
                 return
             self._beat = now  # whatever it says, it is there
             what = json.loads(packet)
+            if self._member is None and what["do"] != "begin":  # said to an earlier process, which has died
+                continue
             match what.pop("do"):
                 case "begin":
                     self._begin(now, **what)
@@ -289,7 +292,17 @@ class MemberProcess:
                 case "leave":
                     self._handle(MemberLeave(), now)
 
-    def _begin(self, now: float, me: list[Any], cluster: str, seeds: list[str], timing: list[Any], listen: str) -> None:
+    def _begin(
+        self,
+        now: float,
+        me: list[Any],
+        cluster: str,
+        seeds: list[str],
+        timing: list[Any],
+        listen: str,
+        known: list[Any],
+    ) -> None:
+        """Bind and join. `known`: the members that an earlier process of this life knew."""
         self._probe_timing, self._cluster = ProbeTiming(*timing), cluster
         try:
             member = Membership(Me(*me), cluster, seeds, self._probe_timing, seed=me[1])
@@ -301,11 +314,14 @@ class MemberProcess:
             text = f"listen={listen!r}: can't listen there: {error.strerror}. Free the port or choose another."
             self._link.send(json.dumps({"error": text}).encode())
             return
-        self._link.send(b"{}")
+        self._link.send(json.dumps({"pid": os.getpid()}).encode())
         self._poller.register(self._sockets.listener.fileno(), zmq.POLLIN)
         self._member = member
         setproctitle.setproctitle(f"p2pfl membership of node {me[0]}")
         self._handle(MemberStart(), now)
+        if known:  # as if the first of them told it, so that they are probed, and nobody is held for gone meanwhile
+            first, *others = (_entry(Member(*row), now) for row in sorted(known, key=lambda row: row[3] != ALIVE))
+            self._handle(Heard(wire.encode(wire.Datagram(cluster, 0, first, others, wire.Gossip()), now)), now)
 
     def _tell_node(self, now: float) -> None:
         """Pass on what has happened, as far as the node takes it in; of the table the latest."""
@@ -329,6 +345,13 @@ class MemberProcess:
             return  # the node has much to read; it will be tried again in the next step
         except (BrokenPipeError, ConnectionResetError):
             self.over = True
+
+
+def _entry(member: Member, now: float) -> MemberEntry:
+    """An account of a member that an earlier process has told the node of; a suspicion it hears again if it holds."""
+    state = member.state if member.state in (DEAD, LEFT) else ALIVE
+    at = now if state != ALIVE else max(member.busy, 0.0)
+    return MemberEntry(member.node, member.life, member.refutes, state, member.address, 0, member.round, at, NOBODY)
 
 
 def run(link: socket.socket, packet: int) -> None:

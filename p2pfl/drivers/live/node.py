@@ -8,6 +8,7 @@ import queue
 import resource
 import signal
 import threading
+import traceback
 from collections.abc import Callable
 
 import zmq
@@ -16,9 +17,9 @@ from p2pfl.drivers.live import clock
 from p2pfl.drivers.live.faults import FaultPlan, FaultyLinks
 from p2pfl.drivers.live.listener import Arrived
 from p2pfl.drivers.live.settings import Place, membership_address, models_address
-from p2pfl.drivers.live.sidecar import Sidecar
+from p2pfl.drivers.live.sidecar import Restarted, Sidecar
 from p2pfl.drivers.live.transport import Transport
-from p2pfl.errors import LocalError, RemoteError
+from p2pfl.errors import USER_FAULTS, LocalError, RemoteError
 from p2pfl.node import records
 from p2pfl.node.checkpoint import Store
 from p2pfl.node.event_log import EventLog
@@ -71,7 +72,11 @@ def run(
     node.warm()
     ready()
     try:
-        node.loop()
+        try:
+            node.loop()
+        except USER_FAULTS as error:
+            if not node.broken(error):
+                raise
         result = node.result()
         result.write(place.directory)
         return result
@@ -173,6 +178,7 @@ class _LiveNode:
         poller.register(self._transport.fileno(), zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
         poller.register(self._membership.fileno(), zmq.POLLIN)
+        self._poller = poller
         self._worker.start()
         ticked = clock.now()
         self._handle(Start(), ticked)
@@ -205,8 +211,19 @@ class _LiveNode:
             self._membership.progress(self._told)
 
     def _read_membership(self, now: float) -> None:
-        """Take in what the membership says."""
-        for event in self._membership.read():
+        """Take in what the membership says; without one, the node leaves."""
+        try:
+            events = self._membership.read()
+        except LocalError as lost:
+            self._poller.unregister(self._membership.fileno())
+            self._fail(lost)
+            self._handle(Leave(idle=False), now)
+            return
+        for event in events:
+            if isinstance(event, Restarted):
+                detail = f"its process died ({event.how}); another goes on in its place"
+                self._note(Note("membership", self._task.node, self._peer.round, detail))
+                continue
             if isinstance(event, Changed):
                 for member in event.members:
                     self._transport.know(member.node, models_address(member.address))
@@ -222,6 +239,15 @@ class _LiveNode:
                 case LocalError() as error:
                     self._fail(error)
                     self._handle(Leave(idle=False), now)
+
+    def broken(self, error: Exception) -> bool:
+        """The loop has failed, which is a fault of this program: note it. False where there is nothing to save yet."""
+        if not self._worker.is_alive():
+            return False
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{type(error).__name__}: {error} (in {at.filename}, line {at.lineno})"
+        self._fail(LocalError(text, node=self._task.node, round=self._peer.round, part="loop"))
+        return True
 
     def _fail(self, failure: LocalError) -> None:
         self._say(f"stopping: {failure}")
@@ -345,11 +371,12 @@ class _LiveNode:
 
     def _part(self) -> None:
         """Tell the membership, and close the sockets; the last words get a moment to leave."""
-        if self._done:
+        ends = (self._done or self._error is not None) and not self._membership.lost
+        if ends:
             self._membership.progress(self._peer.round)
             self._membership.leave()
         self._transport.close(linger=self._place.terms.timing.drain)
-        if self._done:
+        if ends:
             self._wait_left()
         self._membership.close()
 
@@ -359,5 +386,8 @@ class _LiveNode:
         poller.register(self._membership.fileno(), zmq.POLLIN)
         while (left := limit - clock.now()) > 0:
             poller.poll(int(left * 1000))
-            if any(isinstance(event, Gone) for event in self._membership.read()):
+            try:
+                if any(isinstance(event, Gone) for event in self._membership.read()):
+                    return
+            except LocalError:  # it has ended: there is nothing to wait for
                 return

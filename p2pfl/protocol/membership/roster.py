@@ -12,6 +12,9 @@ from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, NOBODY, SUSPECT, 
 from p2pfl.protocol.membership.timing import ProbeTiming
 from p2pfl.protocol.membership.wire import ENTRY_CAP, REFUTES_CAP
 
+SAID_CAP = 1 << 52
+"""What a member is told that an earlier process of its life has said is taken up below this; more is no count."""
+
 
 class Roster:
     """Everybody known, this node too. `changed` and `moved` are set by what its owner must tell, and cleared by it."""
@@ -137,6 +140,8 @@ class Roster:
 
     def _of_me(self, entry: MemberEntry, direct: bool) -> MemberEntry | None:
         mine = self.mine
+        if entry.life == mine.life:
+            mine = self._said_before(mine, entry)
         if entry.life < mine.life:
             return mine if direct else None
         ends = entry.state in (DEAD, LEFT)
@@ -155,6 +160,13 @@ class Roster:
                 self.health.add(1)
                 self._hold(mine._replace(refutes=entry.refutes + 1))
         return None
+
+    def _said_before(self, mine: MemberEntry, entry: MemberEntry) -> MemberEntry:
+        """What an earlier process of this life has said of its round counts no longer: say it again, as the latest."""
+        other = entry.said == mine.said and (entry.round, bool(entry.at)) != (mine.round, bool(mine.at))
+        if (entry.said > mine.said or other) and not entry.terminal and entry.said < SAID_CAP:
+            mine = self.entries[mine.node] = mine._replace(said=entry.said + 1)
+        return mine
 
     # --- what this node finds out
 
