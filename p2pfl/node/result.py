@@ -25,6 +25,8 @@ class NodeResult(NamedTuple):
     digest: str  # of its final model
     memory_peak: int | None = None  # bytes of main memory; None where nodes share a process
     error: str | None = None  # what it stopped for
+    records_dropped: int = 0  # lines of its records that could not be written, or that were beyond a file's bound
+    trace_whole: bool = True  # else the run can't be replayed, and has no ledger
 
     def write(self, directory: Path) -> None:
         """Write result.json into the node's directory, whole or not at all."""

@@ -78,7 +78,12 @@ def run(
             if not node.broken(error):
                 raise
         result = node.result()
-        result.write(place.directory)
+        try:
+            result.write(place.directory)
+        except OSError as error:
+            text = f"{place.directory}/result.json: can't be written: {error.strerror}; make room"
+            say(text)
+            result = result._replace(error=result.error or text)
         return result
     finally:
         node.close()
@@ -126,7 +131,7 @@ class _LiveNode:
         life = clock.life()
         work.begin(life)
         self._opened.callback(work.close)
-        self._events = records.Lines(place.directory / "events.jsonl")
+        self._events = records.Lines(place.directory / "events.jsonl", say=self._say)
         self._opened.callback(self._events.close)
         self._opened.callback(self._part)
         later = [e.round for e in task.events if e.node == task.node and e.event in ("rejoin", "join")]
@@ -351,7 +356,11 @@ class _LiveNode:
         self._jobs.put(None)
         self._worker.join()
         self._work.checkpoint()
-        saved = self._work.save()
+        try:
+            saved = self._work.save()
+        except LocalError as error:
+            self._fail(error)
+            saved = self._work.digest()
         return NodeResult(
             self._task.node,
             self._work.life,
@@ -363,6 +372,8 @@ class _LiveNode:
             saved,
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             str(self._error) if self._error else None,
+            self._work.records_dropped + self._events.dropped,
+            self._work.trace_whole,
         )
 
     def close(self) -> None:

@@ -212,6 +212,8 @@ class _VirtualRun:
             left=node.peer.round < node.facts.rounds,
             digest=work.save(),
             error=str(node.error) if node.error else None,
+            records_dropped=work.records_dropped + self._lines[node.facts.node].dropped,
+            trace_whole=work.trace_whole,
         ).write(self._directories[node.facts.node])
 
     def _log(self, by: int, event: str, about: int, round: int, detail: str) -> None:
