@@ -90,8 +90,8 @@ class _Connection:
         self.budget = Budget(0.0, 1.0, now)  # ... and may say that
 
 
-class _Neighbor:
-    """What a node may cost beyond useful messages."""
+class _Costs:
+    """What a node may still cost beyond useful messages."""
 
     def __init__(self, now: float) -> None:
         self.connects, self.useless = Budget(*_CONNECTS, now), Budget(*_USELESS, now)
@@ -109,7 +109,7 @@ class Listener:
         self._connections: dict[int, _Connection] = {}  # by file descriptor
         self._ready: dict[int, None] = {}  # with something to read, in the order of their turns
         self._paused: set[int] = set()  # that have spent their budget
-        self._neighbors: dict[int, _Neighbor] = {}
+        self._costs: dict[int, _Costs] = {}
         self._accepts = Budget(_ACCEPTS, _STRANGERS, now)
         self._accepting = True
         self._tidied = now
@@ -152,7 +152,7 @@ class Listener:
         """A message was of no use."""
         if message.link not in self._connections:
             return
-        useless = self._neighbors[message.node].useless
+        useless = self._costs[message.node].useless
         if not useless.left(now):
             self._hang_up(message.link, "flood", "too many messages that are of no use")
         useless.spend(1)
@@ -231,7 +231,7 @@ class Listener:
     def _introduced(self, connection: _Connection, node: int, now: float) -> None:
         if node >= self._nodes:
             raise RemoteError("handshake", f"says it is node {node}; there are {self._nodes}")
-        connects = self._neighbors.setdefault(node, _Neighbor(now)).connects
+        connects = self._costs.setdefault(node, _Costs(now)).connects
         if not connects.left(now):
             raise RemoteError("flood", f"says it is node {node}, which has connected too often")
         connects.spend(1)
@@ -292,9 +292,9 @@ class Listener:
             elif file not in self._paused and connection.reader.unfinished and now - connection.heard > _UNFINISHED:
                 self._hang_up(file, "connection", f"silent for {_UNFINISHED} s in the middle of a message")
         here = {connection.node for connection in self._connections.values()}
-        for node, cost in [*self._neighbors.items()]:
+        for node, cost in [*self._costs.items()]:
             if node not in here and cost.connects.full(now) and cost.useless.full(now):
-                del self._neighbors[node]
+                del self._costs[node]
 
     def _closed(self, file: int, connection: _Connection) -> None:
         """The other end has closed."""
