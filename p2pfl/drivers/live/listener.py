@@ -61,6 +61,12 @@ _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_
 _CONNECTS = 5.0, 10.0
 """Connections that a node may make: a second for long, and at once."""
 
+_OVERDUE = 2.0
+"""Seconds for which more may wait to be read than a connection may bring: what is read later than that helps nobody."""
+
+_BARRED = 5.0
+"""Seconds for which a node that has sent too much makes no other connection."""
+
 _USELESS = 20.0, 200.0
 """Messages of a node that may be of no use: a second for long, and at once."""
 
@@ -88,6 +94,7 @@ class _Connection:
         self.opened = self.heard = now
         self.node: int | None = None  # it has not said yet
         self.budget = Budget(0.0, 1.0, now)  # ... and may say that
+        self.behind: float | None = None  # since when there has always been something left to read
 
 
 class _Costs:
@@ -154,7 +161,7 @@ class Listener:
             return
         useless = self._costs[message.node].useless
         if not useless.left(now):
-            self._hang_up(message.link, "flood", "too many messages that are of no use")
+            self._bar(message.link, "too many messages that are of no use")
         useless.spend(1)
 
     def allow(self, messages: float) -> None:
@@ -187,6 +194,7 @@ class Listener:
         try:
             while most > 0 and nbytes < _SHARE_BYTES:
                 if not connection.budget.left(now):
+                    connection.behind = now if connection.behind is None else connection.behind
                     self._epoll.unregister(file)
                     self._paused.add(file)
                     return
@@ -206,6 +214,7 @@ class Listener:
                 if self._connections.get(file) is not connection:  # what came was so useless that it is gone
                     return
         except BlockingIOError:
+            connection.behind = None
             return
         except RemoteError as error:
             self._hang_up(file, error.reason, error.detail)
@@ -289,6 +298,8 @@ class Listener:
         for file, connection in [*self._connections.items()]:
             if connection.node is None and now - connection.opened > _INTRODUCTION:
                 self._hang_up(file, "handshake", f"has not said who it is in {_INTRODUCTION} s")
+            elif connection.behind is not None and now - connection.behind > _OVERDUE:
+                self._bar(file, f"more than it may for {_OVERDUE} s")
             elif file not in self._paused and connection.reader.unfinished and now - connection.heard > _UNFINISHED:
                 self._hang_up(file, "connection", f"silent for {_UNFINISHED} s in the middle of a message")
         here = {connection.node for connection in self._connections.values()}
@@ -308,6 +319,12 @@ class Listener:
         node = self._connections[file].node
         self._tell(reason, detail if node is None else f"of node {node}: {detail}")
         self._remove(file)
+
+    def _bar(self, file: int, detail: str) -> None:
+        node = self._connections[file].node
+        if node is not None:
+            self._costs[node].connects.spend(_BARRED * _CONNECTS[0])
+        self._hang_up(file, "flood", detail)
 
     def _remove(self, file: int) -> None:
         self._ready.pop(file, None)
