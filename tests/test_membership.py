@@ -339,6 +339,18 @@ def test_a_progress_rides_on_what_is_said_anyway() -> None:
     assert datagram.sender.round == 12
 
 
+@pytest.mark.parametrize("known", [account(0, said=40, round=9), account(0, said=1, round=9)])
+def test_what_an_earlier_process_of_this_life_has_said_of_its_round_counts_no_longer(known: MemberEntry) -> None:
+    one = One(account(1))
+    one.do(Progress(12))  # the first word of this process
+    one.hear(known, by=1)
+    ((_, datagram),) = said(one.hear(by=1, message=DirectPing(0)), Ack)
+    assert (datagram.sender.said, datagram.sender.round) == (known.said + 1, 12)
+    one.hear(account(0, said=(1 << 53) - 1, round=9), by=1)  # which is no count: nothing could be said after it
+    ((_, datagram),) = said(one.hear(by=1, message=DirectPing(0)), Ack)
+    assert datagram.sender.said == known.said + 1
+
+
 def test_the_dead_of_long_ago_are_forgotten_and_not_learnt_again() -> None:
     one = One(account(1))
     long_ago = account(2, DEAD, at=one.now - LAN.forget_after + 100)

@@ -37,6 +37,8 @@ class Play:
         self.address: dict[int, str] = {}
         self.held: dict[int, dict[int, Any]] = {}
         self.events: list[tuple[int, Any]] = []
+        self.fell = False  # somebody has been held for dead
+        self.fewest = 0  # members in a table
 
     def begin(self, node: int, seeds: list[str], **changes: Any) -> None:
         from p2pfl.protocol.membership.table import Me
@@ -63,6 +65,8 @@ class Play:
             for node, car in self.cars.items():
                 for event in car.read():
                     if isinstance(event, self.changed):
+                        self.fewest = min(self.fewest, len(event.members))
+                        self.fell |= any(m.state == "dead" for m in event.members)
                         self.held[node] = {m.node: m for m in event.members}
                     else:
                         self.events.append((node, event))
@@ -78,9 +82,13 @@ class Play:
     def said(self, node: int, kind: str) -> list[Any]:
         return [event for who, event in self.events if who == node and type(event).__name__ == kind]
 
+    def restarts(self, node: int) -> list[str]:
+        return [event.how for event in self.said(node, "Restarted")]
+
     def run(self) -> dict[str, Any]:
         import zmq
 
+        from p2pfl.drivers.live.zmtp import introduction
         from p2pfl.errors import ConfigError, LocalError
         from p2pfl.protocol.membership.table import Me
 
@@ -108,16 +116,28 @@ class Play:
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(self.cars[0].pid, number)
+            os.kill(self.cars[0].member_pid, number)
         self.cars[1].progress(18)
         seen["signals"] = self.until(lambda: self.held[0][1].round == 18)
 
         with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+            dealer.setsockopt(zmq.ROUTING_ID, introduction("play", 7))
             dealer.connect(self.address[3])
             dealer.send(b"\xff\x00 nonsense")
             dealer.send_multipart([b"two", b"frames"])
-            seen["nonsense"] = self.until(
-                lambda: {"message", "frames"} <= {e.reason for e in self.said(3, "MemberDrop")}
-            )
+            seen["nonsense"] = self.until(lambda: {"message", "size"} <= {e.reason for e in self.said(3, "MemberDrop")})
+
+        self.fewest = 4
+        os.kill(self.cars[0].member_pid, signal.SIGKILL)
+        seen["another goes on"] = self.until(lambda: self.restarts(0) == ["killed by SIGKILL"])
+        self.cars[0].progress(19)
+        seen["where it was"] = self.until(lambda: all(self.held[n][0].round == 19 for n in (1, 2, 3)))
+        self.until(lambda: self.cars[0].member_pid != 0)
+        os.kill(self.cars[0].member_pid, signal.SIGSTOP)
+        for round in range(20, 4000):
+            self.cars[0].progress(round)
+        seen["what stands still"] = self.until(lambda: all(self.held[n][0].round == 3999 for n in (1, 2, 3)))
+        seen["nobody died"] = not self.fell and self.fewest == 4
 
         dead = self.cars.pop(2)
         dead._link.close()  # as when the node is killed
@@ -152,7 +172,17 @@ class Play:
         seen["left"] = self.until(lambda: self.state(1) == {"left"} and bool(self.said(1, "Gone")))
         self.cars.pop(1).close()
 
+        try:
+            for before in range(len(self.restarts(0)), 10):
+                os.kill(self.cars[0].member_pid, signal.SIGKILL)
+                self.until(lambda before=before: len(self.restarts(0)) > before and self.cars[0].member_pid != 0)
+            seen["too often"] = "no error"
+        except LocalError as error:
+            seen["too often"] = str(error)
+        self.cars.pop(0).close()
+
         os.kill(self.cars[3].pid, signal.SIGKILL)
+        os.kill(self.cars[3].member_pid, signal.SIGKILL)
         try:
             seen["killed"] = str(self.until(lambda: False))
         except LocalError as error:
@@ -172,7 +202,8 @@ def seen() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("scene", [
-    "meet", "progress", "busy", "busy over", "signals", "nonsense", "dead", "back", "cut", "accused", "healed", "lag",
+    "meet", "progress", "busy", "busy over", "signals", "nonsense", "another goes on", "where it was",
+    "what stands still", "nobody died", "dead", "back", "cut", "accused", "healed", "lag",
     "stalled", "wakes", "left",
 ])  # fmt: skip
 def test_a_scene_of_the_play(seen: dict[str, Any], scene: str) -> None:
@@ -182,6 +213,7 @@ def test_a_scene_of_the_play(seen: dict[str, Any], scene: str) -> None:
 def test_a_sidecar_ends_with_its_node_and_a_node_hears_of_the_end_of_its_sidecar(seen: dict[str, Any]) -> None:
     assert seen["ends with its node"] == 0
     assert seen["killed"] == "node 3, round 0, membership: the membership process has ended"
+    assert "has ended 6 times in 60.0 s: killed by SIGKILL" in seen["too often"]
 
 
 def test_an_address_that_is_taken_is_a_config_error(seen: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,9 +45,19 @@ class Traced(NamedTuple):
     round: int
     booked: list[list[int]]  # [neighbour, its life, number of the exchange, round it was opened in here, there]
     spoke: list[int]  # of an algorithm that pushes: neighbours that got a share in this round
-    exchanged: dict[str, str]  # "neighbour:life" -> how far the exchanges with it should have moved the model so far
-    model: str  # the model after mixing
+    exchanged: dict[str, str] | None  # "neighbour:life" -> how far the exchanges with it should have moved the model so
+    # far. None: not written in this round, see `sketched`; the record has no such field
+    model: str | None  # the model after mixing, likewise
     trained: bool = True  # in this round; else it only mixed what came late, or more than one mixing could hold
+
+
+class Sketches(NamedTuple):
+    """A record of trace.jsonl: the sketches of `Traced` after a round, where its own record has none and they count."""
+
+    life: int
+    round: int
+    exchanged: dict[str, str]
+    model: str
 
 
 class Began(NamedTuple):
@@ -82,26 +93,63 @@ class Kept(NamedTuple):
     kept: list[int]  # [the earlier life, the round]
 
 
-Trace = Traced | Began | Adopted | Entered | Kept
+Trace = Traced | Sketches | Began | Adopted | Entered | Kept
+
+
+def sketched(round: int) -> bool:
+    """Return whether the mixing of a round is written down with its sketches, nine tenths of a record: in the rounds
+    up to 1000, in each tenth up to 10,000, in each hundredth after that. They are the same at all nodes.
+    """
+    return round <= 1000 or round % (10 if round <= 10_000 else 100) == 0
+
+
+CAPS = {"trace.jsonl": 64 << 20, "events.jsonl": 16 << 20}
+"""Bytes of a file at most, by its name; the rest is dropped. metrics.jsonl, from which sums are taken, has no bound."""
 
 
 class Lines:
-    """A file of JSON lines. A line is written by one call, so that a kill can't tear what came before it."""
+    """A file of JSON lines. A line is written by one call, so that a kill can't tear what came before it.
 
-    def __init__(self, path: Path, score: str = "accuracy") -> None:
+    What can't be written is dropped, and said once: a full disk costs records, not the training. `dropped` counts.
+    """
+
+    def __init__(self, path: Path, score: str = "accuracy", say: Callable[[str], None] = lambda text: None) -> None:
         """`score`: what fields `score_...` are called by in the file, a key of p2pfl.learning.targets."""
-        self._path, self._score = path, score
+        self._path, self._score, self._say = path, score, say
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._size = os.fstat(self._file).st_size
+        self._cap = CAPS.get(path.name)
+        self.dropped = 0
 
     def write(self, record: Measured | Trace | dict[str, Any]) -> None:
-        """Append one record."""
+        """Append one record, or drop it."""
         table = record if isinstance(record, dict) else record._asdict()
-        fields = {f"{self._score}{k[5:]}" if k.startswith("score_") else k: value for k, value in table.items()}
+        fields = {
+            f"{self._score}{k[5:]}" if k.startswith("score_") else k: value
+            for k, value in table.items()
+            if value is not None or k not in ("exchanged", "model")
+        }
         text = (json.dumps(fields, separators=(",", ":")) + "\n").encode()
+        if self._cap is not None and self._size + len(text) > self._cap:
+            self._drop(f"has {self._cap >> 20} MB, which is its bound")
+            return
         try:
-            os.write(self._file, text)
+            written = os.write(self._file, text)
+            if written < len(text):  # the disk was full in the middle
+                os.ftruncate(self._file, self._size)
         except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
+            self._drop(f"can't be written: {error.strerror}")
+            return
+        if written < len(text):
+            self._drop("can't be written: no room for a whole record")
+        else:
+            self._size += written
+
+    def _drop(self, why: str) -> None:
+        self.dropped += 1
+        if self.dropped == 1:
+            lost = "; the run can't be replayed, and has no ledger" if self._path.name == "trace.jsonl" else ""
+            self._say(f"{self._path} {why}: records are dropped from here on, and training goes on{lost}")
 
     def close(self) -> None:
         """Close the file."""

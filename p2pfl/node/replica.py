@@ -46,6 +46,7 @@ class Replica:
         self._after: Scores | None = None
         self._exchanged: dict[str, np.ndarray] = {}  # "neighbour:life" -> sketch of what its exchanges have moved
         self._model: np.ndarray | None = None  # sketch of the model after the latest mixing
+        self._mixed = 0  # the round of that
 
     def sample(self) -> tuple[Payload, Params]:
         """Return a payload and a model as they will be, before any training; that payload is the latest until then."""
@@ -136,6 +137,7 @@ class Replica:
             self.state, mixed = self.task.program.mix(self.state, inbox, around)
             exchanged = np.asarray(mixed.exchanged, np.float64)
             self._model = np.asarray(mixed.model, np.float64)
+        self._mixed = round
         for each in booked:
             total = self._exchanged.setdefault(f"{each.node}:{each.life}", np.zeros(tree.SKETCH))
             total += exchanged[slots[each.node]]
@@ -179,18 +181,31 @@ class Replica:
         """Make the record of a round that is about to be trained in."""
         return records.Began(self.life, round, list(receivers))
 
-    def traced(self, round: int, booked: Sequence[Booked], trained: bool = True) -> records.Traced:
-        """Make the record of the latest mixing. `trained`: in this round, and this is its first mixing."""
+    def traced(self, round: int, booked: Sequence[Booked], trained: bool = True, whole: bool = False) -> records.Traced:
+        """Make the record of the latest mixing.
+
+        `trained`: in this round, and this is its first mixing. `whole`: with the sketches, whatever the round.
+        """
         assert self._model is not None
+        whole = whole or records.sketched(round)
         return records.Traced(
             life=self.life,
             round=round,
             booked=[[b.node, b.life, b.number, b.mine, b.theirs] for b in booked],
             spoke=list(self._receivers) if trained else [],
-            exchanged={who: records.pack(total) for who, total in self._exchanged.items()},
-            model=records.pack(self._model),
+            exchanged=self._packed() if whole else None,
+            model=records.pack(self._model) if whole else None,
             trained=trained,
         )
+
+    def sketches(self) -> records.Sketches | None:
+        """Make the record of the sketches after the latest mixing; None before the first of this process."""
+        if self._model is None:
+            return None
+        return records.Sketches(self.life, self._mixed, self._packed(), records.pack(self._model))
+
+    def _packed(self) -> dict[str, str]:
+        return {who: records.pack(total) for who, total in self._exchanged.items()}
 
     def measured(self, round: int, booked: Sequence[Booked], cost: Cost) -> records.Measured:
         """Make the record of a round that has been evaluated, from all that it booked."""

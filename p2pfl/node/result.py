@@ -27,6 +27,8 @@ class NodeResult(NamedTuple):
     error: str | None = None  # what it stopped for
     stopped_by: str | None = None  # the signal that asked it to leave
     alone: int = 0  # rounds that it trained without half of those that should have been there
+    records_dropped: int = 0  # lines of its records that could not be written, or that were beyond a file's bound
+    trace_whole: bool = True  # else the run can't be replayed, and has no ledger
 
     def write(self, directory: Path) -> None:
         """Write result.json into the node's directory, whole or not at all."""

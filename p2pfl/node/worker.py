@@ -5,6 +5,7 @@ Knows no socket, no clock and no process.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,13 +15,14 @@ import numpy as np
 import safetensors.numpy
 
 from p2pfl import tree
+from p2pfl.errors import LocalError
 from p2pfl.node import records
 from p2pfl.node.payload import Frames, Incoming, Outgoing, outgoing
 from p2pfl.node.replica import Cost, Replica
 from p2pfl.node.task import Booked, Task, part
 from p2pfl.protocol.events import Adopt, Advance, Booking, Finished, Leave, Trained
 from p2pfl.protocol.exchange import Side
-from p2pfl.types import State
+from p2pfl.types import Params, State
 
 
 class SavedState(Protocol):
@@ -32,7 +34,7 @@ class SavedState(Protocol):
 
     @property
     def table(self) -> dict[str, Any]:
-        """Its `life` and `round`."""
+        """Its `life` and `round`, and the `sketches` of records.Sketches."""
 
 
 class CheckpointStore(Protocol):
@@ -70,6 +72,7 @@ class Worker:
         self.last_round = 0  # that an earlier process of the node has finished
         self.kept: tuple[int, int] | None = None  # life and round of the checkpoint that this life goes on from
         self.score: float | None = None  # of the node's model after the latest round that was evaluated
+        self._kept_sketches: Sequence[Any] | None = None  # the fields of records.Sketches, at that round
         self._began = host.now()
         self._saved = 0  # the last round that a checkpoint was made after
         self._bytes = (0, 0)
@@ -92,6 +95,7 @@ class Worker:
             return [*notes, "no checkpoint: beginning without one"]
         self.replica.state = saved.state
         self.kept = saved.table["life"], saved.table["round"]
+        self._kept_sketches = saved.table.get("sketches")
         return [*notes, f"going on from the checkpoint after round {saved.table['round']}"]
 
     def begin(self, life: int) -> None:
@@ -99,11 +103,13 @@ class Worker:
         earlier = records.read(self.directory / "metrics.jsonl")
         if earlier:
             self.last_round = earlier[-1]["round"]
-        self._metrics = records.Lines(self.directory / "metrics.jsonl", self.task.score)
-        self._trace = records.Lines(self.directory / "trace.jsonl")
+        self._metrics = records.Lines(self.directory / "metrics.jsonl", self.task.score, self._host.say)
+        self._trace = records.Lines(self.directory / "trace.jsonl", say=self._host.say)
         if self.kept is None:
             self.replica.life = life
         else:
+            if self._kept_sketches:  # as that life itself would have, had it ended there
+                self._trace.write(records.Sketches(*self._kept_sketches))
             self._trace.write(self.replica.renew(life, self.kept[1] + 1, self.kept))
         self._began = self._host.now()
 
@@ -114,10 +120,11 @@ class Worker:
 
         Raises LocalError.
         """
-        with self.replica.faults("records", effect.next or effect.finished):  # a full disk fails a node as well
+        with self.replica.faults("records", effect.next or effect.finished):
             if effect.finished:
                 self._finish(effect)
             if effect.next is None:
+                self._sketch()
                 return Finished()
             # of rounds that are trained again nothing happens twice, but the network is as it was
             for round in range(min(effect.finished or effect.next, effect.next - 1) + 1, effect.next + 1):
@@ -131,6 +138,7 @@ class Worker:
     def _enter(self, round: int, members: tuple[int, ...], life: int) -> None:
         """Enter another epoch, as another life where the node was held for dead."""
         if life != self.life:
+            self._sketch()
             self._trace.write(self.replica.renew(life, round))
         if note := self.replica.note(members):
             self._host.say(f"round {round}: {note}")
@@ -194,24 +202,54 @@ class Worker:
 
     # --- files
 
+    @property
+    def records_dropped(self) -> int:
+        """Records of this process that could not be written."""
+        return self._metrics.dropped + self._trace.dropped
+
+    @property
+    def trace_whole(self) -> bool:
+        """All that this process has done is in its trace."""
+        return not self._trace.dropped
+
+    def _sketch(self) -> None:
+        """Write the sketches of a life that ends, where no record has them: for the ledger."""
+        sketches = self.replica.sketches()
+        if sketches is not None and not records.sketched(sketches.round):
+            self._trace.write(sketches)
+
     def checkpoint(self) -> None:
         """Save the state after the last finished round, once. What goes wrong is said, and training goes on."""
         store, round = self._host.store, self.replica.round
         if store is None or not self._host.every or self._saved == round or not round:
             return
-        wrong = store.save(self.replica.state, {"life": self.life, "round": round})
+        wrong = store.save(self.replica.state, {"life": self.life, "round": round, "sketches": self.replica.sketches()})
         if wrong is not None:
             self._host.say(f"no checkpoint after round {round}: {wrong}")
         self._saved = round
 
     def save(self) -> str:
-        """Write the model as safetensors; return its digest."""
-        params = jax.tree.map(np.asarray, self.task.program.params(self.replica.state))
+        """Write the model as safetensors; return its digest. Raises LocalError; an earlier model stays."""
+        params = self._params()
         arrays = {name: np.ascontiguousarray(leaf) for name, leaf in tree.named_leaves(params).items()}
-        partial = self.directory / "model.partial"
-        safetensors.numpy.save_file(arrays, partial)
-        partial.rename(self.directory / "model.safetensors")
+        partial, path = self.directory / "model.partial", self.directory / "model.safetensors"
+        try:
+            safetensors.numpy.save_file(arrays, partial)
+            partial.rename(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            text = f"{path}: the model can't be written: {error}. Make room; a checkpoint that is there can be resumed"
+            task, round = self.task, self.replica.round
+            raise LocalError(text, node=task.node, round=round, part="records") from error
         return tree.digest(params)
+
+    def digest(self) -> str:
+        """Return the digest of the model, which need not be written."""
+        return tree.digest(self._params())
+
+    def _params(self) -> Params:
+        return jax.tree.map(np.asarray, self.task.program.params(self.replica.state))
 
     def close(self) -> None:
         """Close the files."""

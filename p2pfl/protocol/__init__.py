@@ -33,6 +33,8 @@ A driver owns a `Peer`, a `Membership`, a network and a clock, and whatever comp
     the push may record it when this node never records the round; and the record of a finished round, with the
     checkpoint that is due after it, before the next round is trained. Hence nothing of a round is sent before the round
     before it is written. Lines are in the file, which outlives the process; only checkpoints are synced to the disk.
+    What can't be written (a full disk) is dropped, and the run says that its trace is not whole: what nobody can lose
+    by it is training, and what is lost is the replay and the ledger, which are made from the trace.
     (test_driver_contract: test_what_is_sent_was_written_before)
 10. Nothing else is kept: no offer, no receipt, no booking that is not mixed. A process that comes back, with a
     checkpoint or without, is a new life of the node, greater than every earlier one, with `Facts.kept_round` of the

@@ -23,12 +23,15 @@ class Ledger(NamedTuple):
     exchanges that keep the mean."""
 
     mean_residual: float | None  # that nothing explains: rounding, or a fault
-    residue: int  # exchanges booked at one end only: the other died, went back to a checkpoint, or was given up
+    residue: int | None  # exchanges booked at one end only: the other died, went back to a checkpoint, or was given up
     residue_drift: float | None  # by such exchanges between lives that count
 
 
-def balance(places: dict[int, Path], ended: Collection[Life], size: int, link: str, keeps_mean: str) -> Ledger:
+def balance(
+    places: dict[int, Path], ended: Collection[Life], size: int, link: str, keeps_mean: str, whole: bool = True
+) -> Ledger:
     """Balance the books. `places`: the directory of each node's records; `ended`: lives whose model counts at the end.
+    `whole`: no record of a trace was dropped; else nothing can be said.
 
     A life that an ended one has gone on from counts as well, up to the round that was kept. What two lives that count
     have exchanged must cancel. What a life exchanged with one that does not count is left out: the other side is gone
@@ -38,6 +41,8 @@ def balance(places: dict[int, Path], ended: Collection[Life], size: int, link: s
     """
     if link != "exchange":
         return Ledger(None, 0, None)
+    if not whole:
+        return Ledger(None, None, None)
     rows = {node: records.read(path / "trace.jsonl") for node, path in places.items()}
     limits = _limits(rows, ended)
     booked: dict[tuple[Life, Life], set[int]] = defaultdict(set)
@@ -45,13 +50,13 @@ def balance(places: dict[int, Path], ended: Collection[Life], size: int, link: s
     for node, lines in rows.items():
         for row in lines:
             me = node, row["life"]
-            if "booked" not in row or row["round"] > limits.get(me, _END):
+            if row["round"] > limits.get(me, _END):
                 continue
-            for other, life, number, *_ in row["booked"]:
+            for other, life, number, *_ in row.get("booked", ()):
                 if other not in places:  # there is nothing to compare with
                     continue
                 booked[me, (other, life)].add(number)
-            for who, vector in row["exchanged"].items():  # so far: the last row has it all
+            for who, vector in row.get("exchanged", {}).items():  # so far: the last row that has some has it all
                 other, _, life = who.partition(":")
                 moved[me, (int(other), int(life))] = records.unpack(vector)
     residue = sum(len(numbers - booked.get(pair[::-1], set())) for pair, numbers in list(booked.items()))

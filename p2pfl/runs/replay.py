@@ -62,6 +62,11 @@ def replay(run: Path | str, say: Callable[[str], None] = lambda text: None) -> l
         raise ConfigError(f"{run}: holds no trace; live and virtual runs leave one, and those of driver.loop = true")
     if not results:
         raise ConfigError(f"{run}: no node has finished; there is no model to compare")
+    if torn := [str(node) for node, each in results.items() if not each.trace_whole]:
+        raise ConfigError(
+            f"{run}: the trace of node {', '.join(torn)} is not whole: the disk was full or the file at its bound, "
+            "and records were dropped. Such a run can't be replayed; its models and metrics are what is left"
+        )
     for node, path in places.items():
         file = path / "node.toml"
         if file.exists() and "data" in tomllib.loads(file.read_text("utf-8")):

@@ -63,7 +63,9 @@ def collect(federation: Federation, out: Path, began: float | None = None) -> Co
     run_data.write_rounds(out, rounds(out, metrics, shown.key, began), shown.key)
     size = tree.size(tree.mixed(model_shape(federation)))
     lives = {(node, each.life) for node, each in results.items()}
-    books = ledger.balance(places, lives, size, federation.algorithm.link, federation.algorithm.keeps_mean)
+    torn = sorted(node for node, each in results.items() if not each.trace_whole)
+    algorithm = federation.algorithm
+    books = ledger.balance(places, lives, size, algorithm.link, algorithm.keeps_mean, whole=not torn)
     arrays = leaves(out, results)
     mixed = [{path: x for path, x in leaf.items() if path.split("/")[0] in MIXED} for leaf in arrays.values()]
     summary = replace(
@@ -81,6 +83,8 @@ def collect(federation: Federation, out: Path, began: float | None = None) -> Co
     )
     plan = federation.planner()
     notes = dict.fromkeys(plan(members).note for members in memberships(out))
+    if torn:
+        notes[f"records of node {', '.join(map(str, torn))} were dropped: no ledger, and no replay"] = None
     whole = {node: assessment.loaded(federation, leaf) for node, leaf in arrays.items()}
     return Collected(summary, mixed, [note for note in notes if note], whole)
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from p2pfl.errors import Exit
 from p2pfl.reporting.run_data import Summary
 
-
 SKIPPED = 0.01
 """Share of all nodes' rounds that may be skipped in a run that is whole: a moment's pause of a node costs a few."""
 
@@ -23,8 +22,8 @@ class RunVerdict(NamedTuple):
 def verdict(summary: Summary) -> RunVerdict:
     """Judge a run by its summary, whoever made it.
 
-    A run is whole when somebody ended in good order, nobody was lost but whom the experiment had planned to lose, nobody
-    ended without half of the others, at most SKIPPED of the rounds were skipped, and nothing else is in
+    A run is whole when somebody ended in good order, nobody was lost but whom the experiment had planned to lose,
+    nobody ended without half of the others, at most SKIPPED of the rounds were skipped, and nothing else is in
     `summary.incomplete`, where a driver says what it alone knows. A signal is told before all else.
     """
     reasons = [*summary.incomplete]

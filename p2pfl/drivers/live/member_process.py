@@ -1,6 +1,6 @@
 """The process that live/sidecar starts: the member, its sockets, and the link to its node.
 
-One ROUTER that everybody sends to, one DEALER to each address. ZeroMQ reconnects by itself and in silence; nothing is
+One listener that everybody sends to, one DEALER to each address. ZeroMQ reconnects by itself and in silence; nothing is
 concluded from a socket about whether the other end lives. What can't be sent now is dropped: late is useless here.
 """
 
@@ -13,13 +13,16 @@ import math
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import setproctitle
 import zmq
 
-from p2pfl.drivers.live import clock
+from p2pfl.drivers.live import clock, zmtp
+from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
+from p2pfl.drivers.live.transport import dealer
+from p2pfl.drivers.live.zmtp import Limits
 from p2pfl.errors import ConfigError
 from p2pfl.protocol.membership import wire
 from p2pfl.protocol.membership.events import (
@@ -40,7 +43,7 @@ from p2pfl.protocol.membership.events import (
     Superseded,
 )
 from p2pfl.protocol.membership.membership import Membership
-from p2pfl.protocol.membership.table import Me
+from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, NOBODY, Me, Member, MemberEntry
 from p2pfl.protocol.membership.timing import ProbeTiming
 
 _QUEUE = 64
@@ -62,47 +65,46 @@ _TOLD_EVERY = 1.0
 """Seconds between words about dropped messages."""
 
 
-class MemberSockets:
-    """The sockets of a member. `dropped` is called with a reason and a detail."""
+_ALLOWANCE = Allowance(Limits(wire.MESSAGE_CAP, 1, wire.MESSAGE_CAP), rate=100.0, burst=200.0, unit=8192.0)
+"""What a member may say: a hundred small messages a second, or some of the largest kind. It says about five."""
 
-    def __init__(self, listen: str, dropped: Callable[[str, str], None]) -> None:
+_NODES = 1 << 31
+"""Nodes that can be named."""
+
+
+class MemberSockets:
+    """The sockets of a member. `dropped` is called with a reason and a detail. OSError: `listen` can't be bound."""
+
+    def __init__(self, listen: str, node: int, cluster: str, dropped: Callable[[str, str], None]) -> None:
         self._dropped = dropped
+        self.listener = Listener(listen, cluster, _NODES, _ALLOWANCE, clock.now())
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)
-        self.router = self._context.socket(zmq.ROUTER)
-        self.router.setsockopt(zmq.LINGER, 0)
-        self.router.setsockopt(zmq.MAXMSGSIZE, wire.MESSAGE_CAP)
-        self._alive(self.router)
-        self.router.bind(listen)
+        self._introduction = zmtp.introduction(cluster, node)
         self._dealers: dict[str, zmq.Socket[bytes]] = {}
         self._used: dict[str, float] = {}
         self.waiting: dict[str, deque[tuple[float, bytes]]] = {}  # until when, what; for a connection to come up
 
-    @staticmethod
-    def _alive(socket: zmq.Socket[bytes]) -> None:
-        """Let a connection that carries nothing be made anew soon: TCP alone tries an old one for minutes."""
-        socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 4000)
-
     def dealer(self, address: str) -> zmq.Socket[bytes]:
         """The socket to an address."""
         if address not in self._dealers:
-            dealer = self._context.socket(zmq.DEALER)
+            made = dealer(self._context, self._introduction, _QUEUE, reconnect=50)
+            # a connection that carries nothing is made anew soon: TCP alone tries an old one for minutes
             for option, value in (
-                (zmq.IMMEDIATE, 1),
-                (zmq.SNDHWM, _QUEUE),
-                (zmq.LINGER, 0),
-                (zmq.RECONNECT_IVL, 50),
                 (zmq.CONNECT_TIMEOUT, 2000),
+                (zmq.TCP_MAXRT, 4000),
+                (zmq.TCP_KEEPALIVE, 1),
+                (zmq.TCP_KEEPALIVE_IDLE, 1),
+                (zmq.TCP_KEEPALIVE_INTVL, 1),
+                (zmq.TCP_KEEPALIVE_CNT, 3),
             ):
-                dealer.setsockopt(option, value)
-            self._alive(dealer)
+                made.setsockopt(option, value)
             try:
-                dealer.connect(address)
+                made.connect(address)
             except zmq.ZMQError:
-                dealer.close()
+                made.close()
                 raise
-            self._dealers[address] = dealer
+            self._dealers[address] = made
         return self._dealers[address]
 
     def send(self, address: str, data: bytes, now: float) -> None:
@@ -129,18 +131,11 @@ class MemberSockets:
             except zmq.Again:
                 continue
 
-    def receive(self) -> list[bytes]:
-        """Return the datagrams that have come in."""
-        found: list[bytes] = []
-        while True:
-            try:
-                frames = self.router.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return found
-            if len(frames) == 2:
-                found.append(frames[1])
-            else:
-                self._dropped("frames", f"{len(frames) - 1} of them; a message has one")
+    def receive(self, now: float) -> Iterator[Arrived]:
+        """Return datagrams that have come in, a bounded number."""
+        yield from self.listener.receive(now)
+        for reason, detail in self.listener.told():
+            self._dropped(reason, detail)
 
     def hang_up(self, now: float) -> None:
         """Close the sockets to addresses that nothing is sent to."""
@@ -186,11 +181,13 @@ class MemberProcess:
         if self.over or self._sockets is None or self._member is None:
             return
         if self._stalled(now):
-            self._sockets.receive()  # what came for a node that is not there is nobody's any more
+            for _ in self._sockets.receive(now):  # what came for a node that is not there is nobody's any more
+                pass
         else:
-            for data in self._sockets.receive():
+            for message in self._sockets.receive(now):
+                data = bytes(message.frames[0])
                 if not self._is_cut(data, now):
-                    self._handle(Heard(data), now)
+                    self._handle(Heard(data), now, message)
             if self._member.wake <= now:
                 self._handle(MemberTick(), now)
         while self._delayed and self._delayed[0][0] <= now:
@@ -210,6 +207,7 @@ class MemberProcess:
                 due = min(due, self._member.wake)
             if self._delayed:
                 due = min(due, self._delayed[0][0])
+            due = min(due, now + self._sockets.listener.delay)
             for address, queue in self._sockets.waiting.items():
                 due = min(due, queue[0][0])
                 self._poller.register(self._sockets.dealer(address), zmq.POLLOUT)
@@ -220,8 +218,9 @@ class MemberProcess:
 
     # --- the network
 
-    def _handle(self, event: Event, now: float) -> None:
-        assert self._member is not None
+    def _handle(self, event: Event, now: float, message: Arrived | None = None) -> None:
+        """Let the member take an event in. `message`: that it was in."""
+        assert self._member is not None and self._sockets is not None
         for effect in self._member.handle(event, now):
             match effect:
                 case Say(address, data):
@@ -230,6 +229,8 @@ class MemberProcess:
                     self._changed = True
                 case MemberDrop(reason, detail):
                     self._dropped(reason, detail)
+                    if message is not None:
+                        self._sockets.listener.blame(message, now)
                 case Gone():
                     self._outbox.append({"event": "Gone"})
                 case Accused() | Superseded() | Conflict():
@@ -270,6 +271,8 @@ class MemberProcess:
                 return
             self._beat = now  # whatever it says, it is there
             what = json.loads(packet)
+            if self._member is None and what["do"] != "begin":  # said to an earlier process, which has died
+                continue
             match what.pop("do"):
                 case "begin":
                     self._begin(now, **what)
@@ -289,25 +292,38 @@ class MemberProcess:
                 case "leave":
                     self._handle(MemberLeave(), now)
 
-    def _begin(self, now: float, me: list[Any], cluster: str, seeds: list[str], timing: list[Any], listen: str) -> None:
+    def _begin(
+        self,
+        now: float,
+        me: list[Any],
+        cluster: str,
+        seeds: list[str],
+        timing: list[Any],
+        listen: str,
+        known: list[Any],
+    ) -> None:
+        """Bind and join. `known`: the members that an earlier process of this life knew."""
         self._probe_timing, self._cluster = ProbeTiming(*timing), cluster
         try:
             # nobody else is to foresee the numbers of its questions
             seed = int.from_bytes(os.urandom(8))
             member = Membership(Me(*me), cluster, seeds, self._probe_timing, seed)
-            self._sockets = MemberSockets(listen, self._dropped)
+            self._sockets = MemberSockets(listen, me[0], cluster, self._dropped)
         except ConfigError as error:
             self._link.send(json.dumps({"error": str(error)}).encode())
             return
-        except zmq.ZMQError as error:
-            text = f"listen={listen!r}: can't listen there: {error}. Free the port or choose another."
+        except OSError as error:
+            text = f"listen={listen!r}: can't listen there: {error.strerror}. Free the port or choose another."
             self._link.send(json.dumps({"error": text}).encode())
             return
-        self._link.send(b"{}")
-        self._poller.register(self._sockets.router, zmq.POLLIN)
+        self._link.send(json.dumps({"pid": os.getpid()}).encode())
+        self._poller.register(self._sockets.listener.fileno(), zmq.POLLIN)
         self._member = member
         setproctitle.setproctitle(f"p2pfl membership of node {me[0]}")
         self._handle(MemberStart(), now)
+        if known:  # as if the first of them told it, so that they are probed, and nobody is held for gone meanwhile
+            first, *others = (_entry(Member(*row), now) for row in sorted(known, key=lambda row: row[3] != ALIVE))
+            self._handle(Heard(wire.encode(wire.Datagram(cluster, 0, first, others, wire.Gossip()), now)), now)
 
     def _tell_node(self, now: float) -> None:
         """Pass on what has happened, as far as the node takes it in; of the table the latest."""
@@ -331,6 +347,13 @@ class MemberProcess:
             return  # the node has much to read; it will be tried again in the next step
         except (BrokenPipeError, ConnectionResetError):
             self.over = True
+
+
+def _entry(member: Member, now: float) -> MemberEntry:
+    """An account of a member that an earlier process has told the node of; a suspicion it hears again if it holds."""
+    state = member.state if member.state in (DEAD, LEFT) else ALIVE
+    at = now if state != ALIVE else max(member.busy, 0.0)
+    return MemberEntry(member.node, member.life, member.refutes, state, member.address, 0, member.round, at, NOBODY)
 
 
 def run(link: socket.socket, packet: int) -> None:

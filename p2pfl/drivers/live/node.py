@@ -8,17 +8,19 @@ import queue
 import resource
 import signal
 import threading
+import traceback
 from collections.abc import Callable
 
 import zmq
 
 from p2pfl.drivers.live import clock, ports
 from p2pfl.drivers.live.faults import FaultPlan, FaultyLinks
+from p2pfl.drivers.live.listener import Arrived
 from p2pfl.drivers.live.settings import Place, membership_address, models_address
-from p2pfl.drivers.live.sidecar import Sidecar
+from p2pfl.drivers.live.sidecar import Restarted, Sidecar
 from p2pfl.drivers.live.status_line import Situation, StatusLine, directions
 from p2pfl.drivers.live.transport import Transport
-from p2pfl.errors import LocalError, RemoteError
+from p2pfl.errors import USER_FAULTS, LocalError, RemoteError
 from p2pfl.node import records
 from p2pfl.node.checkpoint import Store
 from p2pfl.node.event_log import EventLog
@@ -75,9 +77,18 @@ def run(
     try:
         node.open()
         say(f"listening on {place.listen}")
-        node.loop()
+        try:
+            node.loop()
+        except USER_FAULTS as error:
+            if not node.broken(error):
+                raise
         result = node.result()
-        result.write(place.directory)
+        try:
+            result.write(place.directory)
+        except OSError as error:
+            text = f"{place.directory}/result.json: can't be written: {error.strerror}; make room"
+            say(text)
+            result = result._replace(error=result.error or text)
         return result
     finally:
         node.close()
@@ -105,7 +116,8 @@ class _LiveNode:
         self._fault_plan = FaultPlan(task.events, task.node, place.terms.nodes)
         self._table: tuple[Member, ...] = ()  # as the membership last told it
         self._status, self._heard = StatusLine(), dict[int, float]()  # when each node was last heard
-        self._told = -1  # the round that the membership has been told
+        self._told = -1  # the round that the membership has been told ...
+        self._reached = 0  # ... and the transport
         self._past = 0  # what the experiment plans up to this round is over
         self._worker = threading.Thread(target=self._compute, name="work", daemon=True)
 
@@ -125,12 +137,15 @@ class _LiveNode:
         if place.resume:
             for note in work.resume():
                 self._say(note)
-        self._transport = Transport(place.listen, max(payload.schema.frame_cap, model.schema.frame_cap))
+        terms = place.terms
+        self._transport = Transport(
+            place.listen, task.node, terms.nodes, terms.federation, [payload.schema, model.schema]
+        )
         self._links = FaultyLinks(self._transport, self._membership)
         life = self._life.next(clock.life(), work.kept[0] if work.kept else 0)
         work.begin(life)
         self._opened.callback(work.close)
-        self._events = records.Lines(place.directory / "events.jsonl")
+        self._events = records.Lines(place.directory / "events.jsonl", say=self._say)
         self._opened.callback(self._events.close)
         self._opened.callback(self._part)
         later = [e.round for e in task.events if e.node == task.node and e.event in ("rejoin", "join")]
@@ -181,18 +196,22 @@ class _LiveNode:
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
                 signal.signal(number, lambda number, frame: self._signals.append(number))
         poller = zmq.Poller()
-        poller.register(self._transport.socket, zmq.POLLIN)
+        poller.register(self._transport.fileno(), zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
         poller.register(self._membership.fileno(), zmq.POLLIN)
+        self._poller = poller
         self._worker.start()
         ticked = clock.now()
         self._handle(Start(), ticked)
         while not self._done:
-            poller.poll(int(_TICK * 1000) if not self._links.waiting else 1)
+            poller.poll(int(1000 * min(self._transport.delay, 0.001 if self._links.waiting else _TICK)))
             now = clock.now()
-            for frames in self._transport.receive():
-                self._take(frames, now)
+            for message in self._transport.receive():
+                self._take(message, now)
             self._collect(now)
+            if self._peer.round != self._reached:  # it may have gone back
+                self._transport.progress(max(1, self._peer.round - self._reached))
+                self._reached = self._peer.round
             self._read_membership(now)
             self._links.step(now)
             if now - ticked >= _TICK:
@@ -200,8 +219,8 @@ class _LiveNode:
                 self._tick(now)
 
     def _tick(self, now: float) -> None:
-        for reason in self._transport.watch():
-            self._drop(Drop(reason, "a connection that no neighbour introduced itself on"))
+        for reason, detail in self._transport.watch():
+            self._drop(Drop(reason, f"a connection {detail}"))
         if self._signals:
             self._stopped_by = self._stopped_by or signal.Signals(self._signals[0]).name
             self._signals.clear()
@@ -244,8 +263,19 @@ class _LiveNode:
             self._say(line)
 
     def _read_membership(self, now: float) -> None:
-        """Take in what the membership says."""
-        for event in self._membership.read():
+        """Take in what the membership says; without one, the node leaves."""
+        try:
+            events = self._membership.read()
+        except LocalError as lost:
+            self._poller.unregister(self._membership.fileno())
+            self._fail(lost)
+            self._handle(Leave(idle=False), now)
+            return
+        for event in events:
+            if isinstance(event, Restarted):
+                detail = f"its process died ({event.how}); another goes on in its place"
+                self._note(Note("membership", self._task.node, self._peer.round, detail))
+                continue
             if isinstance(event, Changed):
                 for member in event.members:
                     self._transport.know(member.node, models_address(member.address))
@@ -262,28 +292,41 @@ class _LiveNode:
                     self._fail(error)
                     self._handle(Leave(idle=False), now)
 
+    def broken(self, error: Exception) -> bool:
+        """The loop has failed, which is a fault of this program: note it. False where there is nothing to save yet."""
+        if not self._worker.is_alive():
+            return False
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{type(error).__name__}: {error} (in {at.filename}, line {at.lineno})"
+        self._fail(LocalError(text, node=self._task.node, round=self._peer.round, part="loop"))
+        return True
+
     def _fail(self, failure: LocalError) -> None:
         self._say(f"stopping: {failure}")
         self._error = self._error or failure
 
-    def _take(self, frames: list[zmq.Frame], now: float) -> None:
+    def _take(self, message: Arrived, now: float) -> None:
         try:
-            envelope = decode([frame.buffer for frame in frames], self._formats)
+            envelope = decode(message.frames, self._formats)
         except NonFinite as error:
             self._handle(Refused(error.envelope), now)
             return
         except RemoteError as error:
             self._drop(Drop(error.reason, error.detail))
+            self._transport.blame(message)
             return
-        if isinstance(envelope.message, Hello) and envelope.node < self._place.terms.nodes:
-            self._transport.introduced(frames[0])
+        if envelope.node != message.node:
+            self._drop(Drop("sender", f"node {message.node} speaks for node {envelope.node}"))
+            self._transport.blame(message)
+            return
         if envelope.node in self._links.faults.cut:
             return
         if envelope.node < self._place.terms.nodes:
             self._heard[envelope.node] = now
-        if envelope.payload is not None:  # keep the frames themselves: a buffer dies with its frame
-            envelope = envelope._replace(payload=frames[1:])
+        dropped = self._event_log.dropped.total()
         self._handle(Received(envelope), now)
+        if self._event_log.dropped.total() > dropped:
+            self._transport.blame(message)
 
     def _collect(self, now: float) -> None:
         while True:
@@ -354,7 +397,11 @@ class _LiveNode:
         self._jobs.put(None)
         self._worker.join()
         self._work.checkpoint()
-        saved = self._work.save()
+        try:
+            saved = self._work.save()
+        except LocalError as error:
+            self._fail(error)
+            saved = self._work.digest()
         return NodeResult(
             self._task.node,
             self._work.life,
@@ -368,6 +415,8 @@ class _LiveNode:
             str(self._error) if self._error else None,
             self._stopped_by,
             self._peer.alone,
+            self._work.records_dropped + self._events.dropped,
+            self._work.trace_whole,
         )
 
     def close(self) -> None:
@@ -376,11 +425,12 @@ class _LiveNode:
 
     def _part(self) -> None:
         """Tell the membership, and close the sockets; the last words get a moment to leave."""
-        if self._done:
+        ends = (self._done or self._error is not None) and not self._membership.lost
+        if ends:
             self._membership.progress(self._peer.told)
             self._membership.leave()
         self._transport.close(linger=self._place.terms.timing.drain)
-        if self._done:
+        if ends:
             self._wait_left()
         self._membership.close()
 
@@ -390,5 +440,8 @@ class _LiveNode:
         poller.register(self._membership.fileno(), zmq.POLLIN)
         while (left := limit - clock.now()) > 0:
             poller.poll(int(left * 1000))
-            if any(isinstance(event, Gone) for event in self._membership.read()):
+            try:
+                if any(isinstance(event, Gone) for event in self._membership.read()):
+                    return
+            except LocalError:  # it has ended: there is nothing to wait for
                 return

@@ -3,9 +3,10 @@
 While the node's process compiled for jax and copied arrays of 44 MB, 99 of 100 pings of a sidecar were answered within
 27 ms and all within 47; of a thread in the node's process within 138 and 176 (two busy cores, 1000 pings each).
 
-The process is forked early, and joined to the node by a socket pair that carries one JSON object a packet. It ends at
-once when the node's end closes, so that a dead node does not go on answering; and it falls silent when the node's loop
-has shown no life for long. Ctrl-C and SIGTERM are for the node, which says what follows. No pickle.
+The process is joined to the node by a socket pair that carries one JSON object a packet. It ends at once when the
+node's end closes, so that a dead node does not go on answering; and it falls silent when the node's loop has shown no
+life for long. A small parent, forked early, forks it: where it dies it is forked again, and goes on as the same life at
+the same address, from what the node knows. Ctrl-C and SIGTERM are for the node, which says what follows. No pickle.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from p2pfl.drivers.live import clock
 from p2pfl.drivers.live.member_process import run
@@ -36,10 +37,25 @@ _BEAT = 0.25
 """Seconds between the signs of life that are passed on."""
 
 _ANSWER = 10.0
-"""Seconds the process may take to take something in: it is starved of the machine's cores, at worst."""
+"""Seconds the process may take to begin: it is starved of the machine's cores, at worst."""
+
+_RESTARTS = 5
+"""Times that the process is started again ..."""
+
+_SPAN = 60.0
+"""... in so many seconds: what kills it that often would go on."""
+
+_KNOWN = 512
+"""Members that it is told of then; the others it hears of from them."""
 
 
-MemberEvent = Changed | Accused | Superseded | Conflict | MemberDrop | Gone
+class Restarted(NamedTuple):
+    """The process has died, and another goes on."""
+
+    how: str  # it died
+
+
+MemberEvent = Changed | Accused | Superseded | Conflict | MemberDrop | Gone | Restarted
 """What the process passes on. Pauses in the table end by `live.clock`; of drops, the latest of each reason."""
 
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Accused, Superseded, Conflict, MemberDrop, Gone)}
@@ -49,13 +65,19 @@ class Sidecar:
     """The node's end of it. Nothing here waits for the network."""
 
     def __init__(self, pid: int, link: socket.socket) -> None:
-        self.pid = pid
+        self.pid = pid  # of the parent of ...
+        self.member_pid = 0  # ... the process that is the member
         self._link = link
         self._link.setblocking(False)
         self._node = -1
         self._beaten = 0.0
         self._table: list[Member] = []  # the part of it that has come in
-        self._ended = False
+        self._known: tuple[Member, ...] = ()
+        self._said: dict[str, dict[str, Any]] = {}  # the latest of each kind: what another process must be told
+        self._owed: dict[str, dict[str, Any]] = {}  # ... and has not been yet
+        self._busy_until = 0.0
+        self._restarts: list[float] = []
+        self.lost = self._told = False  # it has ended and does not come back; the node has been told
 
     def begin(self, me: Me, cluster: str, seeds: Sequence[str], probe_timing: str | ProbeTiming, listen: str) -> None:
         """Bind `listen` and join; `me.address` is what others are told.
@@ -68,15 +90,25 @@ class Sidecar:
             probe_timing = PROBE_TIMINGS[probe_timing]
         check(probe_timing)
         self._node = me.node
-        begin = {"me": me, "cluster": cluster, "seeds": [*seeds], "timing": probe_timing, "listen": listen}
+        begin = {"me": me, "cluster": cluster, "seeds": [*seeds], "timing": probe_timing, "listen": listen, "known": []}
         self._say({"do": "begin", **begin})
-        self._wait(select.POLLIN)
-        answer = json.loads(self._receive() or self._over())
+        poll = select.poll()
+        poll.register(self._link, select.POLLIN)
+        if not poll.poll(_ANSWER * 1000):
+            raise self._error(f"the membership process does not begin in {_ANSWER} s")
+        packet = self._receive()
+        if packet is None:
+            raise self._error("the membership process has ended")
+        answer = json.loads(packet)
         if "error" in answer:
             raise ConfigError(answer["error"])
+        if "died" in answer:
+            raise self._error(f"the membership process has ended: {answer['died']}")
+        self.member_pid = answer["pid"]
 
     def busy(self, seconds: float) -> None:
         """This node will pause for up to so many seconds; 0: the pause is over."""
+        self._busy_until = clock.now() + seconds
         self._say({"do": "busy", "seconds": seconds})
 
     def progress(self, round: int) -> None:
@@ -85,6 +117,8 @@ class Sidecar:
 
     def reborn(self, life: int) -> None:
         """The answer to Accused: go on as this life, which must be greater."""
+        me = Me(*self._said["begin"]["me"])
+        self._said["begin"]["me"] = me._replace(life=life)
         self._say({"do": "reborn", "life": life})
 
     def leave(self) -> None:
@@ -104,68 +138,111 @@ class Sidecar:
         now = clock.now()
         if now - self._beaten >= _BEAT:
             self._beaten = now
-            self._say({"do": "beat"}, wait=False)
+            self._say({"do": "beat"})
 
     def fileno(self) -> int:
         """To poll for input."""
         return self._link.fileno()
 
     def read(self) -> list[MemberEvent]:
-        """Return what has happened since. LocalError when the process has ended by itself."""
+        """Return what has happened since. LocalError, once, when the process has ended and can't be started again."""
         result: list[MemberEvent] = []
-        while (packet := self._receive()) is not None:
+        while not self.lost and (packet := self._receive()) is not None:
             what = json.loads(packet)
-            if "table" not in what:
+            if "died" in what:
+                result.append(self._again(what["died"]))
+            elif "error" in what:  # of one that was started again
+                self.lost = self._told = True
+                raise self._error(what["error"])
+            elif "pid" in what:
+                self.member_pid = what["pid"]
+            elif "table" not in what:
                 result.append(_KINDS[what.pop("event")](**what))
-                continue
-            self._table += [Member(*row) for row in what["table"]]
-            if not what["more"]:
-                result.append(Changed(tuple(self._table)))
-                self._table = []
+            else:
+                self._table += [Member(*row) for row in what["table"]]
+                if not what["more"]:
+                    self._known, self._table = tuple(self._table), []
+                    result.append(Changed(self._known))
+        if self.lost and not self._told:
+            self._told = True
+            raise self._error("the membership process has ended")
         return result
+
+    def _again(self, how: str) -> MemberEvent:
+        """Let another process go on where this one has died."""
+        now = clock.now()
+        self._restarts = [time for time in self._restarts if now - time < _SPAN] + [now]
+        if len(self._restarts) > _RESTARTS:
+            self.lost = self._told = True
+            raise self._error(f"the membership process has ended {len(self._restarts)} times in {_SPAN} s: {how}")
+        if "leave" in self._said:  # it has said so to some
+            return Gone()
+        self.member_pid, self._table, said = 0, [], self._said
+        said["begin"]["known"] = [[*member] for member in self._known[:_KNOWN] if member.node != self._node]
+        if "busy" in said:
+            said["busy"]["seconds"] = max(0.0, self._busy_until - now)
+        self._owed = {kind: said[kind] for kind in ("begin", "cut", "lag", "progress", "busy") if kind in said}
+        self._pay()
+        return Restarted(how)
+
+    def _pay(self) -> None:
+        """Tell a process that has just been started what it has to know, as far as it takes it in."""
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+            while self._owed:
+                kind = next(iter(self._owed))
+                self._link.send(json.dumps(self._owed[kind]).encode())
+                del self._owed[kind]
 
     def close(self) -> None:
         """End the process; it says nothing more to anybody."""
         self._link.close()
-        if not self._ended:
-            self._ended = True
+        if self.pid:
+            # both would end by themselves, but not where they have been stopped; the parent first, or it forks again
             with contextlib.suppress(ProcessLookupError, ChildProcessError):  # somebody has collected it
-                os.kill(self.pid, signal.SIGKILL)  # it would end by itself, but not if it has been stopped
+                os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
+            with contextlib.suppress(ProcessLookupError):
+                if self.member_pid:
+                    os.kill(self.member_pid, signal.SIGKILL)
+            self.pid = self.member_pid = 0
 
     def _receive(self) -> bytes | None:
+        """Return a packet; None where there is none, and where there will be none any more."""
         try:
             packet = self._link.recv(PACKET)
         except BlockingIOError:
             return None
-        return packet or self._over()
+        except ConnectionResetError:
+            packet = b""
+        if not packet:
+            self.lost = True
+        return packet or None
 
-    def _say(self, what: dict[str, Any], wait: bool = True) -> None:
-        packet = json.dumps(what).encode()
+    def _say(self, what: dict[str, Any]) -> None:
+        """Tell the process; one that takes nothing in for some seconds is ended, and another told instead."""
+        kind = what["do"]
+        if kind != "beat":
+            self._said[kind] = what
+        if self._owed:
+            if kind not in ("beat", "reborn"):  # whose life is in what it begins with
+                self._owed[kind] = what
+            self._pay()
+            return
         try:
-            self._link.send(packet)
+            self._link.send(json.dumps(what).encode())
         except BlockingIOError:
-            if not wait:
-                return
-            self._wait(select.POLLOUT)
-            self._link.send(packet)
+            with contextlib.suppress(ProcessLookupError):
+                if self.member_pid:
+                    os.kill(self.member_pid, signal.SIGKILL)
         except (BrokenPipeError, ConnectionResetError):
-            self._over()
+            return  # which `read` will find
 
-    def _wait(self, for_what: int) -> None:
-        poll = select.poll()
-        poll.register(self._link, for_what)
-        if not poll.poll(_ANSWER * 1000):
-            raise LocalError(
-                f"the membership process takes nothing in for {_ANSWER} s", node=self._node, round=0, part="membership"
-            )
-
-    def _over(self) -> bytes:
-        raise LocalError("the membership process has ended", node=self._node, round=0, part="membership")
+    def _error(self, text: str) -> LocalError:
+        return LocalError(text, node=self._node, round=0, part="membership")
 
 
 def start() -> Sidecar:
-    """Fork the process. Before any thread is started and before jax has a backend."""
+    """Fork the process and its parent. Before any thread is started and before jax has a backend."""
     mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid:
@@ -174,13 +251,38 @@ def start() -> Sidecar:
     code = 70
     try:
         _detach(its)
-        run(its, PACKET)
+        _keep(its)
         code = 0
     finally:
         if code:
             traceback.print_exception(*sys.exc_info())
             sys.stderr.flush()
         os._exit(code)
+
+
+def _keep(link: socket.socket) -> None:
+    """Fork the process, and again when it dies, until it ends because the node's end of the link has closed.
+
+    In the child this returns when it has ended so.
+    """
+    link.setblocking(False)
+    while True:
+        pid = os.fork()
+        if not pid:
+            run(link, PACKET)
+            return
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code == 0:
+            return
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        try:
+            with contextlib.suppress(BlockingIOError):
+                while link.recv(PACKET):  # it was for the one that has died
+                    pass
+            select.select([], [link], [])
+            link.send(json.dumps({"died": how}).encode())
+        except (BrokenPipeError, ConnectionResetError):
+            return
 
 
 def _detach(link: socket.socket) -> None:

@@ -1,7 +1,8 @@
-"""Frames over ZeroMQ: one ROUTER that everybody sends to, one DEALER to each node that something is sent to.
+"""Frames over ZeroMQ: one listener that everybody sends to, one DEALER to each node that something is sent to.
 
 A link keeps order in each direction and loses what was on it when it breaks; nothing is concluded from a socket about
-whether the other end lives. Messages to a neighbour that is not connected are dropped, not queued.
+whether the other end lives. Messages to a neighbour that is not connected are dropped, not queued. What comes in is
+bounded by `listener`, for work and memory.
 """
 
 from __future__ import annotations
@@ -11,43 +12,79 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
+from p2pfl.drivers.live import clock, zmtp
+from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
+from p2pfl.drivers.live.zmtp import Limits
 from p2pfl.errors import ConfigError
+from p2pfl.protocol.codec import HEADER_CAP, Schema
 
 _QUEUE = 64
 """Messages that may wait for one neighbour. The protocol has a handful under way; more means that it reads nothing."""
 
-_FAILED = (
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH,
-)
+_STUCK = 30.0
+"""Seconds after which a socket that has taken nothing is made anew: what was at its end may have been no node."""
+
+_RATE = 200.0
+"""Messages a second that are taken from a connection, for long ..."""
+
+_BURST = 1000.0
+"""... so many at once ..."""
+
+_ROUND = 3.0
+"""... and so many more in each round of this node. An exchange takes two; tiny models make 600 rounds a second."""
+
+
+def dealer(context: zmq.Context[Any], introduction: bytes, queue: int, reconnect: int) -> zmq.Socket[bytes]:
+    """Make a socket that sends, and says who it is whenever it connects. `reconnect`: in milliseconds, always.
+
+    Nothing is read from it: whatever sits at the other end may put one message into it and then waits.
+    """
+    made = context.socket(zmq.DEALER)
+    for option, value in (
+        (zmq.IMMEDIATE, 1),
+        (zmq.SNDHWM, queue),
+        (zmq.RCVHWM, 1),
+        (zmq.MAXMSGSIZE, 1024),
+        (zmq.LINGER, 0),
+        # always the same short wait: with a growing one, a node that comes back is not heard for many rounds
+        (zmq.RECONNECT_IVL, reconnect),
+    ):
+        made.setsockopt(option, value)
+    made.setsockopt(zmq.ROUTING_ID, introduction)
+    return made
 
 
 class Transport:
-    """Sockets of one node. `dropped` counts what never became a message."""
+    """Sockets of one node. `dropped` counts what could not be sent."""
 
-    def __init__(self, listen: str, frame_cap: int) -> None:
+    def __init__(self, listen: str, node: int, nodes: int, federation: str, schemas: Sequence[Schema]) -> None:
+        """`schemas`: of all that can come in. ConfigError when `listen` can't be bound."""
+        limits = Limits(
+            max(schema.frame_cap for schema in schemas),
+            1 + max(len(schema.nbytes) for schema in schemas),
+            HEADER_CAP + max(sum(schema.nbytes) for schema in schemas),
+        )
+        allowance = Allowance(limits, _RATE, _BURST, unit=float("inf"))
+        try:
+            self._listener = Listener(listen, federation, nodes, allowance, clock.now())
+        except OSError as error:
+            raise ConfigError(
+                f"listen={listen!r}: can't listen there: {error.strerror}. Free the port or choose another."
+            ) from error
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)
-        self._router = self._context.socket(zmq.ROUTER)
-        self._router.setsockopt(zmq.LINGER, 0)
-        self._router.setsockopt(zmq.RCVHWM, 0)  # a frozen or slow reader is bounded by the senders' queues
-        self._router.setsockopt(zmq.MAXMSGSIZE, frame_cap)
-        self._monitor = self._router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | sum(_FAILED))
-        self._known: set[int] = set()  # file descriptors of connections that a neighbour has introduced itself on
-        self.dropped: Counter[str] = Counter()
-        self.bytes_sent = self.bytes_received = 0
-        try:
-            self._router.bind(listen)
-        except zmq.ZMQError as error:
-            self.close(0)
-            raise ConfigError(
-                f"listen={listen!r}: can't listen there: {error}. Free the port or choose another."
-            ) from error
+        self._introduction = zmtp.introduction(federation, node)
         self._addresses: dict[int, str] = {}
         self._dealers: dict[int, zmq.Socket[bytes]] = {}
+        self._took: dict[int, float] = {}  # when a dealer was made or has last taken a message
+        self.dropped: Counter[str] = Counter()
+        self.bytes_sent = 0
+
+    @property
+    def bytes_received(self) -> int:
+        """Of all messages."""
+        return self._listener.nbytes
 
     def know(self, node: int, address: str) -> None:
         """Note where a node is; a link to where it was before is given up."""
@@ -59,68 +96,57 @@ class Transport:
 
     def _dealer(self, node: int) -> zmq.Socket[bytes]:
         if node not in self._dealers:
-            dealer = self._context.socket(zmq.DEALER)
-            dealer.setsockopt(zmq.IMMEDIATE, 1)
-            dealer.setsockopt(zmq.SNDHWM, _QUEUE)
-            # always the same short wait: with a growing one, a node that comes back is not heard for many rounds
-            dealer.setsockopt(zmq.RECONNECT_IVL, 20)
-            dealer.setsockopt(zmq.LINGER, 0)
-            dealer.connect(self._addresses[node])
-            self._dealers[node] = dealer
+            made = dealer(self._context, self._introduction, _QUEUE, reconnect=20)
+            made.connect(self._addresses[node])
+            self._dealers[node], self._took[node] = made, clock.now()
         return self._dealers[node]
 
-    @property
-    def socket(self) -> zmq.Socket[bytes]:
+    def fileno(self) -> int:
         """To poll for input."""
-        return self._router
+        return self._listener.fileno()
+
+    @property
+    def delay(self) -> float:
+        """Return in how many seconds to call `receive` again, whatever `fileno` says."""
+        return self._listener.delay
 
     def send(self, to: int, frames: Sequence[Any], nbytes: int) -> bool:
         """Send frames without copying large ones; False when the node is not connected yet or reads nothing."""
         if to not in self._addresses:
             self.dropped["unsent"] += 1
             return False
+        now = clock.now()
         try:
             self._dealer(to).send_multipart(frames, zmq.NOBLOCK, copy=False)
         except zmq.Again:
             self.dropped["unsent"] += 1
+            if now - self._took[to] > _STUCK:
+                self._dealers.pop(to).close(0)
             return False
+        self._took[to] = now
         self.bytes_sent += nbytes
         return True
 
-    def receive(self) -> Iterator[list[zmq.Frame]]:
-        """Return the messages that have come in: the frames of each, without the routing id."""
-        while True:
-            try:
-                frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            self.bytes_received += sum(len(frame) for frame in frames[1:])
-            yield frames[1:]
+    def receive(self) -> Iterator[Arrived]:
+        """Return messages that have come in, a bounded number."""
+        return self._listener.receive(clock.now())
 
-    def introduced(self, frame: zmq.Frame) -> None:
-        """A neighbour has introduced itself on the connection this frame came by."""
-        self._known.add(int(frame.get(zmq.SRCFD)))
+    def progress(self, rounds: int) -> None:
+        """This node has got on by so many rounds: there is more that its neighbours have to say."""
+        self._listener.allow(_ROUND * rounds)
 
-    def watch(self) -> list[str]:
-        """Connections that were refused, or closed without a neighbour having introduced itself; their reasons."""
-        found: list[str] = []
-        while self._monitor.poll(0):
-            event = recv_monitor_message(self._monitor)
-            if event["event"] in _FAILED:
-                found.append("handshake")
-            elif event["event"] == zmq.EVENT_DISCONNECTED:
-                if event["value"] not in self._known:
-                    found.append("connection")
-                self._known.discard(event["value"])
-        self.dropped.update(found)
-        return found
+    def blame(self, message: Arrived) -> None:
+        """A message was of no use: after many, the connection is hung up."""
+        self._listener.blame(message, clock.now())
+
+    def watch(self) -> list[tuple[str, str]]:
+        """Return why connections were hung up since the last call: reason and detail."""
+        return self._listener.told()
 
     def close(self, linger: float) -> None:
         """Close all sockets; what is on its way may take `linger` seconds more."""
-        for dealer in getattr(self, "_dealers", {}).values():
-            dealer.setsockopt(zmq.LINGER, int(linger * 1000))
-            dealer.close()
-        self._router.disable_monitor()
-        self._monitor.close(0)
-        self._router.close(0)
+        for each in self._dealers.values():
+            each.setsockopt(zmq.LINGER, int(linger * 1000))
+            each.close()
+        self._listener.close()
         self._context.term()

@@ -43,7 +43,7 @@ def run(
             nodes[i].evaluate(round)
             nbytes, ended = sum(tree.nbytes(each.received) for each in mine), now()
             measured = nodes[i].measured(round, mine, Cost(nbytes, nbytes, ended - began, 0.0, ended))
-            for traced in (*changed.get(i, ()), nodes[i].traced(round, mine)):
+            for traced in (*changed.get(i, ()), nodes[i].traced(round, mine, whole=True)):
                 record(i, measured, traced)
     return [node.task.program.params(node.state) for node in nodes]
 

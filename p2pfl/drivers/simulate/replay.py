@@ -97,7 +97,7 @@ class _Replay:
             life.entered.append((line["round"], tuple(line["members"])))
         elif "began" in line:
             life.began[line["round"]] = line
-        else:
+        elif "booked" in line:
             life.lines.append(line)
             self._payloads.update(self._needs(life, line))
 

@@ -215,6 +215,8 @@ class _VirtualRun:
             digest=work.save(),
             error=str(node.error) if node.error else None,
             alone=node.peer.alone,
+            records_dropped=work.records_dropped + self._lines[node.facts.node].dropped,
+            trace_whole=work.trace_whole,
         ).write(self._directories[node.facts.node])
 
     def _log(self, by: int, event: str, about: int, round: int, detail: str, rounds: int) -> None:

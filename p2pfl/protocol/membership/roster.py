@@ -41,6 +41,9 @@ REFUTES_LEAP = 1 << 20
 LIVES = 3
 """Lives of one node that may begin at once, see `reborn_every` of the timing."""
 
+SAID_CAP = 1 << 52
+"""What a member is told that an earlier process of its life has said is taken up below this; more is no count."""
+
 _BLAME_EVERY = 4
 """Periods of probing from one suspicion that counts against this node's own health to the next."""
 
@@ -287,6 +290,8 @@ class Roster:
 
     def _of_me(self, entry: MemberEntry, now: float, source: Source, direct: bool) -> MemberEntry | None:
         mine = self.mine
+        if entry.life == mine.life:
+            mine = self._said_before(mine, entry)
         if entry.life < mine.life:
             return mine if direct else None
         if mine.terminal:
@@ -344,6 +349,13 @@ class Roster:
             self._drop("lives", f"node {entry.by} has this node for {entry.state}; it has had {LIVES} new lives lately")
             return
         self._once(entry, Accused(entry.life, entry.by))
+
+    def _said_before(self, mine: MemberEntry, entry: MemberEntry) -> MemberEntry:
+        """What an earlier process of this life has said of its round counts no longer: say it again, as the latest."""
+        other = entry.said == mine.said and (entry.round, bool(entry.at)) != (mine.round, bool(mine.at))
+        if (entry.said > mine.said or other) and not entry.terminal and entry.said < SAID_CAP:
+            mine = self.entries[mine.node] = mine._replace(said=entry.said + 1)
+        return mine
 
     # --- what this node finds out
 

@@ -1,0 +1,355 @@
+"""The listening end of a node's connections: whatever comes in, the work and the memory that it costs have a bound.
+
+A connection says in its first frame which node of the federation it is from, or is hung up. Each turn reads a few
+messages of each connection and goes on in the next: who sends much delays nobody else. A connection has a budget of
+messages; what comes beyond that is not read, and waits at its own end, by TCP. A node has a budget of messages that are
+of no use, and of connections; when that is spent, the connection is hung up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import select
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from p2pfl.drivers.live import zmtp
+from p2pfl.drivers.live.budget import Budget
+from p2pfl.drivers.live.zmtp import Command, Frame, Limits, Reader
+from p2pfl.errors import RemoteError
+
+_SHARE = 16
+"""Messages of a connection in one turn ..."""
+
+_SHARE_BYTES = 1 << 22
+"""... or bytes."""
+
+_TURN = 256
+"""Messages in one turn."""
+
+_INTRODUCTION = 5.0
+"""Seconds in which a connection must have said who it is."""
+
+_STRANGERS = 64
+"""Connections at a time that have not; one more, and the oldest goes."""
+
+_ACCEPTS = 100.0
+"""Connections a second; more wait in the system's queue."""
+
+_SAME = 2
+"""Connections from one node: it may come back before the end of its earlier one is known."""
+
+_CONNECTIONS = 1024
+"""Connections in all; one more, and the one that was silent for longest goes."""
+
+_UNFINISHED = 60.0
+"""Seconds without a byte after which a message under way is given up."""
+
+_REFILL = 0.05
+"""Seconds until a budget that was spent is looked at again."""
+
+_TIDY = 0.25
+"""Seconds between looks at who takes too long."""
+
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
+"""Seconds, seconds and times: an end that is gone without a word is hung up after 25 s."""
+
+
+_CONNECTS = 5.0, 10.0
+"""Connections that a node may make: a second for long, and at once."""
+
+_OVERDUE = 2.0
+"""Seconds for which more may wait to be read than a connection may bring: what is read later than that helps nobody."""
+
+_BARRED = 5.0
+"""Seconds for which a node that has sent too much makes no other connection."""
+
+_USELESS = 20.0, 200.0
+"""Messages of a node that may be of no use: a second for long, and at once."""
+
+
+class Allowance(NamedTuple):
+    """What may come by one connection."""
+
+    limits: Limits  # of a message
+    rate: float  # messages a second, for long
+    burst: float  # messages at once
+    unit: float  # bytes that count as one message more
+
+
+class Arrived(NamedTuple):
+    """A message that has come in."""
+
+    node: int  # whose connection it came by ...
+    link: int  # ... and which, for `blame`
+    frames: list[Frame]
+
+
+class _Connection:
+    def __init__(self, link: socket.socket, now: float) -> None:
+        self.link, self.reader = link, Reader()
+        self.opened = self.heard = now
+        self.node: int | None = None  # it has not said yet
+        self.budget = Budget(0.0, 1.0, now)  # ... and may say that
+        self.behind: float | None = None  # since when there has always been something left to read
+
+
+class _Costs:
+    """What a node may still cost beyond useful messages."""
+
+    def __init__(self, now: float) -> None:
+        self.connects, self.useless = Budget(*_CONNECTS, now), Budget(*_USELESS, now)
+
+
+class Listener:
+    """Takes messages in. `dropped` counts, by reason, what was hung up. OSError when `address` can't be bound."""
+
+    def __init__(self, address: str, federation: str, nodes: int, allowance: Allowance, now: float) -> None:
+        """`address`: tcp://HOST:PORT. `nodes`: that there can be; others are strangers."""
+        self._federation, self._nodes, self._allowance = federation, nodes, allowance
+        self._socket = _bound(address)
+        self._epoll = select.epoll()
+        self._epoll.register(self._socket, select.EPOLLIN)
+        self._connections: dict[int, _Connection] = {}  # by file descriptor
+        self._ready: dict[int, None] = {}  # with something to read, in the order of their turns
+        self._paused: set[int] = set()  # that have spent their budget
+        self._costs: dict[int, _Costs] = {}
+        self._accepts = Budget(_ACCEPTS, _STRANGERS, now)
+        self._accepting = True
+        self._tidied = now
+        self._told: list[tuple[str, str]] = []
+        self.dropped: Counter[str] = Counter()
+        self.nbytes = 0  # that came in, of messages
+
+    def fileno(self) -> int:
+        """To poll for input."""
+        return self._epoll.fileno()
+
+    @property
+    def delay(self) -> float:
+        """Return in how many seconds to call `receive` again, whatever `fileno` says."""
+        if self._ready:
+            return 0.0
+        return _REFILL if self._paused or not self._accepting else math.inf
+
+    def receive(self, now: float) -> Iterator[Arrived]:
+        """Return the messages of this turn."""
+        self._resume(now)
+        for file, _ in self._epoll.poll(0):
+            if file == self._socket.fileno():
+                self._accept(now)
+            else:
+                self._ready[file] = None
+        left = _TURN
+        for file in [*self._ready]:
+            if left <= 0:
+                break
+            del self._ready[file]
+            for message in self._read(file, min(_SHARE, left), now):
+                left -= 1
+                yield message
+        if now - self._tidied > _TIDY:
+            self._tidied = now
+            self._tidy(now)
+
+    def blame(self, message: Arrived, now: float) -> None:
+        """A message was of no use."""
+        if message.link not in self._connections:
+            return
+        useless = self._costs[message.node].useless
+        if not useless.left(now):
+            self._bar(message.link, "too many messages that are of no use")
+        useless.spend(1)
+
+    def allow(self, messages: float) -> None:
+        """Let so many more messages come by each connection."""
+        for connection in self._connections.values():
+            if connection.node is not None:
+                connection.budget.add(messages)
+
+    def told(self) -> list[tuple[str, str]]:
+        """Return why connections were hung up since the last call: reason and detail."""
+        told, self._told = self._told, []
+        return told
+
+    def close(self) -> None:
+        """Hang up on everybody."""
+        for connection in self._connections.values():
+            connection.link.close()
+        self._connections.clear()
+        self._epoll.close()
+        self._socket.close()
+
+    # --- reading
+
+    def _read(self, file: int, most: int, now: float) -> Iterator[Arrived]:
+        """Yield messages of a connection, as many as it may bring and this turn has room for."""
+        connection = self._connections.get(file)
+        if connection is None:
+            return
+        nbytes = 0
+        try:
+            while most > 0 and nbytes < _SHARE_BYTES:
+                if not connection.budget.left(now):
+                    connection.behind = now if connection.behind is None else connection.behind
+                    self._epoll.unregister(file)
+                    self._paused.add(file)
+                    return
+                item = connection.reader.next()
+                if item is None:
+                    count = connection.link.recv_into(connection.reader.space)
+                    if not count:
+                        self._closed(file, connection)
+                        return
+                    connection.reader.took(count)
+                    connection.heard = now
+                    nbytes += count
+                    continue
+                most -= 1
+                if (message := self._take(file, connection, item, now)) is not None:
+                    yield message
+                if self._connections.get(file) is not connection:  # what came was so useless that it is gone
+                    return
+        except BlockingIOError:
+            connection.behind = None
+            return
+        except RemoteError as error:
+            self._hang_up(file, error.reason, error.detail)
+            return
+        except OSError:
+            self._closed(file, connection)
+            return
+        self._ready[file] = None  # behind the others
+
+    def _take(self, file: int, connection: _Connection, item: Command | list[Frame], now: float) -> Arrived | None:
+        if connection.node is None:
+            if not isinstance(item, Command):
+                raise RemoteError("handshake", "a message before it has said who it is")
+            self._introduced(connection, zmtp.introduced(zmtp.identity(item), self._federation), now)
+            return None
+        size = 0 if isinstance(item, Command) else sum(map(len, item))
+        connection.budget.spend(1 + size / self._allowance.unit)
+        if isinstance(item, Command):  # that ask for an answer which this end does not owe: it sends no PING
+            return None
+        self.nbytes += size
+        return Arrived(connection.node, file, item)
+
+    def _introduced(self, connection: _Connection, node: int, now: float) -> None:
+        if node >= self._nodes:
+            raise RemoteError("handshake", f"says it is node {node}; there are {self._nodes}")
+        connects = self._costs.setdefault(node, _Costs(now)).connects
+        if not connects.left(now):
+            raise RemoteError("flood", f"says it is node {node}, which has connected too often")
+        connects.spend(1)
+        connection.node, connection.reader.limits = node, self._allowance.limits
+        rate, burst = self._allowance.rate, self._allowance.burst
+        connection.budget = Budget(rate, burst, now, rate / 10)
+        others = {file: each for file, each in self._connections.items() if each is not connection}
+        same = [file for file, each in others.items() if each.node == node]
+        known = [file for file, each in others.items() if each.node is not None]
+        for files, most in ((same, _SAME), (known, _CONNECTIONS)):
+            if len(files) >= most:
+                idle = min(files, key=lambda file: others[file].heard)
+                self._hang_up(idle, "connection", f"one of {len(files) + 1}; at most {most}")
+                return
+
+    # --- connections
+
+    def _accept(self, now: float) -> None:
+        while self._accepts.left(now):
+            try:
+                link, _ = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # above all: no file descriptor is left
+                self._tell("connection", f"can't be accepted: {error.strerror}")
+                self._accepts.spend(_ACCEPTS)
+                continue
+            self._accepts.spend(1)
+            link.setblocking(False)
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE:
+                link.setsockopt(socket.IPPROTO_TCP, option, value)
+            self._connections[link.fileno()] = _Connection(link, now)
+            self._epoll.register(link, select.EPOLLIN)
+            with contextlib.suppress(OSError):  # it has gone already, which will be read
+                link.send(zmtp.GREETING + zmtp.ready(b"ROUTER"))
+            strangers = [file for file, other in self._connections.items() if other.node is None]
+            if len(strangers) > _STRANGERS:
+                self._hang_up(strangers[0], "handshake", "too many at once have not said who they are")
+        self._epoll.modify(self._socket, 0)
+        self._accepting = False
+
+    def _resume(self, now: float) -> None:
+        """Go on with those whose budget has refilled."""
+        if not self._accepting and self._accepts.left(now):
+            self._accepting = True
+            self._epoll.modify(self._socket, select.EPOLLIN)
+        for file in [*self._paused]:
+            if self._connections[file].budget.left(now):
+                self._paused.discard(file)
+                self._epoll.register(file, select.EPOLLIN)
+                self._ready[file] = None
+
+    def _tidy(self, now: float) -> None:
+        for file, connection in [*self._connections.items()]:
+            if connection.node is None and now - connection.opened > _INTRODUCTION:
+                self._hang_up(file, "handshake", f"has not said who it is in {_INTRODUCTION} s")
+            elif connection.behind is not None and now - connection.behind > _OVERDUE:
+                self._bar(file, f"more than it may for {_OVERDUE} s")
+            elif file not in self._paused and connection.reader.unfinished and now - connection.heard > _UNFINISHED:
+                self._hang_up(file, "connection", f"silent for {_UNFINISHED} s in the middle of a message")
+        here = {connection.node for connection in self._connections.values()}
+        for node, cost in [*self._costs.items()]:
+            if node not in here and cost.connects.full(now) and cost.useless.full(now):
+                del self._costs[node]
+
+    def _closed(self, file: int, connection: _Connection) -> None:
+        """The other end has closed."""
+        if connection.node is None:
+            self._tell("connection", "closed before it had said who it is")
+        elif connection.reader.unfinished:
+            self._tell("connection", f"of node {connection.node}: closed in the middle of a message")
+        self._remove(file)
+
+    def _hang_up(self, file: int, reason: str, detail: str) -> None:
+        node = self._connections[file].node
+        self._tell(reason, detail if node is None else f"of node {node}: {detail}")
+        self._remove(file)
+
+    def _bar(self, file: int, detail: str) -> None:
+        node = self._connections[file].node
+        if node is not None:
+            self._costs[node].connects.spend(_BARRED * _CONNECTS[0])
+        self._hang_up(file, "flood", detail)
+
+    def _remove(self, file: int) -> None:
+        self._ready.pop(file, None)
+        self._paused.discard(file)
+        self._connections.pop(file).link.close()  # which takes it out of the epoll
+
+    def _tell(self, reason: str, detail: str) -> None:
+        self.dropped[reason] += 1
+        if len(self._told) < _STRANGERS:
+            self._told.append((reason, detail))
+
+
+def _bound(address: str) -> socket.socket:
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    host = host.strip("[]")
+    family, kind, protocol, _, where = socket.getaddrinfo(
+        None if host in ("*", "") else host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setblocking(False)
+        listening.bind(where)
+        listening.listen(128)
+    except OSError:
+        listening.close()
+        raise
+    return listening

@@ -1,0 +1,134 @@
+"""Records of a run: whole lines or none, bounded, and a full disk costs records and not the training."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from small import Case, write
+
+from p2pfl.config import experiment
+from p2pfl.errors import ConfigError
+from p2pfl.federation import federation as build
+from p2pfl.node import records, result
+from p2pfl.reporting.run_data import Summary
+from p2pfl.runs import virtual
+from p2pfl.runs.replay import replay
+from p2pfl.runs.summary import collect, directories
+
+CHURN = """
+[[churn]]
+event = "crash"
+node = 1
+round = 25
+[[churn]]
+event = "rejoin"
+node = 1
+round = 32
+state = "kept"
+[driver]
+checkpoint = 10
+"""
+
+
+class Disk:
+    """A disk that takes so many bytes of each file, and then no more; `path`: of which files."""
+
+    def __init__(self, room: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.room, self._write = room, os.write
+        self._name = name
+        monkeypatch.setattr(os, "write", self.write)
+
+    def write(self, file: int, data: bytes) -> int:
+        if not os.readlink(f"/proc/self/fd/{file}").endswith(self._name):
+            return self._write(file, data)
+        left = self.room - os.fstat(file).st_size
+        if left <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._write(file, data[:left])
+
+
+def test_a_full_disk_tears_no_line_and_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, told = Disk(100, "events.jsonl", monkeypatch), []  # type: ignore[var-annotated]
+    lines = records.Lines(tmp_path / "events.jsonl", say=told.append)
+    for number in range(20):
+        lines.write({"number": number, "text": "x" * 10})
+    assert [row["number"] for row in records.read(tmp_path / "events.jsonl")] == [0, 1, 2]
+    assert lines.dropped == 17
+    (text,) = told
+    assert "events.jsonl can't be written: no room for a whole record: records are dropped from here on" in text
+    disk.room = 1000
+    lines.write({"number": 20})
+    lines.close()
+    assert records.read(tmp_path / "events.jsonl")[-1] == {"number": 20}
+
+
+def test_a_file_has_a_bound_over_all_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(records.CAPS, "trace.jsonl", 2 << 20)
+    told: list[str] = []
+    for _ in range(3):
+        lines = records.Lines(tmp_path / "trace.jsonl", say=told.append)
+        for _ in range(20):
+            lines.write({"text": "x" * 100_000})
+        lines.close()
+    assert (2 << 20) - 100_100 < (tmp_path / "trace.jsonl").stat().st_size <= 2 << 20
+    assert (
+        "has 2 MB, which is its bound: records are dropped from here on, and training goes on; the run can't" in told[0]
+    )
+    assert len(told) == 2
+
+
+def test_the_rounds_with_sketches_become_fewer() -> None:
+    assert all(records.sketched(round) for round in range(1, 1001))
+    assert sum(map(records.sketched, range(1001, 10_001))) == 900
+    assert sum(map(records.sketched, range(10_001, 110_001))) == 1000
+
+
+def run(folder: Path, case: Case, more: str = CHURN) -> tuple[Path, Summary, Sequence[str]]:
+    """The directory, the figures and the notes of a run in virtual time."""
+    file = write(folder, case, rounds=60, timing={}, more=more)
+    federation = build.build(experiment.load(file, ['driver.kind="virtual"']))
+    out = folder / "out"
+    out.mkdir()
+    (out / "experiment.toml").write_text(experiment.dump(federation.experiment))
+    virtual.into(federation, out)
+    collected = collect(federation, out)
+    return out, collected.summary, collected.notes
+
+
+@pytest.mark.parametrize("case", [Case("gradient_tracking"), Case("dsgd", "complete", 3)], ids=str)
+def test_the_ledger_needs_few_sketches_and_the_replay_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Case
+) -> None:
+    """With a crash, a life that goes on from a checkpoint, and another epoch."""
+    figures = []
+    for name, sketched in (("every", lambda round: True), ("few", lambda round: False)):
+        monkeypatch.setattr(records, "sketched", sketched)
+        (tmp_path / name).mkdir()
+        out, summary, _ = run(tmp_path / name, case)
+        figures.append((summary.mean_residual, summary.residue, summary.residue_drift, summary.digests))
+        assert all(verdict.equal for verdict in replay(out))
+        size = sum((path / "trace.jsonl").stat().st_size for path in directories(out).values())
+        assert (size / 60 / case.nodes < 500) == (name == "few")
+    assert figures[0] == figures[1]
+    assert figures[0][0] is not None and figures[0][0] < 1e-6
+
+
+def test_a_run_on_a_full_disk_trains_to_its_end_and_says_what_it_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Disk(20_000, "nodes/0/trace.jsonl", monkeypatch)
+    out, summary, notes = run(tmp_path, Case("gradient_tracking"), more="")
+    results = {node: result.read(path) for node, path in directories(out).items()}
+    assert [each.round for each in results.values() if each] == [60] * 5
+    assert [each.trace_whole for each in results.values() if each] == [False, True, True, True, True]
+    assert results[0] is not None and results[0].records_dropped > 20 and results[0].error is None
+    assert (summary.mean_residual, summary.residue) == (None, None)
+    assert "records of node 0 were dropped: no ledger, and no replay" in notes
+    with pytest.raises(ConfigError, match="the trace of node 0 is not whole"):
+        replay(out)
+    assert all(json.loads(line) for line in (out / "nodes" / "0" / "trace.jsonl").read_text().splitlines())

@@ -1,0 +1,380 @@
+"""What comes in on a node's sockets: messages as ZeroMQ sends them, and a bound on all that anybody can cost."""
+
+from __future__ import annotations
+
+import random
+import resource
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from p2pfl.drivers.live import clock, listener, zmtp
+from p2pfl.drivers.live.budget import Budget
+from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
+from p2pfl.drivers.live.transport import Transport, dealer
+from p2pfl.drivers.live.zmtp import Command, Limits, Reader
+from p2pfl.errors import ConfigError, RemoteError
+from p2pfl.protocol.codec import Schema
+
+LIMITS = Limits(frame=100_000, frames=5, message=200_000)
+FEDERATION = "digest"
+
+
+def frame(body: bytes, more: bool = False, flags: int = 0) -> bytes:
+    size = struct.pack(">B", len(body)) if len(body) < 256 else struct.pack(">Q", len(body))
+    return bytes([flags | more | 2 * (len(size) == 8)]) + size + body
+
+
+def message(*frames: bytes) -> bytes:
+    return b"".join(frame(body, more=True) for body in frames[:-1]) + frame(frames[-1])
+
+
+def handshake(node: int = 1, federation: str = FEDERATION) -> bytes:
+    return zmtp.GREETING + zmtp.ready(b"DEALER", zmtp.introduction(federation, node))
+
+
+def read(data: bytes, cuts: list[int], limits: Limits = LIMITS) -> list[Command | list[bytes]]:
+    """What a reader makes of these bytes when they come in pieces."""
+    reader, items = Reader(), []
+    for piece in (data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)):
+        while piece:
+            space = reader.space
+            part, piece = piece[: len(space)], piece[len(space) :]
+            space[: len(part)] = part
+            reader.took(len(part))
+            while (item := reader.next()) is not None:
+                if isinstance(item, Command):
+                    zmtp.introduced(zmtp.identity(item), FEDERATION)
+                    reader.limits = limits
+                    items.append(item)
+                else:
+                    items.append([bytes(each) for each in item])
+    return items
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_messages_are_the_same_however_they_are_cut(seed: int) -> None:
+    draw = random.Random(seed)
+    sizes = [0, 1, 20, 255, 256, 4000, 32767, 32768, 70_000]
+    sent = [[draw.randbytes(draw.choice(sizes)) for _ in range(draw.randint(1, 2))] for _ in range(20)]
+    data = handshake() + b"".join(message(*frames) for frames in sent)
+    cuts = sorted(draw.sample(range(len(data)), draw.choice([0, 5, 200])))
+    command, *messages = read(data, cuts)
+    assert isinstance(command, Command)
+    assert messages == sent
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "handshake"),
+        (b"\xff" + bytes(8) + b"\x7f\x01" + bytes(53), "handshake"),  # ZMTP 1
+        (zmtp.GREETING.replace(b"NULL", b"PLAI"), "handshake"),
+        (zmtp.GREETING + frame(b"\x04PING\0\0", flags=4), "handshake"),
+        (zmtp.GREETING + frame(b"hello"), "size"),
+        (zmtp.GREETING + zmtp.ready(b"DEALER", b"somebody"), "handshake"),
+        (handshake(federation="another"), "handshake"),
+        (zmtp.GREETING + zmtp.ready(b"DEALER", b"p2pfl/1 digest -1"), "handshake"),
+        (zmtp.GREETING + zmtp.ready(b"DEALER", b"p2pfl/1 digest 1")[:-3] + bytes(3), "handshake"),
+        (zmtp.GREETING + frame(b"\x05READY\x0bSocket-Type\xff\xff\xff\xff", flags=4), "handshake"),
+        (handshake() + b"\x02" + struct.pack(">Q", 1 << 63), "size"),
+        (handshake() + b"\x06" + struct.pack(">Q", 600), "size"),
+        (handshake() + frame(b"x", flags=8), "handshake"),
+        (handshake() + 6 * frame(b"", more=True), "size"),  # it has said nothing and does not end
+        (handshake() + 3 * frame(bytes(90_000), more=True), "size"),
+    ],
+)
+def test_what_no_node_sends_is_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(RemoteError) as error:
+        read(data, [])
+    assert error.value.reason == reason
+
+
+def test_a_frame_that_is_announced_takes_no_memory_before_it_comes() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    reader = Reader()
+    for data in (handshake(), b"\x02" + struct.pack(">Q", 1 << 30) + b"x" * 100):
+        reader.space[: len(data)] = data
+        reader.took(len(data))
+        reader.next()
+        reader.limits = Limits(1 << 30, 1, 1 << 30)
+    assert len(reader.space) == (1 << 30) - 100
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + (100 << 10)
+
+
+def test_a_budget_refills_and_can_be_overspent() -> None:
+    budget = Budget(rate=10, burst=5, now=0)
+    assert budget.left(0)
+    budget.spend(7)
+    assert not budget.left(0.1)
+    assert not budget.left(0.2)
+    assert budget.left(0.3)
+    assert not budget.full(0.6)
+    assert budget.full(0.8)
+    budget.spend(5)
+    assert not budget.left(0.7)  # no clock runs back here; one that did would give nothing
+
+
+class Bench:
+    """A listener, in whose time only this passes, and raw connections to it."""
+
+    def __init__(self, rate: float = 1e6, burst: float = 1e6, unit: float = float("inf")) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.where = free.getsockname()
+        self.now = 100.0
+        self.early: list[Arrived] = []  # what came in when a connection was made
+        self.listener = Listener(
+            f"tcp://127.0.0.1:{self.where[1]}", FEDERATION, 10, Allowance(LIMITS, rate, burst, unit), self.now
+        )
+        self.stack = ExitStack()
+        self.stack.callback(self.listener.close)
+
+    def call(self, *data: bytes) -> socket.socket:
+        link = self.stack.enter_context(socket.create_connection(self.where))
+        for each in data:
+            link.sendall(each)
+        return link
+
+    def connect(self, *data: bytes) -> socket.socket:
+        link = self.call(*data)
+        self.early = [*self.turn(), *self.turn()]  # it is accepted, then read
+        return link
+
+    def turn(self, seconds: float = 0.0) -> list[Arrived]:
+        self.now += seconds
+        early, self.early = self.early, []
+        return early + list(self.listener.receive(self.now))
+
+    def hung_up(self, link: socket.socket) -> bool:
+        """The other end has closed."""
+        link.setblocking(False)
+        try:
+            while data := link.recv(4096):
+                assert data
+            return True
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            return True
+
+
+@pytest.fixture
+def bench() -> Iterator[type[Bench]]:
+    made: list[Bench] = []
+
+    class Made(Bench):
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
+            made.append(self)
+
+    yield Made
+    for each in made:
+        each.stack.close()
+
+
+def test_who_has_not_said_who_it_is_in_time_is_hung_up(bench: type[Bench]) -> None:
+    at = bench()
+    silent, node = at.connect(), at.connect(handshake())
+    at.turn(listener._INTRODUCTION - 0.1)
+    assert not at.hung_up(silent)
+    at.turn(0.5)
+    assert at.hung_up(silent)
+    assert not at.hung_up(node)
+    assert at.listener.dropped == {"handshake": 1}
+
+
+def test_strangers_are_hung_up_at_once_and_are_few(bench: type[Bench]) -> None:
+    at = bench()
+    for data in (b"GET / HTTP/1.1\r\n\r\n", handshake(federation="another"), handshake(node=10)):
+        assert at.hung_up(at.connect(data))
+    silent = [at.connect() for _ in range(80)]
+    at.turn(1.0)
+    assert sum(not at.hung_up(link) for link in silent) <= listener._STRANGERS
+    assert not at.hung_up(at.connect(handshake()))
+
+
+def test_who_sends_much_delays_nobody_and_a_turn_has_an_end(bench: type[Bench]) -> None:
+    at = bench()
+    at.connect(handshake(1), message(b"x" * 20) * 2000)
+    at.connect(handshake(2), message(b"y"))
+    early = at.turn()
+    turns = [at.turn(0.01) for _ in range(3)]
+    assert max(map(len, turns)) <= listener._TURN
+    assert sum(each.node == 2 for each in [*early, *turns[0]]) == 1
+    assert all(sum(each.node == 1 for each in turn) <= listener._SHARE for turn in turns)
+    assert at.listener.delay == 0.0
+    assert sum(len(at.turn(0.01)) for _ in range(300)) + sum(map(len, [early, *turns])) == 2001
+
+
+def test_what_exceeds_the_budget_waits_at_its_own_end(bench: type[Bench]) -> None:
+    at = bench(rate=50, burst=100)
+    link = at.connect(handshake())
+    at.turn(10.0)
+    link.sendall(message(b"x") * 200)
+    arrived = sum(len(at.turn()) for _ in range(50))
+    assert 100 <= arrived <= 100 + listener._SHARE
+    assert at.listener.delay == listener._REFILL
+    arrived += sum(len(at.turn(0.1)) for _ in range(10))
+    assert 140 <= arrived <= 160
+    at.listener.allow(30)
+    arrived += sum(len(at.turn()) for _ in range(20))
+    assert 170 <= arrived <= 190
+    arrived += sum(len(at.turn(0.1)) for _ in range(9))
+    assert arrived == 200
+    at.turn(5.0)
+    assert not at.listener.dropped
+
+
+def test_what_would_be_read_too_late_is_not_read_and_its_node_is_barred_for_a_while(bench: type[Bench]) -> None:
+    at = bench(rate=50, burst=100)
+    link = at.connect(handshake(), message(b"x") * 1000)
+    other = at.connect(handshake(2))
+    arrived = sum(len(at.turn(0.1)) for _ in range(30))
+    assert arrived <= 5 + 2.5 * 50 + listener._SHARE
+    assert at.hung_up(link)
+    assert at.listener.dropped == {"flood": 1}
+    assert at.hung_up(at.connect(handshake()))
+    at.turn(listener._BARRED)
+    assert not at.hung_up(at.connect(handshake()))
+    assert not at.hung_up(other)
+
+
+def test_large_messages_cost_more(bench: type[Bench]) -> None:
+    at = bench(rate=10, burst=10, unit=1000.0)
+    link = at.connect(handshake())
+    at.turn(10.0)
+    link.sendall(message(bytes(5000)) * 4)
+    assert sum(len(at.turn()) for _ in range(10)) == 2
+    assert sum(len(at.turn(0.1)) for _ in range(10)) == 2
+
+
+def test_much_that_is_of_no_use_is_hung_up_and_coming_back_has_a_bound(bench: type[Bench]) -> None:
+    at = bench()
+    useless = 0
+    links = [at.call(handshake(), message(b"x") * 1000) for _ in range(30)]
+    for _ in range(400):
+        for each in at.turn(0.001):
+            useless += 1
+            at.listener.blame(each, at.now)
+    assert all(at.hung_up(link) for link in links)
+    assert useless <= sum(listener._USELESS) + listener._CONNECTS[1] * listener._SHARE
+    assert any("too often" in detail for _, detail in at.listener.told())
+    at.turn(120.0)
+    assert not at.hung_up(at.connect(handshake()))
+
+
+def test_a_node_has_two_connections_and_the_latest_stays(bench: type[Bench]) -> None:
+    at = bench()
+    links = []
+    for _ in range(3):
+        links.append(at.connect(handshake()))
+        at.turn(1.0)
+    assert [at.hung_up(link) for link in links] == [True, False, False]
+
+
+def test_a_message_that_never_ends_is_given_up(bench: type[Bench]) -> None:
+    at = bench()
+    link = at.connect(handshake(), frame(b"x", more=True))
+    for _ in range(100):
+        at.turn(1.0)
+        if at.hung_up(link):
+            break
+        link.setblocking(True)
+    assert 50 < at.now - 100 < 70
+    other = at.connect(handshake(), frame(bytes(70_000)))
+    assert not at.hung_up(other)
+    assert at.listener.dropped == {"connection": 1}
+
+
+def pair(stack: ExitStack) -> tuple[Transport, Transport]:
+    """Two nodes that know each other."""
+    addresses = []
+    for _ in range(2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            addresses.append(f"tcp://127.0.0.1:{free.getsockname()[1]}")
+    schema = Schema("", (400_000, 12, 0))
+    nodes = [Transport(address, node, 2, FEDERATION, [schema]) for node, address in enumerate(addresses)]
+    for node, each in enumerate(nodes):
+        each.know(1 - node, addresses[1 - node])
+        stack.callback(each.close, 0)
+    return nodes[0], nodes[1]
+
+
+def sent(one: Transport, two: Transport, messages: list[list[bytes]]) -> list[Arrived]:
+    """What comes in at `two` of what `one` sends, with two's turns in between."""
+    came: list[Arrived] = []
+    poller, limit, left = zmq.Poller(), clock.now() + 30, [*messages]
+    poller.register(two.fileno(), zmq.POLLIN)
+    while len(came) < len(messages):
+        while left and one.send(1, left[0], sum(map(len, left[0]))):
+            del left[0]
+        poller.poll(min(5, 1000 * two.delay))
+        came += two.receive()
+        assert clock.now() < limit
+    return came
+
+
+def test_what_zeromq_sends_comes_in_whole_and_in_order() -> None:
+    rng = np.random.default_rng(0)
+    with ExitStack() as stack:
+        one, two = pair(stack)
+        messages = [[rng.bytes(60), rng.bytes(400_000), rng.bytes(12), b""] for _ in range(30)]
+        came = sent(one, two, messages)
+        assert [[bytes(each) for each in message.frames] for message in came] == messages
+        assert {message.node for message in came} == {0}
+        assert two.bytes_received == one.bytes_sent
+        assert not two.watch()
+
+
+def test_a_node_says_who_it_is_each_time_that_its_connection_is_made_anew() -> None:
+    with ExitStack() as stack:
+        one, two = pair(stack)
+        for _ in range(3):
+            came: list[Arrived] = []
+            limit = clock.now() + 30
+            while not came:  # what is on a link when it breaks is lost
+                one.send(1, [b"hello"], 5)
+                came += two.receive()
+                assert clock.now() < limit
+            message = came[-1]
+            assert message.node == 0
+            two._listener._hang_up(message.link, "connection", "as when a network fails")
+            assert [reason for reason, _ in two.watch()] == ["connection"]
+
+
+def test_whatever_listens_at_an_address_can_put_nothing_into_a_node() -> None:
+    """The end that sends reads nothing: a listener that floods it waits, and is only a bad place to send to."""
+    with socket.socket() as hostile, zmq.Context() as context, dealer(context, b"me", 4, 20) as sending:
+        hostile.bind(("127.0.0.1", 0))
+        hostile.listen()
+        hostile.settimeout(30)
+        sending.connect(f"tcp://127.0.0.1:{hostile.getsockname()[1]}")
+        link, _ = hostile.accept()
+        link.settimeout(0.2)
+        link.sendall(zmtp.GREETING + zmtp.ready(b"ROUTER"))
+        ping = frame(b"\x04PING\0\0", flags=4)
+        thrown = 0
+        try:
+            while thrown < 100_000_000:
+                thrown += link.send((message(b"x" * 20) * 100 + ping) * 300)
+        except (TimeoutError, ConnectionResetError, BrokenPipeError):
+            assert thrown < 50_000_000
+        link.close()
+    assert thrown < 100_000_000
+
+
+def test_an_address_that_is_taken_is_said() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=r"can't listen there: Address already in use. Free the port"):
+            Transport(address, 0, 2, FEDERATION, [Schema("", (4,))])
