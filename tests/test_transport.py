@@ -15,11 +15,11 @@ import pytest
 import zmq
 
 from p2pfl.drivers.live import clock, listener, zmtp
-from p2pfl.drivers.live.budget import Budget
 from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
 from p2pfl.drivers.live.transport import Transport, dealer
 from p2pfl.drivers.live.zmtp import Command, Limits, Reader
 from p2pfl.errors import ConfigError, RemoteError
+from p2pfl.protocol.budget import Budget
 from p2pfl.protocol.codec import Schema
 
 LIMITS = Limits(frame=100_000, frames=5, message=200_000)

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from p2pfl.drivers.live import zmtp
-from p2pfl.drivers.live.budget import Budget
 from p2pfl.drivers.live.zmtp import Command, Frame, Limits, Reader
 from p2pfl.errors import RemoteError
+from p2pfl.protocol.budget import Budget
 
 _SHARE = 16
 """Messages of a connection in one turn ..."""

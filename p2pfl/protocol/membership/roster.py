@@ -19,8 +19,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from p2pfl.protocol.budget import Budget
 from p2pfl.protocol.membership import spread
-from p2pfl.protocol.membership.allowance import Allowance
 from p2pfl.protocol.membership.events import Accused, Conflict, Effect, MemberDrop, Superseded
 from p2pfl.protocol.membership.inquiry import Inquiry
 from p2pfl.protocol.membership.probe import Health
@@ -83,8 +83,8 @@ class Roster:
         self._answered: dict[int, float] = {}  # when a member last answered a question
         self._learnt: dict[int, float] = {}  # when an end of a life was learnt here
         self._once_said: dict[tuple[type[Effect], int, int], None] = {}  # (kind, node, life) of what its owner was told
-        self._rebirths = Allowance(LIVES, timing.reborn_every)
-        self._returns: dict[int, Allowance] = {}  # of nodes that are not there: lives learnt by hearsay
+        self._rebirths = Budget(1 / timing.reborn_every, LIVES, 0.0)
+        self._returns: dict[int, Budget] = {}  # of nodes that are not there: lives learnt by hearsay
         self._blamed = -math.inf
 
     @property
@@ -229,8 +229,8 @@ class Roster:
         self._inquire(node, now).add(entry, *source)
         return True
 
-    def _returns_of(self, node: int) -> Allowance:
-        return self._returns.setdefault(node, Allowance(LIVES, self._timing.reborn_every))
+    def _returns_of(self, node: int) -> Budget:
+        return self._returns.setdefault(node, Budget(1 / self._timing.reborn_every, LIVES, 0.0))
 
     def _answered_lately(self, node: int, now: float) -> bool:
         return now - self._answered.get(node, -math.inf) < self._timing.interval

@@ -1,4 +1,4 @@
-"""How much of this node's time others may take: so much a second, and some more at once."""
+"""How much of this node's time and lives others may take: so much a second, and some more at once. No clock."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ class Budget:
     def add(self, amount: float) -> None:
         """Allow so much more, up to the burst."""
         self._left = min(self._burst, self._left + amount)
+
+    def take(self, now: float) -> bool:
+        """Take one; False when there is no whole one left."""
+        self.left(now)
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
 
     def spend(self, amount: float) -> None:
         """Take away from what was left at the last look."""
