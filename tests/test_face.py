@@ -341,6 +341,7 @@ def test_mypy_sees_the_types(scripts: Path) -> None:
     ], said
 
 
+@pytest.mark.more
 def test_pyright_sees_the_types(scripts: Path) -> None:
     """With basedpyright, which is pyright with all that it needs in the package."""
     settings = {"typeCheckingMode": "standard", "extraPaths": [str(ROOT)]}

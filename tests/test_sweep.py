@@ -282,6 +282,7 @@ def test_ctrl_c_stops_cleanly(story: Path, interrupted: Interrupted) -> None:
     assert "| 0 | patient | – | never | – |" in (story / "out" / "table.md").read_text()  # noqa: RUF001
 
 
+@pytest.mark.more
 def test_a_worker_computes_in_one_thread(story: Path, interrupted: Interrupted) -> None:
     begun = json.loads((story / "begun").read_text())
     assert begun["threads"]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from seeds import seeds
 
 from p2pfl.churn import Event, expected, there
 from p2pfl.drivers.virtual.network import Link
@@ -221,7 +222,7 @@ def test_a_narrow_link_takes_its_time() -> None:
     assert ring.world.now - began > 20 * (STEP + sent / 1000.0)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_the_same_seed_makes_the_same_run(seed: int) -> None:
     link = Link(latency=0.002, jitter=0.005, loss=0.02, reorder=0.1, duplicate=0.1)
     events = [Event("crash", 1, 20), Event("rejoin", 1, 60), Event("leave", 4, 30)]
@@ -251,7 +252,7 @@ def test_a_rough_network_stops_nobody_and_moves_no_sum(seed: int) -> None:
     assert sum(node.peer.booked for node in ring.nodes) > 7 * 60
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_a_crash_is_a_new_epoch_without_the_dead(seed: int) -> None:
     ring = Ring(6, 400, seed, events=[Event("crash", 2, 20)])
     ring.run().check([0, 1, 3, 4, 5])
@@ -264,7 +265,7 @@ def test_a_crash_is_a_new_epoch_without_the_dead(seed: int) -> None:
     assert ring.number(1).mixed[390] == [0, 3]
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_the_last_one_goes_on_alone(seed: int) -> None:
     others = [Event("crash", i, 10 + i) for i in range(1, 5)]
     ring = Ring(5, 1500, seed, events=others)
@@ -295,7 +296,7 @@ def test_who_joins_later_is_not_waited_for() -> None:
     assert min(ring.number(4).mixed) >= 50
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_who_leaves_is_no_death(seed: int) -> None:
     ring = Ring(6, 60, seed, events=[Event("leave", 3, 20), Event("rejoin", 3, 40)])
     ring.run().check()
@@ -303,7 +304,7 @@ def test_who_leaves_is_no_death(seed: int) -> None:
     assert {about for _, about, _ in ring.noted("left")} == {3}
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_one_that_stands_still_stays_a_member_and_goes_on_with_its_number(seed: int) -> None:
     ring = Ring(6, 300, seed, events=[Event("freeze", 2, 20, rounds=50)])
     ring.run().check()
@@ -440,7 +441,7 @@ def test_what_is_under_way_when_a_link_is_cut_is_lost() -> None:
 
 
 @pytest.mark.parametrize("alone", [WAIT, TRAIN])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_one_that_is_cut_off_takes_no_round_from_the_others(seed: int, alone: str) -> None:
     """Link by link for ten seconds, as when a cable is pulled. Whatever it does meanwhile, the others train on."""
     ring = Ring(4, 2000, seed, alone=alone)
@@ -465,7 +466,7 @@ def test_one_that_is_cut_off_takes_no_round_from_the_others(seed: int, alone: st
     assert max(ring.values) - min(ring.values) < 1e-6
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_two_halves_that_find_each_other_agree_on_the_round_of_the_majority(seed: int) -> None:
     """Neither half has lost more than half: both train on, one of them faster. Afterwards nobody skips a round."""
     ring = Ring(4, 1200, seed)
