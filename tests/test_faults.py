@@ -304,6 +304,17 @@ def test_one_that_is_cut_off_takes_no_round_from_the_others(begin: Start) -> Non
     assert summary["accuracy_worst"] > twin(run.nodes) - 0.015
 
 
+def test_who_is_left_of_four_waits_and_the_run_ends_when_nobody_comes(begin: Start) -> None:
+    run = begin(4)
+    run.reaches(0, 100)
+    run.kill(1, 2, 3)
+    summary = run.end(90, code=Exit.NOT_WHOLE)
+    assert run.says(0, "waiting", 0)
+    assert summary["left"] == [0] and sorted(summary["lost_unplanned"]) == ["1", "2", "3"]
+    assert summary["rounds_alone"] == {}
+    assert run.rows(0)[-1]["round"] < 1000  # it has not trained on alone
+
+
 def test_short_sessions_tell_the_story_that_is_planned(begin: Start) -> None:
     """Sessions of 20 rounds of some milliseconds, far shorter than it takes to start: live as in virtual time."""
     sessions = '[[churn]]\nmodel = "exponential"\nup = 20\ndown = 9\n'

@@ -79,6 +79,7 @@ def headline(summary: Summary, absent: list[Absence]) -> str:
     if len(beside) == 1 and beside[0].startswith("all"):
         beside = [beside[0].replace("pooled", "pooled reach")]
     sentences = [text + ("; " + ", ".join(beside) if beside else ""), *_churn(summary, absent)]
+    sentences += [line[0].upper() + line[1:] for line in terminal.rounds_lost(summary)]
     if summary.incomplete:
         sentences.append(f"The run is not whole: {'; '.join(summary.incomplete)}")
     return " ".join(f"{sentence}." for sentence in sentences)

@@ -48,6 +48,9 @@ _LEAVE = 8.0
 _KILLED = 2.0
 """Seconds until a node that was killed is seen to have ended."""
 
+_LONELY = 30.0
+"""Seconds for which all that are left may wait for members of which none is to come back."""
+
 _STALL = 5.0
 """Seconds, or that many of its rounds, that a node may stand still once others have finished."""
 
@@ -189,9 +192,15 @@ def _follow(federation: Federation, server: Launcher, watch: Watch, view: View) 
         states = {node: member.state for node, member in server.members.items()}
         view.update(watch.status(states, now))
         plan.look(server, watch, now)
+        at_work = [node for node, state in states.items() if state == "alive"]
         if any(state == "finished" for state in states.values()):
-            for node in watch.standing_still([n for n, s in states.items() if s == "alive"], now, _STALL):
+            for node in watch.standing_still(at_work, now, _STALL):
                 server.give_up(node, f"gave no sign of life since round {watch.rounds_of[node]}")
+        elif at_work and not plan.more and len(watch.standing_still(at_work, now, _LONELY)) == len(at_work):
+            waiting = sorted(watch.waiting.intersection(at_work))
+            if waiting == at_work:
+                view.say(f"node {', '.join(map(str, waiting))}: wait for members that do not come; asked to leave")
+                _ask_to_leave(server)
     for text in watch.read():
         view.say(text)
     states = {node: member.state for node, member in server.members.items()}
@@ -207,6 +216,11 @@ class _Returns:
         self._due = sorted(due)
         self._thawed: set[int] = set()
         self._at = (0, 0.0)
+
+    @property
+    def more(self) -> bool:
+        """Something is still to come."""
+        return bool(self._due)
 
     def look(self, server: Launcher, watch: Watch, now: float) -> None:
         """Do what is due by the furthest round that a node has finished, or by time where all wait for what is next."""

@@ -45,6 +45,7 @@ class Watch:
         self._silent: dict[int, set[int]] = {}
         self._membership: dict[int, str] = {}  # "added" or "removed": what was last said of a node
         self._first: tuple[float, int] | None = None
+        self.waiting: set[int] = set()  # nodes that have lost more than half of the others
         self._fresh: set[int] = set()
 
     def read(self) -> list[str]:
@@ -82,6 +83,13 @@ class Watch:
             return [f"node {about} {became}; the graph is planned again (round {round})"]
         if event == "reborn":
             return [f"node {about} was declared dead but lives; it continues as a new life (round {round})"]
+        if event in ("waiting", "gathered", "returned"):
+            if event == "waiting":
+                self.waiting.add(about)
+            else:
+                self.waiting.discard(about)
+            doing = {"waiting": "waits", "gathered": "goes on", "returned": "goes back"}[event]
+            return [f"node {about} {doing}: {row['detail']} (round {round})"]
         if event in ("paused", "absent"):
             return [f"node {by}, round {round}: {event} {'' if about == by else f'node {about} '}{row['detail']}"]
         return []
