@@ -522,3 +522,28 @@ def test_who_ends_alone_is_not_there_for_the_others() -> None:
     assert ring.number(0).epochs[-1][1] == (0, 2, 3)
     assert ring.number(0).mixed[2990] == [2, 3]
     assert ring.world.nodes[1].peer.told == 2999
+
+
+def test_what_one_says_of_the_rounds_of_others_is_not_obeyed() -> None:
+    """One member tells everybody, in letters and to its neighbours, that all others and it are in the last round."""
+    ring = Ring(5, 400)
+    ring.until_round(50)
+    liar, send = ring.world.nodes[1], ring.world.send
+
+    def lies(source: VirtualNode, to: int, envelope: Any) -> None:
+        if source is liar and hasattr(envelope.message, "round"):
+            envelope = envelope._replace(message=envelope.message._replace(round=400))
+        send(source, to, envelope)
+
+    ring.world.send = lies  # type: ignore[method-assign]
+    roster = liar.membership._roster
+    while ring.world.began < 300:
+        for entry in [*roster.entries.values()]:
+            if not entry.terminal:
+                roster.entries[entry.node] = entry._replace(said=entry.said + 1000, round=400)
+                roster.spread.put(roster.entries[entry.node])
+        ring.world.run(ring.world.now + 0.2)
+    assert any(member.round == 400 for member in ring.world.nodes[3].membership.members)  # it is heard
+    ring.run()
+    for i in (0, 2, 3, 4):
+        assert sorted(ring.number(i).mixed) == list(range(1, 401))

@@ -54,7 +54,8 @@ class Leave(NamedTuple):
 class Seen(NamedTuple):
     """A member, as the membership sees it.
 
-    `round`: where it was when it last said so; 0: not begun. `gone`: it has left after the last round.
+    `round`: where it was when it last said so; 0: not begun. `gone`: it has left after the last round. `own`: the last
+    round that this node has heard from itself, where `round` may be what others say.
     """
 
     node: int
@@ -62,6 +63,7 @@ class Seen(NamedTuple):
     suspect: bool = False
     round: int = 0
     gone: bool = False
+    own: int | None = None  # None: as `round`
 
 
 class Members(NamedTuple):

@@ -41,7 +41,8 @@ class CommonRound:
     def expected(self) -> frozenset[int]:
         """Nodes that should be there now: as planned, but for those that have left in good order."""
         state = self._state
-        now = max(state.round, state.facts.join_round - 1, *state.over.values(), *self._known().values())
+        told = (seen.round for seen in state.seen.values())
+        now = max(state.round, state.facts.join_round - 1, *state.over.values(), *told, *self._known().values())
         planned = state.facts.planned(min(now + 1, state.facts.rounds))
         return (planned - state.left - self._as_planned()) | {state.facts.node}
 
@@ -64,11 +65,11 @@ class CommonRound:
 
     def comes(self, round: int) -> bool:
         """Return whether a node is to come back in a round and has not been there yet: it is worth waiting for."""
-        facts, known = self._state.facts, self._known()
+        facts, known, seen = self._state.facts, self._known(), self._state.seen
         if facts.there is None or round < 2:
             return False
         back = facts.there(round) - facts.there(round - 1) - {facts.node}
-        return any(known.get(node, 0) < round - 1 for node in back)
+        return any(node not in seen or max(seen[node].round, known[node]) < round - 1 for node in back)
 
     @property
     def standing(self) -> str:
@@ -84,11 +85,11 @@ class CommonRound:
         return 1 + sum(not seen.suspect for seen in self._state.seen.values())
 
     def _known(self) -> dict[int, int]:
-        """Return the round of each of the others who are there, the latest that it is known to have reached."""
+        """Return the round of each of the others who are there, the latest that it has told this node itself."""
         state, known = self._state, dict[int, int]()
         for node, seen in state.seen.items():
-            other = state.neighbors.get(node)
-            known[node] = max(seen.round, other.round) if other and other.life == seen.life else seen.round
+            other, own = state.neighbors.get(node), seen.round if seen.own is None else seen.own
+            known[node] = max(own, other.round) if other and other.life == seen.life else own
         return known
 
     # --- where they are
@@ -109,8 +110,9 @@ class CommonRound:
         return majority if 0 < majority < state.round - KEPT else None
 
     def found(self) -> None:
-        """The majority is there again, or was never away; what is to be done about it is done."""
-        self._split = 2 * self._present() <= len(self.expected)
+        """The majority is there, and it is known where; what is to be done about it is done."""
+        known, expected = [self._state.round, *self._known().values()], len(self.expected)
+        self._split = self._split and not (2 * self._present() > expected and reached(known, expected))
 
     def limit(self) -> int:
         """Return the last round that this node may take over from neighbors."""

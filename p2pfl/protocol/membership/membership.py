@@ -57,6 +57,11 @@ _HELLOS = 20
 """Rounds of greeting the seeds after the first has answered; the others are tried on at the pace of the dead."""
 
 
+def _of(told: tuple[int, int] | None, life: int) -> int:
+    """Return the round that this life of a member has told, or 0."""
+    return told[1] if told is not None and told[0] == life else 0
+
+
 class Membership:
     """One member. Time comes only by `now`; `wake` is when a Tick is next due."""
 
@@ -102,7 +107,14 @@ class Membership:
         """Everybody known, this node too, ascending node."""
         silent = self._roster.silent
         members = (entry.member for _, entry in sorted(self._roster.entries.items()))
-        return tuple(member._replace(silent=True) if member.node in silent else member for member in members)
+        told, me = self._roster.told, self._roster.me.node
+        return tuple(
+            member._replace(
+                silent=member.node in silent,
+                own=member.round if member.node == me else _of(told.get(member.node), member.life),
+            )
+            for member in members
+        )
 
     @property
     def score(self) -> int:

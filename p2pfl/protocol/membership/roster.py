@@ -66,6 +66,7 @@ class Roster:
         self.entries = {me.node: MemberEntry(me.node, me.life, 0, ALIVE, me.address, 0, 0, 0.0, NOBODY)}
         self.live: dict[int, None] = {}  # others whose life is not over, in the order they were met
         self.suspicions: dict[int, Suspicion] = {}
+        self.told: dict[int, tuple[int, int]] = {}  # life and round, as a member itself has last said them
         self.silent: set[int] = set()  # suspects that this node has asked itself, without an answer
         self.inquiries: dict[int, Inquiry] = {}  # by the member that is asked; this node's own: is there another of it?
         self.accusers: dict[int, None] = {}  # members to be asked whether they hold this node for dead
@@ -152,7 +153,14 @@ class Roster:
             self._said(self.entries[entry.node], entry, now)
         if direct and entry.life == self.entries[entry.node].life:
             self.heard[entry.node] = now
+            self._itself(entry)
         return answer
+
+    def _itself(self, entry: MemberEntry) -> None:
+        """Note the round that a member itself says it is in."""
+        if self.told.get(entry.node) != (entry.life, entry.round):
+            self.told[entry.node] = entry.life, entry.round
+            self.moved = True
 
     def _hears(self, now: float) -> None:
         if now - self.last_heard > 2 * self._timing.interval * self.health.stretch:
@@ -180,6 +188,7 @@ class Roster:
             return
         if direct:
             self.heard[entry.node] = now
+            self._itself(entry)
         self._hold(self._capped(entry, now), now)
 
     def _newer(self, held: MemberEntry, entry: MemberEntry, now: float) -> None:
