@@ -21,7 +21,7 @@ A driver owns a `Peer`, a `Membership`, a network and a clock, and whatever comp
  6. `Advance` goes to whoever computes, who carries out one after another and need not be waited for. It does in this
     order: mix `booked` and record the round `finished`; if `members` is not None, enter the epoch of these members as
     life `life`; train round `next`, with shares for `speak`. There is never a second one before the first is answered.
-    (test_peer_stories)
+    `next` may be a round that was trained before: then it is trained again, as another life. (test_peer_stories)
  7. Each `Advance` has one answer: `Trained` when round `next` is trained; `Finished` when `next` is None; or
     `Leave(idle=True)` when it can't be trained or is not to be, and then no `Trained` follows. If the last `Advance`,
     which comes then, fails too, the answer is `Finished` all the same. A node that dies there answers nothing.
@@ -43,7 +43,8 @@ A driver owns a `Peer`, a `Membership`, a network and a clock, and whatever comp
     test_ledger; transcripts/peer/keep, stale)
 11. Whatever changes in the membership's table comes as `Members`, the whole of it as `view` makes it, this node among
     them; when the membership says that this node is accused, with the life that is held for dead. The driver tells the
-    membership the peer's round when that has changed, which is how others know where it is. (test_virtual_world)
+    membership `Peer.told` when that has changed, which is how others know where it is. While `Peer.waits`, the node is in
+    no round: a planned partition is then up to the others' rounds. (test_virtual_world; transcripts/peer/waiting)
 12. `Reborn`: tell the membership the new life. It comes before the `Advance` that enters an epoch with that life, or
     before the first. (transcripts/peer/reborn)
 13. `Leave(idle=False)` may come at any time: a person asks, or a newer process of this node runs elsewhere. A round in
