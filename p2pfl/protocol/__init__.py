@@ -43,8 +43,8 @@ A driver owns a `Peer`, a `Membership`, a network and a clock, and whatever comp
     test_ledger; transcripts/peer/keep, stale)
 11. Whatever changes in the membership's table comes as `Members`, the whole of it as `view` makes it, this node among
     them; when the membership says that this node is accused, with the life that is held for dead. The driver tells the
-    membership `Peer.told` when that has changed, which is how others know where it is. While `Peer.waits`, the node is in
-    no round: a planned partition is then up to the others' rounds. (test_virtual_world; transcripts/peer/waiting)
+    membership `Peer.told` when that has changed, which is how others know where it is. While `Peer.waits`, the node
+    is in no round: a planned partition is then up to the others' rounds. (test_virtual_world; transcripts/peer/waiting)
 12. `Reborn`: tell the membership the new life. It comes before the `Advance` that enters an epoch with that life, or
     before the first. (transcripts/peer/reborn)
 13. `Leave(idle=False)` may come at any time: a person asks, or a newer process of this node runs elsewhere. A round in

@@ -215,7 +215,7 @@ class _Returns:
         due += [(e.round + e.rounds, "thaw", e.node) for e in events if e.event == "freeze"]
         self._due = sorted(due)
         self._thawed: set[int] = set()
-        self._at = (0, 0.0)
+        self._at: tuple[int, float] | None = None  # the furthest round, and when it was first seen
 
     @property
     def more(self) -> bool:
@@ -225,7 +225,7 @@ class _Returns:
     def look(self, server: Launcher, watch: Watch, now: float) -> None:
         """Do what is due by the furthest round that a node has finished, or by time where all wait for what is next."""
         furthest = max(watch.rounds_of.values(), default=0)
-        if furthest > self._at[0]:
+        if self._at is None or furthest > self._at[0]:
             self._at = (furthest, now)
         waits = now - self._at[1] > _FREEZE
         while self._due and (self._due[0][0] <= furthest + 2 or waits):
