@@ -16,6 +16,7 @@ import zmq
 from p2pfl.drivers.live import clock, ports
 from p2pfl.drivers.live.faults import FaultPlan, FaultyLinks
 from p2pfl.drivers.live.listener import Arrived
+from p2pfl.drivers.live.parcels import Letter
 from p2pfl.drivers.live.settings import Place, membership_address, models_address
 from p2pfl.drivers.live.sidecar import Restarted, Sidecar
 from p2pfl.drivers.live.status_line import Situation, StatusLine, directions
@@ -43,6 +44,7 @@ from p2pfl.protocol.events import (
     Leave,
     Members,
     Note,
+    Progressed,
     Reborn,
     Received,
     Refused,
@@ -214,6 +216,7 @@ class _LiveNode:
                 self._reached = self._peer.round
             self._read_membership(now)
             self._links.step(now)
+            self._get_on(now)
             if now - ticked >= _TICK:
                 ticked = now
                 self._tick(now)
@@ -328,6 +331,13 @@ class _LiveNode:
         if self._event_log.dropped.total() > dropped:
             self._transport.blame(message)
 
+    def _get_on(self, now: float) -> None:
+        """Go on with what is under way in pieces, and tell the peer of it."""
+        for node, life, to, nbytes in self._transport.step():
+            if node not in self._links.faults.cut:
+                self._heard[node] = now
+                self._handle(Progressed(node, life, to, nbytes), now)
+
     def _collect(self, now: float) -> None:
         while True:
             try:
@@ -361,7 +371,9 @@ class _LiveNode:
                     envelope = envelope._replace(message=envelope.message._replace(digest=digest(going.frames)))
                 header = encode(envelope)
                 again = isinstance(envelope.message, Hello)  # a link that is only being made shall not cost a period
-                self._links.send(to, (header, *going.frames), len(header) + going.nbytes, clock.now(), again)
+                kind, nbytes = type(envelope.message).__name__, len(header) + going.nbytes
+                letter = Letter((header, *going.frames), nbytes, kind, (envelope.life, envelope.to))
+                self._links.send(to, letter, clock.now(), again)
                 self._counters = self._transport.bytes_sent, self._transport.bytes_received
             case Reborn(life):
                 self._life.keep(life)
