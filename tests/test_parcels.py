@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from p2pfl.drivers.live import parcels
-from p2pfl.drivers.live.parcels import GIVEN_UP, WINDOW, Inbox, Letter, Outbox
+from p2pfl.drivers.live.parcels import GIVEN_UP, WINDOW, Letter, ParcelsIn, ParcelsOut
 from p2pfl.errors import RemoteError
+from p2pfl.protocol.events import Progressed
 
 PIECE = 100
 FORMATS = [(350, 0, 7, 643), (50, 50)]
@@ -37,7 +38,7 @@ class Link:
     """A way from node 0 to node 1 and back, that keeps order, and what comes out of it."""
 
     def __init__(self) -> None:
-        self.out, self.inbox = Outbox(FORMATS, PIECE), Inbox(FORMATS)
+        self.out, self.inbox = ParcelsOut(FORMATS, PIECE), ParcelsIn(FORMATS)
         self.there: deque[list[bytes]] = deque()
         self.back: deque[bytes] = deque()
         self.now, self.nbytes, self.pieces, self.progress = 0.0, 0, 0, 0
@@ -214,7 +215,7 @@ def test_a_receiver_that_says_for_ever_that_it_has_nothing_is_given_up() -> None
 
 
 def test_a_model_for_one_that_joins_gives_way_to_rounds_and_does_not_stand_still() -> None:
-    out, now, sent = Outbox(FORMATS, PIECE), 0.0, 0
+    out, now, sent = ParcelsOut(FORMATS, PIECE), 0.0, 0
     out.add(1, large(1, "Model"), now)
     out.add(2, large(2, "Offer"), now)
     assert out.next(2, now) is not None
@@ -231,10 +232,10 @@ def test_a_model_for_one_that_joins_gives_way_to_rounds_and_does_not_stand_still
     assert out.next(1, now) is not None
 
 
-PARCEL = parcels.Tag(5, 9, 1)
+PARCEL = parcels.ParcelId(5, 9, 1)
 
 
-def piece(at: int = 0, size: int = 100, form: int = 0, what: int = 0, tag: parcels.Tag = PARCEL) -> list[bytes]:
+def piece(at: int = 0, size: int = 100, form: int = 0, what: int = 0, tag: parcels.ParcelId = PARCEL) -> list[bytes]:
     return [parcels._Head(what, tag, at, 0, form).packed(), b"header", bytes(size)]
 
 
@@ -255,20 +256,20 @@ def piece(at: int = 0, size: int = 100, form: int = 0, what: int = 0, tag: parce
     ],
 )
 def test_what_no_node_sends_is_refused_and_nothing_is_taken_for_it(frames: list[bytes]) -> None:
-    inbox = Inbox(FORMATS)
+    inbox = ParcelsIn(FORMATS)
     inbox.take(0, piece(), 0.0)
     before = inbox.nbytes
     with pytest.raises(RemoteError) as error:
         inbox.take(0, frames, 0.0)
     assert error.value.reason == "parcel"
     with pytest.raises(RemoteError):
-        Inbox(FORMATS).take(0, [parcels.MARK + frames[0][1:38], *frames[1:]], 0.0)
+        ParcelsIn(FORMATS).take(0, [parcels.MARK + frames[0][1:38], *frames[1:]], 0.0)
     assert inbox.nbytes == before
 
 
 @pytest.mark.parametrize("at, carries", [(101, []), (TOTAL + 1, []), (1 << 63, []), (0, [b"x"])])
 def test_an_answer_that_cannot_be_is_refused(at: int, carries: list[bytes]) -> None:
-    out = Outbox(FORMATS, PIECE)
+    out = ParcelsOut(FORMATS, PIECE)
     out.add(1, large(), 0.0)
     portion = out.next(1, 0.0)
     assert portion is not None
@@ -277,16 +278,18 @@ def test_an_answer_that_cannot_be_is_refused(at: int, carries: list[bytes]) -> N
     with pytest.raises(RemoteError):
         out.answered(1, [parcels._answer(head, at, gap=False), *carries], 0.0)
     assert out.answered(2, [parcels._answer(head, 100, gap=False)], 0.0) is None  # it is sent nothing
-    assert out.answered(1, [parcels._answer(head, 100, gap=False)], 0.0) == parcels.Progress(1, 9, 5, 100)
+    assert out.answered(1, [parcels._answer(head, 100, gap=False)], 0.0) == Progressed(1, 9, 5, 100)
 
 
 def test_a_node_holds_one_parcel_of_each_other_however_many_begin() -> None:
-    inbox = Inbox(FORMATS)
+    inbox = ParcelsIn(FORMATS)
     for number in range(100):
         for node in range(3):
-            inbox.take(node, piece(tag=parcels.Tag(5, 9, number)), 0.0)
+            inbox.take(node, piece(tag=parcels.ParcelId(5, 9, number)), 0.0)
     assert inbox.nbytes == 3 * TOTAL
-    inbox.take(0, piece(at=100, tag=parcels.Tag(6, 9, 0)), 0.0)  # the beginning is missing: nothing is taken for it
+    inbox.take(
+        0, piece(at=100, tag=parcels.ParcelId(6, 9, 0)), 0.0
+    )  # without its beginning: nothing is taken
     assert inbox.nbytes == 3 * TOTAL
     inbox.forget(1000.0)
     assert inbox.nbytes == 0

@@ -44,7 +44,6 @@ from p2pfl.protocol.events import (
     Leave,
     Members,
     Note,
-    Progressed,
     Reborn,
     Received,
     Refused,
@@ -333,10 +332,10 @@ class _LiveNode:
 
     def _get_on(self, now: float) -> None:
         """Go on with what is under way in pieces, and tell the peer of it."""
-        for node, life, to, nbytes in self._transport.step():
-            if node not in self._links.faults.cut:
-                self._heard[node] = now
-                self._handle(Progressed(node, life, to, nbytes), now)
+        for progress in self._transport.step():
+            if progress.node not in self._links.faults.cut:
+                self._heard[progress.node] = now
+                self._handle(progress, now)
 
     def _collect(self, now: float) -> None:
         while True:

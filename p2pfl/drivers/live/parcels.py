@@ -20,6 +20,7 @@ import numpy as np
 
 from p2pfl.errors import RemoteError
 from p2pfl.protocol.codec import HEADER_CAP
+from p2pfl.protocol.events import Progressed
 
 PIECE = 1 << 20
 """Bytes of a piece."""
@@ -65,7 +66,7 @@ class Letter(NamedTuple):
     lives: tuple[int, int] = (0, 0)  # of the sender and of the receiver; what was said between earlier ones is void
 
 
-class Tag(NamedTuple):
+class ParcelId(NamedTuple):
     """Which parcel: of two from one node, the later one is greater."""
 
     life: int  # of the sender
@@ -73,20 +74,11 @@ class Tag(NamedTuple):
     number: int
 
 
-class Progress(NamedTuple):
-    """So many bytes of parcels have got on between a life of another node and one of this node."""
-
-    node: int
-    life: int
-    to: int
-    nbytes: int
-
-
 class _Head(NamedTuple):
     """What each piece, and each answer, begins with."""
 
     what: int  # _PIECE, _ASKS: a piece that asks for an answer, or _HELD: the answer
-    tag: Tag
+    tag: ParcelId
     at: int  # where the piece begins, or how much is held
     turn: int  # how often the sender had gone back when it sent the piece; an answer repeats it
     form: int  # which of the agreed formats the tensors have; of an answer: 1 behind a gap
@@ -105,7 +97,7 @@ def _head(frame: Any) -> _Head:
         _, what, life, to, number, at, turn, form = _HEAD.unpack(frame)
     except struct.error as error:
         raise RemoteError("parcel", f"a head of {memoryview(frame).nbytes} bytes") from error
-    return _Head(what, Tag(life, to, number), at, turn, form)
+    return _Head(what, ParcelId(life, to, number), at, turn, form)
 
 
 # --- the way out
@@ -120,7 +112,7 @@ class Portion(NamedTuple):
 
 
 class _Parcel:
-    def __init__(self, letter: Letter, tag: Tag, form: int, now: float) -> None:
+    def __init__(self, letter: Letter, tag: ParcelId, form: int, now: float) -> None:
         self.letter, self.tag, self.form = letter, tag, form
         self.total = sum(memoryview(frame).nbytes for frame in letter.frames[1:])
         self.sent = self.held = self.turn = 0
@@ -135,7 +127,7 @@ class _Way:
         self.parcel: _Parcel | None = None
 
 
-class Outbox:
+class ParcelsOut:
     """What is on its way to others. `dropped` counts messages that were given up."""
 
     def __init__(self, formats: Sequence[tuple[int, ...]], piece: int = PIECE) -> None:
@@ -195,7 +187,7 @@ class Outbox:
                 return Portion(letter.frames, letter.nbytes, None)
             sizes = tuple(memoryview(frame).nbytes for frame in letter.frames[1:])
             self._number += 1
-            tag = Tag(*letter.lives, self._number)
+            tag = ParcelId(*letter.lives, self._number)
             way.parcel = _Parcel(way.queue.popleft(), tag, self._formats.index(sizes), now)
         parcel = way.parcel
         aside = parcel.letter.kind == ASIDE and not way.queue
@@ -226,7 +218,7 @@ class Outbox:
         assert way.parcel is not None
         way.parcel.sent, way.parcel.said = portion.end, now
 
-    def answered(self, node: int, frames: Sequence[Any], now: float) -> Progress | None:
+    def answered(self, node: int, frames: Sequence[Any], now: float) -> Progressed | None:
         """Take in how much a node holds. RemoteError for what no honest one says."""
         head = _head(frames[0])
         if len(frames) != 1:
@@ -252,7 +244,7 @@ class Outbox:
         if parcel.held == parcel.total:
             way.parcel = None
             self._tidy(node, way)
-        return Progress(node, head.tag.to, head.tag.life, gained) if gained else None
+        return Progressed(node, head.tag.to, head.tag.life, gained) if gained else None
 
     def give_up(self, now: float) -> None:
         """Drop what has been under way for long without a word."""
@@ -288,13 +280,13 @@ class Taken(NamedTuple):
 
     message: list[Any] | None = None  # that is whole now: header, tensors
     answer: bytes | None = None  # to go to the sender
-    progress: Progress | None = None
+    progress: Progressed | None = None
 
 
 class _Coming:
     """What has come of a parcel. One buffer for each tensor: no page of it is taken before something is written."""
 
-    def __init__(self, tag: Tag, form: int, header: bytes, sizes: Sequence[int]) -> None:
+    def __init__(self, tag: ParcelId, form: int, header: bytes, sizes: Sequence[int]) -> None:
         self.tag, self.form, self.header, self.total = tag, form, header, sum(sizes)
         self.frames: list[memoryview] | None = [np.empty(size, np.uint8).data for size in sizes]
         self.held, self.heard = 0, 0.0
@@ -308,7 +300,7 @@ class _Coming:
                 self.held += len(place)
 
 
-class Inbox:
+class ParcelsIn:
     """Puts together what comes in, one parcel of a node at a time."""
 
     def __init__(self, formats: Sequence[tuple[int, ...]]) -> None:
@@ -345,7 +337,7 @@ class Inbox:
             return Taken(answer=_answer(head, coming.held, gap=head.at > coming.held))
         coming.put(parts)
         answer = _answer(head, coming.held, gap=False) if head.what == _ASKS else None
-        progress = Progress(node, head.tag.life, head.tag.to, size) if size else None
+        progress = Progressed(node, head.tag.life, head.tag.to, size) if size else None
         if coming.held < coming.total:
             return Taken(None, answer, progress)
         message, coming.frames = [coming.header, *coming.frames], None

@@ -16,10 +16,11 @@ import zmq
 
 from p2pfl.drivers.live import clock, parcels, zmtp
 from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
-from p2pfl.drivers.live.parcels import PIECE, WINDOW, Inbox, Letter, Outbox, Progress
+from p2pfl.drivers.live.parcels import PIECE, WINDOW, Letter, ParcelsIn, ParcelsOut
 from p2pfl.drivers.live.zmtp import Limits
 from p2pfl.errors import ConfigError, RemoteError
 from p2pfl.protocol.codec import HEADER_CAP, Schema
+from p2pfl.protocol.events import Progressed
 
 _QUEUE = 64
 """Messages that may wait for one neighbour. The protocol has a handful under way; more means that it reads nothing."""
@@ -77,7 +78,7 @@ class Transport:
             2 + max(map(len, formats)),
             2 * HEADER_CAP + min(whole, largest),
         )
-        self._outbox, self._inbox = Outbox(formats, piece), Inbox(formats)
+        self._outbox, self._inbox = ParcelsOut(formats, piece), ParcelsIn(formats)
         self._per_round = _ROUND + (_PER_PIECE * -(-largest // piece) if largest > whole else 0.0)
         self._progress: Counter[tuple[int, int, int]] = Counter()  # bytes, by node, its life, this node's life
         allowance = Allowance(limits, _RATE, _BURST, unit=float("inf"), large=piece / 2)
@@ -184,11 +185,11 @@ class Transport:
             self._put(message.node, [taken.answer], len(taken.answer), now)
         return taken.message
 
-    def _note(self, progress: Progress | None) -> None:
+    def _note(self, progress: Progressed | None) -> None:
         if progress is not None:
             self._progress[progress[:3]] += progress.nbytes
 
-    def step(self) -> list[Progress]:
+    def step(self) -> list[Progressed]:
         """Go on with what is under way; return what parcels have got on since the last call."""
         now = clock.now()
         for to in self._outbox.waiting:
@@ -197,7 +198,7 @@ class Transport:
         self._inbox.forget(now)
         self.dropped.update(self._outbox.dropped)
         self._outbox.dropped.clear()
-        told = [Progress(*between, nbytes) for between, nbytes in self._progress.items()]
+        told = [Progressed(*between, nbytes) for between, nbytes in self._progress.items()]
         self._progress.clear()
         return told
 
