@@ -184,6 +184,9 @@ def test_what_was_said_between_earlier_lives_is_void(lives: tuple[int, int]) -> 
     link.say(large(2, lives=lives))
     link.run()
     assert link.came == [[b"hello"], plain(large(2).frames)]
+    link.say(large(3, lives=lives))
+    link.out.lose(1)
+    assert link.out.idle
 
 
 def test_what_nobody_takes_is_given_up_and_little_is_kept_until_then() -> None:
@@ -287,9 +290,7 @@ def test_a_node_holds_one_parcel_of_each_other_however_many_begin() -> None:
         for node in range(3):
             inbox.take(node, piece(tag=parcels.ParcelId(5, 9, number)), 0.0)
     assert inbox.nbytes == 3 * TOTAL
-    inbox.take(
-        0, piece(at=100, tag=parcels.ParcelId(6, 9, 0)), 0.0
-    )  # without its beginning: nothing is taken
+    inbox.take(0, piece(at=100, tag=parcels.ParcelId(6, 9, 0)), 0.0)  # without its beginning: nothing is taken
     assert inbox.nbytes == 3 * TOTAL
     inbox.forget(1000.0)
     assert inbox.nbytes == 0

@@ -281,6 +281,8 @@ class _LiveNode:
             if isinstance(event, Changed):
                 for member in event.members:
                     self._transport.know(member.node, models_address(member.address))
+                    if not member.present:
+                        self._transport.lose(member.node)
                 self._table = event.members
             task, sync = self._task, self._place.terms.sync
             match meaning(event, Standing(task.node, self._peer.round, lambda: self._table, task.rounds, sync)):

@@ -252,6 +252,11 @@ class ParcelsOut:
             if now - way.moved > GIVEN_UP:
                 self._drop(to, way)
 
+    def lose(self, to: int) -> None:
+        """Drop what is under way to a node that is not there any more."""
+        if (way := self._ways.get(to)) is not None:
+            self._drop(to, way)
+
     def _drop(self, to: int, way: _Way) -> None:
         self.dropped["unsent"] += len(way.queue) + (way.parcel is not None)
         del self._ways[to]

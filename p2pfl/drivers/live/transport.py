@@ -78,7 +78,7 @@ class Transport:
             2 + max(map(len, formats)),
             2 * HEADER_CAP + min(whole, largest),
         )
-        self._outbox, self._inbox = ParcelsOut(formats, piece), ParcelsIn(formats)
+        self._parcels_out, self._parcels_in = ParcelsOut(formats, piece), ParcelsIn(formats)
         self._per_round = _ROUND + (_PER_PIECE * -(-largest // piece) if largest > whole else 0.0)
         self._progress: Counter[tuple[int, int, int]] = Counter()  # bytes, by node, its life, this node's life
         allowance = Allowance(limits, _RATE, _BURST, unit=float("inf"), large=piece / 2)
@@ -111,6 +111,10 @@ class Transport:
         if node in self._dealers:
             self._dealers.pop(node).close(0)
 
+    def lose(self, node: int) -> None:
+        """A node is not there any more: what is under way to it is for nobody."""
+        self._parcels_out.lose(node)
+
     def _dealer(self, node: int) -> zmq.Socket[bytes]:
         if node not in self._dealers:
             made = dealer(self._context, self._introduction, _QUEUE, reconnect=20)
@@ -130,7 +134,7 @@ class Transport:
     def send(self, to: int, letter: Letter) -> bool:
         """Send a message without copying large ones; False when the node is not connected yet or reads nothing."""
         now = clock.now()
-        if to in self._addresses and self._outbox.add(to, letter, now):
+        if to in self._addresses and self._parcels_out.add(to, letter, now):
             return self._pump(to, now)
         sent = self._put(to, letter.frames, letter.nbytes, now)
         self.dropped["unsent"] += not sent
@@ -138,10 +142,10 @@ class Transport:
 
     def _pump(self, to: int, now: float) -> bool:
         """Send what may go to a node; False when the socket takes nothing."""
-        while (portion := self._outbox.next(to, now)) is not None:
+        while (portion := self._parcels_out.next(to, now)) is not None:
             if not self._put(to, portion.frames, portion.nbytes, now):
                 return False
-            self._outbox.took(to, portion, now)
+            self._parcels_out.took(to, portion, now)
         return True
 
     def _put(self, to: int, frames: Sequence[Any], nbytes: int, now: float) -> bool:
@@ -176,10 +180,10 @@ class Transport:
     def _take(self, message: Arrived, now: float) -> list[Any] | None:
         """Take in a piece, or an answer to one; return the message that is whole with it."""
         if parcels.is_answer(message.frames):
-            self._note(self._outbox.answered(message.node, message.frames, now))
+            self._note(self._parcels_out.answered(message.node, message.frames, now))
             self._pump(message.node, now)
             return None
-        taken = self._inbox.take(message.node, message.frames, now)
+        taken = self._parcels_in.take(message.node, message.frames, now)
         self._note(taken.progress)
         if taken.answer is not None:
             self._put(message.node, [taken.answer], len(taken.answer), now)
@@ -192,12 +196,12 @@ class Transport:
     def step(self) -> list[Progressed]:
         """Go on with what is under way; return what parcels have got on since the last call."""
         now = clock.now()
-        for to in self._outbox.waiting:
+        for to in self._parcels_out.waiting:
             self._pump(to, now)
-        self._outbox.give_up(now)
-        self._inbox.forget(now)
-        self.dropped.update(self._outbox.dropped)
-        self._outbox.dropped.clear()
+        self._parcels_out.give_up(now)
+        self._parcels_in.forget(now)
+        self.dropped.update(self._parcels_out.dropped)
+        self._parcels_out.dropped.clear()
         told = [Progressed(*between, nbytes) for between, nbytes in self._progress.items()]
         self._progress.clear()
         return told
@@ -219,7 +223,7 @@ class Transport:
         """Close all sockets; what is on its way may take `linger` seconds more."""
         limit, poller = clock.now() + linger, zmq.Poller()
         poller.register(self._listener.fileno(), zmq.POLLIN)
-        while not self._outbox.idle and clock.now() < limit:
+        while not self._parcels_out.idle and clock.now() < limit:
             poller.poll(_LAST)
             for _ in self.receive():
                 pass
