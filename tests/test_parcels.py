@@ -157,10 +157,11 @@ def test_pieces_of_an_earlier_connection_change_nothing() -> None:
         taken = link.inbox.take(0, frames, link.now)
         assert taken.message is None
         assert taken.progress is None
+        assert taken.useless
     link.say(large(1))
     link.run(lambda: None)
     for frames in early:  # ... and after the next one
-        assert link.inbox.take(0, frames, link.now) == parcels.Taken()
+        assert link.inbox.take(0, frames, link.now) == parcels.Taken(useless=True)
     assert link.came == [plain(large().frames), plain(large(1).frames)]
 
 
@@ -288,7 +289,7 @@ def test_a_node_holds_one_parcel_of_each_other_however_many_begin() -> None:
     inbox = ParcelsIn(FORMATS)
     for number in range(100):
         for node in range(3):
-            inbox.take(node, piece(tag=parcels.ParcelId(5, 9, number)), 0.0)
+            assert inbox.take(node, piece(tag=parcels.ParcelId(5, 9, number)), 0.0).useless == (number > 0)
     assert inbox.nbytes == 3 * TOTAL
     inbox.take(0, piece(at=100, tag=parcels.ParcelId(6, 9, 0)), 0.0)  # without its beginning: nothing is taken
     assert inbox.nbytes == 3 * TOTAL

@@ -17,7 +17,7 @@ import zmq
 
 from p2pfl.drivers.live import clock, listener, zmtp
 from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
-from p2pfl.drivers.live.parcels import MARK, Letter
+from p2pfl.drivers.live.parcels import MARK, Letter, ParcelId, _Head
 from p2pfl.drivers.live.transport import Transport, dealer
 from p2pfl.drivers.live.zmtp import Command, Limits, Reader
 from p2pfl.errors import ConfigError, RemoteError
@@ -383,6 +383,21 @@ def test_what_is_wrong_with_a_piece_is_told_and_blamed() -> None:
             faults += [reason for reason, _ in two.watch()]
             assert clock.now() < limit
         assert set(faults) == {"parcel"}
+
+
+def test_pieces_that_bring_nothing_are_hung_up() -> None:
+    """Parcels that are begun and never gone on with; honest nodes send a few such pieces after a break."""
+    with ExitStack() as stack:
+        one, two = pair(stack, (5_000_000,))
+        meet(one, two)
+        limit, number, told = clock.now() + 60, 0, list[str]()
+        while "flood" not in told:
+            head = _Head(0, ParcelId(5, 9, number), 0, 0, 0).packed()
+            number += one.send(1, Letter([head, b"header", bytes(50_000)], 50_100))
+            assert not came_in(two)
+            told += [reason for reason, _ in two.watch()]
+            assert clock.now() < limit
+        assert number > listener._USELESS[1]
 
 
 def test_a_node_that_closes_lets_what_is_under_way_arrive() -> None:

@@ -286,6 +286,7 @@ class Taken(NamedTuple):
     message: list[Any] | None = None  # that is whole now: header, tensors
     answer: bytes | None = None  # to go to the sender
     progress: Progressed | None = None
+    useless: bool = False  # it has brought nothing, or made what had come useless: honest nodes do so after a break
 
 
 class _Coming:
@@ -330,23 +331,25 @@ class ParcelsIn:
             raise RemoteError("parcel", f"{size} bytes at {head.at}; the schema has {sum(sizes)}")
         coming = self._coming.get(node)
         if coming is not None and head.tag < coming.tag:  # of an earlier connection; what it is of has been given up
-            return Taken()
+            return Taken(useless=True)
+        given_up = False
         if coming is None or head.tag > coming.tag:
             if head.at:
-                return Taken(answer=_answer(head, 0, gap=True))
+                return Taken(answer=_answer(head, 0, gap=True), useless=size > 0)
+            given_up = coming is not None and coming.frames is not None
             coming = self._coming[node] = _Coming(head.tag, head.form, bytes(frames[1]), sizes)
         elif coming.form != head.form or coming.header != bytes(frames[1]):
             raise RemoteError("parcel", "two pieces of a parcel are not of the same message")
         coming.heard = now
         if head.at != coming.held or coming.frames is None:  # behind a gap, or it has come before
-            return Taken(answer=_answer(head, coming.held, gap=head.at > coming.held))
+            return Taken(answer=_answer(head, coming.held, gap=head.at > coming.held), useless=size > 0)
         coming.put(parts)
         answer = _answer(head, coming.held, gap=False) if head.what == _ASKS else None
         progress = Progressed(node, head.tag.life, head.tag.to, size) if size else None
         if coming.held < coming.total:
-            return Taken(None, answer, progress)
+            return Taken(None, answer, progress, given_up)
         message, coming.frames = [coming.header, *coming.frames], None
-        return Taken(message, answer, progress)
+        return Taken(message, answer, progress, given_up)
 
     def forget(self, now: float) -> None:
         """Drop what has come of parcels that nobody goes on with."""

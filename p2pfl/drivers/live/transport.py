@@ -95,7 +95,7 @@ class Transport:
         self._dealers: dict[int, zmq.Socket[bytes]] = {}
         self._took: dict[int, float] = {}  # when a dealer was made or has last taken a message
         self.dropped: Counter[str] = Counter()
-        self.faults: list[tuple[str, str]] = []  # in what parcels brought: reason and detail
+        self._faults: list[tuple[str, str]] = []  # in pieces that came in: reason and detail; blame bounds them
         self.bytes_sent = 0
 
     @property
@@ -171,7 +171,7 @@ class Transport:
             try:
                 whole = self._take(message, now)
             except RemoteError as error:
-                self.faults.append((error.reason, f"node {message.node}: {error.detail}"))
+                self._faults.append((error.reason, f"of node {message.node}: {error.detail}"))
                 self.blame(message)
                 continue
             if whole is not None:
@@ -185,6 +185,8 @@ class Transport:
             return None
         taken = self._parcels_in.take(message.node, message.frames, now)
         self._note(taken.progress)
+        if taken.useless:
+            self.blame(message)
         if taken.answer is not None:
             self._put(message.node, [taken.answer], len(taken.answer), now)
         return taken.message
@@ -216,7 +218,7 @@ class Transport:
 
     def watch(self) -> list[tuple[str, str]]:
         """Return what was wrong with connections since the last call: reason and detail."""
-        faults, self.faults = self.faults, []
+        faults, self._faults = self._faults, []
         return self._listener.told() + faults
 
     def close(self, linger: float) -> None:
