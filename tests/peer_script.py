@@ -12,6 +12,7 @@
     $ cut 0>1, mend 0>1         all that is said on it is lost, until it is mended
     $ spoil 0>1                 it arrives with a payload that can't be used
     $ say 2>0 Offer 0 1 b       node 2 says something that its peer did not; an epoch is that of the receiver
+    $ progress 1>0 8            so many bytes of a large message have got on between them, as node 0 sees it
     $ wait 3                    so many seconds pass; every node is told the time each second
     $ live 3                    ... and what is said meanwhile arrives
     $ freeze 1, thaw 1, kill 1, restart 1 kept_round=3, leave 1, leave 1 idle, accuse 1
@@ -20,8 +21,8 @@
     $ quietly COMMAND           without a word
 
 Links keep order, and break with the life of either end. Options of nodes: graph=path|complete, push (push instead of
-exchange), meet=2 (the schedule has an exchange in every second round only), and every field of `Facts` with a number
-or a word.
+exchange), meet=2 (the schedule has an exchange in every second round only), bandwidth=40, and every field of `Facts`
+with a number or a word.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from p2pfl.protocol.events import (
     Leave,
     Members,
     Note,
+    Progressed,
     Reborn,
     Received,
     Refused,
@@ -87,6 +89,8 @@ def short(event: Any) -> str:
             return f"drop {reason}: {detail}"
         case Reborn(life):
             return f"reborn as life {life}"
+        case Progressed(other, _, _, nbytes):
+            return f"Progressed, {nbytes} bytes with {other}"
         case Leave(idle):
             return "Leave, idle" if idle else "Leave"
     return type(event).__name__
@@ -140,6 +144,7 @@ class Script:
         given: dict[str, Any] = dict(option.partition("=")[::2] for option in options)
         self.count, self.graph = int(count), given.pop("graph", "complete")
         self.push, self.every = given.pop("push", None) is not None, int(given.pop("meet", 1))
+        self.timing = TIMING._replace(bandwidth=float(given.pop("bandwidth", TIMING.bandwidth)))
         self.facts = {"rounds": 3, "lateness": 8, **{key: number(value) for key, value in given.items()}}
         for node in range(self.count):
             self.add(node, 1)
@@ -147,7 +152,7 @@ class Script:
     def add(self, node: int, life: int, **more: Any) -> None:
         facts: dict[str, Any] = {
             "nodes": self.count, "expected": tuple(range(self.count)), "federation": "f", "schema": "s",
-            "payload_bytes": 8, "timing": TIMING, "plan": lambda members: self.plan(node, members),
+            "payload_bytes": 8, "timing": self.timing, "plan": lambda members: self.plan(node, members),
             **self.facts, **more,
         }  # fmt: skip
         self.peers[node] = Peer(Facts(node, life, **facts))
@@ -266,6 +271,10 @@ class Script:
         life = self.peers[source].life if source in self.peers else 1
         envelope = Envelope(source, lives.get("life", life), lives.get("to", peer.life), message(*values))
         self.handle(to, Received(envelope))
+
+    def do_progress(self, link: str, nbytes: str) -> None:
+        source, to = ends(link)
+        self.handle(to, Progressed(source, self.peers[source].life, self.peers[to].life, int(nbytes)))
 
     # --- time
 

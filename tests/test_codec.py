@@ -73,7 +73,7 @@ def test_numbers_on_the_wire_stay() -> None:
     names = ["Hello", "Offer", "Receipt", "AskVoid", "Closed", "Ping", "Pong", "Want", "Model", "Bye", "Push"]
     assert [kind.__name__ for kind in KINDS] == names
     assert {kind.__name__ for kind in CARRIERS} == {"Offer", "Push", "Model"}
-    assert messages.VERSION == 3
+    assert messages.VERSION == 4
 
 
 def test_trees_go_there_and_back_with_scalars_and_float64() -> None:

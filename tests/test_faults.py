@@ -526,6 +526,59 @@ def test_a_node_says_which_direction_a_firewall_closes(tmp_path: Path) -> None:
             process.stdout.close()
 
 
+class SlowGate(Gate):
+    """Lets so many bytes a second through, and breaks each connection that has brought so many."""
+
+    def __init__(self, entry: int, to: int, rate: float, most: int) -> None:
+        self._rate, self._most, self.broken = rate, most, 0
+        super().__init__(entry, to)
+
+    def _pass(self, source: socket.socket, to: socket.socket) -> None:  # type: ignore[override]
+        passed, began = 0, time.monotonic()
+        with contextlib.suppress(OSError):
+            while passed < self._most and (data := source.recv(1 << 16)):
+                to.sendall(data)
+                passed += len(data)
+                began = max(began, time.monotonic() - passed / self._rate - 0.05)  # what was idle is not made up for
+                time.sleep(max(0.0, began + passed / self._rate - time.monotonic()))
+        self.broken += passed >= self._most
+        for each in (source, to):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_model_of_44_mb_that_takes_longer_than_a_deadline_and_is_cut_half_way_is_waited_for(tmp_path: Path) -> None:
+    """At 12 MB/s a model takes 3.6 s, and a deadline is 2.1 s; in each second model the connection breaks half way."""
+    files, rounds, size = by_hand(tmp_path, 4), 4, 4 * 3200 * 3400
+    experiment = tmp_path / "experiment.toml"
+    text = experiment.read_text().replace('name = "logistic"', 'name = "mlp"\nhidden = [3400, 3200]')
+    experiment.write_text(text.replace('preset = "lan"', 'preset = "local"'))
+    with reserved(1) as (outside,):
+        listen = files[1].read_text().split('listen = "tcp://127.0.0.1:')[1].split('"')[0]
+        files[1].write_text(f'address = "tcp://127.0.0.1:{outside}"\n' + files[1].read_text())
+        files[0].write_text(files[0].read_text().replace(f":{listen}", f":{outside}"))
+    gates = [Gate(outside + 1, int(listen) + 1), SlowGate(outside, int(listen), 12e6, int(1.5 * size))]
+    processes = [subprocess.Popen([*P2PFL, "node", str(file)], stdout=subprocess.DEVNULL) for file in files]
+    try:
+        for process in processes:
+            assert process.wait(180) == Exit.DONE
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        for gate in gates:
+            gate.close()
+    assert gates[1].broken >= 2
+    for node in (0, 1):
+        folder = tmp_path / f"records{node}"
+        events = [row["event"] for row in records.read(folder / "events.jsonl")]
+        assert not {"late", "detected", "skipped", "removed"} & {*events}, events
+        result = json.loads((folder / "result.json").read_text())
+        assert (result["booked"], result["voided"]) == (rounds, 0)
+        sent = sum(row["bytes_sent"] for row in records.read(folder / "metrics.jsonl"))
+        assert (rounds - 1) * size < sent < 1.1 * rounds * size
+
+
 def member_of(pid: int) -> int:
     """The membership process of a node: the child of its child."""
     children: dict[int, list[int]] = {}

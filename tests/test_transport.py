@@ -6,6 +6,7 @@ import random
 import resource
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -16,6 +17,7 @@ import zmq
 
 from p2pfl.drivers.live import clock, listener, zmtp
 from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
+from p2pfl.drivers.live.parcels import MARK, Letter, ParcelId, _Head
 from p2pfl.drivers.live.transport import Transport, dealer
 from p2pfl.drivers.live.zmtp import Command, Limits, Reader
 from p2pfl.errors import ConfigError, RemoteError
@@ -293,14 +295,14 @@ def test_a_message_that_never_ends_is_given_up(bench: type[Bench]) -> None:
     assert at.listener.dropped == {"connection": 1}
 
 
-def pair(stack: ExitStack) -> tuple[Transport, Transport]:
-    """Two nodes that know each other."""
+def pair(stack: ExitStack, sizes: tuple[int, ...] = (400_000, 12, 0)) -> tuple[Transport, Transport]:
+    """Two nodes that know each other, and the bytes of the tensors they send."""
     addresses = []
     for _ in range(2):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             addresses.append(f"tcp://127.0.0.1:{free.getsockname()[1]}")
-    schema = Schema("", (400_000, 12, 0))
+    schema = Schema("", sizes)
     nodes = [Transport(address, node, 2, FEDERATION, [schema]) for node, address in enumerate(addresses)]
     for node, each in enumerate(nodes):
         each.know(1 - node, addresses[1 - node])
@@ -314,7 +316,7 @@ def sent(one: Transport, two: Transport, messages: list[list[bytes]]) -> list[Ar
     poller, limit, left = zmq.Poller(), clock.now() + 30, [*messages]
     poller.register(two.fileno(), zmq.POLLIN)
     while len(came) < len(messages):
-        while left and one.send(1, left[0], sum(map(len, left[0]))):
+        while left and one.send(1, Letter(left[0], sum(map(len, left[0])))):
             del left[0]
         poller.poll(min(5, 1000 * two.delay))
         came += two.receive()
@@ -334,6 +336,113 @@ def test_what_zeromq_sends_comes_in_whole_and_in_order() -> None:
         assert not two.watch()
 
 
+@pytest.mark.parametrize("cuts", [1, 3])
+def test_a_transfer_of_44_mb_that_is_cut_is_resumed(cuts: int) -> None:
+    sizes = (30_000_001, 12, 0, 14_000_000)
+    body = [np.random.default_rng(0).integers(0, 256, size, np.uint8).data for size in sizes]
+    frames = [b"header", *body]
+    with ExitStack() as stack:
+        one, two = pair(stack, sizes)
+        meet(one, two)
+        total, cut_at = sum(sizes), [i * sum(sizes) // (cuts + 1) for i in range(1, cuts + 1)]
+        before = one.bytes_sent
+        one.send(1, Letter(frames, total + 6, "Offer"))
+        one.send(1, Letter([b"said behind it"], 14))
+        came: list[Arrived] = []
+        poller, limit, gained, acknowledged = zmq.Poller(), clock.now() + 60, 0, 0
+        for each in (one, two):
+            poller.register(each.fileno(), zmq.POLLIN)
+        while len(came) < 2:
+            poller.poll(20)
+            assert not came_in(one)
+            came += came_in(two)
+            acknowledged += sum(each.nbytes for each in one.step())
+            gained += sum(each.nbytes for each in two.step())
+            if cut_at and gained >= cut_at[0]:
+                del cut_at[0]
+                hang_up(two, of=0)
+            assert clock.now() < limit
+        assert not cut_at
+        assert [[bytes(frame) for frame in each.frames] for each in came] == [
+            [bytes(frame) for frame in frames], [b"said behind it"]
+        ]  # fmt: skip
+        assert gained == acknowledged == total
+        assert one.bytes_sent - before < (1 + 0.1 * cuts) * total
+
+
+def test_what_is_wrong_with_a_piece_is_told_and_blamed() -> None:
+    with ExitStack() as stack:
+        one, two = pair(stack)
+        meet(one, two)
+        for _ in range(3):
+            one.send(1, Letter([MARK + b"nonsense"], 9))
+        faults: list[str] = []
+        limit = clock.now() + 30
+        while len(faults) < 3:
+            assert not came_in(two)
+            faults += [reason for reason, _ in two.watch()]
+            assert clock.now() < limit
+        assert set(faults) == {"parcel"}
+
+
+def test_pieces_that_bring_nothing_are_hung_up() -> None:
+    """Parcels that are begun and never gone on with; honest nodes send a few such pieces after a break."""
+    with ExitStack() as stack:
+        one, two = pair(stack, (5_000_000,))
+        meet(one, two)
+        limit, number, told = clock.now() + 60, 0, list[str]()
+        while "flood" not in told:
+            head = _Head(0, ParcelId(5, 9, number), 0, 0, 0).packed()
+            number += one.send(1, Letter([head, b"header", bytes(50_000)], 50_100))
+            assert not came_in(two)
+            told += [reason for reason, _ in two.watch()]
+            assert clock.now() < limit
+        assert number > listener._USELESS[1]
+
+
+def test_a_node_that_closes_lets_what_is_under_way_arrive() -> None:
+    sizes = (20_000_000,)
+    with ExitStack() as stack:
+        one, two = pair(stack, sizes)
+        meet(one, two)
+        one.send(1, Letter([b"header", bytes(sizes[0])], sizes[0] + 6, "Model"))
+        one.send(1, Letter([b"bye"], 3))
+        came: list[Arrived] = []
+        closing = threading.Thread(target=one.close, args=(60.0,))
+        closing.start()
+        limit = clock.now() + 60
+        while len(came) < 2:
+            came += came_in(two)
+            assert clock.now() < limit
+        closing.join()
+        stack.pop_all()
+        two.close(0)
+        assert [len(each.frames) for each in came] == [2, 1]
+
+
+def meet(one: Transport, two: Transport) -> None:
+    """Both ways are connected."""
+    limit = clock.now() + 30
+    for source, to, number in ((one, two, 1), (two, one, 0)):
+        while True:
+            source.send(number, Letter([b"hello"], 5))
+            if list(to.receive()):
+                break
+            assert clock.now() < limit
+
+
+def came_in(at: Transport) -> list[Arrived]:
+    """Without what was said to meet."""
+    return [each for each in at.receive() if each.frames != [b"hello"]]
+
+
+def hang_up(at: Transport, of: int) -> None:
+    """Break the connection by which a node sends, as when a network fails."""
+    for file, connection in [*at._listener._connections.items()]:
+        if connection.node == of:
+            at._listener._hang_up(file, "connection", "as when a network fails")
+
+
 def test_a_node_says_who_it_is_each_time_that_its_connection_is_made_anew() -> None:
     with ExitStack() as stack:
         one, two = pair(stack)
@@ -341,7 +450,7 @@ def test_a_node_says_who_it_is_each_time_that_its_connection_is_made_anew() -> N
             came: list[Arrived] = []
             limit = clock.now() + 30
             while not came:  # what is on a link when it breaks is lost
-                one.send(1, [b"hello"], 5)
+                one.send(1, Letter([b"hello"], 5))
                 came += two.receive()
                 assert clock.now() < limit
             message = came[-1]

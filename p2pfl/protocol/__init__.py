@@ -17,7 +17,8 @@ A driver owns a `Peer`, a `Membership`, a network and a clock, and whatever comp
     (test_codec; transcripts/peer/stale, lost-offer)
  5. `Received` is for what the codec has found well-formed; `Refused` for what is so but whose payload holds a number
     that is not finite. All else is dropped and counted by the driver: no peer sees it. The payload of a message stays
-    as it is until an `Advance` or an `Adopt` has brought it. (test_codec; transcripts/peer/nonfinite)
+    as it is until an `Advance` or an `Adopt` has brought it. A driver whose messages take long may say `Progressed`
+    while one gets on, before it is whole. (test_codec; test_transport; transcripts/peer/nonfinite, progress)
  6. `Advance` goes to whoever computes, who carries out one after another and need not be waited for. It does in this
     order: mix `booked` and record the round `finished`; if `members` is not None, enter the epoch of these members as
     life `life`; train round `next`, with shares for `speak`. There is never a second one before the first is answered.

@@ -26,6 +26,18 @@ class Refused(NamedTuple):
     envelope: Envelope
 
 
+class Progressed(NamedTuple):
+    """So many bytes of a large message have come in from a life of another node, or been acknowledged by it.
+
+    `to`: the life of this node that the message is to or from.
+    """
+
+    node: int
+    life: int
+    to: int
+    nbytes: int
+
+
 class Trained(NamedTuple):
     """The local steps of the round are done.
 
@@ -83,7 +95,7 @@ class Members(NamedTuple):
     ended: tuple[tuple[int, int], ...] = ()
 
 
-Event = Start | Received | Refused | Trained | Finished | Tick | Leave | Members
+Event = Start | Received | Refused | Progressed | Trained | Finished | Tick | Leave | Members
 
 # --- effects: what a node shall do
 

@@ -68,6 +68,10 @@ class Joining:
                 if other.linked and other.begun and other.node not in self._models:
                     self.ask(other)
 
+    def progressed(self) -> None:
+        """A model is on its way: it need not be asked for again."""
+        self._asked = self._state.now
+
     def give(self, other: Neighbor, round: int, model: Any) -> None:
         """Keep the model of a neighbour, from after its local steps in a round."""
         self._models[other.node] = (other.life, round, model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-VERSION = 3
+VERSION = 4
 
 BOOKED, VOID = "b", "v"
 """How an exchange ended."""

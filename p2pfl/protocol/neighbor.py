@@ -106,6 +106,8 @@ class Neighbor:
     pinged: float | None = None  # since when a ping is unanswered
     last_ping: float = -1e9
     wants: int | None = None
+    excused: float = 0.0  # until when its messages get on, so that a round waits for it beyond the deadline ...
+    counted: int = 0  # ... by so many bytes in this round
 
     @property
     def linked(self) -> bool:

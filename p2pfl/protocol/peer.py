@@ -7,6 +7,8 @@ trains the next round. Who is at hand: see `presence`. How a node comes in: see 
 Rounds belong to an epoch of the membership: who was a member when the round began. Before the first round of another
 epoch all that is open is settled: voided, or booked, with whoever answers.
 
+A deadline holds for who is silent: a neighbour whose large message gets on is waited for, within bounds: `Progressed`.
+
 A push asks for no receipt. A round waits for a push of it or of a later round from each neighbour that the plan names;
 what a neighbour further on has sent is kept for its round. A neighbour that says it is in a later round has sent all it
 will send for this one, since links keep order.
@@ -59,6 +61,7 @@ from p2pfl.protocol.events import (
     Finished,
     Leave,
     Members,
+    Progressed,
     Received,
     Refused,
     Start,
@@ -122,6 +125,7 @@ _ROUND: Mapping[type[Any], str | None] = {
     **_MESSAGES,
     Start: IGNORED,
     Members: "_members_changed",
+    Progressed: "_progressed",
     Tick: "_tick",
     Trained: IGNORED,
     Leave: "_leave",
@@ -140,6 +144,7 @@ STAGES: Mapping[str, Mapping[type[Any], str | None]] = {
         **_ROUND,
         Members: "_members_changed_while_joining",
         Tick: "_tick_while_joining",
+        Progressed: "_progressed_while_joining",
         Hello: "_met_while_joining",
         Model: "_given",
     },
@@ -363,6 +368,18 @@ class Peer:
         if late:
             self._lateness.booked(state.now - state.since)
 
+    def _progressed(self, event: Progressed) -> bool:
+        """A large message gets on between a neighbour and this node, in either direction; returns whether it is one."""
+        other = self.state.neighbors.get(event.node)
+        if other is None or (event.life, event.to) != (other.life, self.state.life):
+            return False
+        self._presence.progress(other, event.nbytes)
+        return True
+
+    def _progressed_while_joining(self, event: Progressed) -> None:
+        if self._progressed(event):
+            self._joining.progressed()
+
     # --- members and time
 
     def _members_changed(self, event: Members) -> None:
@@ -537,6 +554,7 @@ class Peer:
         state.stage = EXCHANGING
         self._trained_in, self._model = state.round, payload if event.model is None else event.model
         for other in state.neighbors.values():
+            other.excused, other.counted = 0.0, 0
             self._serve(other)
             mine = payload.get(other.node) if state.facts.per_edge else payload
             self._open(other, Side(mine, state.round, state.epoch))
@@ -614,7 +632,9 @@ class Peer:
                 self._advance(last=state.stage == LEAVING)
         elif not waiting:
             self._advance()
-        elif state.now >= state.deadline and (state.facts.sync != BARRIER or self._presence.moving):
+        elif state.now >= max(state.deadline, *(o.excused for o in waiting)) and (
+            state.facts.sync != BARRIER or self._presence.moving
+        ):
             for other in waiting:
                 state.note("late", other.node)
             if state.round >= state.facts.rounds:

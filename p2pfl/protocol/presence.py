@@ -14,6 +14,7 @@ from p2pfl.protocol.events import Drop, Members, Reborn, Seen
 from p2pfl.protocol.messages import Envelope, Hello
 from p2pfl.protocol.neighbor import BARRIER, KEPT, Neighbor, epoch_of
 from p2pfl.protocol.state import JOINING, STARTING, PeerState
+from p2pfl.protocol.timing import PASSES, SLOWEST
 
 DONORS = 2
 """Neighbours whose models a joiner wants to see before it takes one, and members that it greets for that."""
@@ -211,6 +212,19 @@ class Presence:
             other.suspect = False
             self._state.note("recovered", other.node)
 
+    def progress(self, other: Neighbor, nbytes: int) -> None:
+        """A large message has got on between a neighbour and this node: it is there, and a round waits for it.
+
+        For as long as so many bytes take on the slowest link that is waited for, and no longer ahead than silence may
+        be; the bytes of a round count up to two payloads. So who sends a byte a second is as late as who sends nothing.
+        """
+        state, timing = self._state, self._state.facts.timing
+        self.hear(other)
+        counted = max(0, min(nbytes, int(PASSES * state.facts.payload_bytes) - other.counted))
+        other.counted += counted
+        earned = max(other.excused, state.now) + counted * SLOWEST / timing.bandwidth
+        other.excused = min(earned, state.now + timing.silence) if counted else other.excused
+
     def awake(self) -> float:
         """See how much time has passed. If this node itself stood still, the others' silence means nothing.
 
@@ -224,6 +238,7 @@ class Presence:
         state.deadline += gap
         for other in state.neighbors.values():
             other.heard, other.pinged = state.now, None
+            other.excused += gap
         state.note("paused", state.facts.node, f"for {gap:.2f} s")
         return gap
 

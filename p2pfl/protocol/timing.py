@@ -46,6 +46,12 @@ WAN = LAN._replace(
 PRESETS = {"local": LOCAL, "lan": LAN, "wan": WAN}
 
 
+SLOWEST = 10.0
+"""A link on which a message gets on may be so many times slower than `bandwidth` before a round stops waiting."""
+
+PASSES = 2.0
+"""Payloads whose bytes may prolong one round's wait for a neighbour: there is one in each direction."""
+
 START_PER_NODE = 0.1
 """Seconds that a start waits for each node of the federation, at least."""
 

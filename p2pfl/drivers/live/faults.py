@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from p2pfl import churn
+from p2pfl.drivers.live.parcels import Letter
 from p2pfl.drivers.live.sidecar import Sidecar
 from p2pfl.drivers.live.transport import Transport
 
@@ -41,9 +42,9 @@ class FaultyLinks:
         self._transport, self._membership = transport, membership
         self._planned = self._applied = InjectedFaults()
         self.waits = False  # the node is in no round
-        self._held: deque[tuple[float, int, Sequence[Any], int]] = deque()  # until when, to whom, what
+        self._held: deque[tuple[float, int, Letter]] = deque()  # until when, to whom, what
         self.blocked: dict[int, float] = {}  # since when nothing could be sent to a node, of those of which that is so
-        self._again: dict[int, tuple[float, Sequence[Any], int]] = {}  # to whom: until when, what
+        self._again: dict[int, tuple[float, Letter]] = {}  # to whom: until when, what
 
     @property
     def faults(self) -> InjectedFaults:
@@ -55,32 +56,32 @@ class FaultyLinks:
         """Set the faults of a round; from any thread."""
         self._planned = planned
 
-    def send(self, to: int, frames: Sequence[Any], nbytes: int, now: float, again: bool = False) -> None:
+    def send(self, to: int, letter: Letter, now: float, again: bool = False) -> None:
         """Send, now or later, in order; or not at all. `again`: try for a moment, if there is no connection yet."""
         if to in self.faults.cut:
             return
         if self.faults.lag or self._held:
-            self._held.append((now + self.faults.lag, to, frames, nbytes))
-        elif self._sent(to, frames, nbytes, now):
+            self._held.append((now + self.faults.lag, to, letter))
+        elif self._sent(to, letter, now):
             self._again.pop(to, None)  # what has been said since is newer, and links keep order
         elif again:
-            self._again[to] = now + _AGAIN, frames, nbytes
+            self._again[to] = now + _AGAIN, letter
 
     def step(self, now: float) -> None:
         """Send what was held up long enough; retry what could not leave; tell the membership of new faults."""
-        for to, (until, frames, nbytes) in list(self._again.items()):
-            if now >= until or to in self.faults.cut or self._sent(to, frames, nbytes, now):
+        for to, (until, letter) in list(self._again.items()):
+            if now >= until or to in self.faults.cut or self._sent(to, letter, now):
                 del self._again[to]
         while self._held and self._held[0][0] <= now:
-            _, to, frames, nbytes = self._held.popleft()
-            self._sent(to, frames, nbytes, now)
+            _, to, letter = self._held.popleft()
+            self._sent(to, letter, now)
         if self.faults != self._applied:
             self._applied = self.faults
             self._membership.cut(self._applied.cut)
             self._membership.lag(self._applied.lag)
 
-    def _sent(self, to: int, frames: Sequence[Any], nbytes: int, now: float) -> bool:
-        done = self._transport.send(to, frames, nbytes)
+    def _sent(self, to: int, letter: Letter, now: float) -> bool:
+        done = self._transport.send(to, letter)
         if done:
             self.blocked.pop(to, None)
         else:

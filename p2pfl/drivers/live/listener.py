@@ -58,6 +58,9 @@ _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_
 """Seconds, seconds and times: an end that is gone without a word is hung up after 25 s."""
 
 
+_LARGE = 1 / 16
+"""What a large message counts."""
+
 _CONNECTS = 5.0, 10.0
 """Connections that a node may make: a second for long, and at once."""
 
@@ -78,6 +81,7 @@ class Allowance(NamedTuple):
     rate: float  # messages a second, for long
     burst: float  # messages at once
     unit: float  # bytes that count as one message more
+    large: float = math.inf  # bytes from which on a message counts as a part of one only: of these few fit on a link
 
 
 class Arrived(NamedTuple):
@@ -231,7 +235,7 @@ class Listener:
             self._introduced(connection, zmtp.introduced(zmtp.identity(item), self._federation), now)
             return None
         size = 0 if isinstance(item, Command) else sum(map(len, item))
-        connection.budget.spend(1 + size / self._allowance.unit)
+        connection.budget.spend((_LARGE if size >= self._allowance.large else 1) + size / self._allowance.unit)
         if isinstance(item, Command):  # that ask for an answer which this end does not owe: it sends no PING
             return None
         self.nbytes += size

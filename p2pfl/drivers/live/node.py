@@ -16,6 +16,7 @@ import zmq
 from p2pfl.drivers.live import clock, ports
 from p2pfl.drivers.live.faults import FaultPlan, FaultyLinks
 from p2pfl.drivers.live.listener import Arrived
+from p2pfl.drivers.live.parcels import Letter
 from p2pfl.drivers.live.settings import Place, membership_address, models_address
 from p2pfl.drivers.live.sidecar import Restarted, Sidecar
 from p2pfl.drivers.live.status_line import Situation, StatusLine, directions
@@ -214,6 +215,7 @@ class _LiveNode:
                 self._reached = self._peer.round
             self._read_membership(now)
             self._links.step(now)
+            self._get_on(now)
             if now - ticked >= _TICK:
                 ticked = now
                 self._tick(now)
@@ -279,6 +281,8 @@ class _LiveNode:
             if isinstance(event, Changed):
                 for member in event.members:
                     self._transport.know(member.node, models_address(member.address))
+                    if not member.present:
+                        self._transport.lose(member.node)
                 self._table = event.members
             task, sync = self._task, self._place.terms.sync
             match meaning(event, Standing(task.node, self._peer.round, lambda: self._table, task.rounds, sync)):
@@ -328,6 +332,13 @@ class _LiveNode:
         if self._event_log.dropped.total() > dropped:
             self._transport.blame(message)
 
+    def _get_on(self, now: float) -> None:
+        """Go on with what is under way in pieces, and tell the peer of it."""
+        for progress in self._transport.step():
+            if progress.node not in self._links.faults.cut:
+                self._heard[progress.node] = now
+                self._handle(progress, now)
+
     def _collect(self, now: float) -> None:
         while True:
             try:
@@ -361,7 +372,9 @@ class _LiveNode:
                     envelope = envelope._replace(message=envelope.message._replace(digest=digest(going.frames)))
                 header = encode(envelope)
                 again = isinstance(envelope.message, Hello)  # a link that is only being made shall not cost a period
-                self._links.send(to, (header, *going.frames), len(header) + going.nbytes, clock.now(), again)
+                kind, nbytes = type(envelope.message).__name__, len(header) + going.nbytes
+                letter = Letter((header, *going.frames), nbytes, kind, (envelope.life, envelope.to))
+                self._links.send(to, letter, clock.now(), again)
                 self._counters = self._transport.bytes_sent, self._transport.bytes_received
             case Reborn(life):
                 self._life.keep(life)

@@ -1,8 +1,9 @@
 """Frames over ZeroMQ: one listener that everybody sends to, one DEALER to each node that something is sent to.
 
 A link keeps order in each direction and loses what was on it when it breaks; nothing is concluded from a socket about
-whether the other end lives. Messages to a neighbour that is not connected are dropped, not queued. What comes in is
-bounded by `listener`, for work and memory.
+whether the other end lives. Large messages travel in pieces, as `parcels` has it, and outlast a break. Of the others,
+those to a neighbour that is not connected are dropped, unless they come behind a large one. What comes in is bounded by
+`listener`, for work and memory.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import Any
 
 import zmq
 
-from p2pfl.drivers.live import clock, zmtp
+from p2pfl.drivers.live import clock, parcels, zmtp
 from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
+from p2pfl.drivers.live.parcels import PIECE, WINDOW, Letter, ParcelsIn, ParcelsOut
 from p2pfl.drivers.live.zmtp import Limits
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, RemoteError
 from p2pfl.protocol.codec import HEADER_CAP, Schema
+from p2pfl.protocol.events import Progressed
 
 _QUEUE = 64
 """Messages that may wait for one neighbour. The protocol has a handful under way; more means that it reads nothing."""
@@ -33,6 +36,12 @@ _BURST = 1000.0
 
 _ROUND = 3.0
 """... and so many more in each round of this node. An exchange takes two; tiny models make 600 rounds a second."""
+
+_PER_PIECE = 1.0
+"""... and for each piece of the largest payload: every second one is answered."""
+
+_LAST = 50
+"""Milliseconds between looks at what is still under way when a node closes."""
 
 
 def dealer(context: zmq.Context[Any], introduction: bytes, queue: int, reconnect: int) -> zmq.Socket[bytes]:
@@ -58,14 +67,21 @@ def dealer(context: zmq.Context[Any], introduction: bytes, queue: int, reconnect
 class Transport:
     """Sockets of one node. `dropped` counts what could not be sent."""
 
-    def __init__(self, listen: str, node: int, nodes: int, federation: str, schemas: Sequence[Schema]) -> None:
+    def __init__(
+        self, listen: str, node: int, nodes: int, federation: str, schemas: Sequence[Schema], piece: int = PIECE
+    ) -> None:
         """`schemas`: of all that can come in. ConfigError when `listen` can't be bound."""
+        formats = [schema.nbytes for schema in schemas]
+        largest, whole = max(map(sum, formats)), WINDOW * piece
         limits = Limits(
-            max(schema.frame_cap for schema in schemas),
-            1 + max(len(schema.nbytes) for schema in schemas),
-            HEADER_CAP + max(sum(schema.nbytes) for schema in schemas),
+            max(HEADER_CAP, min(whole, max(schema.frame_cap for schema in schemas))),
+            2 + max(map(len, formats)),
+            2 * HEADER_CAP + min(whole, largest),
         )
-        allowance = Allowance(limits, _RATE, _BURST, unit=float("inf"))
+        self._parcels_out, self._parcels_in = ParcelsOut(formats, piece), ParcelsIn(formats)
+        self._per_round = _ROUND + (_PER_PIECE * -(-largest // piece) if largest > whole else 0.0)
+        self._progress: Counter[tuple[int, int, int]] = Counter()  # bytes, by node, its life, this node's life
+        allowance = Allowance(limits, _RATE, _BURST, unit=float("inf"), large=piece / 2)
         try:
             self._listener = Listener(listen, federation, nodes, allowance, clock.now())
         except OSError as error:
@@ -79,6 +95,7 @@ class Transport:
         self._dealers: dict[int, zmq.Socket[bytes]] = {}
         self._took: dict[int, float] = {}  # when a dealer was made or has last taken a message
         self.dropped: Counter[str] = Counter()
+        self._faults: list[tuple[str, str]] = []  # in pieces that came in: reason and detail; blame bounds them
         self.bytes_sent = 0
 
     @property
@@ -93,6 +110,10 @@ class Transport:
         self._addresses[node] = address
         if node in self._dealers:
             self._dealers.pop(node).close(0)
+
+    def lose(self, node: int) -> None:
+        """A node is not there any more: what is under way to it is for nobody."""
+        self._parcels_out.lose(node)
 
     def _dealer(self, node: int) -> zmq.Socket[bytes]:
         if node not in self._dealers:
@@ -110,16 +131,29 @@ class Transport:
         """Return in how many seconds to call `receive` again, whatever `fileno` says."""
         return self._listener.delay
 
-    def send(self, to: int, frames: Sequence[Any], nbytes: int) -> bool:
-        """Send frames without copying large ones; False when the node is not connected yet or reads nothing."""
-        if to not in self._addresses:
-            self.dropped["unsent"] += 1
-            return False
+    def send(self, to: int, letter: Letter) -> bool:
+        """Send a message without copying large ones; False when the node is not connected yet or reads nothing."""
         now = clock.now()
+        if to in self._addresses and self._parcels_out.add(to, letter, now):
+            return self._pump(to, now)
+        sent = self._put(to, letter.frames, letter.nbytes, now)
+        self.dropped["unsent"] += not sent
+        return sent
+
+    def _pump(self, to: int, now: float) -> bool:
+        """Send what may go to a node; False when the socket takes nothing."""
+        while (portion := self._parcels_out.next(to, now)) is not None:
+            if not self._put(to, portion.frames, portion.nbytes, now):
+                return False
+            self._parcels_out.took(to, portion, now)
+        return True
+
+    def _put(self, to: int, frames: Sequence[Any], nbytes: int, now: float) -> bool:
+        if to not in self._addresses:
+            return False
         try:
             self._dealer(to).send_multipart(frames, zmq.NOBLOCK, copy=False)
         except zmq.Again:
-            self.dropped["unsent"] += 1
             if now - self._took[to] > _STUCK:
                 self._dealers.pop(to).close(0)
             return False
@@ -129,22 +163,73 @@ class Transport:
 
     def receive(self) -> Iterator[Arrived]:
         """Return messages that have come in, a bounded number."""
-        return self._listener.receive(clock.now())
+        now = clock.now()
+        for message in self._listener.receive(now):
+            if not parcels.is_parcel(message.frames):
+                yield message
+                continue
+            try:
+                whole = self._take(message, now)
+            except RemoteError as error:
+                self._faults.append((error.reason, f"of node {message.node}: {error.detail}"))
+                self.blame(message)
+                continue
+            if whole is not None:
+                yield message._replace(frames=whole)
+
+    def _take(self, message: Arrived, now: float) -> list[Any] | None:
+        """Take in a piece, or an answer to one; return the message that is whole with it."""
+        if parcels.is_answer(message.frames):
+            self._note(self._parcels_out.answered(message.node, message.frames, now))
+            self._pump(message.node, now)
+            return None
+        taken = self._parcels_in.take(message.node, message.frames, now)
+        self._note(taken.progress)
+        if taken.useless:
+            self.blame(message)
+        if taken.answer is not None:
+            self._put(message.node, [taken.answer], len(taken.answer), now)
+        return taken.message
+
+    def _note(self, progress: Progressed | None) -> None:
+        if progress is not None:
+            self._progress[progress[:3]] += progress.nbytes
+
+    def step(self) -> list[Progressed]:
+        """Go on with what is under way; return what parcels have got on since the last call."""
+        now = clock.now()
+        for to in self._parcels_out.waiting:
+            self._pump(to, now)
+        self._parcels_out.give_up(now)
+        self._parcels_in.forget(now)
+        self.dropped.update(self._parcels_out.dropped)
+        self._parcels_out.dropped.clear()
+        told = [Progressed(*between, nbytes) for between, nbytes in self._progress.items()]
+        self._progress.clear()
+        return told
 
     def progress(self, rounds: int) -> None:
         """This node has got on by so many rounds: there is more that its neighbours have to say."""
-        self._listener.allow(_ROUND * rounds)
+        self._listener.allow(self._per_round * rounds)
 
     def blame(self, message: Arrived) -> None:
         """A message was of no use: after many, the connection is hung up."""
         self._listener.blame(message, clock.now())
 
     def watch(self) -> list[tuple[str, str]]:
-        """Return why connections were hung up since the last call: reason and detail."""
-        return self._listener.told()
+        """Return what was wrong with connections since the last call: reason and detail."""
+        faults, self._faults = self._faults, []
+        return self._listener.told() + faults
 
     def close(self, linger: float) -> None:
         """Close all sockets; what is on its way may take `linger` seconds more."""
+        limit, poller = clock.now() + linger, zmq.Poller()
+        poller.register(self._listener.fileno(), zmq.POLLIN)
+        while not self._parcels_out.idle and clock.now() < limit:
+            poller.poll(_LAST)
+            for _ in self.receive():
+                pass
+            self.step()
         for each in self._dealers.values():
             each.setsockopt(zmq.LINGER, int(linger * 1000))
             each.close()
