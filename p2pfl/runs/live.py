@@ -52,14 +52,28 @@ _STALL = 5.0
 """Seconds, or that many of its rounds, that a node may stand still once others have finished."""
 
 
+Look = Callable[[Launcher, Watch, float], bool]
+"""Called many times a second while a run goes on, with the time; whether to end it there, by asking the nodes to leave."""
+
+
+def _nothing(server: Launcher, watch: Watch, now: float) -> bool:
+    """Let a run take its course."""
+    return False
+
+
 @contextlib.contextmanager
-def prepared(experiment: Experiment, view: View) -> Iterator[Callable[[Federation, Path, View], Collected]]:
-    """Start the process that will start the nodes: it imports while this one builds and trains the baselines."""
+def prepared(
+    experiment: Experiment, view: View, look: Look = _nothing
+) -> Iterator[Callable[[Federation, Path, View], Collected]]:
+    """Start the process that will start the nodes: it imports while this one builds and trains the baselines.
+
+    `look`: what else happens to the nodes while they run.
+    """
     preload = [*_PRELOAD]
     if experiment.data.source in ("digits", "breast_cancer"):
         preload.append("sklearn.datasets")
     with Launcher(ENTRY, preload, view.say, memory.Watcher().killed) as server:
-        yield partial(_run, server)
+        yield partial(_run, server, look)
 
 
 def check(federation: Federation) -> None:
@@ -110,13 +124,15 @@ def _orders(federation: Federation, out: Path, held: Sequence[int]) -> list[Orde
     return orders
 
 
-def _run(server: Launcher, federation: Federation, out: Path, view: View) -> Collected:
+def _run(server: Launcher, look: Look, federation: Federation, out: Path, view: View) -> Collected:
     """Run a process for each node to their end, and collect what they leave."""
     with ports.reserved(len(federation.graph)) as held:
-        return _run_at(server, federation, out, view, _orders(federation, out, held))
+        return _run_at(server, look, federation, out, view, _orders(federation, out, held))
 
 
-def _run_at(server: Launcher, federation: Federation, out: Path, view: View, orders: Sequence[Order]) -> Collected:
+def _run_at(
+    server: Launcher, look: Look, federation: Federation, out: Path, view: View, orders: Sequence[Order]
+) -> Collected:
     began = clock.now()
     view.say(f"starting {len(orders)} node processes")
     watch = Watch(federation.experiment.rounds, {order.node: order.directory for order in orders}, score(federation))
@@ -128,7 +144,8 @@ def _run_at(server: Launcher, federation: Federation, out: Path, view: View, ord
     server.go()
     stopped_by = ""
     try:
-        _follow(federation, server, watch, view)
+        if _follow(federation, server, watch, view, look):
+            _ask_to_leave(server)
     except KeyboardInterrupt as interrupt:
         stopped_by = stopping(interrupt).name
         view.say(f"{stopped_by}: asking the nodes to leave")
@@ -178,8 +195,11 @@ def _lost(server: Launcher, watch: Watch) -> dict[int, str]:
     return result
 
 
-def _follow(federation: Federation, server: Launcher, watch: Watch, view: View) -> None:
-    """Show what happens until no node is at work any more; start and thaw the nodes that the experiment has planned."""
+def _follow(federation: Federation, server: Launcher, watch: Watch, view: View, look: Look) -> bool:
+    """Show what happens until no node is at work any more; start and thaw the nodes that the experiment has planned.
+
+    Returns whether it is to be ended before that.
+    """
     plan = _Returns(federation.churn)
     while server.running:
         server.poll(0.05)
@@ -189,6 +209,8 @@ def _follow(federation: Federation, server: Launcher, watch: Watch, view: View) 
         states = {node: member.state for node, member in server.members.items()}
         view.update(watch.status(states, now))
         plan.look(server, watch, now)
+        if look(server, watch, now):
+            return True
         if any(state == "finished" for state in states.values()):
             for node in watch.standing_still([n for n, s in states.items() if s == "alive"], now, _STALL):
                 server.give_up(node, f"gave no sign of life since round {watch.rounds_of[node]}")
@@ -196,6 +218,7 @@ def _follow(federation: Federation, server: Launcher, watch: Watch, view: View) 
         view.say(text)
     states = {node: member.state for node, member in server.members.items()}
     view.update(watch.status(states, clock.now()))
+    return False
 
 
 class _Returns:

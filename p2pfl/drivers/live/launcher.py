@@ -70,6 +70,8 @@ class _Lives:
     standby: _Process | None = None
     returned: int = 0
     called: int = 0  # returns that are due
+    unplanned: int = 0  # returns that the experiment has not planned, see `again`
+    before: result.NodeResult | None = None  # what was there when its latest life began, of an earlier one
     state: str = "starting"  # starting | alive | lost | left | finished | failed; away: not there, and will be
     how: str = ""  # its latest life ended, where it did not in good order
     given_up: str = ""  # why it is being ended from here
@@ -212,7 +214,7 @@ class Launcher:
 
     def _go(self, member: _Lives, process: _Process) -> None:
         member.current, member.state = process, "alive"
-        process.before = result.read(member.order.directory)
+        process.before = member.before = result.read(member.order.directory)
         with contextlib.suppress(BrokenPipeError):  # it died a moment ago; its end will be read
             os.write(process.go, b"go\n")
 
@@ -259,6 +261,7 @@ class Launcher:
         member.pids.append(process.pid)
         if standby:
             member.standby = process
+            self._return(member)  # it may be due already
         else:
             member.current = process
 
@@ -303,7 +306,7 @@ class Launcher:
         if before == "starting":
             member.state, member.how = ("failed" if (status or 0) >= 0 else "lost"), how
         elif good:
-            there_is_more = member.returned < len(member.order.returns)
+            there_is_more = member.returned < len(member.order.returns) - member.unplanned
             member.state, member.how = ("left" if stopped or there_is_more else "finished"), ""
         else:
             member.state, member.how = "lost", how
@@ -329,6 +332,26 @@ class Launcher:
         """The next return of a node is due: it begins as soon as its earlier process has ended."""
         self.members[node].called += 1
         self._return(self.members[node])
+
+    def stand_by(self, node: int) -> None:
+        """Start the process with which the node will return `again`: it compiles, and holds until then."""
+        member = self.members[node]
+        if member.returned == len(member.order.returns):
+            more = (*member.order.arguments, "--resume")
+            member.order = member.order._replace(returns=(*member.order.returns, more))
+            member.unplanned += 1
+            self._start(member, standby=True)
+
+    def again(self, node: int) -> None:
+        """Start the node again with what it has kept, as soon as its process has ended."""
+        self.stand_by(node)
+        self.call(node)
+
+    def kill(self, node: int) -> None:
+        """Kill the process of a node, as whoever tries what the others make of that."""
+        current = self.members[node].current
+        if current is not None:
+            _signal(current, signal.SIGKILL)
 
     def _return(self, member: _Lives) -> None:
         if member.current is not None or member.standby is None or member.called <= member.returned:
