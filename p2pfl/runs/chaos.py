@@ -1,12 +1,13 @@
-"""`p2pfl chaos experiment.toml`: what is left of the training when a node is killed every so often and started again.
+"""`p2pfl chaos experiment.toml`: what is left of the training when a node is killed every so often, and comes back.
 
 The experiment runs twice, undisturbed and disturbed, for the same length. *Goodput* is the useful local steps per
-second of the second run as a share of those of the first, over the same span of time: from the first round that anybody
-has finished to the end of the disturbance. The local steps of a node in a round are useful once, however often it trains
-that round; those that it trained without half of the others are not.
+second of the second run as a share of those of the first, over the same span of time: from the first round that
+anybody has finished to the end of the disturbance. The local steps of a node in a round are useful once, however often
+it trains that round; those that it trained without half of the others are not.
 
 Real processes are killed with SIGKILL and come back by seconds. Where time is virtual, or a simulation has none, the
-same kills are planned by rounds, each of which takes `round_seconds`.
+same kills happen at the beginning of rounds, each of which takes `round_seconds`; the nodes of a virtual run do not
+expect them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from p2pfl import churn
-from p2pfl.config.churn import Drawn, NodeEvent, RejoinEvent
+from p2pfl.churn import Event, timeline
+from p2pfl.config.churn import NodeEvent, RejoinEvent
 from p2pfl.config.experiment import Experiment
 from p2pfl.drivers.live.launcher import Launcher
 from p2pfl.errors import ConfigError, Exit, LocalError, Stopped
@@ -167,8 +169,8 @@ def plan(wanted: Wanted, nodes: int, rounds: int, round_seconds: float, back: fl
 def work(rows: Iterable[Mapping[str, Any]], steps: Sequence[int], seconds: float, alone: int = 0) -> Work:
     """Return the useful local steps of a run within so many seconds of its first round.
 
-    `rows`: of metrics.jsonl. `steps`: of each node in a round. `alone`: steps without half of the others. The first round
-    only begins the count; a round that a node has trained twice counts once.
+    `rows`: of metrics.jsonl. `steps`: of each node in a round. `alone`: steps without half of the others. The first
+    round only begins the count; a round that a node has trained twice counts once.
     """
     inside = sorted(rows, key=lambda row: float(row["time"]))
     began = float(inside[0]["time"]) if inside else 0.0
@@ -177,7 +179,7 @@ def work(rows: Iterable[Mapping[str, Any]], steps: Sequence[int], seconds: float
 
 
 def returned(kills: Sequence[Kill], rows: Sequence[Mapping[str, Any]]) -> list[Kill]:
-    """Return the kills with the time at which the node had finished a round again: of a life that the kill did not end."""
+    """Return the kills with the time at which a new life of the node had finished a round."""
     result = []
     for kill in kills:
         before = max((row["life"] for row in rows if row["node"] == kill.node and row["time"] <= kill.at), default=0)
@@ -205,7 +207,7 @@ def last_scores(rows: Iterable[Mapping[str, Any]], key: str) -> float | None:
 
 
 def round_seconds(federation: Federation) -> float:
-    """Return what a round takes by [virtual]: the local steps of the slowest node, and a message on the slowest link."""
+    """Return what a round takes by [virtual]: the local steps of the slowest node, a message on the slowest link."""
     table, nodes = federation.experiment.virtual, len(federation.graph)
     training = max(s * int(n) for s, n in zip(virtual.seconds(table, nodes), federation.steps, strict=True))
     link = virtual.links(table)
@@ -325,25 +327,41 @@ def _by_rounds(federation: Federation, wanted: Wanted, out: Path, view: View) ->
             f"every={wanted.every:g}: nobody would be killed: {rounds} rounds of {took:g} s ([virtual]) are "
             f"{rounds * took:g} s, and a node is back after {BACK:g} s; give a shorter every, or a longer for"
         )
-    crashes = [NodeEvent("crash", kill.node, int(kill.at)) for kill in kills]
-    returns = [RejoinEvent("rejoin", kill.node, int(kill.back), "kept") for kill in kills if kill.back is not None]
+    events = [Event("crash", kill.node, int(kill.at)) for kill in kills]
+    events += [Event("rejoin", kill.node, int(kill.back), "kept") for kill in kills if kill.back is not None]
+    simulated = experiment.driver.kind == "simulate"
     runs: list[_Run] = []
-    for side, tables in zip(SIDES, ((), (*crashes, *returns)), strict=True):
+    for side, unplanned in zip(SIDES, ((), tuple(events)), strict=True):
         view.say(f"{side}:")
-        made = replace(experiment, rounds=rounds, churn=tables)
-        summary = _whole(run_experiment(made, out / side, view))
+        churn_of = tuple(map(_planned, unplanned)) if simulated else ()  # without a clock all is planned
+        made, driver = replace(experiment, rounds=rounds, churn=churn_of), drivers.chosen(experiment.driver)
+        if not simulated:
+            start = partial(virtual.run, unplanned=unplanned)
+            driver = driver._replace(prepare=partial(_at_once, start))
+        summary = _whole(run_experiment(made, out / side, view, driver))
         rows = records.read(out / side / "metrics.jsonl")
-        counted = _in_rounds(made, nodes, took) if experiment.driver.kind == "simulate" else rows
-        last = max(row["time"] for row in counted) - min(row["time"] for row in counted)
-        runs.append(_Run(summary, rows, counted, last))
+        counted = _in_rounds(unplanned, nodes, rounds, took) if simulated else rows
+        lasted = max(row["time"] for row in counted) - min(row["time"] for row in counted)
+        runs.append(_Run(summary, rows, counted, lasted))
     counted = runs[1].counted
     return _compared(federation, wanted, runs, returned(timed(kills, counted), counted), took)
 
 
-def _in_rounds(experiment: Experiment, nodes: int, took: float) -> list[dict[str, Any]]:
+def _at_once(start: drivers.Run, experiment: Experiment, view: View) -> AbstractContextManager[drivers.Run]:
+    """There is nothing to prepare."""
+    return nullcontext(start)
+
+
+def _planned(event: Event) -> NodeEvent | RejoinEvent:
+    """Return an event as an experiment plans it."""
+    if event.event == "crash":
+        return NodeEvent("crash", event.node, event.round)
+    return RejoinEvent("rejoin", event.node, event.round, "kept")
+
+
+def _in_rounds(events: Sequence[Event], nodes: int, rounds: int, took: float) -> list[dict[str, Any]]:
     """Return who trains in which round of a simulation, which has no clock, as records."""
-    events = [event for table in experiment.churn if not isinstance(table, Drawn) for event in table.events()]
-    when = churn.timeline(events, nodes, experiment.rounds)
+    when = timeline(events, nodes, rounds)
     return [
         {"node": int(node), "round": int(r) + 1, "time": (int(r) + 1) * took, "life": int(when.life[r, node])}
         for r, node in np.argwhere(when.active)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,11 +15,11 @@ import numpy as np
 from p2pfl import churn, tree
 from p2pfl.config import experiment as config
 from p2pfl.config.experiment import Experiment, NodeFile
-from p2pfl.drivers.live import clock, memory, ports
-from p2pfl.drivers.live.launcher import Launcher, Order
+from p2pfl.drivers.live import clock, memory, ports, processes
+from p2pfl.drivers.live.launcher import Launcher, Lives, Order
 from p2pfl.errors import stopping
 from p2pfl.federation.federation import Federation, model_shape
-from p2pfl.node import records
+from p2pfl.node import records, result
 from p2pfl.reporting.terminal import View
 from p2pfl.runs.progress import Watch
 from p2pfl.runs.summary import Collected, collect, left, planned_losses, score
@@ -48,12 +48,18 @@ _LEAVE = 8.0
 _KILLED = 2.0
 """Seconds until a node that was killed is seen to have ended."""
 
+_COLD = 15.0
+"""Seconds, or that many of its rounds, that a node which somebody else has started may stand still in the end."""
+
+_LOOK = 0.5
+"""Seconds between looks at who else has started nodes of a run."""
+
 _STALL = 5.0
 """Seconds, or that many of its rounds, that a node may stand still once others have finished."""
 
 
 Look = Callable[[Launcher, Watch, float], bool]
-"""Called many times a second while a run goes on, with the time; whether to end it there, by asking the nodes to leave."""
+"""Called many times a second while a run goes on; whether to end it there: its nodes are asked to leave."""
 
 
 def _nothing(server: Launcher, watch: Watch, now: float) -> bool:
@@ -139,24 +145,26 @@ def _run_at(
     server.prepare(orders)
     pids = ", ".join(f"{node}: {member.pids[0]}" for node, member in server.members.items() if member.pids)
     view.say(f"all nodes have compiled; their processes: {pids}")
-    (out / "pids.json").write_text(json.dumps({node: member.pids for node, member in server.members.items()}))
+    elsewhere = Elsewhere(out, server)
+    elsewhere.write()
     ready = clock.now()
     server.go()
     stopped_by = ""
     try:
-        if _follow(federation, server, watch, view, look):
+        if _follow(federation, server, watch, view, look, elsewhere):
             _ask_to_leave(server)
     except KeyboardInterrupt as interrupt:
         stopped_by = stopping(interrupt).name
         view.say(f"{stopped_by}: asking the nodes to leave")
+        elsewhere.stop()
         _ask_to_leave(server)
     _write_launch(out, server, watch)
     seconds = clock.now() - ready
-    result = collect(federation, out)
+    collected = collect(federation, out)
     lost = _lost(server, watch)
     planned = planned_losses(federation, max(watch.rounds_of.values()) if stopped_by else None)
     summary = replace(
-        result.summary,
+        collected.summary,
         driver="live",
         seconds_startup=ready - began,
         seconds_running=seconds,
@@ -167,7 +175,7 @@ def _run_at(
         stopped_by=stopped_by,
         incomplete=(server.broken,) if server.broken else (),
     )
-    return result._replace(summary=summary)
+    return collected._replace(summary=summary)
 
 
 def _ask_to_leave(server: Launcher) -> None:
@@ -187,33 +195,69 @@ def _ask_to_leave(server: Launcher) -> None:
 def _lost(server: Launcher, watch: Watch) -> dict[int, str]:
     """The nodes that died or never came, and how."""
     states = {"lost": "", "failed": "", "away": "never came", "alive": "did not end", "starting": "did not begin"}
-    result = {}
+    lost = {}
     for node, member in server.members.items():
-        if member.state in states:
+        if member.state in states and not _ended_elsewhere(member):
             round = watch.rounds_of[node]
-            result[node] = (member.how or states[member.state]) + (f" (after round {round})" if round else "")
-    return result
+            lost[node] = (member.how or states[member.state]) + (f" (after round {round})" if round else "")
+    return lost
 
 
-def _follow(federation: Federation, server: Launcher, watch: Watch, view: View, look: Look) -> bool:
+def _ended_elsewhere(member: Lives) -> bool:
+    """A later life of the node, which somebody else has started, has ended in good order."""
+    ended = result.read(member.order.directory)
+    return member.state == "lost" and ended is not None and ended != member.before and ended.error is None
+
+
+class Elsewhere:
+    """Processes of nodes that somebody else has started in this run's directory: who does so adds them to pids.json."""
+
+    def __init__(self, out: Path, server: Launcher) -> None:
+        self._file, self._server = out / "pids.json", server
+        self._looked, self._there = 0.0, set[int]()
+
+    def write(self) -> None:
+        """Write down the processes that the run itself has started."""
+        processes.write(self._file, {node: member.pids for node, member in self._server.members.items()})
+
+    def nodes(self, now: float) -> set[int]:
+        """Return the nodes that are at work so."""
+        if now - self._looked > _LOOK:
+            self._looked = now
+            own = {pid for member in self._server.members.values() for pid in member.pids}
+            latest = {node: pids[-1] for node, pids in processes.read(self._file).items() if pids}
+            self._there = {node for node, pid in latest.items() if pid not in own and processes.runs(pid, node)}
+        return self._there
+
+    def stop(self, nodes: Sequence[int] | None = None) -> None:
+        """Ask them to leave, or these of them."""
+        for node in self.nodes(clock.now()).intersection(self._there if nodes is None else nodes):
+            processes.send(processes.read(self._file)[node][-1], node, signal.SIGTERM)
+
+
+def _follow(
+    federation: Federation, server: Launcher, watch: Watch, view: View, look: Look, elsewhere: Elsewhere
+) -> bool:
     """Show what happens until no node is at work any more; start and thaw the nodes that the experiment has planned.
 
     Returns whether it is to be ended before that.
     """
     plan = _Returns(federation.churn)
-    while server.running:
+    while server.running or elsewhere.nodes(clock.now()):
         server.poll(0.05)
         now = clock.now()
         for text in watch.read():
             view.say(text)
         states = {node: member.state for node, member in server.members.items()}
-        view.update(watch.status(states, now))
+        view.update(watch.status({**states, **dict.fromkeys(elsewhere.nodes(now), "alive")}, now))
         plan.look(server, watch, now)
         if look(server, watch, now):
             return True
         if any(state == "finished" for state in states.values()):
             for node in watch.standing_still([n for n, s in states.items() if s == "alive"], now, _STALL):
                 server.give_up(node, f"gave no sign of life since round {watch.rounds_of[node]}")
+        if not server.running:  # who comes back when the others have finished would wait for them
+            elsewhere.stop(watch.standing_still(sorted(elsewhere.nodes(now)), now, _COLD))
     for text in watch.read():
         view.say(text)
     states = {node: member.state for node, member in server.members.items()}
