@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -161,7 +161,7 @@ def _run_at(
     _write_launch(out, server, watch)
     seconds = clock.now() - ready
     collected = collect(federation, out)
-    lost = _lost(server, watch)
+    lost = _lost(server, watch, elsewhere.late)
     planned = planned_losses(federation, max(watch.rounds_of.values()) if stopped_by else None)
     summary = replace(
         collected.summary,
@@ -192,12 +192,14 @@ def _ask_to_leave(server: Launcher) -> None:
         server.poll(0.05)
 
 
-def _lost(server: Launcher, watch: Watch) -> dict[int, str]:
-    """The nodes that died or never came, and how."""
+def _lost(server: Launcher, watch: Watch, late: Collection[int]) -> dict[int, str]:
+    """The nodes that died or never came, and how. `late`: those that came back when the others had finished."""
     states = {"lost": "", "failed": "", "away": "never came", "alive": "did not end", "starting": "did not begin"}
     lost = {}
     for node, member in server.members.items():
-        if member.state in states and not _ended_elsewhere(member):
+        if node in late:
+            lost[node] = "came back when the others had finished"
+        elif member.state in states and not _ended_elsewhere(member):
             round = watch.rounds_of[node]
             lost[node] = (member.how or states[member.state]) + (f" (after round {round})" if round else "")
     return lost
@@ -215,6 +217,7 @@ class Elsewhere:
     def __init__(self, out: Path, server: Launcher) -> None:
         self._file, self._server = out / "pids.json", server
         self._looked, self._there = 0.0, set[int]()
+        self.late: set[int] = set()  # those that had to be asked to leave, for all others had finished
 
     def write(self) -> None:
         """Write down the processes that the run itself has started."""
@@ -229,10 +232,16 @@ class Elsewhere:
             self._there = {node for node, pid in latest.items() if pid not in own and processes.runs(pid, node)}
         return self._there
 
-    def stop(self, nodes: Sequence[int] | None = None) -> None:
-        """Ask them to leave, or these of them."""
-        for node in self.nodes(clock.now()).intersection(self._there if nodes is None else nodes):
+    def stop(self) -> None:
+        """Ask them to leave."""
+        for node in self.nodes(clock.now()):
             processes.send(processes.read(self._file)[node][-1], node, signal.SIGTERM)
+
+    def end(self, nodes: Sequence[int]) -> None:
+        """Ask some to leave that have come too late."""
+        for node in nodes:
+            if processes.send(processes.read(self._file)[node][-1], node, signal.SIGTERM):
+                self.late.add(node)
 
 
 def _follow(
@@ -257,7 +266,7 @@ def _follow(
             for node in watch.standing_still([n for n, s in states.items() if s == "alive"], now, _STALL):
                 server.give_up(node, f"gave no sign of life since round {watch.rounds_of[node]}")
         if not server.running:  # who comes back when the others have finished would wait for them
-            elsewhere.stop(watch.standing_still(sorted(elsewhere.nodes(now)), now, _COLD))
+            elsewhere.end(watch.standing_still(sorted(elsewhere.nodes(now)), now, _COLD))
     for text in watch.read():
         view.say(text)
     states = {node: member.state for node, member in server.members.items()}
