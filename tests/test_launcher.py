@@ -216,6 +216,8 @@ def test_a_node_that_nobody_planned_to_return_is_started_again(tmp_path: Path, s
                 launcher.stand_by(0)  # one is enough
                 until(lambda: launcher.poll(0.05) or node.standby is not None)
             launcher.kill(0)
+            if not stands_by:
+                until(lambda: launcher.poll(0.05) or node.state == "lost")
             launcher.again(0)
             until(lambda: launcher.poll(0.05) or node.returned == returns)  # noqa: B023
             assert node.state == "alive" and len(set(node.pids)) == returns + 1
