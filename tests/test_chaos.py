@@ -16,6 +16,7 @@ from p2pfl.churn import Event, check
 from p2pfl.config import experiment
 from p2pfl.errors import ConfigError, Exit
 from p2pfl.federation.federation import build
+from p2pfl.node import records
 from p2pfl.reporting import terminal
 from p2pfl.reporting.run_data import Summary
 from p2pfl.runs import chaos
@@ -154,6 +155,23 @@ def test_both_runs_of_an_experiment(tmp_path: Path, kind: str) -> None:
     assert all((out / side / "report.html").exists() for side in chaos.SIDES)
     residuals = [summary.mean_residual for summary in result.summaries]
     assert all(each is None or each < 1e-6 for each in residuals)
+
+
+@pytest.mark.more
+def test_rounds_of_a_ring_meet_again_when_a_node_has_been_away(tmp_path: Path) -> None:
+    """Else what the neighbours differ by adds up around the ring, and slows all rounds for ever (to 14 / 16)."""
+    file = write(tmp_path, Case("dsgd", "ring", 16), more="[virtual]\nstep_seconds = 0.15\n", rounds=60, timing={})
+    result = chaos.chaos(
+        experiment.load(file, ['driver.kind="virtual"']), Wanted(10.0, seed=2), tmp_path / "out", terminal.quiet()
+    )
+    last: dict[int, int] = {}
+    for node in range(16):
+        for each in records.read(tmp_path / "out" / "disturbed" / "nodes" / str(node) / "trace.jsonl"):
+            for to, _, _, here, there in each.get("booked", []):
+                if to == (node + 1) % 16:
+                    last[node] = there - here
+    assert sum(last.values()) == 0 and len(last) == 16
+    assert len(result.kills) == 1 and result.goodput > 0.94
 
 
 @pytest.mark.parametrize(
