@@ -1,10 +1,14 @@
-"""The command line: `p2pfl run`, `node`, `check`, `sweep`, `report`, `replay`, `topology`. Its exit codes: `Exit`."""
+"""The command line: `p2pfl run`, `node`, `check`, `chaos`, `sweep`, `report`, `replay`, `topology`.
+
+Its exit codes: `Exit`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import tomllib
@@ -133,6 +137,64 @@ def node(file: Path, out: Path | None, hold: bool, resume: bool) -> None:
         raise _Failure(ended.error, Exit.FAILED)
     if ended.stopped_by and ended.left:
         sys.exit(Exit(128 + signal.Signals[ended.stopped_by]))
+
+
+class _Seconds(click.ParamType):
+    """A time as a person writes it: 10s, 1.5min, 2h; seconds where no unit is given."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return it in seconds."""
+        read = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|h|)", str(value).strip())
+        if read is None or not float(read[1]) > 0:
+            self.fail(f"{value!r} is no time greater than 0; write it as 10s, 1.5min or 2h", param, ctx)
+        return float(read[1]) * {"min": 60.0, "h": 3600.0}.get(read[2], 1.0)
+
+
+@main.command()
+@click.argument("what", metavar="FILE|RUN", type=click.Path(path_type=Path))
+@click.option("--every", type=_Seconds(), required=True, help="A node is killed every so often, as in 10s.")
+@click.option("--for", "length", type=_Seconds(), help="How long, as in 10min; to the last round unless given.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of who is killed.")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a field of FILE.")
+@click.option("--driver", type=click.Choice(["live", "virtual", "simulate"]), help="Short for --set driver.kind=...")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory of both runs of FILE; must be new or empty.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result alone, as JSON.")
+def chaos(
+    what: Path, every: float, length: float | None, seed: int, overrides: tuple[str, ...], driver: str | None,
+    out: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Kill a node every few seconds and start it again: in one of two runs of FILE, or in the live run RUN."""
+    with _errors():
+        from p2pfl.config import experiment
+        from p2pfl.errors import ConfigError
+        from p2pfl.reporting import terminal
+
+        if what.is_dir():
+            if overrides or driver or out:
+                raise ConfigError(f"{what}: is a run; --set, --driver and --out go with an experiment file")
+            from p2pfl.runs import chaos_attached
+
+            chaos_attached.attach(what, every, length, seed, lambda text: click.echo(text, err=as_json))
+            return
+        wanted = experiment.load(what, (*overrides, *([f'driver.kind="{driver}"'] if driver else [])), find=True)
+        if wanted.driver.kind == "simulate":
+            _cores_as_devices()
+        sys.path[:0] = [str(Path.cwd()), str(what.resolve().parent)]
+        from p2pfl.runs import chaos as runs
+        from p2pfl.runs.run import default_out
+
+        console = Console(highlight=False)
+        out = out or default_out(f"chaos-{wanted.name}")
+        with terminal.make(console, quiet=as_json) as shown:
+            result = runs.chaos(wanted, runs.Wanted(every, length, seed), out, shown)
+    if as_json:
+        click.echo(json.dumps(result.as_dict(), indent=1))
+    else:
+        console.print(runs.table(result))
+        console.print(f"result: {out / 'chaos.json'}", soft_wrap=True, markup=False)
+    _judge(result.verdict)
 
 
 @main.command()

@@ -86,7 +86,7 @@ def records(path: Path) -> list[dict[str, Any]]:
 # --- help and mistakes
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["node"], ["check"], ["report"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["node"], ["check"], ["chaos"], ["report"]])
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help(command: list[str], flag: str) -> None:
     result = call(*command, flag)
@@ -109,6 +109,11 @@ def test_version() -> None:
         (["run", "exp.toml", "--seed", "3"], "No such option"),
         (["run", "exp.toml", "--set"], "requires an argument"),
         (["node"], "Missing argument 'FILE'"),
+        (["chaos", "exp.toml"], "Missing option '--every'"),
+        (["chaos", "exp.toml", "--every", "0s"], "'0s' is no time greater than 0; write it as 10s"),
+        (["chaos", "exp.toml", "--every=-1s"], "'-1s' is no time greater than 0"),
+        (["chaos", "exp.toml", "--every", "soon"], "'soon' is no time"),
+        (["chaos", "exp.toml", "--every", "1s", "--for", "0min"], "'0min' is no time"),
         (["report"], "Missing argument 'RUN'"),
         (["report", "nowhere"], "'nowhere' does not exist"),
     ],
@@ -143,6 +148,12 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "exp.toml", "--out", "exp.toml"], "Error: out='exp.toml': "),
         (["node", "no.toml"], "Error: no.toml: no such file"),
         (["node", "exp.toml"], "Error: exp.toml: experiment: missing; it must be given"),
+        (["chaos", "no.toml", "--every", "1s"], "Error: no.toml: no such file"),
+        (["chaos", ".", "--every", "1s"], "Error: .: is no live run that is under way: it has no pids.json"),
+        (["chaos", ".", "--every", "1s", "--driver", "live"], "--driver and --out go with an experiment file"),
+        (["chaos", "exp.toml", "--every", "9s", "--for", "9s"], "for=9: must be longer than every=9"),
+        (["chaos", "exp.toml", "--every", "1h"], "every=3600: nobody would be killed: 3 rounds of"),
+        (["chaos", "exp.toml", "--every", "1s", "--set", "topology.nodes=1"], "topology.nodes=1: "),
         (["report", "."], "Error: "),
     ],
 )
@@ -175,6 +186,16 @@ def test_a_run_directory_that_is_not_empty_is_left_alone(place: Path, nothing_st
     assert (place / "out" / "thesis.txt").read_text() == "years of work"
     with pytest.raises(ConfigError, match="is not empty"):
         run_experiment(experiment.load(Path("exp.toml")), Path("out"), terminal.make(Console(), quiet=True))
+
+
+@pytest.mark.parametrize("leaves", ["summary.json", "nothing"])
+def test_chaos_refuses_a_run_that_is_over(place: Path, leaves: str) -> None:
+    (place / "run" / "nodes" / "0").mkdir(parents=True)
+    (place / "run" / "pids.json").write_text(json.dumps({"0": [os.getpid()]}))  # alive, and no node
+    if leaves != "nothing":
+        (place / "run" / leaves).write_text("{}")
+    result = call("chaos", "run", "--every", "1s")
+    assert result.exit_code == 1 and result.stderr.startswith("Error: run: is over; give a live run")
 
 
 def test_a_place_that_cannot_be_written_is_no_traceback(place: Path) -> None:

@@ -733,3 +733,42 @@ def test_no_process_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> 
     assert sys.executable in listed
     mine = str(tmp_path_factory.getbasetemp())
     assert not [line for line in listed.splitlines() if mine in line and "node.toml" in line]
+
+
+# --- chaos
+
+
+def chaos(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*P2PFL, "chaos", *map(str, arguments)], capture_output=True, text=True, timeout=240)
+
+
+def test_nodes_that_are_killed_every_few_seconds_and_started_again_lose_little(begin: Start, tmp_path: Path) -> None:
+    """No claim on how little, which is for `make bench`: other things run beside this test."""
+    file = tmp_path / "chaos.toml"
+    file.write_text(FILE.format(nodes=4, rounds=100, algorithm="gradient_tracking", more="", model=LOGISTIC))
+    done = chaos(file, "--every", "5s", "--for", "22s", "--out", tmp_path / "out", "--json")
+    table = json.loads(done.stdout)
+    assert done.returncode == Exit.DONE and not table["incomplete"], done.stderr
+    assert len(table["kills"]) == 3 and all(kill["back"] for kill in table["kills"])
+    assert table["goodput"] > 0.3 and table["back_seconds_mean"] < 15
+    assert abs(table["disturbed"]["accuracy"] - table["undisturbed"]["accuracy"]) < 0.015
+    assert table["disturbed"]["mean_residual"] < 1e-6
+
+
+def test_a_live_run_whose_nodes_are_killed_and_started_again_by_another_is_whole(begin: Start) -> None:
+    run = begin(nodes=4, rounds=ENDLESS)
+    run.reaches(0, 20)
+    watcher = subprocess.Popen([*P2PFL, "chaos", str(run.out), "--every", "6s", "--for", "7s"], stdout=subprocess.PIPE)
+    assert watcher.stdout is not None
+    told = watcher.stdout.readline().decode()
+    node = int(told.split()[1])
+    assert "was killed, and is started again as process" in told
+    run.wait_for(lambda: len(run.lives(node)) == 2)
+    run.goes_on([*range(4)])
+    run.process.send_signal(signal.SIGINT)
+    out, err = run.process.communicate(timeout=60)
+    summary = json.loads(out)
+    watcher.communicate(timeout=60)
+    assert watcher.returncode == 0 and run.process.returncode == 130, err
+    assert summary["lost"] == [] and summary["left"] == [0, 1, 2, 3]
+    balanced(summary)

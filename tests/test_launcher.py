@@ -21,7 +21,7 @@ import launch_script
 import pytest
 import zmq
 
-from p2pfl.drivers.live import ports
+from p2pfl.drivers.live import ports, processes
 from p2pfl.drivers.live.launcher import Launcher
 from p2pfl.errors import LocalError
 
@@ -203,6 +203,42 @@ def test_who_is_killed_is_told_with_what_is_known_of_it(tmp_path: Path) -> None:
         story.ends()
         assert story.states() == ["lost", "finished"]
     assert "node 0 was killed (SIGKILL): out of memory?" in story.said
+
+
+@pytest.mark.parametrize("stands_by", [True, False])
+def test_a_node_that_nobody_planned_to_return_is_started_again(tmp_path: Path, stands_by: bool) -> None:
+    with Story(tmp_path, "ends", "ends") as story:
+        story.go()
+        launcher, node = story.launcher, story.launcher.members[0]
+        for returns in (1, 2):
+            if stands_by:
+                launcher.stand_by(0)
+                launcher.stand_by(0)  # one is enough
+                until(lambda: launcher.poll(0.05) or node.standby is not None)
+            launcher.kill(0)
+            if not stands_by:
+                until(lambda: launcher.poll(0.05) or node.state == "lost")
+            launcher.again(0)
+            until(lambda: launcher.poll(0.05) or node.returned == returns)  # noqa: B023
+            assert node.state == "alive" and len(set(node.pids)) == returns + 1
+        story.ends()
+        assert story.states() == ["finished", "finished"]
+        assert [event["event"] for event in launcher.events] == ["crash", "crash"]
+
+
+def test_who_has_been_told_to_be_a_node_is_looked_at_before_it_is_killed(tmp_path: Path) -> None:
+    file = tmp_path / "pids.json"
+    processes.write(file, {3: [1, os.getpid()]})
+    assert processes.read(file) == {3: [1, os.getpid()]}
+    assert not processes.send(os.getpid(), 3, signal.SIGKILL)  # this process is no node
+    code = "import threading; threading.Event().wait()"
+    words = [sys.executable, "-c", code, "node", f"{tmp_path}/nodes/3/node.toml"]
+    with subprocess.Popen(words) as started:
+        until(lambda: processes.runs(started.pid, 3))
+        assert not processes.runs(started.pid, 4) and not processes.send(started.pid, 13, signal.SIGKILL)
+        assert processes.send(started.pid, 3, signal.SIGKILL)
+        until(lambda: not processes.runs(started.pid, 3))
+    assert started.returncode == -signal.SIGKILL and not processes.send(started.pid, 3, signal.SIGKILL)
 
 
 def test_nodes_go_on_when_the_process_that_forks_them_is_killed(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Speed of a live round and of the simulator, beside the limits measured in the same run: ratios first, seconds second.
+"""Speed of a live round and of the simulator, beside the limits measured in the same run: ratios first, seconds second;
+and goodput: what is left of the useful local steps when a node is killed every ten seconds.
 
 python tools/bench.py                    # the figures of the README
-python tools/bench.py --only simulate    # or live
+python tools/bench.py --only simulate    # or live, or goodput
 python tools/bench.py --smoke            # one short run of each: does the benchmark itself still work?
 """
 
@@ -23,6 +24,10 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "experiments" / "ring-digits" / "experiment.toml"
+
+# Goodput: a node dies every ten seconds. A round of the virtual and the simulated nodes takes 0.3 s
+EVERY = "10s"
+CHAOS = ("model.hidden=[128]", "evaluation.every=50", "evaluation.metrics=false", "virtual.step_seconds=0.05")
 
 # Small work: rows like digits, MLP 64-128-10 (9,610 parameters, 38 kB), SGD, 6 local steps of 32 rows a round
 TRAINING = 'training={optimizer={name="sgd", learning_rate=0.1}, batch_size=32, local_steps=6}'
@@ -87,6 +92,35 @@ def training_alone(steps: int = 6, batch: int = 32, repeats: int = 300) -> float
     return statistics.median(times)
 
 
+def chaos(driver: str, nodes: int, length: str) -> dict[str, Any]:
+    """Both runs of `p2pfl chaos`."""
+    given = (*CHAOS, 'data={source="digits", partition="iid"}', f"topology.nodes={nodes}", TRAINING)
+    with tempfile.TemporaryDirectory() as folder:
+        sets = [part for each in given for part in ("--set", each)]
+        options = ["--every", EVERY, "--for", length, "--driver", driver, "--out", f"{folder}/chaos", "--json"]
+        command = [sys.executable, "-m", "p2pfl", "chaos", str(DEMO), *options, *sets]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if not done.stdout:
+        raise SystemExit(done.stderr)
+    return dict(json.loads(done.stdout))
+
+
+def bench_goodput(cases: Sequence[tuple[str, int, str]]) -> None:
+    """Useful local steps a second with a node killed every ten seconds, beside those of the undisturbed run."""
+    for driver, nodes, length in cases:
+        result = chaos(driver, nodes, length)
+        say(
+            f"goodput, {driver} ring of {nodes}, a node killed every {EVERY}",
+            steps_per_second=result["disturbed"]["steps_per_second"],
+            steps_per_second_undisturbed=result["undisturbed"]["steps_per_second"],
+            goodput=result["goodput"],
+            kills=len(result["kills"]),
+            back_seconds_mean=result["back_seconds_mean"],
+            seconds=result["seconds"],
+            not_whole=result["incomplete"],
+        )
+
+
 def say(figure: str, **values: Any) -> None:
     """One JSON object a line."""
     print(json.dumps({"figure": figure, **values}), flush=True)
@@ -148,15 +182,25 @@ def main() -> None:
     """Print one JSON object per figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="one short run of each")
-    parser.add_argument("--only", choices=["live", "simulate"], help="one half of the benchmark")
+    parser.add_argument("--only", choices=["live", "simulate", "goodput"], help="one part of the benchmark")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     smoke, repeats = arguments.smoke, 1 if arguments.smoke else arguments.repeats
+    if arguments.only != "goodput":
+        bench_speed(arguments.only, repeats, smoke)
+    if arguments.only in (None, "goodput"):
+        # minutes where time is not the clock's; of real processes one
+        whole = (("simulate", 16, "5min"), ("virtual", 16, "2min"), ("live", 8, "60s"))
+        bench_goodput((("virtual", 4, "15s"),) if smoke else whole)
+
+
+def bench_speed(only: str | None, repeats: int, smoke: bool) -> None:
+    """Seconds of a round, beside those of its local steps."""
     alone = training_alone(repeats=30 if smoke else 300)
     say("local steps of one node, alone", seconds=alone, steps_per_second=6 / alone)
-    if arguments.only != "simulate":
+    if only != "simulate":
         bench_live(repeats, 30 if smoke else 400, (8,) if smoke else (4, 8, 16), alone)
-    if arguments.only != "live":
+    if only != "live":
         sizes = ((20, 20),) if smoke else ((10, 2000), (100, 400), (1000, 60), (10_000, 12))
         bench_simulate(repeats, sizes, (4, 2) if smoke else (16, 12), alone)
 

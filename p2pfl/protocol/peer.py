@@ -167,6 +167,9 @@ STAGES: Mapping[str, Mapping[type[Any], str | None]] = {
 _RETURN = 10.0
 """Seconds for which a round waits, at most, for a node that the experiment lets come back in it."""
 
+_LITTLE = 2
+"""Rounds by which a neighbour may be ahead for this node to leave an exchange out."""
+
 _FAR = 1000
 """A neighbour ahead by more rounds has gone on without this node, whatever the schedule says."""
 
@@ -184,6 +187,7 @@ class Peer:
         self._planned = RoundPlan()  # of the present round
         self._granted: dict[int, int] = {}  # who gets a share of this round's payload, and the life it is for
         self._trained_in = 0
+        self._resting: frozenset[int] = frozenset()  # neighbours without an exchange in this round, see `_realign`
         self._model: Any = None  # after the local steps of that round
         self._leaving = self._began = False
         self._said = False  # that it waits for members
@@ -576,6 +580,8 @@ class Peer:
             return
         # without a barrier, who is offered an exchange takes it, whatever its own schedule says
         taken = state.facts.sync == ASYNC and other.edge.theirs is not None and other.edge.theirs.epoch == state.epoch
+        if other.node in self._resting and state.round < state.facts.rounds:
+            return
         if (other.node in self._planned.exchange or taken) and other.usable:
             other.opened = state.now
             self._edges.apply(other, exchange.open(other.edge, side))
@@ -715,6 +721,7 @@ class Peer:
             return following
         self._rounds.ends()
         rounds = {each.node: each.theirs.round for each in booked if each.mine is not None}
+        self._resting = self._realign(booked) if state.plan.steady else frozenset()
         if state.plan.steady and rounds and set(self._planned.exchange) <= set(rounds):
             following = max(following, min(rounds.values()) + 1)
         for other in state.neighbors.values():
@@ -723,6 +730,19 @@ class Peer:
         if following == state.round + 1:
             return following
         return min(following, self._rounds.limit(), state.facts.rounds)
+
+    def _realign(self, booked: Sequence[Booking]) -> frozenset[int]:
+        """Return the neighbours with which the next round leaves the exchange out: a little ahead, where not all were.
+
+        Once somebody has been away, the exchanges of an edge may join round r of one end with r + 1 of the other. Where
+        these differences do not add up to 0 around a ring, every round waits in the end for one of its own that is too
+        early: a lap of 16 nodes takes 16 rounds' time and is 14 rounds long, for ever. So who is behind leaves one out,
+        and the rounds of both ends meet again.
+        """
+        ahead = {each.node: each.theirs.round - each.mine.round for each in booked if each.mine is not None}
+        if not set(self._planned.exchange) <= set(ahead) or min(ahead.values(), default=1) > 0:
+            return frozenset()
+        return frozenset(node for node, rounds in ahead.items() if 0 < rounds <= _LITTLE)
 
     def _passed_over(self, other: Neighbor) -> bool:
         """The neighbour has left a round behind in which it was to wait for this node, which has not been there.

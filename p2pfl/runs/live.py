@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,11 @@ import numpy as np
 from p2pfl import churn, tree
 from p2pfl.config import experiment as config
 from p2pfl.config.experiment import Experiment, NodeFile
-from p2pfl.drivers.live import clock, memory, ports
-from p2pfl.drivers.live.launcher import Launcher, Order
+from p2pfl.drivers.live import clock, memory, ports, processes
+from p2pfl.drivers.live.launcher import Launcher, Lives, Order
 from p2pfl.errors import stopping
 from p2pfl.federation.federation import Federation, model_shape
-from p2pfl.node import records
+from p2pfl.node import records, result
 from p2pfl.reporting.terminal import View
 from p2pfl.runs.progress import Watch
 from p2pfl.runs.summary import Collected, collect, left, planned_losses, score
@@ -51,18 +51,38 @@ _KILLED = 2.0
 _LONELY = 30.0
 """Seconds for which all that are left may wait for members of which none is to come back."""
 
+_COLD = 15.0
+"""Seconds, or that many of its rounds, that a node which somebody else has started may stand still in the end."""
+
+_LOOK = 0.5
+"""Seconds between looks at who else has started nodes of a run."""
+
 _STALL = 5.0
 """Seconds, or that many of its rounds, that a node may stand still once others have finished."""
 
 
+Look = Callable[[Launcher, Watch, float], bool]
+"""Called many times a second while a run goes on; whether to end it there: its nodes are asked to leave."""
+
+
+def _nothing(server: Launcher, watch: Watch, now: float) -> bool:
+    """Let a run take its course."""
+    return False
+
+
 @contextlib.contextmanager
-def prepared(experiment: Experiment, view: View) -> Iterator[Callable[[Federation, Path, View], Collected]]:
-    """Start the process that will start the nodes: it imports while this one builds and trains the baselines."""
+def prepared(
+    experiment: Experiment, view: View, look: Look = _nothing
+) -> Iterator[Callable[[Federation, Path, View], Collected]]:
+    """Start the process that will start the nodes: it imports while this one builds and trains the baselines.
+
+    `look`: what else happens to the nodes while they run.
+    """
     preload = [*_PRELOAD]
     if experiment.data.source in ("digits", "breast_cancer"):
         preload.append("sklearn.datasets")
     with Launcher(ENTRY, preload, view.say, memory.Watcher().killed) as server:
-        yield partial(_run, server)
+        yield partial(_run, server, look)
 
 
 def check(federation: Federation) -> None:
@@ -113,36 +133,41 @@ def _orders(federation: Federation, out: Path, held: Sequence[int]) -> list[Orde
     return orders
 
 
-def _run(server: Launcher, federation: Federation, out: Path, view: View) -> Collected:
+def _run(server: Launcher, look: Look, federation: Federation, out: Path, view: View) -> Collected:
     """Run a process for each node to their end, and collect what they leave."""
     with ports.reserved(len(federation.graph)) as held:
-        return _run_at(server, federation, out, view, _orders(federation, out, held))
+        return _run_at(server, look, federation, out, view, _orders(federation, out, held))
 
 
-def _run_at(server: Launcher, federation: Federation, out: Path, view: View, orders: Sequence[Order]) -> Collected:
+def _run_at(
+    server: Launcher, look: Look, federation: Federation, out: Path, view: View, orders: Sequence[Order]
+) -> Collected:
     began = clock.now()
     view.say(f"starting {len(orders)} node processes")
     watch = Watch(federation.experiment.rounds, {order.node: order.directory for order in orders}, score(federation))
     server.prepare(orders)
     pids = ", ".join(f"{node}: {member.pids[0]}" for node, member in server.members.items() if member.pids)
     view.say(f"all nodes have compiled; their processes: {pids}")
-    (out / "pids.json").write_text(json.dumps({node: member.pids for node, member in server.members.items()}))
+    elsewhere = Elsewhere(out, server)
+    elsewhere.write()
     ready = clock.now()
     server.go()
     stopped_by = ""
     try:
-        _follow(federation, server, watch, view)
+        if _follow(federation, server, watch, view, look, elsewhere):
+            _ask_to_leave(server)
     except KeyboardInterrupt as interrupt:
         stopped_by = stopping(interrupt).name
         view.say(f"{stopped_by}: asking the nodes to leave")
+        elsewhere.stop()
         _ask_to_leave(server)
     _write_launch(out, server, watch)
     seconds = clock.now() - ready
-    result = collect(federation, out)
-    lost = _lost(server, watch)
+    collected = collect(federation, out)
+    lost = _lost(server, watch, elsewhere.late)
     planned = planned_losses(federation, max(watch.rounds_of.values()) if stopped_by else None)
     summary = replace(
-        result.summary,
+        collected.summary,
         driver="live",
         seconds_startup=ready - began,
         seconds_running=seconds,
@@ -153,7 +178,7 @@ def _run_at(server: Launcher, federation: Federation, out: Path, view: View, ord
         stopped_by=stopped_by,
         incomplete=(server.broken,) if server.broken else (),
     )
-    return result._replace(summary=summary)
+    return collected._replace(summary=summary)
 
 
 def _ask_to_leave(server: Launcher) -> None:
@@ -170,41 +195,97 @@ def _ask_to_leave(server: Launcher) -> None:
         server.poll(0.05)
 
 
-def _lost(server: Launcher, watch: Watch) -> dict[int, str]:
-    """The nodes that died or never came, and how."""
+def _lost(server: Launcher, watch: Watch, late: Collection[int]) -> dict[int, str]:
+    """The nodes that died or never came, and how. `late`: those that came back when the others had finished."""
     states = {"lost": "", "failed": "", "away": "never came", "alive": "did not end", "starting": "did not begin"}
-    result = {}
+    lost = {}
     for node, member in server.members.items():
-        if member.state in states:
+        if node in late:
+            lost[node] = "came back when the others had finished"
+        elif member.state in states and not _ended_elsewhere(member):
             round = watch.rounds_of[node]
-            result[node] = (member.how or states[member.state]) + (f" (after round {round})" if round else "")
-    return result
+            lost[node] = (member.how or states[member.state]) + (f" (after round {round})" if round else "")
+    return lost
 
 
-def _follow(federation: Federation, server: Launcher, watch: Watch, view: View) -> None:
-    """Show what happens until no node is at work any more; start and thaw the nodes that the experiment has planned."""
+def _ended_elsewhere(member: Lives) -> bool:
+    """A later life of the node, which somebody else has started, has ended in good order."""
+    ended = result.read(member.order.directory)
+    return member.state == "lost" and ended is not None and ended != member.before and ended.error is None
+
+
+class Elsewhere:
+    """Processes of nodes that somebody else has started in this run's directory: who does so adds them to pids.json."""
+
+    def __init__(self, out: Path, server: Launcher) -> None:
+        self._file, self._server = out / "pids.json", server
+        self._looked, self._there = 0.0, set[int]()
+        self.late: set[int] = set()  # those that had to be asked to leave, for all others had finished
+
+    def write(self) -> None:
+        """Write down the processes that the run itself has started."""
+        processes.write(self._file, {node: member.pids for node, member in self._server.members.items()})
+
+    def nodes(self, now: float) -> set[int]:
+        """Return the nodes that are at work so."""
+        if now - self._looked > _LOOK:
+            self._looked = now
+            own = {pid for member in self._server.members.values() for pid in member.pids}
+            latest = {node: pids[-1] for node, pids in processes.read(self._file).items() if pids}
+            self._there = {node for node, pid in latest.items() if pid not in own and processes.runs(pid, node)}
+        return self._there
+
+    def stop(self) -> None:
+        """Ask them to leave."""
+        for node in self.nodes(clock.now()):
+            processes.send(processes.read(self._file)[node][-1], node, signal.SIGTERM)
+
+    def end(self, nodes: Sequence[int]) -> None:
+        """Ask some to leave that have come too late."""
+        for node in nodes:
+            if processes.send(processes.read(self._file)[node][-1], node, signal.SIGTERM):
+                self.late.add(node)
+
+
+def _follow(
+    federation: Federation, server: Launcher, watch: Watch, view: View, look: Look, elsewhere: Elsewhere
+) -> bool:
+    """Show what happens until no node is at work any more; start and thaw the nodes that the experiment has planned.
+
+    Returns whether it is to be ended before that.
+    """
     plan = _Returns(federation.churn)
-    while server.running:
+    while server.running or elsewhere.nodes(clock.now()):
         server.poll(0.05)
         now = clock.now()
         for text in watch.read():
             view.say(text)
         states = {node: member.state for node, member in server.members.items()}
-        view.update(watch.status(states, now))
+        view.update(watch.status({**states, **dict.fromkeys(elsewhere.nodes(now), "alive")}, now))
         plan.look(server, watch, now)
+        if look(server, watch, now):
+            return True
         at_work = [node for node, state in states.items() if state == "alive"]
         if any(state == "finished" for state in states.values()):
             for node in watch.standing_still(at_work, now, _STALL):
                 server.give_up(node, f"gave no sign of life since round {watch.rounds_of[node]}")
-        elif at_work and not plan.more and len(watch.standing_still(at_work, now, _LONELY)) == len(at_work):
+        elif (
+            at_work
+            and not plan.more
+            and not elsewhere.nodes(now)
+            and len(watch.standing_still(at_work, now, _LONELY)) == len(at_work)
+        ):
             waiting = sorted(watch.waiting.intersection(at_work))
             if waiting == at_work:
                 view.say(f"node {', '.join(map(str, waiting))}: wait for members that do not come; asked to leave")
                 _ask_to_leave(server)
+        if not server.running:  # who comes back when the others have finished would wait for them
+            elsewhere.end(watch.standing_still(sorted(elsewhere.nodes(now)), now, _COLD))
     for text in watch.read():
         view.say(text)
     states = {node: member.state for node, member in server.members.items()}
     view.update(watch.status(states, clock.now()))
+    return False
 
 
 class _Returns:

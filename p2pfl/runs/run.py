@@ -26,16 +26,19 @@ from p2pfl.runs.summary import Collected
 from p2pfl.runs.verdict import verdict
 
 
-def run(experiment: Experiment, out: Path, view: View | None = None) -> Summary:
+def run(
+    experiment: Experiment, out: Path, view: View | None = None, driver: drivers.RunDriver | None = None
+) -> Summary:
     """Run an experiment into the directory `out`, which must be new or empty; returns the summary that it leaves there.
 
-    `view`: who is told how it goes; nobody where it is None. Of several hosts that simulate together the first alone
-    writes, and trains the baselines. Raises ConfigError before anything starts.
+    `view`: who is told how it goes; nobody where it is None. `driver`: the one that the experiment names unless given.
+    Of several hosts that simulate together the first alone writes, and trains the baselines. Raises ConfigError before
+    anything starts.
     """
     started, view = clock.now(), view or terminal.quiet()
     fresh(out)
     precision(experiment)
-    driver = drivers.chosen(experiment.driver)
+    driver = driver or drivers.chosen(experiment.driver)
     with driver.prepare(experiment, view) as start:
         federation = build(experiment)
         driver.check(federation)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from p2pfl.churn import Event
 from p2pfl.config.virtual import Virtual
 from p2pfl.drivers.live import clock
 from p2pfl.drivers.virtual.network import Link
@@ -21,7 +22,7 @@ from p2pfl.runs.progress import Watch
 from p2pfl.runs.summary import Collected, collect, score
 
 
-def setting(federation: Federation) -> VirtualSetting:
+def setting(federation: Federation, unplanned: tuple[Event, ...] = ()) -> VirtualSetting:
     """Return what an experiment says of time and network. Raises ConfigError."""
     experiment, nodes = federation.experiment, len(federation.graph)
     check(experiment.virtual, nodes)
@@ -32,6 +33,7 @@ def setting(federation: Federation) -> VirtualSetting:
         seconds=seconds(experiment.virtual, nodes),
         link=links(experiment.virtual),
         events=federation.churn,
+        unplanned=unplanned,
     )
 
 
@@ -58,15 +60,19 @@ def into(
     out: Path,
     begun: Callable[[int], None] = lambda round: None,
     say: Callable[[str], None] = lambda text: None,
+    unplanned: tuple[Event, ...] = (),
 ) -> VirtualResult:
     """Run a federation in virtual time; its records are in `out`/nodes/ID. See `virtual.run.run`."""
     for note in notes(federation):
         say(note)
-    return run_virtual(tasks.tasks(federation), setting(federation), out, begun, say)
+    return run_virtual(tasks.tasks(federation), setting(federation, unplanned), out, begun, say)
 
 
-def run(federation: Federation, out: Path, view: View) -> Collected:
-    """Run a federation in virtual time, and collect what its nodes leave."""
+def run(federation: Federation, out: Path, view: View, unplanned: tuple[Event, ...] = ()) -> Collected:
+    """Run a federation in virtual time, and collect what its nodes leave.
+
+    `unplanned`: what befalls nodes beside the churn of the experiment, and nobody expects.
+    """
     began = clock.now()
     nodes = list(federation.graph)
     directories = {node: out / "nodes" / str(node) for node in nodes}
@@ -80,7 +86,7 @@ def run(federation: Federation, out: Path, view: View) -> Collected:
                 view.say(text)
             view.update(watch.status(dict.fromkeys(nodes, "alive"), clock.now()))
 
-    ended = into(federation, out, begun, view.say)
+    ended = into(federation, out, begun, view.say, unplanned)
     for text in watch.read():
         view.say(text)
     seconds = clock.now() - began

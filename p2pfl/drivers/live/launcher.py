@@ -62,7 +62,7 @@ class _Process:
 
 
 @dataclass(slots=True)
-class _Lives:
+class Lives:
     """The processes of a node, one life after the other."""
 
     order: Order
@@ -70,6 +70,8 @@ class _Lives:
     standby: _Process | None = None
     returned: int = 0
     called: int = 0  # returns that are due
+    unplanned: int = 0  # returns that the experiment has not planned, see `again`
+    before: result.NodeResult | None = None  # what was there when its latest life began, of an earlier one
     state: str = "starting"  # starting | alive | lost | left | finished | failed; away: not there, and will be
     how: str = ""  # its latest life ended, where it did not in good order
     given_up: str = ""  # why it is being ended from here
@@ -79,7 +81,7 @@ class _Lives:
 class _Request(NamedTuple):
     """A process that was asked for and is not there yet."""
 
-    member: _Lives
+    member: Lives
     standby: bool
     go: int
     log: Path
@@ -95,7 +97,7 @@ class Launcher:
     def __init__(
         self, entry: str, preload: Sequence[str], say: Callable[[str], None], killed: Callable[[], str] = lambda: ""
     ) -> None:
-        self.members: dict[int, _Lives] = {}
+        self.members: dict[int, Lives] = {}
         self.events: list[dict[str, Any]] = []
         self.broken = ""  # what has happened to the process that forks the nodes
         self._say, self._killed = say, killed
@@ -151,7 +153,7 @@ class Launcher:
 
     def prepare(self, orders: Sequence[Order]) -> None:
         """Start all processes and those that wait for a planned return; returns when all are compiled and hold."""
-        self.members = {order.node: _Lives(order) for order in orders}
+        self.members = {order.node: Lives(order) for order in orders}
         for member in self.members.values():
             if member.order.later:
                 member.state = "away"
@@ -192,7 +194,7 @@ class Launcher:
             if member.current:
                 self._go(member, member.current)
 
-    def _start(self, member: _Lives, standby: bool) -> None:
+    def _start(self, member: Lives, standby: bool) -> None:
         if self.broken:
             return
         directory = member.order.directory
@@ -210,13 +212,13 @@ class Launcher:
             os.close(held)
             os.close(log)
 
-    def _go(self, member: _Lives, process: _Process) -> None:
+    def _go(self, member: Lives, process: _Process) -> None:
         member.current, member.state = process, "alive"
-        process.before = result.read(member.order.directory)
+        process.before = member.before = result.read(member.order.directory)
         with contextlib.suppress(BrokenPipeError):  # it died a moment ago; its end will be read
             os.write(process.go, b"go\n")
 
-    def _look_ready(self, member: _Lives) -> None:
+    def _look_ready(self, member: Lives) -> None:
         for process in (member.current, member.standby):
             if process is not None and not process.ready:
                 process.ready = READY in process.log.read_text("utf-8")[process.offset :].splitlines()
@@ -259,6 +261,7 @@ class Launcher:
         member.pids.append(process.pid)
         if standby:
             member.standby = process
+            self._return(member)  # it may be due already
         else:
             member.current = process
 
@@ -303,7 +306,7 @@ class Launcher:
         if before == "starting":
             member.state, member.how = ("failed" if (status or 0) >= 0 else "lost"), how
         elif good:
-            there_is_more = member.returned < len(member.order.returns)
+            there_is_more = member.returned < len(member.order.returns) - member.unplanned
             member.state, member.how = ("left" if stopped or there_is_more else "finished"), ""
         else:
             member.state, member.how = "lost", how
@@ -330,7 +333,27 @@ class Launcher:
         self.members[node].called += 1
         self._return(self.members[node])
 
-    def _return(self, member: _Lives) -> None:
+    def stand_by(self, node: int) -> None:
+        """Start the process with which the node will return `again`: it compiles, and holds until then."""
+        member = self.members[node]
+        if member.returned == len(member.order.returns):
+            more = (*member.order.arguments, "--resume")
+            member.order = member.order._replace(returns=(*member.order.returns, more))
+            member.unplanned += 1
+            self._start(member, standby=True)
+
+    def again(self, node: int) -> None:
+        """Start the node again with what it has kept, as soon as its process has ended."""
+        self.stand_by(node)
+        self.call(node)
+
+    def kill(self, node: int) -> None:
+        """Kill the process of a node, as whoever tries what the others make of that."""
+        current = self.members[node].current
+        if current is not None:
+            _signal(current, signal.SIGKILL)
+
+    def _return(self, member: Lives) -> None:
         if member.current is not None or member.standby is None or member.called <= member.returned:
             return
         process, member.standby = member.standby, None
@@ -345,7 +368,7 @@ class Launcher:
         if current is not None:
             _signal(current, signal.SIGCONT)
 
-    def _event(self, event: str, member: _Lives, detail: str) -> None:
+    def _event(self, event: str, member: Lives, detail: str) -> None:
         self.events.append({"event": event, "node": member.order.node, "detail": detail, "time": clock.now()})
 
     def give_up(self, node: int, why: str) -> None:

@@ -41,6 +41,7 @@ class VirtualSetting(NamedTuple):
     seconds: Sequence[float]  # that a local step of each node takes
     link: Callable[[int, int], Link]  # of each direction
     events: tuple[Event, ...] = ()
+    unplanned: tuple[Event, ...] = ()  # happen as well, and no node expects them
 
 
 class VirtualResult(NamedTuple):
@@ -112,7 +113,7 @@ class _VirtualRun:
         events = setting.events
         self.world = World(setting.seed, setting.link, churn.cut(events), churn.lags(events))
         self.world.ends.append(self._over)  # before the script, which may begin the next life at once
-        self._script = Script(self.world, events, len(tasks), self._begin)
+        self._script = Script(self.world, (*events, *setting.unplanned), len(tasks), self._begin)
         self._first: float | None = None
 
     def run(self) -> VirtualResult:
@@ -145,6 +146,8 @@ class _VirtualRun:
 
     def _begin(self, node: int, join_round: int, kept: bool) -> None:
         task, setting, memory = self._tasks[node], self._setting, self._memories[node]
+        if any(event.node == node and event.round == join_round for event in setting.unplanned):
+            join_round = 0  # nobody has told it
         mine: list[VirtualNode] = []
         host = Host(
             now=lambda: self.world.now,
