@@ -33,6 +33,7 @@ class CommonRound:
         self._since = 0  # rounds that it has begun since it last stood still
         self._began: float | None = None  # the present round
         self._took: deque[float] = deque(maxlen=16)  # seconds of the latest rounds
+        self._near: tuple[tuple[int, ...], frozenset[int]] = (), frozenset()  # members, and the neighbors among them
         self._still = 0.0  # seconds of the present round in which this node computed or stood still
 
     # --- who is there
@@ -64,12 +65,23 @@ class CommonRound:
         return self._state.facts.alone == WAIT and self.lonely
 
     def comes(self, round: int) -> bool:
-        """Return whether a node is to come back in a round and has not been there yet: it is worth waiting for."""
+        """Return whether a node is to come back in a round and has not been there yet: it is worth waiting for.
+
+        Its neighbors wait until it has joined, the others until it is a member: of its round they hear late.
+        """
         facts, known, seen = self._state.facts, self._known(), self._state.seen
         if facts.there is None or round < 2:
             return False
         back = facts.there(round) - facts.there(round - 1) - {facts.node}
-        return any(node not in seen or max(seen[node].round, known[node]) < round - 1 for node in back)
+        if not back <= seen.keys():
+            return True
+        joins = [node for node in back if max(seen[node].round, known[node]) < round - 1]
+        if not joins:
+            return False
+        members = tuple(sorted({facts.node, *seen}))
+        if self._near[0] != members:
+            self._near = members, frozenset(facts.plan(members).neighbors)
+        return not self._near[1].isdisjoint(joins)
 
     @property
     def standing(self) -> str:
