@@ -127,12 +127,15 @@ def _judge(verdict: RunVerdict) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of this node's records.")
 @click.option("--hold", is_flag=True, help="When all is compiled, wait for a line on standard input.")
 @click.option("--resume", is_flag=True, help="Continue from the checkpoint in the node's directory, if there is one.")
-def node(file: Path, out: Path | None, hold: bool, resume: bool) -> None:
+@click.option(
+    "--return-in", "returns", type=click.IntRange(1), metavar="ROUND", help="It comes back in this round, as planned."
+)
+def node(file: Path, out: Path | None, hold: bool, resume: bool, returns: int | None) -> None:
     """Run one node of a federation, as FILE describes it."""
     with _errors(disk=Exit.FAILED):
         from p2pfl.runs import node as one
 
-        ended = one.run(file, out, hold, resume, lambda text: click.echo(text))
+        ended = one.run(file, out, hold, resume, lambda text: click.echo(text), returns)
     if ended.error:
         raise _Failure(ended.error, Exit.FAILED)
     if ended.stopped_by and ended.left:

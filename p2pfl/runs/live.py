@@ -127,7 +127,10 @@ def _orders(federation: Federation, out: Path, held: Sequence[int]) -> list[Orde
         (directory / "node.toml").write_text(config.dump(file), "utf-8")
         argument = ("node", str(directory / "node.toml"), "--hold")
         back = [event for event in federation.churn if event.node == node and event.event in ("rejoin", "join")]
-        returns = tuple(argument + (("--resume",) if event.state == "kept" else ()) for event in back)
+        returns = tuple(
+            (*argument, "--return-in", str(event.round), *(("--resume",) if event.state == "kept" else ()))
+            for event in back
+        )
         later = node not in churn.expected(federation.churn, nodes)
         orders.append(Order(node, argument, directory, returns, later))
     return orders

@@ -25,12 +25,14 @@ from p2pfl.runs import about, assessment
 _NO_HOST = ("0.0.0.0", "*", "[::]")
 
 
-def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[str], None]) -> NodeResult:
+def run(
+    file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[str], None], returns: int | None = None
+) -> NodeResult:
     """Run the node in `file` to its end; returns how it ended. Raises ConfigError at once.
 
     `hold`: wait for a line on standard input when all is compiled, and leave when standard input ends: whoever has
     started the node is gone. `resume`: go on from the checkpoint that an earlier process of the node has left in its
-    directory, if there is one.
+    directory, if there is one. `returns`: the round of the planned return or join that this process is.
     """
     given = config.load_node(file)
     address = _address(file, given)
@@ -66,6 +68,7 @@ def run(file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[s
             directory=directory,
             every=experiment.driver.checkpoint,
             resume=resume,
+            returns=returns or 0,
         )
 
         directory.mkdir(parents=True, exist_ok=True)

@@ -152,6 +152,7 @@ class _LiveNode:
         later = [e.round for e in task.events if e.node == task.node and e.event in ("rejoin", "join")]
         later = [round for round in later if round > work.last_round]
         join_round = min(later, default=0) if work.last_round or task.node not in place.terms.expected else 0
+        join_round = place.returns or join_round
         # what was planned for an earlier process has befallen it, also in the round that it did not finish
         self._past = max(join_round - 1, work.last_round + 1 if work.last_round else 0)
         self._peer = Peer(facts(task, work, place.terms, life, join_round, self._compiled))

@@ -20,6 +20,7 @@ class Place(NamedTuple):
     directory: Path
     every: int  # rounds from checkpoint to checkpoint; 0: none
     resume: bool  # go on from the checkpoint in the directory
+    returns: int = 0  # the round of the planned return or join that this process is; 0: it is none, or not said
 
 
 def membership_address(address: str) -> str:
