@@ -23,9 +23,13 @@ def images(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
 
 
+MORE = [(5, 9, 6, 1, 2), (1, 4, 3, 2, 5), (4, 6, 7, 1, 2), (3, 1, 1, 2, 3)]
+"""Sizes, heights, widths, inputs and outputs of convolutions: odd and even ones, one that sees no neighbour."""
+
+
 @pytest.mark.parametrize(
     "size, height, width, inputs, outputs",
-    [(3, 7, 5, 2, 3), (5, 9, 6, 1, 2), (1, 4, 3, 2, 5), (4, 6, 7, 1, 2), (3, 1, 1, 2, 3)],
+    [(3, 7, 5, 2, 3), *(pytest.param(*more, marks=pytest.mark.more) for more in MORE)],
 )
 def test_conv_is_flax_conv(size: int, height: int, width: int, inputs: int, outputs: int) -> None:
     ours = models.Conv(inputs, outputs, size, rngs=nnx.Rngs(1))

@@ -36,7 +36,7 @@ AGAIN = {
     "dsgd cta", "dmsgd", "qg_dsgdm", "gradient_tracking", "diging", "exact_diffusion", "d2", "push_sum",
     "epidemic oracle", "dfedavg", "outer", "outer pairs", "fedavg complete", "fedprox", "local", "base graph",
     "complete", "loss", "self", "loss, fedavg", "churn",
-    "more objectives", "weights and widths",
+    "objectives", "more objectives", "weights and widths",
     "share, corrections", "share, push", "share, churn", "share, outer", "share, gossip",
 }  # fmt: skip
 """Other variants of what the rest tries; each algorithm by itself is held to its equations in test_algorithms.py."""
@@ -255,6 +255,7 @@ np.save(sys.argv[4], np.concatenate([l.reshape(len(made.graph), -1) for l in jax
 """
 
 
+@pytest.mark.more
 def test_two_hosts_together_are_one(tmp_path: Path) -> None:
     """jax.distributed: two processes with two devices each end with the models of a single one."""
     with socket.socket() as probe:

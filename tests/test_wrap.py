@@ -73,7 +73,12 @@ def test_cast_leaves_single_numbers_alone() -> None:
 
 @pytest.mark.parametrize("name", EXCHANGES)
 @pytest.mark.parametrize(
-    "wraps", [(cast(),), (clip(0.05),), (clip(0.5), cast("float16"))], ids=["cast", "clip", "both"]
+    "wraps",
+    [
+        pytest.param((cast(),), id="cast", marks=pytest.mark.more),
+        pytest.param((clip(0.05),), id="clip", marks=pytest.mark.more),
+        pytest.param((clip(0.5), cast("float16")), id="both"),
+    ],
 )
 def test_the_mean_is_kept(name: str, wraps: Any) -> None:
     nodes = bench(chain(made(name), *wraps))

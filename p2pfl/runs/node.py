@@ -70,7 +70,6 @@ def run(
             resume=resume,
             returns=returns or 0,
         )
-
         directory.mkdir(parents=True, exist_ok=True)
         about.about(federation, given.node, task.score).write(directory)
 
