@@ -215,15 +215,15 @@ class Presence:
     def progress(self, other: Neighbor, nbytes: int) -> None:
         """A large message has got on between a neighbour and this node: it is there, and a round waits for it.
 
-        For as long as so many bytes take on the slowest link that is waited for, and no longer ahead than silence may
-        be; the bytes of a round count up to two payloads. So who sends a byte a second is as late as who sends nothing.
+        For as long as so many bytes take on the slowest link that is waited for, and no longer ahead than twice
+        `silence`, in which a break is noticed and the rest asked for; the bytes of a round count up to two payloads. So who sends a byte a second is as late as who sends nothing.
         """
         state, timing = self._state, self._state.facts.timing
         self.hear(other)
         counted = max(0, min(nbytes, int(PASSES * state.facts.payload_bytes) - other.counted))
         other.counted += counted
         earned = max(other.excused, state.now) + counted * SLOWEST / timing.bandwidth
-        other.excused = min(earned, state.now + timing.silence) if counted else other.excused
+        other.excused = min(earned, state.now + 2 * timing.silence) if counted else other.excused
 
     def awake(self) -> float:
         """See how much time has passed. If this node itself stood still, the others' silence means nothing.
