@@ -216,7 +216,8 @@ class Presence:
         """A large message has got on between a neighbour and this node: it is there, and a round waits for it.
 
         For as long as so many bytes take on the slowest link that is waited for, and no longer ahead than twice
-        `silence`, in which a break is noticed and the rest asked for; the bytes of a round count up to two payloads. So who sends a byte a second is as late as who sends nothing.
+        `silence`, in which a break is noticed and the rest asked for; the bytes of a round count up to two payloads. So
+        who sends a byte a second is as late as who sends nothing.
         """
         state, timing = self._state, self._state.facts.timing
         self.hear(other)
