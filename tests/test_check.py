@@ -145,6 +145,7 @@ def test_rounds_that_were_skipped_are_counted(there: list[Path]) -> None:
     )
     table = books(*there)
     assert table["rounds_skipped"] == table["nodes"]["3"]["skipped"] == 2
+    assert any("rounds were skipped: node 3 2" in why for why in table["incomplete"])
 
 
 @pytest.mark.parametrize(

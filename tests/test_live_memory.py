@@ -21,7 +21,6 @@ PEAKS = [  # of real nodes (memory_peak): 11 and 4 million numbers, dsgd and gra
     (1360, 1252, Needs([42 * MB, 1 * MB], 85 * MB, 43 * MB, 43 * MB, 4, 0, 1 * MB)),
     (1144, 1231, Needs([15 * MB], 15 * MB, 15 * MB, 15 * MB, 2, 31 * MB, 397 * MB)),
     (1432, 1600, Needs([15 * MB], 46 * MB, 31 * MB, 31 * MB, 2, 31 * MB, 397 * MB)),
-    (4152, 3965, Needs([42 * MB], 42 * MB, 42 * MB, 42 * MB, 2, 839 * MB, 1427 * MB)),
 ]
 
 

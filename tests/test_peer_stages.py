@@ -69,7 +69,7 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], set[str]]:
     set_, handle = PeerState.__setattr__, Peer.handle
 
     def noted(self: PeerState, name: str, value: Any) -> None:
-        if name == "stage" and hasattr(self, "stage"):
+        if name == "stage" and getattr(self, "stage", value) != value:
             made[self.stage, value].add(now[-1])
         set_(self, name, value)
 

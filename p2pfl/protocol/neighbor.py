@@ -40,7 +40,6 @@ SYNCS = (BARRIER, DEADLINE, ASYNC)
 """How long a round waits: for everybody who is no dead one; until an adaptive deadline; not at all."""
 
 WAIT, TRAIN = "wait", "train"
-ALONE = (WAIT, TRAIN)
 """What a node does that has lost more than half of the expected members: no further round, or all of them alone."""
 
 
@@ -62,7 +61,7 @@ class Facts(NamedTuple):
     sync: str = DEADLINE
     join_round: int = 0  # a returning node takes part from this round on, or from the first it finds
     kept_round: int = 0  # it comes back with its own state from after this round; 0: with nothing
-    alone: str = WAIT  # one of ALONE
+    alone: str = WAIT  # or TRAIN
     there: Callable[[int], frozenset[int]] | None = None  # nodes that should be there in a round; None: all, always
 
     def planned(self, round: int) -> frozenset[int]:

@@ -663,8 +663,7 @@ class Peer:
         home = None if last else self._rounds.home
         last = last or (state.round >= state.facts.rounds and home is None)
         if not last and (self._waits() or self._awaits_return()):
-            if state.stage != WAITING:
-                state.stage = WAITING
+            state.stage = WAITING
             return
         self._held = None
         moves = not last and (self._presence.moving or home is not None)
@@ -678,7 +677,7 @@ class Peer:
             state.stage = CLOSING
             state.out.append(Advance(finished, booked, waited, None))
             return
-        self._rounds.found()
+        self._rounds.settled()
         if home is None:
             self._go_on(self._following(booked), finished, booked, waited)
         else:

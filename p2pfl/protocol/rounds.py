@@ -121,7 +121,7 @@ class CommonRound:
         majority = reached([state.round, *self._known().values()], expected)
         return majority if 0 < majority < state.round - KEPT else None
 
-    def found(self) -> None:
+    def settled(self) -> None:
         """The majority is there, and it is known where; what is to be done about it is done."""
         known, expected = [self._state.round, *self._known().values()], len(self.expected)
         self._split = self._split and not (2 * self._present() > expected and reached(known, expected))

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -337,7 +336,7 @@ def _by_rounds(federation: Federation, wanted: Wanted, out: Path, view: View) ->
         made, driver = replace(experiment, rounds=rounds, churn=churn_of), drivers.chosen(experiment.driver)
         if not simulated:
             start = partial(virtual.run, unplanned=unplanned)
-            driver = driver._replace(prepare=partial(_at_once, start))
+            driver = driver._replace(prepare=drivers.at_once(start))
         summary = _whole(run_experiment(made, out / side, view, driver))
         rows = records.read(out / side / "metrics.jsonl")
         counted = _in_rounds(unplanned, nodes, rounds, took) if simulated else rows
@@ -345,11 +344,6 @@ def _by_rounds(federation: Federation, wanted: Wanted, out: Path, view: View) ->
         runs.append(_Run(summary, rows, counted, lasted))
     counted = runs[1].counted
     return _compared(federation, wanted, runs, returned(timed(kills, counted), counted), took)
-
-
-def _at_once(start: drivers.Run, experiment: Experiment, view: View) -> AbstractContextManager[drivers.Run]:
-    """There is nothing to prepare."""
-    return nullcontext(start)
 
 
 def _planned(event: Event) -> NodeEvent | RejoinEvent:

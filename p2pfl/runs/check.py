@@ -92,6 +92,7 @@ def check(paths: Sequence[Path]) -> Checked:
     lost = _lost(results, rows)
     missing = tuple(sorted(set(range(facts.nodes)) - places.keys()))
     metrics = [row for each in rows.values() for row in each]
+    ends = tuple(_end(node, results[node], rows[node]) for node in places)
     whole = replace(
         Summary(name=facts.name, nodes=facts.nodes, rounds=facts.rounds, keeps_mean=facts.keeps_mean),
         **summary.outcome(metrics, ended, facts.link),
@@ -99,10 +100,19 @@ def check(paths: Sequence[Path]) -> Checked:
         lost=tuple(sorted(lost)),
         lost_unplanned={str(node): how for node, how in lost.items() if node not in facts.planned_losses},
         left=tuple(node for node, each in ended.items() if each.left and node not in lost),
+        rounds_skipped=_unplanned(paths, ends),
+        rounds_alone={str(node): each.alone for node, each in ended.items() if each.alone},
         incomplete=(*_unbalanced(books), *(f"the records of node {node} are missing" for node in missing)),
     )
-    ends = tuple(_end(node, results[node], rows[node]) for node in places)
     return Checked(ends, missing, whole, verdict(whole))
+
+
+def _unplanned(paths: Sequence[Path], ends: Sequence[NodeEnd]) -> Mapping[str, int]:
+    """Return the rounds that each node has skipped; of a run, without those that it was to stand still in."""
+    for path in paths:
+        if (path / "summary.json").is_file():
+            return Summary.of(json.loads((path / "summary.json").read_text("utf-8"))).rounds_skipped
+    return {str(end.node): end.skipped for end in ends if end.skipped}
 
 
 def _unbalanced(books: ledger.Ledger) -> list[str]:

@@ -30,7 +30,7 @@ class RunDriver(NamedTuple):
     several_hosts: bool  # may be one process of several that run the federation together
 
 
-def _at_once(run: Run) -> Callable[[Experiment, View], AbstractContextManager[Run]]:
+def at_once(run: Run) -> Callable[[Experiment, View], AbstractContextManager[Run]]:
     """There is nothing to prepare."""
     return lambda experiment, view: contextlib.nullcontext(run)
 
@@ -42,9 +42,9 @@ def _anything(federation: Federation) -> None:
 DRIVERS: Mapping[str, RunDriver] = MappingProxyType(
     {
         "live": RunDriver(live.prepared, live.check, True, True, True, False),
-        "virtual": RunDriver(_at_once(virtual.run), virtual.setting, True, True, False, False),
-        "simulate": RunDriver(_at_once(simulated.run), _anything, False, False, False, True),
-        "loop": RunDriver(_at_once(simulated.run_loop), _anything, True, True, False, False),
+        "virtual": RunDriver(at_once(virtual.run), virtual.setting, True, True, False, False),
+        "simulate": RunDriver(at_once(simulated.run), _anything, False, False, False, True),
+        "loop": RunDriver(at_once(simulated.run_loop), _anything, True, True, False, False),
     }
 )
 """By `driver.kind`; "loop" is `driver.kind = "simulate"` with `driver.loop = true`."""

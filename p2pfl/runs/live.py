@@ -272,15 +272,10 @@ def _follow(
         if any(state == "finished" for state in states.values()):
             for node in watch.standing_still(at_work, now, _STALL):
                 server.give_up(node, f"gave no sign of life since round {watch.rounds_of[node]}")
-        elif (
-            at_work
-            and not plan.more
-            and not elsewhere.nodes(now)
-            and len(watch.standing_still(at_work, now, _LONELY)) == len(at_work)
-        ):
-            waiting = sorted(watch.waiting.intersection(at_work))
-            if waiting == at_work:
-                view.say(f"node {', '.join(map(str, waiting))}: wait for members that do not come; asked to leave")
+        elif at_work and not plan.more and not elsewhere.nodes(now):
+            still = watch.standing_still(at_work, now, _LONELY)
+            if watch.waiting.intersection(still) == {*at_work}:
+                view.say(f"node {', '.join(map(str, still))}: wait for members that do not come; asked to leave")
                 _ask_to_leave(server)
         if not server.running:  # who comes back when the others have finished would wait for them
             elsewhere.end(watch.standing_still(sorted(elsewhere.nodes(now)), now, _COLD))

@@ -165,10 +165,13 @@ def rounds(run: Path, metrics: Rows, key: str, began: float | None = None) -> li
         for row in records.read(path / "trace.jsonl"):
             if "model" in row:
                 models[row["round"]][node] = records.unpack(row["model"])
-    by_round: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for row in metrics:
-        by_round[row["round"]].append(row)
-    return [_round(number, by_round[number], list(models[number].values()), key, began) for number in sorted(by_round)]
+    by_round: dict[int, dict[int, dict[str, Any]]] = defaultdict(dict)
+    for row in metrics:  # of a round that a node has trained again the later life counts
+        by_round[row["round"]][row["node"]] = row
+    return [
+        _round(number, list(by_round[number].values()), list(models[number].values()), key, began)
+        for number in sorted(by_round)
+    ]
 
 
 def _round(number: int, rows: Rows, models: list[np.ndarray], key: str, began: float | None) -> RoundRow:
