@@ -53,7 +53,7 @@ def source(monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize(
     ("kind", "model", "key", "score", "metric"),
     [
-        ("labels", {"name": "mlp", "hidden": [8]}, "accuracy", 0.7, "auc_mean"),
+        pytest.param("labels", {"name": "mlp", "hidden": [8]}, "accuracy", 0.7, "auc_mean", marks=pytest.mark.more),
         pytest.param("regression", {"name": "logistic"}, "explained", 0.5, "r2_mean", marks=pytest.mark.more),
         ("survival", {"name": "logistic"}, "concordance", 0.7, "c_index_own_mean"),
         pytest.param(

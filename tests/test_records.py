@@ -100,7 +100,9 @@ def run(folder: Path, case: Case, more: str = CHURN) -> tuple[Path, Summary, Seq
     return out, collected.summary, collected.notes
 
 
-@pytest.mark.parametrize("case", [Case("gradient_tracking"), Case("dsgd", "complete", 3)], ids=str)
+@pytest.mark.parametrize(
+    "case", [pytest.param(Case("gradient_tracking"), marks=pytest.mark.more), Case("dsgd", "complete", 3)], ids=str
+)
 def test_the_ledger_needs_few_sketches_and_the_replay_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Case
 ) -> None:

@@ -74,10 +74,10 @@ def test_all_nodes_at_once_are_the_plain_loop_also_with_what_a_study_adds(case: 
 
 @pytest.mark.parametrize(
     "case", [
-        "push_sum", "late",
+        "push_sum",
         *(
             pytest.param(case, marks=pytest.mark.more)
-            for case in ("dsgd", "gradient_tracking", "epidemic", "fedavg star", "churn, push", "local")
+            for case in ("late", "dsgd", "gradient_tracking", "epidemic", "fedavg star", "churn, push", "local")
         ),
     ],
 )  # fmt: skip
@@ -279,6 +279,7 @@ def test_two_hosts_together_are_one(tmp_path: Path) -> None:
         np.testing.assert_allclose(np.load(file), expected, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.more  # test_drivers.py holds every driver to its files
 def test_a_run_leaves_the_records_of_a_run(tmp_path: Path) -> None:
     file = tmp_path / "e.toml"
     wanted: Experiment = experiment.parse(TABLE, "test.toml", Experiment)
