@@ -1,6 +1,6 @@
 """Memory of nodes that share a machine: what one will need, what there is, and whether the kernel has killed for it.
 
-The factors are fitted to the peaks of real nodes (`memory_peak`; docs/architecture.md has the table): a plan that is
+The factors are fitted to the peaks of real nodes (`memory_peak`, tests/test_live_memory.py): a plan that is
 right to about a third, made before anything starts, in place of processes that are killed in the first round.
 """
 

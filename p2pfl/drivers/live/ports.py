@@ -2,7 +2,7 @@
 
 A reservation is a socket that is bound and never listens. Bound as it is, exclusively, no other process gets the port:
 not another run's reservation, not the kernel's choice for an outgoing connection. Then it sets SO_REUSEADDR, and only
-who sets that too, as ZeroMQ does, and names the very port, may bind it: the node, and after its death its next life.
+who sets that too, as a node does, and names the very port, may bind it: the node, and after its death its next life.
 """
 
 from __future__ import annotations
