@@ -66,6 +66,7 @@ class Node:
         self.frozen = self.dead = self.done = self.started = False
         self.kept: list[tuple[float, Any]] = []  # what came in while frozen
         self.finished_at: dict[int, float] = {}
+        self.finishes: list[float] = []  # of all rounds, those that were trained again as well
         self.mixed_with: dict[int, list[int]] = {}
         self.notes: list[Note] = []
         self.drops: list[Drop] = []
@@ -119,6 +120,7 @@ class Node:
             self.enter(effect)
         if effect.finished:
             self.finished_at[effect.finished] = self.world.now
+            self.finishes.append(self.world.now)
             self.mixed_with[effect.finished] = [b.node for b in effect.booked]
         self.handle(Finished() if effect.next is None else self.train(effect))
 
@@ -249,7 +251,7 @@ class World:
 
 
 def gaps(node: Node) -> float:
-    times = sorted(node.finished_at.values())
+    times = node.finishes
     return max(b - a for a, b in itertools.pairwise(times))
 
 

@@ -40,7 +40,7 @@ MORE = {
     "kill 1; members 0",
     "more are there again": "nodes 3; begin; kill 1; kill 2; members 0; train 0; members 0 1 2 > 0",
     "more are there again, and something is open": "nodes 5; begin; train 0; kill 2; kill 3; kill 4; members 0 1 > 0; "
-    "live 8; members 0 1 2 > 0; wait 1",
+    "live 8; members 0 1 2 > 0; wait 13",
     "leave in a round": "nodes 2; begin; train 0; leave 0",
     "fail in training after being asked to leave": "nodes 2; begin; leave 0; finish 0",
     "fail after leaving in training": "nodes 2; begin; leave 0 idle; finish 0",

@@ -109,7 +109,7 @@ def test_warming_up_changes_nothing(task: Task) -> None:
 def test_what_a_membership_says_means_the_same_in_every_driver() -> None:
     table = (Member(1, 7, 0, "alive", "tcp://a:1", 0, 0.0), Member(2, 9, 0, "alive", "tcp://b:1", 0, 0.0))
     at = Standing(1, 5, lambda: table, 10, "barrier")
-    there = (Seen(1, 7, own=0), Seen(2, 9, own=0))
+    there = (Seen(1, 7, own=0, own_at=0.0), Seen(2, 9, own=0, own_at=0.0))
     assert meaning(events.Changed(table), at) == Members(there)
     assert meaning(events.Accused(7, 2), at) == Members(there, accused=7)
     assert meaning(events.Conflict(2, "tcp://c:1"), at) == Note(
@@ -120,4 +120,4 @@ def test_what_a_membership_says_means_the_same_in_every_driver() -> None:
     assert meaning(events.Gone(), at) is None
     for silent in (False, True):  # a suspect that has not been asked in vain is only talked about
         suspect = table[1]._replace(state="suspect", silent=silent)
-        assert meaning(events.Changed((suspect,)), at) == Members((Seen(2, 9, silent, own=0),))
+        assert meaning(events.Changed((suspect,)), at) == Members((Seen(2, 9, silent, own=0, own_at=0.0),))

@@ -488,6 +488,18 @@ def test_two_halves_that_find_each_other_agree_on_the_round_of_the_majority(seed
         assert len(set(range(1, 1201)) - set(ring.number(i).mixed)) < 20
 
 
+@pytest.mark.parametrize("seed", seeds(6, fast=2))
+def test_nobody_goes_back_for_what_others_said_a_while_ago(seed: int) -> None:
+    """Who is no neighbour is heard of about once a second: in 100 rounds, here. At the start, and after a short cut."""
+    ring = Ring(12, 600, seed, link=Link(latency=0.0005))
+    ring.until_round(200)
+    ring.world.network.partition([[4]])
+    ring.world.run(ring.world.now + 0.7)  # too short for a death
+    ring.world.network.heal()
+    ring.run().check()
+    assert ring.noted("suspected") == [] and ring.noted("returned") == [] and ring.noted("reborn") == []
+
+
 def test_what_one_says_of_its_round_is_not_obeyed() -> None:
     """A neighbour that says it is in the last round, in every ping, offer and letter."""
     ring = Ring(4, 400)

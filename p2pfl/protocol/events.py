@@ -67,7 +67,7 @@ class Seen(NamedTuple):
     """A member, as the membership sees it.
 
     `round`: where it was when it last said so; 0: not begun. `gone`: it has left after the last round. `own`: the last
-    round that this node has heard from itself, where `round` may be what others say.
+    round that this node has heard from itself, where `round` may be what others say; `own_at`: when that was.
     """
 
     node: int
@@ -76,6 +76,7 @@ class Seen(NamedTuple):
     round: int = 0
     gone: bool = False
     own: int | None = None  # None: as `round`
+    own_at: float | None = None  # None: now
 
 
 class Members(NamedTuple):

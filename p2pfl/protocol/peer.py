@@ -167,9 +167,6 @@ STAGES: Mapping[str, Mapping[type[Any], str | None]] = {
 _RETURN = 10.0
 """Seconds for which a round waits, at most, for a node that the experiment lets come back in it."""
 
-_LITTLE = 2
-"""Rounds by which a neighbour may be ahead for this node to leave an exchange out."""
-
 _FAR = 1000
 """A neighbour ahead by more rounds has gone on without this node, whatever the schedule says."""
 
@@ -497,7 +494,7 @@ class Peer:
 
     def _waits(self) -> bool:
         """Too few are there to go on with: say so, once, and wait for others."""
-        waits = self._rounds.waits
+        waits = self._rounds.waits(self._said)
         if waits and not self._said:
             text = f'{self._rounds.standing}; it waits for more. To train on without them: network.alone = "train"'
             self.state.note("waiting", self.state.facts.node, text)
@@ -671,17 +668,18 @@ class Peer:
             return
         finished, waited = state.round, state.now - state.since
         booked = self._edges.take(None if last or moves else state.plan.slots)
-        if (self._planned.exchange or self._planned.receives_from) and not booked and state.stage != LEAVING:
+        wanted = {*self._planned.exchange} - self._resting or self._planned.receives_from
+        if wanted and not booked and state.stage != LEAVING:
             state.note("alone", state.facts.node, "mixed with nobody")
         if last:
             state.stage = CLOSING
             state.out.append(Advance(finished, booked, waited, None))
             return
-        self._rounds.settled()
         if home is None:
             self._go_on(self._following(booked), finished, booked, waited)
         else:
             self._go_back(home, finished, booked, waited)
+        self._rounds.settled()
 
     def _go_on(self, following: int, finished: int, booked: tuple[Booking, ...], waited: float) -> None:
         """Train the next round, or a later one that the others are in."""
@@ -720,18 +718,21 @@ class Peer:
             return following
         self._rounds.ends()
         rounds = {each.node: each.theirs.round for each in booked if each.mine is not None}
-        self._resting = self._realign(booked) if state.plan.steady else frozenset()
         if state.plan.steady and rounds and set(self._planned.exchange) <= set(rounds):
             following = max(following, min(rounds.values()) + 1)
         for other in state.neighbors.values():
             if other.round > following and self._passed_over(other):
                 following = other.round
-        if following == state.round + 1:
-            return following
-        return min(following, self._rounds.limit(), state.facts.rounds)
+        following = max(following, self._rounds.found)
+        if following > state.round + 1:
+            following = min(following, self._rounds.limit(), state.facts.rounds)
+        self._resting = frozenset()
+        if state.plan.steady and following == state.round + 1:
+            self._resting = self._realign(booked)
+        return following
 
     def _realign(self, booked: Sequence[Booking]) -> frozenset[int]:
-        """Return the neighbours with which the next round leaves the exchange out: a little ahead, where not all were.
+        """Return the neighbours with which the next round leaves the exchange out: they are ahead, and not followed.
 
         Once somebody has been away, the exchanges of an edge may join round r of one end with r + 1 of the other. Where
         these differences do not add up to 0 around a ring, every round waits in the end for one of its own that is too
@@ -739,9 +740,9 @@ class Peer:
         and the rounds of both ends meet again.
         """
         ahead = {each.node: each.theirs.round - each.mine.round for each in booked if each.mine is not None}
-        if not set(self._planned.exchange) <= set(ahead) or min(ahead.values(), default=1) > 0:
+        if not set(self._planned.exchange) <= set(ahead):
             return frozenset()
-        return frozenset(node for node, rounds in ahead.items() if 0 < rounds <= _LITTLE)
+        return frozenset(node for node, rounds in ahead.items() if rounds > 0)
 
     def _passed_over(self, other: Neighbor) -> bool:
         """The neighbour has left a round behind in which it was to wait for this node, which has not been there.

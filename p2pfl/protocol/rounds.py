@@ -8,12 +8,13 @@ has run ahead: no training of the others is skipped for that of a few.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Iterable
 
 from p2pfl.protocol.neighbor import KEPT, WAIT
-from p2pfl.protocol.state import PeerState
+from p2pfl.protocol.state import JOINING, STARTING, PeerState
 
 
 def reached(rounds: Iterable[int], members: int) -> int:
@@ -29,6 +30,8 @@ class CommonRound:
         self.alone = 0  # rounds that this node has trained without half of the expected members
         self._state = state
         self._split = False  # half of the expected members or more have been away, and nothing has come of it yet
+        self._waited = False  # for others, and it has begun no round since
+        self._enough: float | None = None  # since when enough are there, for one that has waited
         self._credit = 0.0  # rounds that this node has missed by standing still, and not made up for
         self._since = 0  # rounds that it has begun since it last stood still
         self._began: float | None = None  # the present round
@@ -59,10 +62,25 @@ class CommonRound:
         """Return whether more than half of the expected members are lost."""
         return 2 * self._present() < len(self.expected)
 
-    @property
-    def waits(self) -> bool:
-        """Return whether this node trains no further round before others are there."""
-        return self._state.facts.alone == WAIT and self.lonely
+    def waits(self, already: bool) -> bool:
+        """Return whether this node trains no further round before others are there. `already`: so far it does.
+
+        Then it goes on once a majority is known to be in a later round, or all are there and have said where; or else a
+        little after enough are there: the others are about to come in, and so is what they say.
+        """
+        state = self._state
+        if state.facts.alone != WAIT or self.lonely:
+            self._enough = None
+            self._waited = state.facts.alone == WAIT
+            return self._waited
+        if not already or self.majority > state.round or (self.expected <= {state.facts.node, *self._heard()}):
+            return False
+        self._enough = state.now if self._enough is None else self._enough
+        return state.now - self._enough < 2 * state.facts.timing.silence
+
+    def _heard(self) -> list[int]:
+        """Return those who have said themselves where they are."""
+        return [node for node, round in self._known().items() if round]
 
     def comes(self, round: int) -> bool:
         """Return whether a node is to come back in a round and has not been there yet: it is worth waiting for.
@@ -89,28 +107,46 @@ class CommonRound:
         return f"{self._present()} are there, and {len(self.expected)} should be"
 
     def look(self) -> None:
-        """See whether a majority is there: the members have changed, or a round is over."""
-        self._split = self._split or 2 * self._present() <= len(self.expected)
+        """See whether a majority is there: the members have changed, or a round begins. Before its first, nobody is."""
+        started = self._state.stage not in (STARTING, JOINING)
+        self._split = self._split or (started and 2 * self._present() <= len(self.expected))
 
     def _present(self) -> int:
         """Members there whom nobody suspects, expected or not: who suspects most of them is rather cut off itself."""
         return 1 + sum(not seen.suspect for seen in self._state.seen.values())
 
-    def _known(self) -> dict[int, int]:
-        """Return the round of each of the others who are there, the latest that it has told this node itself."""
-        state, known = self._state, dict[int, int]()
+    def _known(self, by_now: bool = False) -> dict[int, int]:
+        """Return the round of each of the others who are there, the latest that it has told this node itself.
+
+        `by_now`: where it is if it has since gone on as fast as this node.
+        """
+        state, known, usual = self._state, dict[int, int](), self._usual if by_now else math.inf
         for node, seen in state.seen.items():
             other, own = state.neighbors.get(node), seen.round if seen.own is None else seen.own
+            if own and seen.own_at is not None:
+                own += int(max(0.0, state.now - seen.own_at) / usual)
             known[node] = max(own, other.round) if other and other.life == seen.life else own
         return known
 
+    @property
+    def _usual(self) -> float:
+        """Seconds of a round."""
+        usual = statistics.median(self._took) if self._took else self._state.facts.timing.deadline_min
+        return max(usual, 1e-3)
+
     # --- where they are
+
+    @property
+    def majority(self) -> int:
+        """Return the round that more than half of those that should be there are known to have reached, or 0."""
+        return reached([self._state.round, *self._known().values()], len(self.expected))
 
     @property
     def home(self) -> int | None:
         """Return the round to go back to: of the majority that this node has found again, and has run ahead of.
 
-        By more than neighbors may be apart in any case: who is ahead by less is waited for in its next exchanges.
+        By more than neighbors may be apart in any case: who is ahead by less is waited for in its next exchanges. Who
+        is no neighbour is heard of now and then, so what it has said is too little by now.
         """
         state = self._state
         if not self._split:
@@ -118,19 +154,22 @@ class CommonRound:
         expected = len(self.expected)
         if 2 * self._present() <= expected:
             return None
-        majority = reached([state.round, *self._known().values()], expected)
+        majority = reached([state.round, *self._known(by_now=True).values()], expected)
         return majority if 0 < majority < state.round - KEPT else None
 
     def settled(self) -> None:
-        """The majority is there, and it is known where; what is to be done about it is done."""
-        known, expected = [self._state.round, *self._known().values()], len(self.expected)
-        self._split = self._split and not (2 * self._present() > expected and reached(known, expected))
+        """What is to be done about it is done, if the majority is there and it is known where."""
+        self._waited = False
+        self._split = self._split and not (2 * self._present() > len(self.expected) and self.majority)
+
+    @property
+    def found(self) -> int:
+        """Return the round of the majority that this node has waited for, and goes on with; or 0."""
+        return self.majority if self._waited else 0
 
     def limit(self) -> int:
         """Return the last round that this node may take over from neighbors."""
-        state = self._state
-        majority = reached([state.round, *self._known().values()], len(self.expected))
-        return max(majority, state.round + 1 + int(self._credit))
+        return max(self.majority, self._state.round + 1 + int(self._credit))
 
     # --- what this node has missed
 
@@ -141,6 +180,7 @@ class CommonRound:
             self._took.append(state.now - self._began)
         self._began, self._still = state.now, 0.0
         self.alone += self.lonely
+        self.look()
         self._since += 1
         if self._since > KEPT:  # by now it would have heard of what it has missed
             self._credit = 0.0
@@ -155,8 +195,7 @@ class CommonRound:
 
     def ends(self) -> None:
         """The round is over: count what this node has missed, compared with how long its rounds take."""
-        usual = statistics.median(self._took) if self._took else self._state.facts.timing.deadline_min
-        self._missed(self._still / max(usual, 1e-3) - 1)
+        self._missed(self._still / self._usual - 1)
 
     def skips(self, rounds: int) -> None:
         """So many rounds are skipped."""

@@ -22,7 +22,7 @@ def view(table: Iterable[Member], rounds: int, sync: str, accused: int = 0) -> M
         finished = member.state == LEFT and member.round >= rounds and sync != ASYNC
         if member.present or finished:
             suspect = member.state == SUSPECT and member.silent
-            there.append(Seen(member.node, member.life, suspect, member.round, finished, member.own))
+            there.append(Seen(member.node, member.life, suspect, member.round, finished, member.own, member.own_at))
         else:
             over.append((member.node, member.life))
             left += [member.node] if member.state == LEFT else []

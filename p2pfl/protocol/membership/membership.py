@@ -35,7 +35,7 @@ from p2pfl.protocol.membership.events import (
 )
 from p2pfl.protocol.membership.inquiry import Inquiry
 from p2pfl.protocol.membership.probe import Probe, Relay, RoundRobin, Trips
-from p2pfl.protocol.membership.roster import Roster, Source
+from p2pfl.protocol.membership.roster import Roster, Source, Told
 from p2pfl.protocol.membership.seeds import Seeds
 from p2pfl.protocol.membership.table import LEFT, NOBODY, SUSPECT, Me, Member, MemberEntry
 from p2pfl.protocol.membership.timing import ProbeTiming, check
@@ -55,11 +55,6 @@ _FAREWELLS = 24
 
 _HELLOS = 20
 """Rounds of greeting the seeds after the first has answered; the others are tried on at the pace of the dead."""
-
-
-def _of(told: tuple[int, int] | None, life: int) -> int:
-    """Return the round that this life of a member has told, or 0."""
-    return told[1] if told is not None and told[0] == life else 0
 
 
 class Membership:
@@ -107,14 +102,17 @@ class Membership:
         """Everybody known, this node too, ascending node."""
         silent = self._roster.silent
         members = (entry.member for _, entry in sorted(self._roster.entries.items()))
-        told, me = self._roster.told, self._roster.me.node
         return tuple(
-            member._replace(
-                silent=member.node in silent,
-                own=member.round if member.node == me else _of(told.get(member.node), member.life),
-            )
-            for member in members
+            member._replace(silent=member.node in silent, own=told.round, own_at=told.at)
+            for member, told in ((member, self._told(member)) for member in members)
         )
+
+    def _told(self, member: Member) -> Told:
+        """Return what this life of a member has said itself."""
+        if member.node == self._roster.me.node:
+            return Told(member.life, member.round, 0.0)
+        told = self._roster.told.get(member.node)
+        return told if told is not None and told.life == member.life else Told(member.life, 0, 0.0)
 
     @property
     def score(self) -> int:

@@ -58,6 +58,14 @@ class Source(NamedTuple):
     answer: bool = False
 
 
+class Told(NamedTuple):
+    """What a member has said itself, and when."""
+
+    life: int
+    round: int
+    at: float
+
+
 class Roster:
     """Everybody known, this node too. `changed` and `moved` are set by what its owner must tell, and cleared by it."""
 
@@ -66,7 +74,7 @@ class Roster:
         self.entries = {me.node: MemberEntry(me.node, me.life, 0, ALIVE, me.address, 0, 0, 0.0, NOBODY)}
         self.live: dict[int, None] = {}  # others whose life is not over, in the order they were met
         self.suspicions: dict[int, Suspicion] = {}
-        self.told: dict[int, tuple[int, int]] = {}  # life and round, as a member itself has last said them
+        self.told: dict[int, Told] = {}  # what members have last said themselves of their rounds
         self.silent: set[int] = set()  # suspects that this node has asked itself, without an answer
         self.inquiries: dict[int, Inquiry] = {}  # by the member that is asked; this node's own: is there another of it?
         self.accusers: dict[int, None] = {}  # members to be asked whether they hold this node for dead
@@ -152,15 +160,14 @@ class Roster:
         if after >= before or held.life == entry.life:
             self._said(self.entries[entry.node], entry, now)
         if direct and entry.life == self.entries[entry.node].life:
-            self.heard[entry.node] = now
-            self._itself(entry)
+            self._itself(entry, now)
         return answer
 
-    def _itself(self, entry: MemberEntry) -> None:
+    def _itself(self, entry: MemberEntry, now: float) -> None:
         """Note the round that a member itself says it is in."""
-        if self.told.get(entry.node) != (entry.life, entry.round):
-            self.told[entry.node] = entry.life, entry.round
-            self.moved = True
+        self.heard[entry.node] = now
+        before, self.told[entry.node] = self.told.get(entry.node), Told(entry.life, entry.round, now)
+        self.moved = self.moved or before is None or before[:2] != (entry.life, entry.round)
 
     def _hears(self, now: float) -> None:
         if now - self.last_heard > 2 * self._timing.interval * self.health.stretch:
@@ -187,8 +194,7 @@ class Roster:
             self._drop("full", f"node {entry.node}: {ENTRY_CAP} members are known")
             return
         if direct:
-            self.heard[entry.node] = now
-            self._itself(entry)
+            self._itself(entry, now)
         self._hold(self._capped(entry, now), now)
 
     def _newer(self, held: MemberEntry, entry: MemberEntry, now: float) -> None:

@@ -39,8 +39,8 @@ class Member(NamedTuple):
     """An entry of this node's table. `round` is the last one heard of.
 
     `busy`: until when, by this node's clock, the member has announced a pause; 0 for none. `silent`: this node itself
-    has asked it, and heard no answer; a suspect that is not silent is only talked about. `own`:
-    the last round that it has said itself, where `round` may be hearsay; 0: none.
+    has asked it, and heard no answer; a suspect that is not silent is only talked about. `own`: the last round that it
+    has said itself, where `round` may be hearsay, and `own_at` when, by this node's clock; 0: none.
     """
 
     node: int
@@ -52,6 +52,7 @@ class Member(NamedTuple):
     busy: float
     silent: bool = False
     own: int = 0
+    own_at: float = 0.0
 
     @property
     def present(self) -> bool:
