@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from p2pfl.data import Dataset, csv
+from p2pfl.data import Column, Dataset, csv
 from p2pfl.errors import ConfigError, DataError
 
 HEART = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "heart_disease_4sites.csv"
@@ -168,6 +168,8 @@ def test_text_is_coded_and_numbers_are_kept(tmp_path: Path) -> None:
     found = load(write(tmp_path, rows), label="out", site="site", standardize="none")
     assert found.features == ("age", "sex=f", "sex=m") and found.classes == ("no", "yes") and found.sites == ("a", "b")
     assert sorted(both(found, "age")) == sorted(float(np.float32(float(row[0]))) for row in rows)
+    number = Column("age", "number", missing="error", standardize="none")
+    assert found.columns == (number, Column("sex", "category", ("f", "m"), coding="one_hot"))
     assert both(found, "sex=f") == [1 - value for value in both(found, "sex=m")] and sum(both(found, "sex=f")) == 20
     # Rows keep together: age is different in every row and finds its sex, site and label again.
     by_age = {np.float32(float(row[0])): row[1:] for row in rows}

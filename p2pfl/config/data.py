@@ -95,6 +95,7 @@ class CsvData(SourceTable):
     classes: Texts | None = None  # the labels, where a single file may not hold them all
     categories: dict[str, Texts] | None = None  # the values of text columns, likewise
     standardize: Literal["node", "pooled", "none"] | None = None  # mean 0, sd 1 by each site's training rows; node
+    units: dict[str, str] | None = None  # the units of columns, in words, for sites to compare
 
     @model_validator(mode="after")
     def _used(self) -> Self:

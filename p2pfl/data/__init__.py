@@ -10,13 +10,14 @@ import numpy.typing as npt
 
 from p2pfl.data import builtin, csv, folder, medmnist, npz
 from p2pfl.data.builtin import breast_cancer, digits
-from p2pfl.data.dataset import Dataset, Samples, as_float32, encode_labels, validate
+from p2pfl.data.dataset import Column, Dataset, Samples, as_float32, encode_labels, validate
 from p2pfl.data.partition import PARTITIONS, Partition, by_site, dirichlet, iid, shards
 from p2pfl.errors import DataError
 
 __all__ = [
     "BUILTIN",
     "PARTITIONS",
+    "Column",
     "Dataset",
     "Partition",
     "Samples",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from p2pfl.data.dataset import mean_and_sd
+from p2pfl.data.dataset import Column, mean_and_sd
 from p2pfl.data.table import Table, is_number
 from p2pfl.errors import ConfigError, DataError, nearest
 
@@ -54,10 +54,11 @@ def encode(
     categories: Mapping[str, Sequence[object]],
     place: np.ndarray,
     sites: Sequence[str],
-) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
-    """x [N, F] float64 without gaps, names of its columns, notes."""
+) -> tuple[np.ndarray, tuple[str, ...], tuple[Column, ...], tuple[str, ...]]:
+    """x [N, F] float64 without gaps, names of its columns, the columns that they are made of, notes."""
     blocks: list[np.ndarray] = []
     names: list[str] = []
+    columns: list[Column] = []
     notes: list[str] = []
     for name in features:
         cells = table.column(name)
@@ -65,6 +66,7 @@ def encode(
             known, filled = _fill(table, name, numbers(table, name), place, sites, _mean)
             blocks.append(known[:, None])
             names.append(name)
+            columns.append(Column(name, "number"))
         else:
             if name in categories:
                 index, values = indices(table, name, cells, categories[name], f"categories[{name!r}]")
@@ -74,8 +76,9 @@ def encode(
             chosen, filled = _fill(table, name, np.where(index < 0, np.nan, index), place, sites, _most_frequent)
             blocks.append((chosen[:, None] == np.arange(len(values))).astype(np.float64))
             names.extend(f"{name}={value}" for value in values)
+            columns.append(Column(name, "category", values, coding="one_hot"))
         notes.extend(filled)
-    return np.concatenate(blocks, axis=1), tuple(names), tuple(notes)
+    return np.concatenate(blocks, axis=1), tuple(names), tuple(columns), tuple(notes)
 
 
 def numbers(table: Table, name: str) -> np.ndarray:

@@ -20,6 +20,7 @@
     standardize  "node": every column, coded text too, by the mean and standard deviation of the site's own train rows
                  (as in FLamby, du Terrail et al. 2022); "pooled": of all train rows; "none".
                  Constant: divided by 1
+    units        column -> its unit, in words: it changes no number, and is what sites compare
 
 The file becomes a `Table`; each step takes a table and returns a smaller one with its notes, in this order: the split
 column, missing cells, small sites, classes, the drawn split, coding and filling of columns, standardising.
@@ -71,6 +72,7 @@ class CsvTable(NamedTuple):
     classes: Sequence[object] | None = None
     categories: Mapping[str, Sequence[object]] | None = None
     standardize: str = "node"
+    units: Mapping[str, str] | None = None
     test_fraction: float = 0.2
     seed: int = 0
 
@@ -119,13 +121,18 @@ def from_table(table: Table, wanted: CsvTable) -> Dataset:
         in_test = draw_split(y, place, wanted.test_fraction, wanted.seed, together)
         table = table._replace(in_test=in_test)
     in_test, part_notes = _judge_parts(table, place, sites)
-    x, names, code_notes = encode(table, features, wanted.categories or {}, place, sites)
+    x, names, made_of, code_notes = encode(table, features, wanted.categories or {}, place, sites)
     x = standardized(x, place, in_test, wanted.standardize)
     train, test = (
         Samples(as_float32(x[part]), y[part], None if site is None else place[part]) for part in (~in_test, in_test)
     )
     said = (*table.notes, *notes, *part_notes, *code_notes)
-    dataset = Dataset(train, test, class_names, sites, names, said, kind=wanted.kind)
+    units = wanted.units or {}
+    made_of = tuple(
+        column._replace(unit=units.get(column.name, ""), missing=wanted.missing, standardize=wanted.standardize)
+        for column in made_of
+    )
+    dataset = Dataset(train, test, class_names, sites, names, said, kind=wanted.kind, columns=made_of)
     validate(dataset, table.where)
     return dataset
 
@@ -183,6 +190,9 @@ def _features(table: Table, wanted: CsvTable, columns: Sequence[str]) -> tuple[s
             raise DataError(f"{table.where}: column {name!r} is both {used[name]} and {role}; it can be one of them")
         used[name] = role
     features = tuple(name for name in table.names if used.get(name, "categories") == "categories")
+    for name in wanted.units or ():
+        if name not in features:
+            raise DataError(f"{table.where}: units={name!r} is not a column to learn from; {nearest(name, features)}")
     if not features:
         raise DataError(f"{table.where}: no column left to learn from beside {', '.join(used)}")
     return features

@@ -48,6 +48,18 @@ class Samples(NamedTuple):
     site: np.ndarray | None = None  # [N] int32: index into Dataset.sites
 
 
+class Column(NamedTuple):
+    """A source column of a table, as plain values: what two sites must mean alike by it."""
+
+    name: str
+    kind: str  # "number" or "category"
+    categories: tuple[str, ...] = ()  # of a category: all its values, in order
+    unit: str = ""  # as the owner writes it; "" where nothing is said
+    coding: str = ""  # of a category: how it becomes numbers, "one_hot" or "treatment"
+    missing: str = "error"  # what is done about missing cells, as the field of the source has it
+    standardize: str = "none"  # by whose mean and standard deviation it is scaled: "node", "pooled" or "none"
+
+
 class Dataset(NamedTuple):
     """Train and test rows with the names of what is in them."""
 
@@ -59,6 +71,7 @@ class Dataset(NamedTuple):
     notes: tuple[str, ...] = ()  # what was left out or filled in, in words
     validation: Samples | None = None  # rows that are neither trained on nor tested on, where the data set has them
     kind: str = "classes"  # a name of KINDS
+    columns: tuple[Column, ...] = ()  # of a table: the columns that x is made of, in order; () where there are none
 
 
 def validate(dataset: Dataset, where: str) -> None:

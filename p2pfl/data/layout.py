@@ -56,7 +56,7 @@ class Join:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Column:
+class PatternColumn:
     """[columns.NAME]: a column made of another by a regular expression: its first group, or all that it matches."""
 
     of: str
@@ -129,7 +129,7 @@ class Layout:
     files: Annotated[tuple[Files, ...], LIST] = ()
     tables: Annotated[tuple[TableFile, ...], LIST] = ()
     join: Annotated[tuple[Join, ...], LIST] = ()
-    columns: dict[str, Column] = Field(default_factory=dict)
+    columns: dict[str, PatternColumn] = Field(default_factory=dict)
     keep: dict[str, Texts] = Field(default_factory=dict)  # column -> its values that are kept
     unique: str | None = None  # column: of rows with one value only the first is kept
     path: str | None = None  # template of the row's file, for rows of a table
