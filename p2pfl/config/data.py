@@ -50,6 +50,7 @@ class SourceTable:
 
     source: str
     partition: Annotated[PartitionTable, Tagged(("partition",), inline=True)] = EvenPartition()
+    dictionary: str | None = None  # a file that says what the rows mean, the same at every site; found as `path` is
 
     _gather = model_validator(mode="before")(inlined("partition", _PARTITION))
 
@@ -156,7 +157,17 @@ KINDS = (*members(PartitionTable), *members(Data))
 """The dataclasses of [data]."""
 
 
+@dataclass(frozen=True, config=STRICT)
+class DataFile:
+    """A file of rows by itself, as if an experiment had named it."""
+
+    data: DataTable
+
+
+_COMMON = ("source", "partition", "dictionary")
+
+
 def given(data: Data) -> dict[str, Any]:
-    """The fields of a source that are given, by name, but for the source itself and the partition."""
+    """The fields of a source that are given, by name, but for those that every source has."""
     own = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
-    return {name: value for name, value in own.items() if value is not None and name not in ("source", "partition")}
+    return {name: value for name, value in own.items() if value is not None and name not in _COMMON}

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from p2pfl.check import LIST, STRICT, Count, Texts
 from p2pfl.config import churn, data, model, toml
 from p2pfl.config.churn import ChurnTable
-from p2pfl.config.data import DataTable
+from p2pfl.config.data import Data, DataFile, DataTable
 from p2pfl.config.model import ModelTable
 from p2pfl.config.virtual import Virtual, VirtualLink
 from p2pfl.data import layout
@@ -186,7 +186,8 @@ def load(path: Path | str, overrides: Sequence[str] = (), find: bool = False) ->
 def _paths(table: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
     """Every path that stands in an experiment file: (its table, its key there, the field as a person writes it)."""
     churn = table.get("churn")
-    places = [(table.get("data"), "path", "data.path"), (table.get("topology"), "file", "topology.file")]
+    places = [(table.get("data"), name, f"data.{name}") for name in ("path", "dictionary")]
+    places += [(table.get("topology"), "file", "topology.file")]
     places += [(each, "path", f"churn[{i}].path") for i, each in enumerate(churn if isinstance(churn, list) else ())]
     for found, key, field in places:
         if isinstance(found, dict) and isinstance(found.get(key), str):
@@ -197,6 +198,21 @@ def _layouts(data: Any, path: Path) -> None:
     """The layout that [data] names becomes the path of its file."""
     if isinstance(data, dict) and isinstance(data.get("layout"), str):
         data["layout"] = str(layout.find(data["layout"], path.parent))
+
+
+def load_data(path: Path, given: Sequence[str]) -> Data:
+    """The [data] of a file of rows by itself. `given`: "NAME=VALUE", its fields. Raises ConfigError."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; give a table, an .npz, or an experiment or node file with [data]")
+    table = {"data": {"source": "npz" if path.suffix == ".npz" else "csv", "path": str(path.resolve())}}
+    overridden = [toml.overridden_by(table, f"data.{each}") for each in given]
+    rows: DataFile = parse(table, str(path), DataFile, overridden)
+    return rows.data
+
+
+def is_node(path: Path) -> bool:
+    """Return whether this is a node file, and no experiment. Raises ConfigError."""
+    return "experiment" in toml.read(path)
 
 
 def load_node(path: Path) -> NodeFile:

@@ -24,8 +24,9 @@ from p2pfl.config.data import (
     given,
 )  # fmt: skip
 from p2pfl.config.experiment import Experiment
-from p2pfl.data import Dataset, partition
+from p2pfl.data import Dataset, dictionary, partition
 from p2pfl.data.csv import CsvTable
+from p2pfl.data.dictionary import Dictionary
 from p2pfl.data.partition import Partition
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.federation import events, plugins
@@ -81,6 +82,8 @@ def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data
         )
     if isinstance(own, QuadraticData):
         raise ConfigError("data.source='quadratic' in a node's own [data]: it has no rows; name it in the experiment")
+    if own.dictionary is None and experiment.data.dictionary is not None:
+        own = dataclasses.replace(own, dictionary=experiment.data.dictionary)
     dataset = _tested_on(read(own, experiment.seed), experiment.evaluation.rows)
     events.no_labels(experiment)
     train, test = [[np.zeros(0, np.int64)] * nodes for _ in range(2)]
@@ -91,6 +94,8 @@ def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data
 def _quadratic(experiment: Experiment, topology: Topology, data: QuadraticData) -> Datasets:
     nodes = topology.nodes
     events.no_labels(experiment)
+    if data.dictionary is not None:
+        raise ConfigError(f"data.dictionary={data.dictionary!r}: source='quadratic' has no rows; leave it out")
     if experiment.model is not None:
         raise ConfigError(f"model.name={experiment.model.name!r}: source='quadratic' brings its own; leave [model] out")
     task = quadratic.quadratic(nodes, experiment.seed, **given(data))
@@ -100,6 +105,13 @@ def _quadratic(experiment: Experiment, topology: Topology, data: QuadraticData) 
 
 def read(data: Data, seed: int) -> Dataset:
     """The rows of a source. Raises ConfigError."""
+    if data.dictionary is None:
+        return dictionary.ordered(_read(data, seed))  # whatever the order of the columns in a file
+    meaning = dictionary.load(data.dictionary)
+    return dictionary.hold(_read(data, seed, meaning), meaning, getattr(data, "path", data.source))
+
+
+def _read(data: Data, seed: int, meaning: Dictionary | None = None) -> Dataset:
     match data:
         case BuiltinData():
             return sources.BUILTIN[data.source](**given(data), seed=seed)
@@ -107,6 +119,7 @@ def read(data: Data, seed: int) -> Dataset:
             return sources.npz.load(**given(data), seed=seed)
         case CsvData():
             wanted = {name: value for name, value in given(data).items() if name != "path"}
+            wanted = wanted if meaning is None else dictionary.apply(wanted, meaning)
             return sources.csv.load(data.path, CsvTable(**wanted, seed=seed))
         case MedmnistData():
             return sources.medmnist.load(**given(data), seed=seed)

@@ -1,0 +1,177 @@
+"""The data dictionary: written, read, applied, compared; and what two nodes say that do not mean the same."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from p2pfl.config.data import CsvData
+from p2pfl.data import dictionary
+from p2pfl.data.dataset import Column
+from p2pfl.data.dictionary import Dictionary
+from p2pfl.errors import DataError, Exit
+from p2pfl.federation import datasets
+
+P2PFL = [sys.executable, "-m", "p2pfl"]
+TWO = 'kind = "classes"\nclasses = ["a", "b"]\n'
+COLUMNS = ("age", "sex", "size", "outcome")
+
+
+def write(
+    path: Path,
+    order: tuple[str, ...] = COLUMNS,
+    sex: str = "fm",
+    outcomes: tuple[str, str] = ("ill", "well"),
+    by: float = 1,
+) -> Path:
+    """60 patients, the same in every file but for what is asked for."""
+    draw = random.Random(0)
+    lines = [",".join(order)]
+    for _ in range(60):
+        row = {
+            "age": draw.randint(30, 80),
+            "sex": draw.choice(sex),
+            "size": round(draw.gauss(17, 3) * by, 2),
+            "outcome": draw.choice(outcomes),
+        }
+        lines.append(",".join(str(row[name]) for name in order))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def rows(path: Path, **given: Any) -> Any:
+    return datasets.read(CsvData(source="csv", path=str(path), label="outcome", **given), 0)
+
+
+@pytest.fixture
+def agreed(tmp_path: Path) -> Path:
+    """A dictionary file that holds for `write`."""
+    path = tmp_path / "dictionary.toml"
+    path.write_text(dictionary.dumps(dictionary.describe(rows(write(tmp_path / "first.csv")))))
+    return path
+
+
+def test_it_is_what_it_was_written_from(tmp_path: Path, agreed: Path) -> None:
+    made = dictionary.describe(rows(tmp_path / "first.csv"))
+    assert [column.name for column in made.columns] == ["age", "sex", "size"] and made.classes == ("ill", "well")
+    assert dictionary.load(agreed) == made == dictionary.from_json(dictionary.to_json(made))
+
+
+def test_the_order_of_columns_in_a_file_means_nothing(tmp_path: Path, agreed: Path) -> None:
+    """Not by name, and not by a dictionary that has them in another order."""
+    one = rows(write(tmp_path / "one.csv"))
+    turned = write(tmp_path / "turned.csv", order=("outcome", "size", "sex", "age"))
+    other = rows(turned)
+    assert one.features == other.features == ("age", "sex=f", "sex=m", "size")
+    np.testing.assert_array_equal(one.train.x, other.train.x)
+    meaning = dictionary.load(agreed)
+    agreed.write_text(dictionary.dumps(Dictionary(meaning.kind, meaning.classes, (), meaning.columns[::-1])))
+    third = rows(turned, dictionary=str(agreed))
+    assert third.features == ("size", "sex=f", "sex=m", "age")
+    np.testing.assert_array_equal(third.train.x, one.train.x[:, [3, 1, 2, 0]])
+
+
+def test_a_site_that_lacks_a_category_has_its_column_by_the_dictionary(tmp_path: Path, agreed: Path) -> None:
+    women = rows(write(tmp_path / "women.csv", sex="f"), dictionary=str(agreed), standardize="node")
+    assert women.features == ("age", "sex=f", "sex=m", "size")
+
+
+@pytest.mark.parametrize(
+    ("given", "fields", "said"),
+    [
+        ({"sex": "fx"}, {}, "sex is 'x', not among categories['sex']"),
+        ({"outcomes": ("ill", "healthy")}, {}, "outcome is 'healthy'"),
+        ({"order": ("age", "sex", "outcome")}, {}, "column 'size': only there"),
+        ({}, {"units": {"size": "mm"}}, "data.units={'size': 'mm'}: the dictionary has {}"),
+        ({}, {"classes": ("well", "ill")}, "data.classes=('well', 'ill'): the dictionary has ('ill', 'well')"),
+        ({}, {"standardize": "none"}, "data.standardize='none': the dictionary has 'node'"),
+    ],
+    ids=["category", "class", "column", "unit", "order of classes", "scaling"],
+)
+def test_a_file_that_holds_something_else_is_refused(
+    tmp_path: Path, agreed: Path, given: dict[str, Any], fields: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        rows(write(tmp_path / "other.csv", **given), dictionary=str(agreed), **fields)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("kind = ", "can't be read as a dictionary in TOML"),
+        ('kind = "classes"', "classes"),
+        ('kind = "class"\nclasses = ["a", "b"]', "kind='class': did you mean 'classes'?"),
+        ('kind = "classes"\nclasses = ["a", "a"]', "'a' stands there more than once"),
+        ('kind = "classes"\nclasses = ["a", "b"]\ncolumns = [{ name = "x", kind = "text" }]', "kind='text'"),
+        (
+            'kind = "classes"\nclasses = ["a", "b"]\ncolumns = [{ name = "x", kind = "category" }]',
+            "lists all its values",
+        ),
+        ("format = 7\n" + TWO, "format=7"),
+    ],
+)
+def test_dictionaries_that_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "dictionary.toml"
+    path.write_text(text)
+    with pytest.raises(DataError) as caught:
+        dictionary.load(path)
+    assert said in str(caught.value) and str(path) in str(caught.value)
+
+
+AGE, SEX = Column("age", "number", unit="years"), Column("sex", "category", ("f", "m"), coding="one_hot")
+OURS = Dictionary("classes", ("no", "yes"), (), (AGE, SEX))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "lines"),
+    [
+        (OURS, ()),
+        (
+            Dictionary("classes", ("yes", "no"), (), (AGE, SEX)),
+            ("classes, in another order: 'yes', 'no' there, 'no', 'yes' here",),
+        ),
+        (Dictionary("labels", ("no", "yes"), (), (AGE, SEX)), ("kind: 'labels' there, 'classes' here",)),
+        (Dictionary("classes", ("no", "yes"), (), (SEX, AGE)), ("columns: the same, in another order",)),
+        (Dictionary("classes", ("no", "yes"), (), (AGE,)), ("column 'sex': only here",)),
+        (
+            Dictionary("classes", ("no", "yes"), (), (AGE._replace(unit="months"), SEX)),
+            ("column 'age': unit 'months' there, 'years' here",),
+        ),
+        (
+            Dictionary(
+                "classes", ("no", "yes"), (), (AGE._replace(unit=""), SEX._replace(categories=("female", "male")))
+            ),
+            (
+                "column 'age': unit 'not given' there, 'years' here",
+                "column 'sex': categories 'female', 'male' there, 'f', 'm' here",
+            ),
+        ),
+        (
+            Dictionary("classes", ("no", "yes"), (), (AGE, Column("sex", "number"))),
+            ("column 'sex': a number there, a category ('f', 'm') here",),
+        ),
+    ],
+)  # fmt: skip
+def test_what_differs_is_said_column_by_column(theirs: Dictionary, lines: tuple[str, ...]) -> None:
+    assert dictionary.differences(theirs, OURS) == lines
+
+
+def test_one_dictionary_for_several_files(tmp_path: Path) -> None:
+    files = [write(tmp_path / "a.csv"), write(tmp_path / "b.csv", order=COLUMNS[::-1], sex="fx")]
+    command = [*P2PFL, "data", "describe", *map(str, files), "--set", "label=outcome"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    (tmp_path / "dictionary.toml").write_text(told.stdout)
+    made = dictionary.load(tmp_path / "dictionary.toml")
+    assert made.columns[1] == Column("sex", "category", ("f", "m", "x"), coding="one_hot", standardize="node")
+    assert f"column 'sex': 'm' only in {files[0]}; 'x' only in {files[1]}" in told.stderr
+    with pytest.raises(DataError, match="column 'age': only there"):
+        dictionary.united({"a": dictionary.describe(rows(files[0], drop=("age",))), "b": made})
+    failed = subprocess.run(command[:-2], capture_output=True, text=True, check=False)
+    assert failed.returncode == Exit.MISTAKE and "data.label: missing" in failed.stderr
