@@ -13,7 +13,7 @@ import pytest
 
 from p2pfl.config.data import CsvData
 from p2pfl.data import dictionary
-from p2pfl.data.dataset import Column
+from p2pfl.data.dataset import Column, ImageFacts
 from p2pfl.data.dictionary import Dictionary
 from p2pfl.errors import DataError, Exit
 from p2pfl.federation import datasets
@@ -127,6 +127,28 @@ def test_dictionaries_that_are_refused(tmp_path: Path, text: str, said: str) -> 
 
 AGE, SEX = Column("age", "number", unit="years"), Column("sex", "category", ("f", "m"), coding="one_hot")
 OURS = Dictionary("classes", ("no", "yes"), (), (AGE, SEX))
+
+
+CT = ImageFacts((64, 64), 1, 12, "HU", "fixed", (-1000.0, 400.0), "LPS", "MONOCHROME2")
+
+
+def test_images_are_compared_as_they_become_rows() -> None:
+    """In Hounsfield units it does not matter in how many bits they are stored; without a unit it does."""
+    scans = Dictionary("classes", ("no", "yes"), (64, 64, 1), (), CT)
+    assert dictionary.from_json(dictionary.to_json(scans)) == scans
+
+    def other(**facts: Any) -> Dictionary:
+        return Dictionary("classes", ("no", "yes"), (64, 64, 1), (), CT._replace(**facts))
+
+    assert dictionary.differences(other(bit_depth=16), scans) == ()
+    assert dictionary.differences(other(bit_depth=16, unit="stored"), scans) == (
+        "images: bit_depth 16 there, 12 here",
+        "images: unit 'stored' there, 'HU' here",
+    )
+    assert dictionary.differences(other(orientation="RAS"), scans) == ("images: orientation 'RAS' there, 'LPS' here",)
+    assert dictionary.differences(Dictionary("classes", ("no", "yes"), (64, 64, 1)), scans) == ("images: none there",)
+    unscaled = other(scaling="percentiles", intensity=None)
+    assert dictionary.from_json(dictionary.to_json(unscaled)) == unscaled
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from p2pfl.check import STRICT, Count, Texts
+from p2pfl.check import LIST, STRICT, Count, Texts
 from p2pfl.config.unions import Tagged, fields_of, inlined, members, refusal
 
 Open = Annotated[float, Field(gt=0, lt=1)]
@@ -70,6 +70,13 @@ class NpzData(SourceTable):
     source: Literal["npz"]
     test_fraction: Open | None = None  # rows kept for the test where the file has no split of its own; 0.2
     path: str  # looked for beside the experiment file, then in the current directory
+    intensity: Annotated[tuple[float, float], LIST] | None = None  # the values that become 0 and 1; as the type says
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.intensity is not None and not self.intensity[0] < self.intensity[1]:
+            raise refusal("must be [low, high]: the values that become 0 and 1", "intensity")
+        return self
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

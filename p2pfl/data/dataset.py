@@ -60,6 +60,19 @@ class Column(NamedTuple):
     standardize: str = "none"  # by whose mean and standard deviation it is scaled: "node", "pooled" or "none"
 
 
+class ImageFacts(NamedTuple):
+    """What the images of a data set are, as plain values: nodes that differ show one model two kinds."""
+
+    shape: tuple[int, ...]  # height and width, of volumes height, width and depth, in pixels of a row of x
+    channels: int
+    bit_depth: int  # of a stored value; the largest where files differ
+    unit: str  # of a stored value: "HU", "SUV", ...; "stored": none; "unknown": the format can't say
+    scaling: str  # "fixed": by `intensity`; what each file is scaled by: "window", "percentiles", "zscore"; or "none"
+    intensity: tuple[float, float] | None  # the values, in `unit`, that become 0 and 1 in every file; None: not "fixed"
+    orientation: str  # where height, width and depth grow to: "RAS" is right, anterior, superior; "" of plain images
+    photometric: str  # of a row of x: "MONOCHROME2" (more is brighter), "RGB"; "" where nobody says
+
+
 class Dataset(NamedTuple):
     """Train and test rows with the names of what is in them."""
 
@@ -72,6 +85,7 @@ class Dataset(NamedTuple):
     validation: Samples | None = None  # rows that are neither trained on nor tested on, where the data set has them
     kind: str = "classes"  # a name of KINDS
     columns: tuple[Column, ...] = ()  # of a table: the columns that x is made of, in order; () where there are none
+    image: ImageFacts | None = None  # of a source that reads images
 
 
 def validate(dataset: Dataset, where: str) -> None:

@@ -4,6 +4,7 @@
     classes    names of classes, labels or targets, in the order of the model's outputs
     shape      of a row of x, of data without columns
     columns    of a table: a `Column` each, in the order in which x has them
+    image      of images: `ImageFacts`
 
 It is made from a data set (`describe`), written as a TOML file that a person reads and changes, and named in an
 experiment: then every site reads its own file by it (`apply`), has its columns in this order (`ordered`), and is
@@ -24,7 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from p2pfl.check import LIST, STRICT, Texts, one_of
-from p2pfl.data.dataset import KINDS, Column, Dataset
+from p2pfl.data.dataset import KINDS, Column, Dataset, ImageFacts
 from p2pfl.errors import ConfigError, DataError, nearest
 
 FORMAT = 1
@@ -38,6 +39,7 @@ class Dictionary:
     classes: Texts
     shape: Annotated[tuple[int, ...], LIST] = ()
     columns: Annotated[tuple[Column, ...], LIST] = ()
+    image: ImageFacts | None = None
 
 
 _READ = TypeAdapter(Dictionary)
@@ -46,7 +48,7 @@ _READ = TypeAdapter(Dictionary)
 def describe(dataset: Dataset) -> Dictionary:
     """The dictionary of a data set, as it was read."""
     shape = () if dataset.columns else dataset.train.x.shape[1:]
-    return Dictionary(dataset.kind, dataset.classes, tuple(int(size) for size in shape), dataset.columns)
+    return Dictionary(dataset.kind, dataset.classes, tuple(int(size) for size in shape), dataset.columns, dataset.image)
 
 
 # --- as text
@@ -58,11 +60,13 @@ def _plain(dictionary: Dictionary) -> dict[str, Any]:
         {name: list(value) if isinstance(value, tuple) else value for name, value in column._asdict().items() if value}
         for column in dictionary.columns
     ]
+    image = {} if dictionary.image is None else dictionary.image._asdict()
     table = {
         "kind": dictionary.kind,
         "classes": [*dictionary.classes],
         "shape": [*dictionary.shape],
         "columns": columns,
+        "image": {name: value for name, value in image.items() if value is not None},
     }
     return {name: value for name, value in table.items() if value}
 
@@ -78,9 +82,15 @@ def to_json(dictionary: Dictionary) -> str:
     return json.dumps(_plain(dictionary), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
+def _made(table: Any) -> Dictionary:
+    if isinstance(table, dict) and isinstance(table.get("image"), dict):
+        table["image"].setdefault("intensity", None)  # TOML has no word for it
+    return _READ.validate_json(json.dumps(table, default=str))  # from JSON, strict still makes dataclasses
+
+
 def from_json(text: str) -> Dictionary:
     """The dictionary in such a line. Raises ValueError for anything else."""
-    return _READ.validate_json(text)
+    return _made(json.loads(text))
 
 
 def load(path: Path | str) -> Dictionary:
@@ -93,7 +103,7 @@ def load(path: Path | str) -> Dictionary:
     if (version := table.pop("format", FORMAT)) != FORMAT:
         raise DataError(f"{path}: format={version!r}: this p2pfl reads format {FORMAT}; use the version that wrote it")
     try:
-        dictionary = _READ.validate_json(json.dumps(table, default=str))  # there, strict still makes dataclasses
+        dictionary = _made(table)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -137,6 +147,7 @@ def differences(theirs: Dictionary, ours: Dictionary) -> tuple[str, ...]:
         lines.append(f"{what}: {_listed(theirs.classes)} there, {_listed(ours.classes)} here")
     if theirs.shape != ours.shape:
         lines.append(f"shape of a row: {list(theirs.shape)} there, {list(ours.shape)} here")
+    lines += _of_images(theirs.image, ours.image)
     there, here = ({column.name: column for column in each.columns} for each in (theirs, ours))
     for name in dict.fromkeys((*here, *there)):
         if name not in there:
@@ -164,6 +175,18 @@ def _of_column(theirs: Column, ours: Column) -> list[str]:
         else:
             lines.append(f"column {ours.name!r}: {field} {one or 'not given'!r} there, {other or 'not given'!r} here")
     return lines
+
+
+def _of_images(theirs: ImageFacts | None, ours: ImageFacts | None) -> list[str]:
+    """What differs in images. In a physical unit it does not matter in how many bits they are stored."""
+    if theirs is None or ours is None:
+        return [] if theirs == ours else [f"images: {'none' if theirs is None else 'some'} there"]
+    physical = theirs.unit == ours.unit not in ("stored", "unknown")
+    return [
+        f"images: {field} {there!r} there, {here!r} here"
+        for field, there, here in zip(ImageFacts._fields, theirs, ours, strict=True)
+        if there != here and not (field == "bit_depth" and physical)
+    ]
 
 
 def _kind(column: Column) -> str:
