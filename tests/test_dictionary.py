@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def test_the_order_of_columns_in_a_file_means_nothing(tmp_path: Path, agreed: Pa
     assert one.features == other.features == ("age", "sex=f", "sex=m", "size")
     np.testing.assert_array_equal(one.train.x, other.train.x)
     meaning = dictionary.load(agreed)
-    agreed.write_text(dictionary.dumps(Dictionary(meaning.kind, meaning.classes, (), meaning.columns[::-1])))
+    agreed.write_text(dictionary.dumps(dataclasses.replace(meaning, columns=meaning.columns[::-1])))
     third = rows(turned, dictionary=str(agreed))
     assert third.features == ("size", "sex=f", "sex=m", "age")
     np.testing.assert_array_equal(third.train.x, one.train.x[:, [3, 1, 2, 0]])
@@ -126,7 +127,7 @@ def test_dictionaries_that_are_refused(tmp_path: Path, text: str, said: str) -> 
 
 
 AGE, SEX = Column("age", "number", unit="years"), Column("sex", "category", ("f", "m"), coding="one_hot")
-OURS = Dictionary("classes", ("no", "yes"), (), (AGE, SEX))
+OURS = Dictionary("classes", ("no", "yes"), ("ill",), (), (AGE, SEX))
 
 
 CT = ImageFacts((64, 64), 1, 12, "HU", "fixed", (-1000.0, 400.0), "LPS", "MONOCHROME2")
@@ -134,11 +135,11 @@ CT = ImageFacts((64, 64), 1, 12, "HU", "fixed", (-1000.0, 400.0), "LPS", "MONOCH
 
 def test_images_are_compared_as_they_become_rows() -> None:
     """In Hounsfield units it does not matter in how many bits they are stored; without a unit it does."""
-    scans = Dictionary("classes", ("no", "yes"), (64, 64, 1), (), CT)
+    scans = Dictionary("classes", ("no", "yes"), (), (64, 64, 1), (), CT)
     assert dictionary.from_json(dictionary.to_json(scans)) == scans
 
     def other(**facts: Any) -> Dictionary:
-        return Dictionary("classes", ("no", "yes"), (64, 64, 1), (), CT._replace(**facts))
+        return Dictionary("classes", ("no", "yes"), (), (64, 64, 1), (), CT._replace(**facts))
 
     assert dictionary.differences(other(bit_depth=16), scans) == ()
     assert dictionary.differences(other(bit_depth=16, unit="stored"), scans) == (
@@ -146,7 +147,9 @@ def test_images_are_compared_as_they_become_rows() -> None:
         "images: unit 'stored' there, 'HU' here",
     )
     assert dictionary.differences(other(orientation="RAS"), scans) == ("images: orientation 'RAS' there, 'LPS' here",)
-    assert dictionary.differences(Dictionary("classes", ("no", "yes"), (64, 64, 1)), scans) == ("images: none there",)
+    assert dictionary.differences(Dictionary("classes", ("no", "yes"), (), (64, 64, 1)), scans) == (
+        "images: none there",
+    )
     unscaled = other(scaling="percentiles", intensity=None)
     assert dictionary.from_json(dictionary.to_json(unscaled)) == unscaled
 
@@ -156,19 +159,20 @@ def test_images_are_compared_as_they_become_rows() -> None:
     [
         (OURS, ()),
         (
-            Dictionary("classes", ("yes", "no"), (), (AGE, SEX)),
+            Dictionary("classes", ("yes", "no"), ("ill",), (), (AGE, SEX)),
             ("classes, in another order: 'yes', 'no' there, 'no', 'yes' here",),
         ),
-        (Dictionary("labels", ("no", "yes"), (), (AGE, SEX)), ("kind: 'labels' there, 'classes' here",)),
-        (Dictionary("classes", ("no", "yes"), (), (SEX, AGE)), ("columns: the same, in another order",)),
-        (Dictionary("classes", ("no", "yes"), (), (AGE,)), ("column 'sex': only here",)),
+        (dataclasses.replace(OURS, predicts=("died",)), ("predicts: 'died' there, 'ill' here",)),
+        (Dictionary("labels", ("no", "yes"), ("ill",), (), (AGE, SEX)), ("kind: 'labels' there, 'classes' here",)),
+        (Dictionary("classes", ("no", "yes"), ("ill",), (), (SEX, AGE)), ("columns: the same, in another order",)),
+        (Dictionary("classes", ("no", "yes"), ("ill",), (), (AGE,)), ("column 'sex': only here",)),
         (
-            Dictionary("classes", ("no", "yes"), (), (AGE._replace(unit="months"), SEX)),
+            Dictionary("classes", ("no", "yes"), ("ill",), (), (AGE._replace(unit="months"), SEX)),
             ("column 'age': unit 'months' there, 'years' here",),
         ),
         (
             Dictionary(
-                "classes", ("no", "yes"), (), (AGE._replace(unit=""), SEX._replace(categories=("female", "male")))
+                "classes", ("no", "yes"), ("ill",), (), (AGE._replace(unit=""), SEX._replace(categories=("female", "male")))
             ),
             (
                 "column 'age': unit 'not given' there, 'years' here",
@@ -176,7 +180,7 @@ def test_images_are_compared_as_they_become_rows() -> None:
             ),
         ),
         (
-            Dictionary("classes", ("no", "yes"), (), (AGE, Column("sex", "number"))),
+            Dictionary("classes", ("no", "yes"), ("ill",), (), (AGE, Column("sex", "number"))),
             ("column 'sex': a number there, a category ('f', 'm') here",),
         ),
     ],

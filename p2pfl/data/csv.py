@@ -132,7 +132,7 @@ def from_table(table: Table, wanted: CsvTable) -> Dataset:
         column._replace(unit=units.get(column.name, ""), missing=wanted.missing, standardize=wanted.standardize)
         for column in made_of
     )
-    dataset = Dataset(train, test, class_names, sites, names, said, kind=wanted.kind, columns=made_of)
+    dataset = Dataset(train, test, class_names, sites, names, said, kind=wanted.kind, columns=made_of, predicts=columns)
     validate(dataset, table.where)
     return dataset
 

@@ -86,6 +86,7 @@ class Dataset(NamedTuple):
     kind: str = "classes"  # a name of KINDS
     columns: tuple[Column, ...] = ()  # of a table: the columns that x is made of, in order; () where there are none
     image: ImageFacts | None = None  # of a source that reads images
+    predicts: tuple[str, ...] = ()  # of a table: the columns that y is made of
 
 
 def validate(dataset: Dataset, where: str) -> None:

@@ -1,6 +1,7 @@
 """The data dictionary: what the rows mean, so that they mean the same at every site.
 
     kind       what is predicted: a name of `KINDS`
+    predicts   of a table: the columns that the answer is made of
     classes    names of classes, labels or targets, in the order of the model's outputs
     shape      of a row of x, of data without columns
     columns    of a table: a `Column` each, in the order in which x has them
@@ -37,6 +38,7 @@ class Dictionary:
 
     kind: str
     classes: Texts
+    predicts: Texts = ()
     shape: Annotated[tuple[int, ...], LIST] = ()
     columns: Annotated[tuple[Column, ...], LIST] = ()
     image: ImageFacts | None = None
@@ -48,7 +50,8 @@ _READ = TypeAdapter(Dictionary)
 def describe(dataset: Dataset) -> Dictionary:
     """The dictionary of a data set, as it was read."""
     shape = () if dataset.columns else dataset.train.x.shape[1:]
-    return Dictionary(dataset.kind, dataset.classes, tuple(int(size) for size in shape), dataset.columns, dataset.image)
+    sizes = tuple(int(size) for size in shape)
+    return Dictionary(dataset.kind, dataset.classes, dataset.predicts, sizes, dataset.columns, dataset.image)
 
 
 # --- as text
@@ -63,6 +66,7 @@ def _plain(dictionary: Dictionary) -> dict[str, Any]:
     image = {} if dictionary.image is None else dictionary.image._asdict()
     table = {
         "kind": dictionary.kind,
+        "predicts": [*dictionary.predicts],
         "classes": [*dictionary.classes],
         "shape": [*dictionary.shape],
         "columns": columns,
@@ -142,6 +146,8 @@ def differences(theirs: Dictionary, ours: Dictionary) -> tuple[str, ...]:
     lines = []
     if theirs.kind != ours.kind:
         lines.append(f"kind: {theirs.kind!r} there, {ours.kind!r} here")
+    if theirs.predicts != ours.predicts:
+        lines.append(f"predicts: {_listed(theirs.predicts)} there, {_listed(ours.predicts)} here")
     if theirs.classes != ours.classes:
         what = "classes, in another order" if sorted(theirs.classes) == sorted(ours.classes) else "classes"
         lines.append(f"{what}: {_listed(theirs.classes)} there, {_listed(ours.classes)} here")
@@ -194,7 +200,7 @@ def _kind(column: Column) -> str:
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:
-    shown = ", ".join(map(repr, names[:most]))
+    shown = ", ".join(map(repr, names[:most])) or "nothing"
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
@@ -317,8 +323,10 @@ def united(dictionaries: Mapping[str, Dictionary]) -> Dictionary:
             merged.append(column)
         same = base.kind == other.kind == "classes" and {*base.classes} != {*other.classes}
         classes = tuple(sorted({*base.classes, *other.classes})) if same else base.classes
-        base = Dictionary(base.kind, classes, base.shape, tuple(sorted(merged)))
-        other = Dictionary(other.kind, classes if same else other.classes, other.shape, tuple(sorted(columns.values())))
+        base = Dictionary(base.kind, classes, base.predicts, base.shape, tuple(sorted(merged)), base.image)
+        theirs = classes if same else other.classes
+        by_name = tuple(sorted(columns.values()))
+        other = Dictionary(other.kind, theirs, other.predicts, other.shape, by_name, other.image)
         if lines := differences(other, base):
             said = "\n".join(f"  {line}" for line in lines)
             raise DataError(
