@@ -171,9 +171,7 @@ def test_images_are_compared_as_they_become_rows() -> None:
             ("column 'age': unit 'months' there, 'years' here",),
         ),
         (
-            Dictionary(
-                "classes", ("no", "yes"), ("ill",), (), (AGE._replace(unit=""), SEX._replace(categories=("female", "male")))
-            ),
+            dataclasses.replace(OURS, columns=(AGE._replace(unit=""), SEX._replace(categories=("female", "male")))),
             (
                 "column 'age': unit 'not given' there, 'years' here",
                 "column 'sex': categories 'female', 'male' there, 'f', 'm' here",
