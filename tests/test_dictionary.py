@@ -16,6 +16,7 @@ from p2pfl.config.data import CsvData
 from p2pfl.data import dictionary
 from p2pfl.data.dataset import Column, ImageFacts
 from p2pfl.data.dictionary import Dictionary
+from p2pfl.data.far_off import far_off
 from p2pfl.errors import DataError, Exit
 from p2pfl.federation import datasets
 
@@ -199,3 +200,27 @@ def test_one_dictionary_for_several_files(tmp_path: Path) -> None:
         dictionary.united({"a": dictionary.describe(rows(files[0], drop=("age",))), "b": made})
     failed = subprocess.run(command[:-2], capture_output=True, text=True, check=False)
     assert failed.returncode == Exit.MISTAKE and "data.label: missing" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("factors", "named"),
+    [
+        ((1, 1, 1, 1), []),
+        ((1, 1, 10, 1), ["c"]),  # mm for cm
+        ((1, 0.1, 1, 1), ["b"]),
+        ((1, 38.67), ["b"]),  # cholesterol in mg/dl for mmol/l
+        ((1, 1.4, 0.8, 1.2), []),  # other patients
+        ((1,), []),
+    ],
+)
+def test_another_unit_at_one_site_is_said(factors: tuple[float, ...], named: list[str]) -> None:
+    rng = np.random.default_rng(0)
+    values = [factor * rng.normal((17.0, -0.5, 60.0), (3.0, 1.0, 11.0), (200, 3)) for factor in factors]
+    sites = "abcd"[: len(factors)]
+    lines = far_off(np.stack([v.mean(0) for v in values]), np.stack([v.std(0) for v in values]), ["x", "y", "z"], sites)
+    assert [line.split("site '")[1][0] for line in lines] == named * 3
+    assert all(line.endswith("another unit?") for line in lines)
+
+
+def test_a_column_of_zeros_and_ones_may_be_constant_at_a_site() -> None:
+    assert far_off(np.array([[0.0], [0.3], [1.0]]), np.array([[0.0], [0.46], [0.0]]), ["x"], ["a", "b", "c"]) == ()
