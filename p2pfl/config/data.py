@@ -42,6 +42,10 @@ class ShardsPartition:
 
 
 PartitionTable = EvenPartition | DirichletPartition | ShardsPartition
+DEALT = ("partition", "alpha", "per_node", "site", "min_rows", "small_sites")
+"""Fields that deal rows to nodes, which a node that brings its own rows does not take from the experiment."""
+EITHER = (("use", "drop"), ("split", "test_fraction"), ("split", "group"), ("classes", "label_above"))
+"""Fields of which one may be given."""
 _PARTITION = tuple(dict.fromkeys(name for kind in members(PartitionTable) for name in fields_of(kind)))
 
 
@@ -78,7 +82,7 @@ class CsvData(SourceTable):
 
     source: Literal["csv"]
     test_fraction: Open | None = None  # rows kept for the test where there is no split; 0.2
-    path: str  # looked for beside the experiment file, then in the current directory
+    path: str | None = None  # beside the experiment file, or in the current directory; None: only the nodes have rows
     kind: Literal["classes", "labels", "regression", "survival"] | None = None  # what is predicted; classes
     label: str | None = None  # classes: the column to predict
     labels: Texts | None = None  # labels: columns of 0 and 1
