@@ -194,6 +194,14 @@ def test_nodes_and_sites_must_agree(csv: Path) -> None:
     refused("by_site: nodes=3, but the data has 2 sites: north, south. Use nodes = 2", DataError, data=data)
     made = federation.build(make(data=data, topology={"graph": "ring", "nodes": 2}))
     assert [len(rows) for rows in made.partition.train] == [10, 14]
+    counted = federation.build(make(data=data, topology={"graph": "ring"}))  # as many nodes as there are sites
+    assert counted.experiment == made.experiment and federation.digest(counted) == federation.digest(made)
+    # Small sites are named before anything is said of nodes.
+    small = {**data, "min_rows": 14}
+    for table in ({"graph": "ring"}, {"graph": "ring", "nodes": 3}):
+        refused("sites with fewer than min_rows=14 rows: 'north'", DataError, data=small, topology=table)
+    nowhere = {"source": "digits", "partition": "by_site"}
+    refused("data.partition='by_site': the data has no sites", data=nowhere, topology={"graph": "ring"})
 
 
 # --- [topology] and [[churn]]

@@ -163,7 +163,7 @@ def test_a_table_of_numbers_and_one_of_times(tmp_path: Path) -> None:
         assert part.y.tolist() == np.stack([1 + i / 2, i % 2], axis=1).tolist()
     rows = [[*row[:5], 0, row[6]] for row in body()]
     said = load(write(tmp_path, rows), kind="survival", time="days", event="died", drop=["patient"]).notes
-    assert said == ("no event: 'died' is 0 in all 40 rows",)
+    assert said[1:] == ("no event: 'died' is 0 in all 40 rows",)
 
 
 def test_the_patients_of_a_table_stay_together(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_the_patients_of_a_table_stay_together(tmp_path: Path) -> None:
     rows[3][6] = ""
     with pytest.raises(DataError, match=r"missing cells in 'patient' \(1\)"):
         load(write(tmp_path, rows), **arguments)
-    assert load(write(tmp_path, rows), **arguments, missing="mean").notes == (
+    assert load(write(tmp_path, rows), **arguments, missing="mean").notes[1:] == (
         "left out 1 rows with missing cells in 'patient' (1) (a label or site is never filled)",
     )
 

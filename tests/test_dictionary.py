@@ -79,6 +79,34 @@ def test_the_order_of_columns_in_a_file_means_nothing(tmp_path: Path, agreed: Pa
     np.testing.assert_array_equal(third.train.x, one.train.x[:, [3, 1, 2, 0]])
 
 
+def test_what_the_dictionary_does_not_name_is_left_out(tmp_path: Path, agreed: Path) -> None:
+    meaning = dictionary.load(agreed)
+    agreed.write_text(dictionary.dumps(dataclasses.replace(meaning, columns=meaning.columns[:2])))
+    assert rows(write(tmp_path / "all.csv"), dictionary=str(agreed)).features == ("age", "sex=f", "sex=m")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"coding": "treatment", "missing": "mean", "missing_indicator": ("size",)},
+        {"missing": "mean", "missing_indicator": True, "standardize": "none"},
+        {"not_applicable": {"size": (".",)}, "units": {"age": "years"}},
+    ],
+)
+def test_a_table_is_read_as_it_was_described(tmp_path: Path, given: dict[str, Any]) -> None:
+    file = write(tmp_path / "a.csv")
+    lines = file.read_text().split("\n")
+    lines[3] = lines[3].split(",")[0] + ",f,." + ",ill" if "not_applicable" in given else lines[3]
+    file.write_text("\n".join(lines))
+    first = rows(file, **given)
+    path = tmp_path / "dictionary.toml"
+    path.write_text(dictionary.dumps(dictionary.describe(first)))
+    kept = {name: value for name, value in given.items() if name == "not_applicable"}  # a site's own codes
+    again = rows(file, dictionary=str(path), **kept)
+    assert again.features == first.features and again.columns == first.columns
+    np.testing.assert_array_equal(again.train.x, first.train.x)
+
+
 def test_a_site_that_lacks_a_category_has_its_column_by_the_dictionary(tmp_path: Path, agreed: Path) -> None:
     women = rows(write(tmp_path / "women.csv", sex="f"), dictionary=str(agreed), standardize="node")
     assert women.features == ("age", "sex=f", "sex=m", "size")
@@ -88,13 +116,14 @@ def test_a_site_that_lacks_a_category_has_its_column_by_the_dictionary(tmp_path:
     ("given", "fields", "said"),
     [
         ({"sex": "fx"}, {}, "sex is 'x', not among categories['sex']"),
+        ({}, {"drop": ("size",)}, "data.drop=['size']: the dictionary has these columns"),
         ({"outcomes": ("ill", "healthy")}, {}, "outcome is 'healthy'"),
-        ({"order": ("age", "sex", "outcome")}, {}, "column 'size': only there"),
+        ({"order": ("age", "sex", "outcome")}, {}, "use='size' is not a column"),
         ({}, {"units": {"size": "mm"}}, "data.units={'size': 'mm'}: the dictionary has {}"),
         ({}, {"classes": ("well", "ill")}, "data.classes=('well', 'ill'): the dictionary has ('ill', 'well')"),
         ({}, {"standardize": "none"}, "data.standardize='none': the dictionary has 'node'"),
     ],
-    ids=["category", "class", "column", "unit", "order of classes", "scaling"],
+    ids=["category", "dropped", "class", "column", "unit", "order of classes", "scaling"],
 )
 def test_a_file_that_holds_something_else_is_refused(
     tmp_path: Path, agreed: Path, given: dict[str, Any], fields: dict[str, Any], said: str

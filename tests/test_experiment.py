@@ -347,6 +347,36 @@ def test_node_file_paths(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         experiment.load_node(path)
 
 
+COMMON = """[data]
+source = "csv"
+label = "ill"
+use = ["age", "sex"]
+site = "site"
+partition = "by_site"
+split = "part"
+rename = { Alter = "age" }
+categories = { sex = ["f", "m"] }
+"""
+
+
+def test_a_node_adds_to_the_data_of_the_experiment(file: Path, tmp_path: Path) -> None:
+    """Field by field, of tables entry by entry; not what deals rows to nodes, nor the other of two."""
+    file.write_text(LEAST.replace('[data]\nsource = "digits"\n', COMMON))
+    assert isinstance(experiment.load(file).data, CsvData)
+    path = file.parent / "node.toml"
+    (file.parent / "own.csv").touch()
+    path.write_text(NODE + '[data]\npath = "own.csv"\ntest_fraction = 0.5\nrename = { Geschlecht = "sex" }\n')
+    assert experiment.load_node(path).data == CsvData(
+        source="csv", path=str(file.parent / "own.csv"), label="ill", use=("age", "sex"), test_fraction=0.5,
+        rename={"Alter": "age", "Geschlecht": "sex"}, categories={"sex": ("f", "m")},
+    )  # fmt: skip
+    path.write_text(NODE + '[data]\npath = "own.csv"\ndrop = ["id"]\nlabel = "y"\n')
+    found = experiment.load_node(path).data
+    assert isinstance(found, CsvData) and (found.use, found.drop, found.label) == (None, ("id",), "y")
+    path.write_text(NODE + '[data]\nsource = "npz"\npath = "own.csv"\n')
+    assert given(experiment.load_node(path).data) == {"path": str(file.parent / "own.csv")}  # type: ignore[arg-type]
+
+
 # --- mistakes in the file
 
 

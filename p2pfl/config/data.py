@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from p2pfl.check import LIST, STRICT, Count, Texts
 from p2pfl.config.unions import Tagged, fields_of, inlined, members, refusal
+from p2pfl.data.derive import Derived
 
 Open = Annotated[float, Field(gt=0, lt=1)]
 
@@ -41,6 +42,10 @@ class ShardsPartition:
 
 
 PartitionTable = EvenPartition | DirichletPartition | ShardsPartition
+DEALT = ("partition", "alpha", "per_node", "site", "min_rows", "small_sites")
+"""Fields that deal rows to nodes, which a node that brings its own rows does not take from the experiment."""
+EITHER = (("use", "drop"), ("split", "test_fraction"), ("split", "group"), ("classes", "label_above"))
+"""Fields of which one may be given."""
 _PARTITION = tuple(dict.fromkeys(name for kind in members(PartitionTable) for name in fields_of(kind)))
 
 
@@ -81,11 +86,11 @@ class NpzData(SourceTable):
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class CsvData(SourceTable):
-    """A .csv file."""
+    """A table: .csv, .xlsx or .parquet."""
 
     source: Literal["csv"]
     test_fraction: Open | None = None  # rows kept for the test where there is no split; 0.2
-    path: str  # looked for beside the experiment file, then in the current directory
+    path: str | None = None  # beside the experiment file, or in the current directory; None: only the nodes have rows
     kind: Literal["classes", "labels", "regression", "survival"] | None = None  # what is predicted; classes
     label: str | None = None  # classes: the column to predict
     labels: Texts | None = None  # labels: columns of 0 and 1
@@ -96,18 +101,32 @@ class CsvData(SourceTable):
     site: str | None = None  # the column that names the site
     split: str | None = None  # the column that says train or test
     group: str | None = None  # the column, such as the patient, whose rows no drawn split parts
+    use: Texts | None = None  # columns to learn from, in this order
     drop: Texts | None = None  # columns to leave out
+    rename: dict[str, str] | None = None  # column of the file -> its name from here on
+    derive: dict[str, Derived] | None = None  # name -> a column made of others
+    dates: str | None = None  # how days are written, as strptime has it, for derive
+    decimal: Literal[".", ","] | None = None  # the mark of decimals; found column by column
+    delimiter: str | None = None  # of text; found by the header
+    encoding: str | None = None  # of text; UTF-8, or else Windows-1252
+    sheet: str | None = None  # of a workbook; the first
     missing: Literal["error", "drop_row", "mean"] | None = None  # missing cells; error
+    missing_values: Texts | dict[str, Texts] | None = None  # more cells that are missing, of all columns or of some
+    missing_indicator: bool | Texts | None = None  # columns, or all, beside which one says where they were missing
+    not_applicable: dict[str, Texts] | None = None  # column -> cells that mean: does not apply
     min_rows: Count | None = None  # rows a site must have; 10
     small_sites: Literal["error", "drop"] | None = None  # what to do about smaller ones; error
     classes: Texts | None = None  # the labels, where a single file may not hold them all
     categories: dict[str, Texts] | None = None  # the values of text columns, likewise
+    coding: Literal["one_hot", "treatment"] | None = None  # of categories; treatment leaves out the first; one_hot
     standardize: Literal["node", "pooled", "none"] | None = None  # mean 0, sd 1 by each site's training rows; node
     units: dict[str, str] | None = None  # the units of columns, in words, for sites to compare
 
     @model_validator(mode="after")
     def _used(self) -> Self:
         """Refuse fields that mean something only where another one is given, or is not."""
+        if self.use and self.drop:
+            raise refusal("what data.use does not name is left out; give one, not both", "drop")
         for field in ("min_rows", "small_sites"):
             if getattr(self, field) is not None and self.site is None:
                 raise refusal("is used only with data.site; leave it out, or change that", field)

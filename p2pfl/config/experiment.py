@@ -140,7 +140,7 @@ class NodeFile:
     peers: Annotated[tuple[Address, ...], LIST] = ()  # other nodes; one that is there is enough to find all
     address: Address | None = None  # how the others reach this node; as `listen`
     out: str | None = None  # directory of its records, beside this file; ./p2pfl-node-ID
-    data: DataTable | None = None  # this machine's own rows, instead of its part of the experiment's data
+    data: DataTable | None = None  # this machine's own rows, with what the experiment's [data] says of all
 
 
 def load(path: Path | str, overrides: Sequence[str] = (), find: bool = False) -> Experiment:
@@ -218,18 +218,48 @@ def is_node(path: Path) -> bool:
 def load_node(path: Path) -> NodeFile:
     """Read a node file; the paths in it become absolute. Raises ConfigError, also when a file it names is missing."""
     table = toml.read(path)
-    _layouts(table.get("data"), path)
-    rows, name = table.get("data"), None
-    if isinstance(rows, dict) and isinstance(rows.get("path"), str):
-        name = rows["path"]
-        rows["path"] = str(toml.located(name, path.parent))
+    rows, named = table.get("data"), dict[str, str]()
+    if isinstance(rows, dict):
+        _layouts(rows, path)
+        named = _located(rows, path)
+        common = toml.located(str(table.get("experiment")), path.parent)
+        table["data"] = _added(toml.read(common).get("data"), common, rows) if common.is_file() else rows
     node: NodeFile = parse(table, str(path), NodeFile)
     file = toml.located(node.experiment, path.parent)
     if not file.is_file():
         raise ConfigError(toml.not_found(path, "experiment", node.experiment, str(file)))
-    if name is not None and not Path(table["data"]["path"]).exists():
-        raise ConfigError(toml.not_found(path, "data.path", name, table["data"]["path"]))
+    for key, name in named.items():
+        if not Path(table["data"][key]).exists():
+            raise ConfigError(toml.not_found(path, f"data.{key}", name, table["data"][key]))
     return dataclasses.replace(node, experiment=str(file))
+
+
+def _located(rows: dict[str, Any], file: Path) -> dict[str, str]:
+    """The paths in a [data] become absolute; returns those that stand there, by field."""
+    named = {key: rows[key] for key in ("path", "dictionary") if isinstance(rows.get(key), str)}
+    for key, name in named.items():
+        rows[key] = str(toml.located(name, file.parent))
+    return named
+
+
+def _added(common: Any, file: Path, own: dict[str, Any]) -> dict[str, Any]:
+    """The [data] of a node: that of the experiment, with what the node's own says; nothing of another source."""
+    if not isinstance(common, dict):
+        return own
+    _layouts(common, file)
+    _located(common, file)
+    if own.get("source", common.get("source")) != common.get("source"):
+        return {**{name: value for name, value in common.items() if name == "dictionary"}, **own}
+    whole = {name: value for name, value in common.items() if name not in data.DEALT}
+    for name, value in own.items():
+        both = isinstance(value, dict) and isinstance(whole.get(name), dict)
+        whole[name] = {**whole[name], **value} if both else value
+    for one, other in data.EITHER:  # what the node says of one is meant instead of the other
+        if one in own and other not in own:
+            whole.pop(other, None)
+        elif other in own and one not in own:
+            whole.pop(one, None)
+    return whole
 
 
 TABLES: Mapping[str, tuple[type[Any], ...]] = MappingProxyType(

@@ -10,7 +10,8 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -171,8 +172,13 @@ def _spot(kind: type[Any], location: Sequence[str | int]) -> _Spot:
     place: list[str | int] = []
     hint: Any = kind
     own: type[Any] | None = kind
+    inside: list[Any] = []  # of a table with names of the user's own, or a choice: what comes next
     for part in location:
-        if own is None and any(part == each.__name__ for each in members(hint)):  # of a union: which one
+        if inside:
+            hint, named = inside.pop()
+            own = next(iter(members(hint)), None)
+            place += [part] if named else []
+        elif own is None and any(part == each.__name__ for each in members(hint)):  # of a union: which one
             own = next(each for each in members(hint) if part == each.__name__)
         elif isinstance(part, int):
             place.append(part)
@@ -181,7 +187,21 @@ def _spot(kind: type[Any], location: Sequence[str | int]) -> _Spot:
             union, known = tagged(hint), members(hint)
             own = known[0] if len(known) == 1 else None
             place += [] if union and union.inline else [part]
+            inside = _inside(hint)
     return _Spot(tuple(place), hint, own)
+
+
+def _inside(hint: Any) -> list[tuple[Any, bool]]:
+    """Of a field that is a table of dataclasses, or one of several plain types: (type, whether a name leads to it)."""
+    choices = (
+        [each for each in get_args(hint) if each is not type(None)]
+        if get_origin(hint) in (Union, UnionType)
+        else [hint]
+    )
+    if len(choices) > 1 and not members(hint):
+        return [(None, False)]
+    only = choices[0]
+    return [(get_args(only)[1], True)] if get_origin(only) is dict and members(only) else []
 
 
 def _fault(fault: Any, kind: type[Any], table: dict[str, Any]) -> tuple[Place, str]:

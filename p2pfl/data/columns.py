@@ -6,20 +6,26 @@ Every function takes a `Table`; what it says names the file and the line.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from p2pfl.data.dataset import Column, mean_and_sd
-from p2pfl.data.table import Table, is_number
+from p2pfl.data.table import Table, is_number, same
 from p2pfl.errors import ConfigError, DataError, nearest
 
-MOST_VALUES = 50  # of a text column or a label; more is a name, a date or a decimal comma, not a category
+MOST_VALUES = 50  # of a text column or a label; more is a name, not a category
+NOT_APPLICABLE = "does not apply"
+"""The cell, and the category, of what does not apply to a row: it is not missing."""
 
 
-def _same(value: object) -> float | str:
-    """Return what two spellings of one value share: "1" and "1.0" are one number."""
-    text = str(value).strip()
-    return float(text) if is_number(text) else text
+class Coding(NamedTuple):
+    """How the columns to learn from become numbers."""
+
+    categories: Mapping[str, Sequence[object]]  # column -> its values, in order
+    reference: bool = False  # no column for the first value of a category
+    marked: Sequence[str] = ()  # columns beside which one says where they were missing
+    outside: Sequence[str] = ()  # columns that do not apply to every row
 
 
 def indices(
@@ -27,19 +33,24 @@ def indices(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Index [N] of every cell among the `values` that the user gave, -1 where it is empty, and their names.
 
-    "1" and "1.0" are one value. Raises DataError for a cell that is none of them, ConfigError for equal values.
+    "1" and "1.0" are one value, and so are "Yes" and "yes", unless both are given. Raises DataError for a cell that is
+    none of them, ConfigError for equal values.
     """
     names = tuple(str(value).strip() for value in values)
-    place = {_same(name): index for index, name in enumerate(names)}
+    place = {same(name): index for index, name in enumerate(names)}
     if not names or len(place) != len(names):
         raise ConfigError(f"{argument}: {list(names)!r} for column {column!r}: must be different values, at least one")
+    folded = {name.casefold(): index for index, name in enumerate(names)}
+    if len(folded) != len(names):
+        folded = {}
+    found = {cell: place.get(same(cell), folded.get(cell.casefold(), -1)) for cell in set(cells)}
     for row, cell in enumerate(cells):
-        if _same(cell) not in place and cell != "":
+        if found[cell] < 0 and cell != "":
             raise DataError(
                 f"{table.where}: line {table.lines[row]}: {column} is {cell!r}, not among {argument}; "
                 + nearest(cell, names)
             )
-    return np.array([place.get(_same(cell), -1) for cell in cells], np.int32), names
+    return np.array([-1 if cell == "" else found[cell] for cell in cells], np.int32), names
 
 
 def exact(cells: np.ndarray, values: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -48,12 +59,43 @@ def exact(cells: np.ndarray, values: Sequence[str]) -> tuple[np.ndarray, tuple[s
     return np.array([place.get(cell, -1) for cell in cells], np.int32), tuple(values)
 
 
+def text(table: Table, name: str, cells: np.ndarray, ways: str) -> tuple[str, ...]:
+    """The values of a column of text, sorted. `ways`: how else to say what its values are, for errors.
+
+    Raises DataError for a column of numbers with cells that are none, for values that differ in case only, and for more
+    values than a category has.
+    """
+    values = tuple(sorted({cell for cell in cells if cell}))
+
+    def line(cell: str) -> int:
+        return int(table.lines[int(np.argmax(cells == cell))])
+
+    numeric, filled = sum(map(is_number, cells)), sum(map(bool, cells))
+    if 2 * numeric > filled:
+        slip = next(cell for cell in cells if cell and not is_number(cell))
+        raise DataError(
+            f"{table.where}: line {line(slip)}: {name} is {slip!r}, and {numeric} of {filled} cells of this column are "
+            f'numbers. Correct it, say that it is missing with missing_values = ["{slip}"], or {ways}'
+        )
+    folded: dict[str, str] = {}
+    for value in values:
+        other = folded.setdefault(value.casefold(), value)
+        if other != value:
+            raise DataError(
+                f"{table.where}: column {name!r} holds {other!r} (line {line(other)}) and {value!r} (line "
+                f"{line(value)}), which differ in case only. Write one, or {ways}"
+            )
+    if len(values) > MOST_VALUES:
+        first = next(cell for cell in cells if cell and not is_number(cell))
+        raise DataError(
+            f"{table.where}: column {name!r} is text (line {line(first)} holds {first!r}) and has {len(values)} "
+            f"distinct values, more than {MOST_VALUES}. Leave it out, put values together with [data.derive], or {ways}"
+        )
+    return values
+
+
 def encode(
-    table: Table,
-    features: Sequence[str],
-    categories: Mapping[str, Sequence[object]],
-    place: np.ndarray,
-    sites: Sequence[str],
+    table: Table, features: Sequence[str], coding: Coding, place: np.ndarray, sites: Sequence[str]
 ) -> tuple[np.ndarray, tuple[str, ...], tuple[Column, ...], tuple[str, ...]]:
     """x [N, F] float64 without gaps, names of its columns, the columns that they are made of, notes."""
     blocks: list[np.ndarray] = []
@@ -62,23 +104,36 @@ def encode(
     notes: list[str] = []
     for name in features:
         cells = table.column(name)
-        if name not in categories and all(is_number(cell) for cell in cells if cell):
-            known, filled = _fill(table, name, numbers(table, name), place, sites, _mean)
-            blocks.append(known[:, None])
-            names.append(name)
-            columns.append(Column(name, "number"))
+        outside = cells == NOT_APPLICABLE
+        if name not in coding.categories and all(is_number(cell) for cell in cells[~outside] if cell):
+            values = numbers(table.with_column(name, np.where(outside, "", cells)), name)
+            known, filled = _fill(table, name, values, place, sites, _mean, outside)
+            block, own = known[:, None], [name]
+            if name in coding.outside:
+                block, own = np.column_stack([block, outside]), [name, f"{name}={NOT_APPLICABLE}"]
+            columns.append(Column(name, "number", coding=NOT_APPLICABLE if name in coding.outside else ""))
         else:
-            if name in categories:
-                index, values = indices(table, name, cells, categories[name], f"categories[{name!r}]")
-            else:
-                index, values, remark = _text(table, name)
-                notes.extend(remark)
+            index, categories = _categories(table, name, cells, coding)
             chosen, filled = _fill(table, name, np.where(index < 0, np.nan, index), place, sites, _most_frequent)
-            blocks.append((chosen[:, None] == np.arange(len(values))).astype(np.float64))
-            names.extend(f"{name}={value}" for value in values)
-            columns.append(Column(name, "category", values, coding="one_hot"))
+            shown = range(int(coding.reference), len(categories))
+            block, own = chosen[:, None] == np.array(shown), [f"{name}={categories[value]}" for value in shown]
+            columns.append(Column(name, "category", categories, coding="treatment" if coding.reference else "one_hot"))
+        if name in coding.marked:
+            block, own = np.column_stack([block, cells == ""]), [*own, f"{name}=missing"]
+        blocks.append(block.astype(np.float64))
+        names.extend(own)
         notes.extend(filled)
     return np.concatenate(blocks, axis=1), tuple(names), tuple(columns), tuple(notes)
+
+
+def _categories(table: Table, name: str, cells: np.ndarray, coding: Coding) -> tuple[np.ndarray, tuple[str, ...]]:
+    """A column as the index [N] into its values, -1 where missing; the values, what does not apply at the end."""
+    last = [NOT_APPLICABLE] if name in coding.outside else []
+    if name in coding.categories:
+        return indices(table, name, cells, [*coding.categories[name], *last], f"categories[{name!r}]")
+    here = np.where(cells == NOT_APPLICABLE, "", cells)
+    ways = f'list the values of the column: categories = {{ "{name}" = [...] }}'
+    return exact(cells, [*text(table, name, here, ways), *last])
 
 
 def numbers(table: Table, name: str) -> np.ndarray:
@@ -92,23 +147,6 @@ def numbers(table: Table, name: str) -> np.ndarray:
             "(and within float32). Empty the cell if the value is unknown"
         )
     return values
-
-
-def _text(table: Table, name: str) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
-    """A text column as the index [N] into its sorted values, -1 where missing; the values; notes."""
-    cells = table.column(name)
-    values = tuple(sorted({cell for cell in cells if cell}))
-    row = next(index for index, cell in enumerate(cells) if cell and not is_number(cell))
-    reason = f"since line {table.lines[row]} holds {cells[row]!r}, which is no number"
-    if len(values) > MOST_VALUES:
-        raise DataError(
-            f"{table.where}: column {name!r} is text, {reason}, and has {len(values)} distinct values, more than "
-            f'{MOST_VALUES}. Use drop = ["{name}"], or write numbers with a decimal point'
-        )
-    numeric = sum(is_number(cell.replace(",", ".")) for cell in cells)
-    # A slip of the pen in a column of numbers must not turn it into categories unsaid.
-    notes = (f"column {name!r} is read as text, {reason}",) if 2 * numeric > len(cells) else ()
-    return *exact(cells, values), notes
 
 
 def _mean(values: np.ndarray) -> float:
@@ -128,8 +166,12 @@ def _fill(
     place: np.ndarray,
     sites: Sequence[str],
     pick: Callable[[np.ndarray], float],
+    outside: np.ndarray | None = None,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Fill the NaN of `values` [N] with `pick` of the known train values of the row's own place, or of all places."""
+    """Fill the NaN of `values` [N] with `pick` of the known train values of the row's own place, or of all places.
+
+    outside: [N] bool, those that are not missing: the column does not apply to them.
+    """
     gap = np.isnan(values)
     if not gap.any():
         return values, ()
@@ -146,7 +188,10 @@ def _fill(
         filled[gap & (place == index)] = pick(values[own if own.any() else known])
     what = "mean" if pick is _mean else "most frequent value"
     whose = "of the train rows" + (" of the row's own site" if sites else "")
-    note = f"filled {int(gap.sum())} missing cells of {name!r} with the {what} {whose}"
+    missing = int((gap if outside is None else gap & ~outside).sum())
+    if not missing:
+        return filled, ()
+    note = f"filled {missing} missing cells of {name!r} with the {what} {whose}"
     return filled, (note + (f"; at {', '.join(borrowed)}, which has none, of all train rows" if borrowed else ""),)
 
 

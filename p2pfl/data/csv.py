@@ -1,5 +1,15 @@
-"""Tables as hospitals have them: text and numbers, gaps, sites, a given split; read with the standard library.
+"""Tables as hospitals have them: text and numbers, gaps, sites, a given split; what is read, `p2pfl.data.table` says.
 
+    rename       column of the file -> its name from here on
+    missing_values  more cells that are missing, as in [".", "-9"], or column -> its own. Without a word, those are
+                 missing that are empty or ?, NA, N/A, nan, null, None, unless categories, classes or not_applicable
+                 name them
+    not_applicable  column -> cells that mean "does not apply", which is not missing: a category of its own; beside
+                 numbers, of which the mean of all others is filled in, a column of 0 and 1
+    decimal      "." or ",": the mark of decimals in all columns; found column by column unless given, and said
+    dates        how days are written, for derive
+    derive       name -> a column made of others (`p2pfl.data.derive`), of which those are then left out, unless they
+                 have another part or `use` names them
     kind         what is to be predicted: "classes" (by `label`), "labels" (several columns of 0 and 1: `labels`),
                  "regression" (columns of numbers: `targets`), "survival" (columns `time`, > 0, and `event`, 1 where it
                  was seen and 0 where the row was censored)
@@ -10,20 +20,23 @@
     split        column that says train or test; rows where it is empty, or says val, are left out before anything is
                  judged. Without it `test_fraction` of the rows, stratified by site and label, drawn from `seed`
     group        column, such as the patient: rows of one group are never parted by the split that is drawn
-    drop         columns to leave out
-    missing      cells that are empty or ?, NA, N/A, nan, null, None: "error" refuses, "drop_row" leaves the row out,
-                 "mean" fills in the mean (text: the most frequent value) of the train rows of the row's own site, or of
-                 all train rows where the site has none. A missing label, site or group is never filled: the row is
-                 left out
+    use          columns to learn from, in this order; without it all that have no other part, but for those to `drop`,
+                 in the order of their names, whatever that of the file
+    missing      missing cells: "error" refuses, "drop_row" leaves the row out, "mean" fills in the mean (text: the most
+                 frequent value) of the train rows of the row's own site, or of all train rows where the site has none.
+                 A missing label, site or group is never filled: the row is left out
+    missing_indicator  columns, or true for all: beside each, one of 0 and 1 says where it was missing
     categories   column -> all its values, in order: one column "name=value" each, also for values that don't occur. A
                  text column that is not named here gets its values from the file, sorted
+    coding       "one_hot": a column for every value; "treatment": none for the first value, the reference
     standardize  "node": every column, coded text too, by the mean and standard deviation of the site's own train rows
                  (as in FLamby, du Terrail et al. 2022); "pooled": of all train rows; "none".
                  Constant: divided by 1
     units        column -> its unit, in words: it changes no number, and is what sites compare
 
-The file becomes a `Table`; each step takes a table and returns a smaller one with its notes, in this order: the split
-column, missing cells, small sites, classes, the drawn split, coding and filling of columns, standardising.
+The file becomes a `Table`; each step takes a table and returns a smaller one with its notes, in this order: names,
+missing cells, numbers, derived columns, the split column, identifiers and dates, rows with gaps, small sites, classes,
+the drawn split, coding and filling of columns, standardising.
 """
 
 from __future__ import annotations
@@ -38,11 +51,15 @@ from typing import NamedTuple
 import numpy as np
 
 from p2pfl.check import at_least, fraction, one_of
-from p2pfl.data.columns import encode, standardized
-from p2pfl.data.dataset import Dataset, Samples, as_float32, validate
+from p2pfl.data import derive as forms
+from p2pfl.data.columns import NOT_APPLICABLE, Coding, encode, standardized
+from p2pfl.data.dataset import INDICATOR, Dataset, Samples, as_float32, validate
 from p2pfl.data.dataset import split as draw_split
+from p2pfl.data.derive import Derived
+from p2pfl.data.numerals import normalized
 from p2pfl.data.outcomes import answers
-from p2pfl.data.table import Table, read
+from p2pfl.data.suspects import refuse_suspects
+from p2pfl.data.table import MISSING, Table, read, same
 from p2pfl.errors import ConfigError, DataError, nearest
 
 ANSWERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -65,12 +82,24 @@ class CsvTable(NamedTuple):
     site: str | None = None
     split: str | None = None
     group: str | None = None
+    use: Sequence[str] | None = None
     drop: Sequence[str] = ()
+    rename: Mapping[str, str] | None = None
+    derive: Mapping[str, Derived] | None = None
+    dates: str | None = None
+    decimal: str | None = None
+    delimiter: str | None = None
+    encoding: str | None = None
+    sheet: str | None = None
     missing: str = "error"
+    missing_values: Sequence[str] | Mapping[str, Sequence[str]] = ()
+    missing_indicator: bool | Sequence[str] = False
+    not_applicable: Mapping[str, Sequence[str]] | None = None
     min_rows: int = 10
     small_sites: str = "error"
     classes: Sequence[object] | None = None
     categories: Mapping[str, Sequence[object]] | None = None
+    coding: str = "one_hot"
     standardize: str = "node"
     units: Mapping[str, str] | None = None
     test_fraction: float = 0.2
@@ -78,7 +107,7 @@ class CsvTable(NamedTuple):
 
 
 def load(path: str | os.PathLike[str], wanted: CsvTable) -> Dataset:
-    r"""Read a .csv (UTF-8; comma, semicolon or tab) and make of it what is wanted.
+    r"""Read a table (.xlsx, .parquet, or delimited text) and make of it what is wanted.
 
     Args:
         path: of the file.
@@ -101,16 +130,19 @@ def load(path: str | os.PathLike[str], wanted: CsvTable) -> Dataset:
         ('no', 'yes')
     """
     _check(wanted)
-    return from_table(read(Path(path), wanted.drop), wanted)
+    table = read(Path(path), wanted.drop, (), wanted.delimiter, wanted.encoding, wanted.sheet)
+    return from_table(table, wanted, chosen=False)
 
 
-def from_table(table: Table, wanted: CsvTable) -> Dataset:
-    """The same from a table that has been read."""
+def from_table(table: Table, wanted: CsvTable, chosen: bool = True) -> Dataset:
+    """The same from a table that has been read. `chosen`: it holds only columns that somebody has named."""
     columns = _check(wanted)
     site, split, group = wanted.site, wanted.split, wanted.group
-    features = _features(table, wanted, columns)
+    table, features = _prepared(table, wanted, columns)
     if split is not None:
         table = _given_split(table, split)
+    coding = _coding(wanted, features)
+    table = refuse_suspects(table, features, coding.categories, features if chosen else wanted.use or ())
     table = _judge_missing(table, features, [*columns, *(name for name in (site, group) if name)], wanted.missing)
     if site is not None:
         table = _judge_sites(table, site, wanted.min_rows, wanted.small_sites)
@@ -121,7 +153,7 @@ def from_table(table: Table, wanted: CsvTable) -> Dataset:
         in_test = draw_split(y, place, wanted.test_fraction, wanted.seed, together)
         table = table._replace(in_test=in_test)
     in_test, part_notes = _judge_parts(table, place, sites)
-    x, names, made_of, code_notes = encode(table, features, wanted.categories or {}, place, sites)
+    x, names, made_of, code_notes = encode(table, features, coding, place, sites)
     x = standardized(x, place, in_test, wanted.standardize)
     train, test = (
         Samples(as_float32(x[part]), y[part], None if site is None else place[part]) for part in (~in_test, in_test)
@@ -129,7 +161,11 @@ def from_table(table: Table, wanted: CsvTable) -> Dataset:
     said = (*table.notes, *notes, *part_notes, *code_notes)
     units = wanted.units or {}
     made_of = tuple(
-        column._replace(unit=units.get(column.name, ""), missing=wanted.missing, standardize=wanted.standardize)
+        column._replace(
+            unit=units.get(column.name, ""),
+            missing=wanted.missing + (INDICATOR if column.name in coding.marked else ""),
+            standardize=wanted.standardize,
+        )
         for column in made_of
     )
     dataset = Dataset(train, test, class_names, sites, names, said, kind=wanted.kind, columns=made_of, predicts=columns)
@@ -142,17 +178,40 @@ def _check(wanted: CsvTable) -> tuple[str, ...]:
     one_of(("error", "drop_row", "mean"), missing=wanted.missing)
     one_of(("error", "drop"), small_sites=wanted.small_sites)
     one_of(("node", "pooled", "none"), standardize=wanted.standardize)
+    one_of(("one_hot", "treatment"), coding=wanted.coding)
     one_of(ANSWERS, kind=wanted.kind)
     fraction(test_fraction=wanted.test_fraction)
     at_least(0, seed=wanted.seed, min_rows=wanted.min_rows)
-    if wanted.label_above is not None and wanted.classes is not None:
+    if wanted.decimal is not None:
+        one_of((".", ","), decimal=wanted.decimal)
+    if wanted.delimiter is not None and len(wanted.delimiter) != 1:
+        raise ConfigError(f"delimiter={wanted.delimiter!r}: must be one character")
+    forms.judge(wanted.derive or {})
+    for one, other, why in (
+        ("label_above", "classes", "give one, not both"),
+        ("use", "drop", "what use does not name is left out; give one, not both"),
+    ):
+        values = [getattr(wanted, name) for name in (one, other)]
+        if all(value is not None and value != () and value != [] for value in values):
+            raise ConfigError(f"{one}={_plain(values[0])} and {other}={_plain(values[1])}: {why}")
+    if wanted.missing_indicator and wanted.missing != "mean":
         raise ConfigError(
-            f"label_above={wanted.label_above!r} and classes={list(wanted.classes)!r}: give one, not both"
+            f"missing_indicator: says where a cell was filled in, and missing={wanted.missing!r} fills none; "
+            'use missing = "mean", or leave it out'
         )
     if wanted.group is not None and wanted.split is not None:
         raise ConfigError(
             f"group={wanted.group!r}: is used only where the split is drawn, not with split; leave it out"
         )
+    return _outcomes(wanted)
+
+
+def _plain(value: object) -> str:
+    return repr(list(value) if isinstance(value, tuple | list) else value)
+
+
+def _outcomes(wanted: CsvTable) -> tuple[str, ...]:
+    """The columns that hold what is to be predicted. Raises ConfigError for what the kind does not use."""
     takes = (*ANSWERS[wanted.kind], *(("label_above", "classes") if wanted.kind == "classes" else ()))
     for name in (*(name for names in ANSWERS.values() for name in names), "label_above", "classes"):
         value = getattr(wanted, name)
@@ -171,28 +230,105 @@ def _check(wanted: CsvTable) -> tuple[str, ...]:
     return tuple(columns)
 
 
-def _features(table: Table, wanted: CsvTable, columns: Sequence[str]) -> tuple[str, ...]:
-    """Names of the columns to learn from."""
+def _prepared(table: Table, wanted: CsvTable, columns: Sequence[str]) -> tuple[Table, tuple[str, ...]]:
+    """The table with its names, missing cells, numbers and derived columns; the columns to learn from."""
+    derive = wanted.derive or {}
+    table = _renamed(table, wanted.rename or {})
+    made = {source for each in derive.values() for source in each.sources}
+    features = _features(table, wanted, columns, made)
+    outcomes = [name for name in (*columns, wanted.site, wanted.split, wanted.group) if name is not None]
+    used = [name for name in table.names if name in made or name in features or name in outcomes]
+    table = _cleaned(table, used, wanted, columns)
+    table = normalized(table, used, wanted.decimal, (NOT_APPLICABLE,), wanted.categories or ())
+    return forms.derived(table, derive, wanted.dates), features
+
+
+def _renamed(table: Table, rename: Mapping[str, str]) -> Table:
+    for old in rename:
+        if old not in table.names:
+            raise DataError(f"{table.where}: rename={old!r} is not a column; {nearest(old, table.names)}")
+    names = tuple(rename.get(name, name) for name in table.names)
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"{table.where}: rename makes two columns of the name {twice!r}; choose another")
+    return table._replace(names=names)
+
+
+def _cleaned(table: Table, used: Sequence[str], wanted: CsvTable, columns: Sequence[str]) -> Table:
+    """The table with "" for what is missing, and one word for what does not apply, in the columns that are used."""
+    own = wanted.missing_values if isinstance(wanted.missing_values, Mapping) else {}
+    every = () if isinstance(wanted.missing_values, Mapping) else wanted.missing_values
+    for field, names in (("missing_values", own), ("not_applicable", wanted.not_applicable or {})):
+        for name in names:
+            if name not in used:
+                raise DataError(f"{table.where}: {field}={name!r} is not a column that is used; {nearest(name, used)}")
+    for name in used:
+        words = set(map(same, (*every, *own.get(name, ()))))
+        outside = set(map(same, (wanted.not_applicable or {}).get(name, ())))
+        values = (wanted.categories or {}).get(name, (wanted.classes or ()) if name in columns else ())
+        meant = {str(value).strip() for value in values}
+        cells = table.column(name)
+        new = {cell: _meaning(cell, words, outside, meant) for cell in set(cells)}
+        if any(cell != meaning for cell, meaning in new.items()):
+            table = table.with_column(name, np.array([new[cell] for cell in cells], object))
+    return table
+
+
+def _meaning(cell: str, missing: set[float | str], outside: set[float | str], values: set[str]) -> str:
+    if same(cell) in outside:
+        return NOT_APPLICABLE
+    if same(cell) in missing or (cell.lower() in MISSING and cell not in values):
+        return ""
+    return cell
+
+
+def _coding(wanted: CsvTable, features: Sequence[str]) -> Coding:
+    """What is done to code the columns to learn from."""
+    known = {name: values for name, each in (wanted.derive or {}).items() if (values := each.categories) is not None}
+    marked = wanted.missing_indicator
+    if not isinstance(marked, bool):
+        for name in marked:
+            if name not in features:
+                raise DataError(f"missing_indicator={name!r} is not a column to learn from; {nearest(name, features)}")
+    return Coding(
+        categories={
+            **{name: values for name, values in known.items() if name in features},
+            **(wanted.categories or {}),
+        },
+        reference=wanted.coding == "treatment",
+        marked=tuple(features if marked is True else marked or ()),
+        outside=tuple(wanted.not_applicable or ()),
+    )
+
+
+def _features(table: Table, wanted: CsvTable, columns: Sequence[str], made: set[str]) -> tuple[str, ...]:
+    """Names of the columns to learn from. `made`: those that others are derived of."""
+    names = tuple(dict.fromkeys((*table.names, *(wanted.derive or ()))))
     kinds = ANSWERS[wanted.kind]
     named = kinds if wanted.kind == "survival" else kinds * len(columns)  # the columns of a list all have its name
     roles: list[tuple[str, str | None]] = [
         *zip(named, columns, strict=True),
         ("site", wanted.site), ("split", wanted.split), ("group", wanted.group),
-        *(("drop", name) for name in wanted.drop), *(("categories", name) for name in wanted.categories or ()),
+        *(("drop", name) for name in wanted.drop), *(("use", name) for name in wanted.use or ()),
     ]  # fmt: skip
     used: dict[str, str] = {}
     for role, name in roles:
         if name is None:
             continue
-        if name not in table.names:
-            raise DataError(f"{table.where}: {role}={name!r} is not a column; {nearest(name, table.names)}")
+        if name not in names:
+            raise DataError(f"{table.where}: {role}={name!r} is not a column; {nearest(name, names)}")
         if name in used and role != used[name]:
             raise DataError(f"{table.where}: column {name!r} is both {used[name]} and {role}; it can be one of them")
         used[name] = role
-    features = tuple(name for name in table.names if used.get(name, "categories") == "categories")
-    for name in wanted.units or ():
-        if name not in features:
-            raise DataError(f"{table.where}: units={name!r} is not a column to learn from; {nearest(name, features)}")
+    sources = made - set(wanted.derive or ())
+    features = tuple(wanted.use or sorted(name for name in names if name not in used and name not in sources))
+    for field in ("categories", "units"):
+        for name in getattr(wanted, field) or ():
+            if name not in names:
+                raise DataError(f"{table.where}: {field}={name!r} is not a column; {nearest(name, names)}")
+            if name not in features:
+                said = f"both {used[name]} and {field}; it can be one of them" if name in used else "not learned from"
+                raise DataError(f"{table.where}: {field}={name!r}: column {name!r} is {said}")
     if not features:
         raise DataError(f"{table.where}: no column left to learn from beside {', '.join(used)}")
     return features

@@ -48,6 +48,10 @@ class Samples(NamedTuple):
     site: np.ndarray | None = None  # [N] int32: index into Dataset.sites
 
 
+INDICATOR = "+indicator"
+"""Behind what is done about missing cells: a column of 0 and 1 beside it says where they were."""
+
+
 class Column(NamedTuple):
     """A source column of a table, as plain values: what two sites must mean alike by it."""
 
@@ -55,7 +59,7 @@ class Column(NamedTuple):
     kind: str  # "number" or "category"
     categories: tuple[str, ...] = ()  # of a category: all its values, in order
     unit: str = ""  # as the owner writes it; "" where nothing is said
-    coding: str = ""  # of a category: how it becomes numbers, "one_hot" or "treatment"
+    coding: str = ""  # of a category "one_hot" or "treatment"; of a number, whether it may not apply to a row
     missing: str = "error"  # what is done about missing cells, as the field of the source has it
     standardize: str = "none"  # by whose mean and standard deviation it is scaled: "node", "pooled" or "none"
 

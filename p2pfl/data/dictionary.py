@@ -8,25 +8,25 @@
     image      of images: `ImageFacts`
 
 It is made from a data set (`describe`), written as a TOML file that a person reads and changes, and named in an
-experiment: then every site reads its own file by it (`apply`), has its columns in this order (`ordered`), and is
-refused where it holds something else (`hold`). Nodes compare theirs before they exchange anything (`differences`).
+experiment: then every site reads its own file by it (`apply`), and is refused where it holds something else (`hold`).
+Nodes compare theirs before they exchange anything (`differences`).
 """
 
 from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from p2pfl.check import LIST, STRICT, Texts, one_of
-from p2pfl.data.dataset import KINDS, Column, Dataset, ImageFacts
+from p2pfl.data.columns import NOT_APPLICABLE
+from p2pfl.data.dataset import INDICATOR, KINDS, Column, Dataset, ImageFacts
 from p2pfl.errors import ConfigError, DataError, nearest
 
 FORMAT = 1
@@ -208,78 +208,57 @@ def _listed(names: Sequence[str], most: int = 8) -> str:
 
 
 def apply(wanted: Mapping[str, Any], dictionary: Dictionary) -> dict[str, Any]:
-    """The fields of a table's reading, completed by the dictionary. Raises DataError for one that contradicts it."""
-    categories = {column.name: column.categories for column in dictionary.columns if column.kind == "category"}
-    units = {column.name: column.unit for column in dictionary.columns if column.unit}
-    first = dictionary.columns[0] if dictionary.columns else Column("", "number")
-    by_it: dict[str, Any] = {"kind": dictionary.kind, "categories": categories, "units": units}
-    by_it |= {"missing": first.missing, "standardize": first.standardize}
+    """The fields of a table's reading, completed by the dictionary. Raises DataError for one that contradicts it.
+
+    Columns of the file that it does not name are left out.
+    """
+    columns = dictionary.columns
+    if left_out := [column.name for column in columns if column.name in wanted.get("drop", ())]:
+        raise DataError(f"data.drop={left_out!r}: the dictionary has these columns; a site can't leave them out")
+    by_it = {"kind": dictionary.kind, "use": tuple(column.name for column in columns), **_rules(columns)}
     if dictionary.kind == "classes" and wanted.get("label_above") is None:
         by_it["classes"] = dictionary.classes
-    result = dict(wanted)
+    result = {name: value for name, value in wanted.items() if name != "drop"}
     for name, value in by_it.items():
         given = result.get(name)
-        same = given is None or (
-            all(item in value.items() for item in given.items())
-            if isinstance(given, Mapping) and isinstance(value, Mapping)
-            else given == value
-        )
-        if not same:
+        part = isinstance(given, Mapping) and isinstance(value, Mapping)
+        if given is not None and not (all(item in value.items() for item in given.items()) if part else given == value):
             raise DataError(
                 f"data.{name}={given!r}: the dictionary has {value!r}; leave it out here, or change the dictionary at "
                 "every site"
             )
         result[name] = value
-    return {name: value for name, value in result.items() if value not in ({}, None)}
+    return result
 
 
-def hold(dataset: Dataset, dictionary: Dictionary, path: str) -> Dataset:
-    """The data set with its columns in the dictionary's order. Raises DataError where it holds something else.
+def _rules(columns: Sequence[Column]) -> dict[str, Any]:
+    """What the columns say of how a table is read, as its fields."""
+    rules: dict[str, Any] = {
+        "categories": {
+            column.name: tuple(value for value in column.categories if value != NOT_APPLICABLE)
+            for column in columns
+            if column.kind == "category"
+        },
+        "units": {column.name: column.unit for column in columns if column.unit},
+        "missing_indicator": tuple(column.name for column in columns if column.missing.endswith(INDICATOR)) or None,
+    }
+    if columns:
+        rules["missing"] = columns[0].missing.removesuffix(INDICATOR)
+        rules["standardize"] = columns[0].standardize
+    codings = {column.coding for column in columns if column.kind == "category"}
+    if len(codings) == 1:
+        rules["coding"] = codings.pop()
+    return {name: value for name, value in rules.items() if value is not None}
 
-    A category of the dictionary need not occur.
-    """
-    have = describe(dataset)
-    if dataset.columns:
-        dataset = ordered(dataset, [column.name for column in dictionary.columns])
-        have = describe(dataset)
-    if lines := differences(dictionary, have):
+
+def hold(dataset: Dataset, dictionary: Dictionary, path: str) -> None:
+    """Raise DataError where a data set holds something else. A category of the dictionary need not occur."""
+    if lines := differences(dictionary, describe(dataset)):
         said = "\n".join(f"  {line}" for line in lines)
         raise DataError(
             f"{path}: the data are not what the dictionary says (there: the dictionary, here: the data)\n{said}\n"
             "Rename, derive, drop or correct what differs; or change the dictionary at every site"
         )
-    return dataset
-
-
-def ordered(dataset: Dataset, names: Iterable[str] | None = None) -> Dataset:
-    """The same data with its columns in this order; by name where none is given. Others than `names` stand last."""
-    at, start = {}, 0
-    for column in dataset.columns:
-        width = _width(column, dataset.features[start:])
-        at[column.name] = (column, range(start, start + width))
-        start += width
-    wanted = sorted(at) if names is None else [name for name in dict.fromkeys(names) if name in at]
-    wanted += [name for name in at if name not in wanted]
-    if wanted == [*at]:
-        return dataset
-    order = np.array([place for name in wanted for place in at[name][1]])
-
-    def moved(x: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(x[:, order])
-
-    return dataset._replace(
-        train=dataset.train._replace(x=moved(dataset.train.x)),
-        test=dataset.test._replace(x=moved(dataset.test.x)),
-        validation=dataset.validation and dataset.validation._replace(x=moved(dataset.validation.x)),
-        features=tuple(dataset.features[place] for place in order),
-        columns=tuple(at[name][0] for name in wanted),
-    )
-
-
-def _width(column: Column, features: Sequence[str]) -> int:
-    """How many columns of x a source column has become: those named after it stand together."""
-    made = (column.name, *(f"{column.name}={value}" for value in column.categories), f"{column.name} missing")
-    return next((place for place, name in enumerate(features) if name not in made), len(features))
 
 
 # --- of several files

@@ -41,6 +41,6 @@ def far_off(mean: np.ndarray, sd: np.ndarray, columns: Sequence[str], sites: Seq
         lines += [
             f"column {column!r}: mean {center[s]:.4g} (sd {width[s]:.4g}) at site {sites[s]!r}, {usual} elsewhere: "
             "another unit?"
-            for s in np.flatnonzero(odd)
+            for s in map(int, np.flatnonzero(odd))
         ]
     return tuple(lines)

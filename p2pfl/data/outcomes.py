@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from p2pfl.data.columns import MOST_VALUES, exact, indices, numbers
+from p2pfl.data.columns import MOST_VALUES, exact, indices, numbers, text
 from p2pfl.data.dataset import RISK, as_float32
 from p2pfl.data.table import Table, is_number
 from p2pfl.errors import DataError
@@ -54,7 +54,10 @@ def _filled(table: Table, name: str) -> np.ndarray:
 
 
 def _binary(table: Table, name: str) -> np.ndarray:
-    """A column of 0 and 1: [N] float64."""
+    """A column of 0 and 1, or of true and false: [N] float64."""
+    cells = table.column(name)
+    if np.isin(cells, ("true", "false")).all():
+        return (cells == "true").astype(np.float64)
     values = _filled(table, name)
     known = np.isin(values, (0, 1))
     if not known.all():
@@ -83,7 +86,8 @@ def _classes(
     elif classes is not None:
         y, names = indices(table, label, cells, classes, "classes")
     else:
-        distinct = sorted(set(cells), key=float) if numeric.all() else sorted(set(cells))
+        ways = "list the labels with classes"
+        distinct = sorted(set(cells), key=float) if numeric.all() else text(table, label, cells, ways)
         # "1" and "1.0" are one class of a numeric label, named "1".
         listed = list(dict.fromkeys(f"{float(cell):.15g}" for cell in distinct)) if numeric.all() else distinct
         if len(listed) > MOST_VALUES:

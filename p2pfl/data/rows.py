@@ -144,7 +144,7 @@ def _from_tables(tables: Sequence[TableFile], root: Path) -> Rows:
     parts = []
     for index, wanted in enumerate(tables):
         file = _below(root, wanted.file, f"tables[{index}].file")
-        table = read_table(file, ("",), wanted.columns, wanted.delimiter)
+        table = read_table(file, ("",), wanted.columns, wanted.delimiter).blanked()
         added = {name: np.full(len(table.cells), value, object) for name, value in wanted.add.items()}
         parts.append((table, {name: table.column(name) for name in table.names} | added))
     names = dict.fromkeys(name for _, known in parts for name in known)
@@ -165,7 +165,7 @@ def _places(table: Table) -> np.ndarray:
 def _joined(rows: Rows, join: Join, field: str) -> Rows:
     """The rows with the columns of a second table that they don't have yet."""
     file = _below(rows.root, join.file, f"{field}.file")
-    table = read_table(file, ("",), join.columns, join.delimiter)
+    table = read_table(file, ("",), join.columns, join.delimiter).blanked()
     key = join.key or join.on
     if key not in table.names:
         raise DataError(f"{table.where}: {field}: {key!r} is not a column; {nearest(key, table.names)}")

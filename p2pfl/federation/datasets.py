@@ -53,12 +53,30 @@ class Datasets(NamedTuple):
         return np.where(samples > 0, samples, -1)  # a machine that holds one node's rows
 
 
-def resolve_datasets(experiment: Experiment, topology: Topology) -> Datasets:
-    """The data that the experiment names, spread over all nodes. Raises ConfigError."""
+def by_sites(experiment: Experiment) -> tuple[Experiment, Dataset | None]:
+    """The experiment with a node for each site of its data, where it gives no number; the data, if they were read.
+
+    Raises ConfigError for data without sites.
+    """
+    table, data = experiment.topology, experiment.data
+    open_ = table.graph is not None and table.nodes is None
+    if not open_ or data.partition != EvenPartition("by_site") or isinstance(data, QuadraticData):
+        return experiment, None
+    dataset = read(experiment.data, experiment.seed)
+    if not dataset.sites:
+        raise ConfigError(
+            "data.partition='by_site': the data has no sites; name their column (csv: site = ...), or use another"
+        )
+    table = dataclasses.replace(table, nodes=len(dataset.sites))
+    return dataclasses.replace(experiment, topology=table), dataset
+
+
+def resolve_datasets(experiment: Experiment, topology: Topology, rows: Dataset | None = None) -> Datasets:
+    """The data that the experiment names, spread over all nodes. `rows`: these data, if read. Raises ConfigError."""
     data = experiment.data
     if isinstance(data, QuadraticData):
         return _quadratic(experiment, topology, data)
-    dataset = _tested_on(read(data, experiment.seed), experiment.evaluation.rows)
+    dataset = _tested_on(read(data, experiment.seed) if rows is None else rows, experiment.evaluation.rows)
     parts = spread(data.partition, dataset, topology.nodes, experiment.seed)
     planned = topology.events
     if events.by_label(experiment):
@@ -82,8 +100,6 @@ def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data
         )
     if isinstance(own, QuadraticData):
         raise ConfigError("data.source='quadratic' in a node's own [data]: it has no rows; name it in the experiment")
-    if own.dictionary is None and experiment.data.dictionary is not None:
-        own = dataclasses.replace(own, dictionary=experiment.data.dictionary)
     dataset = _tested_on(read(own, experiment.seed), experiment.evaluation.rows)
     events.no_labels(experiment)
     train, test = [[np.zeros(0, np.int64)] * nodes for _ in range(2)]
@@ -106,9 +122,11 @@ def _quadratic(experiment: Experiment, topology: Topology, data: QuadraticData) 
 def read(data: Data, seed: int) -> Dataset:
     """The rows of a source. Raises ConfigError."""
     if data.dictionary is None:
-        return dictionary.ordered(_read(data, seed))  # whatever the order of the columns in a file
+        return _read(data, seed)
     meaning = dictionary.load(data.dictionary)
-    return dictionary.hold(_read(data, seed, meaning), meaning, getattr(data, "path", data.source))
+    dataset = _read(data, seed, meaning)
+    dictionary.hold(dataset, meaning, getattr(data, "path", data.source))
+    return dataset
 
 
 def _read(data: Data, seed: int, meaning: Dictionary | None = None) -> Dataset:
@@ -118,6 +136,10 @@ def _read(data: Data, seed: int, meaning: Dictionary | None = None) -> Dataset:
         case NpzData():
             return sources.npz.load(**given(data), seed=seed)
         case CsvData():
+            if data.path is None:
+                raise ConfigError(
+                    "data.path: missing; source='csv' needs it, here or in the [data] of each node's own file"
+                )
             wanted = {name: value for name, value in given(data).items() if name != "path"}
             wanted = wanted if meaning is None else dictionary.apply(wanted, meaning)
             return sources.csv.load(data.path, CsvTable(**wanted, seed=seed))

@@ -31,7 +31,7 @@ from p2pfl.data.partition import Partition
 from p2pfl.errors import ConfigError, nearest
 from p2pfl.federation import epochs
 from p2pfl.federation import learning as stage
-from p2pfl.federation.datasets import Datasets, resolve_datasets, resolve_own
+from p2pfl.federation.datasets import Datasets, by_sites, resolve_datasets, resolve_own
 from p2pfl.federation.learning import Learning, resolve_learning
 from p2pfl.federation.topology import Topology, resolve_topology
 from p2pfl.learning import quadratic
@@ -166,25 +166,26 @@ def build(experiment: Experiment) -> Federation:
         >>> p2pfl.build(parse(table, "tiny.toml", Experiment)).schedule.neighbor.shape
         (1, 3, 2)
     """
+    experiment, dataset = by_sites(experiment)
     topology = resolve_topology(experiment)
     check(experiment, topology)
-    data = resolve_datasets(experiment, topology)
+    data = resolve_datasets(experiment, topology, dataset)
     return Federation(experiment, topology, data, resolve_learning(experiment, topology, data))
 
 
 def build_own(experiment: Experiment, node: int, own: Data) -> Federation:
     """The same for a machine that holds one node's rows and no other: all rows of `own` are this node's."""
     topology = resolve_topology(experiment)
-    check(experiment, topology)
+    check(experiment, topology, own)
     data = resolve_own(experiment, topology, node, own)
     return Federation(experiment, topology, data, resolve_learning(experiment, topology, data))
 
 
-def check(experiment: Experiment, topology: Topology) -> None:
-    """Raises ConfigError for what can be seen to be wrong before the data are read."""
+def check(experiment: Experiment, topology: Topology, own: Data | None = None) -> None:
+    """Raises ConfigError for what can be seen to be wrong before the data are read. `own`: of a node with own rows."""
     nodes = topology.nodes
     timing(experiment)
-    steps, data = experiment.training.node_steps, experiment.data
+    steps, data = experiment.training.node_steps, own or experiment.data
     if steps is not None and len(steps) != nodes:
         raise ConfigError(f"training.node_steps: {len(steps)} numbers for {nodes} nodes; give one for each node")
     if experiment.statistics.normalize and isinstance(data, CsvData) and data.standardize != "none":

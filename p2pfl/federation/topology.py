@@ -44,7 +44,10 @@ def _schedule(experiment: Experiment) -> Schedule:
                 "topology.heal=false: a graph by name is made anew for those who are left; leave heal out"
             )
         if table.nodes is None:
-            raise ConfigError("topology.nodes: missing; it must be given with topology.graph")
+            raise ConfigError(
+                "topology.nodes: missing; it must be given with topology.graph, unless one machine has all data and "
+                'partition = "by_site" counts their sites'
+            )
         return epochs.named(experiment, table.nodes)
     if table.arguments:
         raise ConfigError("topology.arguments: goes with topology.graph; a .toml file holds its own arguments")
