@@ -20,8 +20,8 @@
     split        column that says train or test; rows where it is empty, or says val, are left out before anything is
                  judged. Without it `test_fraction` of the rows, stratified by site and label, drawn from `seed`
     group        column, such as the patient: rows of one group are never parted by the split that is drawn
-    use          columns to learn from, in this order; without it all that have no other part, but for those to `drop`,
-                 in the order of their names, whatever that of the file
+    use          columns to learn from, in this order; without it all that have no other part, but for those to `drop`
+    by_name      without `use`: in the order of their names, not of the file; so it is in an experiment, at every site
     missing      missing cells: "error" refuses, "drop_row" leaves the row out, "mean" fills in the mean (text: the most
                  frequent value) of the train rows of the row's own site, or of all train rows where the site has none.
                  A missing label, site or group is never filled: the row is left out
@@ -83,6 +83,7 @@ class CsvTable(NamedTuple):
     split: str | None = None
     group: str | None = None
     use: Sequence[str] | None = None
+    by_name: bool = False
     drop: Sequence[str] = ()
     rename: Mapping[str, str] | None = None
     derive: Mapping[str, Derived] | None = None
@@ -321,7 +322,8 @@ def _features(table: Table, wanted: CsvTable, columns: Sequence[str], made: set[
             raise DataError(f"{table.where}: column {name!r} is both {used[name]} and {role}; it can be one of them")
         used[name] = role
     sources = made - set(wanted.derive or ())
-    features = tuple(wanted.use or sorted(name for name in names if name not in used and name not in sources))
+    rest = [name for name in names if name not in used and name not in sources]
+    features = tuple(wanted.use or (sorted(rest) if wanted.by_name else rest))
     for field in ("categories", "units"):
         for name in getattr(wanted, field) or ():
             if name not in names:

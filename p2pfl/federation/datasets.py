@@ -142,7 +142,7 @@ def _read(data: Data, seed: int, meaning: Dictionary | None = None) -> Dataset:
                 )
             wanted = {name: value for name, value in given(data).items() if name != "path"}
             wanted = wanted if meaning is None else dictionary.apply(wanted, meaning)
-            return sources.csv.load(data.path, CsvTable(**wanted, seed=seed))
+            return sources.csv.load(data.path, CsvTable(**wanted, by_name=True, seed=seed))
         case MedmnistData():
             return sources.medmnist.load(**given(data), seed=seed)
         case FolderData():
