@@ -78,8 +78,9 @@ def validate(dataset: Dataset, where: str) -> None:
     """Refuse a data set that training could not use.
 
     Holds: a kind of KINDS, float32 x, y of the kind's dtype and shape, int32 site, equal lengths, equal row shapes, no
-    NaN and nothing infinite, labels and sites within their names, at least two classes (of labels, targets and risks:
-    one), at least one train row and one test row.
+    NaN (but in x, where columns are filled in later: Column.missing is "gossip") and nothing infinite, labels and sites
+    within their names, at least two classes (of labels, targets and risks: one), at least one train row and one test
+    row.
 
     Args:
         dataset: to look at.
@@ -159,7 +160,8 @@ def _validate_part(samples: Samples, part: str, dataset: Dataset, where: str) ->
     _validate_answers(samples, dataset, f"{where}: {part}")
     if samples.site is not None:
         _validate_range(samples.site, len(dataset.sites), f"{where}: {part}.site", "sites")
-    _validate_finite(samples.x, f"{where}: {part}.x")
+    later = any(column.missing == "gossip" for column in dataset.columns)
+    _validate_finite(np.where(np.isnan(samples.x), 0, samples.x) if later else samples.x, f"{where}: {part}.x")
 
 
 def _validate_answers(samples: Samples, dataset: Dataset, where: str) -> None:
