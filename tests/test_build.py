@@ -194,6 +194,10 @@ def test_nodes_and_sites_must_agree(csv: Path) -> None:
     refused("by_site: nodes=3, but the data has 2 sites: north, south. Use nodes = 2", DataError, data=data)
     made = federation.build(make(data=data, topology={"graph": "ring", "nodes": 2}))
     assert [len(rows) for rows in made.partition.train] == [10, 14]
+    assert any("hides how sites differ" in note for note in made.notes)
+    for change in ({"data": {**data, "standardize": "node"}}, {"data": data, "algorithm": {"name": "local"}}):
+        told = federation.build(make(**change, topology={"graph": "ring", "nodes": 2}))  # meant, or not to be helped
+        assert not any("hides how sites differ" in note for note in told.notes)
     counted = federation.build(make(data=data, topology={"graph": "ring"}))  # as many nodes as there are sites
     assert counted.experiment == made.experiment and federation.digest(counted) == federation.digest(made)
     # Small sites are named before anything is said of nodes.
@@ -202,6 +206,25 @@ def test_nodes_and_sites_must_agree(csv: Path) -> None:
         refused("sites with fewer than min_rows=14 rows: 'north'", DataError, data=small, topology=table)
     nowhere = {"source": "digits", "partition": "by_site"}
     refused("data.partition='by_site': the data has no sites", data=nowhere, topology={"graph": "ring"})
+
+
+def test_gaps_are_left_to_the_nodes_where_they_find_out_the_mean(csv: Path) -> None:
+    """A column that one site never measures is no obstacle; nobody fills in twice, or not at all."""
+    csv.write_text(re.sub(r"(?<=north,)[^,]*", "", csv.read_text()))
+    data = {
+        "source": "csv", "path": str(csv), "label": "sick", "site": "site", "partition": "by_site",
+        "missing": "gossip", "standardize": "none",
+    }  # fmt: skip
+    table: dict[str, Any] = {"data": data, "topology": {"graph": "ring"}, "statistics": {"normalize": True}}
+    made = federation.build(make(**table))
+    moments, x = made.sites["sums"]["moments"], made.dataset.train.x
+    assert np.isnan(x[:10, 0]).all() and not np.isnan(x[10:]).any()
+    assert moments["count"].tolist() == [[0, 10, 10], [14, 14, 14]] and np.isfinite(moments["square"]).all()
+    refused(
+        "data.missing='gossip': missing cells are filled in with the mean of all nodes", **{**table, "statistics": {}}
+    )
+    refused("standardize='node': missing='gossip'", **{**table, "data": {**data, "standardize": "node"}})
+    refused("evaluation.answers='selector'", **table, evaluation={"answers": ["selector"]})
 
 
 # --- [topology] and [[churn]]

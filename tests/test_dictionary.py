@@ -251,5 +251,20 @@ def test_another_unit_at_one_site_is_said(factors: tuple[float, ...], named: lis
     assert all(line.endswith("another unit?") for line in lines)
 
 
-def test_a_column_of_zeros_and_ones_may_be_constant_at_a_site() -> None:
-    assert far_off(np.array([[0.0], [0.3], [1.0]]), np.array([[0.0], [0.46], [0.0]]), ["x"], ["a", "b", "c"]) == ()
+def test_a_column_may_be_constant_at_a_site_unless_that_is_far_from_the_others() -> None:
+    ones = np.array([[0.0], [0.3], [1.0]]), np.array([[0.0], [0.46], [0.0]])
+    assert far_off(*ones, ["x"], ["a", "b", "c"]) == ()
+    cholesterol = np.array([[247.0], [0.0], [251.0], [np.nan]]), np.array([[52.0], [0.0], [59.0], [np.nan]])
+    assert far_off(*cholesterol, ["chol"], ["a", "b", "c", "d"]) == (
+        "column 'chol': 0 in all rows at site 'b', 249 (sd 55.5) elsewhere: missing?",
+    )
+
+
+def test_a_unit_error_in_a_file_of_several_sites_is_said(tmp_path: Path) -> None:
+    """In what a run says of its data: simulated by site as live."""
+    lines = [write(tmp_path / f"{site}.csv", by=by).read_text().split() for site, by in (("a", 1), ("b", 1), ("c", 10))]
+    head, tables = lines[0][0], [each[1:] for each in lines]
+    text = [f"{head},site", *(f"{row},{site}" for site, rows in zip("abc", tables, strict=True) for row in rows)]
+    (tmp_path / "all.csv").write_text("\n".join(text) + "\n")
+    notes = [note for note in rows(tmp_path / "all.csv", site="site").notes if "unit" in note]
+    assert len(notes) == 1 and notes[0].startswith("column 'size': mean 1") and "at site 'c'" in notes[0]

@@ -68,6 +68,23 @@ def total(sums: Any, sites: Sequence[int] | slice = slice(None)) -> Any:
 # ---------------------------------------------------------------------------------------------------------------- sums
 
 
+def test_sums_over_sites_are_of_what_is_known() -> None:
+    """A feature that one site never measures is filled in with the mean of the others; nobody tells of fewer rows than
+    the minimum."""
+    data = flat()
+    x, parts = data.train.x, cut(240, [10, 200, 30])
+    x[:10, 1] = np.nan
+    x[10:110, 3] = np.nan
+    x[210:235, 0] = np.nan  # of 30 rows 5 are left
+    found = statistics.estimated(total(statistics.stacked(("moments",), data, parts, 10, 0, 0)))["moments"]
+    told = x.astype(np.float64)
+    told[235:, 0] = np.nan
+    np.testing.assert_allclose(found["mean"], np.nanmean(told, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(found["sd"])[[0, 1, 3]], np.nanstd(told, axis=0)[[0, 1, 3]], rtol=1e-5)
+    filled = np.asarray(statistics.normalized(jnp.asarray(x), found))
+    assert (filled[np.isnan(x)] == 0).all() and np.isfinite(filled).all()
+
+
 def test_sums_over_sites_say_what_all_rows_say() -> None:
     data = flat()
     parts = cut(240, [10, 200, 30])
@@ -364,9 +381,9 @@ def test_who_is_gone_before_anything_is_known_does_not_count(float64: None) -> N
         knows(found, made, node, sorted(set(EIGHT) - {2}), 2e-3)
 
 
-def solo(name: str, rounds: int) -> tuple[Any, Any, Any]:
+def solo(name: str, rounds: int, data: Dataset | None = None) -> tuple[Any, Any, Any]:
     """An algorithm that gossips, its first model, and a round of it in which nobody is heard."""
-    data = flat()
+    data = flat() if data is None else data
     base = cast(p2pfl.from_flax(_logistic(data), jnp.asarray(data.train.x[:1]), CLASSES), "float64")
     sums = jax.tree.map(jnp.asarray, own(["moments"], data, np.arange(50)))
     learner = statistics.learned(base, sums, True)
@@ -464,12 +481,19 @@ def test_algorithms_that_keep_no_mean_are_refused(name: str) -> None:
         statistics.gossip(ALGORITHMS[name](base, optax.sgd(0.1)), 3)
 
 
-def test_training_is_that_on_data_normalized_before(float64: None) -> None:
-    """Gradient descent in numpy, two steps of a round with the learning rates 0.1 and 0.09, on normalised rows."""
-    made, params, round = solo("dsgd", 2)
-    data, rows = flat(), np.arange(8).reshape(2, 4)
+@pytest.mark.parametrize("gaps", [False, True])
+def test_training_is_that_on_data_normalized_before(float64: None, gaps: bool) -> None:
+    """Gradient descent in numpy, two steps of a round with the learning rates 0.1 and 0.09, on normalised rows; what is
+    missing is the mean of what is known."""
+    data = flat()
+    if gaps:
+        data.train.x[np.random.default_rng(1).random(data.train.x.shape) < 0.3] = np.nan
+        assert np.isnan(data.train.x[:8]).any(axis=1).sum() > 3
+    made, params, round = solo("dsgd", 2, data)
+    rows = np.arange(8).reshape(2, 4)
     x = data.train.x.astype(np.float64)
-    x = (x - x[:50].mean(axis=0)) / np.where(np.arange(FEATURES) < 4, x[:50].std(axis=0), 1)
+    x = (x - np.nanmean(x[:50], axis=0)) / np.where(np.arange(FEATURES) < 4, np.nanstd(x[:50], axis=0), 1)
+    x = np.nan_to_num(x)
     bias, kernel = (np.asarray(leaf) for leaf in jax.tree.leaves(params["trained"]))
     for batch, rate in zip(rows, (0.1, 0.09), strict=True):
         odds = np.exp(x[batch] @ kernel + bias)

@@ -110,7 +110,7 @@ class CsvData(SourceTable):
     delimiter: str | None = None  # of text; found by the header
     encoding: str | None = None  # of text; UTF-8, or else Windows-1252
     sheet: str | None = None  # of a workbook; the first
-    missing: Literal["error", "drop_row", "mean"] | None = None  # missing cells; error
+    missing: Literal["error", "drop_row", "mean", "gossip"] | None = None  # missing cells; error
     missing_values: Texts | dict[str, Texts] | None = None  # more cells that are missing, of all columns or of some
     missing_indicator: bool | Texts | None = None  # columns, or all, beside which one says where they were missing
     not_applicable: dict[str, Texts] | None = None  # column -> cells that mean: does not apply

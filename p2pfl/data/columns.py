@@ -26,6 +26,7 @@ class Coding(NamedTuple):
     reference: bool = False  # no column for the first value of a category
     marked: Sequence[str] = ()  # columns beside which one says where they were missing
     outside: Sequence[str] = ()  # columns that do not apply to every row
+    fill: bool = True  # what is missing by what is known here; else it stays NaN
 
 
 def indices(
@@ -97,7 +98,7 @@ def text(table: Table, name: str, cells: np.ndarray, ways: str) -> tuple[str, ..
 def encode(
     table: Table, features: Sequence[str], coding: Coding, place: np.ndarray, sites: Sequence[str]
 ) -> tuple[np.ndarray, tuple[str, ...], tuple[Column, ...], tuple[str, ...]]:
-    """x [N, F] float64 without gaps, names of its columns, the columns that they are made of, notes."""
+    """x [N, F] float64 (NaN only without `coding.fill`), names of its columns, what they are made of, notes."""
     blocks: list[np.ndarray] = []
     names: list[str] = []
     columns: list[Column] = []
@@ -107,16 +108,19 @@ def encode(
         outside = cells == NOT_APPLICABLE
         if name not in coding.categories and all(is_number(cell) for cell in cells[~outside] if cell):
             values = numbers(table.with_column(name, np.where(outside, "", cells)), name)
-            known, filled = _fill(table, name, values, place, sites, _mean, outside)
+            known, filled = _fill(table, name, values, place, sites, _mean, outside) if coding.fill else (values, ())
             block, own = known[:, None], [name]
             if name in coding.outside:
                 block, own = np.column_stack([block, outside]), [name, f"{name}={NOT_APPLICABLE}"]
             columns.append(Column(name, "number", coding=NOT_APPLICABLE if name in coding.outside else ""))
         else:
             index, categories = _categories(table, name, cells, coding)
-            chosen, filled = _fill(table, name, np.where(index < 0, np.nan, index), place, sites, _most_frequent)
+            chosen, filled = np.where(index < 0, np.nan, index), ()
+            if coding.fill:
+                chosen, filled = _fill(table, name, chosen, place, sites, _most_frequent)
             shown = range(int(coding.reference), len(categories))
             block, own = chosen[:, None] == np.array(shown), [f"{name}={categories[value]}" for value in shown]
+            block = np.where(np.isnan(chosen)[:, None], np.nan, block)
             columns.append(Column(name, "category", categories, coding="treatment" if coding.reference else "one_hot"))
         if name in coding.marked:
             block, own = np.column_stack([block, cells == ""]), [*own, f"{name}=missing"]

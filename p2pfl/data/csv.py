@@ -24,6 +24,7 @@
     by_name      without `use`: in the order of their names, not of the file; so it is in an experiment, at every site
     missing      missing cells: "error" refuses, "drop_row" leaves the row out, "mean" fills in the mean (text: the most
                  frequent value) of the train rows of the row's own site, or of all train rows where the site has none.
+                 "gossip" leaves NaN in x: the node fills in the mean of all data ([statistics] normalize does it).
                  A missing label, site or group is never filled: the row is left out
     missing_indicator  columns, or true for all: beside each, one of 0 and 1 says where it was missing
     categories   column -> all its values, in order: one column "name=value" each, also for values that don't occur. A
@@ -53,9 +54,10 @@ import numpy as np
 from p2pfl.check import at_least, fraction, one_of
 from p2pfl.data import derive as forms
 from p2pfl.data.columns import NOT_APPLICABLE, Coding, encode, standardized
-from p2pfl.data.dataset import INDICATOR, Dataset, Samples, as_float32, validate
+from p2pfl.data.dataset import INDICATOR, Dataset, Moments, Samples, as_float32, validate
 from p2pfl.data.dataset import split as draw_split
 from p2pfl.data.derive import Derived
+from p2pfl.data.far_off import far_off
 from p2pfl.data.numerals import normalized
 from p2pfl.data.outcomes import answers
 from p2pfl.data.suspects import refuse_suspects
@@ -155,11 +157,17 @@ def from_table(table: Table, wanted: CsvTable, chosen: bool = True) -> Dataset:
         table = table._replace(in_test=in_test)
     in_test, part_notes = _judge_parts(table, place, sites)
     x, names, made_of, code_notes = encode(table, features, coding, place, sites)
+    numeric = [names.index(column.name) for column in made_of if column.kind == "number"]
+    known = x.copy()
+    for f in numeric:
+        known[table.column(names[f]) == "", f] = np.nan
+    moments = _moments(known, place, in_test)
+    strange = far_off(moments.mean[:, numeric], moments.sd[:, numeric], [names[f] for f in numeric], sites or ("",))
     x = standardized(x, place, in_test, wanted.standardize)
     train, test = (
         Samples(as_float32(x[part]), y[part], None if site is None else place[part]) for part in (~in_test, in_test)
     )
-    said = (*table.notes, *notes, *part_notes, *code_notes)
+    said = (*table.notes, *notes, *part_notes, *code_notes, *strange)
     units = wanted.units or {}
     made_of = tuple(
         column._replace(
@@ -169,14 +177,21 @@ def from_table(table: Table, wanted: CsvTable, chosen: bool = True) -> Dataset:
         )
         for column in made_of
     )
-    dataset = Dataset(train, test, class_names, sites, names, said, kind=wanted.kind, columns=made_of, predicts=columns)
+    dataset = Dataset(train, test, class_names, sites, names, said, None, wanted.kind, made_of, None, columns, moments)
     validate(dataset, table.where)
     return dataset
 
 
+def _moments(x: np.ndarray, place: np.ndarray, in_test: np.ndarray) -> Moments:
+    """Mean and standard deviation of the train rows of each site; NaN: missing."""
+    rows = [np.ma.masked_invalid(x[(place == site) & ~in_test]) for site in range(int(place.max()) + 1)]
+    means, sds = ([getattr(each, name)(axis=0).filled(np.nan) for each in rows] for name in ("mean", "std"))
+    return Moments(np.stack(means), np.stack(sds))
+
+
 def _check(wanted: CsvTable) -> tuple[str, ...]:
     """Refuse arguments that can't be; returns the columns that hold what is to be predicted."""
-    one_of(("error", "drop_row", "mean"), missing=wanted.missing)
+    one_of(("error", "drop_row", "mean", "gossip"), missing=wanted.missing)
     one_of(("error", "drop"), small_sites=wanted.small_sites)
     one_of(("node", "pooled", "none"), standardize=wanted.standardize)
     one_of(("one_hot", "treatment"), coding=wanted.coding)
@@ -195,7 +210,12 @@ def _check(wanted: CsvTable) -> tuple[str, ...]:
         values = [getattr(wanted, name) for name in (one, other)]
         if all(value is not None and value != () and value != [] for value in values):
             raise ConfigError(f"{one}={_plain(values[0])} and {other}={_plain(values[1])}: {why}")
-    if wanted.missing_indicator and wanted.missing != "mean":
+    if wanted.missing == "gossip" and wanted.standardize != "none":
+        raise ConfigError(
+            f"standardize={wanted.standardize!r}: missing='gossip' takes its mean and deviation from all nodes; use "
+            'standardize = "none" and [statistics] normalize = true'
+        )
+    if wanted.missing_indicator and wanted.missing not in ("mean", "gossip"):
         raise ConfigError(
             f"missing_indicator: says where a cell was filled in, and missing={wanted.missing!r} fills none; "
             'use missing = "mean", or leave it out'
@@ -299,6 +319,7 @@ def _coding(wanted: CsvTable, features: Sequence[str]) -> Coding:
         reference=wanted.coding == "treatment",
         marked=tuple(features if marked is True else marked or ()),
         outside=tuple(wanted.not_applicable or ()),
+        fill=wanted.missing != "gossip",
     )
 
 
@@ -360,7 +381,7 @@ def _judge_missing(table: Table, features: Sequence[str], never_filled: Sequence
     gaps = {name: table.column(name) == "" for name in (*features, *never_filled)}
     counts = {name: int(gap.sum()) for name, gap in gaps.items() if gap.any()}
     for name, count in counts.items():
-        if count == len(table.cells):
+        if count == len(table.cells) and (missing != "gossip" or name in never_filled):
             raise DataError(f'{table.where}: column {name!r} is missing in all {count} rows; use drop = ["{name}"]')
     if not counts:
         return table
@@ -372,14 +393,14 @@ def _judge_missing(table: Table, features: Sequence[str], never_filled: Sequence
             f'{table.where}: missing cells in {said}; missing = "error" stands none. '
             f'Use missing = "drop_row" or missing = "mean"{columns}'
         )
-    judged = list(never_filled) if missing == "mean" else list(gaps)
+    judged = list(never_filled) if missing in ("mean", "gossip") else list(gaps)
     gone = np.any([gaps[name] for name in judged], axis=0)
     if not gone.any():
         return table
     if gone.all():
         raise DataError(f"{table.where}: every row misses a cell: {said}; leave out the emptiest columns with drop")
     columns = ", ".join(f"{name!r} ({counts[name]})" for name in judged if name in counts)
-    never = " (a label or site is never filled)" if missing == "mean" else ""
+    never = " (a label or site is never filled)" if missing in ("mean", "gossip") else ""
     return table.keep(~gone, f"left out {int(gone.sum())} rows with missing cells in {columns}{never}")
 
 

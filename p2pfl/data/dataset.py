@@ -77,6 +77,13 @@ class ImageFacts(NamedTuple):
     photometric: str  # of a row of x: "MONOCHROME2" (more is brighter), "RGB"; "" where nobody says
 
 
+class Moments(NamedTuple):
+    """Of the train rows of each site before anything was scaled; without sites, of all."""
+
+    mean: np.ndarray  # [S, F] float64, of cells that are not missing; NaN where all are
+    sd: np.ndarray  # [S, F] float64; 0 where a column is constant
+
+
 class Dataset(NamedTuple):
     """Train and test rows with the names of what is in them."""
 
@@ -91,14 +98,16 @@ class Dataset(NamedTuple):
     columns: tuple[Column, ...] = ()  # of a table: the columns that x is made of, in order; () where there are none
     image: ImageFacts | None = None  # of a source that reads images
     predicts: tuple[str, ...] = ()  # of a table: the columns that y is made of
+    moments: Moments | None = None  # of a table
 
 
 def validate(dataset: Dataset, where: str) -> None:
     """Refuse a data set that training could not use.
 
     Holds: a kind of KINDS, float32 x, y of the kind's dtype and shape, int32 site, equal lengths, equal row shapes, no
-    NaN and nothing infinite, labels and sites within their names, at least two classes (of labels, targets and risks:
-    one), at least one train row and one test row.
+    NaN (but in x, where columns are filled in later: Column.missing is "gossip") and nothing infinite, labels and sites
+    within their names, at least two classes (of labels, targets and risks: one), at least one train row and one test
+    row.
 
     Args:
         dataset: to look at.
@@ -178,7 +187,8 @@ def _validate_part(samples: Samples, part: str, dataset: Dataset, where: str) ->
     _validate_answers(samples, dataset, f"{where}: {part}")
     if samples.site is not None:
         _validate_range(samples.site, len(dataset.sites), f"{where}: {part}.site", "sites")
-    _validate_finite(samples.x, f"{where}: {part}.x")
+    later = any(column.missing == "gossip" for column in dataset.columns)
+    _validate_finite(np.where(np.isnan(samples.x), 0, samples.x) if later else samples.x, f"{where}: {part}.x")
 
 
 def _validate_answers(samples: Samples, dataset: Dataset, where: str) -> None:

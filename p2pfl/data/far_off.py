@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_APART, _WIDER = 4.0, 6.0
+_APART, _WIDER, _CONSTANT = 4.0, 6.0, 2.0
 """Standard deviations between the means, and the factor between the standard deviations, from which on it is said. cm
-for mm is a factor of 10; hospitals whose patients differ are rarely one standard deviation apart."""
+for mm is a factor of 10; hospitals whose patients differ are rarely one standard deviation apart. The last is for a
+site where all rows have one value, as where 0 stands for what was not measured."""
 
 
 def far_off(mean: np.ndarray, sd: np.ndarray, columns: Sequence[str], sites: Sequence[str]) -> tuple[str, ...]:
@@ -34,13 +35,20 @@ def far_off(mean: np.ndarray, sd: np.ndarray, columns: Sequence[str], sites: Seq
         apart &= np.maximum(width[:, None], width) > 0
         narrow, wide = np.minimum(width[:, None], width), np.maximum(width[:, None], width)
         far = apart | ((narrow > 0) & (wide > _WIDER * narrow))
-        odd = 2 * far.sum(axis=1) > len(sites) - 1
+        odd = 2 * far.sum(axis=1) > np.isfinite(center).sum() - 1
         if odd.all():  # of two sites either may be off
             odd[0] = False
-        usual = f"{np.median(center[~odd]):.4g} (sd {np.median(width[~odd]):.4g})"
-        lines += [
-            f"column {column!r}: mean {center[s]:.4g} (sd {width[s]:.4g}) at site {sites[s]!r}, {usual} elsewhere: "
-            "another unit?"
-            for s in map(int, np.flatnonzero(odd))
-        ]
+        rest = ~odd & np.isfinite(center)
+        if not rest.any():
+            continue
+        usual, around = float(np.median(center[rest])), float(np.median(width[rest]))
+        elsewhere = f"{usual:.4g} (sd {around:.4g}) elsewhere"
+        for s in map(int, np.flatnonzero(np.isfinite(center))):
+            if width[s] == 0 < around and abs(center[s] - usual) > _CONSTANT * around:
+                lines.append(
+                    f"column {column!r}: {center[s]:.4g} in all rows at site {sites[s]!r}, {elsewhere}: missing?"
+                )
+            elif odd[s]:
+                here = f"mean {center[s]:.4g} (sd {width[s]:.4g}) at site {sites[s]!r}"
+                lines.append(f"column {column!r}: {here}, {elsewhere}: another unit?")
     return tuple(lines)

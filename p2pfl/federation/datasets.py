@@ -59,8 +59,8 @@ def by_sites(experiment: Experiment) -> tuple[Experiment, Dataset | None]:
     Raises ConfigError for data without sites.
     """
     table, data = experiment.topology, experiment.data
-    open_ = table.graph is not None and table.nodes is None
-    if not open_ or data.partition != EvenPartition("by_site") or isinstance(data, QuadraticData):
+    uncounted = table.graph is not None and table.nodes is None
+    if not uncounted or data.partition != EvenPartition("by_site") or isinstance(data, QuadraticData):
         return experiment, None
     dataset = read(experiment.data, experiment.seed)
     if not dataset.sites:

@@ -188,17 +188,34 @@ def check(experiment: Experiment, topology: Topology, own: Data | None = None) -
     steps, data = experiment.training.node_steps, own or experiment.data
     if steps is not None and len(steps) != nodes:
         raise ConfigError(f"training.node_steps: {len(steps)} numbers for {nodes} nodes; give one for each node")
-    if experiment.statistics.normalize and isinstance(data, CsvData) and data.standardize != "none":
-        raise ConfigError(
-            f"statistics.normalize=true: data.standardize={data.standardize or 'node'!r} has scaled the rows before, "
-            'and hidden what is to be found out; set data.standardize = "none"'
-        )
+    if isinstance(data, CsvData):
+        _check_table(experiment, data)
     if steps is not None and not any(steps):
         raise ConfigError("training.node_steps: all are 0; somebody must train")
     name = experiment.algorithm.name
     if ":" not in name and name not in ALGORITHMS:
         raise ConfigError(f'algorithm.name={name!r}: {nearest(name, ALGORITHMS)}; or "module:function"')
     stage.optimizer(experiment)
+
+
+def _check_table(experiment: Experiment, data: CsvData) -> None:
+    """Raises ConfigError where a table is scaled twice, or filled in by nobody."""
+    normalize = experiment.statistics.normalize
+    if normalize and data.standardize != "none":
+        raise ConfigError(
+            f"statistics.normalize=true: data.standardize={data.standardize or 'node'!r} has scaled the rows before, "
+            'and hidden what is to be found out; set data.standardize = "none"'
+        )
+    if data.missing == "gossip" and not normalize:
+        raise ConfigError(
+            "data.missing='gossip': missing cells are filled in with the mean of all nodes, which nobody finds out; "
+            "set statistics.normalize = true"
+        )
+    if data.missing == "gossip" and "selector" in experiment.evaluation.answers:
+        raise ConfigError(
+            "evaluation.answers='selector': looks at inputs before data.missing='gossip' has filled them in; leave it "
+            "out"
+        )
 
 
 def timing(experiment: Experiment) -> Timing:

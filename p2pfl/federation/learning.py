@@ -17,6 +17,7 @@ import optax
 
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.algorithms.mixing import renormalized
+from p2pfl.config.data import CsvData
 from p2pfl.config.experiment import Experiment
 from p2pfl.config.model import FunctionModel
 from p2pfl.data import Dataset
@@ -65,8 +66,23 @@ def resolve_learning(experiment: Experiment, topology: Topology, data: Datasets)
     planning = Planning(experiment.rounds, experiment.seed, data.samples)
     schedule = epochs.suited(algorithm, topology.schedule, planning, where)
     jax.eval_shape(lambda model: algorithm.init(model, 1), shape(learner, sites))  # some wraps look at the model
+    notes = (*notes, *_own_scales(experiment, data, algorithm))
     learning = Learning(learner, algorithm, make, schedule, sites, notes)
     return _gossiping(experiment, topology, data, learning) if "sums" in sites else learning
+
+
+def _own_scales(experiment: Experiment, data: Datasets, algorithm: Algorithm) -> tuple[str, ...]:
+    """Say that every site scales by its own rows, where nobody has said so and a mean of all could be known."""
+    table = experiment.data
+    default = isinstance(table, CsvData) and table.standardize is None
+    scaled = any(column.standardize == "node" for column in data.dataset.columns)
+    if not (default and scaled and algorithm.keeps_mean != "nothing" and len(data.partition.train) > 1):
+        return ()
+    return (
+        "columns are scaled by the mean and deviation of each site's own rows, which hides how sites differ: "
+        'standardize = "none" with [statistics] normalize = true scales by those of all, without showing a row, and '
+        'standardize = "node" says that this is meant',
+    )
 
 
 def _gossiping(experiment: Experiment, topology: Topology, data: Datasets, learning: Learning) -> Learning:

@@ -40,9 +40,12 @@ def learned(learner: Learner, like: Tree, normalize: bool) -> Learner:
 
 
 def normalized(x: Array, moments: Tree) -> Array:
-    """(x - mean) / sd by the last axis of x [B, ..., F]; `moments`: {"mean" [F], "sd" [F]}."""
+    """(x - mean) / sd by the last axis of x [B, ..., F], 0 where x is NaN; `moments`: {"mean" [F], "sd" [F]}.
+
+    So what is missing is filled in with the mean of all data.
+    """
     mean, sd = (moments[name].astype(x.dtype).reshape(*(1,) * (x.ndim - 1), -1) for name in ("mean", "sd"))
-    return (x - mean) / sd
+    return jnp.where(jnp.isnan(x), 0, (x - mean) / sd)
 
 
 def harmonised(x: Array, amplitude: Array) -> Array:

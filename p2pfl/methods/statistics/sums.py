@@ -1,15 +1,17 @@
 """A site's sums over its own training rows, and what sums over all sites say.
 
-    moments     {"count" [], "sum" [F], "square" [F]}    per feature; of images per channel, where a row's part is the
-                                                         mean over its pixels             -> {"mean" [F], "sd" [F]}
+    moments     {"count" [F], "sum" [F], "square" [F]}   per feature, of the rows where it is known (not NaN); of images
+                                                         per channel, where a row's part is the mean over its pixels
+                                                                                          -> {"mean" [F], "sd" [F]}
     labels      {"count" [C]}                            rows of each class                        -> share [C]
     amplitude   {"count" [], "sum" [H, W // 2 + 1, C]}   of the spectrum of images, the half that real ones have
                                                                                           -> mean [H, W // 2 + 1, C]
 
 A sum says something about every row in it, and a neighbour sees a site's own sums in the first round. So a site with
-fewer rows than `minimum` says nothing, and nothing about a class of which it has fewer; `noise` blurs the rest. That is
-disclosure control, as statistical offices do it, and no differential privacy: the noise is measured by the largest part
-that a row of the site has, which is itself a fact of its data, and it is drawn anew whenever a node is started.
+fewer rows than `minimum` says nothing, and nothing about a class or a feature of which it has fewer; `noise` blurs the
+rest. That is disclosure control, as statistical offices do it, and no differential privacy: the noise is measured by
+the largest part that a row of the site has, which is itself a fact of its data, and it is drawn anew whenever a node is
+started.
 
 Squares are of x itself: in float32 the standard deviation of a feature whose mean is hundreds of them away from zero
 loses its digits, and beyond 700 it counts as constant. Shift such a feature, or compute in float64.
@@ -52,10 +54,10 @@ def gathered(
 ) -> Tree:
     """The sums of one site over its training rows, by name: a tree of float64 arrays, all zero for too few rows.
 
-    `minimum`: rows that a site, and of "labels" each class, must have. `noise`: standard deviation of Gaussian noise on
-    every sum, in units of the most that one of the site's rows adds to it (to a count: 1). `rng`: where the noise comes
-    from; for real data one that the operating system has seeded. Raises ConfigError for a name that is not of GATHERED,
-    and for data that have no such thing.
+    `minimum`: rows that a site must have, of each class for "labels", and of each feature for "moments". `noise`:
+    standard deviation of Gaussian noise on every sum, in units of the most that one of the site's rows adds to it (to a
+    count: 1). `rng`: where the noise comes from; for real data one that the operating system has seeded. Raises
+    ConfigError for a name that is not of GATHERED, and for data that have no such thing.
     """
     at_least(1, minimum=minimum)
     at_least(0, noise=noise)
@@ -65,6 +67,8 @@ def gathered(
         sums, most = GATHERED[name].sums(dataset, rows if len(rows) >= minimum else rows[:0])
         if name == "labels":
             sums = {"count": np.where(sums["count"] < minimum, 0, sums["count"])}
+        if name == "moments":
+            sums = {part: np.where(sums["count"] < minimum, 0, values) for part, values in sums.items()}
         if noise and len(rows) >= minimum:
             sums = jax.tree.map(
                 lambda leaf, most: leaf + noise * most * rng.standard_normal(np.shape(leaf)), sums, most
@@ -143,8 +147,9 @@ def _by_row(parts: Parts) -> Callable[[Dataset, np.ndarray], tuple[Tree, Tree]]:
 
 
 def _moments(x: np.ndarray) -> dict[str, np.ndarray]:
-    between = tuple(range(1, x.ndim - 1))
-    return {"count": np.ones(len(x)), "sum": x.mean(axis=between), "square": (x**2).mean(axis=between)}
+    between, known = tuple(range(1, x.ndim - 1)), ~np.isnan(x)
+    x = np.where(known, x, 0)
+    return {name: part.mean(axis=between) for name, part in (("count", known), ("sum", x), ("square", x**2))}
 
 
 def _amplitude(x: np.ndarray) -> dict[str, np.ndarray]:
