@@ -11,6 +11,9 @@ import numpy as np
 from p2pfl.data.dataset import ImageFacts
 from p2pfl.errors import DataError
 
+DARK = 8
+"""Images of 16 bits that use less than this part of their type are of 12 bits or of 8: by the type, nearly black."""
+
 
 class ReadImage(NamedTuple):
     """The pixels of a file, and what it says of them."""
@@ -19,10 +22,12 @@ class ReadImage(NamedTuple):
     volume: bool  # the first three axes are space
     full: float | None = None  # the value of white, where the file's type says it
     window: tuple[float, float] | None = None  # centre and width of what is to be seen, where the file says them
-    invert: bool = False  # the smallest value is white
+    mirror: float | None = None  # of MONOCHROME1: what the file holds + what stands here; `window` is the file's
     bits: int = 0  # of a stored value
     unit: str = "unknown"  # of a value, as ImageFacts has it
     affine: np.ndarray | None = None  # [4, 4]: index of a voxel -> mm to the right, anterior, superior; where known
+    stored_affine: np.ndarray | None = None  # the same as the file has it, of formats whose axes are turned
+    notes: tuple[tuple[str, str], ...] = ()  # (what is to be said, of which file), said once for all files
 
 
 def directions(affine: np.ndarray | None) -> str:

@@ -20,6 +20,7 @@ from p2pfl.data.dataset import (
     split,
     validate,
 )  # fmt: skip
+from p2pfl.data.image import DARK
 from p2pfl.errors import ConfigError, DataError
 
 Range = tuple[float, float]
@@ -30,8 +31,6 @@ VALIDATION = ("val_images", "val_labels")
 IMAGES = ("train_images", "test_images", "val_images", *(image for image, _ in PAIRS))
 WHITE = MappingProxyType({"bool": 1.0, "uint8": 255.0, "uint16": 65535.0})
 """Type -> its largest value, where that is what white is."""
-DARK = 8
-"""Images of 16 bits that use less than this part of their type are of 12 bits or of 8: by the type, nearly black."""
 FAR = 4.0
 """The root of the mean square of images that nobody has scaled: 0..1 has less than 1, mean 0 and deviation 1 has 1."""
 MOST_CHANNELS = 4  # grey, two of something, RGB, RGBA; a longer last axis is space
