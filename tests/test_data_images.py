@@ -85,6 +85,21 @@ def test_pictures_that_their_type_makes_nearly_black_are_refused(tmp_path: Path)
     assert read(tmp_path / "p", HEAD + FILES + '[pixels]\nintensity = "full"\n').train.x.max() < 0.06
 
 
+def test_arrays_of_unknown_scale_are_refused(tmp_path: Path) -> None:
+    """As images in an .npz are: tests/test_data.py."""
+    text = HEAD.replace('"image"', '"npy"') + FILES.replace(".png", ".npy")
+    for i in range(12):
+        path = tmp_path / "a" / ("cat", "dog")[i % 2] / f"a{i}_{i}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, plane(20 * i).astype(np.float64))
+    with pytest.raises(DataError, match=r"a: images of 0 to 220, far from 0\.\.1.*pixels\.window"):
+        read(tmp_path / "a", text)
+    assert read(tmp_path / "a", text + '[pixels]\nintensity = "none"\n').train.x.max() > 100
+    assert 0.5 < read(tmp_path / "a", text + "[pixels]\nwindow = [128, 256]\n").train.x.max() < 1
+    np.save(tmp_path / "p.npy", np.full((4, 6), 13107, np.uint16))
+    assert pixels(tmp_path / "p.npy", "npy")[0][0, 0, 0] == pytest.approx(0.2)
+
+
 # --------------------------------------------------------------------------------------------------------------- DICOM
 
 

@@ -23,7 +23,7 @@ from p2pfl.data import layout as layouts
 from p2pfl.data import rows as found_rows
 from p2pfl.data.dataset import Dataset, ImageFacts, Samples, apportion, split, validate
 from p2pfl.data.folder_labels import labels
-from p2pfl.data.image import DARK, together
+from p2pfl.data.image import DARK, is_far, together
 from p2pfl.data.layout import Layout
 from p2pfl.data.pixels import Arrays, Entry, arrays
 from p2pfl.data.rows import FILE, Rows
@@ -274,7 +274,7 @@ def _dataset(
 
 
 def _image(layout: Layout, x: Sequence[np.ndarray], facts: Sequence[ImageFacts], root: Path) -> ImageFacts | None:
-    """The facts of all images. Raises DataError for images that the largest value of their type makes nearly black."""
+    """The facts of all images. Raises DataError for images whose scale nobody says: nearly black, or far from 0..1."""
     if not facts:
         return None
     image = together(facts)
@@ -284,6 +284,13 @@ def _image(layout: Layout, x: Sequence[np.ndarray], facts: Sequence[ImageFacts],
             f"{root}: images of {image.bit_depth} bits whose brightest value is less than 1/{DARK} of the largest of "
             "their type: nearly black. Say in the layout what is white: pixels.window = [2048, 4096] for images of 12 "
             'bits, [128, 256] for images of 8; or pixels.intensity = "full", if they are as they should be'
+        )
+    if auto and image.scaling == "none" and any(is_far(row) for row in x):
+        low, high = min(float(row.min()) for row in x), max(float(row.max()) for row in x)
+        raise DataError(
+            f"{root}: images of {low:g} to {high:g}, far from 0..1, where training diverges. Say in the layout how "
+            'they are scaled: pixels.window = [centre, width], as [128, 256] for 0..255; or pixels.intensity = "range", '
+            '"zscore", or "none" if they are as they should be'
         )
     return image
 

@@ -14,7 +14,7 @@ from types import MappingProxyType
 import numpy as np
 
 from p2pfl.data import dicom
-from p2pfl.data.image import ReadImage, extra
+from p2pfl.data.image import WHITE, ReadImage, extra
 from p2pfl.errors import USER_FAULTS, DataError
 
 FAULTS = (*USER_FAULTS, SyntaxError, zlib.error)
@@ -140,8 +140,8 @@ def _npy(path: Path, mode: str) -> ReadImage:
     if array.dtype.kind not in "buif":
         raise DataError(f"{path}: has dtype {array.dtype}; it must hold numbers")
     if mode == "rgb" and array.ndim == 3 and array.shape[2] == 3:
-        return ReadImage(array, False, 255.0 if array.dtype == np.uint8 else None, bits=8 * array.dtype.itemsize)
-    return _space(path, array)._replace(full=255.0 if array.dtype == np.uint8 else None)
+        return ReadImage(array, False, WHITE.get(array.dtype.name), bits=8 * array.dtype.itemsize)
+    return _space(path, array)._replace(full=WHITE.get(array.dtype.name))
 
 
 def correlations(path: Path) -> np.ndarray:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from p2pfl.data.dataset import ImageFacts
+from p2pfl.data.dataset import ImageFacts, as_float32
 from p2pfl.errors import DataError
 
+WHITE: Mapping[str, float] = MappingProxyType({"bool": 1.0, "uint8": 255.0, "uint16": 65535.0})
+"""Type of an array -> its largest value, where that is what white is."""
 DARK = 8
 """Images of 16 bits that use less than this part of their type are of 12 bits or of 8: by the type, nearly black."""
+
+FAR = 4.0
+"""The root of the mean square of images that nobody has scaled: 0..1 has less than 1, mean 0 and deviation 1 has 1."""
 
 
 class ReadImage(NamedTuple):
@@ -54,6 +60,13 @@ def together(facts: Sequence[ImageFacts]) -> ImageFacts:
         intensity=between.pop() if len(between) == 1 else None, orientation=words("orientation"),
         photometric=words("photometric"),
     )  # fmt: skip
+
+
+def is_far(images: np.ndarray) -> bool:
+    """Whether images are so far from 0..1 that training on them as they are ends at chance. NaN is not far."""
+    flat = as_float32(images).reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.vdot(flat, flat) > FAR**2 * flat.size)
 
 
 def extra(name: str, what: str) -> Any:
