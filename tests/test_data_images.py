@@ -41,6 +41,14 @@ def test_a_picture_is_as_bright_in_both_modes(tmp_path: Path, ending: str, value
         np.testing.assert_allclose(x, 0.2, atol=1e-6)
 
 
+def test_a_picture_of_32_bits_has_no_white(tmp_path: Path) -> None:
+    for values, scaling in (([0, 65535], "fixed"), ([-5, 70000], "percentiles")):
+        save(tmp_path / "i.tif", np.array([values] * 2, np.int32))
+        found = arrays(wanted("image"), Entry((tmp_path / "i.tif",)))
+        assert found.facts is not None and found.facts.scaling == scaling
+        np.testing.assert_allclose(found.x[0][0, :, 0], [0, 1])
+
+
 # Orientation -> the array that is stored, so that a viewer who follows the tag shows it upright (EXIF 2.32, 4.6.4 A).
 STORED = {
     1: lambda x: x, 2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud, 5: np.transpose, 6: np.rot90,

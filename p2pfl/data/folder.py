@@ -268,7 +268,7 @@ def _dataset(
     if len(validation.y):
         notes.append(f'kept {len(validation.y)} validation rows for [evaluation] rows = "validation"')
     kept = validation if len(validation.y) else None
-    dataset = Dataset(train, test, classes, names, (), tuple(notes), kept, layout.kind, image=image)
+    dataset = Dataset(train, test, classes, names, (), tuple(notes), kept, layout.kind, image)
     validate(dataset, f"{rows.root} ({layout.name})")
     return dataset
 
@@ -289,8 +289,8 @@ def _image(layout: Layout, x: Sequence[np.ndarray], facts: Sequence[ImageFacts],
         low, high = min(float(row.min()) for row in x), max(float(row.max()) for row in x)
         raise DataError(
             f"{root}: images of {low:g} to {high:g}, far from 0..1, where training diverges. Say in the layout how "
-            "they are scaled: pixels.window = [centre, width], as [128, 256] for 0..255; or pixels.intensity = "
-            '"range", "zscore", or "none" if they are as they should be'
+            'they are scaled: pixels.window = [centre, width], such as [128, 256]; or pixels.intensity = "range", '
+            '"zscore", or "none" if they are as they should be'
         )
     return image
 

@@ -58,9 +58,9 @@ def _image(path: Path, mode: str) -> ReadImage:
         array = np.stack([array] * 3, axis=2) if mode == "rgb" else array
     else:
         array = np.asarray(upright.convert("RGB" if mode == "rgb" else "L"))
-    full = {"b": 1.0, "u": float(np.iinfo(array.dtype).max) if array.dtype.kind == "u" else 0.0}
-    # Pillow gives 16-bit PNG as int32: what it holds is 0..65535.
-    white = full.get(array.dtype.kind, 65535.0 if array.dtype.kind == "i" else None)
+    # What Pillow gives as int32 is 16-bit grey of older releases, or a TIFF of 32 bits, whose type says nothing.
+    deep16 = array.dtype.kind == "i" and array.size > 0 and 0 <= array.min() <= array.max() <= WHITE["uint16"]
+    white = WHITE["uint16"] if deep16 else WHITE.get(array.dtype.name)
     bits = 8 * array.dtype.itemsize if white is None else int(white + 1).bit_length() - 1
     return ReadImage(array, False, white, bits=bits, unit="stored")
 
