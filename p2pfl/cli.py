@@ -136,10 +136,11 @@ def node(file: Path, out: Path | None, hold: bool, resume: bool, returns: int | 
         from p2pfl.runs import node as one
 
         ended = one.run(file, out, hold, resume, lambda text: click.echo(text), returns)
-    if ended.error:
-        raise _Failure(ended.error, Exit.FAILED)
-    if ended.stopped_by and ended.left:
-        sys.exit(Exit(128 + signal.Signals[ended.stopped_by]))
+    if ended.result.error:
+        raise _Failure(ended.result.error, Exit.FAILED)
+    if hold and ended.verdict.code == Exit.NOT_WHOLE:  # whoever has started it judges all nodes together
+        return
+    _judge(ended.verdict)
 
 
 class _Seconds(click.ParamType):
