@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -290,6 +291,31 @@ def test_a_run_leaves_what_it_promises(place: Path) -> None:
         model = safetensors.numpy.load_file(out / "nodes" / str(node) / "model.safetensors")
         assert {name: leaf.shape for name, leaf in model.items()} == {k: v.shape for k, v in wanted.items()}
         assert all(np.isfinite(leaf).all() for leaf in model.values())
+
+
+STREAMS = """
+import os, socket, sys
+from p2pfl.cli import _streams
+_streams()
+print("Köln 中")
+print("Köln 中", file=sys.stderr, flush=True)
+sys.stdout.flush()
+assert min(each.fileno() for each in socket.socketpair()) > 2, "what is started would write to it"
+assert all(os.get_inheritable(number) for number in range(3))
+"""
+
+
+@pytest.mark.parametrize("console", ["<&- >&- 2>&-", ">&-", "2>&-", "<&-", ""])
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_any_console_will_do(console: str, encoding: str) -> None:
+    """One that is closed, and one that can't show what is said."""
+    words = f'exec "{sys.executable}" -c "$0" {console}'
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    ended = subprocess.run(["sh", "-c", words, STREAMS], env=env, capture_output=True, timeout=60)
+    shown = "Köln 中\n" if encoding == "utf-8" else "K\\xf6ln \\u4e2d\n"
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.decode(encoding) == ("" if ">&-" in console.replace("2>&-", "") else shown)
+    assert ended.stderr.decode(encoding) == ("" if "2>&-" in console else shown)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from p2pfl.config import experiment as config
 from p2pfl.config.experiment import NodeFile
-from p2pfl.drivers.live import addresses, ports, sidecar
+from p2pfl.drivers.live import addresses, files, ports, sidecar
 from p2pfl.drivers.live import node as live
 from p2pfl.drivers.live.launcher import READY
 from p2pfl.drivers.live.lifeline import Lifeline
@@ -55,6 +55,7 @@ def run(
         )
     if not hold:  # else whoever has started it holds them for it
         ports.demand((given.listen, membership_address(given.listen)), say)
+    limit = files.raised()  # before anything is started that inherits it
     membership = sidecar.start()
     lifeline = Lifeline() if hold else None
     try:
@@ -63,6 +64,7 @@ def run(
         federation = build_own(experiment, given.node, own) if own else build(experiment)
         if given.node not in federation.graph:
             raise ConfigError(f"{file}: node={given.node}: the topology has nodes 0 to {len(federation.graph) - 1}")
+        files.fits(len(federation.graph), limit, here=False)
         task = tasks.task(federation, given.node)
         for note in federation.notes:
             say(note)
