@@ -97,6 +97,15 @@ def test_records_that_are_missing_are_named_and_the_rest_is_balanced(there: list
     assert table["missing"] == [3] and table["residue"] == 0 and table["mean_residual"] < 1e-6
 
 
+def test_a_node_that_has_mixed_with_nobody_is_named(there: list[Path]) -> None:
+    rows = records.read(there[2] / "metrics.jsonl")
+    lonely = [json.dumps({**row, "arrived": [], "age": []}) + "\n" for row in rows]
+    (there[2] / "metrics.jsonl").write_text("".join(lonely))
+    assert "node 2 has trained 8 rounds alone: it has mixed with nobody" in books(*there)["incomplete"]
+    (there[2] / "metrics.jsonl").write_text("".join([json.dumps(rows[0]) + "\n", *lonely[1:]]))
+    assert books(*there)["incomplete"] == []
+
+
 def test_a_node_that_left_no_result_is_a_loss_and_one_that_failed_too(there: list[Path]) -> None:
     (there[1] / "result.json").unlink()
     ended = json.loads((there[2] / "result.json").read_text())

@@ -29,6 +29,9 @@ class NodeResult(NamedTuple):
     alone: int = 0  # rounds that it trained without half of those that should have been there
     records_dropped: int = 0  # lines of its records that could not be written, or that were beyond a file's bound
     trace_whole: bool = True  # else the run can't be replayed, and has no ledger
+    trained: int | None = None  # rounds that its last process has trained; None where that is not counted
+    untrained: bool = False  # its model is as it was drawn: neither trained, nor kept, nor taken from another node
+    unreached: tuple[str, ...] = ()  # where it has looked for others, and why it met nobody, if that is so
 
     def write(self, directory: Path) -> None:
         """Write result.json into the node's directory, whole or not at all."""

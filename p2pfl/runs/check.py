@@ -102,7 +102,11 @@ def check(paths: Sequence[Path]) -> Checked:
         left=tuple(node for node, each in ended.items() if each.left and node not in lost),
         rounds_skipped=_unplanned(paths, ends),
         rounds_alone={str(node): each.alone for node, each in ended.items() if each.alone},
-        incomplete=(*_unbalanced(books), *(f"the records of node {node} are missing" for node in missing)),
+        incomplete=(
+            *_unbalanced(books),
+            *_apart(rows, facts),
+            *(f"the records of node {node} are missing" for node in missing),
+        ),
     )
     return Checked(ends, missing, whole, verdict(whole))
 
@@ -120,6 +124,14 @@ def _unbalanced(books: ledger.Ledger) -> list[str]:
     if residual is None or residual <= BALANCED:
         return []
     return [f"the books do not balance: mean residual {residual:.3g}, where rounding leaves less than {BALANCED:g}"]
+
+
+def _apart(rows: Mapping[int, Sequence[dict[str, Any]]], facts: About) -> list[str]:
+    """Nodes that have trained and mixed with nobody, where their algorithm mixes."""
+    if facts.link == "none" or facts.nodes < 2:
+        return []
+    alone = [node for node, each in rows.items() if each and not any(row["arrived"] for row in each)]
+    return [f"node {node} has trained {len(rows[node])} rounds alone: it has mixed with nobody" for node in alone]
 
 
 def _lost(results: Mapping[int, NodeResult | None], rows: Mapping[int, Sequence[dict[str, Any]]]) -> dict[int, str]:
