@@ -49,12 +49,14 @@ def run(
 
 
 def _booked(nodes: Sequence[Replica], i: int, round: int, delivery: Delivery) -> list[Booked]:
-    """Return what node i books in this round."""
+    """Return what node i books in this round: no exchange of which a side holds NaN or infinity, as at every node."""
     me, result = nodes[i], []
     for k in np.flatnonzero(delivery.arrived[round - 1, i]):
         opened = round - int(delivery.age[round - 1, i, k])
         j = int(me.task.schedule.neighbor[me.task.schedule.row(opened), k])
         sent, received = me.sent(j, opened), nodes[j].sent(i, opened)
+        if not tree.finite(received) or (me.task.link == "exchange" and not tree.finite(sent)):
+            continue
         result.append(Booked(j, nodes[j].life, opened, opened, opened, sent, received))
     return result
 
