@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,6 +98,15 @@ def finite_parts(tree: Tree, axes: int = 0) -> Array:
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
             result &= jnp.isfinite(jnp.abs(leaf).max(axis=tuple(range(axes, leaf.ndim)), initial=0))
     return result
+
+
+def plain(value: Any) -> Any:
+    """Return a value for JSON with None for each float that is not finite: JSON has no word for it."""
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def path_name(path: tuple[Any, ...]) -> str:

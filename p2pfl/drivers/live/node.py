@@ -430,6 +430,7 @@ class _LiveNode:
             self._stopped_by,
             self._peer.alone,
             self._work.records_dropped + self._events.dropped,
+            self._work.replica.diverged(),
             self._work.trace_whole,
         )
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from p2pfl import tree
 from p2pfl.drivers.simulate import compiled
 from p2pfl.drivers.simulate import shapes as shape
 from p2pfl.drivers.simulate.compiled import fetch
@@ -21,7 +20,7 @@ from p2pfl.drivers.simulate.layout import samples
 from p2pfl.drivers.simulate.plan import Clock, EnginePlan, plan, stops, tested_in
 from p2pfl.drivers.simulate.refused import Divergence, Refused
 from p2pfl.drivers.simulate.simulation import How, Outcome, Progress, Simulation
-from p2pfl.types import Delivery, Params
+from p2pfl.types import Delivery
 
 _STRETCH = 0.5
 """Seconds that a stretch should take, so that progress is seen."""
@@ -153,19 +152,11 @@ def _outcome(plan: EnginePlan, feed: Feed, judged: _Judged, carry: shape.Carry, 
     drift = [np.asarray(fetch(leaf), np.float64).sum(axis=0).ravel() for leaf in jax.tree.leaves(carry.drift)]
     vectors = np.concatenate(drift)
     residual = float(np.linalg.norm(vectors)) / at.nodes / max(vectors.size, 1) ** 0.5
-    since = judged.divergence.since
-    since = np.where((since == 0) & ~_finite(result, at.nodes), plan.work.rounds, since)
     return Outcome(
         result, residual, feed.booked - judged.refused.refused, feed.planned, watch.first, watch.seconds, watch.rounds,
-        watch.steps, at.chunk, at.devices, plan.shape.mixing, plan.measured, since,
+        watch.steps, at.chunk, at.devices, plan.shape.mixing, plan.measured,
+        judged.divergence.judged(result, plan.work.rounds),
     )  # fmt: skip
-
-
-def _finite(models: Params, nodes: int) -> np.ndarray:
-    """[n] bool, of models [n, ...]."""
-    if tree.finite(models):
-        return np.ones(nodes, bool)
-    return np.array([tree.finite(jax.tree.map(lambda leaf, i=i: leaf[i], models)) for i in range(nodes)])
 
 
 def _tell(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 
+from p2pfl import tree
 from p2pfl.topology import reverse
-from p2pfl.types import Algorithm, Delivery, Schedule
+from p2pfl.types import Algorithm, Delivery, Params, Schedule
 
 
 class Refused:
@@ -65,3 +67,10 @@ class Divergence:
         for r in range(len(loss)):
             since = np.where(self.since > 0, self.since, first + r)
             self.since = np.where(steps[r] > 0, np.where(wrong[r], since, 0), self.since)
+
+    def judged(self, models: Params, last: int) -> np.ndarray:
+        """[n] int64 the same, and of a node whose model [n, ...] alone is not finite after round `last` that round."""
+        if tree.finite(models):
+            return self.since
+        parts = [jax.tree.map(lambda leaf, i=i: leaf[i], models) for i in range(len(self.since))]
+        return np.where(self.since + np.array([tree.finite(part) for part in parts]) > 0, self.since, last)
