@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable
@@ -15,11 +16,12 @@ import optax
 import pytest
 from flax import nnx
 
-from p2pfl import tree
+from p2pfl import algorithms, tree
 from p2pfl.errors import ConfigError
-from p2pfl.learning import models, optimizers
+from p2pfl.learning import models, optimizers, quadratic
 from p2pfl.learning.flax import from_flax
 from p2pfl.learning.local_steps import descend
+from p2pfl.methods import objectives, sharing
 from p2pfl.types import Learner, Tree
 
 FEATURES, CLASSES, BATCH = 4, 3, 6
@@ -188,27 +190,52 @@ def needs_only_a_learning_rate(function: Callable[..., Any]) -> bool:
 
 NAMES = sorted(
     name
-    for name, value in vars(optax).items()
-    if inspect.isfunction(value) and not name.startswith("_") and needs_only_a_learning_rate(value)
+    for name, value in {**vars(optax.contrib), **vars(optax)}.items()
+    if inspect.isfunction(value) and not name.startswith(("_", "scale_by_")) and needs_only_a_learning_rate(value)
 )
 
 
 def test_there_are_many_optimizers() -> None:
-    assert {"sgd", "adam", "adamw", "lion", "rmsprop", "adagrad", "lamb", "yogi"} <= set(NAMES)
+    assert {"sgd", "adam", "adamw", "lion", "rmsprop", "adagrad", "lamb", "yogi", "lbfgs"} <= set(NAMES)
+    assert {"muon", "prodigy", "schedule_free_sgd", "dowg", "momo", "sophia"} <= set(NAMES)  # of optax.contrib
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_optimizer_that_needs_only_a_learning_rate_builds(name: str, optax_promotes: None) -> None:
-    if name == "lbfgs":
-        with pytest.raises(ConfigError, match="'value_fn'"):
-            optimizers.optimizer(name, learning_rate=0.1)
-        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # optax's own: noisy_sgd wants a key, optimistic_adam has a successor
         made = optimizers.optimizer(name, learning_rate=0.1)
     params = {"w": jax.ShapeDtypeStruct((3, 2), np.float32), "b": jax.ShapeDtypeStruct((2,), np.float32)}
-    updates, _ = jax.eval_shape(made.update, params, jax.eval_shape(made.init, params), params)
-    assert tree.schema(updates) == tree.schema(params)
+    step = functools.partial(optimizers.updated, made, loss=jnp.zeros(()), loss_at=lambda p: (p["w"] ** 2).sum())
+    state = jax.eval_shape(made.init, params)
+    updates, after = jax.eval_shape(step, params, state, params)
+    assert tree.schema(updates) == tree.schema(params) and jax.tree.structure(after) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("lbfgs", {}), ("polyak_sgd", {"max_learning_rate": 0.5}), ("momo", {"learning_rate": 0.5})]
+)
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_optimizers_that_ask_for_the_loss_get_it(name: str, arguments: dict[str, Any], shift: float) -> None:
+    """Of f(x) = sum a (x - b)^2 / 2 the minimum is b; a correction that adds c to the gradient moves it to b - c / a."""
+    a, b = jnp.asarray([1.0, 4.0, 0.5]), jnp.asarray([1.0, -1.0, 2.0])
+    it, optimizer = quadratic.learner(3), optimizers.optimizer(name, **arguments)
+    params = it.init(jax.random.key(0))
+    batches = {"x": jnp.broadcast_to(jnp.concatenate([a, b]), (60, 1, 6)), "y": jnp.zeros((60, 1))}
+    if name != "lbfgs" and shift:
+        pytest.skip("scales its step by how far the loss is above 0, which is its minimum only without a correction")
+    done = descend(it, optimizer, params, optimizer.init(params["trained"]), batches, jax.random.key(0),
+                   direct=lambda g: jax.tree.map(lambda leaf: leaf + shift, g) if shift else g)  # fmt: skip
+    np.testing.assert_allclose(done.params["trained"]["x"], b - shift / a, atol=2e-3)
+
+
+def test_who_has_no_loss_refuses_an_optimizer_that_asks_for_it() -> None:
+    with pytest.raises(ConfigError, match=r"^outer: its steps have gradients alone, .*'value_fn'.*such as sgd"):
+        algorithms.outer(quadratic.learner(2), optax.sgd(0.1), outer={"name": "lbfgs"})
+    with pytest.raises(ConfigError, match=r"^share: .* asks for the loss"):
+        sharing.keep(from_flax(Net, EXAMPLE, CLASSES), optax.lbfgs(), lambda path: "bias" not in path)
+    with pytest.raises(ConfigError, match=r"^objective ditto: .* asks for the loss"):
+        objectives.ditto(optax.lbfgs(), strength=0.1).learner(from_flax(Net, EXAMPLE, CLASSES))
 
 
 @pytest.mark.parametrize(
@@ -217,6 +244,9 @@ def test_every_optimizer_that_needs_only_a_learning_rate_builds(name: str, optax
         ("adm", {"learning_rate": 0.1}, "optimizer name='adm': did you mean 'adam'"),
         ("chain", {}, "optimizer name='chain': .*Valid: .*adam"),
         ("_deprecated_dpsgd", {}, "optimizer name='_deprecated_dpsgd'"),
+        ("sam", {}, "optimizer name='sam': is made of two other .* name = \"sharpness\""),
+        ("dpsgd", {"learning_rate": 0.1}, "optimizer name='dpsgd': needs the gradient of each row"),
+        ("scale_by_rprop", {"learning_rate": 0.1}, "did you mean 'rprop'"),
         ("sgd", {"learning_rat": 0.1}, "optimizer sgd: argument 'learning_rat': did you mean 'learning_rate'"),
         ("sgd", {"momentum": 0.9}, r"optimizer sgd\(momentum=0.9\): .*learning_rate"),
         ("sgd", {"learning_rate": 0.1, "momentum": "high"}, r"optimizer sgd\(learning_rate=0.1, momentum='high'\): "),

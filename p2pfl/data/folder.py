@@ -268,7 +268,7 @@ def _dataset(
     if len(validation.y):
         notes.append(f'kept {len(validation.y)} validation rows for [evaluation] rows = "validation"')
     kept = validation if len(validation.y) else None
-    dataset = Dataset(train, test, classes, names, (), tuple(notes), kept, layout.kind, image)
+    dataset = Dataset(train, test, classes, names, (), tuple(notes), kept, layout.kind, image=image)
     validate(dataset, f"{rows.root} ({layout.name})")
     return dataset
 

@@ -45,7 +45,7 @@ class Checked(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
         names = ("mean_residual", "residue", "residue_drift", "exchanges_booked", "exchanges_voided",
-                 "messages_dropped", "lost", "lost_unplanned", "left")  # fmt: skip
+                 "messages_dropped", "lost", "lost_unplanned", "left", "diverged")  # fmt: skip
         table = self.summary.as_dict()
         return {
             "nodes": {str(end.node): end._asdict() for end in self.ends},
@@ -102,6 +102,7 @@ def check(paths: Sequence[Path]) -> Checked:
         left=tuple(node for node, each in ended.items() if each.left and node not in lost),
         rounds_skipped=_unplanned(paths, ends),
         rounds_alone={str(node): each.alone for node, each in ended.items() if each.alone},
+        diverged=_diverged(paths, ended),
         incomplete=(
             *_unbalanced(books),
             *_apart(rows, facts),
@@ -109,6 +110,15 @@ def check(paths: Sequence[Path]) -> Checked:
         ),
     )
     return Checked(ends, missing, whole, verdict(whole))
+
+
+def _diverged(paths: Sequence[Path], ended: Mapping[int, NodeResult]) -> Mapping[str, int]:
+    """Return who has diverged: by the nodes' own word what is not finite, by a run's all that it has found."""
+    own = {str(node): each.diverged for node, each in ended.items() if each.diverged}
+    for path in paths:
+        if (path / "summary.json").is_file():
+            own |= Summary.of(json.loads((path / "summary.json").read_text("utf-8"))).diverged
+    return own
 
 
 def _unplanned(paths: Sequence[Path], ends: Sequence[NodeEnd]) -> Mapping[str, int]:

@@ -96,7 +96,7 @@ def run(
         membership.close()
     verdict = judged(ended, task)
     if experiment.evaluation.metrics and not hold and not ended.untrained:  # held: whoever runs the experiment does it
-        _assess(federation, given.node, directory, say, alone=bool(verdict.reasons))
+        _assess(federation, given.node, directory, say, alone=not ended.booked and bool(verdict.reasons))
     say(
         f"done at round {ended.round}: {ended.booked} exchanges booked, {ended.voided} voided, "
         f"dropped {ended.dropped or 'nothing'}; model {ended.digest} in {directory}"
@@ -113,6 +113,11 @@ def judged(ended: NodeResult, task: Task) -> RunVerdict:
         reasons.append(f"trained {ended.trained} rounds alone: it has mixed with nobody")
     if reasons and ended.unreached:
         reasons.append(f"met nobody at {', '.join(ended.unreached)}")
+    if ended.diverged:
+        reasons.append(
+            f"training has diverged: the loss is not finite from round {ended.diverged} on; lower the learning rate, or "
+            "look at the rows"
+        )
     code = Exit.NOT_WHOLE if reasons else Exit.DONE
     if ended.stopped_by and ended.left:
         code = Exit(128 + signal.Signals[ended.stopped_by])

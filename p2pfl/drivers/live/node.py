@@ -488,6 +488,7 @@ class _LiveNode:
             self._stopped_by,
             self._peer.alone,
             self._work.records_dropped + self._events.dropped,
+            self._work.replica.diverged(),
             self._work.trace_whole,
             self._work.trained,
             self._work.untrained,

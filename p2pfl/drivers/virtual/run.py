@@ -219,6 +219,7 @@ class _VirtualRun:
             error=str(node.error) if node.error else None,
             alone=node.peer.alone,
             records_dropped=work.records_dropped + self._lines[node.facts.node].dropped,
+            diverged=work.replica.diverged(),
             trace_whole=work.trace_whole,
             trained=work.trained,
             untrained=work.untrained,
