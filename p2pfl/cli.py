@@ -142,8 +142,8 @@ def node(file: Path, out: Path | None, hold: bool, resume: bool, returns: int | 
         sys.exit(Exit(128 + signal.Signals[ended.stopped_by]))
     if ended.diverged and not hold:  # else whoever has started it judges the run
         raise _Failure(
-            f"node {ended.node} has diverged: its training loss is not finite from round {ended.diverged} on; lower the "
-            "learning rate, or look at its rows",
+            f"node {ended.node} has diverged: its training loss is not finite from round {ended.diverged} on; lower "
+            "the learning rate, or look at its rows",
             Exit.NOT_WHOLE,
         )
 

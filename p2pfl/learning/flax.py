@@ -225,7 +225,9 @@ def _check(init: Init, apply: Apply, example: Array, wanted: tuple[int, ...]) ->
 def _check_leaves(params: Params) -> None:
     """Raises ConfigError for a leaf that can't be trained, or mixed."""
     if not jax.tree.leaves(params["trained"]):
-        raise ConfigError("model: has no parameters, so that there is nothing to learn; give it some, as nnx.Linear has")
+        raise ConfigError(
+            "model: has no parameters, so that there is nothing to learn; give it some, as nnx.Linear has"
+        )
     for name, leaf in tree.named_leaves(params["trained"]).items():
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             raise ConfigError(
@@ -252,10 +254,16 @@ def reason(error: BaseException) -> str:
     """Return what an error of a model says, and the file and line of the model that it is about, where there is one."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if isinstance(error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError):
-        text = text.removesuffix(".") + ". Numbers are not known while a model is compiled: choose with jnp.where or jax.lax.cond instead of `if`"
+        text = (
+            text.removesuffix(".")
+            + ". Numbers are not known while a model is compiled: choose with jnp.where or jax.lax.cond instead of `if`"
+        )
         text += ", and stay in jax.numpy"
-    frames = [each for each in traceback.extract_tb(error.__traceback__)
-              if not any(part in each.filename for part in _LIBRARIES) and not each.filename.startswith("<")]  # fmt: skip
+    frames = [
+        each
+        for each in traceback.extract_tb(error.__traceback__)
+        if not any(part in each.filename for part in _LIBRARIES) and not each.filename.startswith("<")
+    ]
     return f"{text} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else text
 
 

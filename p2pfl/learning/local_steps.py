@@ -97,7 +97,9 @@ def descend(
             loss = learner.grad({**params, "trained": trained}, batch, own)[2]["loss"]
             if gradient is raw:
                 return loss
-            parts = jax.tree.map(lambda g, r, a, b: ((g - r) * (a - b)).sum(), gradient, raw, trained, params["trained"])
+            parts = jax.tree.map(
+                lambda g, r, a, b: ((g - r) * (a - b)).sum(), gradient, raw, trained, params["trained"]
+            )
             return loss + sum(jax.tree.leaves(parts))
 
         updates, new_state = updated(optimizer, gradient, opt_state, params["trained"], metrics["loss"], loss_at)

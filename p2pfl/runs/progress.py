@@ -65,7 +65,9 @@ class Watch:
                 if row["train_loss"] is None and node not in self._diverged:
                     self._diverged.add(node)
                     told.append(f"node {node} has diverged: its training loss is not finite (round {row['round']})")
-        return told + [text for node, tail in self._events.items() for row in tail.read() for text in self._told(node, row)]
+        return told + [
+            text for node, tail in self._events.items() for row in tail.read() for text in self._told(node, row)
+        ]
 
     def _told(self, by: int, row: dict[str, Any]) -> list[str]:
         event, about, round = row["event"], row["node"], row["round"]

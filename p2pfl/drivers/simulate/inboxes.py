@@ -101,7 +101,7 @@ class Mixing(NamedTuple):
     chunk: Callable[[Any], tuple[State, Tree]]  # (state, own, chunk of read) -> (state, moved mass)
 
 
-class Finished(NamedTuple):
+class AfterSteps(NamedTuple):
     """What a device's nodes have after the local steps of a round, [places, ...] each."""
 
     spare: Tree  # states, and what else their payloads hold
@@ -111,7 +111,7 @@ class Finished(NamedTuple):
 
 
 def mixing(
-    algorithm: Algorithm, shape: Shape, shared: Sharing, history: Tree, done: Finished, now: Rounds, around: Graph
+    algorithm: Algorithm, shape: Shape, shared: Sharing, history: Tree, done: AfterSteps, now: Rounds, around: Graph
 ) -> Mixing:
     """Make the mixing of a round ready."""
     payload = shared.payload(*done.spare)
@@ -253,9 +253,7 @@ def _along_edges(shape: Shape, table: EdgeTable, mine: Tree, index: Array, arriv
     return jax.lax.fori_loop(jnp.int32(0), used, add, total)
 
 
-def _dense(
-    shape: Shape, table: Tree, mine: Tree, around: Graph, arrived: Array, weight: Array, finite: Array
-) -> Tree:
+def _dense(shape: Shape, table: Tree, mine: Tree, around: Graph, arrived: Array, weight: Array, finite: Array) -> Tree:
     """[m, ...] sum_k w_k (received_k - sent_k) as a matrix product, or as a sum where all weights are equal.
 
     `finite` [rows of the table]: a payload that is not would spoil every sum, be its weight 0.
