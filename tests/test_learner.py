@@ -137,6 +137,41 @@ def test_dropout_depends_on_the_key_and_is_off_in_evaluation(model: Any) -> None
     assert np.allclose(it.evaluate(params, data, jnp.ones(1))["loss"], np.log1p(np.exp(-2)), rtol=1e-6)
 
 
+class Odd(nnx.Module):
+    """A linear layer with something besides; or what fails, when it is called or (`late`) only in training."""
+
+    def __init__(self, rngs: nnx.Rngs, more: Any = None, fails: Callable[[jax.Array], Any] | None = None,
+                 late: bool = False) -> None:  # fmt: skip
+        self.dense, self.dropout = nnx.Linear(FEATURES, CLASSES, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+        self.more, self.fails, self.late = more, fails, late
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.fails is not None and not (self.late and self.dropout.deterministic):
+            x = x + self.fails(x)
+        return self.dense(x)
+
+
+def odd(**given: Any) -> Callable[[nnx.Rngs], Odd]:
+    return lambda rngs: Odd(rngs, **given)
+
+
+class Grows(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.dense, self.seen = nnx.Linear(FEATURES, CLASSES, rngs=rngs), nnx.Variable(jnp.zeros(2))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        self.seen = nnx.Variable(jnp.zeros(3))
+        return self.dense(x)
+
+
+class Constant(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x[:, :CLASSES]
+
+
 class TwoOutputs(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.dense = nnx.Linear(FEATURES, CLASSES, rngs=rngs)
@@ -159,6 +194,20 @@ class TwoOutputs(nnx.Module):
         (lambda rngs: 3, "returned no nnx.Module; must be a Linen module, or a function"),
         (lambda: 3, "takes 0 positional arguments .*; must be a Linen module, or a function"),
         (linen.Dense, "calling it with nnx.Rngs failed: .*; must be a Linen module, or a function"),
+        (Constant, "^model: has no parameters, so that there is nothing to learn"),
+        (odd(more=nnx.Param(jnp.ones(2, jnp.complex64))), "^model: parameter more is complex64; must be real"),
+        (odd(more=nnx.Param(jnp.ones(2, jnp.int32))), "^model: parameter more is int32, and has no gradient"),
+        (odd(more=nnx.Param(jnp.ones(2, bool))), "^model: parameter more is bool, and has no gradient"),
+        (odd(more=nnx.Variable(jnp.ones(2, bool))), "^model: variable more is bool; must be real floats"),
+        (odd(more=nnx.Variable(jnp.ones(2, jnp.complex64))), "^model: variable more is complex64; must be"),
+        (Grows, r"^model: variable seen is float32\[2\] before a step of training and float32\[3\] after it"),
+        (odd(fails=lambda x: 1 if x.sum() > 0 else 0), r"^model: does not .* jnp.where .*test_learner.py, line \d+\)$"),
+        (odd(fails=lambda x: np.sum(np.asarray(x))), r"^model: does not .*stay in jax.numpy \(.*, line \d+\)$"),
+        (odd(fails=lambda x: 1 if x.sum() > 0 else 0, late=True), r"inputs of shape \(4,\) in training: .* jnp.where"),
+        (
+            odd(fails=lambda x: {}["lost"], late=True),
+            r"^model: failed in training with KeyError: 'lost' \(.*, line \d+\)$",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_is_refused(model: Any, text: str) -> None:
@@ -213,17 +262,15 @@ def test_every_optimizer_that_needs_only_a_learning_rate_builds(name: str, optax
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"), [("lbfgs", {}), ("polyak_sgd", {"max_learning_rate": 0.5}), ("momo", {"learning_rate": 0.5})]
+    ("name", "arguments", "shift"),
+    [("lbfgs", {}, 0.0), ("lbfgs", {}, 0.5), ("polyak_sgd", {"max_learning_rate": 0.5}, 0.0)],
 )
-@pytest.mark.parametrize("shift", [0.0, 0.5])
 def test_optimizers_that_ask_for_the_loss_get_it(name: str, arguments: dict[str, Any], shift: float) -> None:
-    """Of f(x) = sum a (x - b)^2 / 2 the minimum is b; a correction that adds c to the gradient moves it to b - c / a."""
+    """The minimum of sum a (x - b)^2 / 2 is b; a correction that adds c to the gradient moves it to b - c / a."""
     a, b = jnp.asarray([1.0, 4.0, 0.5]), jnp.asarray([1.0, -1.0, 2.0])
     it, optimizer = quadratic.learner(3), optimizers.optimizer(name, **arguments)
     params = it.init(jax.random.key(0))
     batches = {"x": jnp.broadcast_to(jnp.concatenate([a, b]), (60, 1, 6)), "y": jnp.zeros((60, 1))}
-    if name != "lbfgs" and shift:
-        pytest.skip("scales its step by how far the loss is above 0, which is its minimum only without a correction")
     done = descend(it, optimizer, params, optimizer.init(params["trained"]), batches, jax.random.key(0),
                    direct=lambda g: jax.tree.map(lambda leaf: leaf + shift, g) if shift else g)  # fmt: skip
     np.testing.assert_allclose(done.params["trained"]["x"], b - shift / a, atol=2e-3)

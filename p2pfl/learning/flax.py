@@ -259,8 +259,11 @@ def reason(error: BaseException) -> str:
             + ". Numbers are not known while a model is compiled: choose with jnp.where or jax.lax.cond instead of `if`"
         )
         text += ", and stay in jax.numpy"
-    frames = [each for each in traceback.extract_tb(error.__traceback__)
-              if not any(part in each.filename for part in _LIBRARIES) and not each.filename.startswith("<")]  # fmt: skip
+    frames = [
+        each
+        for each in traceback.extract_tb(error.__traceback__)
+        if not any(part in each.filename for part in _LIBRARIES) and not each.filename.startswith("<")
+    ]
     return f"{text} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else text
 
 

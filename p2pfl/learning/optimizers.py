@@ -125,8 +125,9 @@ def _square(tree: Tree) -> Array:
 
 def _same_shapes(what: str, before: Tree, after: Tree) -> None:
     """Raises ValueError where a step changes shapes or dtypes, which no scan over steps can carry."""
-    kinds = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)] for tree in (before, after)]
-    if jax.tree.structure(before) != jax.tree.structure(after) or kinds[0] != kinds[1]:
+    kinds = [(jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)])
+             for tree in (before, after)]  # fmt: skip
+    if kinds[0] != kinds[1]:
         raise ValueError(f"a step changes the shape of its {what}; it can't be a local step")
 
 

@@ -1,15 +1,15 @@
 """Judge whether a run has made its models worse than an untrained one, though every number in it is finite.
 
-A loss that is not finite is seen by each node itself; that training with too large a step ends at chance is seen here, by
-the nodes' own training rows. Losses of single batches are noise, and what fits other rows badly may be overfit: so
-a node counts only if its training loss in the last round is above that of a model that says nothing (all outputs 0), and
-its final model fits its own training rows worse than that and worse than the model it began with.
+A loss that is not finite is seen by each node itself; that training with too large a step ends at chance is seen here,
+by the nodes' own training rows. Losses of single batches are noise, and what fits other rows badly may be overfit: so
+a node counts only if its training loss in the last round is above that of a model that says nothing (all outputs 0),
+and its final model fits its own training rows worse than that and worse than the model it began with.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -47,14 +47,8 @@ def judge(
     """
     if federation.task is not None:
         return {}
-    suspect = {}
-    for node in models:
-        if len(federation.partition.train[node]) and math.isfinite(loss.get(node, math.nan)):
-            x, y = _rows(federation, node)
-            output = TARGETS[federation.dataset.kind].output(x.shape[1:], len(federation.dataset.classes))
-            nothing = float(_nothing(federation.dataset.kind, output, y, x.dtype.name))
-            if loss[node] > nothing:
-                suspect[node] = nothing
+    finite = [node for node in models if math.isfinite(loss.get(node, math.nan))]
+    suspect = {node: bound for node, bound in _bounds(federation, finite).items() if loss[node] > bound}
     if not suspect:
         return {}
     learner, seed = federation.learner, federation.experiment.seed
@@ -72,15 +66,23 @@ def judge(
         trained = mean(models[node], node)
         if not trained <= max(untrained, nothing):
             result[node] = Worse(0, trained, untrained, nothing)
-    since = _since(out, {node: suspect[node] for node in result})
-    return {node: worse._replace(since=since[node]) for node, worse in result.items()}
+    first = _since(out, {node: suspect[node] for node in result})
+    return {node: worse._replace(since=first[node]) for node, worse in result.items()}
+
+
+def since(federation: Federation, diverged: Mapping[str, int], out: Path) -> dict[str, int]:
+    """Return from which round on nodes have diverged whose numbers became infinite at last: the losses before count."""
+    if federation.task is not None or not diverged:
+        return dict(diverged)
+    earlier = _since(out, _bounds(federation, [int(node) for node in diverged]))
+    return {node: min(round, earlier.get(int(node), round)) for node, round in diverged.items()}
 
 
 def notes(worse: Mapping[int, Worse]) -> list[str]:
     """Return a line for a person of each node."""
     return [
-        f"node {node}: its model fits its own training rows worse than an untrained one (loss {each.loss:.3g}, untrained "
-        f"{each.untrained:.3g}), from round {each.since} on; look at its rows, or lower the learning rate"
+        f"node {node}: its model fits its own training rows worse than an untrained one (loss {each.loss:.3g}, "
+        f"untrained {each.untrained:.3g}), from round {each.since} on; look at its rows, or lower the learning rate"
         for node, each in sorted(worse.items(), key=lambda item: (item[1].since, item[0]))
     ]
 
@@ -90,6 +92,17 @@ def _rows(federation: Federation, node: int) -> tuple[Array, Array]:
     data, parts = federation.dataset.train, federation.partition.train
     rows = np.resize(parts[node], min(ROWS, max(map(len, parts))))
     return jnp.asarray(data.x[rows].astype(federation.experiment.training.dtype)), jnp.asarray(data.y[rows])
+
+
+def _bounds(federation: Federation, nodes: Iterable[int]) -> dict[int, float]:
+    """Return the loss of outputs that are all 0, of each node that has rows."""
+    kind, result = federation.dataset.kind, {}
+    for node in nodes:
+        if len(federation.partition.train[node]):
+            x, y = _rows(federation, node)
+            output = TARGETS[kind].output(x.shape[1:], len(federation.dataset.classes))
+            result[node] = float(_nothing(kind, output, y, x.dtype.name))
+    return result
 
 
 @partial(jax.jit, static_argnums=(0, 1, 3))

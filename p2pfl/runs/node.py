@@ -115,8 +115,8 @@ def judged(ended: NodeResult, task: Task) -> RunVerdict:
         reasons.append(f"met nobody at {', '.join(ended.unreached)}")
     if ended.diverged:
         reasons.append(
-            f"training has diverged: the loss is not finite from round {ended.diverged} on; lower the learning rate, or "
-            "look at the rows"
+            f"training has diverged: the loss is not finite from round {ended.diverged} on; lower the learning rate, "
+            "or look at the rows"
         )
     code = Exit.NOT_WHOLE if reasons else Exit.DONE
     if ended.stopped_by and ended.left:

@@ -105,6 +105,7 @@ def _whole(
 
 def _judged(federation: Federation, whole: Summary, result: Collected, out: Path, view: View) -> Summary:
     """Tell which models are worse than an untrained one: the run has diverged if more than half of them are."""
+    whole = replace(whole, diverged=divergence.since(federation, whole.diverged, out))
     worse = divergence.judge(federation, result.whole, result.loss, out)
     if 2 * len(worse.keys() | set(map(int, whole.diverged)) & result.whole.keys()) > len(result.whole):
         diverged = {**{str(node): each.since for node, each in worse.items()}, **whole.diverged}

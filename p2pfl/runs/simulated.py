@@ -18,8 +18,8 @@ from p2pfl.churn import Event
 from p2pfl.churn.course import Course, course
 from p2pfl.drivers.live import clock
 from p2pfl.drivers.simulate import engine, feed, loop
-from p2pfl.drivers.simulate.refused import Divergence
 from p2pfl.drivers.simulate.simulation import Evaluated, How, Outcome, Simulation, by_step, make_work
+from p2pfl.drivers.simulate.voids import Divergence
 from p2pfl.federation.federation import Federation, model_shape
 from p2pfl.federation.tasks import tasks
 from p2pfl.node import records

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from p2pfl import tree
 from p2pfl.drivers.simulate import epochs, inboxes
-from p2pfl.drivers.simulate.inboxes import Finished, Sharing, where
+from p2pfl.drivers.simulate.inboxes import AfterSteps, Sharing, where
 from p2pfl.drivers.simulate.shapes import AXIS, OVER, ROWS, WHOLE, Carry, Graph, Rounds, Shape, Stretch, table_rows
 from p2pfl.learning.local_steps import placed
 from p2pfl.node.program import node_key
@@ -29,7 +29,7 @@ from p2pfl.types import Algorithm, Array, Learner, Neighborhood, Params, State, 
 
 
 def compile_stretch(over: Callable[[Array, Array], Algorithm], shape: Shape, mesh: Mesh) -> Callable[..., Any]:
-    """Compile `(carry, stretch) -> (carry, loss [R, places], finite [R, places, ...])`, the last as in Finished.
+    """Compile `(carry, stretch) -> (carry, loss [R, places], finite [R, places, ...])`, the last as in AfterSteps.
 
     `over` is that of a Simulation.
     """
@@ -73,7 +73,7 @@ def _stretch(
 
 
 def _mix(
-    algorithm: Algorithm, shape: Shape, shared: Sharing, carry: Carry, done: Finished, now: Rounds, around: Graph
+    algorithm: Algorithm, shape: Shape, shared: Sharing, carry: Carry, done: AfterSteps, now: Rounds, around: Graph
 ) -> tuple[State, Tree, Tree]:
     """Mixing of all nodes of a device, from `done.spare` to the states: (state, history, drift)."""
     ready = inboxes.mixing(algorithm, shape, shared, carry.history, done, now, around)
@@ -110,7 +110,7 @@ def _by_chunk(
     return jax.lax.fori_loop(jnp.int32(0), jnp.int32(size // chunk), one, (out, total))
 
 
-def _train(algorithm: Algorithm, shape: Shape, shared: Sharing, carry: Carry, now: Rounds, around: Graph) -> Finished:
+def _train(algorithm: Algorithm, shape: Shape, shared: Sharing, carry: Carry, now: Rounds, around: Graph) -> AfterSteps:
     """Local steps of all nodes of a device, from the states to `spare`."""
     size = shape.layout.size
     ids = jax.lax.axis_index(AXIS).astype(jnp.int32) * size + jnp.arange(size, dtype=jnp.int32)
@@ -128,15 +128,15 @@ def _train(algorithm: Algorithm, shape: Shape, shared: Sharing, carry: Carry, no
         finite = tree.finite_parts(payload, 1 if algorithm.per_edge else 0)
         return new, apart, models, metrics["loss"].astype(loss_type), finite
 
-    def all_chunks(rows: Array, steps: Array | None) -> Finished:
+    def all_chunks(rows: Array, steps: Array | None) -> AfterSteps:
         def chunk(read: Any) -> Any:
             state, apart, models, loss, finite = jax.vmap(node)(*read)
-            return Finished((state, apart), models, loss, finite), ()
+            return AfterSteps((state, apart), models, loss, finite), ()
 
         slots = (shape.slots,) if algorithm.per_edge else ()
-        written = Finished(carry.spare, carry.models, jnp.zeros(size, loss_type), jnp.ones((size, *slots), bool))
+        written = AfterSteps(carry.spare, carry.models, jnp.zeros(size, loss_type), jnp.ones((size, *slots), bool))
         read = (carry.state, (ids, rows, steps, now.active, around.out_weight, now.present))
-        done: Finished = _by_chunk(size, shape.layout.chunk, chunk, written, read, ())[0]
+        done: AfterSteps = _by_chunk(size, shape.layout.chunk, chunk, written, read, ())[0]
         return done
 
     if not shape.resting:

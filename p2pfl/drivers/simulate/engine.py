@@ -18,8 +18,8 @@ from p2pfl.drivers.simulate.evaluation import Testing
 from p2pfl.drivers.simulate.feed import Feed
 from p2pfl.drivers.simulate.layout import samples
 from p2pfl.drivers.simulate.plan import Clock, EnginePlan, plan, stops, tested_in
-from p2pfl.drivers.simulate.refused import Divergence, Refused
 from p2pfl.drivers.simulate.simulation import How, Outcome, Progress, Simulation
+from p2pfl.drivers.simulate.voids import Divergence, Voids
 from p2pfl.types import Delivery
 
 _STRETCH = 0.5
@@ -40,7 +40,7 @@ class CompiledSimulation(NamedTuple):
 class _Judged(NamedTuple):
     """What is found out about numbers that are not finite."""
 
-    refused: Refused
+    voids: Voids
     divergence: Divergence
 
 
@@ -120,7 +120,7 @@ def _run(program: CompiledSimulation, progress: Progress, watch: _Stopwatch) -> 
     if not alone:
         watch.pace = plan.longest
     waiting: list[tuple[int, Any, Delivery, Any]] = []
-    judged = _Judged(Refused(work.algorithm, work.schedule, work.late), Divergence(at.nodes))
+    judged = _Judged(Voids(work.algorithm, work.schedule, work.late), Divergence(at.nodes))
     for start, count in _stretches(plan, watch):
         given, delivery = feed.take(start, count)
         carry, *measured = program.stretch(carry, given._replace(first=first))
@@ -153,7 +153,7 @@ def _outcome(plan: EnginePlan, feed: Feed, judged: _Judged, carry: shape.Carry, 
     vectors = np.concatenate(drift)
     residual = float(np.linalg.norm(vectors)) / at.nodes / max(vectors.size, 1) ** 0.5
     return Outcome(
-        result, residual, feed.booked - judged.refused.refused, feed.planned, watch.first, watch.seconds, watch.rounds,
+        result, residual, feed.booked - judged.voids.messages, feed.planned, watch.first, watch.seconds, watch.rounds,
         watch.steps, at.chunk, at.devices, plan.shape.mixing, plan.measured,
         judged.divergence.judged(result, plan.work.rounds),
     )  # fmt: skip
@@ -167,7 +167,7 @@ def _tell(
     loss, finite = (fetch(part, axis=1)[:count, :nodes] for part in measured)
     judged.divergence.read(last - count + 1, loss, delivery.steps)
     rows = program.feed.schedule_rows(np.arange(last - count + 1, last + 1))
-    arrived = judged.refused.arrived(delivery, rows, finite)[-1]
+    arrived = judged.voids.arrived(delivery, rows, finite)[-1]
     if tested is None:
         progress(last, [])
         return

@@ -101,7 +101,7 @@ class Mixing(NamedTuple):
     chunk: Callable[[Any], tuple[State, Tree]]  # (state, own, chunk of read) -> (state, moved mass)
 
 
-class Finished(NamedTuple):
+class AfterSteps(NamedTuple):
     """What a device's nodes have after the local steps of a round, [places, ...] each."""
 
     spare: Tree  # states, and what else their payloads hold
@@ -111,7 +111,7 @@ class Finished(NamedTuple):
 
 
 def mixing(
-    algorithm: Algorithm, shape: Shape, shared: Sharing, history: Tree, done: Finished, now: Rounds, around: Graph
+    algorithm: Algorithm, shape: Shape, shared: Sharing, history: Tree, done: AfterSteps, now: Rounds, around: Graph
 ) -> Mixing:
     """Make the mixing of a round ready."""
     payload = shared.payload(*done.spare)

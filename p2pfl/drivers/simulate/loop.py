@@ -27,7 +27,8 @@ def run(
     """Run all rounds; return the final model of every node (of one that is away: its last).
 
     A node that comes with nothing takes the model that a neighbour, or else another member, has after its local steps
-    of the round before, if it is finite. `course`: of planned churn. `now` reads a clock, for the records alone. Raises LocalError.
+    of the round before, if it is finite. `course`: of planned churn. `now` reads a clock, for the records alone.
+    Raises LocalError.
     """
     keep = int(delivery.age.max(initial=0)) + 2
     nodes = [Replica(task, keep=keep) for task in tasks]

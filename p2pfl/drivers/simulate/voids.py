@@ -10,13 +10,13 @@ from p2pfl.topology import reverse
 from p2pfl.types import Algorithm, Delivery, Params, Schedule
 
 
-class Refused:
-    """Follows the rounds of a simulation. `refused`: messages that were to be mixed, and were not."""
+class Voids:
+    """Follows the rounds of a simulation. `messages`: those that were to be mixed, and were not."""
 
     def __init__(self, algorithm: Algorithm, schedule: Schedule, late: int) -> None:
         self._algorithm, self._schedule, self._late = algorithm, schedule, late
         self._before: list[np.ndarray] = []  # whether payloads were finite, in the latest `late` rounds
-        self.refused = 0
+        self.messages = 0
 
     def arrived(self, delivery: Delivery, rows: np.ndarray, finite: np.ndarray) -> np.ndarray:
         """[R, n, K] what was mixed in these rounds; what the compiled program has computed, for the records.
@@ -31,7 +31,7 @@ class Refused:
         accepted = np.stack(
             [self._accepted(known, first + r, delivery.age[r], int(rows[r])) for r in range(len(finite))]
         )
-        self.refused += int((delivery.arrived & ~accepted).sum())
+        self.messages += int((delivery.arrived & ~accepted).sum())
         return np.asarray(delivery.arrived & accepted)
 
     def _accepted(self, known: list[np.ndarray], now: int, age: np.ndarray, row: int) -> np.ndarray:
