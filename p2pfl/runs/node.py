@@ -112,7 +112,7 @@ def judged(ended: NodeResult, task: Task) -> RunVerdict:
     elif ended.trained and not ended.booked and task.neighbors and task.link != "none":
         reasons.append(f"trained {ended.trained} rounds alone: it has mixed with nobody")
     if reasons and ended.unreached:
-        reasons.append(f"met nobody at {', '.join(ended.unreached)}")
+        reasons.append(f"not reached: {', '.join(ended.unreached)}")
     code = Exit.NOT_WHOLE if reasons else Exit.DONE
     if ended.stopped_by and ended.left:
         code = Exit(128 + signal.Signals[ended.stopped_by])
