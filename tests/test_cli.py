@@ -372,8 +372,8 @@ def test_a_run_that_is_not_whole_says_why_in_a_line(monkeypatch: pytest.MonkeyPa
         ({}, "exchange", Exit.DONE, ""),
         ({"booked": 0}, "exchange", Exit.NOT_WHOLE, "trained 5 rounds alone: it has mixed with nobody"),
         (
-            {"booked": 0, "unreached": ("tcp://a:1: refused",)}, "push", Exit.NOT_WHOLE,
-            "trained 5 rounds alone: it has mixed with nobody; met nobody at tcp://a:1: refused",
+            {"booked": 0, "unreached": ("tcp://a:1 (refused)",)}, "push", Exit.NOT_WHOLE,
+            "trained 5 rounds alone: it has mixed with nobody; not reached: tcp://a:1 (refused)",
         ),
         ({"booked": 0}, "none", Exit.DONE, ""),  # an algorithm by which every node learns alone
         ({"booked": 0, "trained": 0}, "exchange", Exit.DONE, ""),  # it came back from after the last round

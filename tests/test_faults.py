@@ -489,7 +489,7 @@ def test_nodes_that_meet_nobody_say_why_and_give_no_result(tmp_path: Path) -> No
                 process.kill()
                 process.wait()
     assert [process.returncode for process in processes] == [Exit.NOT_WHOLE, Exit.TERMINATED]
-    why = "met nobody at tcp://127.0.0.1:{0}: refused: nothing listens at port {1}\n"
+    why = "not reached: tcp://127.0.0.1:{0} (refused: nothing listens at port {1})\n"
     assert judged == "not whole: trained 5 rounds alone: it has mixed with nobody; " + why.format(first, first + 1)
     assert "a model trained alone, on its own test rows: accuracy " in said
     assert stopped == "not whole: nothing was trained: the model is as it was drawn; " + why.format(second, second + 1)

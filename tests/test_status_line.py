@@ -28,6 +28,8 @@ A, B, C = "tcp://10.0.0.3:5700", "tcp://10.0.0.4:5700", "tcp://site-c.example.or
         (AT._replace(there=1, missing=(1,), peers=(A, B), address=C, why={A: "refused: nothing listens at port 5701"}),
          f"round 120 of 400; 1 of 8 nodes there; no other node answers at {A} "
          f"(refused: nothing listens at port 5701), {B}"),
+        (AT._replace(there=1, missing=(1,), peers=(A,), strange=(A, B), why={B: "can't be resolved: no such name"}),
+         f"round 120 of 400; 1 of 8 nodes there; no other node answers at {A}, {B} (can't be resolved: no such name)"),
         (AT._replace(there=1, missing=(1,), peers=(A,), address=C, why={C: "can't be resolved: no such name"}),
          f"round 120 of 400; 1 of 8 nodes there; no other node answers at {A}; "
          f"nor is this node reached at its own address {C} (can't be resolved: no such name)"),

@@ -32,7 +32,7 @@ class NodeResult(NamedTuple):
     trace_whole: bool = True  # else the run can't be replayed, and has no ledger
     trained: int | None = None  # rounds that its last process has trained; None where that is not counted
     untrained: bool = False  # its model is as it was drawn: neither trained, nor kept, nor taken from another node
-    unreached: tuple[str, ...] = ()  # where it has looked for others, and why it met nobody, if that is so
+    unreached: tuple[str, ...] = ()  # of one that has exchanged nothing: where others were not reached, and why
 
     def write(self, directory: Path) -> None:
         """Write result.json into the node's directory, whole or not at all."""

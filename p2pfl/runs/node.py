@@ -112,7 +112,7 @@ def judged(ended: NodeResult, task: Task) -> RunVerdict:
     elif ended.trained and not ended.booked and task.neighbors and task.link != "none":
         reasons.append(f"trained {ended.trained} rounds alone: it has mixed with nobody")
     if reasons and ended.unreached:
-        reasons.append(f"met nobody at {', '.join(ended.unreached)}")
+        reasons.append(f"not reached: {', '.join(ended.unreached)}")
     if ended.diverged:
         reasons.append(
             f"training has diverged: the loss is not finite from round {ended.diverged} on; lower the learning rate, "

@@ -88,30 +88,35 @@ class Names:
 
     def numbers(self, address: str, now: float) -> str | None:
         """Return the address in numbers; None while it is not known."""
-        if not address.startswith("tcp://") or parsed(address).numeric:
-            return address
         known = self._known.get(address)
         if known:
             return known[self._tried.get(address, 0) % len(known)]
+        if parsed(address).numeric:
+            self._bound()
+            self._known[address] = [address]
+            return address
         if now >= self._due.get(address, now):
             self._look_up(address, now)
         return None
 
     def blocked(self, address: str, since: float, now: float) -> None:
         """No connection comes about there since then: after a while, look up again and try the next."""
-        if address in self._known and now >= max(since + _AGAIN, self._due.get(address, 0.0)):
+        if self._known.get(address, [address]) != [address] and now >= max(since + _AGAIN, self._due.get(address, 0.0)):
             self._tried[address] = self._tried.get(address, 0) + 1
             self._look_up(address, now)
 
     def _look_up(self, address: str, now: float) -> None:
         if len(self.under_way) >= _AT_ONCE or address in self.under_way:
             return
-        if len(self._due) >= _MOST:
-            for kept in (self._known, self._tried, self._due):
-                kept.clear()
+        self._bound()
         self._due[address] = now + _AGAIN
         self.under_way.add(address)
         threading.Thread(target=self._find, args=(address,), name="name", daemon=True).start()
+
+    def _bound(self) -> None:
+        if max(len(self._known), len(self._due)) >= _MOST:
+            for kept in (self._known, self._tried, self._due):
+                kept.clear()
 
     def _find(self, address: str) -> None:
         host, port = parsed(address)

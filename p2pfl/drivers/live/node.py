@@ -277,10 +277,10 @@ class _LiveNode:
             self._say(line)
 
     def _strange(self) -> tuple[str, ...]:
-        """Return the addresses where somebody should be whom this node has never met: of its peers, and of members."""
+        """Return the addresses, of its peers and of members, where somebody should be whom this node never reached."""
         known = {models_address(member.address): member for member in self._table}
         given = [address for address in self._place.peers if address not in known]
-        gone = [at for at, member in known.items() if not member.present and member.node not in self._heard]
+        gone = [at for at, member in known.items() if not member.present and member.node not in self._links.reached]
         return (*given, *gone)
 
     def _why(self, now: Situation, time: float) -> dict[str, str]:
@@ -298,17 +298,18 @@ class _LiveNode:
         return told
 
     def _unreached(self) -> tuple[str, ...]:
-        """Return where others were looked for and why they were not met, at the end of a node that met nobody."""
-        if self._heard or self._task.link == "none" or not self._task.neighbors:
+        """Return where others were not reached and why, at the end of a node that has exchanged nothing."""
+        if self._peer.booked or self._task.link == "none" or not self._task.neighbors:
             return ()
+        there = [member for member in self._table if member.present and member.node != self._task.node]
+        blocked = tuple((m.node, models_address(m.address)) for m in there if m.node in self._links.blocked)
+        situation = Situation(
+            0, 0, 1 + len(there), 2, unreached=blocked, address=self._place.address, strange=self._strange()
+        )
         limit = clock.now() + (0.0 if self._stopped_by else _REASONS)
-        while (now := clock.now()) < limit and any(
-            self._reach.why(membership_address(at), now) is None for at in self._place.peers
-        ):
+        while len(why := self._why(situation, now := clock.now())) < len(situation.strange) and now < limit:
             clock.pause(_TICK)
-        alone = Situation(0, 0, 1, 2, address=self._place.address, strange=tuple(self._place.peers))
-        why = self._why(alone, now)
-        return tuple(f"{at}: {why[at]}" if at in why else at for at in dict.fromkeys((*self._place.peers, *why)))
+        return tuple(f"{at} ({said})" for at, said in why.items())
 
     def _read_membership(self, now: float) -> None:
         """Take in what the membership says; without one, the node leaves."""

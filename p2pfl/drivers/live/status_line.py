@@ -43,8 +43,8 @@ def line(now: Situation) -> str:
     if now.score is not None:
         parts.append(f"{now.score[0]} {now.score[1]:.3f}")
     if now.there == 1 and now.expected > 1:
-        asked = [_with_reason(address, now.why) for address in now.peers[:SHOWN]]
-        parts.append(f"no other node answers at {', '.join(asked) or 'any address: peers is empty'}")
+        asked = [_with_reason(address, now.why) for address in dict.fromkeys((*now.peers, *now.strange))]
+        parts.append(f"no other node answers at {', '.join(asked[:SHOWN]) or 'any address: peers is empty'}")
         if now.why.get(now.address):
             parts.append(f"nor is this node reached at its own address {_with_reason(now.address, now.why)}")
     elif now.missing:
