@@ -285,6 +285,24 @@ def replay(run: Path, as_json: bool) -> None:
         )
 
 
+@main.group()
+def data() -> None:
+    """What the rows of a federation mean."""
+
+
+@data.command()
+@click.argument("file", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--set", "given", multiple=True, metavar="NAME=VALUE", help="A field of [data], as in --set label=ill.")
+def describe(file: tuple[Path, ...], given: tuple[str, ...]) -> None:
+    """Print the data dictionary of FILE: a table, an .npz, or an experiment or node file; of several, one for all."""
+    with _errors():
+        sys.path[:0] = [str(Path.cwd())]
+        from p2pfl.data import dictionary
+        from p2pfl.runs.describe import describe as compute
+
+        click.echo(dictionary.dumps(compute(file, given, lambda text: click.echo(text, err=True))), nl=False)
+
+
 @main.command()
 @click.argument("graph")
 @click.option("--nodes", type=int, help="How many nodes; for a graph by name.")

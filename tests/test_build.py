@@ -144,7 +144,7 @@ def test_timing_is_the_preset_with_single_values_replaced() -> None:
             {"partition": "shards", "per_node": 2, "alpha": 1.0},
             "data.alpha=1.0: partition='shards' does not use it; it uses: per_node",
         ),
-        ({"path": "x.csv"}, "data.path='x.csv': source='digits' does not use it; it uses: test_fraction"),
+        ({"path": "x.csv"}, "data.path='x.csv': source='digits' does not use it; it uses: dictionary, test_fraction"),
         ({"label": "y"}, "data.label='y': source='digits'"),
         ({"arguments": {"a": 1}}, "data.arguments={'a': 1}: source='digits'"),
         ({"standardize": "node"}, "data.standardize='node': source='digits'"),
@@ -156,7 +156,7 @@ def test_timing_is_the_preset_with_single_values_replaced() -> None:
         ({"source": "npz"}, "data.path: missing; source='npz' needs it"),
         (
             {"source": "npz", "path": "x", "site": "s"},
-            "data.site='s': source='npz' does not use it; it uses: test_fraction, path",
+            "data.site='s': source='npz' does not use it; it uses: dictionary, test_fraction, path",
         ),
         ({"source": "npz", "path": "no.npz"}, "no.npz: no such file"),
         (
@@ -168,7 +168,7 @@ def test_timing_is_the_preset_with_single_values_replaced() -> None:
             {"source": "csv", "path": "x", "label": "y", "split": "s", "test_fraction": 0.3},
             "data.test_fraction=0.3: is not used where data.split is given; leave it out",
         ),
-        ({"source": "a:b", "path": "x"}, "data.path='x': source='a:b' does not use it; it uses: arguments"),
+        ({"source": "a:b", "path": "x"}, "data.path='x': source='a:b' does not use it; it uses: dictionary, arguments"),
     ],
 )  # fmt: skip
 def test_fields_of_data(data: dict[str, Any], said: str) -> None:

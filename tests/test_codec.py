@@ -21,6 +21,10 @@ SAMPLE = {
     "sees": 3,
     "federation": "f",
     "schema": "s",
+    "part": 3,
+    "parts": 4,
+    "piece": b"abc",
+    "heard": True,
     "round": 2,
     "number": 1,
     "last": "",
@@ -71,9 +75,10 @@ def test_a_header_that_does_not_fit_is_refused(header: list[Any], reason: str) -
 def test_numbers_on_the_wire_stay() -> None:
     """A message's place in KINDS is its number on the wire: append only."""
     names = ["Hello", "Offer", "Receipt", "AskVoid", "Closed", "Ping", "Pong", "Want", "Model", "Bye", "Push"]
+    names += ["Description"]
     assert [kind.__name__ for kind in KINDS] == names
     assert {kind.__name__ for kind in CARRIERS} == {"Offer", "Push", "Model"}
-    assert messages.VERSION == 4
+    assert messages.VERSION == 5
 
 
 def test_trees_go_there_and_back_with_scalars_and_float64() -> None:

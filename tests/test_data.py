@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -206,14 +207,68 @@ def test_npz_pairs_are_split_and_nothing_is_lost(tmp_path: Path, keys: tuple[str
 def test_npz_axes_dtypes_and_class_names(tmp_path: Path) -> None:
     y = np.arange(20) % 2
     for shape, expected in [((7,), (7,)), ((6, 6), (6, 6, 1)), ((6, 6, 3), (6, 6, 3)), ((6, 6, 6), (6, 6, 6, 1))]:
-        found = npz.load(save(tmp_path, x=images(20, shape).astype(np.float64), y=y))
-        assert found.train.x.shape[1:] == expected and found.train.x.max() > 2, "floats are not scaled"
+        found = npz.load(save(tmp_path, x=images(20, shape).astype(np.float64) / 200, y=y))
+        assert found.train.x.shape[1:] == expected and found.train.x.max() > 1, "floats are not scaled"
     for names in (np.array(["no", "yes"]), np.array([b"no", b"yes"])):
         found = npz.load(save(tmp_path, x=images(20), y=y, classes=names))
         assert found.classes == ("no", "yes") and set(found.train.y.tolist()) == {0, 1}
     # Labels that don't begin at 0 are coded by their sorted values.
     found = npz.load(save(tmp_path, x=images(20), y=np.where(y, 9.0, 3.0)))
     assert found.classes == ("3", "9") and set(found.train.y.tolist()) == {0, 1}
+
+
+GREY = images(20, (6, 6)).astype(np.float64)
+
+
+@pytest.mark.parametrize(
+    ("x", "intensity", "between"),
+    [
+        (GREY.astype(np.uint8), None, (0, 255)),
+        ((257 * GREY).astype(np.uint16), None, (0, 65535)),
+        ((16 * GREY).astype(np.uint16), [0, 4080], (0, 4080)),
+        (GREY.astype(np.uint16), [0, 255], (0, 255)),
+        (GREY, [0, 255], (0, 255)),
+        (10 * GREY.astype(np.int16) - 1000, [-1000, 1550], (-1000, 1550)),
+        (GREY / 255, None, None),
+        (np.repeat(GREY[..., None], 6, 3).astype(np.uint16), [0, 255], (0, 255)),
+    ],
+)  # fmt: skip
+def test_npz_images_are_as_bright_whatever_their_type(
+    tmp_path: Path, x: np.ndarray, intensity: Any, between: Any
+) -> None:
+    found = npz.load(save(tmp_path, x=x, y=np.arange(20) % 2), intensity=intensity)
+    eight = npz.load(save(tmp_path, x=GREY.astype(np.uint8), y=np.arange(20) % 2))
+    np.testing.assert_allclose(
+        found.train.x.mean(axis=-1).reshape(16, 6, -1)[..., 0], eight.train.x[:, :, 0, 0], atol=1e-6
+    )
+    assert found.image is not None and found.notes == () and found.image.bit_depth == 8 * x.dtype.itemsize
+    assert (found.image.scaling, found.image.intensity) == (("fixed", between) if between else ("none", None))
+    assert eight.image == ((6, 6), 1, 8, "unknown", "fixed", (0.0, 255.0), "", "")
+
+
+@pytest.mark.parametrize(
+    "x", [GREY, GREY.astype(np.int64), GREY.astype(np.uint16), (16 * GREY).astype(np.uint16), 8 * GREY - 1000]
+)
+def test_npz_images_of_unknown_scale_are_refused(tmp_path: Path, x: np.ndarray) -> None:
+    """Trained on as they are, such images end at chance; scaled by 16 bits, images of 12 bits are nearly black."""
+    with pytest.raises(DataError, match=r"x holds .* as .*intensity = \[low, high\].*Hounsfield"):
+        npz.load(save(tmp_path, x=x, y=np.arange(20) % 2))
+
+
+def test_npz_says_what_intensity_cuts_and_which_rows_are_not_scaled(tmp_path: Path) -> None:
+    y = np.arange(20) % 2
+    found = npz.load(save(tmp_path, x=np.where(GREY.max() == GREY, 999, 100), y=y), intensity=(0, 200))
+    assert found.train.x.max() == 1 and re.search(
+        r"intensity = \[0, 200\]: 0\.\d+ of all values lie outside", found.notes[0]
+    )
+    found = npz.load(save(tmp_path, x=GREY[:, 0].astype(np.uint16), y=y))
+    assert found.train.x.max() > 100 and "learned from as it is" in found.notes[0] and found.image is None
+    for wrong in ((1, 1), (1, 0), (0, np.inf)):
+        with pytest.raises(ConfigError, match=r"must be \[low, high\]"):
+            npz.load(tmp_path / "t.npz", intensity=wrong)
+    parts = {"train_images": GREY.astype(np.uint8), "test_images": GREY / 255, "train_labels": y, "test_labels": y}
+    with pytest.raises(DataError, match=r"several types \(train_images uint8, test_images float64\)"):
+        npz.load(save(tmp_path, **parts))
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,38 @@ def test_dicom_rescales_windows_and_inverts(tmp_path: Path) -> None:
     assert x[0, 0, 0] == 1 and x[1, 1, 0] == 0
 
 
+HU = {"RescaleSlope": 1, "RescaleIntercept": -1024, "Modality": "CT", "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "given", "expected"),
+    [
+        (HU, {"window": (40.0, 401.0)}, (16, "HU", "fixed", (-160.5, 239.5), "PL")),
+        ({**HU, "WindowCenter": 40, "WindowWidth": 401}, {}, (16, "HU", "window", (-160.5, 239.5), "PL")),
+        ({"BitsStored": 12, "HighBit": 11}, {}, (12, "stored", "percentiles", None, "")),
+        ({**HU, "Modality": "PT", "Units": "GML"}, {"intensity": "none"}, (16, "SUV", "none", None, "PL")),
+    ],
+)  # fmt: skip
+def test_facts_of_dicom(tmp_path: Path, fields: Any, given: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    path = dicom(tmp_path / "a.dcm", np.arange(6, dtype=np.uint16).reshape(2, 3), **fields)
+    facts = arrays(wanted("dicom", **given), Entry((path,))).facts
+    assert facts is not None and facts[:2] == ((2, 3), 1)
+    known = (facts.bit_depth, facts.unit, facts.scaling, facts.intensity and tuple(map(float, facts.intensity)))
+    assert (*known, facts.orientation) == expected and facts.photometric == "MONOCHROME2"
+
+
+def test_facts_of_pictures_and_volumes(pets: Path, tmp_path: Path) -> None:
+    assert read(pets, HEAD + FILES).image == ((6, 5), 1, 8, "stored", "fixed", (0.0, 255.0), "", "MONOCHROME2")
+    save(pets / "cat" / "cat0_0.png", plane(1).astype(np.uint16))
+    found = read(pets, HEAD + FILES + '[pixels]\nmode = "rgb"\n').image
+    assert found == ((6, 5), 3, 16, "stored", "fixed", None, "", "RGB"), "what differs is not said to be one range"
+    nibabel = pytest.importorskip("nibabel", reason="NIfTI needs nibabel, of the extra [medical]")
+    nibabel.save(nibabel.Nifti1Image(volume(), np.diag([-1.0, -1.0, 2.0, 1.0])), tmp_path / "v.nii.gz")
+    for given, shape, axes in (({"slices": "volume"}, (4, 5, 6), "RAS"), ({"slices": "all", "axis": 0}, (5, 6), "AS")):
+        facts = arrays(wanted("nifti", **given), Entry((tmp_path / "v.nii.gz",))).facts
+        assert facts == (shape, 1, 32, "unknown", "percentiles", None, axes, "MONOCHROME2")
+
+
 def test_a_folder_of_dicom_is_a_volume_in_the_order_of_space(tmp_path: Path) -> None:
     for number, depth in enumerate((3, 1, 2)):
         dicom(

@@ -263,6 +263,7 @@ def test_medmnist_is_found_and_its_classes_are_named(tmp_path: Path) -> None:
     save(tmp_path / "pneumoniamnist_64.npz", y, (64, 64))
     found = medmnist.load("pneumoniamnist", root=str(tmp_path))
     assert found.classes == ("normal", "pneumonia") and found.train.x.shape == (20, 28, 28, 1)
+    assert found.image == ((28, 28), 1, 8, "stored", "fixed", (0.0, 255.0), "", "MONOCHROME2")
     assert medmnist.load("pneumoniamnist", 64, str(tmp_path)).train.x.shape == (20, 64, 64, 1)
     save(tmp_path / "chestmnist.npz", chest(14), (28, 28))
     several = medmnist.load("chestmnist", root=str(tmp_path))

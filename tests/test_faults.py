@@ -272,12 +272,12 @@ def test_a_node_comes_back_after_thirty_seconds(begin: Start, tmp_path: Path) ->
 
 
 def test_a_network_in_two_halves_becomes_one_again(begin: Start) -> None:
-    """For 3000 rounds, about a minute: each half goes on by itself, and finds the other again by itself."""
+    """Each half goes on by itself, and finds the other again by itself."""
     parted = (
         '[[churn]]\nevent = "partition"\nround = 100\ngroups = [[0, 1, 2, 3]]\n'
-        '[[churn]]\nevent = "heal"\nround = 3100\n'
+        '[[churn]]\nevent = "heal"\nround = 1100\n'
     )
-    run = begin(8, rounds=6000, more=parted)
+    run = begin(8, rounds=2500, more=parted)
     summary = run.end(600)
     for node in range(8):
         other = [n for n in range(8) if (n < 4) != (node < 4)]
@@ -299,14 +299,11 @@ def test_one_that_is_cut_off_takes_no_round_from_the_others(begin: Start) -> Non
     summary = json.loads(out)
     # until the members have met again it misses more than was planned: a hundredth of all, on a fast machine
     assert run.process.returncode == (Exit.NOT_WHOLE if summary["incomplete"] else Exit.DONE), err
-    assert summary["rounds_skipped"]["1"] > 5
     for node in (0, 2, 3):
         assert len({*range(1, 2501)} - {row["round"] for row in run.rows(node)}) <= 2  # a step at the new epochs
     assert run.says(1, "waiting", 1) and run.says(1, "gathered", 1)
     waits = next(event["round"] for event in run.events(1) if event["event"] == "waiting")
-    assert (
-        len({*range(waits + 1, 1450)} & {row["round"] for row in run.rows(1)}) <= 5
-    )  # when it is back, before it follows
+    assert waits < 1450 and not {*range(waits + 1, 1450)} & {row["round"] for row in run.rows(1)}
     assert summary["lost"] == [] and summary["rounds_repeated"] == {}
     balanced(summary)
     assert summary["accuracy_worst"] > twin(run.nodes) - 0.015
@@ -376,7 +373,7 @@ def server(run: Run) -> int:
 
 
 @pytest.mark.parametrize("moment", ["forks", "trains"])
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT", "SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.soak)])
 def test_nothing_that_a_run_has_started_outlives_it(begin: Start, name: str, moment: str) -> None:
     run = begin(4)
     number = signal.Signals[name]

@@ -434,6 +434,32 @@ preset = "lan"
 
 
 @pytest.mark.live
+def test_two_nodes_whose_rows_do_not_mean_the_same_say_what_differs_and_end(tmp_path: Path) -> None:
+    """One has its columns in another order, which does no harm; that one of them has another unit is not mixed."""
+    files = by_hand(tmp_path, 1_000_000)
+    rows = [line.split(",") for line in (tmp_path / "patients1.csv").read_text().split()]
+    (tmp_path / "patients1.csv").write_text("\n".join(",".join(row[::-1]) for row in rows))
+    for file, unit in zip(files, ("mm", "cm"), strict=True):
+        file.write_text(file.read_text() + f'units = {{ b = "{unit}" }}\n')
+    processes = [
+        subprocess.Popen([*P2PFL, "node", str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for file in files
+    ]
+    try:
+        said = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    for node, (text, theirs, ours) in enumerate(zip(said, ("cm", "mm"), ("mm", "cm"), strict=True)):
+        assert processes[node].returncode == Exit.MISTAKE
+        assert f"Error: node {node} has other data, or another model, than its neighbours" in text
+        assert f"node {1 - node}: column 'b': unit '{theirs}' there, '{ours}' here\n" in text
+        assert "own test rows" not in text and text.count("column 'b'") < 4
+        assert json.loads((tmp_path / f"records{node}" / "result.json").read_text())["booked"] == 0
+
+
+@pytest.mark.live
 def test_two_nodes_by_hand_with_rows_of_their_own_until_they_are_asked_to_stop(tmp_path: Path) -> None:
     kept = ('{"life": 4000000000000}', "garbled")  # by processes whose clock was far ahead, or whose disk has failed
     for node, text in enumerate(kept):

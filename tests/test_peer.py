@@ -8,6 +8,8 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+import string
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +17,7 @@ import networkx as nx
 import pytest
 from seeds import batches, seeds
 
+from p2pfl.protocol import agreement
 from p2pfl.protocol.codec import Format, Schema, decode, digest, encode
 from p2pfl.protocol.events import (
     Adopt,
@@ -32,8 +35,9 @@ from p2pfl.protocol.events import (
     Start,
     Tick,
     Trained,
+    Unfit,
 )
-from p2pfl.protocol.messages import CARRIERS, Envelope, Hello, Model
+from p2pfl.protocol.messages import CARRIERS, Description, Envelope, Hello, Model
 from p2pfl.protocol.neighbor import EpochPlan, Facts, RoundPlan
 from p2pfl.protocol.peer import Peer
 from p2pfl.protocol.timing import LAN, LOCAL, Timing, starting
@@ -47,7 +51,7 @@ class Node:
     def __init__(self, world: World, node: int, life: int, **facts: Any) -> None:
         self.world, self.node, self.value = world, node, float(node)
         self.neighbors = sorted(set(world.graph.neighbors(node)) - {node})
-        given = {"lateness": 8, **facts}
+        given = {"lateness": 8, "schema": "s", **world.differing.get(node, {}), **facts}
         self.peer = Peer(
             Facts(
                 node,
@@ -57,13 +61,13 @@ class Node:
                 plan=self.plan,
                 rounds=world.rounds,
                 federation="f",
-                schema="s",
                 payload_bytes=8,
                 timing=world.timing,
                 **given,
             )
         )
         self.frozen = self.dead = self.done = self.started = False
+        self.unfit = ""
         self.kept: list[tuple[float, Any]] = []  # what came in while frozen
         self.finished_at: dict[int, float] = {}
         self.finishes: list[float] = []  # of all rounds, those that were trained again as well
@@ -105,6 +109,9 @@ class Node:
                     self.drops.append(effect)
                 case Reborn(life):
                     self.world.register(self.node, life)
+                case Unfit(reason):
+                    self.unfit = reason
+                    self.handle(Leave(idle=False))
                 case Done():
                     self.done = True
                     self.world.over(self.node, self.peer.round)
@@ -145,6 +152,7 @@ class World:
     steady = True  # the graph stays
     detection = 1.0  # seconds until the membership declares a death
     facts: Mapping[str, Any] = {}
+    differing: Mapping[int, Mapping[str, Any]] = {}  # facts of single nodes
 
     def __init__(self, graph: nx.Graph, rounds: int, seed: int = 0, loss: float = 0.0, timing: Timing = LOCAL) -> None:
         self.graph, self.rounds, self.loss, self.timing = graph, rounds, loss, timing
@@ -344,6 +352,75 @@ def test_a_returning_node_takes_a_neighbors_model_and_is_back_within_two_rounds(
     assert [note.event for note in back.notes].count("joined") == 1
     assert abs(world.mean - was) < 1.0  # it took a neighbour's value, not its own old one
     assert not any(note.event == "late" for node in world.nodes.values() for note in node.notes)
+
+
+def described(text: str) -> dict[str, Any]:
+    """Facts of a node whose data are described so."""
+
+    def compare(theirs: str) -> tuple[str, ...]:
+        if not theirs.startswith("d"):
+            raise ValueError
+        return (f"column {theirs!r} there, {text!r} here",)
+
+    return {"schema": agreement.digest(agreement.pack(text)), "description": text, "compare": compare}
+
+
+class Differing(World):
+    """One node has other data than the rest; its description does not fit into one message."""
+
+    other = "d" + "".join(random.Random(1).choices(string.ascii_letters, k=3000))
+
+    def __init__(self, graph: nx.Graph, rounds: int, odd: int, **given: Any) -> None:
+        self.differing = {node: described("d" if node != odd else self.other) for node in graph}
+        super().__init__(graph, rounds, **given)
+
+
+@pytest.mark.parametrize("seed", seeds(10, fast=2))
+def test_who_means_something_else_ends_and_the_others_go_on(seed: int) -> None:
+    """It knows in words what differs, and so do its neighbours; nothing is exchanged, and nobody waits for it."""
+    world = Differing(nx.cycle_graph(5), rounds=40, odd=2, seed=seed, loss=0.1 if seed % 2 else 0.0)
+    world.run_until_round(20)
+    world.loss = 0.0
+    world.run()
+    odd, *rest = (world.nodes[i] for i in (2, 0, 1, 3, 4))
+    assert odd.done and odd.peer.booked == 0
+    lines = [line[:40] for line in odd.unfit.splitlines()]
+    assert lines == [f"node {node}: column 'd' there, '{Differing.other}"[:40] for node in (1, 3)]
+    for node in rest:
+        assert node.done and not node.unfit and sorted(node.mixed_with) == list(range(1, 41))
+        assert not any(2 in with_whom for with_whom in node.mixed_with.values())
+        about = [note.detail for note in node.notes if note.event == "differs"]
+        assert [line[:40] for line in about] == ([f"column '{Differing.other}"[:40]] if node.node in (1, 3) else [])
+        assert sum(drop.reason == "schema" for drop in node.drops) == (node.node in (1, 3))
+    assert max(node.finished_at[1] for node in rest) < 2.0
+    assert max(node.value for node in rest) - min(node.value for node in rest) < 0.01
+
+
+def test_two_that_differ_both_end() -> None:
+    world = Differing(nx.path_graph(2), rounds=5, odd=1)
+    world.run()
+    assert all(node.unfit and node.done and not node.mixed_with for node in world.nodes.values())
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [(0, 1, b"no zlib")],
+        [(0, 1, zlib.compress(b"xyz"))],
+        [(0, 1, zlib.compress(b"0" * (1 << 21)))],
+        [(0, 2, agreement.pack("d")), (1, 3, b"")],
+        [(0, 2, agreement.pack("d")[:3]), (1, 2, agreement.pack("d\x1b[2J" + "e" * 2000)[3:])],
+    ],
+    ids=["no text", "not read", "a bomb", "pieces of two", "of two texts"],
+)
+def test_what_a_stranger_describes_stops_nobody(pieces: list[tuple[int, int, bytes]]) -> None:
+    """It says that it is node 1, before that one does."""
+    node = Differing(nx.cycle_graph(3), rounds=5, odd=2).nodes[0]
+    node.handle(Start())
+    for part, parts, piece in pieces:
+        node.handle(Received(Envelope(1, 1, 0, Description(part, parts, piece, True))))
+    assert not node.unfit and node.peer.stage == "starting"
+    assert all(note.detail.isprintable() and len(note.detail) < 400 for note in node.notes)
 
 
 def test_a_planned_return_waits_for_its_round() -> None:

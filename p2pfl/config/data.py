@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from p2pfl.check import STRICT, Count, Texts
+from p2pfl.check import LIST, STRICT, Count, Texts
 from p2pfl.config.unions import Tagged, fields_of, inlined, members, refusal
 from p2pfl.data.derive import Derived
 
@@ -55,6 +55,7 @@ class SourceTable:
 
     source: str
     partition: Annotated[PartitionTable, Tagged(("partition",), inline=True)] = EvenPartition()
+    dictionary: str | None = None  # a file that says what the rows mean, the same at every site; found as `path` is
 
     _gather = model_validator(mode="before")(inlined("partition", _PARTITION))
 
@@ -74,6 +75,13 @@ class NpzData(SourceTable):
     source: Literal["npz"]
     test_fraction: Open | None = None  # rows kept for the test where the file has no split of its own; 0.2
     path: str  # looked for beside the experiment file, then in the current directory
+    intensity: Annotated[tuple[float, float], LIST] | None = None  # the values that become 0 and 1; as the type says
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.intensity is not None and not self.intensity[0] < self.intensity[1]:
+            raise refusal("must be [low, high]: the values that become 0 and 1", "intensity")
+        return self
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -175,7 +183,17 @@ KINDS = (*members(PartitionTable), *members(Data))
 """The dataclasses of [data]."""
 
 
+@dataclass(frozen=True, config=STRICT)
+class DataFile:
+    """A file of rows by itself, as if an experiment had named it."""
+
+    data: DataTable
+
+
+_COMMON = ("source", "partition", "dictionary")
+
+
 def given(data: Data) -> dict[str, Any]:
-    """The fields of a source that are given, by name, but for the source itself and the partition."""
+    """The fields of a source that are given, by name, but for those that every source has."""
     own = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
-    return {name: value for name, value in own.items() if value is not None and name not in ("source", "partition")}
+    return {name: value for name, value in own.items() if value is not None and name not in _COMMON}

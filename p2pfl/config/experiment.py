@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from p2pfl.check import LIST, STRICT, Count, Texts
 from p2pfl.config import churn, data, model, toml
 from p2pfl.config.churn import ChurnTable
-from p2pfl.config.data import DataTable
+from p2pfl.config.data import Data, DataFile, DataTable
 from p2pfl.config.model import ModelTable
 from p2pfl.config.virtual import Virtual, VirtualLink
 from p2pfl.data import layout
@@ -186,7 +186,8 @@ def load(path: Path | str, overrides: Sequence[str] = (), find: bool = False) ->
 def _paths(table: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
     """Every path that stands in an experiment file: (its table, its key there, the field as a person writes it)."""
     churn = table.get("churn")
-    places = [(table.get("data"), "path", "data.path"), (table.get("topology"), "file", "topology.file")]
+    places = [(table.get("data"), name, f"data.{name}") for name in ("path", "dictionary")]
+    places += [(table.get("topology"), "file", "topology.file")]
     places += [(each, "path", f"churn[{i}].path") for i, each in enumerate(churn if isinstance(churn, list) else ())]
     for found, key, field in places:
         if isinstance(found, dict) and isinstance(found.get(key), str):
@@ -199,33 +200,56 @@ def _layouts(data: Any, path: Path) -> None:
         data["layout"] = str(layout.find(data["layout"], path.parent))
 
 
+def load_data(path: Path, given: Sequence[str]) -> Data:
+    """The [data] of a file of rows by itself. `given`: "NAME=VALUE", its fields. Raises ConfigError."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; give a table, an .npz, or an experiment or node file with [data]")
+    table = {"data": {"source": "npz" if path.suffix == ".npz" else "csv", "path": str(path.resolve())}}
+    overridden = [toml.overridden_by(table, f"data.{each}") for each in given]
+    rows: DataFile = parse(table, str(path), DataFile, overridden)
+    return rows.data
+
+
+def is_node(path: Path) -> bool:
+    """Return whether this is a node file, and no experiment. Raises ConfigError."""
+    return "experiment" in toml.read(path)
+
+
 def load_node(path: Path) -> NodeFile:
     """Read a node file; the paths in it become absolute. Raises ConfigError, also when a file it names is missing."""
     table = toml.read(path)
-    rows, name = table.get("data"), None
+    rows, named = table.get("data"), dict[str, str]()
     if isinstance(rows, dict):
         _layouts(rows, path)
-        if isinstance(rows.get("path"), str):
-            name = rows["path"]
-            rows["path"] = str(toml.located(name, path.parent))
+        named = _located(rows, path)
         common = toml.located(str(table.get("experiment")), path.parent)
         table["data"] = _added(toml.read(common).get("data"), common, rows) if common.is_file() else rows
     node: NodeFile = parse(table, str(path), NodeFile)
     file = toml.located(node.experiment, path.parent)
     if not file.is_file():
         raise ConfigError(toml.not_found(path, "experiment", node.experiment, str(file)))
-    if name is not None and not Path(table["data"]["path"]).exists():
-        raise ConfigError(toml.not_found(path, "data.path", name, table["data"]["path"]))
+    for key, name in named.items():
+        if not Path(table["data"][key]).exists():
+            raise ConfigError(toml.not_found(path, f"data.{key}", name, table["data"][key]))
     return dataclasses.replace(node, experiment=str(file))
+
+
+def _located(rows: dict[str, Any], file: Path) -> dict[str, str]:
+    """The paths in a [data] become absolute; returns those that stand there, by field."""
+    named = {key: rows[key] for key in ("path", "dictionary") if isinstance(rows.get(key), str)}
+    for key, name in named.items():
+        rows[key] = str(toml.located(name, file.parent))
+    return named
 
 
 def _added(common: Any, file: Path, own: dict[str, Any]) -> dict[str, Any]:
     """The [data] of a node: that of the experiment, with what the node's own says; nothing of another source."""
-    if not isinstance(common, dict) or own.get("source", common.get("source")) != common.get("source"):
+    if not isinstance(common, dict):
         return own
     _layouts(common, file)
-    if isinstance(common.get("path"), str):
-        common["path"] = str(toml.located(common["path"], file.parent))
+    _located(common, file)
+    if own.get("source", common.get("source")) != common.get("source"):
+        return {**{name: value for name, value in common.items() if name == "dictionary"}, **own}
     whole = {name: value for name, value in common.items() if name not in data.DEALT}
     for name, value in own.items():
         both = isinstance(value, dict) and isinstance(whole.get(name), dict)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from p2pfl.data import builtin, csv, folder, medmnist, npz
 from p2pfl.data.builtin import breast_cancer, digits
-from p2pfl.data.dataset import Column, Dataset, Samples, as_float32, encode_labels, validate
+from p2pfl.data.dataset import Column, Dataset, ImageFacts, Samples, as_float32, encode_labels, validate
 from p2pfl.data.partition import PARTITIONS, Partition, by_site, dirichlet, iid, shards
 from p2pfl.errors import DataError
 
@@ -19,6 +19,7 @@ __all__ = [
     "PARTITIONS",
     "Column",
     "Dataset",
+    "ImageFacts",
     "Partition",
     "Samples",
     "as_dataset",

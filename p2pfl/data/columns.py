@@ -118,7 +118,7 @@ def encode(
             block, own = known[:, None], [name]
             if name in coding.outside:
                 block, own = np.column_stack([block, outside]), [name, f"{name}={NOT_APPLICABLE}"]
-            columns.append(Column(name, "number"))
+            columns.append(Column(name, "number", coding=NOT_APPLICABLE if name in coding.outside else ""))
         else:
             index, categories = _categories(table, name, cells, coding)
             chosen, filled = np.where(index < 0, np.nan, index), ()

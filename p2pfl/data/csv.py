@@ -21,6 +21,7 @@
                  judged. Without it `test_fraction` of the rows, stratified by site and label, drawn from `seed`
     group        column, such as the patient: rows of one group are never parted by the split that is drawn
     use          columns to learn from, in this order; without it all that have no other part, but for those to `drop`
+    by_name      without `use`: in the order of their names, not of the file; so it is in an experiment, at every site
     missing      missing cells: "error" refuses, "drop_row" leaves the row out, "mean" fills in the mean (text: the most
                  frequent value) of the train rows of the row's own site, or of all train rows where the site has none.
                  "gossip" leaves NaN in x: the node fills in the mean of all data ([statistics] normalize does it).
@@ -53,9 +54,10 @@ import numpy as np
 from p2pfl.check import at_least, fraction, one_of
 from p2pfl.data import derive as forms
 from p2pfl.data.columns import NOT_APPLICABLE, Coding, encode, one_spelling, standardized
-from p2pfl.data.dataset import Dataset, Samples, as_float32, validate
+from p2pfl.data.dataset import INDICATOR, Dataset, Moments, Samples, as_float32, validate
 from p2pfl.data.dataset import split as draw_split
 from p2pfl.data.derive import Derived
+from p2pfl.data.far_off import far_off
 from p2pfl.data.numerals import normalized
 from p2pfl.data.outcomes import answers
 from p2pfl.data.suspects import refuse_suspects
@@ -83,6 +85,7 @@ class CsvTable(NamedTuple):
     split: str | None = None
     group: str | None = None
     use: Sequence[str] | None = None
+    by_name: bool = False
     drop: Sequence[str] = ()
     rename: Mapping[str, str] | None = None
     derive: Mapping[str, Derived] | None = None
@@ -154,19 +157,36 @@ def from_table(table: Table, wanted: CsvTable, chosen: bool = True) -> Dataset:
         table = table._replace(in_test=in_test)
     in_test, part_notes = _judge_parts(table, place, sites)
     x, names, made_of, code_notes = encode(table, features, coding, place, sites)
+    numeric = [names.index(column.name) for column in made_of if column.kind == "number"]
+    known = x.copy()
+    for f in numeric:
+        known[table.column(names[f]) == "", f] = np.nan
+    moments = _moments(known, place, in_test)
+    strange = far_off(moments.mean[:, numeric], moments.sd[:, numeric], [names[f] for f in numeric], sites or ("",))
     x = standardized(x, place, in_test, wanted.standardize)
     train, test = (
         Samples(as_float32(x[part]), y[part], None if site is None else place[part]) for part in (~in_test, in_test)
     )
-    said = (*table.notes, *notes, *part_notes, *code_notes)
+    said = (*table.notes, *notes, *part_notes, *code_notes, *strange)
     units = wanted.units or {}
     made_of = tuple(
-        column._replace(unit=units.get(column.name, ""), missing=wanted.missing, standardize=wanted.standardize)
+        column._replace(
+            unit=units.get(column.name, ""),
+            missing=wanted.missing + (INDICATOR if column.name in coding.marked else ""),
+            standardize=wanted.standardize,
+        )
         for column in made_of
     )
-    dataset = Dataset(train, test, class_names, sites, names, said, kind=wanted.kind, columns=made_of)
+    dataset = Dataset(train, test, class_names, sites, names, said, None, wanted.kind, made_of, None, columns, moments)
     validate(dataset, table.where)
     return dataset
+
+
+def _moments(x: np.ndarray, place: np.ndarray, in_test: np.ndarray) -> Moments:
+    """Mean and standard deviation of the train rows of each site; NaN: missing."""
+    rows = [np.ma.masked_invalid(x[(place == site) & ~in_test]) for site in range(int(place.max()) + 1)]
+    means, sds = ([getattr(each, name)(axis=0).filled(np.nan) for each in rows] for name in ("mean", "std"))
+    return Moments(np.stack(means), np.stack(sds))
 
 
 def _check(wanted: CsvTable) -> tuple[str, ...]:
@@ -327,7 +347,8 @@ def _features(table: Table, wanted: CsvTable, columns: Sequence[str], made: set[
             raise DataError(f"{table.where}: column {name!r} is both {used[name]} and {role}; it can be one of them")
         used[name] = role
     sources = made - set(wanted.derive or ())
-    features = tuple(wanted.use or (name for name in names if name not in used and name not in sources))
+    rest = [name for name in names if name not in used and name not in sources]
+    features = tuple(wanted.use or (sorted(rest) if wanted.by_name else rest))
     for field in ("categories", "units"):
         for name in getattr(wanted, field) or ():
             if name not in names:

@@ -48,6 +48,10 @@ class Samples(NamedTuple):
     site: np.ndarray | None = None  # [N] int32: index into Dataset.sites
 
 
+INDICATOR = "+indicator"
+"""Behind what is done about missing cells: a column of 0 and 1 beside it says where they were."""
+
+
 class Column(NamedTuple):
     """A source column of a table, as plain values: what two sites must mean alike by it."""
 
@@ -55,9 +59,29 @@ class Column(NamedTuple):
     kind: str  # "number" or "category"
     categories: tuple[str, ...] = ()  # of a category: all its values, in order
     unit: str = ""  # as the owner writes it; "" where nothing is said
-    coding: str = ""  # of a category: how it becomes numbers, "one_hot" or "treatment"
+    coding: str = ""  # of a category "one_hot" or "treatment"; of a number, whether it may not apply to a row
     missing: str = "error"  # what is done about missing cells, as the field of the source has it
     standardize: str = "none"  # by whose mean and standard deviation it is scaled: "node", "pooled" or "none"
+
+
+class ImageFacts(NamedTuple):
+    """What the images of a data set are, as plain values: nodes that differ show one model two kinds."""
+
+    shape: tuple[int, ...]  # height and width, of volumes height, width and depth, in pixels of a row of x
+    channels: int
+    bit_depth: int  # of a stored value; the largest where files differ
+    unit: str  # of a stored value: "HU", "SUV", ...; "stored": none; "unknown": the format can't say
+    scaling: str  # "fixed": by `intensity`; what each file is scaled by: "window", "percentiles", "zscore"; or "none"
+    intensity: tuple[float, float] | None  # the values, in `unit`, that become 0 and 1 in every file; None: not "fixed"
+    orientation: str  # where height, width and depth grow to: "RAS" is right, anterior, superior; "" of plain images
+    photometric: str  # of a row of x: "MONOCHROME2" (more is brighter), "RGB"; "" where nobody says
+
+
+class Moments(NamedTuple):
+    """Of the train rows of each site before anything was scaled; without sites, of all."""
+
+    mean: np.ndarray  # [S, F] float64, of cells that are not missing; NaN where all are
+    sd: np.ndarray  # [S, F] float64; 0 where a column is constant
 
 
 class Dataset(NamedTuple):
@@ -72,6 +96,9 @@ class Dataset(NamedTuple):
     validation: Samples | None = None  # rows that are neither trained on nor tested on, where the data set has them
     kind: str = "classes"  # a name of KINDS
     columns: tuple[Column, ...] = ()  # of a table: the columns that x is made of, in order; () where there are none
+    image: ImageFacts | None = None  # of a source that reads images
+    predicts: tuple[str, ...] = ()  # of a table: the columns that y is made of
+    moments: Moments | None = None  # of a table
 
 
 def validate(dataset: Dataset, where: str) -> None:

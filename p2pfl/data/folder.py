@@ -21,8 +21,9 @@ from p2pfl.check import at_least, fraction, one_of
 from p2pfl.data import csv
 from p2pfl.data import layout as layouts
 from p2pfl.data import rows as found_rows
-from p2pfl.data.dataset import Dataset, Samples, apportion, split, validate
+from p2pfl.data.dataset import Dataset, ImageFacts, Samples, apportion, split, validate
 from p2pfl.data.folder_labels import labels
+from p2pfl.data.image import together
 from p2pfl.data.layout import Layout
 from p2pfl.data.pixels import Arrays, Entry, arrays
 from p2pfl.data.rows import FILE, Rows
@@ -223,7 +224,9 @@ def _dataset(
     x: list[np.ndarray] = []
     masks: list[np.ndarray] = []
     owner: list[int] = []  # the row of the layout that each row of the data set comes from
+    facts: list[ImageFacts] = []
     for index, found in enumerate(read):
+        facts += [found.facts] if found.facts is not None else []
         for array in found.x:
             if x and array.shape != x[0].shape:
                 raise DataError(
@@ -261,6 +264,7 @@ def _dataset(
         notes.append(f'kept {len(validation.y)} validation rows for [evaluation] rows = "validation"')
     kept = validation if len(validation.y) else None
     dataset = Dataset(train, test, classes, names, notes=tuple(notes), validation=kept, kind=layout.kind)
+    dataset = dataset._replace(image=together(facts) if facts else None)
     validate(dataset, f"{rows.root} ({layout.name})")
     return dataset
 

@@ -6,27 +6,16 @@ imported where they are needed: they are extras.
 
 from __future__ import annotations
 
-import importlib
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from p2pfl.data.image import ReadImage, extra
 from p2pfl.errors import USER_FAULTS, DataError
-
-
-class ReadImage(NamedTuple):
-    """The pixels of a file."""
-
-    array: np.ndarray  # a plane [H, W] or [H, W, colours], a volume of three axes, or four with frames last
-    volume: bool  # the first three axes are space
-    full: float | None = None  # the value of white, where the file's type says it
-    window: tuple[float, float] | None = None  # centre and width of what is to be seen, where the file says them
-    invert: bool = False  # the smallest value is white
-
 
 FAULTS = (*USER_FAULTS, SyntaxError, zlib.error)
 """What readers of damaged files fail with; each of the libraries has more of its own, all of them below these."""
@@ -49,21 +38,29 @@ def read(path: Path, format: str, mode: str) -> ReadImage:
 
 
 def _image(path: Path, mode: str) -> ReadImage:
-    """PNG, JPEG, TIFF and what else Pillow reads; the first frame. 16-bit grey stays so, of colours 8 bits are read."""
-    from PIL import Image  # here: 40 ms, and a run on tables never needs it
+    """PNG, JPEG, TIFF and what else Pillow reads; the first frame, turned upright by its EXIF tag (274, Orientation).
+
+    16-bit grey stays so, of colours 8 bits are read.
+    """
+    from PIL import Image, ImageOps  # here: 40 ms, and a run on tables never needs it
 
     try:
         with Image.open(path) as image:
-            deep = image.mode.startswith("I") or image.mode == "F"
-            if (mode == "raw" and image.mode in ("1", "L", "P")) or (deep and mode != "rgb"):
-                array = np.asarray(image)
-            else:
-                array = np.asarray(image.convert("RGB" if mode == "rgb" else "L"))
+            upright = ImageOps.exif_transpose(image)
     except Image.DecompressionBombError as exc:
         raise DataError(f"{path}: {exc}; shrink the image before it is read") from exc
+    # Pillow's conversion to 8 bits cuts 16-bit grey at 255 instead of scaling it.
+    deep = upright.mode.startswith("I") or upright.mode == "F"
+    if deep or (mode == "raw" and upright.mode in ("1", "L", "P")):
+        array = np.asarray(upright)
+        array = np.stack([array] * 3, axis=2) if mode == "rgb" else array
+    else:
+        array = np.asarray(upright.convert("RGB" if mode == "rgb" else "L"))
     full = {"b": 1.0, "u": float(np.iinfo(array.dtype).max) if array.dtype.kind == "u" else 0.0}
     # Pillow gives 16-bit PNG as int32: what it holds is 0..65535.
-    return ReadImage(array, False, full.get(array.dtype.kind, 65535.0 if array.dtype.kind == "i" else None))
+    white = full.get(array.dtype.kind, 65535.0 if array.dtype.kind == "i" else None)
+    bits = 8 * array.dtype.itemsize if white is None else int(white + 1).bit_length() - 1
+    return ReadImage(array, False, white, bits=bits, unit="stored")
 
 
 def _dicom(path: Path, mode: str) -> ReadImage:
@@ -71,7 +68,7 @@ def _dicom(path: Path, mode: str) -> ReadImage:
 
     Stored values go through RescaleSlope and RescaleIntercept (PS3.3 C.11.1.1).
     """
-    pydicom = _extra("pydicom", "DICOM")
+    pydicom = extra("pydicom", "DICOM")
     if path.is_dir():
         slices = [_dicom_values(pydicom, file) for file in sorted(path.iterdir()) if file.is_file()]
         if not slices:
@@ -114,7 +111,37 @@ def _along(header: Any) -> tuple[float, int]:
 def _seen(values: np.ndarray, volume: bool, header: Any) -> ReadImage:
     centre, width = (_first(header.get(name)) for name in ("WindowCenter", "WindowWidth"))
     window = (centre, width) if centre is not None and width is not None and width > 1 else None
-    return ReadImage(values, volume, None, window, header.get("PhotometricInterpretation") == "MONOCHROME1")
+    return ReadImage(
+        values, volume, None, window, header.get("PhotometricInterpretation") == "MONOCHROME1",
+        bits=int(header.BitsStored), unit=_unit(header), affine=_affine(header),
+    )  # fmt: skip
+
+
+def _unit(header: Any) -> str:
+    """The unit of a value after rescaling: Hounsfield units, standardised uptake value, ..."""
+    said = str(header.get("RescaleType") or "US")
+    if said != "US":  # unspecified
+        return said
+    if header.get("Modality") == "CT":
+        return "HU"
+    if header.get("Modality") == "PT":
+        return {"GML": "SUV", "BQML": "Bq/ml"}.get(str(header.get("Units")), str(header.get("Units") or "unknown"))
+    return "unknown" if "RescaleSlope" in header else "stored"
+
+
+def _affine(header: Any) -> np.ndarray | None:
+    """Directions of the rows, columns and slices of an array [row, column, slice], in mm to the right, anterior,
+    superior (DICOM's own are left, posterior, superior: PS3.3 C.7.6.2.1.1).
+    """
+    plane, spacing = header.get("ImageOrientationPatient"), header.get("PixelSpacing", (1, 1))
+    if plane is None:
+        return None
+    along_row, along_column = np.array(plane[:3], float), np.array(plane[3:], float)
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = along_column * float(spacing[0]), along_row * float(spacing[1])
+    affine[:3, 2] = np.cross(along_row, along_column)
+    flipped: np.ndarray = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    return flipped
 
 
 def _first(value: Any) -> float | None:
@@ -126,12 +153,13 @@ def _first(value: Any) -> float | None:
 
 def _nifti(path: Path, mode: str) -> ReadImage:
     """NIfTI (.nii, .nii.gz), turned to the axes right, anterior, superior that are closest."""
-    nibabel = _extra("nibabel", "NIfTI")
+    nibabel = extra("nibabel", "NIfTI")
     try:
         image = nibabel.as_closest_canonical(nibabel.load(path))
     except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as exc:
         raise DataError(f"{path}: not a NIfTI file") from exc
-    return _space(path, np.asanyarray(image.dataobj))
+    found = _space(path, np.asanyarray(image.dataobj))
+    return found._replace(bits=8 * image.header.get_data_dtype().itemsize, affine=image.affine)
 
 
 def _space(path: Path, array: np.ndarray) -> ReadImage:
@@ -141,7 +169,7 @@ def _space(path: Path, array: np.ndarray) -> ReadImage:
         array = array[..., 0]
     if array.ndim not in (2, 3, 4):
         raise DataError(f"{path}: has shape {array.shape}; a plane, a volume or frames of one are needed")
-    return ReadImage(array, array.ndim > 2)
+    return ReadImage(array, array.ndim > 2, bits=8 * array.dtype.itemsize)
 
 
 _ELEMENTS = {
@@ -181,7 +209,7 @@ def _npy(path: Path, mode: str) -> ReadImage:
     if array.dtype.kind not in "buif":
         raise DataError(f"{path}: has dtype {array.dtype}; it must hold numbers")
     if mode == "rgb" and array.ndim == 3 and array.shape[2] == 3:
-        return ReadImage(array, False, 255.0 if array.dtype == np.uint8 else None)
+        return ReadImage(array, False, 255.0 if array.dtype == np.uint8 else None, bits=8 * array.dtype.itemsize)
     return _space(path, array)._replace(full=255.0 if array.dtype == np.uint8 else None)
 
 
@@ -200,13 +228,6 @@ def correlations(path: Path) -> np.ndarray:
     unit = centred / np.where(norm > 0, norm, 1.0)
     pairs: np.ndarray = (unit.T @ unit)[np.triu_indices(series.shape[1], 1)].astype(np.float32)
     return pairs
-
-
-def _extra(name: str, what: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as exc:
-        raise DataError(f"reading {what} needs {name}, which is not installed; install p2pfl-jax[medical]") from exc
 
 
 FORMATS: Mapping[str, Callable[[Path, str], ReadImage]] = MappingProxyType(

@@ -112,7 +112,11 @@ def load(subset: str, size: int = 28, root: str | None = None, seed: int = 0) ->
     file = folder / (f"{subset}.npz" if size == 28 else f"{subset}_{size}.npz")
     if not file.is_file():
         _download(maker, size, file)
-    return _named(npz.load(file, seed=seed), classes, file)
+    dataset = _named(npz.load(file, seed=seed), classes, file)
+    if dataset.image is None:
+        return dataset
+    photometric = "RGB" if dataset.image.channels == 3 else "MONOCHROME2"
+    return dataset._replace(image=dataset.image._replace(unit="stored", photometric=photometric))
 
 
 def _named(found: Dataset, classes: tuple[str, ...], file: Path) -> Dataset:

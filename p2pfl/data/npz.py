@@ -6,38 +6,63 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
-from p2pfl.data.dataset import Dataset, Samples, as_float32, encode_labels, multi_labels, split, validate
-from p2pfl.errors import DataError
+from p2pfl.data.dataset import (
+    Dataset,
+    ImageFacts,
+    Samples,
+    as_float32,
+    encode_labels,
+    multi_labels,
+    split,
+    validate,
+)  # fmt: skip
+from p2pfl.errors import ConfigError, DataError
+
+Range = tuple[float, float]
 
 PAIRS = (("images", "labels"), ("x", "y"))
 MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
 VALIDATION = ("val_images", "val_labels")
+IMAGES = ("train_images", "test_images", "val_images", *(image for image, _ in PAIRS))
+WHITE = MappingProxyType({"bool": 1.0, "uint8": 255.0, "uint16": 65535.0})
+"""Type -> its largest value, where that is what white is."""
+DARK = 8
+"""Images of 16 bits that use less than this part of their type are of 12 bits or of 8: by the type, nearly black."""
+FAR = 4.0
+"""The root of the mean square of images that nobody has scaled: 0..1 has less than 1, mean 0 and deviation 1 has 1."""
 MOST_CHANNELS = 4  # grey, two of something, RGB, RGBA; a longer last axis is space
 
 
-def load(path: str | os.PathLike[str], test_fraction: float = 0.2, seed: int = 0) -> Dataset:
+def load(
+    path: str | os.PathLike[str],
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    intensity: tuple[float, float] | None = None,
+) -> Dataset:
     """Read an .npz: MedMNIST's keys (Yang et al. 2023), or "images" and "labels", or "x" and "y".
 
-    uint8 images become float32 in 0..1, other numbers are kept as they are; [N, H, W] becomes [N, H, W, 1] and a volume
-    [N, D, H, W] becomes [N, D, H, W, 1]. Labels: [N] or [N, 1], whole numbers or text, or [N, L] of 0 and 1, which is
-    the kind "labels" (as in ChestMNIST); an array "classes" names them. Plain pairs are split at random, stratified by
-    label.
+    Images of uint8 and uint16 become float32 in 0..1 by the largest value of their type. Other numbers are kept as
+    they are; images far from 0..1 need `intensity`. [N, H, W] becomes [N, H, W, 1] and a volume [N, D, H, W] becomes
+    [N, D, H, W, 1]. Labels: [N] or [N, 1], whole numbers or text, or [N, L] of 0 and 1, which is the kind "labels" (as
+    in ChestMNIST); an array "classes" names them. Plain pairs are split at random, stratified by label.
 
     Args:
         path: of the file.
         test_fraction: of plain pairs, > 0 and < 1.
         seed: of the split, >= 0.
+        intensity: the values that become 0 and 1, whatever the type; what lies outside is cut to them.
 
     Returns:
         The data set; MedMNIST's validation rows become `validation`.
 
     Raises:
         DataError: the file is missing, damaged or holds Python objects (never unpickled), or keys, shapes and labels do
-            not fit.
-        ConfigError: a fraction outside (0, 1).
+            not fit; or images whose scale nobody says: wide types that are nearly dark, floats far from 0..1.
+        ConfigError: a fraction outside (0, 1), or an intensity that is no range.
 
     Example:
         >>> import pathlib, tempfile, numpy as np, p2pfl
@@ -49,32 +74,38 @@ def load(path: str | os.PathLike[str], test_fraction: float = 0.2, seed: int = 0
     """
     file = Path(path)
     where = str(path)
+    if intensity is not None and not intensity[0] < intensity[1] < np.inf:
+        raise ConfigError(f"intensity={list(intensity)}: must be [low, high]: the values that become 0 and 1")
     arrays, keys = _read(file, where)
-    dataset = _parts(arrays, where) if "train_images" in arrays else _pair(arrays, where, test_fraction, seed)
-    dataset = dataset._replace(notes=_notes(keys, arrays))
+    raw = {key: _images(arrays[key], key, where) for key in IMAGES if key in arrays}
+    between, notes = _scaling(raw, intensity, where)
+    x = {key: _scaled(array, between) for key, array in raw.items()}
+    dataset = _parts(arrays, x, where) if "train_images" in arrays else _pair(arrays, x, where, test_fraction, seed)
+    dataset = dataset._replace(notes=(*_notes(keys, arrays), *notes), image=_facts(next(iter(raw.values())), between))
     validate(dataset, where)
     return dataset
 
 
-def _parts(arrays: dict[str, np.ndarray], where: str) -> Dataset:
+def _parts(arrays: dict[str, np.ndarray], x: dict[str, np.ndarray], where: str) -> Dataset:
     """MedMNIST's keys."""
     names = [part for part in ("train", "test", "val") if f"{part}_images" in arrays]
     y, classes, kind = _labels({f"{part}_labels": arrays[f"{part}_labels"] for part in names}, arrays, where)
     parts = {}
     for part, labels in zip(names, y, strict=True):
-        x = _images(arrays[f"{part}_images"], f"{part}_images", where)
-        _same_length(x, labels, f"{part}_images", f"{part}_labels", where)
-        parts[part] = Samples(x, labels)
+        _same_length(x[f"{part}_images"], labels, f"{part}_images", f"{part}_labels", where)
+        parts[part] = Samples(x[f"{part}_images"], labels)
     validation = parts.get("val")
     # A file that was cut down for a try may keep the key and no rows.
     validation = validation if validation is not None and len(validation.y) else None
     return Dataset(parts["train"], parts["test"], classes, validation=validation, kind=kind)
 
 
-def _pair(arrays: dict[str, np.ndarray], where: str, test_fraction: float, seed: int) -> Dataset:
+def _pair(
+    arrays: dict[str, np.ndarray], x: dict[str, np.ndarray], where: str, test_fraction: float, seed: int
+) -> Dataset:
     """Images and labels without a split."""
     image_key, label_key = next(pair for pair in PAIRS if pair[0] in arrays)
-    pixels = _images(arrays[image_key], image_key, where)
+    pixels = x[image_key]
     (y,), classes, kind = _labels({label_key: arrays[label_key]}, arrays, where)
     _same_length(pixels, y, image_key, label_key, where)
     in_test = split(y, None, test_fraction, seed)
@@ -140,7 +171,7 @@ def _class_names(arrays: dict[str, np.ndarray], where: str) -> list[str] | None:
 
 
 def _images(array: np.ndarray, key: str, where: str) -> np.ndarray:
-    """float32 with a channel axis where rows are images."""
+    """The array with a channel axis where rows are images."""
     if array.dtype.kind not in "buif":
         raise DataError(f"{where}: {key} has dtype {array.dtype}; it must hold numbers")
     if array.ndim not in (2, 3, 4, 5):
@@ -156,7 +187,76 @@ def _images(array: np.ndarray, key: str, where: str) -> np.ndarray:
         )
     if len(space) == 2 or (len(space) == 3 and space[-1] > MOST_CHANNELS):
         array = array[..., None]
-    return as_float32(array) / np.float32(255) if array.dtype == np.uint8 else as_float32(array)
+    return array
+
+
+def _scaling(
+    raw: dict[str, np.ndarray], intensity: tuple[float, float] | None, where: str
+) -> tuple[Range | None, tuple[str, ...]]:
+    """The values that become 0 and 1, None to leave all as they are; and what is to be said."""
+    raw = {key: array for key, array in raw.items() if array.size}
+    if not raw:
+        return None, ()  # there are no rows, as `validate` says
+    low, high = min(array.min() for array in raw.values()), max(array.max() for array in raw.values())
+    if intensity is not None:
+        between = float(intensity[0]), float(intensity[1])
+        return between, _cut(raw, between)
+    key, first = next(iter(raw.items()))
+    rows = first.ndim == 2
+    whole = {array.dtype.name for array in raw.values()} & WHITE.keys() - ({"uint16"} if rows else set())
+    what = f"{where}: {key} holds {low:g} to {high:g} as {first.dtype}"
+    way = (
+        "say at every node which values become 0 and 1: intensity = [low, high], such as [0, 255] for 8 bits, "
+        "[0, 4095] for 12, [-1000, 1000] for Hounsfield units"
+    )
+    if len(whole) > 1 or (whole and any(array.dtype.name not in whole for array in raw.values())):
+        dtypes = ", ".join(f"{key} {array.dtype}" for key, array in raw.items())
+        raise DataError(f"{where}: images of several types ({dtypes}); store one type, or {way}")
+    if whole:
+        white = WHITE[whole.pop()]
+        if white > WHITE["uint8"] and high <= white / DARK:
+            raise DataError(f"{what}, whose white is {white:g}: nearly black by that; {way}")
+        return (0.0, white), ()
+    if not max(_size(array) for array in raw.values()) > FAR:
+        return None, ()
+    if rows:
+        return None, (
+            f"{key} is learned from as it is, {low:g} to {high:g}; numbers far from 0..1 can make it diverge",
+        )
+    raise DataError(f"{what}, far from 0..1, where training diverges; {way}")
+
+
+def _size(array: np.ndarray) -> float:
+    """The root of the mean square."""
+    flat = as_float32(array).reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.sqrt(np.vdot(flat, flat) / flat.size))
+
+
+def _cut(raw: dict[str, np.ndarray], between: Range) -> tuple[str, ...]:
+    outside = sum(int(((array < between[0]) | (array > between[1])).sum()) for array in raw.values())
+    share = outside / sum(array.size for array in raw.values())
+    said = f"intensity = [{between[0]:g}, {between[1]:g}]: {share:.2g} of all values lie outside and were cut to it"
+    return (said,) if outside else ()
+
+
+def _scaled(array: np.ndarray, between: Range | None) -> np.ndarray:
+    """[N, ...] float32; what is not finite stays so, for `validate` to say it."""
+    x = as_float32(array)
+    if between is None:
+        return x
+    low, high = np.float32(between[0]), np.float32(between[1])
+    return np.where(np.isfinite(x), np.clip((x - low) / (high - low), 0, 1), x)
+
+
+def _facts(images: np.ndarray, between: Range | None) -> ImageFacts | None:
+    """Of images [N, H, W, C] and volumes [N, D, H, W, C]; None of rows."""
+    if images.ndim == 2:
+        return None
+    *space, channels = images.shape[1:]
+    shape = (*space[1:], space[0]) if len(space) == 3 else tuple(space)
+    scaling = "none" if between is None else "fixed"
+    return ImageFacts(shape, channels, 8 * images.dtype.itemsize, "unknown", scaling, between, "", "")
 
 
 def _same_length(x: np.ndarray, y: np.ndarray, image_key: str, label_key: str, where: str) -> None:

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from p2pfl.data.formats import ReadImage, correlations, read
+from p2pfl.data.dataset import ImageFacts
+from p2pfl.data.formats import correlations, read
+from p2pfl.data.image import ReadImage, directions, together
 from p2pfl.data.layout import Layout, Pixels
 from p2pfl.errors import DataError
 
@@ -26,6 +28,7 @@ class Arrays(NamedTuple):
 
     x: list[np.ndarray]  # of [H, W, C], [D, H, W, C] or [F] float32
     y: list[np.ndarray]  # of [H, W] int32 class indices; empty but for segmentation
+    facts: ImageFacts | None = None  # of all of them
 
 
 def arrays(layout: Layout, entry: Entry) -> Arrays:
@@ -36,11 +39,14 @@ def arrays(layout: Layout, entry: Entry) -> Arrays:
     channels = [read(file, layout.format, pixels.mode) for file in entry.files]
     mask = None if entry.mask is None else read(entry.mask, layout.format, "raw")
     found = Arrays([], [])
+    scalings: list[Scaling] = []
     for frame in entry.frames or (None,):
-        parts = [
-            _planes(_intensity(_frame(channel, frame, file), layout, file), pixels, file)
+        scaled = [
+            _intensity(_frame(channel, frame, file), layout, file)
             for channel, file in zip(channels, entry.files, strict=True)
         ]
+        scalings += [scaling for _, scaling in scaled]
+        parts = [_planes(picture, pixels, file) for (picture, _), file in zip(scaled, entry.files, strict=True)]
         _same_count(parts, entry.files)
         colors = not channels[0].volume and channels[0].array.ndim == 3
         stacked = [_stack([part[index] for part in parts], entry.files, colors) for index in range(len(parts[0]))]
@@ -59,7 +65,31 @@ def arrays(layout: Layout, entry: Entry) -> Arrays:
             if y.any() or not pixels.foreground:
                 found.x.append(x)
                 found.y.append(y)
-    return found
+    return found._replace(facts=_facts(found.x, channels, scalings, pixels)) if found.x else found
+
+
+def _facts(
+    x: Sequence[np.ndarray], channels: Sequence[ReadImage], scalings: Sequence[Scaling], pixels: Pixels
+) -> ImageFacts:
+    """The facts of a row; `scalings` has one for each channel, of every frame."""
+    *space, count = x[0].shape
+    shape = (*space[1:], space[0]) if len(space) == 3 else tuple(space)
+    first = channels[0]
+    colors = not first.volume and first.array.ndim == 3
+    letters = directions(first.affine)
+    if first.volume and letters:
+        cut = letters[pixels.axis]
+        letters = letters.replace(cut, "") + cut
+    return together(
+        [
+            ImageFacts(
+                shape, count, picture.bits, picture.unit, scaling.name,
+                None if scaling.name == "percentiles" else scaling.between,
+                letters[: len(shape)], "RGB" if colors else "MONOCHROME2",
+            )
+            for picture, scaling in zip([*channels] * (len(scalings) // len(channels)), scalings, strict=True)
+        ]
+    )  # fmt: skip
 
 
 def _frame(picture: ReadImage, frame: int | None, file: Path) -> ReadImage:
@@ -74,38 +104,49 @@ def _frame(picture: ReadImage, frame: int | None, file: Path) -> ReadImage:
     return picture._replace(array=picture.array[..., frame])
 
 
-def _intensity(picture: ReadImage, layout: Layout, file: Path) -> ReadImage:
-    """Values as float32, in 0..1 but for "zscore" and "none"."""
+class Scaling(NamedTuple):
+    """How values become what is learned from."""
+
+    name: str  # as ImageFacts.scaling
+    between: tuple[float, float] | None = None  # the values that become 0 and 1
+
+
+def _scaling(picture: ReadImage, x: np.ndarray, layout: Layout, file: Path) -> Scaling:
     pixels = layout.pixels
+    rule, window = pixels.intensity, pixels.window
+    name = "fixed"
+    if rule == "auto" and window is None:
+        window, name = picture.window, "window"
+        rule = "full" if picture.full is not None else "none" if layout.format == "npy" else "range"
+    if window is not None:
+        # DICOM's linear window (PS3.3 C.11.2.1.2.1)
+        centre, half = window[0] - 0.5, max(window[1] - 1, 1e-6) / 2
+        return Scaling(name, (centre - half, centre + half))
+    if rule == "full":
+        if picture.full is None:
+            raise DataError(f'{file}: pixels.intensity="full": its type has no largest value; use "range"')
+        return Scaling("fixed", (0.0, picture.full))
+    if rule == "range":
+        low, high = np.percentile(x, (0.5, 99.5))
+        return Scaling("percentiles", (float(low), float(high)))
+    return Scaling(rule)
+
+
+def _intensity(picture: ReadImage, layout: Layout, file: Path) -> tuple[ReadImage, Scaling]:
+    """Values as float32, in 0..1 but for "zscore" and "none"."""
     x = picture.array.astype(np.float64)
     if not np.isfinite(x).all():
         raise DataError(f"{file}: holds NaN or infinite values; repair the file, or leave its row out")
-    rule, window = pixels.intensity, pixels.window
-    if rule == "auto" and window is None:
-        window = picture.window
-        rule = "full" if picture.full is not None else "none" if layout.format == "npy" else "range"
-    if window is not None:
-        x = _windowed(x, *window)
-    elif rule == "full":
-        if picture.full is None:
-            raise DataError(f'{file}: pixels.intensity="full": its type has no largest value; use "range"')
-        x = x / picture.full
-    elif rule == "range":
-        low, high = np.percentile(x, (0.5, 99.5))
+    scaling = _scaling(picture, x, layout, file)
+    if scaling.between is not None:
+        low, high = scaling.between
         x = np.clip((x - low) / (high - low), 0, 1) if high > low else np.zeros_like(x)
-    elif rule == "zscore":
+        x = 1 - x if picture.invert else x
+    elif scaling.name == "zscore":
         inside = x[x != 0]
         if inside.size and inside.std() > 0:
             x = np.where(x != 0, (x - inside.mean()) / inside.std(), 0.0)
-    if picture.invert and rule != "zscore" and (window is not None or rule == "range"):
-        x = 1 - x
-    return picture._replace(array=x.astype(np.float32))
-
-
-def _windowed(x: np.ndarray, centre: float, width: float) -> np.ndarray:
-    """DICOM's linear window (PS3.3 C.11.2.1.2.1), to 0..1."""
-    found: np.ndarray = np.clip((x - (centre - 0.5)) / max(width - 1, 1e-6) + 0.5, 0, 1)
-    return found
+    return picture._replace(array=x.astype(np.float32)), scaling
 
 
 def _planes(picture: ReadImage, pixels: Pixels, file: Path, labels: bool = False) -> list[np.ndarray]:

@@ -24,8 +24,9 @@ from p2pfl.config.data import (
     given,
 )  # fmt: skip
 from p2pfl.config.experiment import Experiment
-from p2pfl.data import Dataset, partition
+from p2pfl.data import Dataset, dictionary, partition
 from p2pfl.data.csv import CsvTable
+from p2pfl.data.dictionary import Dictionary
 from p2pfl.data.partition import Partition
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.federation import events, plugins
@@ -109,6 +110,8 @@ def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data
 def _quadratic(experiment: Experiment, topology: Topology, data: QuadraticData) -> Datasets:
     nodes = topology.nodes
     events.no_labels(experiment)
+    if data.dictionary is not None:
+        raise ConfigError(f"data.dictionary={data.dictionary!r}: source='quadratic' has no rows; leave it out")
     if experiment.model is not None:
         raise ConfigError(f"model.name={experiment.model.name!r}: source='quadratic' brings its own; leave [model] out")
     task = quadratic.quadratic(nodes, experiment.seed, **given(data))
@@ -118,6 +121,15 @@ def _quadratic(experiment: Experiment, topology: Topology, data: QuadraticData) 
 
 def read(data: Data, seed: int) -> Dataset:
     """The rows of a source. Raises ConfigError."""
+    if data.dictionary is None:
+        return _read(data, seed)
+    meaning = dictionary.load(data.dictionary)
+    dataset = _read(data, seed, meaning)
+    dictionary.hold(dataset, meaning, getattr(data, "path", data.source))
+    return dataset
+
+
+def _read(data: Data, seed: int, meaning: Dictionary | None = None) -> Dataset:
     match data:
         case BuiltinData():
             return sources.BUILTIN[data.source](**given(data), seed=seed)
@@ -129,7 +141,8 @@ def read(data: Data, seed: int) -> Dataset:
                     "data.path: missing; source='csv' needs it, here or in the [data] of each node's own file"
                 )
             wanted = {name: value for name, value in given(data).items() if name != "path"}
-            return sources.csv.load(data.path, CsvTable(**wanted, seed=seed))
+            wanted = wanted if meaning is None else dictionary.apply(wanted, meaning)
+            return sources.csv.load(data.path, CsvTable(**wanted, by_name=True, seed=seed))
         case MedmnistData():
             return sources.medmnist.load(**given(data), seed=seed)
         case FolderData():

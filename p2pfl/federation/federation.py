@@ -237,7 +237,7 @@ def model_shape(federation: Federation) -> Any:
 def digest(federation: Federation) -> str:
     """Return 32 hex digits of what all nodes must have in common: not where the data lies, nor the driver."""
     table, data = asdict(federation.experiment), federation.experiment.data
-    for private in ("path", "root", "limit", "missing"):
+    for private in ("path", "root", "limit", "missing", "dictionary"):  # what it says is compared column by column
         table["data"].pop(private, None)
     if isinstance(data, FolderData):  # its classes and values of labels are meant, wherever the file lies
         table["data"]["layout"] = hashlib.blake2b(Path(data.layout).read_bytes()).hexdigest()

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from p2pfl import churn
+from p2pfl.data import dictionary
 from p2pfl.federation.epochs import Epoch
 from p2pfl.federation.federation import Federation
 from p2pfl.learning import batching
@@ -36,6 +37,7 @@ def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoc
     # what a link loses is known to both ends, who open no exchange then; a partition nobody is told of
     known = [event for event in federation.churn if event.event == "link_loss"]
 
+    meaning = dictionary.describe(dataset)
     return Task(
         node=node,
         neighbors=ids,
@@ -59,4 +61,6 @@ def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoc
         evaluate_every=experiment.evaluation.every,
         events=federation.churn,
         score=TARGETS[dataset.kind].key,
+        meaning=dictionary.to_json(meaning),
+        compare=lambda theirs: dictionary.differences(dictionary.from_json(theirs), meaning),
     )

@@ -42,7 +42,8 @@ class Incoming:
         leaves, self._structure = jax.tree.flatten(like)
         self._like = [(np.dtype(leaf.dtype), tuple(leaf.shape)) for leaf in leaves]
         sizes = [int(np.prod(shape)) * dtype.itemsize for dtype, shape in self._like]
-        self.schema: Schema = schema_of(tree.schema(like), sizes)
+        self.leaves = tree.schema(like)
+        self.schema: Schema = schema_of(self.leaves, sizes)
 
     @property
     def format(self) -> Format:

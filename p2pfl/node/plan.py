@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 from p2pfl.node.task import Task
 from p2pfl.node.worker import Worker
+from p2pfl.protocol import agreement
 from p2pfl.protocol.neighbor import WAIT, EpochPlan, Facts, RoundPlan
 from p2pfl.protocol.timing import Timing, starting
 
@@ -30,7 +32,8 @@ def facts(task: Task, work: Worker, terms: Terms, life: int, join_round: int, co
 
     `compiled`: seconds that this node has taken to compile.
     """
-    payload, model = work.payloads.schema, work.models.schema
+    payload = work.payloads.schema
+    description = describe(task, work)
     return Facts(
         node=task.node,
         life=life,
@@ -39,7 +42,7 @@ def facts(task: Task, work: Worker, terms: Terms, life: int, join_round: int, co
         plan=plan(task),
         rounds=task.rounds,
         federation=terms.federation,
-        schema=payload.digest + model.digest,
+        schema=agreement.digest(agreement.pack(description)),
         payload_bytes=sum(payload.nbytes),
         timing=starting(terms.timing, terms.nodes, compiled),
         lateness=terms.lateness,
@@ -49,7 +52,31 @@ def facts(task: Task, work: Worker, terms: Terms, life: int, join_round: int, co
         kept_round=work.kept[1] if work.kept else 0,
         alone=terms.alone,
         there=terms.there,
+        description=description,
+        compare=lambda theirs: differences(theirs, description, task.compare),
     )
+
+
+def describe(task: Task, work: Worker) -> str:
+    """What a node tells of itself where another runs something else: what its rows mean, and the leaves it sends."""
+    leaves = {f"model {name}": f"{dtype} {[*shape]}" for name, dtype, shape in work.models.leaves}
+    if work.payloads.leaves != work.models.leaves:
+        leaves |= {f"payload {name}": f"{dtype} {[*shape]}" for name, dtype, shape in work.payloads.leaves}
+    return f"{task.meaning}\n{json.dumps(leaves, separators=(',', ':'))}"
+
+
+def differences(theirs: str, ours: str, compare: Callable[[str], Sequence[str]]) -> list[str]:
+    """What differs in another's description, in words; ValueError for none. `compare`: of what the rows mean."""
+    (their_rows, _, their_leaves), (rows, _, leaves) = theirs.partition("\n"), ours.partition("\n")
+    lines = list(compare(their_rows)) if their_rows != rows else []
+    there, here = json.loads(their_leaves), json.loads(leaves)
+    if not isinstance(there, dict):
+        raise ValueError("no leaves")
+    for name in dict.fromkeys((*here, *there)):
+        one, other = there.get(name, "nothing"), here.get(name, "nothing")
+        if one != other:
+            lines.append(f"{str(name)[:80]}: {str(one)[:40]} there, {other} here")
+    return lines
 
 
 def plan(task: Task) -> Callable[[tuple[int, ...]], EpochPlan]:

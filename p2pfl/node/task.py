@@ -103,6 +103,8 @@ class Task(NamedTuple):
     evaluate_every: int
     events: tuple[Event, ...] = ()  # that the experiment plans, of all nodes and of the network
     score: str = "accuracy"  # what a model is scored by: a key of p2pfl.learning.targets
+    meaning: str = ""  # what the rows mean, in one line: the dictionary of the data
+    compare: Callable[[str], Sequence[str]] = lambda theirs: ()  # with another's: what differs, in words; or ValueError
 
     def at(self, members: tuple[int, ...]) -> Task:
         """Return the same task in the epoch of these members, this node among them. Slots never become fewer."""

@@ -122,10 +122,14 @@ _CHECKS: dict[str, Callable[[object], bool]] = {
     "last": lambda v: v in (BOOKED, VOID, ""),
     "outcome": lambda v: v in (BOOKED, VOID),
     "have": lambda v: type(v) is bool,
+    "heard": lambda v: type(v) is bool,
     "federation": lambda v: isinstance(v, str) and len(v) <= 64,
     "schema": lambda v: isinstance(v, str) and len(v) <= 64,
     "epoch": lambda v: _within(v, _LIFE),
     "digest": lambda v: isinstance(v, str) and len(v) <= 64,
+    "part": lambda v: _within(v, 64),
+    "parts": lambda v: _within(v, 65),
+    "piece": lambda v: isinstance(v, bytes) and len(v) <= 768,
 }
 
 

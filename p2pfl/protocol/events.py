@@ -169,6 +169,12 @@ class Drop(NamedTuple):
     detail: str
 
 
+class Unfit(NamedTuple):
+    """This node has other data or another model than more than half of its neighbours: it ends, for that reason."""
+
+    reason: str
+
+
 class Reborn(NamedTuple):
     """Tell the membership that this node goes on as this life, greater than the one before."""
 
@@ -179,4 +185,4 @@ class Done(NamedTuple):
     """Nothing more will happen."""
 
 
-Effect = Send | Advance | Adopt | Note | Drop | Reborn | Done
+Effect = Send | Advance | Adopt | Note | Drop | Reborn | Unfit | Done

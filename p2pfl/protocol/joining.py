@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from p2pfl.protocol.agreement import Agreement
 from p2pfl.protocol.events import Adopt, Note
 from p2pfl.protocol.messages import Want
 from p2pfl.protocol.neighbor import Neighbor
@@ -14,8 +15,8 @@ from p2pfl.protocol.state import PeerState
 class Joining:
     """Find out whether this node can begin, and with what. It changes no stage: that is up to `Peer`."""
 
-    def __init__(self, state: PeerState, presence: Presence) -> None:
-        self._state, self._presence = state, presence
+    def __init__(self, state: PeerState, presence: Presence, agreement: Agreement) -> None:
+        self._state, self._presence, self._agreement = state, presence, agreement
         self._models: dict[int, tuple[int, int, Any]] = {}  # what has been given: life, round, model
         self._asked = 0.0  # when a model was last asked for
         self._stretch = state.facts.payload_bytes / state.facts.timing.bandwidth
@@ -33,7 +34,11 @@ class Joining:
         """Return the round to start with once every neighbour has been met, or waited for; None: not yet."""
         state, timing = self._state, self._state.facts.timing
         others = [state.neighbors[node] for node in state.plan.neighbors]
-        waiting = [other.node for other in others if not other.linked and not other.left]
+        waiting = [
+            other.node
+            for other in others
+            if not other.linked and not other.left and not self._agreement.settled(other.node)
+        ]
         # those who have lost patience with somebody at about the same time still meet each other
         if waiting and state.now - state.since < timing.start_timeout + timing.silence:
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-VERSION = 4
+VERSION = 5
 
 BOOKED, VOID = "b", "v"
 """How an exchange ended."""
@@ -13,7 +13,7 @@ BOOKED, VOID = "b", "v"
 class Hello(NamedTuple):
     """A greeting: who I am and what I run; said until the other end has said it too.
 
-    `sees`: the life of yours I have met, or 0. `round`: where I am; 0 = not begun.
+    `sees`: the life of yours I have met, or 0. `schema`: digest of my description. `round`: where I am; 0 = not begun.
     """
 
     sees: int
@@ -94,9 +94,23 @@ class Push(NamedTuple):
     epoch: int
 
 
-Message = Hello | Offer | Receipt | AskVoid | Closed | Ping | Pong | Want | Model | Bye | Push
+class Description(NamedTuple):
+    """A piece of the description of my data and model, for one that runs others: `part` of `parts`, compressed.
 
-KINDS: tuple[type[Any], ...] = (Hello, Offer, Receipt, AskVoid, Closed, Ping, Pong, Want, Model, Bye, Push)
+    `heard`: I have all of yours.
+    """
+
+    part: int
+    parts: int
+    piece: bytes
+    heard: bool
+
+
+Message = Hello | Offer | Receipt | AskVoid | Closed | Ping | Pong | Want | Model | Bye | Push | Description
+
+KINDS: tuple[type[Any], ...] = (
+    Hello, Offer, Receipt, AskVoid, Closed, Ping, Pong, Want, Model, Bye, Push, Description,
+)  # fmt: skip
 """A message's place here is its number on the wire: append only."""
 
 CARRIERS = (Offer, Push, Model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -53,7 +53,7 @@ class Facts(NamedTuple):
     plan: Callable[[tuple[int, ...]], EpochPlan]  # of an epoch's members, ascending, this node among them
     rounds: int
     federation: str  # digest of what all nodes must have in common
-    schema: str  # digest of the payload's and the model's shape
+    schema: str  # digest of the description
     payload_bytes: int
     timing: Timing
     lateness: int  # the age in rounds at which an exchange may still be booked
@@ -63,6 +63,8 @@ class Facts(NamedTuple):
     kept_round: int = 0  # it comes back with its own state from after this round; 0: with nothing
     alone: str = WAIT  # or TRAIN
     there: Callable[[int], frozenset[int]] | None = None  # nodes that should be there in a round; None: all, always
+    description: str = ""  # of the data and of the model, which all nodes must have alike
+    compare: Callable[[str], Sequence[str]] = lambda theirs: ()  # with another's: what differs, in words; or ValueError
 
     def planned(self, round: int) -> frozenset[int]:
         """Return the nodes that should be there in a round."""

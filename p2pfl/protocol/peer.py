@@ -50,6 +50,7 @@ from typing import Any
 
 from p2pfl.errors import RemoteError
 from p2pfl.protocol import exchange
+from p2pfl.protocol.agreement import Agreement
 from p2pfl.protocol.edges import Edges
 from p2pfl.protocol.events import (
     Advance,
@@ -67,6 +68,7 @@ from p2pfl.protocol.events import (
     Start,
     Tick,
     Trained,
+    Unfit,
 )
 from p2pfl.protocol.exchange import IDLE, Side
 from p2pfl.protocol.joining import Joining
@@ -74,6 +76,7 @@ from p2pfl.protocol.messages import (
     AskVoid,
     Bye,
     Closed,
+    Description,
     Envelope,
     Hello,
     Model,
@@ -108,6 +111,7 @@ _MESSAGES: Mapping[type[Any], str | None] = {
     Received: "_received",
     Refused: "_received",
     Hello: "_met",
+    Description: "_described",
     Offer: "_offered",
     Receipt: "_told",
     AskVoid: "_told",
@@ -178,9 +182,10 @@ class Peer:
         self.state = PeerState(facts, facts.life, facts.kept_round)
         self._lateness = Lateness()
         self._edges = Edges(self.state, self._lateness)
-        self._presence = Presence(self.state, self._edges)
+        self._agreement = Agreement(self.state, self._edges)
+        self._presence = Presence(self.state, self._edges, self._agreement)
         self._rounds = CommonRound(self.state)
-        self._joining = Joining(self.state, self._presence)
+        self._joining = Joining(self.state, self._presence, self._agreement)
         self._planned = RoundPlan()  # of the present round
         self._granted: dict[int, int] = {}  # who gets a share of this round's payload, and the life it is for
         self._trained_in = 0
@@ -188,6 +193,7 @@ class Peer:
         self._model: Any = None  # after the local steps of that round
         self._leaving = self._began = False
         self._said = False  # that it waits for members
+        self._unfit = False  # and has said so
         self._held: float | None = None  # since when it waits for one that is to come back
         self._asked = 0.0  # when a void was asked for of all that is open
 
@@ -245,6 +251,9 @@ class Peer:
         method = STAGES[self.stage][type(event)]
         if method is not None:
             getattr(self, method)(event)
+        if not self._unfit and (reason := self._agreement.unfit):
+            self._unfit = True
+            self.state.out.append(Unfit(reason))
         return self.state.out
 
     # --- messages
@@ -261,7 +270,7 @@ class Peer:
             state.out.append(Drop("round", text))
             return
         method = STAGES[state.stage][type(message)]
-        if isinstance(message, Hello):
+        if isinstance(message, Hello | Description):
             assert method is not None
             getattr(self, method)(envelope)
             return
@@ -282,6 +291,9 @@ class Peer:
     def _met(self, envelope: Envelope) -> Met | None:
         assert isinstance(envelope.message, Hello)
         return self._presence.on_hello(envelope, envelope.message)
+
+    def _described(self, envelope: Envelope) -> None:
+        self._agreement.hear(envelope)
 
     def _met_at_the_start(self, envelope: Envelope) -> None:
         if self._met(envelope):

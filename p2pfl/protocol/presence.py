@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from p2pfl.protocol.agreement import Agreement
 from p2pfl.protocol.edges import Edges
 from p2pfl.protocol.events import Drop, Members, Reborn, Seen
 from p2pfl.protocol.messages import Envelope, Hello
@@ -30,8 +31,8 @@ class Met(NamedTuple):
 class Presence:
     """Know who is there. It changes no stage and begins no round: that is up to `Peer`."""
 
-    def __init__(self, state: PeerState, edges: Edges) -> None:
-        self._state, self._edges = state, edges
+    def __init__(self, state: PeerState, edges: Edges, agreement: Agreement) -> None:
+        self._state, self._edges, self._agreement = state, edges, agreement
         self._accused = 0  # the greatest life that the others hold for dead
         self._past: tuple[tuple[int, int], ...] = ()  # lives that are over
         self._early: dict[tuple[int, int], bool] = {}  # lives that have left after their last round: much too early?
@@ -153,12 +154,13 @@ class Presence:
     def greet(self) -> None:
         """Say hello to whom this node wants to be linked with and is not, every now and then."""
         state = self._state
+        self._agreement.remind()
         if state.stage == STARTING and not self.gathered:  # with whom depends on who is there
             return
         for node in self.wanted():
             other = state.neighbors.setdefault(node, Neighbor(node))
             due = state.now - other.hello >= state.facts.timing.hello_every
-            if not other.linked and not other.left and due:
+            if not other.linked and not other.left and due and not self._agreement.differs(node):
                 self.hello(other)
 
     def hello(self, to: Neighbor) -> None:
@@ -173,13 +175,13 @@ class Presence:
     def on_hello(self, envelope: Envelope, hello: Hello) -> Met | None:
         """Meet who says hello, and answer; None for who runs something else or is of an earlier life."""
         state, facts, node = self._state, self._state.facts, envelope.node
-        for name, theirs, ours in (
-            ("federation", hello.federation, facts.federation),
-            ("schema", hello.schema, facts.schema),
-        ):
-            if theirs != ours:
-                state.out.append(Drop(name, f"node {node} runs another {name}: {theirs}, here {ours}"))
-                return None
+        if hello.federation != facts.federation:
+            text = f"node {node} runs another federation: {hello.federation}, here {facts.federation}"
+            state.out.append(Drop("federation", text))
+            return None
+        if hello.schema != facts.schema:
+            self._agreement.meet(node, envelope.life)
+            return None
         other = state.neighbors.setdefault(node, Neighbor(node))
         if envelope.life < other.life:
             state.out.append(Drop("stale", f"node {node}: hello of an earlier life"))

@@ -21,7 +21,7 @@ from p2pfl.drivers.live.settings import Place, membership_address, models_addres
 from p2pfl.drivers.live.sidecar import Restarted, Sidecar
 from p2pfl.drivers.live.status_line import Situation, StatusLine, directions
 from p2pfl.drivers.live.transport import Transport
-from p2pfl.errors import USER_FAULTS, LocalError, RemoteError
+from p2pfl.errors import USER_FAULTS, ConfigError, LocalError, RemoteError
 from p2pfl.node import records
 from p2pfl.node.checkpoint import Store
 from p2pfl.node.event_log import EventLog
@@ -50,6 +50,7 @@ from p2pfl.protocol.events import (
     Send,
     Start,
     Tick,
+    Unfit,
 )
 from p2pfl.protocol.membership.events import Changed, Gone
 from p2pfl.protocol.membership.table import Me, Member
@@ -90,6 +91,7 @@ def run(
             text = f"{place.directory}/result.json: can't be written: {error.strerror}; make room"
             say(text)
             result = result._replace(error=result.error or text)
+        node.belongs()
         return result
     finally:
         node.close()
@@ -114,6 +116,7 @@ class _LiveNode:
         self._stopped_by: str | None = None
         self._error: LocalError | None = None
         self._done = self._busy = False
+        self._unfit = ""  # why it does not belong here
         self._fault_plan = FaultPlan(task.events, task.node, place.terms.nodes)
         self._table: tuple[Member, ...] = ()  # as the membership last told it
         self._status, self._heard = StatusLine(), dict[int, float]()  # when each node was last heard
@@ -306,6 +309,15 @@ class _LiveNode:
         self._fail(LocalError(text, node=self._task.node, round=self._peer.round, part="loop"))
         return True
 
+    def belongs(self) -> None:
+        """Raise ConfigError where this node runs something else than its neighbours."""
+        if self._unfit:
+            raise ConfigError(
+                f"node {self._task.node} has other data, or another model, than its neighbours (there: theirs, here: "
+                f"its own); nothing was exchanged\n{self._unfit}\nGive all sites one dictionary (p2pfl data describe), "
+                "and rename, derive or correct what differs"
+            )
+
     def _fail(self, failure: LocalError) -> None:
         self._say(f"stopping: {failure}")
         self._error = self._error or failure
@@ -389,6 +401,10 @@ class _LiveNode:
                 self._note(effect)
             case Drop():
                 self._drop(effect)
+            case Unfit(reason):
+                self._unfit = reason
+                self._say("leaving: its data, or its model, are not those of its neighbours")
+                self._handle(Leave(idle=False), clock.now())
             case Done():
                 self._done = True
 

@@ -27,6 +27,7 @@ from p2pfl.protocol.events import (
     Start,
     Tick,
     Trained,
+    Unfit,
 )
 from p2pfl.protocol.membership import events as membership
 from p2pfl.protocol.membership.membership import Membership
@@ -166,6 +167,8 @@ class VirtualNode:
                 self.event_log.note(effect)
             case Drop():
                 self.event_log.drop(effect, self.peer.round)
+            case Unfit():
+                self.handle(Leave(idle=False))
             case Done():
                 self.done, self.ended = True, self.world.now
                 self.member(membership.Progress(self.peer.told))

@@ -1,0 +1,54 @@
+"""Columns whose numbers at one site are far from those at the others: most often another unit under the same name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+_APART, _WIDER, _CONSTANT = 4.0, 6.0, 2.0
+"""Standard deviations between the means, and the factor between the standard deviations, from which on it is said. cm
+for mm is a factor of 10; hospitals whose patients differ are rarely one standard deviation apart. The last is for a
+site where all rows have one value, as where 0 stands for what was not measured."""
+
+
+def far_off(mean: np.ndarray, sd: np.ndarray, columns: Sequence[str], sites: Sequence[str]) -> tuple[str, ...]:
+    """Say which columns are far off at which sites, before any scaling.
+
+    Args:
+        mean: [S, F], of the training rows of each site.
+        sd: [S, F]; 0 where a column is constant there.
+        columns: F names.
+        sites: S names.
+
+    Returns:
+        A line for each that is far from more than half of the others. Of two sites it can't be known which one is off;
+        the line names the second.
+
+    >>> far_off(np.array([[17.0], [16.5], [171.0]]), np.array([[3.0], [3.1], [31.0]]), ["size"], ["a", "b", "c"])
+    ("column 'size': mean 171 (sd 31) at site 'c', 16.75 (sd 3.05) elsewhere: another unit?",)
+    """
+    lines = []
+    for f, column in enumerate(columns):
+        center, width = mean[:, f], sd[:, f]
+        apart = np.abs(center[:, None] - center) > _APART * np.maximum(width[:, None], width)
+        apart &= np.maximum(width[:, None], width) > 0
+        narrow, wide = np.minimum(width[:, None], width), np.maximum(width[:, None], width)
+        far = apart | ((narrow > 0) & (wide > _WIDER * narrow))
+        odd = 2 * far.sum(axis=1) > np.isfinite(center).sum() - 1
+        if odd.all():  # of two sites either may be off
+            odd[0] = False
+        rest = ~odd & np.isfinite(center)
+        if not rest.any():
+            continue
+        usual, around = float(np.median(center[rest])), float(np.median(width[rest]))
+        elsewhere = f"{usual:.4g} (sd {around:.4g}) elsewhere"
+        for s in map(int, np.flatnonzero(np.isfinite(center))):
+            if width[s] == 0 < around and abs(center[s] - usual) > _CONSTANT * around:
+                lines.append(
+                    f"column {column!r}: {center[s]:.4g} in all rows at site {sites[s]!r}, {elsewhere}: missing?"
+                )
+            elif odd[s]:
+                here = f"mean {center[s]:.4g} (sd {width[s]:.4g}) at site {sites[s]!r}"
+                lines.append(f"column {column!r}: {here}, {elsewhere}: another unit?")
+    return tuple(lines)

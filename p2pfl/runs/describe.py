@@ -1,0 +1,61 @@
+"""`p2pfl data describe FILE...`: the data dictionary of one file, or one that holds for several."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from p2pfl.config import experiment as config
+from p2pfl.config.data import Data, QuadraticData
+from p2pfl.data import dictionary
+from p2pfl.data.dictionary import Dictionary
+from p2pfl.data.far_off import far_off
+from p2pfl.errors import ConfigError
+from p2pfl.federation import datasets
+
+
+def describe(files: Sequence[Path], given: Sequence[str], say: Callable[[str], None]) -> Dictionary:
+    """The dictionary of all these files. Each is a table, an .npz, or an experiment or node file with its [data].
+
+    `given`: "NAME=VALUE", fields of [data] that are not in the files. `say` is told what was left out or filled in.
+    Raises ConfigError, also where the files differ in more than classes and categories.
+    """
+    found, moments = dict[str, Dictionary](), dict[str, dict[str, tuple[float, float]]]()
+    for file in files:
+        data = _data(file, given)
+        if isinstance(data, QuadraticData):
+            raise ConfigError(f"{file}: source='quadratic' has no rows to describe")
+        dataset = datasets.read(data, 0)
+        for note in dataset.notes:
+            say(f"{file}: {note}")
+        found[str(file)] = dictionary.describe(dataset)
+        if dataset.moments is not None and dataset.columns:
+            numbers = {column.name for column in dataset.columns if column.kind == "number"}
+            for site, mean, sd in zip(dataset.sites or ("",), *dataset.moments, strict=True):
+                moments[f"{file}{site and f', {site}'}"] = {
+                    name: (m, s) for name, m, s in zip(dataset.features, mean, sd, strict=True) if name in numbers
+                }
+    made = dictionary.united(found)
+    for line in dictionary.only_in(found):
+        say(f"{line}. The same under other names? Then rename them in the file")
+    columns = [column.name for column in made.columns if column.kind == "number"]
+    if len(moments) > 1 and columns:
+        mean, sd = np.array([[each[name] for name in columns] for each in moments.values()]).transpose(2, 0, 1)
+        for line in far_off(mean, sd, columns, [*moments]):
+            say(line)
+    return made
+
+
+def _data(file: Path, given: Sequence[str]) -> Data:
+    """The [data] that a file has, or is."""
+    if file.suffix != ".toml":
+        return config.load_data(file, given)
+    sys.path[:0] = [str(file.resolve().parent)]  # for a function of the user's own
+    overrides = [f"data.{each}" for each in given]
+    if config.is_node(file):
+        node = config.load_node(file)
+        return node.data or config.load(node.experiment, overrides).data
+    return config.load(file, overrides).data
