@@ -185,6 +185,7 @@ def test_few_numbers_with_a_decimal_comma_are_no_categories_and_the_model_sees_t
         (["2020-01-31", "2021-05-06"], "line 2 holds '2020-01-31', a date.*derive"),
         (["31.01.2020", "06.05.2021"], "line 2 holds '31.01.2020', a date"),
         (["1/31/20 12:30"], "a date"),
+        (["12:30:00", "08:15:30"], "line 2 holds '12:30:00', a date or time"),
         ([f"v{i % 8}{i % 7}" for i in range(N)], "'c' looks like an identifier: it is text, and another one in each"),
         (range(1, N + 1), "'c' looks like an identifier: it numbers the rows from 1 to 30.*use"),
         (range(N - 1, -1, -1), "'c' looks like an identifier"),
@@ -227,6 +228,7 @@ def test_use_is_what_is_learned_from_in_its_order_and_nothing_else_is_judged(tmp
         (["Yes", "no", "yes"], {"classes": ["no", "yes"]}, ("no", "yes")),
         (["1.0", "2", "1"], {}, ("1", "2")),
         (["1,0", "2", "1"], {}, ("1", "2")),
+        (["1,0", "2", "1"], {"classes": ["2", "1"]}, ("2", "1")),
         (["none", "mild", "none"], {"classes": ["none", "mild"]}, ("none", "mild")),
     ],
 )
@@ -245,6 +247,16 @@ def test_a_label_in_two_spellings_is_refused_by_name(tmp_path: Path) -> None:
         DataError, match=r"'y' holds 'Yes' \(line 2\) and 'yes' \(line 4\).*list the labels with classes"
     ):
         load(path, label="y", drop=["out"])
+
+
+def test_codes_are_categories_however_they_are_written_and_names_stay_as_they_are(tmp_path: Path) -> None:
+    path = write(tmp_path, {"g": ["1,0", "2", "1"], "titre": ["1:20", "1:40"], "ward": ["1,234", "2.345"]})
+    found = load(path, categories={"g": ["1", "2"]}, site="ward")
+    assert found.features == ("x", "g=1", "g=2", "titre=1:20", "titre=1:40") and sum(column(found, "g=1")) == 20
+    assert found.sites == ("1,234", "2.345")
+    path = write(tmp_path, {"ward": ["North", "north"]})
+    with pytest.raises(DataError, match=r"'North' \(line 2\) and 'north' \(line 3\), which differ in case only"):
+        load(path, site="ward")
 
 
 def test_an_event_may_be_true_or_false(tmp_path: Path) -> None:
@@ -420,6 +432,8 @@ def test_dates_are_read_as_they_are_said_to_be_written(tmp_path: Path) -> None:
     derived = Derived(days_from="a", to="b")
     assert cells_of(tmp_path, columns, derived, dates="%m/%d/%Y")[0] == 29
     assert cells_of(tmp_path, columns, derived, dates="%d/%m/%Y")[0] == 1
+    typed = {"a": ["2020-01-02"], "b": ["03/01/2020"]}  # as a sheet has it, beside one that is text there
+    assert cells_of(tmp_path, typed, derived, dates="%d/%m/%Y")[0] == 1
     with pytest.raises(DataError, match=r"line 2: a is '02/01/2020'; derive\.new needs a date such as"):
         cells_of(tmp_path, columns, derived)
 

@@ -420,7 +420,7 @@ def edited(field: str, toml: str) -> str:
         ("data.source", "2020-01-02", "data.source='2020-01-02': no field takes a date or time; as text"),
         ("data.partition", '"dirichle"', "data.partition='dirichle': did you mean 'dirichlet'? Valid: by_site, "),
         ("data.partition", "3", "data.partition=3: Valid: by_site, dirichlet, iid, shards"),
-        ("data.missing", '"drop"', "data.missing='drop': did you mean 'drop_row'? Valid: drop_row, error, mean"),
+        ("data.missing", '"drop"', "data.missing='drop': did you mean 'drop_row'? Valid: drop_row, error, gossip, "),
         ("data.alpha", '"0.3"', "data.alpha='0.3': must be a number"),
         ("data.alpha", "true", "data.alpha=true: must be a number"),
         ("data.alpha", "0", "data.alpha=0: must be > 0"),

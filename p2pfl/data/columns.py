@@ -5,7 +5,7 @@ Every function takes a `Table`; what it says names the file and the line.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -78,14 +78,7 @@ def text(table: Table, name: str, cells: np.ndarray, ways: str) -> tuple[str, ..
             f"{table.where}: line {line(slip)}: {name} is {slip!r}, and {numeric} of {filled} cells of this column are "
             f'numbers. Correct it, say that it is missing with missing_values = ["{slip}"], or {ways}'
         )
-    folded: dict[str, str] = {}
-    for value in values:
-        other = folded.setdefault(value.casefold(), value)
-        if other != value:
-            raise DataError(
-                f"{table.where}: column {name!r} holds {other!r} (line {line(other)}) and {value!r} (line "
-                f"{line(value)}), which differ in case only. Write one, or {ways}"
-            )
+    one_spelling(table, name, values, ways)
     if len(values) > MOST_VALUES:
         first = next(cell for cell in cells if cell and not is_number(cell))
         raise DataError(
@@ -93,6 +86,19 @@ def text(table: Table, name: str, cells: np.ndarray, ways: str) -> tuple[str, ..
             f"distinct values, more than {MOST_VALUES}. Leave it out, put values together with [data.derive], or {ways}"
         )
     return values
+
+
+def one_spelling(table: Table, name: str, values: Iterable[str], ways: str) -> None:
+    """Raises DataError where two of the `values` of a column differ in case only. `ways`: what else to do about it."""
+    folded: dict[str, str] = {}
+    for value in values:
+        other = folded.setdefault(value.casefold(), value)
+        if other != value:
+            first, second = (table.lines[int(np.argmax(table.column(name) == each))] for each in (other, value))
+            raise DataError(
+                f"{table.where}: column {name!r} holds {other!r} (line {first}) and {value!r} (line {second}), which "
+                f"differ in case only. Write one, or {ways}"
+            )
 
 
 def encode(
@@ -122,6 +128,9 @@ def encode(
             block, own = chosen[:, None] == np.array(shown), [f"{name}={categories[value]}" for value in shown]
             block = np.where(np.isnan(chosen)[:, None], np.nan, block)
             columns.append(Column(name, "category", categories, coding="treatment" if coding.reference else "one_hot"))
+        gaps = int((cells == "").sum())
+        if gaps and not coding.fill:
+            filled = (f"{gaps} missing cells of {name!r} are filled in when the mean of all nodes is known",)
         if name in coding.marked:
             block, own = np.column_stack([block, cells == ""]), [*own, f"{name}=missing"]
         blocks.append(block.astype(np.float64))

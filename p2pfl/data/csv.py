@@ -53,7 +53,7 @@ import numpy as np
 
 from p2pfl.check import at_least, fraction, one_of
 from p2pfl.data import derive as forms
-from p2pfl.data.columns import NOT_APPLICABLE, Coding, encode, standardized
+from p2pfl.data.columns import NOT_APPLICABLE, Coding, encode, one_spelling, standardized
 from p2pfl.data.dataset import INDICATOR, Dataset, Moments, Samples, as_float32, validate
 from p2pfl.data.dataset import split as draw_split
 from p2pfl.data.derive import Derived
@@ -61,7 +61,7 @@ from p2pfl.data.far_off import far_off
 from p2pfl.data.numerals import normalized
 from p2pfl.data.outcomes import answers
 from p2pfl.data.suspects import refuse_suspects
-from p2pfl.data.table import MISSING, Table, read, same
+from p2pfl.data.table import MISSING, Table, is_number, read, same
 from p2pfl.errors import ConfigError, DataError, nearest
 
 ANSWERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -264,7 +264,11 @@ def _prepared(table: Table, wanted: CsvTable, columns: Sequence[str]) -> tuple[T
     outcomes = [name for name in (*columns, wanted.site, wanted.split, wanted.group) if name is not None]
     used = [name for name in table.names if name in made or name in features or name in outcomes]
     table = _cleaned(table, used, wanted, columns)
-    table = normalized(table, used, wanted.decimal, (NOT_APPLICABLE,), wanted.categories or ())
+    texts = {name for name, values in (wanted.categories or {}).items() if not all(is_number(str(v)) for v in values)}
+    texts |= {
+        name for name in (wanted.site, wanted.split, wanted.group) if name is not None
+    }  # names, whatever is in them
+    table = normalized(table, [name for name in used if name not in texts], wanted.decimal, (NOT_APPLICABLE,))
     return forms.derived(table, derive, wanted.dates), features
 
 
@@ -300,9 +304,9 @@ def _cleaned(table: Table, used: Sequence[str], wanted: CsvTable, columns: Seque
 
 
 def _meaning(cell: str, missing: set[float | str], outside: set[float | str], values: set[str]) -> str:
-    if same(cell) in outside:
+    if outside and same(cell) in outside:
         return NOT_APPLICABLE
-    if same(cell) in missing or (cell.lower() in MISSING and cell not in values):
+    if (missing and same(cell) in missing) or (cell.lower() in MISSING and cell not in values):
         return ""
     return cell
 
@@ -410,6 +414,7 @@ def _judge_missing(table: Table, features: Sequence[str], never_filled: Sequence
 
 def _judge_sites(table: Table, site: str, min_rows: int, small_sites: str) -> Table:
     counts = Counter(table.column(site))
+    one_spelling(table, site, counts, "leave one out")
     small = sorted(name for name, count in counts.items() if count < min_rows)
     if not small:
         return table

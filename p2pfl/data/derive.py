@@ -223,7 +223,7 @@ def _between(table: Table, name: str, wanted: Derived, dates: str | None) -> lis
 
 def day(cell: str, dates: str | None) -> datetime.datetime:
     """A date, with or without a time of day. Raises ValueError that says what is needed."""
-    for form in (dates,) if dates else (None, "%d.%m.%Y"):
+    for form in (dates, None) if dates else (None, "%d.%m.%Y"):
         try:
             found = datetime.datetime.fromisoformat(cell) if form is None else datetime.datetime.strptime(cell, form)
         except ValueError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,15 +19,16 @@ _OTHER = {".": ",", ",": "."}
 _SPACES = " \u00a0\u2009\u202f'\u2019"
 """What groups thousands beside a point and a comma."""
 _NAMES = {".": "decimal point", ",": "decimal comma"}
+_GROUPED = re.compile(r"[+-]?\d{1,3}(\.\d{3})+", re.ASCII)
 _DATE = re.compile(
     r"(\d{4}[-/]\d{1,2}[-/]\d{1,2}|\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2}))([T ]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?)?"
-    r"(Z|[+-]\d{2}:?\d{2})?|\d{1,2}:\d{2}(:\d{2})?",
+    r"(Z|[+-]\d{2}:?\d{2})?|\d{1,2}:\d{2}:\d{2}",
     re.ASCII,
 )
 
 
 def is_date(cell: str) -> bool:
-    """Return whether a cell looks like a date or a time of day, in whatever order."""
+    """Return whether a cell looks like a date or a time with seconds, in whatever order; 1:20 is a titre."""
     return _DATE.fullmatch(cell) is not None
 
 
@@ -39,21 +40,33 @@ def plain(cell: str, decimal: str) -> str | None:
     >>> plain("1.234,5", ","), plain("1 234", "."), plain("1,4", ".")
     ('1234.5', '1234', None)
     """
-    point, group = re.escape(decimal), f"[{re.escape(_OTHER[decimal])}{_SPACES}]"
-    match = re.fullmatch(
-        rf"([+-]?)(?:(\d+)|([1-9]\d{{0,2}}(?:({group})\d{{3}}(?:\4\d{{3}})*)))?(?:{point}(\d*))?(e[+-]?\d+)?",
-        cell,
-        re.ASCII | re.IGNORECASE,
-    )
+    match = _NUMERALS[decimal].fullmatch(cell)
     if match is None or not (match[2] or match[3] or match[5]):
         return cell if is_number(cell) and "." not in cell else None  # infinite
-    whole = re.sub(group, "", match[2] or match[3] or "")
+    whole = match[2] or (match[3] or "").replace(match[4] or " ", "")
     return f"{match[1]}{whole}{'' if match[5] is None else '.' + match[5]}{match[6] or ''}"
+
+
+def _numeral(decimal: str) -> re.Pattern[str]:
+    group = f"[{re.escape(_OTHER[decimal])}{_SPACES}]"
+    whole = rf"(\d+)|([1-9]\d{{0,2}}(?:({group})\d{{3}}(?:\4\d{{3}})*))"
+    return re.compile(rf"([+-]?)(?:{whole})?(?:{re.escape(decimal)}(\d*))?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+
+_NUMERALS = {decimal: _numeral(decimal) for decimal in _OTHER}
+
+
+def _ways(cell: str) -> tuple[str | None, str | None]:
+    """A number with a decimal point, and with a decimal comma."""
+    if is_number(cell) and not _GROUPED.fullmatch(cell):  # as most are
+        return cell, None if "." in cell else cell
+    return plain(cell, "."), plain(cell, ",")
 
 
 class _Style(NamedTuple):
     """What the cells of a column say about how numbers are written in it: cells, for each way to read them."""
 
+    ways: dict[str, tuple[str | None, str | None]]  # all cells, as `_ways` has them
     point: tuple[str, ...]  # numbers only with a decimal point
     comma: tuple[str, ...]  # numbers only with a decimal comma
     either: tuple[str, ...]  # two different numbers
@@ -66,29 +79,27 @@ class _Style(NamedTuple):
 
 def _style(counts: Counter[str]) -> _Style | None:
     """Of a column of numbers; None of any other."""
-    read = {cell: (plain(cell, "."), plain(cell, ",")) for cell in counts}
+    read = {cell: _ways(cell) for cell in counts}
     numeric = sum(counts[cell] for cell, ways in read.items() if any(ways))
     if 2 * numeric <= counts.total():
         return None
     return _Style(
+        read,
         tuple(cell for cell, (point, comma) in read.items() if point and not comma),
         tuple(cell for cell, (point, comma) in read.items() if comma and not point),
         tuple(cell for cell, (point, comma) in read.items() if point and comma and float(point) != float(comma)),
     )
 
 
-def normalized(
-    table: Table, names: Sequence[str], decimal: str | None, kept: Sequence[str], categories: Container[str]
-) -> Table:
+def normalized(table: Table, names: Sequence[str], decimal: str | None, kept: Sequence[str]) -> Table:
     """The table with numbers written with a decimal point and without groups, and booleans as true and false.
 
-    names: columns that are used. decimal: the mark of decimals in all of them; None: found column by column. `kept`:
-    cells that stay as they are. categories: columns whose values are named, which stay too. Raises DataError for a
-    column whose numbers can be read in two ways.
+    names: of the columns. decimal: the mark of decimals in all of them; None: found column by column. `kept`: cells
+    that stay as they are. Raises DataError for a column whose numbers can be read in two ways.
     """
-    judged = [name for name in names if name not in categories]
-    cells = {name: [cell for cell in table.column(name) if cell and cell not in kept] for name in judged}
-    styles = {name: _style(Counter(column)) for name, column in cells.items()}
+    counts = {name: Counter(table.column(name).tolist()) for name in names}
+    cells = {name: Counter({c: n for c, n in each.items() if c and c not in kept}) for name, each in counts.items()}
+    styles = {name: _style(column) for name, column in cells.items()}
     found = {style.known for style in styles.values() if style}
     said: dict[str, list[str]] = {}
     for name, style in styles.items():
@@ -98,15 +109,15 @@ def normalized(
         if style is None:
             continue
         mark = _mark(table, name, style, found) if decimal is None else _told(table, name, style, decimal)
-        first = next((cell for cell in cells[name] if plain(cell, mark) not in (None, cell)), None)
+        new = {cell: way for cell, ways in style.ways.items() if (way := ways[mark == ","]) not in (None, cell)}
+        first = next(iter(new), None)
         if first is None:
             continue
         column = table.column(name)
         row = int(np.argmax(column == first))
         how = _NAMES[mark] if mark in first and mark == "," else "grouped thousands"
-        said.setdefault(how, []).append(f"{name!r} (line {table.lines[row]}: {first!r} is {plain(first, mark)})")
-        numbers = [cell if cell in kept else plain(cell, mark) or cell for cell in column]
-        table = table.with_column(name, np.array(numbers, object))
+        said.setdefault(how, []).append(f"{name!r} (line {table.lines[row]}: {first!r} is {new[first]})")
+        table = table.with_column(name, np.array([new.get(cell, cell) for cell in column], object))
     notes = [f"numbers with {'a ' * (how == _NAMES[',']) + how}: {', '.join(places)}" for how, places in said.items()]
     return table._replace(notes=(*table.notes, *notes))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from p2pfl.data.columns import MOST_VALUES, exact, indices, numbers, text
 from p2pfl.data.dataset import RISK, as_float32
-from p2pfl.data.table import Table, is_number
+from p2pfl.data.table import Table, is_number, same
 from p2pfl.errors import DataError
 
 Answers = tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]
@@ -58,14 +58,14 @@ def _binary(table: Table, name: str) -> np.ndarray:
     cells = table.column(name)
     if np.isin(cells, ("true", "false")).all():
         return (cells == "true").astype(np.float64)
-    values = _filled(table, name)
-    known = np.isin(values, (0, 1))
+    known = np.array([same(cell) in (0, 1) for cell in cells])
     if not known.all():
         row = int(np.argmin(known))
         raise DataError(
-            f"{table.where}: line {table.lines[row]}: {name} is {table.column(name)[row]!r}; it must be 0 or 1"
+            f"{table.where}: line {table.lines[row]}: {name} is {cells[row]!r}; it must be 0 or 1, or true or false. "
+            f'Derive it, as in [data.derive] {name} = {{ any_of = {{ "COLUMN" = ["VALUE"] }} }}'
         )
-    return values
+    return cells.astype(np.float64)
 
 
 def _classes(

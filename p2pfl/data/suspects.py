@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Container, Sequence
 
 import numpy as np
@@ -33,12 +34,13 @@ def refuse_suspects(table: Table, features: Sequence[str], categories: Container
         cells = [cell for cell in table.column(name) if cell]
         if name in categories or not cells:
             continue
-        dates = [cell for cell in cells if is_date(cell)]
-        if 2 * len(dates) > len(cells):
+        counts = Counter(cells)
+        dates = [cell for cell in counts if is_date(cell)]
+        if 2 * sum(counts[cell] for cell in dates) > len(cells):
             line = table.lines[int(np.argmax(table.column(name) == dates[0]))]
             raise DataError(
-                f"{table.where}: column {name!r}: line {line} holds {dates[0]!r}, a date, from which nothing is "
-                "learned as it is. Derive what it tells, as in [data.derive] age = "
+                f"{table.where}: column {name!r}: line {line} holds {dates[0]!r}, a date or time, from which nothing "
+                "is learned as it is. Derive what it tells, as in [data.derive] age = "
                 f'{{ years_from = "{name}", to = "OTHER DATE" }}, or use drop = ["{name}"]'
             )
         if name in named:
