@@ -9,16 +9,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
+from p2pfl.config import experiment as config
 from p2pfl.config.data import CsvData
 from p2pfl.data import dictionary
 from p2pfl.data.dataset import Column, ImageFacts
 from p2pfl.data.dictionary import Dictionary
 from p2pfl.data.far_off import far_off
 from p2pfl.errors import DataError, Exit
-from p2pfl.federation import datasets
+from p2pfl.federation import datasets, federation, tasks
+from p2pfl.methods import statistics
 
 P2PFL = [sys.executable, "-m", "p2pfl"]
 TWO = 'kind = "classes"\nclasses = ["a", "b"]\n'
@@ -268,3 +271,28 @@ def test_a_unit_error_in_a_file_of_several_sites_is_said(tmp_path: Path) -> None
     (tmp_path / "all.csv").write_text("\n".join(text) + "\n")
     notes = [note for note in rows(tmp_path / "all.csv", site="site").notes if "unit" in note]
     assert len(notes) == 1 and notes[0].startswith("column 'size': mean 1") and "at site 'c'" in notes[0]
+
+
+def test_a_unit_error_shows_in_the_gossiped_moments(tmp_path: Path) -> None:
+    """Each of three hospitals knows its own rows alone. Those without the error see it: the spread over all is wide."""
+    (tmp_path / "experiment.toml").write_text(
+        'name = "three"\nrounds = 60\n[data]\nsource = "csv"\nlabel = "outcome"\nstandardize = "none"\ndrop = ["sex"]\n'
+        '[statistics]\nnormalize = true\n[model]\nname = "logistic"\n[topology]\ngraph = "ring"\nnodes = 3\n'
+        '[training]\noptimizer = { name = "sgd", learning_rate = 0.1 }\n[algorithm]\nname = "dsgd"\n'
+    )
+    wanted = config.load(tmp_path / "experiment.toml")
+    built = []
+    for node, by in enumerate((1, 1, 10)):
+        own = CsvData(source="csv", path=str(write(tmp_path / f"{node}.csv", by=by)), label="outcome", drop=("sex",))
+        built.append(federation.build_own(wanted, node, dataclasses.replace(own, standardize="none")))
+    sums = [jax.tree.map(lambda part, i=i: part[i], each.sites["sums"]) for i, each in enumerate(built)]
+    found = statistics.estimated(jax.tree.map(lambda *parts: sum(parts), *sums))
+    lines = []
+    for node, each in enumerate(built):
+        learned = tasks.task(each, node).learned
+        assert learned is not None and learned({"statistics": {"known": 0, **found}}) is None
+        lines.append(learned({"statistics": {"known": 1, **found}}))
+    assert [len(each or ()) for each in lines] == [1, 1, 0]
+    assert all(
+        each and each[0].startswith("column 'size': mean 1") and each[0].endswith("another unit?") for each in lines[:2]
+    )

@@ -12,6 +12,29 @@ for mm is a factor of 10; hospitals whose patients differ are rarely one standar
 site where all rows have one value, as where 0 stands for what was not measured."""
 
 
+def beside_all(
+    mean: np.ndarray, sd: np.ndarray, all_mean: np.ndarray, all_sd: np.ndarray, columns: Sequence[str]
+) -> tuple[str, ...]:
+    """Say which columns of one site are far from those of all sites together, it among them.
+
+    Where one of them has another unit, the spread over all is far wider than that of a site without: so those say it.
+
+    Args:
+        mean, sd: [F], of the site's training rows.
+        all_mean, all_sd: [F], of all training rows.
+        columns: F names.
+
+    >>> beside_all(np.array([17.0]), np.array([3.0]), np.array([55.2]), np.array([66.6]), ["size"])
+    ("column 'size': mean 17 (sd 3) here, 55.2 (sd 66.6) over all sites: does one have another unit?",)
+    """
+    wider = (sd > 0) & (all_sd > _WIDER * sd) & (np.abs(all_mean - mean) > _CONSTANT * sd)
+    return tuple(
+        f"column {columns[f]!r}: mean {mean[f]:.4g} (sd {sd[f]:.4g}) here, {all_mean[f]:.4g} (sd {all_sd[f]:.4g}) over "
+        "all sites: does one have another unit?"
+        for f in map(int, np.flatnonzero(wider | (np.abs(all_mean - mean) > _APART * np.maximum(sd, all_sd))))
+    )
+
+
 def far_off(mean: np.ndarray, sd: np.ndarray, columns: Sequence[str], sites: Sequence[str]) -> tuple[str, ...]:
     """Say which columns are far off at which sites, before any scaling.
 

@@ -9,13 +9,16 @@ import numpy as np
 
 from p2pfl import churn
 from p2pfl.data import dictionary
+from p2pfl.data.far_off import beside_all
 from p2pfl.federation.epochs import Epoch
 from p2pfl.federation.federation import Federation
 from p2pfl.learning import batching
 from p2pfl.learning.batching import eval_set
 from p2pfl.learning.targets import TARGETS
+from p2pfl.methods import statistics
 from p2pfl.node.program import compile
 from p2pfl.node.task import Task, node_schedule
+from p2pfl.types import Tree
 
 
 def tasks(federation: Federation) -> list[Task]:
@@ -62,5 +65,28 @@ def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoc
         events=federation.churn,
         score=TARGETS[dataset.kind].key,
         meaning=dictionary.to_json(meaning),
+        learned=None if federation.pooled else _beside_all(federation, node),
         compare=lambda theirs: dictionary.differences(dictionary.from_json(theirs), meaning),
     )
+
+
+def _beside_all(federation: Federation, node: int) -> Callable[[Tree], Sequence[str] | None] | None:
+    """How a node that brings its own rows finds out that a column of them is far from those of all others."""
+    features = federation.dataset.features
+    sums = federation.sites.get("sums", {}) if isinstance(federation.sites, dict) else {}
+    if "moments" not in sums or not features:
+        return None
+    mine = jax.tree.map(lambda part: np.asarray(part[node]), sums["moments"])
+    own = statistics.estimated({"moments": mine})["moments"]
+
+    def learned(params: Tree) -> Sequence[str] | None:
+        found = params["statistics"]
+        if not found["known"]:
+            return None
+        of_all = found["moments"]
+        mean, sd, all_mean, all_sd = (
+            np.asarray(part, np.float64) for part in (own["mean"], own["sd"], of_all["mean"], of_all["sd"])
+        )
+        return beside_all(mean, sd, all_mean, all_sd, features)
+
+    return learned

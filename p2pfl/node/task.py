@@ -105,6 +105,7 @@ class Task(NamedTuple):
     score: str = "accuracy"  # what a model is scored by: a key of p2pfl.learning.targets
     meaning: str = ""  # what the rows mean, in one line: the dictionary of the data
     compare: Callable[[str], Sequence[str]] = lambda theirs: ()  # with another's: what differs, in words; or ValueError
+    learned: Callable[[Tree], Sequence[str] | None] | None = None  # of its rows beside all, in words; None: not yet
 
     def at(self, members: tuple[int, ...]) -> Task:
         """Return the same task in the epoch of these members, this node among them. Slots never become fewer."""

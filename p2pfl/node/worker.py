@@ -76,6 +76,7 @@ class Worker:
         self.score: float | None = None  # of the node's model after the latest round that was evaluated
         self._kept_sketches: Sequence[Any] | None = None  # the fields of records.Sketches, at that round
         self._began = host.now()
+        self._learned = False  # what the statistics of all data say of this node's own
         self._saved = 0  # the last round that a checkpoint was made after
         self._bytes = (0, 0)
 
@@ -174,6 +175,7 @@ class Worker:
             self.replica.mix(round, group)
             self._trace.write(self.replica.traced(round, group, trained))
             trained = False
+        self._learn(round)
         self.replica.evaluate(round)
         now, (sent, received) = self._host.now(), self._host.traffic()
         cost = Cost(
@@ -190,6 +192,16 @@ class Worker:
         self._began, self._bytes = now, (sent, received)
         if self._host.every and (round % self._host.every == 0 or effect.next is None):
             self.checkpoint()
+
+    def _learn(self, round: int) -> None:
+        """Say what the statistics of all data say of this node's own rows, as soon as they are known."""
+        learned = self.task.learned
+        if learned is None or self._learned:
+            return
+        lines = learned(self.task.program.params(self.replica.state))
+        self._learned = lines is not None
+        for line in lines or ():
+            self._host.say(f"round {round}: {line}")
 
     def _booked(self, booking: Booking) -> Booked:
         mine: Side[Outgoing] | None = booking.mine
