@@ -6,6 +6,7 @@ Its exit codes: `Exit`.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -31,6 +32,7 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
+        _streams()
         try:
             with _signals():
                 return super().invoke(ctx)
@@ -38,6 +40,28 @@ class _Commands(click.Group):
             number = stopping(error)
             click.echo(f"ended by {number.name}", err=True)
             sys.exit(Exit(128 + number))
+
+
+def _streams() -> None:
+    """Make do with whatever console there is.
+
+    A standard stream that is closed becomes the null device: else the next socket would take its number, and be written
+    to by every process that is started. What a console can't show it shows as an escape: no run fails for a dash.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            os.dup2(opened, number)
+            os.set_inheritable(number, True)
+            if opened != number:
+                os.close(opened)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:  # it was closed when Python started
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager
@@ -136,10 +160,11 @@ def node(file: Path, out: Path | None, hold: bool, resume: bool, returns: int | 
         from p2pfl.runs import node as one
 
         ended = one.run(file, out, hold, resume, lambda text: click.echo(text), returns)
-    if ended.error:
-        raise _Failure(ended.error, Exit.FAILED)
-    if ended.stopped_by and ended.left:
-        sys.exit(Exit(128 + signal.Signals[ended.stopped_by]))
+    if ended.result.error:
+        raise _Failure(ended.result.error, Exit.FAILED)
+    if hold and ended.verdict.code == Exit.NOT_WHOLE:  # whoever has started it judges all nodes together
+        return
+    _judge(ended.verdict)
 
 
 class _Seconds(click.ParamType):

@@ -147,6 +147,15 @@ def federation_of(table: dict[str, Any]) -> Federation:
     return federation.build(experiment.parse(table, "test.toml", Experiment))
 
 
+def spoilt(federation: Federation, node: int = 1) -> Federation:
+    """A federation of quadratics of which one node's curvature is so large that its numbers are soon not finite."""
+    dataset = federation.data.dataset
+    x = np.array(dataset.train.x)
+    x[federation.partition.train[node]] *= 1e200
+    data = federation.data._replace(dataset=dataset._replace(train=dataset.train._replace(x=x)))
+    return federation._replace(data=data)
+
+
 def flat(model: Tree) -> np.ndarray:
     return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(model)])
 

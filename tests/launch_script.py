@@ -23,6 +23,7 @@ def node(arguments: list[str]) -> int:
     lifeline = Lifeline()
     if what == "fails at once":
         raise ValueError("no luck\nat all")
+    print("Köln 中", flush=True)
     print(READY, flush=True)
     if what == "frozen":
         os.kill(os.getpid(), signal.SIGSTOP)

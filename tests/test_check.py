@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -14,11 +15,13 @@ from small import Case, write
 
 from p2pfl.cli import main
 from p2pfl.config import experiment
+from p2pfl.data import Dataset
+from p2pfl.data.builtin import digits
 from p2pfl.errors import Exit
 from p2pfl.federation.federation import build, precision
 from p2pfl.node import records
 from p2pfl.reporting.run_data import Summary
-from p2pfl.runs import about
+from p2pfl.runs import about, divergence
 from p2pfl.runs.run import run
 from p2pfl.runs.verdict import verdict
 
@@ -95,6 +98,15 @@ def test_records_that_are_missing_are_named_and_the_rest_is_balanced(there: list
     assert result.stderr == "not whole: the records of node 3 are missing\n"
     table = books(*there[:3], there[4])
     assert table["missing"] == [3] and table["residue"] == 0 and table["mean_residual"] < 1e-6
+
+
+def test_a_node_that_has_mixed_with_nobody_is_named(there: list[Path]) -> None:
+    rows = records.read(there[2] / "metrics.jsonl")
+    lonely = [json.dumps({**row, "arrived": [], "age": []}) + "\n" for row in rows]
+    (there[2] / "metrics.jsonl").write_text("".join(lonely))
+    assert "node 2 has trained 8 rounds alone: it has mixed with nobody" in books(*there)["incomplete"]
+    (there[2] / "metrics.jsonl").write_text("".join([json.dumps(rows[0]) + "\n", *lonely[1:]]))
+    assert books(*there)["incomplete"] == []
 
 
 def test_a_node_that_left_no_result_is_a_loss_and_one_that_failed_too(there: list[Path]) -> None:
@@ -183,6 +195,14 @@ def test_directories_that_are_no_federation_are_refused(
         ({"lost": (1,), "lost_unplanned": {"1": "was killed"}}, 3, ("node 1 was killed",)),
         ({"lost": (0, 1, 2)}, 3, ("no node ended in good order",)),
         ({"incomplete": ("x",)}, 3, ("x",)),
+        (
+            {"diverged": {"2": 3, "1": 5, "0": 3}},
+            3,
+            (
+                "training has diverged: node 0, 2 from round 3 on; node 1 from round 5 on. The loss is not finite, or "
+                "above that of an untrained model; lower the learning rate, or look at the rows of node 0",
+            ),
+        ),
         ({"interrupted": True}, 130, ("ended by SIGINT",)),
         ({"interrupted": True, "stopped_by": "SIGTERM"}, 143, ("ended by SIGTERM",)),
         (
@@ -197,3 +217,75 @@ def test_the_verdict(given: dict[str, Any], code: int, reasons: tuple[str, ...])
     assert verdict(summary) == (code, reasons)
     again = Summary.of({**summary.as_dict(), "incomplete": list(reasons)})
     assert verdict(again) == (code, reasons)  # as it stands in summary.json
+
+
+# --- a run that diverges
+
+
+def spoilt() -> Dataset:
+    """Digits, of which one row of one node holds a value whose square no float32 can hold."""
+    whole = digits()
+    x = whole.train.x.copy()
+    x[1, 20] = 3e38
+    return whole._replace(train=whole.train._replace(x=x))
+
+
+def digits_file(folder: Path, rate: float, source: str = "digits") -> Path:
+    file = folder / "experiment.toml"
+    file.write_text(
+        f"""name = "digits"\nrounds = 4\nbaselines = false
+[data]\nsource = "{source}"\n[model]\nname = "mlp"\n[algorithm]\nname = "dsgd"
+[training]\noptimizer = {{ name = "sgd", learning_rate = {rate} }}\nlocal_steps = 20
+[topology]\ngraph = "ring"\nnodes = 6\n"""
+    )
+    return file
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [*map(str, arguments)])
+
+
+def strict(text: str) -> dict[str, Any]:
+    """JSON in which there is no NaN."""
+    return dict(json.loads(text, parse_constant=lambda name: pytest.fail(name)))
+
+
+@pytest.mark.parametrize("driver", ["simulate", "virtual"])
+def test_one_node_diverges_and_the_others_do_not(tmp_path: Path, driver: str, optimised: None) -> None:
+    file, out = digits_file(tmp_path, 0.1, f"{__name__}:spoilt"), tmp_path / "run"
+    result = command("run", file, "--driver", driver, "--out", out)
+    assert result.exit_code == Exit.NOT_WHOLE
+    assert "not whole: training has diverged: node 3 from round 1 on. The loss is not finite" in result.stderr
+    summary = strict((out / "summary.json").read_text())
+    assert summary["diverged"] == {"3": 1} and summary["mean_residual"] < 1e-6 and summary["consensus_distance"] is None
+    assert "training has diverged: node 3" in (out / "report.html").read_text()
+    rows = [strict(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert {row["node"] for row in rows if row["train_loss"] is None} == {3}
+    assert all(row["accuracy_after_mixing"] > 0.6 for row in rows if row["round"] == 4 and row["node"] != 3)
+    assert not any(3 in row["arrived"] for row in rows)
+    assert all(strict(line) for line in (out / "rounds.jsonl").read_text().splitlines())
+    if driver == "virtual":
+        assert "node 3 has diverged: its training loss is not finite (round 1)" in result.stdout
+        checked = call(out)
+        assert checked.exit_code == Exit.NOT_WHOLE and "training has diverged: node 3 from round 1 on" in checked.stderr
+
+
+def test_a_run_whose_models_are_worse_than_untrained_ones_has_diverged(tmp_path: Path, optimised: None) -> None:
+    """All numbers are finite."""
+    summary = run(experiment.load(digits_file(tmp_path, 1e6), ["driver.kind=simulate"]), tmp_path / "run")
+    assert summary.diverged == dict.fromkeys("012345", 1) and verdict(summary).code == Exit.NOT_WHOLE
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert all(strict(line)["train_loss"] is not None for line in metrics.splitlines())
+
+
+def test_one_node_whose_model_is_worse_than_untrained_is_a_warning(tmp_path: Path) -> None:
+    federation = build(experiment.load(digits_file(tmp_path, 0.1), ["driver.kind=simulate"]))
+    model = federation.learner.init(jax.random.key(0))
+    models = {1: model, 2: jax.tree.map(lambda leaf: 50 * leaf, model)}
+    rows = [{"node": 2, "round": round, "train_loss": loss} for round, loss in ((1, 2.2), (2, 3.0), (3, 4.0))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    worse = divergence.judge(federation, models, {1: 4.0, 2: 4.0}, tmp_path)
+    assert worse.keys() == {2} and worse[2].since == 2 and worse[2].loss > worse[2].untrained
+    assert divergence.judge(federation, models, {1: 0.5, 2: 2.2}, tmp_path) == {}  # its training loss is no suspect
+    (line,) = divergence.notes(worse)
+    assert line.startswith("node 2: its model fits its own training rows worse than an untrained one (loss ")

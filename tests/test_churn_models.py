@@ -210,7 +210,7 @@ def test_an_adversary_finds_hub_cut_vertex_and_holder() -> None:
 
 def trace(folder: Path, table: Any) -> str:
     path = folder / "trace.json"
-    path.write_text(table if isinstance(table, str) else json.dumps(table))
+    path.write_text(table if isinstance(table, str) else json.dumps(table), "utf-8-sig")  # as Windows writes it
     return str(path)
 
 

@@ -6,7 +6,10 @@ import json
 import os
 import re
 import signal
+import socket
+import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,13 @@ from rich.console import Console
 from p2pfl import tree
 from p2pfl.cli import main
 from p2pfl.config import experiment
-from p2pfl.drivers.live import launcher, sidecar
+from p2pfl.drivers.live import launcher, ports, sidecar
 from p2pfl.errors import ConfigError, Exit, LocalError
 from p2pfl.federation import federation as build
+from p2pfl.node.result import NodeResult
 from p2pfl.reporting import terminal
 from p2pfl.reporting.run_data import Summary
+from p2pfl.runs import node as one
 from p2pfl.runs.run import run as run_experiment
 
 TINY = """
@@ -212,6 +217,9 @@ def test_mistakes_of_a_node_file(place: Path, monkeypatch: pytest.MonkeyPatch) -
             return
 
     monkeypatch.setattr(sidecar, "start", NoSidecar)
+    monkeypatch.setattr(ports, "_RELEASE", 0.1)
+    held = socket.create_server(("127.0.0.1", 0))  # the port of the membership: seen before anything is compiled
+    taken = held.getsockname()[1]
     text = 'experiment = "exp.toml"\nnode = 1\nlisten = "tcp://127.0.0.1:5555"\npeers = ["tcp://127.0.0.1:5557"]\n'
     for changed, said in (
         (text.replace("exp.toml", "no.toml"), "node.toml: experiment='no.toml': no such file; looked for it beside"),
@@ -223,6 +231,18 @@ def test_mistakes_of_a_node_file(place: Path, monkeypatch: pytest.MonkeyPatch) -
             text.replace(":5555", ":65535"),
             "node.toml: listen='tcp://127.0.0.1:65535': the port must be from 1 to 65534",
         ),
+        (
+            text.replace("tcp://127.0.0.1:5555", "tcp://[::]:5555"),
+            "node.toml: listen='tcp://[::]:5555': stands for all addresses",
+        ),
+        (
+            text.replace("tcp://127.0.0.1:5557", "tcp://[::1.2]:5557"),
+            "node.toml: peers='tcp://[::1.2]:5557': no IPv6 address stands in the brackets",
+        ),
+        (
+            text.replace("127.0.0.1:5555", f"127.0.0.1:{taken - 1}"),
+            f"listen='tcp://127.0.0.1:{taken}': can't listen there: Address already in use. Free the port",
+        ),
         (text.replace("node = 1", "node = 3"), "node.toml: node=3: the topology has nodes 0 to 2"),
         (text + '[data]\nsource = "digit"\n', "data.source='digit': did you mean 'digits'?"),
         (
@@ -233,6 +253,7 @@ def test_mistakes_of_a_node_file(place: Path, monkeypatch: pytest.MonkeyPatch) -
         (place / "node.toml").write_text(changed)
         result = call("node", "node.toml")
         assert result.exit_code == 1 and said in result.stderr and "Traceback" not in result.output
+    held.close()
     assert {path.name for path in place.iterdir()} == {"exp.toml", "node.toml"}
 
 
@@ -270,6 +291,31 @@ def test_a_run_leaves_what_it_promises(place: Path) -> None:
         model = safetensors.numpy.load_file(out / "nodes" / str(node) / "model.safetensors")
         assert {name: leaf.shape for name, leaf in model.items()} == {k: v.shape for k, v in wanted.items()}
         assert all(np.isfinite(leaf).all() for leaf in model.values())
+
+
+STREAMS = """
+import os, socket, sys
+from p2pfl.cli import _streams
+_streams()
+print("Köln 中")
+print("Köln 中", file=sys.stderr, flush=True)
+sys.stdout.flush()
+assert min(each.fileno() for each in socket.socketpair()) > 2, "what is started would write to it"
+assert all(os.get_inheritable(number) for number in range(3))
+"""
+
+
+@pytest.mark.parametrize("console", ["<&- >&- 2>&-", ">&-", "2>&-", "<&-", ""])
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_any_console_will_do(console: str, encoding: str) -> None:
+    """One that is closed, and one that can't show what is said."""
+    words = f'exec "{sys.executable}" -c "$0" {console}'
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    ended = subprocess.run(["sh", "-c", words, STREAMS], env=env, capture_output=True, timeout=60)
+    shown = "Köln 中\n" if encoding == "utf-8" else "K\\xf6ln \\u4e2d\n"
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.decode(encoding) == ("" if ">&-" in console.replace("2>&-", "") else shown)
+    assert ended.stderr.decode(encoding) == ("" if "2>&-" in console else shown)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -318,6 +364,36 @@ def test_a_run_that_is_not_whole_says_why_in_a_line(monkeypatch: pytest.MonkeyPa
         result = call("run", "exp.toml", "--out", "out", *arguments)
         assert result.exit_code == Exit.NOT_WHOLE
         assert result.stderr == "not whole: node 1 was killed (SIGKILL)\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "link", "code", "said"),
+    [
+        ({}, "exchange", Exit.DONE, ""),
+        ({"booked": 0}, "exchange", Exit.NOT_WHOLE, "trained 5 rounds alone: it has mixed with nobody"),
+        (
+            {"booked": 0, "unreached": ("tcp://a:1 (refused)",)}, "push", Exit.NOT_WHOLE,
+            "trained 5 rounds alone: it has mixed with nobody; not reached: tcp://a:1 (refused)",
+        ),
+        ({"booked": 0}, "none", Exit.DONE, ""),  # an algorithm by which every node learns alone
+        ({"booked": 0, "trained": 0}, "exchange", Exit.DONE, ""),  # it came back from after the last round
+        (
+            {"booked": 0, "trained": 0, "untrained": True, "stopped_by": "SIGTERM", "left": True}, "exchange",
+            Exit.TERMINATED, "nothing was trained: the model is as it was drawn",
+        ),
+        ({"stopped_by": "SIGHUP", "left": True}, "exchange", Exit.HANGUP, ""),
+        ({"stopped_by": "SIGHUP"}, "exchange", Exit.DONE, ""),  # after its last round
+    ],
+)  # fmt: skip
+def test_a_node_that_was_alone_says_so_with_its_code(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], link: str, code: Exit, said: str
+) -> None:
+    """Whatever it has done is no result of the federation."""
+    ended = NodeResult(0, 1, 5, 10, 0, {}, False, "", trained=5)._replace(**changes)
+    task = types.SimpleNamespace(neighbors=(1,), link=link)
+    monkeypatch.setattr("p2pfl.runs.node.run", lambda *given: one.NodeRun(ended, one.judged(ended, task)))
+    result = call("node", "node.toml")
+    assert result.exit_code == code and result.stderr == (f"not whole: {said}\n" if said else "")
 
 
 def test_every_exit_code_is_documented() -> None:

@@ -328,6 +328,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "def arrays(n=12): return np.zeros((n, 2), np.uint8), np.arange(n) % 2, np.ones((4, 2)), np.eye(4, 1) == 0\n"
         "def dataset(): return BUILTIN['digits']()\n"
         "def nan(): return np.full((4, 2), np.nan), np.arange(4) % 2, np.ones((4, 2)), np.arange(4) % 2\n"
+        "def bright(): return 255 * np.ones((4, 2, 2)), [0, 1, 0, 1], np.ones((4, 2, 2)), [0, 1, 0, 1]\n"
         "def three(): return 1, 2, 3\n"
         "def nothing(): pass\n"
         "def fails(): raise KeyError('hospital')\n"
@@ -350,6 +351,7 @@ def test_python_arrays_and_dataset(module: str) -> None:
         found.train.x.shape == (20, 2) and found.train.x.dtype == np.float32 and found.test.y.tolist() == [0, 1, 1, 1]
     )
     assert same(python(f"{module}:dataset"), data.BUILTIN["digits"]())
+    assert "bright': images are far from 0..1" in python(f"{module}:bright").notes[0]
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,8 @@ def covid19_radiography(root: Path) -> None:
     for name in ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia"):
         for i in range(1, 6):
             picture(root, f"{name}/images/{name}-{i}.png")
-            white = np.zeros((32, 32), np.uint8)
-            white[8:20, 8:20] = 255
+            white = np.zeros((20, 18), np.uint8)
+            white[5:12, 5:11] = 255
             picture(root, f"{name}/masks/{name}-{i}.png", white)
 
 

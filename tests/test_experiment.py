@@ -569,6 +569,13 @@ def test_no_such_file_and_a_directory(file: Path, tmp_path: Path, monkeypatch: p
         ("tcp://0.0.0.0:5555", "0.0.0.0:5555", "listen='0.0.0.0:5555': must be written tcp://HOST:PORT"),
         ("tcp://0.0.0.0:5555", "tcp://0.0.0.0", "listen='tcp://0.0.0.0': must be written tcp://HOST:PORT"),
         ("tcp://10.0.0.1:5555", "http://10.0.0.1:5555", "peers[0]='http://10.0.0.1:5555': must be written tcp://"),
+        (
+            "tcp://0.0.0.0:5555",
+            "tcp://::1:5555",
+            "listen='tcp://::1:5555': must be written tcp://HOST:PORT, as in tcp://1",
+        ),
+        ("tcp://10.0.0.1:5555", "tcp://[::1]", "peers[0]='tcp://[::1]': must be written tcp://HOST:PORT"),
+        ("tcp://10.0.0.9:5555", "tcp://köln:5555", "address='tcp://köln:5555': must be written tcp://HOST:PORT"),
         ("peers", "data = {sorce = 'csv'}\npeers", "data.sorce='csv': no such field; did you mean 'source'?"),
         ("peers = [", "peers = [3, ", "peers[0]=3: must be text"),
     ],

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import signal
 import socket
 import struct
@@ -446,6 +447,69 @@ def test_a_run_that_nobody_lives_to_the_end_of_says_so(begin: Start) -> None:
     summary = run.end(code=Exit.NOT_WHOLE)
     assert summary["incomplete"][0] == "no node ended in good order" and summary["lost"] == [0, 1]
     assert len(summary["incomplete"]) == 3
+
+
+@pytest.mark.parametrize("console", [">&-", "<&- >&- 2>&-", "| cat"])
+def test_a_run_without_a_console_that_shows_everything_is_whole(tmp_path: Path, console: str) -> None:
+    file = tmp_path / "experiment.toml"
+    file.write_text(FILE.format(nodes=2, rounds=3, algorithm="dsgd", more="", model=LOGISTIC))
+    words = f'"$0" -m p2pfl run "{file}" --out "{tmp_path}/run" {console}'
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    subprocess.run(["sh", "-c", words, sys.executable], env=env, timeout=120, check=True, capture_output=True)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["incomplete"] == []
+
+
+def test_nodes_that_meet_nobody_say_why_and_give_no_result(tmp_path: Path) -> None:
+    """One trains alone to its end; the other waits until it is asked to stop, and has trained nothing."""
+    files = by_hand(tmp_path, 5)
+    experiment = (tmp_path / "experiment.toml").read_text()
+    alone = experiment.replace('preset = "lan"', 'preset = "local"\nalone = "train"')
+    (tmp_path / "alone.toml").write_text(alone)
+    with reserved(2) as (first, second):
+        for file, port, federation in zip(files, (first, second), ("alone.toml", "experiment.toml"), strict=True):
+            text = re.sub(r"peers = .*", f'peers = ["tcp://127.0.0.1:{port}"]', file.read_text())
+            file.write_text(text.replace("experiment.toml", federation))
+        processes = [
+            subprocess.Popen([*P2PFL, "node", str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for file in files
+        ]
+        try:
+            assert processes[1].stdout is not None
+            for line in processes[1].stdout:
+                if "refused" in line:
+                    break
+            assert (
+                f"no other node answers at tcp://127.0.0.1:{second} (refused: nothing listens at port {second + 1})"
+                in line
+            )
+            processes[1].send_signal(signal.SIGTERM)
+            (said, judged), (waited, stopped) = (process.communicate(timeout=60) for process in processes)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+    assert [process.returncode for process in processes] == [Exit.NOT_WHOLE, Exit.TERMINATED]
+    why = "not reached: tcp://127.0.0.1:{0} (refused: nothing listens at port {1})\n"
+    assert judged == "not whole: trained 5 rounds alone: it has mixed with nobody; " + why.format(first, first + 1)
+    assert "a model trained alone, on its own test rows: accuracy " in said
+    assert stopped == "not whole: nothing was trained: the model is as it was drawn; " + why.format(second, second + 1)
+    assert "accuracy" not in waited
+    assert not (tmp_path / "records1" / "assessment.json").exists()
+
+
+def test_a_node_that_was_killed_is_started_again_at_once(tmp_path: Path) -> None:
+    file = by_hand(tmp_path, 5)[0]
+    began: list[subprocess.Popen[str]] = []
+    try:
+        for _ in range(2):
+            began.append(subprocess.Popen([*P2PFL, "node", str(file)], stdout=subprocess.PIPE, text=True))
+            stream = began[-1].stdout
+            assert stream is not None and any("listening on" in line for line in stream)
+            began[-1].kill()  # and at once the next
+    finally:
+        for process in began:
+            process.kill()
+            process.communicate()
 
 
 class Gate:

@@ -190,6 +190,18 @@ def test_what_a_node_fails_with_stands_in_its_log_and_is_said_with_its_place(tmp
     assert sorted((event["node"], event["event"]) for event in story.launcher.events) == [(0, "crash"), (1, "crash")]
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16"])
+def test_a_log_is_utf_8_whatever_the_console_of_whoever_has_started_the_nodes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, encoding: str
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    with Story(tmp_path, "ends") as story:
+        story.go()
+        story.ends()
+        assert story.states() == ["finished"]
+    assert (tmp_path / "0" / "log.txt").read_text("utf-8").splitlines()[0] == "Köln 中"
+
+
 def test_a_node_that_fails_before_it_is_ready_ends_the_start(tmp_path: Path) -> None:
     with Story(tmp_path, "waits", "fails at once") as story, pytest.raises(LocalError) as told:
         story.go()

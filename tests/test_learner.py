@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable
@@ -15,11 +16,12 @@ import optax
 import pytest
 from flax import nnx
 
-from p2pfl import tree
+from p2pfl import algorithms, tree
 from p2pfl.errors import ConfigError
-from p2pfl.learning import models, optimizers
+from p2pfl.learning import models, optimizers, quadratic
 from p2pfl.learning.flax import from_flax
 from p2pfl.learning.local_steps import descend
+from p2pfl.methods import objectives, sharing
 from p2pfl.types import Learner, Tree
 
 FEATURES, CLASSES, BATCH = 4, 3, 6
@@ -135,6 +137,41 @@ def test_dropout_depends_on_the_key_and_is_off_in_evaluation(model: Any) -> None
     assert np.allclose(it.evaluate(params, data, jnp.ones(1))["loss"], np.log1p(np.exp(-2)), rtol=1e-6)
 
 
+class Odd(nnx.Module):
+    """A linear layer with something besides; or what fails, when it is called or (`late`) only in training."""
+
+    def __init__(self, rngs: nnx.Rngs, more: Any = None, fails: Callable[[jax.Array], Any] | None = None,
+                 late: bool = False) -> None:  # fmt: skip
+        self.dense, self.dropout = nnx.Linear(FEATURES, CLASSES, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+        self.more, self.fails, self.late = more, fails, late
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.fails is not None and not (self.late and self.dropout.deterministic):
+            x = x + self.fails(x)
+        return self.dense(x)
+
+
+def odd(**given: Any) -> Callable[[nnx.Rngs], Odd]:
+    return lambda rngs: Odd(rngs, **given)
+
+
+class Grows(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.dense, self.seen = nnx.Linear(FEATURES, CLASSES, rngs=rngs), nnx.Variable(jnp.zeros(2))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        self.seen = nnx.Variable(jnp.zeros(3))
+        return self.dense(x)
+
+
+class Constant(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x[:, :CLASSES]
+
+
 class TwoOutputs(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.dense = nnx.Linear(FEATURES, CLASSES, rngs=rngs)
@@ -157,6 +194,20 @@ class TwoOutputs(nnx.Module):
         (lambda rngs: 3, "returned no nnx.Module; must be a Linen module, or a function"),
         (lambda: 3, "takes 0 positional arguments .*; must be a Linen module, or a function"),
         (linen.Dense, "calling it with nnx.Rngs failed: .*; must be a Linen module, or a function"),
+        (Constant, "^model: has no parameters, so that there is nothing to learn"),
+        (odd(more=nnx.Param(jnp.ones(2, jnp.complex64))), "^model: parameter more is complex64; must be real"),
+        (odd(more=nnx.Param(jnp.ones(2, jnp.int32))), "^model: parameter more is int32, and has no gradient"),
+        (odd(more=nnx.Param(jnp.ones(2, bool))), "^model: parameter more is bool, and has no gradient"),
+        (odd(more=nnx.Variable(jnp.ones(2, bool))), "^model: variable more is bool; must be real floats"),
+        (odd(more=nnx.Variable(jnp.ones(2, jnp.complex64))), "^model: variable more is complex64; must be"),
+        (Grows, r"^model: variable seen is float32\[2\] before a step of training and float32\[3\] after it"),
+        (odd(fails=lambda x: 1 if x.sum() > 0 else 0), r"^model: does not .* jnp.where .*test_learner.py, line \d+\)$"),
+        (odd(fails=lambda x: np.sum(np.asarray(x))), r"^model: does not .*stay in jax.numpy \(.*, line \d+\)$"),
+        (odd(fails=lambda x: 1 if x.sum() > 0 else 0, late=True), r"inputs of shape \(4,\) in training: .* jnp.where"),
+        (
+            odd(fails=lambda x: {}["lost"], late=True),
+            r"^model: failed in training with KeyError: 'lost' \(.*, line \d+\)$",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_is_refused(model: Any, text: str) -> None:
@@ -188,27 +239,50 @@ def needs_only_a_learning_rate(function: Callable[..., Any]) -> bool:
 
 NAMES = sorted(
     name
-    for name, value in vars(optax).items()
-    if inspect.isfunction(value) and not name.startswith("_") and needs_only_a_learning_rate(value)
+    for name, value in {**vars(optax.contrib), **vars(optax)}.items()
+    if inspect.isfunction(value) and not name.startswith(("_", "scale_by_")) and needs_only_a_learning_rate(value)
 )
 
 
 def test_there_are_many_optimizers() -> None:
-    assert {"sgd", "adam", "adamw", "lion", "rmsprop", "adagrad", "lamb", "yogi"} <= set(NAMES)
+    assert {"sgd", "adam", "adamw", "lion", "rmsprop", "adagrad", "lamb", "yogi", "lbfgs"} <= set(NAMES)
+    assert {"muon", "prodigy", "schedule_free_sgd", "dowg", "momo", "sophia"} <= set(NAMES)  # of optax.contrib
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_optimizer_that_needs_only_a_learning_rate_builds(name: str, optax_promotes: None) -> None:
-    if name == "lbfgs":
-        with pytest.raises(ConfigError, match="'value_fn'"):
-            optimizers.optimizer(name, learning_rate=0.1)
-        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # optax's own: noisy_sgd wants a key, optimistic_adam has a successor
         made = optimizers.optimizer(name, learning_rate=0.1)
     params = {"w": jax.ShapeDtypeStruct((3, 2), np.float32), "b": jax.ShapeDtypeStruct((2,), np.float32)}
-    updates, _ = jax.eval_shape(made.update, params, jax.eval_shape(made.init, params), params)
-    assert tree.schema(updates) == tree.schema(params)
+    step = functools.partial(optimizers.updated, made, loss=jnp.zeros(()), loss_at=lambda p: (p["w"] ** 2).sum())
+    state = jax.eval_shape(made.init, params)
+    updates, after = jax.eval_shape(step, params, state, params)
+    assert tree.schema(updates) == tree.schema(params) and jax.tree.structure(after) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "shift"),
+    [("lbfgs", {}, 0.0), ("lbfgs", {}, 0.5), ("polyak_sgd", {"max_learning_rate": 0.5}, 0.0)],
+)
+def test_optimizers_that_ask_for_the_loss_get_it(name: str, arguments: dict[str, Any], shift: float) -> None:
+    """The minimum of sum a (x - b)^2 / 2 is b; a correction that adds c to the gradient moves it to b - c / a."""
+    a, b = jnp.asarray([1.0, 4.0, 0.5]), jnp.asarray([1.0, -1.0, 2.0])
+    it, optimizer = quadratic.learner(3), optimizers.optimizer(name, **arguments)
+    params = it.init(jax.random.key(0))
+    batches = {"x": jnp.broadcast_to(jnp.concatenate([a, b]), (60, 1, 6)), "y": jnp.zeros((60, 1))}
+    done = descend(it, optimizer, params, optimizer.init(params["trained"]), batches, jax.random.key(0),
+                   direct=lambda g: jax.tree.map(lambda leaf: leaf + shift, g) if shift else g)  # fmt: skip
+    np.testing.assert_allclose(done.params["trained"]["x"], b - shift / a, atol=2e-3)
+
+
+def test_who_has_no_loss_refuses_an_optimizer_that_asks_for_it() -> None:
+    with pytest.raises(ConfigError, match=r"^outer: its steps have gradients alone, .*'value_fn'.*such as sgd"):
+        algorithms.outer(quadratic.learner(2), optax.sgd(0.1), outer={"name": "lbfgs"})
+    with pytest.raises(ConfigError, match=r"^share: .* asks for the loss"):
+        sharing.keep(from_flax(Net, EXAMPLE, CLASSES), optax.lbfgs(), lambda path: "bias" not in path)
+    with pytest.raises(ConfigError, match=r"^objective ditto: .* asks for the loss"):
+        objectives.ditto(optax.lbfgs(), strength=0.1).learner(from_flax(Net, EXAMPLE, CLASSES))
 
 
 @pytest.mark.parametrize(
@@ -217,6 +291,9 @@ def test_every_optimizer_that_needs_only_a_learning_rate_builds(name: str, optax
         ("adm", {"learning_rate": 0.1}, "optimizer name='adm': did you mean 'adam'"),
         ("chain", {}, "optimizer name='chain': .*Valid: .*adam"),
         ("_deprecated_dpsgd", {}, "optimizer name='_deprecated_dpsgd'"),
+        ("sam", {}, "optimizer name='sam': is made of two other .* name = \"sharpness\""),
+        ("dpsgd", {"learning_rate": 0.1}, "optimizer name='dpsgd': needs the gradient of each row"),
+        ("scale_by_rprop", {"learning_rate": 0.1}, "did you mean 'rprop'"),
         ("sgd", {"learning_rat": 0.1}, "optimizer sgd: argument 'learning_rat': did you mean 'learning_rate'"),
         ("sgd", {"momentum": 0.9}, r"optimizer sgd\(momentum=0.9\): .*learning_rate"),
         ("sgd", {"learning_rate": 0.1, "momentum": "high"}, r"optimizer sgd\(learning_rate=0.1, momentum='high'\): "),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_drivers import tiny
 
-from p2pfl.drivers.live import memory
+from p2pfl.drivers.live import files, memory
 from p2pfl.drivers.live.memory import PRIVATE, SHARED, Needs, Watcher
 from p2pfl.errors import ConfigError
 from p2pfl.federation.federation import build
@@ -52,6 +52,40 @@ def test_what_does_not_fit_is_refused_and_what_would_is_said() -> None:
     assert '; 3 of them fit. Use fewer nodes, a smaller model, or driver.kind = "simulate"' in str(told.value)
     with pytest.raises(ConfigError, match="; 0 of them fit"):
         memory.fits(large, 1, SHARED)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "limit", "here", "said"),
+    [
+        (8, 30, True, "topology.nodes=8: p2pfl run needs 112 open files and sockets, and 30 are allowed here. "
+         "Raise the hard limit to 112 (ulimit -n"),
+        (8, 111, True, "p2pfl run needs 112"),
+        (8, 112, True, ""),
+        (200, 1024, True, "p2pfl run needs 1264"),
+        (8, 91, False, "topology.nodes=8: each node needs 92 open files and sockets, and 91 are allowed here"),
+        (8, 92, False, ""),
+        (1, 64, False, ""),
+    ],
+)  # fmt: skip
+def test_more_files_than_there_may_be_are_refused_with_figures(nodes: int, limit: int, here: bool, said: str) -> None:
+    if not said:
+        files.fits(nodes, limit, here)
+        return
+    with pytest.raises(ConfigError) as told:
+        files.fits(nodes, limit, here)
+    assert said in str(told.value) and ("simulate" in str(told.value)) == here
+
+
+@pytest.mark.parametrize(("soft", "hard", "after"), [(30, 30, 30), (30, 4000, 4000), (500, 1 << 20, 1 << 16)])
+def test_the_limit_of_files_is_raised_as_far_as_it_may(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, after: int
+) -> None:
+    limits = [(soft, hard)]
+    monkeypatch.setattr(files.resource, "getrlimit", lambda which: limits[-1])
+    monkeypatch.setattr(files.resource, "setrlimit", lambda which, given: limits.append(given))
+    assert files.raised() == after == limits[-1][0] and limits[-1][1] == hard
+    assert files.raised() == after  # once is enough
+    assert len(limits) == 1 + (after > soft)
 
 
 def test_an_experiment_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -257,7 +257,9 @@ def test_a_life_stays_where_it_is() -> None:
 
 def test_ids_from_outside_the_federation_are_not_heard_and_the_rest_of_a_letter_is() -> None:
     one = One(nodes=4)
-    effects = one.hear(account(2), account(9), account(3, SUSPECT, by=7), account(1 << 30), account(2, refutes=2))
+    effects = one.hear(
+        account(2), account(9), account(3, SUSPECT, by=7), account(1 << 30, address=address(9)), account(2, refutes=2)
+    )
     ((drop,), names) = of(effects, MemberDrop), [m.node for m in one.member.members]
     assert (drop.reason, names) == ("stranger", [0, 1, 2]) and one.held(2).refutes == 2
     assert drop.detail == "node 7 and 2 others, by node 1: there are nodes 0 to 3"
@@ -715,7 +717,8 @@ def test_what_does_not_fit_is_refused_with_a_reason(reason: str, change: dict[in
 
 @pytest.mark.parametrize("place, values", [
     (0, [-1, 1 << 31, "1", True]), (1, [-1, 1 << 63]), (2, [-1, 1 << 53]), (3, [4, -1, "alive"]),
-    (4, ["", "tcp://" + "a" * 200, "tcp://a b", "udp://a", b"tcp://a"]), (5, [-1]), (6, [-1, 1.0]),
+    (4, ["", "tcp://" + "a" * 200, "tcp://a b", "udp://a:1", b"tcp://a:1", "tcp://a", "tcp://a:65536", "tcp://::1:7",
+         "tcp://[::1:7", "tcp://[a.z]:7"]), (5, [-1]), (6, [-1, 1.0]),
     (7, [-1.0, math.nan, math.inf, 0, 1e10]), (8, [-2, 1 << 31]),
 ])  # fmt: skip
 def test_an_entry_that_does_not_fit_is_refused(place: int, values: list[Any]) -> None:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from federations import CASES, MECHANISMS, TABLE, at_once, federation_of, flat, looped
+from federations import CASES, MECHANISMS, TABLE, at_once, federation_of, flat, looped, spoilt
 
 import p2pfl
 from p2pfl import tree
@@ -102,6 +102,38 @@ def test_every_way_of_mixing_is_the_same(graph: str, devices: int, monkeypatch: 
     for way in ("inbox", "edges", "dense", *(["mean"] if graph == "complete" else [])):
         monkeypatch.setattr(autotune, "mixing", lambda *given, way=way: way)
         np.testing.assert_allclose(at_once(made, devices=devices, chunk=3), expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("case", "way", "devices"),
+    [
+        ("dsgd", "", 1), ("late", "", 1), ("push_sum", "", 4), ("complete", "mean", 4), ("complete", "dense", 1),
+        ("churn", "", 1),
+        *(
+            pytest.param(case, "", devices, marks=pytest.mark.more)
+            for case in ("dsgd", "gradient_tracking", "epidemic", "gossip_learning", "fedavg star", "renormalise",
+                         "loss, push", "base graph", "wraps", "complete", "late")
+            for devices in (1, 4)
+        ),
+    ],
+)  # fmt: skip
+def test_who_is_not_finite_is_refused_as_in_the_plain_loop(
+    case: str, way: str, devices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Node 1 alone diverges: its exchanges are void at both ends, are not counted, and move no mean."""
+    made = spoilt(federation(**{**CASES[case], "evaluation": {"every": 1}}))
+    told: list[simulation.Evaluated] = []
+    if way:
+        monkeypatch.setattr(autotune, "mixing", lambda *given: way)
+    models = at_once(made, devices=devices, progress=lambda round, evaluated: told.extend(evaluated))
+    np.testing.assert_allclose(models, looped(made), rtol=1e-10, atol=1e-12)
+    assert [i for i, model in enumerate(models) if not np.isfinite(model).all()] == [1]
+    outcome = simulated.simulate_federation(made, devices=devices)
+    assert np.flatnonzero(outcome.diverged).tolist() == [1] and outcome.diverged[1] == 1
+    assert outcome.booked == sum(int(one.arrived.sum()) for one in told) < outcome.planned
+    assert not any((one.neighbor[one.arrived] == 1).any() or one.arrived[1].any() for one in told) or case != "dsgd"
+    if made.algorithm.keeps_mean != "nothing" and case != "renormalise":
+        assert outcome.drift < 1e-14
 
 
 def test_what_is_cheapest_is_chosen() -> None:

@@ -7,7 +7,7 @@ import pytest
 from p2pfl.drivers.live.status_line import EVERY, LONG, SHOWN, SOONEST, Situation, StatusLine, directions, line
 
 AT = Situation(120, 400, 8, 8)
-A, B = "tcp://10.0.0.3:5700", "tcp://10.0.0.4:5700"
+A, B, C = "tcp://10.0.0.3:5700", "tcp://10.0.0.4:5700", "tcp://site-c.example.org:5700"
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,19 @@ A, B = "tcp://10.0.0.3:5700", "tcp://10.0.0.4:5700"
          f"round 0 of 400; 1 of 8 nodes there; no other node answers at {A}, {B}"),
         (AT._replace(round=0, there=1), "round 0 of 400; 1 of 8 nodes there; no other node answers at any address: "
          "peers is empty"),
+        (AT._replace(there=1, missing=(1,), peers=(A, B), address=C, why={A: "refused: nothing listens at port 5701"}),
+         f"round 120 of 400; 1 of 8 nodes there; no other node answers at {A} "
+         f"(refused: nothing listens at port 5701), {B}"),
+        (AT._replace(there=1, missing=(1,), peers=(A,), strange=(A, B), why={B: "can't be resolved: no such name"}),
+         f"round 120 of 400; 1 of 8 nodes there; no other node answers at {A}, {B} (can't be resolved: no such name)"),
+        (AT._replace(there=1, missing=(1,), peers=(A,), address=C, why={C: "can't be resolved: no such name"}),
+         f"round 120 of 400; 1 of 8 nodes there; no other node answers at {A}; "
+         f"nor is this node reached at its own address {C} (can't be resolved: no such name)"),
+        (AT._replace(there=7, missing=(1,), strange=(A, B), why={A: "refused: nothing listens at port 5701"}),
+         "round 120 of 400; 7 of 8 nodes there; not there: node 1; "
+         f"nobody at {A} (refused: nothing listens at port 5701)"),
+        (AT._replace(unreached=((3, A),), why={A: "refused: nothing listens at port 5700"}), "round 120 of 400; 8 of 8 "
+         f"nodes there; node 3 reaches us, we don't reach it at {A}: refused: nothing listens at port 5700"),
         (AT._replace(there=1, expected=1), "round 120 of 400; 1 of 1 nodes there"),
         (AT._replace(unreached=((3, A),)),
          f"round 120 of 400; 8 of 8 nodes there; node 3 reaches us, we don't reach it at {A}: firewall?"),
@@ -39,6 +52,7 @@ def test_the_line(now: Situation, said: str) -> None:
 def test_the_line_stays_a_line_however_many_there_are() -> None:
     crowd = tuple((node, A) for node in range(200))
     assert line(AT._replace(unreached=crowd, unheard=crowd)).count(A) == 2 * SHOWN
+    assert line(AT._replace(missing=(1,), strange=(A,) * 200, why={A: "refused"})).count(A) == SHOWN
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,29 @@ def test_a_graph_survives_every_kind_of_file(graph: nx.Graph, tmp_path: Path, wr
         assert edges(loaded) == edges(graph), path
 
 
+WEIGHTED = nx.Graph([(0, 1, {"weight": 0.3}), (1, 2, {"weight": 0.5})])
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("0,1,0.3\n1,2,0.5\n", "g.txt"), ("0, 1, 0.3\n1 , 2,0.5,km\n", "g.edgelist"), ("0;1;0,3\n1;2;0,5\n", "g.csv"),
+        ("Source,Target,Weight\n0,1,0.3\n1,2,0.5\n", "g.csv"), ("0 1 0,3\n1 2 0,5\n", "g.edges"),
+        ('from;to\n"0";"1";0,3\n1;2;{"weight": 0.5}\n', "g.csv"), ("edges = [[0, 1, 0.3], [1, 2, 0.5]]", "g.toml"),
+        (json.dumps(nx.node_link_data(WEIGHTED)), "g.json"), ("\n".join(nx.generate_graphml(WEIGHTED)), "g.graphml"),
+    ],
+)  # fmt: skip
+def test_files_from_windows_and_from_spreadsheets(text: str, name: str, write: Write) -> None:
+    """With the byte order mark and the ends of line of Windows; separators and decimal commas of a spreadsheet."""
+    loaded = topology.load(write(text.replace("\n", "\r\n").encode("utf-8-sig"), name))
+    assert edges(loaded) == {(0, 1), (1, 2)}
+    assert [loaded.edges[edge]["weight"] for edge in ((0, 1), (1, 2))] == [0.3, 0.5]
+
+
+def test_names_with_spaces_in_a_table_of_edges(write: Write) -> None:
+    assert edges(topology.load(write("Oslo North Hospital,Bergen\nBergen,St. Olav\n", "g.csv"))) == {(0, 1), (0, 2)}
+
+
 def test_integer_names_are_renumbered_in_ascending_order(write: Write) -> None:
     """As numbers, not as text: 2 comes before 10."""
     assert edges(topology.load(write("10 2\n2 1\n30 10\n", "g.txt"))) == {(0, 1), (1, 2), (2, 3)}
@@ -141,7 +164,8 @@ def test_a_toml_file_that_cannot_be(text: str | bytes, message: str, write: Writ
 @pytest.mark.parametrize(
     "text, name, message",
     [
-        ("0,1\n1,2\n", "g.txt", "line 1: '0,1' is no edge; write two node names and a space between"),
+        ("0,\n1,2\n", "g.txt", "line 1: '0,' is no edge; write two node names and a space or comma between"),
+        ("0 1\n", "g.csv", "line 1: '0 1' is no edge"),
         ("0 1\n# 2\n5\n", "g.edges", "line 3: '5' is no edge"),
         ("0 1\n1 1\n", "g.edgelist", "node '1' has an edge to itself"),
         ("oslo bergen\nseville seville\n", "g.txt", "node 'seville' has an edge to itself"),
@@ -149,7 +173,7 @@ def test_a_toml_file_that_cannot_be(text: str | bytes, message: str, write: Writ
         ("0 1\n2 3\n", "g.txt", "is in 2 pieces"),
         ("# nothing\n", "g.txt", "the graph has no nodes"),
         (b"\xff\xfe 1", "g.txt", "not an edge list: "),
-        ("0 1", "g.csv", "ending '.csv' is none of .toml, .graphml, .json, .txt, .edges, .edgelist"),
+        ("0 1", "g.tsv", "ending '.tsv' is none of .toml, .graphml, .json, .txt, .edges, .edgelist, .csv"),
         ("nonsense", "g.graphml", "not GraphML: "),
         ("<a/>", "g.graphml", "not GraphML: "),
     ],

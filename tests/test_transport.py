@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import zmq
 
-from p2pfl.drivers.live import clock, listener, zmtp
+from p2pfl.drivers.live import addresses, clock, listener, ports, reach, zmtp
+from p2pfl.drivers.live.addresses import Names
 from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
+from p2pfl.drivers.live.member_process import MemberSockets
 from p2pfl.drivers.live.parcels import MARK, Letter, ParcelId, _Head
 from p2pfl.drivers.live.transport import Transport, dealer
 from p2pfl.drivers.live.zmtp import Command, Limits, Reader
@@ -461,11 +463,9 @@ def test_a_node_says_who_it_is_each_time_that_its_connection_is_made_anew() -> N
 
 def test_whatever_listens_at_an_address_can_put_nothing_into_a_node() -> None:
     """The end that sends reads nothing: a listener that floods it waits, and is only a bad place to send to."""
-    with socket.socket() as hostile, zmq.Context() as context, dealer(context, b"me", 4, 20) as sending:
-        hostile.bind(("127.0.0.1", 0))
-        hostile.listen()
+    with socket.create_server(("127.0.0.1", 0)) as hostile, zmq.Context() as context:
         hostile.settimeout(30)
-        sending.connect(f"tcp://127.0.0.1:{hostile.getsockname()[1]}")
+        sending = dealer(context, b"me", 4, 20, f"tcp://127.0.0.1:{hostile.getsockname()[1]}")
         link, _ = hostile.accept()
         link.settimeout(0.2)
         link.sendall(zmtp.GREETING + zmtp.ready(b"ROUTER"))
@@ -477,13 +477,174 @@ def test_whatever_listens_at_an_address_can_put_nothing_into_a_node() -> None:
         except (TimeoutError, ConnectionResetError, BrokenPipeError):
             assert thrown < 50_000_000
         link.close()
+        sending.close()
     assert thrown < 100_000_000
 
 
-def test_an_address_that_is_taken_is_said() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+def test_an_address_that_is_taken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "_AT_LAST", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ConfigError, match=r"can't listen there: Address already in use. Free the port"):
             Transport(address, 0, 2, FEDERATION, [Schema("", (4,))])
+        monkeypatch.setattr(ports.clock, "pause", lambda seconds: taken.close())  # what held it ends meanwhile
+        Transport(address, 0, 2, FEDERATION, [Schema("", (4,))]).close(0)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("tcp://203.0.113.9:5555", "Cannot assign requested address. This machine has no such address"),
+        ("tcp://no.such.name.invalid:5555", r"(Name|Temporary).*Write a name that this machine knows"),
+    ],
+)
+def test_where_nobody_can_listen_is_said_with_the_way_out(address: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"listen='{address}': can't listen there: {said}"):
+        ports.demand([address], lambda text: pytest.fail(text))
+
+
+def free(host: str) -> int:
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as held:
+        return int(held.getsockname()[1])
+
+
+ADDRESSES = (
+    ("::1", "tcp://[::1]:{}", "tcp://[::1]:{}"),
+    ("::1", "tcp://[::]:{}", "tcp://127.0.0.1:{}"),  # all addresses of the machine, of both kinds
+    ("::1", "tcp://*:{}", "tcp://[::1]:{}"),
+    ("127.0.0.1", "tcp://127.0.0.1:{}", "tcp://localhost:{}"),
+)
+"""Where to look for a free port, where to listen, and where others connect to."""
+
+
+@pytest.mark.parametrize(("host", "listen", "connect"), ADDRESSES)
+def test_models_and_members_reach_each_other_by_every_kind_of_address(host: str, listen: str, connect: str) -> None:
+    schema, limit = Schema("", (4,)), clock.now() + 30
+    address, free_port = connect.format(port := free(host)), free(host)
+    with ExitStack() as stack:
+        here = Transport(listen.format(port), 0, 2, FEDERATION, [schema])
+        stack.callback(here.close, 0)
+        there = Transport(f"tcp://127.0.0.1:{free('127.0.0.1')}", 1, 2, FEDERATION, [schema])
+        stack.callback(there.close, 0)
+        there.know(0, address)
+        came: list[Arrived] = []
+        while not came:
+            assert clock.now() < limit
+            there.send(0, Letter((b"head",), 4))
+            came += here.receive()
+        assert came[0].node == 1 and bytes(came[0].frames[0]) == b"head"
+    dropped: list[tuple[str, str]] = []
+    one = MemberSockets(listen.format(free_port), 0, FEDERATION, lambda *why: dropped.append(why))
+    two = MemberSockets(f"tcp://127.0.0.1:{free('127.0.0.1')}", 1, FEDERATION, lambda *why: dropped.append(why))
+    came = []
+    while not came:
+        assert clock.now() < limit
+        two.send(connect.format(free_port), b"ping", clock.now())
+        two.flush(clock.now())
+        came += one.receive(clock.now())
+    assert bytes(came[0].frames[0]) == b"ping" and not dropped
+    for each in (one, two):
+        each.close()
+
+
+SAYS = {"a web server": b"HTTP/1.1 400 Bad Request\r\n\r\n", "nothing": b""}
+
+
+@pytest.mark.parametrize(
+    ("there", "why"),
+    [
+        ("this federation", ""),
+        ("another federation", "the node at port {} is of another federation: its experiment differs from this one"),
+        ("a web server", "what listens at port {} is no node"),
+        ("nothing", "what listens at port {} says nothing"),
+        ("nobody", "refused: nothing listens at port {}"),
+    ],
+)
+def test_why_nobody_is_reached_at_an_address(monkeypatch: pytest.MonkeyPatch, there: str, why: str) -> None:
+    """A listener of another federation hangs up when it has read the introduction; one of this goes on listening."""
+    monkeypatch.setattr(reach, "_PATIENCE", 0.3)
+    introduction, seen = zmtp.introduction(FEDERATION, 1), list[str]()
+    port = free("127.0.0.1")
+    address = f"tcp://127.0.0.1:{port}"
+    looks = threading.Thread(target=lambda: seen.append(reach.look(address, introduction)))
+    with ExitStack() as stack:
+        if there in ("this federation", "another federation"):
+            name = FEDERATION if there == "this federation" else "another"
+            listening = Listener(address, name, 3, Allowance(LIMITS, 100, 100, 1e9), clock.now())
+            stack.callback(listening.close)
+        elif there != "nobody":
+            held = stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        looks.start()
+        if there in ("a web server", "nothing"):
+            link, _ = held.accept()
+            link.send(SAYS[there])
+            stack.callback(link.close)
+        while looks.is_alive():
+            looks.join(0.01)
+            if there in ("this federation", "another federation"):
+                list(listening.receive(clock.now()))
+    assert seen == [why.format(port)]
+    if there == "this federation":
+        assert not listening.dropped  # it has been asked as a node asks
+
+
+def test_a_name_that_nobody_knows_and_a_firewall_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reach.look("tcp://no.such.name.invalid:7", b"me").startswith("can't be resolved: ")
+
+    class Firewall(socket.socket):
+        def connect(self, where: Any) -> None:
+            raise TimeoutError
+
+    monkeypatch.setattr(reach.socket, "socket", Firewall)
+    assert reach.look("tcp://127.0.0.1:7", b"me") == "no answer from port 7: a firewall, or the machine is off"
+
+
+def test_what_was_seen_at_an_address_is_looked_at_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr(reach, "look", lambda address, introduction: looked.append(address) or "refused")
+    seen, limit = reach.Reachability(b"me"), clock.now() + 30
+    for time, times in ((0.0, 1), (9.0, 1), (10.5, 2)):
+        seen.why("tcp://a:7", time)
+        while len(looked) < times or seen.why("tcp://a:7", time) is None:
+            assert clock.now() < limit
+    assert looked == ["tcp://a:7"] * 2
+
+
+def test_a_name_is_looked_up_again_and_its_next_address_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a machine that has one address of each kind, and a firewall before the first; then it moves."""
+    answers = [[("10.0.0.3", 7)], [("10.0.0.3", 7), ("fd00::3", 7, 0, 0)], [("10.0.0.4", 7)]]
+    monkeypatch.setattr(addresses, "lookup", lambda host, port: [(0, 0, 0, "", each) for each in answers[0]])
+    names, address = Names(), "tcp://site-a.example.org:7"
+
+    def looked_up(now: float) -> str | None:
+        while names.under_way:
+            pass
+        return names.numbers(address, now)
+
+    assert names.numbers("tcp://[fd00::9]:7", 0.0) == "tcp://[fd00::9]:7"
+    assert names.numbers(address, 0.0) is None  # nothing waits for a name server
+    assert looked_up(0.1) == "tcp://10.0.0.3:7"
+    answers.pop(0)
+    names.blocked(address, 0.0, 2.9)
+    assert looked_up(2.9) == "tcp://10.0.0.3:7"
+    names.blocked(address, 0.0, 3.1)
+    assert looked_up(3.1) == "tcp://[fd00::3]:7"
+    answers.pop(0)
+    names.blocked(address, 3.1, 9.0)
+    assert looked_up(9.0) == "tcp://10.0.0.4:7"
+
+
+def test_a_name_that_is_none_is_asked_for_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def nobody_knows(host: str, port: int) -> Any:
+        asked.append(host)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(addresses, "lookup", nobody_knows)
+    names = Names()
+    for time in (0.0, 1.0, 2.9, 3.1):
+        assert names.numbers("tcp://nowhere:7", time) is None
+        while names.under_way:
+            pass
+    assert asked == ["nowhere"] * 2

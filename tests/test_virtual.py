@@ -8,8 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from click.testing import CliRunner
+from federations import spoilt
 from small import CASES, MORE, Case, write
 
 from p2pfl import tree
@@ -83,6 +85,19 @@ def same_as_the_loop(folder: Path, case: Case) -> None:
 @pytest.mark.parametrize("case", [CASES[0], CASES[2]], ids=str)
 def test_virtual_equals_the_plain_loop_to_the_bit(tmp_path: Path, case: Case) -> None:
     same_as_the_loop(tmp_path, case)
+
+
+@pytest.mark.parametrize("case", [CASES[1], pytest.param(CASES[3], marks=pytest.mark.more)], ids=str)
+def test_who_is_not_finite_is_refused_as_in_the_plain_loop(tmp_path: Path, case: Case) -> None:
+    case = dataclasses.replace(case, dtype="float64")
+    with jax.enable_x64(True):
+        made = spoilt(federation(tmp_path, case))
+        figures = virtual.collected(made, tmp_path, virtual.into(made, tmp_path)).summary.as_dict()
+        assert figures["digests"] == plain(made)
+    assert figures["messages_dropped"].keys() == {"nonfinite"} and figures["diverged"] == {"1": 1}
+    assert not figures["mean_residual"] and figures["residue"] == 0
+    measured = [row for node in range(case.nodes) for row in lines(tmp_path, node)]
+    assert not any(1 in row["arrived"] for row in measured)
 
 
 @pytest.mark.soak

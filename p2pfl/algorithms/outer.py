@@ -24,6 +24,7 @@ import optax
 from p2pfl.algorithms.mixing import exchange_mix
 from p2pfl.errors import ConfigError
 from p2pfl.learning.local_steps import descend
+from p2pfl.learning.optimizers import by_gradient
 from p2pfl.learning.optimizers import optimizer as optimizer_of
 from p2pfl.topology import sampled
 from p2pfl.types import Algorithm, Batches, Inbox, Key, Learner, Metrics, Neighborhood, Params, Payload, Steps, Tree
@@ -74,7 +75,7 @@ def outer(
         if "name" not in outer:
             raise ConfigError('outer: must name an optimizer, as in { name = "sgd", learning_rate = 0.7 }')
         outer = optimizer_of(**outer)
-    second = outer
+    second = by_gradient(outer, "outer")
 
     def init(params: Params, slots: int) -> OuterState:
         trained = params["trained"]

@@ -184,7 +184,7 @@ def _read_trace(table: Table, where: str) -> list[tuple[np.ndarray, np.ndarray, 
     """(beginnings of sessions, their ends, seconds after which all repeats) of each entry, in the file's order."""
     path = table["path"]
     try:
-        entries = json.loads(Path(path).read_text("utf-8"))
+        entries = json.loads(Path(path).read_text("utf-8-sig"))
         found = [
             (np.array(e["active"], float), np.array(e["inactive"], float), float(e["finish_time"]))
             for e in entries.values()

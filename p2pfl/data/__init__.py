@@ -11,6 +11,7 @@ import numpy.typing as npt
 from p2pfl.data import builtin, csv, folder, medmnist, npz
 from p2pfl.data.builtin import breast_cancer, digits
 from p2pfl.data.dataset import Column, Dataset, ImageFacts, Samples, as_float32, encode_labels, validate
+from p2pfl.data.image import is_far
 from p2pfl.data.partition import PARTITIONS, Partition, by_site, dirichlet, iid, shards
 from p2pfl.errors import DataError
 
@@ -52,7 +53,7 @@ def as_dataset(result: object, where: str) -> Dataset:
         where: what the text of an error begins with.
 
     Returns:
-        The data set.
+        The data set; images far from 0..1 are noted.
 
     Raises:
         DataError: anything else, or data that `validate` refuses.
@@ -64,6 +65,9 @@ def as_dataset(result: object, where: str) -> Dataset:
     """
     dataset = result if isinstance(result, Dataset) else _from_returned(result, where)
     validate(dataset, where)
+    if dataset.train.x.ndim > 2 and is_far(dataset.train.x):
+        said = f"{where}: images are far from 0..1, where training can diverge; scale them in the function"
+        return dataset._replace(notes=(*dataset.notes, said))
     return dataset
 
 

@@ -68,6 +68,8 @@ ANSWERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"classes": ("label",), "labels": ("labels",), "regression": ("targets",), "survival": ("time", "event")}
 )
 """Kind -> the arguments that name its columns."""
+_ENOUGH = 20
+"""Train rows of a site whose means are compared with those of others."""
 _VALIDATION = ("val", "valid", "validation")
 
 
@@ -162,7 +164,9 @@ def from_table(table: Table, wanted: CsvTable, chosen: bool = True) -> Dataset:
     for f in numeric:
         known[table.column(names[f]) == "", f] = np.nan
     moments = _moments(known, place, in_test)
-    strange = far_off(moments.mean[:, numeric], moments.sd[:, numeric], [names[f] for f in numeric], sites or ("",))
+    enough = [site for site in range(len(sites)) if ((place == site) & ~in_test).sum() >= _ENOUGH]
+    at = np.ix_(enough, numeric)
+    strange = far_off(moments.mean[at], moments.sd[at], [names[f] for f in numeric], [sites[site] for site in enough])
     x = standardized(x, place, in_test, wanted.standardize)
     train, test = (
         Samples(as_float32(x[part]), y[part], None if site is None else place[part]) for part in (~in_test, in_test)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_APART, _WIDER, _CONSTANT = 4.0, 6.0, 2.0
+_APART, _WIDER, _CONSTANT = 5.0, 6.0, 2.0
 """Standard deviations between the means, and the factor between the standard deviations, from which on it is said. cm
 for mm is a factor of 10; hospitals whose patients differ are rarely one standard deviation apart. The last is for a
 site where all rows have one value, as where 0 stands for what was not measured."""
@@ -28,7 +28,9 @@ def far_off(mean: np.ndarray, sd: np.ndarray, columns: Sequence[str], sites: Seq
     >>> far_off(np.array([[17.0], [16.5], [171.0]]), np.array([[3.0], [3.1], [31.0]]), ["size"], ["a", "b", "c"])
     ("column 'size': mean 171 (sd 31) at site 'c', 16.75 (sd 3.05) elsewhere: another unit?",)
     """
-    lines = []
+    lines: list[str] = []
+    if len(sites) < 2:
+        return ()
     for f, column in enumerate(columns):
         center, width = mean[:, f], sd[:, f]
         apart = np.abs(center[:, None] - center) > _APART * np.maximum(width[:, None], width)
@@ -38,17 +40,15 @@ def far_off(mean: np.ndarray, sd: np.ndarray, columns: Sequence[str], sites: Seq
         odd = 2 * far.sum(axis=1) > np.isfinite(center).sum() - 1
         if odd.all():  # of two sites either may be off
             odd[0] = False
-        rest = ~odd & np.isfinite(center)
-        if not rest.any():
-            continue
-        usual, around = float(np.median(center[rest])), float(np.median(width[rest]))
-        elsewhere = f"{usual:.4g} (sd {around:.4g}) elsewhere"
         for s in map(int, np.flatnonzero(np.isfinite(center))):
-            if width[s] == 0 < around and abs(center[s] - usual) > _CONSTANT * around:
-                lines.append(
-                    f"column {column!r}: {center[s]:.4g} in all rows at site {sites[s]!r}, {elsewhere}: missing?"
-                )
-            elif odd[s]:
-                here = f"mean {center[s]:.4g} (sd {width[s]:.4g}) at site {sites[s]!r}"
-                lines.append(f"column {column!r}: {here}, {elsewhere}: another unit?")
+            rest = ~odd & np.isfinite(center) & (np.arange(len(sites)) != s)
+            if not rest.any():
+                continue
+            usual, around = float(np.median(center[rest])), float(np.median(width[rest]))
+            constant = width[s] == 0 < around and abs(center[s] - usual) > _CONSTANT * width[rest].max()
+            if constant or odd[s]:
+                here = f"{center[s]:.4g} in all rows" if constant else f"mean {center[s]:.4g} (sd {width[s]:.4g})"
+                why = "missing?" if constant else "another unit?"
+                elsewhere = f"{usual:.4g} (sd {around:.4g}) elsewhere"
+                lines.append(f"column {column!r}: {here} at site {sites[s]!r}, {elsewhere}: {why}")
     return tuple(lines)

@@ -23,7 +23,7 @@ from p2pfl.data import layout as layouts
 from p2pfl.data import rows as found_rows
 from p2pfl.data.dataset import Dataset, ImageFacts, Samples, apportion, split, validate
 from p2pfl.data.folder_labels import labels
-from p2pfl.data.image import together
+from p2pfl.data.image import DARK, is_far, together
 from p2pfl.data.layout import Layout
 from p2pfl.data.pixels import Arrays, Entry, arrays
 from p2pfl.data.rows import FILE, Rows
@@ -225,7 +225,10 @@ def _dataset(
     masks: list[np.ndarray] = []
     owner: list[int] = []  # the row of the layout that each row of the data set comes from
     facts: list[ImageFacts] = []
+    said: dict[str, list[str]] = {}
     for index, found in enumerate(read):
+        for what, where in found.notes:
+            said.setdefault(what, []).append(where)
         facts += [found.facts] if found.facts is not None else []
         for array in found.x:
             if x and array.shape != x[0].shape:
@@ -236,8 +239,11 @@ def _dataset(
             x.append(array)
             owner.append(index)
         masks.extend(found.y)
+    notes = [*rows.notes, *(f"{what}: {len(places)}, such as {places[0]}" for what, places in said.items())]
     if not x:
-        raise DataError(f"{rows.root}: no slice holds anything but {layout.classes[0]!r}; pixels.foreground = false")
+        why = f"no slice holds anything but {layout.classes[0]!r}; pixels.foreground = false" if layout.classes else ""
+        raise DataError(f"{rows.root}: nothing to learn from: {'; '.join(notes) if said else why}")
+    image = _image(layout, x, facts, rows.root)
     of = np.array(owner)
     y = np.stack(masks) if layout.kind == "segmentation" else chosen.y[of]
     names, site = _sites(layout, rows, of)
@@ -248,7 +254,6 @@ def _dataset(
         label = y[free] if layout.kind == "classes" else np.zeros((len(free), 1), np.int32)
         drawn = split(label, None if site is None else site[free], test_fraction, seed, group)
         part[free[drawn]] = TEST
-    notes = list(rows.notes)
     if len(x) != len(rows.places):
         notes.append(f"{len(x)} rows from {len(rows.places)} files")
     notes += _judge_parts(layout, part, site, names, rows.root)
@@ -263,10 +268,31 @@ def _dataset(
     if len(validation.y):
         notes.append(f'kept {len(validation.y)} validation rows for [evaluation] rows = "validation"')
     kept = validation if len(validation.y) else None
-    dataset = Dataset(train, test, classes, names, notes=tuple(notes), validation=kept, kind=layout.kind)
-    dataset = dataset._replace(image=together(facts) if facts else None)
+    dataset = Dataset(train, test, classes, names, (), tuple(notes), kept, layout.kind, image=image)
     validate(dataset, f"{rows.root} ({layout.name})")
     return dataset
+
+
+def _image(layout: Layout, x: Sequence[np.ndarray], facts: Sequence[ImageFacts], root: Path) -> ImageFacts | None:
+    """The facts of all images. Raises DataError for images whose scale nobody says: nearly black, or far from 0..1."""
+    if not facts:
+        return None
+    image = together(facts)
+    auto = layout.pixels.intensity == "auto" and layout.pixels.window is None
+    if auto and image.scaling == "fixed" and image.bit_depth > 8 and max(float(row.max()) for row in x) <= 1 / DARK:
+        raise DataError(
+            f"{root}: images of {image.bit_depth} bits whose brightest value is less than 1/{DARK} of the largest of "
+            "their type: nearly black. Say in the layout what is white: pixels.window = [2048, 4096] for images of 12 "
+            'bits, [128, 256] for images of 8; or pixels.intensity = "full", if they are as they should be'
+        )
+    if auto and image.scaling == "none" and any(is_far(row) for row in x):
+        low, high = min(float(row.min()) for row in x), max(float(row.max()) for row in x)
+        raise DataError(
+            f"{root}: images of {low:g} to {high:g}, far from 0..1, where training diverges. Say in the layout how "
+            'they are scaled: pixels.window = [centre, width], such as [128, 256]; or pixels.intensity = "range", '
+            '"zscore", or "none" if they are as they should be'
+        )
+    return image
 
 
 def _sites(layout: Layout, rows: Rows, of: np.ndarray) -> tuple[tuple[str, ...], np.ndarray | None]:

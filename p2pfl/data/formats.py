@@ -7,14 +7,14 @@ imported where they are needed: they are extras.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
-from p2pfl.data.image import ReadImage, extra
+from p2pfl.data import dicom
+from p2pfl.data.image import WHITE, ReadImage, extra
 from p2pfl.errors import USER_FAULTS, DataError
 
 FAULTS = (*USER_FAULTS, SyntaxError, zlib.error)
@@ -45,7 +45,9 @@ def _image(path: Path, mode: str) -> ReadImage:
     from PIL import Image, ImageOps  # here: 40 ms, and a run on tables never needs it
 
     try:
-        with Image.open(path) as image:
+        # By a file object, and not by its path: then Pillow maps nothing into memory, which mixes the rows of an
+        # uncompressed TIFF that its tag turns by 90 degrees (Pillow 13.0).
+        with path.open("rb") as file, Image.open(file) as image:
             upright = ImageOps.exif_transpose(image)
     except Image.DecompressionBombError as exc:
         raise DataError(f"{path}: {exc}; shrink the image before it is read") from exc
@@ -56,110 +58,24 @@ def _image(path: Path, mode: str) -> ReadImage:
         array = np.stack([array] * 3, axis=2) if mode == "rgb" else array
     else:
         array = np.asarray(upright.convert("RGB" if mode == "rgb" else "L"))
-    full = {"b": 1.0, "u": float(np.iinfo(array.dtype).max) if array.dtype.kind == "u" else 0.0}
-    # Pillow gives 16-bit PNG as int32: what it holds is 0..65535.
-    white = full.get(array.dtype.kind, 65535.0 if array.dtype.kind == "i" else None)
+    # What Pillow gives as int32 is 16-bit grey of older releases, or a TIFF of 32 bits, whose type says nothing.
+    deep16 = array.dtype.kind == "i" and array.size > 0 and 0 <= array.min() <= array.max() <= WHITE["uint16"]
+    white = WHITE["uint16"] if deep16 else WHITE.get(array.dtype.name)
     bits = 8 * array.dtype.itemsize if white is None else int(white + 1).bit_length() - 1
     return ReadImage(array, False, white, bits=bits, unit="stored")
-
-
-def _dicom(path: Path, mode: str) -> ReadImage:
-    """One DICOM file, or a folder: the files in it are the slices of a volume, ordered along the normal of the plane.
-
-    Stored values go through RescaleSlope and RescaleIntercept (PS3.3 C.11.1.1).
-    """
-    pydicom = extra("pydicom", "DICOM")
-    if path.is_dir():
-        slices = [_dicom_values(pydicom, file) for file in sorted(path.iterdir()) if file.is_file()]
-        if not slices:
-            raise DataError(f"{path}: a folder without files; the slices of a series are needed")
-        if len({values.shape for values, _ in slices}) > 1:
-            raise DataError(f"{path}: its slices are of several sizes; one series to a folder")
-        ordered = sorted(slices, key=lambda found: _along(found[1]))
-        return _seen(np.stack([values for values, _ in ordered], axis=2), True, ordered[0][1])
-    values, header = _dicom_values(pydicom, path)
-    colors = int(header.get("SamplesPerPixel", 1)) > 1
-    frames = int(header.get("NumberOfFrames", 1) or 1) > 1
-    if colors and frames:
-        raise DataError(f"{path}: frames in colour are not read; use one file for each")
-    if colors and mode != "rgb":
-        values = values @ np.array([0.299, 0.587, 0.114])  # the luma of ITU-R BT.601, as Pillow's grey
-    found = _seen(np.moveaxis(values, 0, 2) if frames else values, frames, header)
-    return found._replace(full=2.0 ** int(header.BitsStored) - 1) if colors else found
-
-
-def _dicom_values(pydicom: Any, path: Path) -> tuple[np.ndarray, Any]:
-    try:
-        header = pydicom.dcmread(path)
-        values = header.pixel_array.astype(np.float64)
-    except pydicom.errors.InvalidDicomError as exc:
-        raise DataError(f"{path}: not a DICOM file") from exc
-    slope, intercept = header.get("RescaleSlope", 1), header.get("RescaleIntercept", 0)
-    return values * float(slope) + float(intercept), header
-
-
-def _along(header: Any) -> tuple[float, int]:
-    """Return the place of a slice: its position on the normal of its plane; else its number in the series."""
-    position, plane = header.get("ImagePositionPatient"), header.get("ImageOrientationPatient")
-    number = int(header.get("InstanceNumber", 0) or 0)
-    if position is None or plane is None:
-        return 0.0, number
-    normal = np.cross(np.array(plane[:3], float), np.array(plane[3:], float))
-    return round(float(np.dot(normal, np.array(position, float))), 3), number
-
-
-def _seen(values: np.ndarray, volume: bool, header: Any) -> ReadImage:
-    centre, width = (_first(header.get(name)) for name in ("WindowCenter", "WindowWidth"))
-    window = (centre, width) if centre is not None and width is not None and width > 1 else None
-    return ReadImage(
-        values, volume, None, window, header.get("PhotometricInterpretation") == "MONOCHROME1",
-        bits=int(header.BitsStored), unit=_unit(header), affine=_affine(header),
-    )  # fmt: skip
-
-
-def _unit(header: Any) -> str:
-    """The unit of a value after rescaling: Hounsfield units, standardised uptake value, ..."""
-    said = str(header.get("RescaleType") or "US")
-    if said != "US":  # unspecified
-        return said
-    if header.get("Modality") == "CT":
-        return "HU"
-    if header.get("Modality") == "PT":
-        return {"GML": "SUV", "BQML": "Bq/ml"}.get(str(header.get("Units")), str(header.get("Units") or "unknown"))
-    return "unknown" if "RescaleSlope" in header else "stored"
-
-
-def _affine(header: Any) -> np.ndarray | None:
-    """Directions of the rows, columns and slices of an array [row, column, slice], in mm to the right, anterior,
-    superior (DICOM's own are left, posterior, superior: PS3.3 C.7.6.2.1.1).
-    """
-    plane, spacing = header.get("ImageOrientationPatient"), header.get("PixelSpacing", (1, 1))
-    if plane is None:
-        return None
-    along_row, along_column = np.array(plane[:3], float), np.array(plane[3:], float)
-    affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1] = along_column * float(spacing[0]), along_row * float(spacing[1])
-    affine[:3, 2] = np.cross(along_row, along_column)
-    flipped: np.ndarray = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    return flipped
-
-
-def _first(value: Any) -> float | None:
-    """Several windows may stand in a header; the first is the one that is shown."""
-    if value is None or value == "":
-        return None
-    return float(value) if isinstance(value, int | float | str) else float(value[0])
 
 
 def _nifti(path: Path, mode: str) -> ReadImage:
     """NIfTI (.nii, .nii.gz), turned to the axes right, anterior, superior that are closest."""
     nibabel = extra("nibabel", "NIfTI")
     try:
-        image = nibabel.as_closest_canonical(nibabel.load(path))
+        stored = nibabel.load(path)
+        image = nibabel.as_closest_canonical(stored)
     except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as exc:
         raise DataError(f"{path}: not a NIfTI file") from exc
     found = _space(path, np.asanyarray(image.dataobj))
-    return found._replace(bits=8 * image.header.get_data_dtype().itemsize, affine=image.affine)
+    bits = 8 * image.header.get_data_dtype().itemsize
+    return found._replace(bits=bits, affine=image.affine, stored_affine=stored.affine)
 
 
 def _space(path: Path, array: np.ndarray) -> ReadImage:
@@ -200,7 +116,22 @@ def _mhd(path: Path, mode: str) -> ReadImage:
         raw = zlib.decompressobj().decompress(raw, size)
     if len(raw) < size:
         raise DataError(f"{path}: {len(raw)} bytes of voxels; DimSize = {fields['DimSize']} needs {size}")
-    return _space(path, np.frombuffer(raw[:size], dtype).reshape(shape, order="F"))
+    found = _space(path, np.frombuffer(raw[:size], dtype).reshape(shape, order="F"))
+    return found._replace(affine=_mhd_affine(fields) if len(shape) == 3 else None)
+
+
+def _mhd_affine(fields: Mapping[str, str]) -> np.ndarray:
+    """[4, 4]: index [x, y, z] -> mm to the right, anterior, superior; MetaImage's own are left, posterior, superior."""
+
+    def numbers(names: Sequence[str], default: str) -> np.ndarray:
+        return np.array(next((fields[name] for name in names if name in fields), default).split(), float)
+
+    axes = numbers(("TransformMatrix", "Orientation", "Rotation"), "1 0 0 0 1 0 0 0 1").reshape(3, 3)
+    affine = np.eye(4)
+    affine[:3, :3] = axes.T * numbers(("ElementSpacing", "ElementSize"), "1 1 1")
+    affine[:3, 3] = numbers(("Offset", "Position", "Origin"), "0 0 0")
+    turned: np.ndarray = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    return turned
 
 
 def _npy(path: Path, mode: str) -> ReadImage:
@@ -209,8 +140,8 @@ def _npy(path: Path, mode: str) -> ReadImage:
     if array.dtype.kind not in "buif":
         raise DataError(f"{path}: has dtype {array.dtype}; it must hold numbers")
     if mode == "rgb" and array.ndim == 3 and array.shape[2] == 3:
-        return ReadImage(array, False, 255.0 if array.dtype == np.uint8 else None, bits=8 * array.dtype.itemsize)
-    return _space(path, array)._replace(full=255.0 if array.dtype == np.uint8 else None)
+        return ReadImage(array, False, WHITE.get(array.dtype.name), bits=8 * array.dtype.itemsize)
+    return _space(path, array)._replace(full=WHITE.get(array.dtype.name))
 
 
 def correlations(path: Path) -> np.ndarray:
@@ -231,6 +162,6 @@ def correlations(path: Path) -> np.ndarray:
 
 
 FORMATS: Mapping[str, Callable[[Path, str], ReadImage]] = MappingProxyType(
-    {"image": _image, "dicom": _dicom, "nifti": _nifti, "mhd": _mhd, "npy": _npy}
+    {"image": _image, "dicom": dicom.read, "nifti": _nifti, "mhd": _mhd, "npy": _npy}
 )
 """Name -> reader (path, mode)."""

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from p2pfl.data.dataset import ImageFacts
+from p2pfl.data.dataset import ImageFacts, as_float32
 from p2pfl.errors import DataError
+
+WHITE: Mapping[str, float] = MappingProxyType({"bool": 1.0, "uint8": 255.0, "uint16": 65535.0})
+"""Type of an array -> its largest value, where that is what white is."""
+DARK = 8
+"""Images of 16 bits that use less than this part of their type are of 12 bits or of 8: by the type, nearly black."""
+
+FAR = 4.0
+"""The root of the mean square of images that nobody has scaled: 0..1 has less than 1, mean 0 and deviation 1 has 1."""
 
 
 class ReadImage(NamedTuple):
@@ -19,10 +28,12 @@ class ReadImage(NamedTuple):
     volume: bool  # the first three axes are space
     full: float | None = None  # the value of white, where the file's type says it
     window: tuple[float, float] | None = None  # centre and width of what is to be seen, where the file says them
-    invert: bool = False  # the smallest value is white
+    mirror: float | None = None  # of MONOCHROME1: what the file holds + what stands here; `window` is the file's
     bits: int = 0  # of a stored value
     unit: str = "unknown"  # of a value, as ImageFacts has it
     affine: np.ndarray | None = None  # [4, 4]: index of a voxel -> mm to the right, anterior, superior; where known
+    stored_affine: np.ndarray | None = None  # the same as the file has it, of formats whose axes are turned
+    notes: tuple[tuple[str, str], ...] = ()  # (what is to be said, of which file), said once for all files
 
 
 def directions(affine: np.ndarray | None) -> str:
@@ -49,6 +60,13 @@ def together(facts: Sequence[ImageFacts]) -> ImageFacts:
         intensity=between.pop() if len(between) == 1 else None, orientation=words("orientation"),
         photometric=words("photometric"),
     )  # fmt: skip
+
+
+def is_far(images: np.ndarray) -> bool:
+    """Whether images are so far from 0..1 that training on them as they are ends at chance. NaN is not far."""
+    flat = as_float32(images).reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.vdot(flat, flat) > FAR**2 * flat.size)
 
 
 def extra(name: str, what: str) -> Any:

@@ -6,7 +6,6 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from p2pfl.data.dataset import (
     split,
     validate,
 )  # fmt: skip
+from p2pfl.data.image import DARK, WHITE, is_far
 from p2pfl.errors import ConfigError, DataError
 
 Range = tuple[float, float]
@@ -28,12 +28,6 @@ PAIRS = (("images", "labels"), ("x", "y"))
 MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
 VALIDATION = ("val_images", "val_labels")
 IMAGES = ("train_images", "test_images", "val_images", *(image for image, _ in PAIRS))
-WHITE = MappingProxyType({"bool": 1.0, "uint8": 255.0, "uint16": 65535.0})
-"""Type -> its largest value, where that is what white is."""
-DARK = 8
-"""Images of 16 bits that use less than this part of their type are of 12 bits or of 8: by the type, nearly black."""
-FAR = 4.0
-"""The root of the mean square of images that nobody has scaled: 0..1 has less than 1, mean 0 and deviation 1 has 1."""
 MOST_CHANNELS = 4  # grey, two of something, RGB, RGBA; a longer last axis is space
 
 
@@ -217,20 +211,13 @@ def _scaling(
         if white > WHITE["uint8"] and high <= white / DARK:
             raise DataError(f"{what}, whose white is {white:g}: nearly black by that; {way}")
         return (0.0, white), ()
-    if not max(_size(array) for array in raw.values()) > FAR:
+    if not any(is_far(array) for array in raw.values()):
         return None, ()
     if rows:
         return None, (
             f"{key} is learned from as it is, {low:g} to {high:g}; numbers far from 0..1 can make it diverge",
         )
     raise DataError(f"{what}, far from 0..1, where training diverges; {way}")
-
-
-def _size(array: np.ndarray) -> float:
-    """The root of the mean square."""
-    flat = as_float32(array).reshape(-1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return float(np.sqrt(np.vdot(flat, flat) / flat.size))
 
 
 def _cut(raw: dict[str, np.ndarray], between: Range) -> tuple[str, ...]:
@@ -245,8 +232,11 @@ def _scaled(array: np.ndarray, between: Range | None) -> np.ndarray:
     x = as_float32(array)
     if between is None:
         return x
+    if array.dtype.kind == "f" and not np.isfinite(x).all():
+        return x
     low, high = np.float32(between[0]), np.float32(between[1])
-    return np.where(np.isfinite(x), np.clip((x - low) / (high - low), 0, 1), x)
+    x = (x - low) / (high - low)
+    return np.clip(x, 0, 1, out=x)
 
 
 def _facts(images: np.ndarray, between: Range | None) -> ImageFacts | None:

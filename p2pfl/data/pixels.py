@@ -9,7 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from p2pfl.data.dataset import ImageFacts
+from p2pfl.data.dicom import NoImage
 from p2pfl.data.formats import correlations, read
+from p2pfl.data.geometry import fitted, same_place
 from p2pfl.data.image import ReadImage, directions, together
 from p2pfl.data.layout import Layout, Pixels
 from p2pfl.errors import DataError
@@ -29,6 +31,7 @@ class Arrays(NamedTuple):
     x: list[np.ndarray]  # of [H, W, C], [D, H, W, C] or [F] float32
     y: list[np.ndarray]  # of [H, W] int32 class indices; empty but for segmentation
     facts: ImageFacts | None = None  # of all of them
+    notes: tuple[tuple[str, str], ...] = ()  # as ReadImage has them
 
 
 def arrays(layout: Layout, entry: Entry) -> Arrays:
@@ -36,9 +39,17 @@ def arrays(layout: Layout, entry: Entry) -> Arrays:
     if layout.format == "series":
         return Arrays([correlations(entry.files[0])], [])
     pixels = layout.pixels
-    channels = [read(file, layout.format, pixels.mode) for file in entry.files]
-    mask = None if entry.mask is None else read(entry.mask, layout.format, "raw")
-    found = Arrays([], [])
+    try:
+        channels = [read(file, layout.format, pixels.mode) for file in entry.files]
+    except NoImage as exc:
+        return Arrays([], [], notes=(("left out rows of files that hold no image", str(exc)),))
+    for channel, file in zip(channels[1:], entry.files[1:], strict=True):
+        same_place(channel, channels[0], file, entry.files[0])
+    mask = None
+    if entry.mask is not None:
+        mask = fitted(read(entry.mask, layout.format, "raw"), channels[0], entry.mask, entry.files[0])
+    notes = tuple(note for picture in (*channels, *([mask] if mask is not None else [])) for note in picture.notes)
+    found = Arrays([], [], notes=notes)
     scalings: list[Scaling] = []
     for frame in entry.frames or (None,):
         scaled = [
@@ -53,7 +64,9 @@ def arrays(layout: Layout, entry: Entry) -> Arrays:
         if mask is None or entry.mask is None:
             found.x.extend(stacked)
             continue
-        planes = _planes(_frame(mask, frame, entry.mask), pixels, entry.mask, labels=True)
+        own = _frame(mask, frame, entry.mask)
+        _same_proportions(own, scaled[0][0], pixels, entry)
+        planes = _planes(own, pixels, entry.mask, labels=True)
         _same_count([planes, stacked], (entry.mask, entry.files[0]))
         for plane, x in zip(planes, stacked, strict=True):
             y = _classes(plane, layout, entry.mask)
@@ -140,8 +153,9 @@ def _intensity(picture: ReadImage, layout: Layout, file: Path) -> tuple[ReadImag
     scaling = _scaling(picture, x, layout, file)
     if scaling.between is not None:
         low, high = scaling.between
+        if picture.mirror is not None and scaling.name != "percentiles":  # the range is of what the file holds
+            low, high = picture.mirror - high, picture.mirror - low
         x = np.clip((x - low) / (high - low), 0, 1) if high > low else np.zeros_like(x)
-        x = 1 - x if picture.invert else x
     elif scaling.name == "zscore":
         inside = x[x != 0]
         if inside.size and inside.std() > 0:
@@ -194,6 +208,18 @@ def _resized_volume(volume: np.ndarray, size: Sequence[int]) -> np.ndarray:
         return volume
     found: np.ndarray = zoom(volume, [to / now for to, now in zip(size, volume.shape, strict=True)], order=1)
     return found.astype(np.float32)
+
+
+def _same_proportions(mask: ReadImage, image: ReadImage, pixels: Pixels, entry: Entry) -> None:
+    """Raise DataError for a mask that would be stretched to fit: it is turned, or of another image."""
+    axes = [axis for axis in range(3) if axis != pixels.axis] if image.volume and mask.volume else [0, 1]
+    height, width = (image.array.shape[axis] for axis in axes)
+    own_height, own_width = (mask.array.shape[axis] for axis in axes)
+    if abs(own_height - height * own_width / width) > 1 and abs(own_width - width * own_height / height) > 1:
+        raise DataError(
+            f"{entry.mask}: the mask is {own_height} x {own_width}, {entry.files[0]} is {height} x {width} (turned by "
+            "EXIF, where it says so): not the same proportions, so the mask is of another image, or turned"
+        )
 
 
 def _same_count(parts: Sequence[Sequence[np.ndarray]], files: Sequence[Path]) -> None:

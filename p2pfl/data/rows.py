@@ -23,6 +23,8 @@ from p2pfl.errors import DataError, nearest
 
 FILE = "file"
 """The column of a row that was found by a pattern: its file, as a path below the root."""
+STRAY = frozenset(("Thumbs.db", "desktop.ini", "__MACOSX"))
+"""Names of files and folders that are nobody's data."""
 _BRACES = re.compile(r"\{([^{}]+)\}")
 
 
@@ -94,12 +96,21 @@ def _tree(root: Path) -> list[str]:
     return sorted(found)
 
 
+def _is_stray(path: str) -> bool:
+    """Whether a file is one systems leave behind, as .DS_Store, ._scan.png, Thumbs.db or .ipynb_checkpoints/a.png."""
+    return any(name.startswith(".") or name in STRAY for name in path.split("/"))
+
+
 def _from_files(layout: Layout, root: Path) -> Rows:
     tree = _tree(root)
+    strays: list[str] = []
     rows: list[dict[str, str]] = []
     for index, wanted in enumerate(layout.files):
         fits = _pattern(wanted.pattern)
         found = [{**fit, **wanted.add, FILE: name} for name in tree if (fit := fits(name)) is not None]
+        if not _is_stray(wanted.pattern):
+            strays += [row[FILE] for row in found if _is_stray(row[FILE])]
+            found = [row for row in found if not _is_stray(row[FILE])]
         if not found:
             some = f"; there are {len(tree)} files, such as {tree[0]}" if tree else "; there are no files"
             raise DataError(f"{root}: files[{index}].pattern={wanted.pattern!r}: no file fits{some}")
@@ -107,7 +118,8 @@ def _from_files(layout: Layout, root: Path) -> Rows:
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: np.array([row.get(name, "") for row in rows], object) for name in names}
     places = np.array([str(root / row[FILE]) for row in rows], object)
-    return Rows(root, columns, places, np.zeros(len(rows), np.int64))
+    notes = (f"left out files that systems leave behind: {len(strays)}, such as {strays[0]}",) if strays else ()
+    return Rows(root, columns, places, np.zeros(len(rows), np.int64), notes)
 
 
 def _pattern(text: str) -> Callable[[str], dict[str, str] | None]:

@@ -245,7 +245,7 @@ def base_learner(experiment: Experiment, dataset: Dataset) -> Learner:
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     except FAULTS as error:
-        raise ConfigError(f"{where}: failed with {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{where}: failed with {type(error).__name__}: {flax.reason(error)}") from error
 
 
 def _check_network(experiment: Experiment, algorithm: Algorithm, plan: Schedule) -> None:

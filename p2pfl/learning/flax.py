@@ -7,7 +7,9 @@ float variables (batch statistics) form params["carried"]: they travel and are m
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import flax.linen as linen
@@ -15,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from p2pfl import tree
 from p2pfl.check import one_of
-from p2pfl.errors import ConfigError
+from p2pfl.errors import USER_FAULTS, ConfigError
 from p2pfl.learning.local_steps import rest
 from p2pfl.learning.targets import TARGETS
 from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
@@ -35,8 +38,9 @@ def from_flax(model: Any, example: Array, classes: int, kind: str = "classes") -
         The learner; batches are {"x": [B, ...], "y": [B, ...]}, y as the kind has it ([B] int32 for classes).
 
     Raises:
-        ConfigError: another kind, the model is of another kind, or its output has another shape ([B, classes] for
-            classes).
+        ConfigError: another kind, the model is of another kind, it fails, its output has another shape ([B, classes]
+            for classes), or a leaf is of a dtype that can't be trained or mixed: parameters are real floats, all other
+            variables real floats or whole numbers.
 
     Example:
         >>> import jax, numpy as np, p2pfl
@@ -53,7 +57,7 @@ def from_flax(model: Any, example: Array, classes: int, kind: str = "classes") -
         init, apply = _nnx(model)
     else:
         raise ConfigError(f"model: is an instance of {type(model).__name__}; {_RULE}")
-    unroll = _check_output(init, apply, example, target.output(example.shape[1:], classes))
+    unroll = _check(init, apply, example, target.output(example.shape[1:], classes))
 
     def objective(trained: Tree, carried: Tree, batch: Tree, key: Key) -> tuple[Array, Tree]:
         outputs, carried = apply({"trained": trained, "carried": carried}, batch["x"], key)
@@ -102,15 +106,16 @@ def _nnx(make: Callable[[nnx.Rngs], Any]) -> tuple[Init, Apply]:
 
     try:
         abstract = nnx.eval_shape(build, jax.random.key(0))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"model: calling it with nnx.Rngs failed: {error}; {_RULE}") from error
+    except USER_FAULTS as error:
+        raise ConfigError(f"model: calling it with nnx.Rngs failed: {reason(error)}; {_RULE}") from error
     if not isinstance(abstract, nnx.Module):
         raise ConfigError(f"model: the function returned no nnx.Module; {_RULE}")
     graph, (trained_like, rng_like, carried_like) = _parts(abstract)
 
     def init(key: Key) -> Params:
         _, (trained, _, carried) = _parts(build(key))
-        return {"trained": nnx.to_pure_dict(trained), "carried": nnx.to_pure_dict(carried)}
+        whole = {"trained": nnx.to_pure_dict(trained), "carried": nnx.to_pure_dict(carried)}
+        return jax.tree.map(jnp.asarray, whole)  # a variable may hold a number of Python
 
     def apply(params: Params, x: Array, key: Key | None) -> tuple[Array, Tree]:
         trained = _filled(trained_like, params["trained"])
@@ -174,16 +179,38 @@ def _linen(module: linen.Module, example: Array) -> tuple[Init, Apply]:
     return init, apply
 
 
-def _check_output(init: Init, apply: Apply, example: Array, wanted: tuple[int, ...]) -> bool:
-    """Raises ConfigError on a wrong output; returns whether local steps should be written out (see Learner.unroll)."""
+def _check(init: Init, apply: Apply, example: Array, wanted: tuple[int, ...]) -> bool:
+    """Raises ConfigError for what can't be learned; returns whether local steps should be written out (Learner.unroll).
 
-    def forward(key: Key, x: Array) -> Any:
-        return apply(init(key), x, None)[0]
+    The model is tried as it is evaluated and as it is trained, with no number computed.
+    """
 
+    def forward(params: Params, x: Array) -> Any:
+        return apply(params, x, None)[0]
+
+    def step(params: Params, x: Array, key: Key) -> Tree:
+        return apply(params, x, key)[1]
+
+    key, doing = jax.random.key(0), ""
     try:
-        traced = jax.make_jaxpr(forward)(jax.random.key(0), example)
+        params = jax.eval_shape(init, key)
+        _check_leaves(params)
+        traced = jax.make_jaxpr(forward)(params, example)
+        doing = " in training"
+        carried = jax.eval_shape(step, params, example, key)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"model: does not take inputs of shape {example.shape[1:]}: {error}") from error
+        shape = f"inputs of shape {example.shape[1:]}{doing}"
+        raise ConfigError(f"model: does not take {shape}: {reason(error)}") from error
+    except USER_FAULTS as error:
+        raise ConfigError(f"model: failed{doing} with {type(error).__name__}: {reason(error)}") from error
+    kinds = [{name: f"{leaf.dtype.name}{[*leaf.shape]}" for name, leaf in tree.named_leaves(each).items()}
+             for each in (params["carried"], carried)]  # fmt: skip
+    for name in sorted(kinds[0].keys() | kinds[1].keys()):
+        was, now = (each.get(name, "nothing") for each in kinds)
+        if was != now:
+            raise ConfigError(
+                f"model: variable {name} is {was} before a step of training and {now} after it; must stay the same"
+            )
     if len(traced.out_avals) != 1:
         raise ConfigError(f"model: {len(traced.out_avals)} arrays as output; must be one, {[*wanted]} for each row")
     got = traced.out_avals[0].shape
@@ -193,6 +220,51 @@ def _check_output(init: Init, apply: Apply, example: Array, wanted: tuple[int, .
             f"must be {wanted}, one number per class (label, target) of the data"
         )
     return jax.default_backend() == "cpu" and "conv_general_dilated" in str(traced)
+
+
+def _check_leaves(params: Params) -> None:
+    """Raises ConfigError for a leaf that can't be trained, or mixed."""
+    if not jax.tree.leaves(params["trained"]):
+        raise ConfigError(
+            "model: has no parameters, so that there is nothing to learn; give it some, as nnx.Linear has"
+        )
+    for name, leaf in tree.named_leaves(params["trained"]).items():
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise ConfigError(
+                f"model: parameter {name} is {leaf.dtype.name}; must be real: give its real and its imaginary part as "
+                "two parameters"
+            )
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ConfigError(
+                f"model: parameter {name} is {leaf.dtype.name}, and has no gradient; must be a float. Make it an "
+                "nnx.Variable, or another collection of Linen, if it is not to be trained"
+            )
+    for name, leaf in tree.named_leaves(params["carried"]).items():
+        if not (jnp.issubdtype(leaf.dtype, jnp.floating) or jnp.issubdtype(leaf.dtype, jnp.integer)):
+            raise ConfigError(
+                f"model: variable {name} is {leaf.dtype.name}; must be real floats, which are mixed, or whole numbers: "
+                "keep a mask as int8 or float32, and of complex numbers the two parts"
+            )
+
+
+_LIBRARIES = ("site-packages", "dist-packages", str(Path(__file__).parents[1]))
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error of a model says, and the file and line of the model that it is about, where there is one."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError):
+        text = (
+            text.removesuffix(".")
+            + ". Numbers are not known while a model is compiled: choose with jnp.where or jax.lax.cond instead of `if`"
+        )
+        text += ", and stay in jax.numpy"
+    frames = [
+        each
+        for each in traceback.extract_tb(error.__traceback__)
+        if not any(part in each.filename for part in _LIBRARIES) and not each.filename.startswith("<")
+    ]
+    return f"{text} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else text
 
 
 def cast(learner: Learner, dtype: str) -> Learner:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from p2pfl.learning.optimizers import updated
 from p2pfl.types import Array, Batches, Key, Learner, Metrics, Params, Steps, Tree
 
 
@@ -83,12 +84,25 @@ def descend(
     def step(carry: tuple[Params, Tree, Tree], item: tuple[Array, Tree]) -> tuple[tuple[Params, Tree, Tree], Array]:
         index, batch = item
         params, opt_state, total = carry
-        gradient, others, metrics = learner.grad(params, batch, jax.random.fold_in(key, index))
+        own = jax.random.fold_in(key, index)
+        gradient, others, metrics = learner.grad(params, batch, own)
+        raw = gradient
         if learner.penalty is not None:
             gradient = jax.tree.map(jnp.add, gradient, learner.penalty(params["trained"], start))
         if direct is not None:
             gradient = direct(gradient)
-        updates, new_state = optimizer.update(gradient, opt_state, params["trained"])
+
+        def loss_at(trained: Tree) -> Array:
+            """The loss elsewhere; with what was added to the gradient here, so that the two go together."""
+            loss = learner.grad({**params, "trained": trained}, batch, own)[2]["loss"]
+            if gradient is raw:
+                return loss
+            parts = jax.tree.map(
+                lambda g, r, a, b: ((g - r) * (a - b)).sum(), gradient, raw, trained, params["trained"]
+            )
+            return loss + sum(jax.tree.leaves(parts))
+
+        updates, new_state = updated(optimizer, gradient, opt_state, params["trained"], metrics["loss"], loss_at)
         trained = optax.apply_updates(params["trained"], updates)
         if directions:
             total = jax.tree.map(jnp.add, total, gradient)

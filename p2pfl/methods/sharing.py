@@ -24,6 +24,7 @@ import optax
 from p2pfl import tree
 from p2pfl.errors import ConfigError, nearest
 from p2pfl.learning.local_steps import rest
+from p2pfl.learning.optimizers import by_gradient
 from p2pfl.types import Key, Learner, Metrics, Params, Tree
 
 STATISTICS = "batch_stats"
@@ -62,6 +63,8 @@ def keep(learner: Learner, optimizer: optax.GradientTransformation, shared: Pred
             f"share: leaves nothing with a gradient to share; the leaves are {', '.join(paths)}. To train alone, use "
             'algorithm.name = "local"'
         )
+
+    by_gradient(optimizer, "share: a leaf that stays at its node")
 
     def parted(params: Params) -> tuple[Params, Params]:
         trained, own = _split(params["trained"], shared)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from p2pfl import tree
+
 FORMAT = 2
 """Of the records of a run. In format 1 `life` in metrics.jsonl counts the lives of a node (1, 2, ...); from 2 on it is
 the name of a life, here as in every other file. A result.json or summary.json that says no format is of format 1."""
@@ -25,7 +27,7 @@ class Measured(NamedTuple):
     node: int
     life: int  # the name of this life that the neighbours know; greater with each
     round: int
-    train_loss: float  # mean over the local steps
+    train_loss: float  # mean over the local steps; null in the file where it is not finite
     score_before_mixing: float | None  # on the pooled test rows
     score_after_mixing: float | None
     score_own: float | None  # after mixing, on the node's own test rows
@@ -129,7 +131,7 @@ class Lines:
             for k, value in table.items()
             if value is not None or k not in ("exchanged", "model")
         }
-        text = (json.dumps(fields, separators=(",", ":")) + "\n").encode()
+        text = (json.dumps(tree.plain(fields), separators=(",", ":")) + "\n").encode()
         if self._cap is not None and self._size + len(text) > self._cap:
             self._drop(f"has {self._cap >> 20} MB, which is its bound")
             return

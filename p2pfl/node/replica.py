@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -42,6 +43,7 @@ class Replica:
         self._slots: dict[int, tuple[int, ...]] = {}  # by round: whom the parts of a payload that is per_edge are for
         self._receivers: list[int] = []  # of the latest round's push
         self._loss = 0.0
+        self._diverged: int | None = None  # the round from which on the loss is not finite
         self._before: Scores | None = None  # mixing
         self._after: Scores | None = None
         self._exchanged: dict[str, np.ndarray] = {}  # "neighbour:life" -> sketch of what its exchanges have moved
@@ -91,6 +93,8 @@ class Replica:
         with self.faults("train", round):
             self.state, loss, payload, model = self._computed(round, receivers, steps)
             self.round, self._loss = round, float(loss)
+            if self._steps(round, steps):
+                self._diverged = None if math.isfinite(self._loss) else self._diverged or round
             self._before = evaluated(task, self.state, round)
         self._receivers = [j for j in task.schedule.sends_to(round) if j in receivers] if task.link == "push" else []
         self.payloads[round], self.models[round] = payload, payload if model is None else model
@@ -112,6 +116,12 @@ class Replica:
         if task.per_edge:  # its parts are cut out one by one
             payload = jax.tree.map(np.asarray, payload)
         return state, loss, payload, model
+
+    def _steps(self, round: int, steps: int | None) -> int:
+        """Return the local steps of a round."""
+        trains = self.task.schedule.trains[self.task.schedule.row(round)]
+        most = self.task.batching.width if trains else 0
+        return most if steps is None else min(steps, most)
 
     def sent(self, to: int, round: int) -> Payload:
         """Return what a neighbour got, or was to get, of a round's payload."""
@@ -153,6 +163,7 @@ class Replica:
         """Begin with the model that this life of a neighbour had after its local steps in `round`."""
         with self.faults("adopt", round):
             self.state = self.task.program.adopt(self.state, model)
+        self._diverged = None
         return records.Adopted(self.life, round + 1, [node, life, round])
 
     def enter(self, round: int, members: tuple[int, ...]) -> records.Entered:
@@ -176,6 +187,11 @@ class Replica:
         return records.Kept(life, round, list(earlier))
 
     # --- records
+
+    def diverged(self) -> int | None:
+        """Return the round from which on the training loss is not finite, or the last if only the model is not."""
+        whole = self._diverged is None and tree.finite(self.task.program.params(self.state))
+        return None if whole else self._diverged or self.round
 
     def began(self, round: int, receivers: Sequence[int]) -> records.Began:
         """Make the record of a round that is about to be trained in."""

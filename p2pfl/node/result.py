@@ -28,7 +28,11 @@ class NodeResult(NamedTuple):
     stopped_by: str | None = None  # the signal that asked it to leave
     alone: int = 0  # rounds that it trained without half of those that should have been there
     records_dropped: int = 0  # lines of its records that could not be written, or that were beyond a file's bound
+    diverged: int | None = None  # the round from which on its training loss, or at the end its model, is not finite
     trace_whole: bool = True  # else the run can't be replayed, and has no ledger
+    trained: int | None = None  # rounds that its last process has trained; None where that is not counted
+    untrained: bool = False  # its model is as it was drawn: neither trained, nor kept, nor taken from another node
+    unreached: tuple[str, ...] = ()  # of one that has exchanged nothing: where others were not reached, and why
 
     def write(self, directory: Path) -> None:
         """Write result.json into the node's directory, whole or not at all."""

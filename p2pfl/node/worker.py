@@ -71,6 +71,8 @@ class Worker:
         self.payloads, self.models = Incoming(like), Incoming(model)
         self.last_round = 0  # that an earlier process of the node has finished
         self.kept: tuple[int, int] | None = None  # life and round of the checkpoint that this life goes on from
+        self.trained = 0  # rounds, by this process
+        self.untrained = True  # the model is as it was drawn
         self.score: float | None = None  # of the node's model after the latest round that was evaluated
         self._kept_sketches: Sequence[Any] | None = None  # the fields of records.Sketches, at that round
         self._began = host.now()
@@ -94,7 +96,7 @@ class Worker:
         if saved is None:
             return [*notes, "no checkpoint: beginning without one"]
         self.replica.state = saved.state
-        self.kept = saved.table["life"], saved.table["round"]
+        self.kept, self.untrained = (saved.table["life"], saved.table["round"]), False
         self._kept_sketches = saved.table.get("sketches")
         return [*notes, f"going on from the checkpoint after round {saved.table['round']}"]
 
@@ -149,6 +151,7 @@ class Worker:
         if task.link == "push":  # whoever gets it may record it before this node records the round, if it ever does
             self._trace.write(self.replica.began(round, receivers))
         payload, model = self.replica.train(round, receivers)
+        self.trained, self.untrained = self.trained + 1, False
         going: Outgoing | Mapping[int, Outgoing] = (
             {j: outgoing(part(payload, task.slot(j))) for j in task.neighbors} if task.per_edge else outgoing(payload)
         )
@@ -158,6 +161,7 @@ class Worker:
         """Begin with a neighbour's model. Raises LocalError."""
         model = self.models.tree(effect.payload)
         self._trace.write(self.replica.adopt(model, effect.node, effect.life, effect.round))
+        self.untrained = False
 
     def _finish(self, effect: Advance) -> None:
         # one that leaves at the beginning of a round has not trained in it: it books what is late, and records no round

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from p2pfl import tree
 from p2pfl.errors import ConfigError
 
 DASH = "\N{EN DASH}"
@@ -139,6 +140,7 @@ class Summary:
     rounds_skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)  # by node, what was not planned
     rounds_repeated: Mapping[str, int] = dataclasses.field(default_factory=dict)
     rounds_alone: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    diverged: Mapping[str, int] = dataclasses.field(default_factory=dict)  # node -> the round from which on
     lost: tuple[int, ...] = ()
     lost_unplanned: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of these, and how it came about
     left: tuple[int, ...] = ()
@@ -164,7 +166,8 @@ class Summary:
         table = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "metrics"}
         plain = {key: dict(v) if isinstance(v, Mapping) else [*v] if isinstance(v, tuple) else v
                  for key, v in table.items()}  # fmt: skip
-        return {**self.metrics, **named(plain, self.score)}
+        result: dict[str, Any] = tree.plain({**self.metrics, **named(plain, self.score)})
+        return result
 
     def adding(self, table: Mapping[str, float | None]) -> Summary:
         """Return the same with more figures, by their names in the file; what is known already stays as it is."""
@@ -206,7 +209,7 @@ def _value(kind: str, value: object) -> Any:
 
 def write_rounds(run: Path, rows: Iterable[RoundRow], key: str) -> None:
     """Write rounds.jsonl. `key`: of the score."""
-    lines = [json.dumps(named(row._asdict(), key), separators=(",", ":")) + "\n" for row in rows]
+    lines = [json.dumps(tree.plain(named(row._asdict(), key)), separators=(",", ":")) + "\n" for row in rows]
     (run / "rounds.jsonl").write_text("".join(lines), "utf-8")
 
 

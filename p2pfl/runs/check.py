@@ -45,7 +45,7 @@ class Checked(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
         names = ("mean_residual", "residue", "residue_drift", "exchanges_booked", "exchanges_voided",
-                 "messages_dropped", "lost", "lost_unplanned", "left")  # fmt: skip
+                 "messages_dropped", "lost", "lost_unplanned", "left", "diverged")  # fmt: skip
         table = self.summary.as_dict()
         return {
             "nodes": {str(end.node): end._asdict() for end in self.ends},
@@ -102,9 +102,23 @@ def check(paths: Sequence[Path]) -> Checked:
         left=tuple(node for node, each in ended.items() if each.left and node not in lost),
         rounds_skipped=_unplanned(paths, ends),
         rounds_alone={str(node): each.alone for node, each in ended.items() if each.alone},
-        incomplete=(*_unbalanced(books), *(f"the records of node {node} are missing" for node in missing)),
+        diverged=_diverged(paths, ended),
+        incomplete=(
+            *_unbalanced(books),
+            *_apart(rows, facts),
+            *(f"the records of node {node} are missing" for node in missing),
+        ),
     )
     return Checked(ends, missing, whole, verdict(whole))
+
+
+def _diverged(paths: Sequence[Path], ended: Mapping[int, NodeResult]) -> Mapping[str, int]:
+    """Return who has diverged: by the nodes' own word what is not finite, by a run's all that it has found."""
+    own = {str(node): each.diverged for node, each in ended.items() if each.diverged}
+    for path in paths:
+        if (path / "summary.json").is_file():
+            own |= Summary.of(json.loads((path / "summary.json").read_text("utf-8"))).diverged
+    return own
 
 
 def _unplanned(paths: Sequence[Path], ends: Sequence[NodeEnd]) -> Mapping[str, int]:
@@ -120,6 +134,14 @@ def _unbalanced(books: ledger.Ledger) -> list[str]:
     if residual is None or residual <= BALANCED:
         return []
     return [f"the books do not balance: mean residual {residual:.3g}, where rounding leaves less than {BALANCED:g}"]
+
+
+def _apart(rows: Mapping[int, Sequence[dict[str, Any]]], facts: About) -> list[str]:
+    """Nodes that have trained and mixed with nobody, where their algorithm mixes."""
+    if facts.link == "none" or facts.nodes < 2:
+        return []
+    alone = [node for node, each in rows.items() if each and not any(row["arrived"] for row in each)]
+    return [f"node {node} has trained {len(rows[node])} rounds alone: it has mixed with nobody" for node in alone]
 
 
 def _lost(results: Mapping[int, NodeResult | None], rows: Mapping[int, Sequence[dict[str, Any]]]) -> dict[int, str]:

@@ -15,7 +15,7 @@ import numpy as np
 from p2pfl import churn, tree
 from p2pfl.config import experiment as config
 from p2pfl.config.experiment import Experiment, NodeFile
-from p2pfl.drivers.live import clock, memory, ports, processes
+from p2pfl.drivers.live import clock, files, memory, ports, processes
 from p2pfl.drivers.live.launcher import Launcher, Lives, Order
 from p2pfl.errors import stopping
 from p2pfl.federation.federation import Federation, model_shape
@@ -78,6 +78,7 @@ def prepared(
 
     `look`: what else happens to the nodes while they run.
     """
+    files.raised()  # before anything is started that inherits it
     preload = [*_PRELOAD]
     if experiment.data.source in ("digits", "breast_cancer"):
         preload.append("sklearn.datasets")
@@ -86,7 +87,8 @@ def prepared(
 
 
 def check(federation: Federation) -> None:
-    """Raises ConfigError where the nodes do not fit into the memory of this machine."""
+    """Raises ConfigError where the nodes need more memory than this machine has, or more files than it allows."""
+    files.fits(len(federation.graph), files.raised(), here=True)
     memory.fits(needs(federation), len(federation.graph), memory.free())
 
 

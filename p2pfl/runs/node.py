@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import safetensors.numpy
 
 from p2pfl.config import experiment as config
 from p2pfl.config.experiment import NodeFile
+from p2pfl.drivers.live import addresses, files, ports, sidecar
 from p2pfl.drivers.live import node as live
-from p2pfl.drivers.live import sidecar
 from p2pfl.drivers.live.launcher import READY
 from p2pfl.drivers.live.lifeline import Lifeline
-from p2pfl.drivers.live.settings import Place
-from p2pfl.errors import ConfigError
+from p2pfl.drivers.live.settings import Place, membership_address
+from p2pfl.errors import ConfigError, Exit
 from p2pfl.federation import tasks
-from p2pfl.federation.federation import build, build_own, precision, terms
+from p2pfl.federation.federation import Federation, build, build_own, precision, terms
 from p2pfl.node import result
 from p2pfl.node.result import NodeResult
+from p2pfl.node.task import Task
 from p2pfl.runs import about, assessment
+from p2pfl.runs.verdict import RunVerdict
 
-_NO_HOST = ("0.0.0.0", "*", "[::]")
+
+class NodeRun(NamedTuple):
+    """What has become of a node."""
+
+    result: NodeResult
+    verdict: RunVerdict
 
 
 def run(
     file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[str], None], returns: int | None = None
-) -> NodeResult:
-    """Run the node in `file` to its end; returns how it ended. Raises ConfigError at once.
+) -> NodeRun:
+    """Run the node in `file` to its end; returns how it ended, and the verdict on that. Raises ConfigError at once.
 
     `hold`: wait for a line on standard input when all is compiled, and leave when standard input ends: whoever has
     started the node is gone. `resume`: go on from the checkpoint that an earlier process of the node has left in its
@@ -44,6 +53,9 @@ def run(
         raise ConfigError(
             f"out={str(directory)!r}: holds the records of a finished run; give another with --out, or --resume"
         )
+    if not hold:  # else whoever has started it holds them for it
+        ports.demand((given.listen, membership_address(given.listen)), say)
+    limit = files.raised()  # before anything is started that inherits it
     membership = sidecar.start()
     lifeline = Lifeline() if hold else None
     try:
@@ -52,6 +64,7 @@ def run(
         federation = build_own(experiment, given.node, own) if own else build(experiment)
         if given.node not in federation.graph:
             raise ConfigError(f"{file}: node={given.node}: the topology has nodes 0 to {len(federation.graph) - 1}")
+        files.fits(len(federation.graph), limit, here=False)
         task = tasks.task(federation, given.node)
         for note in federation.notes:
             say(note)
@@ -81,33 +94,62 @@ def run(
         ended = live.run(task, place, membership, say, ready)
     finally:
         membership.close()
-    if experiment.evaluation.metrics and not hold:  # else whoever runs the experiment does it
-        arrays = safetensors.numpy.load_file(directory / "model.safetensors")
-        figures = assessment.assess(federation, {given.node: assessment.loaded(federation, arrays)}, directory)
-        own_rows = {
-            name.removesuffix("_own_mean"): value for name, value in figures.items() if name.endswith("_own_mean")
-        }
-        listed = [f"{name} {value:.3f}" for name, value in own_rows.items() if value is not None]
-        say(f"on its own test rows: {', '.join(listed) or 'nothing to test'}")
+    verdict = judged(ended, task)
+    if experiment.evaluation.metrics and not hold and not ended.untrained:  # held: whoever runs the experiment does it
+        _assess(federation, given.node, directory, say, alone=not ended.booked and bool(verdict.reasons))
     say(
         f"done at round {ended.round}: {ended.booked} exchanges booked, {ended.voided} voided, "
         f"dropped {ended.dropped or 'nothing'}; model {ended.digest} in {directory}"
     )
-    return ended
+    return NodeRun(ended, verdict)
+
+
+def judged(ended: NodeResult, task: Task) -> RunVerdict:
+    """Judge whether what a node has done is a result of the federation. A signal is told before all else."""
+    reasons = []
+    if ended.untrained:
+        reasons.append("nothing was trained: the model is as it was drawn")
+    elif ended.trained and not ended.booked and task.neighbors and task.link != "none":
+        reasons.append(f"trained {ended.trained} rounds alone: it has mixed with nobody")
+    if reasons and ended.unreached:
+        reasons.append(f"not reached: {', '.join(ended.unreached)}")
+    if ended.diverged:
+        reasons.append(
+            f"training has diverged: the loss is not finite from round {ended.diverged} on; lower the learning rate, "
+            "or look at the rows"
+        )
+    code = Exit.NOT_WHOLE if reasons else Exit.DONE
+    if ended.stopped_by and ended.left:
+        code = Exit(128 + signal.Signals[ended.stopped_by])
+    return RunVerdict(code, tuple(reasons))
+
+
+def _assess(federation: Federation, node: int, directory: Path, say: Callable[[str], None], alone: bool) -> None:
+    """Test the model that the node has ended with on its own rows, and say how good it is."""
+    arrays = safetensors.numpy.load_file(directory / "model.safetensors")
+    figures = assessment.assess(federation, {node: assessment.loaded(federation, arrays)}, directory)
+    own_rows = {name.removesuffix("_own_mean"): value for name, value in figures.items() if name.endswith("_own_mean")}
+    listed = [f"{name} {value:.3f}" for name, value in own_rows.items() if value is not None]
+    whose = "a model trained alone, on its own test rows" if alone else "on its own test rows"
+    say(f"{whose}: {', '.join(listed) or 'nothing to test'}")
 
 
 def _address(file: Path, given: NodeFile) -> str:
     """Return how the others reach the node. Raises ConfigError."""
     address = given.address or given.listen
-    host = address.removeprefix("tcp://").rpartition(":")[0]
-    if host in _NO_HOST:
+    for name, value in (("listen", given.listen), ("address", address), *(("peers", peer) for peer in given.peers)):
+        where = addresses.parsed(value)
+        if value.count("[") and not where.numeric:
+            raise ConfigError(
+                f"{file}: {name}={value!r}: no IPv6 address stands in the brackets; write it as tcp://[fd00::7]:5555"
+            )
+        if not 1 <= where.port <= 65534:
+            raise ConfigError(
+                f"{file}: {name}={value!r}: the port must be from 1 to 65534, for the next one is used as well"
+            )
+    if addresses.parsed(address).anywhere:
         raise ConfigError(
             f"{file}: listen={given.listen!r}: stands for all addresses of this machine, and the others must know one; "
             'give one of them, as in address = "tcp://192.168.0.7:5555"'
         )
-    for name, value in (("listen", given.listen), ("address", address), *(("peers", peer) for peer in given.peers)):
-        if not 1 <= int(value.rpartition(":")[2]) <= 65534:
-            raise ConfigError(
-                f"{file}: {name}={value!r}: the port must be from 1 to 65534, for the next one is used as well"
-            )
     return address

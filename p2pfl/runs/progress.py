@@ -47,9 +47,11 @@ class Watch:
         self._first: tuple[float, int] | None = None
         self.waiting: set[int] = set()  # nodes that have lost more than half of the others
         self._fresh: set[int] = set()
+        self._diverged: set[int] = set()
 
     def read(self) -> list[str]:
         """Take in what is new; returns what to tell a person."""
+        told: list[str] = []
         for node, tail in self._metrics.items():
             for row in tail.read():
                 self.rounds_of[node] = row["round"]
@@ -60,7 +62,12 @@ class Watch:
                 self._took[node] = row["seconds"]
                 self._times[node].append((row["time"], row["round"]))
                 self._fresh.add(node)
-        return [text for node, tail in self._events.items() for row in tail.read() for text in self._told(node, row)]
+                if row["train_loss"] is None and node not in self._diverged:
+                    self._diverged.add(node)
+                    told.append(f"node {node} has diverged: its training loss is not finite (round {row['round']})")
+        return told + [
+            text for node, tail in self._events.items() for row in tail.read() for text in self._told(node, row)
+        ]
 
     def _told(self, by: int, row: dict[str, Any]) -> list[str]:
         event, about, round = row["event"], row["node"], row["round"]

@@ -21,7 +21,7 @@ from p2pfl.node import records
 from p2pfl.reporting import page, terminal
 from p2pfl.reporting.run_data import Summary
 from p2pfl.reporting.terminal import View
-from p2pfl.runs import assessment, baselines, drivers, summary
+from p2pfl.runs import assessment, baselines, divergence, drivers, summary
 from p2pfl.runs.summary import Collected
 from p2pfl.runs.verdict import verdict
 
@@ -53,6 +53,7 @@ def run(
     for note in result.notes:
         view.say(note)
     whole = _whole(federation, graph, result, compared, out)
+    whole = _judged(federation, whole, result, out, view)
     whole = replace(whole, seconds_total=clock.now() - started)
     whole = replace(whole, incomplete=verdict(whole).reasons)
     whole.write(out)
@@ -100,3 +101,16 @@ def _whole(
         notes=(*federation.notes, *result.notes),
     )
     return known.adding({**compared, **assessed, **summary.distances(federation, result.models)})
+
+
+def _judged(federation: Federation, whole: Summary, result: Collected, out: Path, view: View) -> Summary:
+    """Tell which models are worse than an untrained one: the run has diverged if more than half of them are."""
+    whole = replace(whole, diverged=divergence.since(federation, whole.diverged, out))
+    worse = divergence.judge(federation, result.whole, result.loss, out)
+    if 2 * len(worse.keys() | set(map(int, whole.diverged)) & result.whole.keys()) > len(result.whole):
+        diverged = {**{str(node): each.since for node, each in worse.items()}, **whole.diverged}
+        return replace(whole, diverged=diverged)
+    told = divergence.notes(worse)
+    for note in told:
+        view.say(note)
+    return replace(whole, notes=(*whole.notes, *told))

@@ -19,6 +19,7 @@ from p2pfl.churn.course import Course, course
 from p2pfl.drivers.live import clock
 from p2pfl.drivers.simulate import engine, feed, loop
 from p2pfl.drivers.simulate.simulation import Evaluated, How, Outcome, Simulation, by_step, make_work
+from p2pfl.drivers.simulate.voids import Divergence
 from p2pfl.federation.federation import Federation, model_shape
 from p2pfl.federation.tasks import tasks
 from p2pfl.node import records
@@ -149,11 +150,14 @@ def into(federation: Federation, out: Path, update: Callable[[Status], None]) ->
         safetensors.numpy.save_file(arrays, out / "models.safetensors")
     known = _figures(federation, outcome, last[0], payload, (clock.now() - began) / rounds)
     known = replace(known, **_membership(federation, work.course))
+    since = {node: int(round) for node, round in enumerate(outcome.diverged) if round and node not in known.lost}
+    known = replace(known, diverged={str(node): round for node, round in since.items()})
     names = tree.named_leaves(tree.mixed(outcome.models))
     ends = [i for i in range(len(federation.graph)) if last[0].active[i]]
     models = [{name: leaf[i] for name, leaf in names.items()} for i in ends] if len(ends) <= 4096 else []
     whole = {i: jax.tree.map(lambda leaf, i=i: leaf[i], outcome.models) for i in ends[: MOST + 1]}
-    return Collected(known, models, work.course.notes if work.course else (), whole)
+    loss = {i: float(last[0].train_loss[i]) for i in whole}
+    return Collected(known, models, work.course.notes if work.course else (), whole, loss)
 
 
 def payload_bytes(federation: Federation) -> int:
@@ -319,10 +323,12 @@ def loop_into(federation: Federation, out: Path, update: Callable[[Status], None
         files.append((metrics, records.Lines(directory / "trace.jsonl")))
     watch = Watch(federation.experiment.rounds, directories, score(federation))
     shown = [0.0]
+    loss, divergence = np.zeros(delivery.steps.shape), Divergence(len(made))
 
     def record(node: int, measured: records.Measured, traced: records.Trace) -> None:
         if isinstance(traced, records.Traced):
             files[node][0].write(measured)
+            loss[measured.round - 1, node] = measured.train_loss
         files[node][1].write(traced)
         now = clock.now()
         if now - shown[0] > 0.1:
@@ -331,11 +337,14 @@ def loop_into(federation: Federation, out: Path, update: Callable[[Status], None
             update(watch.status(dict.fromkeys(federation.graph, "alive"), now))
 
     models = loop.run(made, delivery, record, clock.now, work.course)
+    divergence.read(1, loss, delivery.steps)
     for node, model in enumerate(models):
         arrays = {name: np.ascontiguousarray(leaf) for name, leaf in tree.named_leaves(model).items()}
         safetensors.numpy.save_file(arrays, directories[node] / "model.safetensors")
         if work.course is None or work.course.timeline.present[-1, node]:
-            _result(node, records.read(directories[node] / "trace.jsonl"), model).write(directories[node])
+            ended = _result(node, records.read(directories[node] / "trace.jsonl"), model)
+            since = int(divergence.since[node]) or (0 if tree.finite(model) else work.rounds)
+            ended._replace(diverged=since or None).write(directories[node])
     for pair in files:
         for lines in pair:
             lines.close()

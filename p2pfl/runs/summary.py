@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -38,6 +39,7 @@ class Collected(NamedTuple):
     models: Sequence[Mapping[str, np.ndarray]]
     notes: Sequence[str] = ()  # what a person should know of the graphs of its epochs
     whole: Mapping[int, Params] = MappingProxyType({})  # all parts of the final model of each node that is there
+    loss: Mapping[int, float] = MappingProxyType({})  # the last training loss of each; NaN where it is not finite
 
 
 def score(federation: Federation) -> Score:
@@ -80,13 +82,17 @@ def collect(federation: Federation, out: Path, began: float | None = None) -> Co
         rounds_skipped=skipped(federation, out),
         rounds_repeated=cost(records.read(out / "events.jsonl"), "returned"),
         rounds_alone={str(node): each.alone for node, each in results.items() if each.alone},
+        diverged={str(node): each.diverged for node, each in results.items() if each.diverged},
     )
     plan = federation.planner()
     notes = dict.fromkeys(plan(members).note for members in memberships(out))
     if torn:
         notes[f"records of node {', '.join(map(str, torn))} were dropped: no ledger, and no replay"] = None
     whole = {node: assessment.loaded(federation, leaf) for node, leaf in arrays.items()}
-    return Collected(summary, mixed, [note for note in notes if note], whole)
+    loss = {row["node"]: math.nan if row["train_loss"] is None else row["train_loss"] for row in metrics}
+    return Collected(
+        summary, mixed, [note for note in notes if note], whole, {node: loss[node] for node in whole if node in loss}
+    )
 
 
 def left(run: Path) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 from p2pfl.errors import Exit
 from p2pfl.reporting.run_data import Summary
 
+LISTED = 8
+"""Nodes that have diverged up to which all are named."""
 SKIPPED = 0.01
 """Share of all nodes' rounds that may be skipped in a run that is whole: a moment's pause of a node costs a few."""
 
@@ -23,8 +25,8 @@ def verdict(summary: Summary) -> RunVerdict:
     """Judge a run by its summary, whoever made it.
 
     A run is whole when somebody ended in good order, nobody was lost but whom the experiment had planned to lose,
-    nobody ended without half of the others, at most SKIPPED of the rounds were skipped, and nothing else is in
-    `summary.incomplete`, where a driver says what it alone knows. A signal is told before all else.
+    nobody ended without half of the others, at most SKIPPED of the rounds were skipped, no node has diverged, and
+    nothing else is in `summary.incomplete`, where a driver says what it alone knows. A signal is told before all else.
     """
     reasons = [*summary.incomplete]
     stopped_by = summary.stopped_by or ("SIGINT" if summary.interrupted else "")
@@ -40,6 +42,23 @@ def verdict(summary: Summary) -> RunVerdict:
     reasons += [
         f"node {node} ended without half of the others, after {n} rounds alone" for node, n in ended_alone.items()
     ]
+    reasons += diverged(summary)
     ended = Exit.NOT_WHOLE if reasons else Exit.DONE
     code = Exit(128 + signal.Signals[stopped_by]) if stopped_by else ended
     return RunVerdict(code, tuple(dict.fromkeys(reasons)))
+
+
+def diverged(summary: Summary) -> list[str]:
+    """Say which nodes have diverged, the first one first: it may have taken the others along."""
+    since = sorted((round, int(node)) for node, round in summary.diverged.items())
+    if not since:
+        return []
+    by_round: dict[int, list[str]] = {}
+    for round, node in since[:LISTED]:
+        by_round.setdefault(round, []).append(str(node))
+    told = "; ".join(f"node {', '.join(nodes)} from round {round} on" for round, nodes in by_round.items())
+    more = f", and {len(since) - LISTED} more" if len(since) > LISTED else ""
+    return [
+        f"training has diverged: {told}{more}. The loss is not finite, or above that of an untrained model; lower the "
+        f"learning rate, or look at the rows of node {since[0][1]}"
+    ]

@@ -113,6 +113,8 @@ def _value(run: Path, metric: str, summary: Mapping[str, Any]) -> float | None:
     wanted = reach(metric)
     if wanted is None:
         value = summary.get(metric)
+        if value is None and summary.get("diverged"):
+            return math.nan
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
     for record in records(run):
         value = record.get(wanted.figure)

@@ -28,7 +28,7 @@ def load(path: Path, seed: int = 0) -> nx.Graph:
 
     Args:
         path: a .toml (generator and arguments, or edges), .graphml, .json (node-link), or a list of edges (.txt,
-            .edges, .edgelist).
+            .edges, .edgelist, .csv).
         seed: of a generator that draws its graph.
 
     Returns:
@@ -81,7 +81,7 @@ _NOT_OURS = ("create_using", "backend", "backend_kwargs")
 
 def _toml(path: Path, seed: int) -> nx.Graph:
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
+        table = tomllib.loads(path.read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TopologyError(f"{path}: not TOML: {error}") from error
     unknown = set(table) - set(_KEYS)
@@ -171,7 +171,7 @@ def _graphml(path: Path, seed: int) -> nx.Graph:
 def _json(path: Path, seed: int) -> nx.Graph:
     """networkx's node-link: {"directed": false, "nodes": [{"id": ...}], "edges": [{"source": ..., "target": ...}]}."""
     try:
-        table = json.loads(path.read_text("utf-8"))
+        table = json.loads(path.read_text("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise TopologyError(f"{path}: not JSON: {error}") from error
     if not isinstance(table, dict):
@@ -200,21 +200,28 @@ def _json(path: Path, seed: int) -> nx.Graph:
     return graph
 
 
+_HEADS = (["source", "target"], ["from", "to"])
+"""What a spreadsheet or Gephi writes above the columns."""
+
+
 def _edges(path: Path, seed: int) -> nx.Graph:
     """Two names a line, and a third column for the weight, if it is a number or networkx's {'weight': number}.
 
-    `#` begins a comment; an edge may stand in both directions, with the same weight.
+    Between them: white space, a comma or a semicolon; in a .csv never white space. `#` begins a comment, a first line
+    of "source, target" or "from, to" is a header; an edge may stand in both directions, with the same weight.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise TopologyError(f"{path}: not an edge list: {error}") from error
     graph = nx.Graph()
     for number, line in enumerate(lines, 1):
-        names = line.partition("#")[0].split(maxsplit=2)
-        if len(names) == 1:
+        names = _columns(line.partition("#")[0].strip(), path.suffix == ".csv")
+        if number == 1 and [name.casefold() for name in names[:2]] in _HEADS:
+            continue
+        if names and not all([*names, ""][:2]):
             raise TopologyError(
-                f"{path}: line {number}: {names[0]!r} is no edge; write two node names and a space between"
+                f"{path}: line {number}: {line.strip()!r} is no edge; write two node names and a space or comma between"
             )
         if not names:
             continue
@@ -229,10 +236,21 @@ def _edges(path: Path, seed: int) -> nx.Graph:
     return graph
 
 
+def _columns(text: str, spaced: bool) -> list[str]:
+    """Two names and the rest of a line. `spaced`: names may have spaces in them."""
+    head = text.partition("{")[0] if spaced else " ".join(text.partition("{")[0].split()[:2])
+    separator = next((mark for mark in (";", ",") if mark in head), None)
+    if separator is None:
+        return [text] if spaced and text else text.split(maxsplit=2)
+    names = [name.strip().strip('"') for name in text.split(separator, 2)]
+    return names[:2] + [rest.replace(separator, " ") for rest in names[2:] if rest]
+
+
 def _column(text: str) -> float | None:
     """The weight in the rest of a line; None if what stands there is something else."""
     try:
-        value = ast.literal_eval(text)["weight"] if text.startswith("{") else text.split()[0]
+        # A spreadsheet set to German, French or Italian writes 0,5.
+        value = ast.literal_eval(text)["weight"] if text.startswith("{") else text.split()[0].replace(",", ".")
         return float(value)
     except (ValueError, SyntaxError, TypeError, KeyError):
         return None
@@ -240,5 +258,6 @@ def _column(text: str) -> float | None:
 
 READERS = {
     ".toml": _toml, ".graphml": _graphml, ".json": _json, ".txt": _edges, ".edges": _edges, ".edgelist": _edges,
+    ".csv": _edges,
 }  # fmt: skip
 """By the ending of the file."""

@@ -44,6 +44,7 @@ class FaultyLinks:
         self.waits = False  # the node is in no round
         self._held: deque[tuple[float, int, Letter]] = deque()  # until when, to whom, what
         self.blocked: dict[int, float] = {}  # since when nothing could be sent to a node, of those of which that is so
+        self.reached: set[int] = set()  # nodes that something could be sent to, once
         self._again: dict[int, tuple[float, Letter]] = {}  # to whom: until when, what
 
     @property
@@ -83,6 +84,7 @@ class FaultyLinks:
     def _sent(self, to: int, letter: Letter, now: float) -> bool:
         done = self._transport.send(to, letter)
         if done:
+            self.reached.add(to)
             self.blocked.pop(to, None)
         else:
             self.blocked.setdefault(to, now)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import os
 import selectors
@@ -96,6 +97,9 @@ def _fork(arguments: list[str], files: list[int], function: Callable[[list[str]]
         os.dup2(files[1], 2)
         for file in files:
             os.close(file)
+        for stream in (sys.stdout, sys.stderr):  # whatever the console of whoever has started this: a log is UTF-8
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace")
         setproctitle.setproctitle("p2pfl " + " ".join(arguments))
         code = function(arguments)
     except SystemExit as end:

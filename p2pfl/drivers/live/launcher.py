@@ -221,7 +221,7 @@ class Launcher:
     def _look_ready(self, member: Lives) -> None:
         for process in (member.current, member.standby):
             if process is not None and not process.ready:
-                process.ready = READY in process.log.read_text("utf-8")[process.offset :].splitlines()
+                process.ready = READY in _said(process.log, process.offset)
 
     # --- running
 
@@ -392,6 +392,13 @@ class Launcher:
 def _signal(process: _Process, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):  # it has ended, which will be read
         signal.pidfd_send_signal(process.handle, number)
+
+
+def _said(log: Path, offset: int) -> list[str]:
+    """The lines of a log from a byte on."""
+    with log.open("rb") as file:
+        file.seek(offset)
+        return file.read().decode("utf-8", "replace").splitlines()
 
 
 def _last_line(log: Path, offset: int) -> str:

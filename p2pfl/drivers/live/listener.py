@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from p2pfl.drivers.live import zmtp
+from p2pfl.drivers.live import addresses, zmtp
 from p2pfl.drivers.live.zmtp import Command, Frame, Limits, Reader
 from p2pfl.errors import RemoteError
 from p2pfl.protocol.budget import Budget
@@ -114,7 +114,7 @@ class Listener:
     def __init__(self, address: str, federation: str, nodes: int, allowance: Allowance, now: float) -> None:
         """`address`: tcp://HOST:PORT. `nodes`: that there can be; others are strangers."""
         self._federation, self._nodes, self._allowance = federation, nodes, allowance
-        self._socket = _bound(address)
+        self._socket = _listening(address)
         self._epoll = select.epoll()
         self._epoll.register(self._socket, select.EPOLLIN)
         self._connections: dict[int, _Connection] = {}  # by file descriptor
@@ -341,17 +341,10 @@ class Listener:
             self._told.append((reason, detail))
 
 
-def _bound(address: str) -> socket.socket:
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
-    host = host.strip("[]")
-    family, kind, protocol, _, where = socket.getaddrinfo(
-        None if host in ("*", "") else host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listening = socket.socket(family, kind, protocol)
+def _listening(address: str) -> socket.socket:
+    listening = addresses.bound(address)
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.setblocking(False)
-        listening.bind(where)
         listening.listen(128)
     except OSError:
         listening.close()

@@ -19,7 +19,8 @@ from typing import Any
 import setproctitle
 import zmq
 
-from p2pfl.drivers.live import clock, zmtp
+from p2pfl.drivers.live import clock, ports, zmtp
+from p2pfl.drivers.live.addresses import Names
 from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
 from p2pfl.drivers.live.transport import dealer
 from p2pfl.drivers.live.zmtp import Limits
@@ -55,6 +56,9 @@ _CONNECTING = 8
 _FRESH = 0.5
 """... for so many seconds: a first message is not lost only because nobody has called there before."""
 
+_NAMED = 0.05
+"""Seconds between looks at whether a name that something waits for has been looked up."""
+
 _IDLE = 60.0
 """Seconds after which an address that nothing was sent to is hung up."""
 
@@ -67,6 +71,16 @@ _TOLD_EVERY = 1.0
 
 _ALLOWANCE = Allowance(Limits(wire.MESSAGE_CAP, 1, wire.MESSAGE_CAP), rate=100.0, burst=200.0, unit=8192.0)
 """What a member may say: a hundred small messages a second, or some of the largest kind. It says about five."""
+
+_SHORT = (
+    (zmq.CONNECT_TIMEOUT, 2000),
+    (zmq.TCP_MAXRT, 4000),
+    (zmq.TCP_KEEPALIVE, 1),
+    (zmq.TCP_KEEPALIVE_IDLE, 1),
+    (zmq.TCP_KEEPALIVE_INTVL, 1),
+    (zmq.TCP_KEEPALIVE_CNT, 3),
+)
+"""A connection that carries nothing is made anew soon: TCP alone tries an old one for minutes."""
 
 _NODES = 1 << 31
 """Nodes that can be named."""
@@ -81,42 +95,42 @@ class MemberSockets:
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._introduction = zmtp.introduction(cluster, node)
-        self._dealers: dict[str, zmq.Socket[bytes]] = {}
+        self._names = Names()
+        self.dealers: dict[str, zmq.Socket[bytes]] = {}
+        self._numbers: dict[str, str] = {}  # where a dealer connects to
+        self._took: dict[str, float] = {}  # when it was made or has last taken a message
         self._used: dict[str, float] = {}
         self.waiting: dict[str, deque[tuple[float, bytes]]] = {}  # until when, what; for a connection to come up
 
-    def dealer(self, address: str) -> zmq.Socket[bytes]:
-        """The socket to an address."""
-        if address not in self._dealers:
-            made = dealer(self._context, self._introduction, _QUEUE, reconnect=50)
-            # a connection that carries nothing is made anew soon: TCP alone tries an old one for minutes
-            for option, value in (
-                (zmq.CONNECT_TIMEOUT, 2000),
-                (zmq.TCP_MAXRT, 4000),
-                (zmq.TCP_KEEPALIVE, 1),
-                (zmq.TCP_KEEPALIVE_IDLE, 1),
-                (zmq.TCP_KEEPALIVE_INTVL, 1),
-                (zmq.TCP_KEEPALIVE_CNT, 3),
-            ):
-                made.setsockopt(option, value)
-            try:
-                made.connect(address)
-            except zmq.ZMQError:
-                made.close()
-                raise
-            self._dealers[address] = made
-        return self._dealers[address]
+    def dealer(self, address: str, now: float) -> zmq.Socket[bytes]:
+        """Return the socket to an address. Raises ZMQError; Again while its name is not known."""
+        numbers = self._names.numbers(address, now)
+        if numbers is None:
+            raise zmq.Again
+        if address in self.dealers and self._numbers[address] != numbers:
+            self.dealers.pop(address).close()
+        if address not in self.dealers:
+            self.dealers[address] = dealer(self._context, self._introduction, _QUEUE, 50, numbers, *_SHORT)
+            self._numbers[address], self._took[address] = numbers, now
+        return self.dealers[address]
 
     def send(self, address: str, data: bytes, now: float) -> None:
         """Send, or drop; a message to an address that has just been called may wait for a moment."""
         try:
-            dealer = self.dealer(address)
-            dealer.send(data, zmq.NOBLOCK)
+            self.dealer(address, now).send(data, zmq.NOBLOCK)
+            self._took[address] = now
         except zmq.Again:
             self.waiting.setdefault(address, deque(maxlen=_CONNECTING)).append((now + _FRESH, data))
+            if address in self.dealers:
+                self._names.blocked(address, self._took[address], now)
         except zmq.ZMQError as error:
             self._dropped("address", f"{address}: {error}")
         self._used[address] = now
+
+    @property
+    def calling(self) -> list[zmq.Socket[bytes]]:
+        """The sockets that something waits for, to poll for output."""
+        return [self.dealers[address] for address in self.waiting if address in self.dealers]
 
     def flush(self, now: float) -> None:
         """Send what waited for connections that are up, drop what has waited for too long."""
@@ -125,11 +139,14 @@ class MemberSockets:
             try:
                 while queue:
                     if queue[0][0] >= now:
-                        self._dealers[address].send(queue[0][1], zmq.NOBLOCK)
+                        self.dealer(address, now).send(queue[0][1], zmq.NOBLOCK)
+                        self._took[address] = now
                     queue.popleft()
                 del self.waiting[address]
             except zmq.Again:
                 continue
+            except zmq.ZMQError:
+                del self.waiting[address]
 
     def receive(self, now: float) -> Iterator[Arrived]:
         """Return datagrams that have come in, a bounded number."""
@@ -137,13 +154,21 @@ class MemberSockets:
         for reason, detail in self.listener.told():
             self._dropped(reason, detail)
 
+    def close(self) -> None:
+        """Close all sockets."""
+        for each in self.dealers.values():
+            each.close()
+        self.listener.close()
+        self._context.term()
+
     def hang_up(self, now: float) -> None:
         """Close the sockets to addresses that nothing is sent to."""
         for address, time in [*self._used.items()]:
             if now - time > _IDLE:
                 del self._used[address]
-                self.waiting.pop(address, None)
-                dealer = self._dealers.pop(address, None)
+                for kept in (self.waiting, self._numbers, self._took):
+                    kept.pop(address, None)
+                dealer = self.dealers.pop(address, None)
                 if dealer is not None:
                     dealer.close()
 
@@ -209,12 +234,13 @@ class MemberProcess:
                 due = min(due, self._delayed[0][0])
             due = min(due, now + self._sockets.listener.delay)
             for address, queue in self._sockets.waiting.items():
-                due = min(due, queue[0][0])
-                self._poller.register(self._sockets.dealer(address), zmq.POLLOUT)
+                due = min(due, queue[0][0], math.inf if address in self._sockets.dealers else now + _NAMED)
+        calling = [] if self._sockets is None else self._sockets.calling
+        for each in calling:
+            self._poller.register(each, zmq.POLLOUT)
         self._poller.poll(max(0, math.ceil((due - now) * 1000)))
-        if self._sockets is not None:
-            for address in self._sockets.waiting:
-                self._poller.unregister(self._sockets.dealer(address))
+        for each in calling:
+            self._poller.unregister(each)
 
     # --- the network
 
@@ -308,13 +334,9 @@ class MemberProcess:
             # nobody else is to foresee the numbers of its questions
             seed = int.from_bytes(os.urandom(8))
             member = Membership(Me(*me), cluster, seeds, self._probe_timing, seed)
-            self._sockets = MemberSockets(listen, me[0], cluster, self._dropped)
+            self._sockets = ports.listening(listen, lambda: MemberSockets(listen, me[0], cluster, self._dropped))
         except ConfigError as error:
             self._link.send(json.dumps({"error": str(error)}).encode())
-            return
-        except OSError as error:
-            text = f"listen={listen!r}: can't listen there: {error.strerror}. Free the port or choose another."
-            self._link.send(json.dumps({"error": text}).encode())
             return
         self._link.send(json.dumps({"pid": os.getpid()}).encode())
         self._poller.register(self._sockets.listener.fileno(), zmq.POLLIN)

@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 import zmq
 
-from p2pfl.drivers.live import clock, ports
+from p2pfl.drivers.live import clock, ports, zmtp
 from p2pfl.drivers.live.faults import FaultPlan, FaultyLinks
 from p2pfl.drivers.live.listener import Arrived
 from p2pfl.drivers.live.parcels import Letter
+from p2pfl.drivers.live.reach import REACHED, Reachability
 from p2pfl.drivers.live.settings import Place, membership_address, models_address
 from p2pfl.drivers.live.sidecar import Restarted, Sidecar
 from p2pfl.drivers.live.status_line import Situation, StatusLine, directions
@@ -59,6 +60,9 @@ from p2pfl.protocol.peer import Peer
 
 _TICK = 0.05
 """Seconds between looks at the clock when nothing comes in."""
+
+_REASONS = 3.0
+"""Seconds that a node which met nobody looks for the reasons in the end, where it does not know them yet."""
 
 _RECOMPILES = 30.0
 """Seconds that a new epoch may keep a node busy compiling, as it tells the others."""
@@ -119,6 +123,7 @@ class _LiveNode:
         self._unfit = ""  # why it does not belong here
         self._fault_plan = FaultPlan(task.events, task.node, place.terms.nodes)
         self._table: tuple[Member, ...] = ()  # as the membership last told it
+        self._reach = Reachability(zmtp.introduction(place.terms.federation, task.node))
         self._status, self._heard = StatusLine(), dict[int, float]()  # when each node was last heard
         self._told = -1  # the round that the membership has been told ...
         self._reached = 0  # ... and the transport
@@ -248,6 +253,7 @@ class _LiveNode:
         # who has left after its last round is missed by nobody
         counted = [each for each in self._table if each.present or each.round >= self._task.rounds]
         there = {member.node: models_address(member.address) for member in counted} | {me: ""}
+        missing = tuple(node for node in terms.expected if node not in there)
         neighbors = {node: there[node] for node in work.task.neighbors if node in there}
         awaited = self._peer.awaited
         asked = [node for node in neighbors if node in awaited or node not in self._heard]
@@ -257,16 +263,53 @@ class _LiveNode:
             rounds=self._task.rounds,
             there=len(there),
             expected=max(len(terms.expected), len(there)),
-            missing=tuple(node for node in terms.expected if node not in there),
+            missing=missing,
             score=None if work.score is None else (self._task.score, work.score),
             awaited=self._status.long(awaited, now),
             unreached=unreached,
             unheard=unheard,
             address=self._place.address,
             peers=tuple(self._place.peers),
+            strange=self._strange() if missing else (),
         )
+        situation = situation._replace(why=self._why(situation, now))
         if (line := self._status.next(situation, now)) is not None:
             self._say(line)
+
+    def _strange(self) -> tuple[str, ...]:
+        """Return the addresses, of its peers and of members, where somebody should be whom this node never reached."""
+        known = {models_address(member.address): member for member in self._table}
+        given = [address for address in self._place.peers if address not in known]
+        gone = [at for at, member in known.items() if not member.present and member.node not in self._links.reached]
+        return (*given, *gone)
+
+    def _why(self, now: Situation, time: float) -> dict[str, str]:
+        """Return why nobody is reached at addresses, as far as that is known by now."""
+        own = now.address
+        why = {at: self._reach.why(membership_address(at), time) for at in now.strange}
+        why |= {at: self._reach.why(at, time) for _, at in now.unreached}
+        if now.there > 1:
+            return {at: said for at, said in why.items() if said}
+        silent = [at for at, said in why.items() if said == REACHED]
+        told = {at: said for at, said in why.items() if said}
+        told |= {at: f"takes connections and does not answer: does it reach us at {own}?" for at in silent}
+        if silent and (said := self._reach.why(membership_address(own), time)):
+            told[own] = said
+        return told
+
+    def _unreached(self) -> tuple[str, ...]:
+        """Return where others were not reached and why, at the end of a node that has exchanged nothing."""
+        if self._peer.booked or self._task.link == "none" or not self._task.neighbors:
+            return ()
+        there = [member for member in self._table if member.present and member.node != self._task.node]
+        blocked = tuple((m.node, models_address(m.address)) for m in there if m.node in self._links.blocked)
+        situation = Situation(
+            0, 0, 1 + len(there), 2, unreached=blocked, address=self._place.address, strange=self._strange()
+        )
+        limit = clock.now() + (0.0 if self._stopped_by else _REASONS)
+        while len(why := self._why(situation, now := clock.now())) < len(situation.strange) and now < limit:
+            clock.pause(_TICK)
+        return tuple(f"{at} ({said})" for at, said in why.items())
 
     def _read_membership(self, now: float) -> None:
         """Take in what the membership says; without one, the node leaves."""
@@ -446,7 +489,11 @@ class _LiveNode:
             self._stopped_by,
             self._peer.alone,
             self._work.records_dropped + self._events.dropped,
+            self._work.replica.diverged(),
             self._work.trace_whole,
+            self._work.trained,
+            self._work.untrained,
+            self._unreached(),
         )
 
     def close(self) -> None:

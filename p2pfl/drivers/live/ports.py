@@ -12,9 +12,10 @@ import errno
 import random
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
-from p2pfl.drivers.live import clock
-from p2pfl.errors import LocalError
+from p2pfl.drivers.live import addresses, clock
+from p2pfl.errors import ConfigError, LocalError
 
 _RANGE = range(10_000, 32_000, 2)
 """Below the ports of outgoing connections: a node that is called while it is away answers nobody, not even itself."""
@@ -23,7 +24,12 @@ _RELEASE = 15.0
 """Seconds that a node waits for its ports, if something holds them: what is left of an earlier process of it, as a
 rule, which ends as soon as it sees that it is alone."""
 
+_AT_LAST = 2.0
+"""Seconds for which a port is tried that was free a moment ago."""
+
 _LOOK_EVERY = 0.1
+
+T = TypeVar("T")
 
 
 class Reservation:
@@ -63,30 +69,63 @@ def reserved(count: int) -> Iterator[list[int]]:
         yield ports
 
 
-def await_free(addresses: Sequence[str], say: Callable[[str], None], seconds: float = _RELEASE) -> None:
-    """Wait until these addresses, tcp://HOST:PORT, can be bound, and say so; not for more than so many seconds.
+def await_free(wanted: Sequence[str], say: Callable[[str], None]) -> None:
+    """Wait until these addresses, tcp://HOST:PORT, can be bound, and say so; not for ever.
 
     Whoever binds them then is told in its own words what is wrong, be it this or anything else.
     """
-    limit = clock.now() + seconds
+    limit = clock.now() + _RELEASE
     waiting = False
-    for address in addresses:
+    for address in wanted:
         while _taken(address) and (left := limit - clock.now()) > 0:
             if not waiting:
                 waiting = True
-                say(f"{address} is held by another process: waiting up to {seconds:g} s for it to be free")
+                say(f"{address} is held by another process: waiting up to {_RELEASE:g} s for it to be free")
             clock.pause(min(left, _LOOK_EVERY))
+
+
+def demand(wanted: Sequence[str], say: Callable[[str], None]) -> None:
+    """See that these addresses can be bound, waiting if need be, before anything is computed. Raises ConfigError."""
+    await_free(wanted, say)
+    for address in wanted:
+        try:
+            addresses.bound(address).close()
+        except OSError as error:
+            raise ConfigError(refusal(address, error)) from error
+
+
+def listening(address: str, open: Callable[[], T]) -> T:
+    """Listen there: what `open` returns, called again for some seconds while something holds the port.
+
+    Raises ConfigError.
+    """
+    limit = clock.now() + _AT_LAST
+    while True:
+        try:
+            return open()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or clock.now() > limit:
+                raise ConfigError(refusal(address, error)) from error
+        clock.pause(_LOOK_EVERY)
+
+
+def refusal(address: str, error: OSError) -> str:
+    """Say why nobody can listen at an address."""
+    ways_out = {
+        errno.EADDRNOTAVAIL: "This machine has no such address: listen at one that it has, or at 0.0.0.0, and let "
+        "`address` say how the others reach it.",
+        errno.EACCES: "Choose a port from 1024 on.",
+        errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+    }
+    way_out = "Write a name that this machine knows, or the numbers." if isinstance(error, socket.gaierror) else None
+    way_out = way_out or ways_out.get(error.errno or 0, "Free the port or choose another.")
+    return f"listen={address!r}: can't listen there: {error.strerror}. {way_out}"
 
 
 def _taken(address: str) -> bool:
     """Another process listens there. False where that can't be told: a name of an interface, an address not ours."""
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
-    host = "" if host == "*" else host.strip("[]")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, int(port)))
-        except OSError as error:
-            return error.errno == errno.EADDRINUSE
+    try:
+        addresses.bound(address).close()
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
     return False

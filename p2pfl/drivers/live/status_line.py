@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 EVERY = 10.0
@@ -32,6 +33,8 @@ class Situation(NamedTuple):
     unheard: tuple[tuple[int, str], ...] = ()  # (node, address): it takes what is sent, and is not heard
     address: str = ""  # of this node, as the others know it
     peers: tuple[str, ...] = ()  # addresses of members that it was given
+    strange: tuple[str, ...] = ()  # addresses, of `peers` and of members, where nobody that is there is known to be
+    why: Mapping[str, str] = MappingProxyType({})  # why nobody is reached at an address, as far as it is known
 
 
 def line(now: Situation) -> str:
@@ -40,19 +43,31 @@ def line(now: Situation) -> str:
     if now.score is not None:
         parts.append(f"{now.score[0]} {now.score[1]:.3f}")
     if now.there == 1 and now.expected > 1:
-        parts.append(f"no other node answers at {', '.join(now.peers[:SHOWN]) or 'any address: peers is empty'}")
+        asked = [_with_reason(address, now.why) for address in dict.fromkeys((*now.peers, *now.strange))]
+        parts.append(f"no other node answers at {', '.join(asked[:SHOWN]) or 'any address: peers is empty'}")
+        if now.why.get(now.address):
+            parts.append(f"nor is this node reached at its own address {_with_reason(now.address, now.why)}")
     elif now.missing:
         parts.append(f"not there: {_nodes(now.missing)}")
+    if now.there > 1:
+        parts += [
+            f"nobody at {_with_reason(address, now.why)}" for address in now.strange[:SHOWN] if now.why.get(address)
+        ]
     if awaited := [node for node in now.awaited if node not in now.missing]:
         parts.append(f"waiting for {_nodes(awaited)}")
     parts += [
-        f"node {node} reaches us, we don't reach it at {address}: firewall?" for node, address in now.unreached[:SHOWN]
+        f"node {node} reaches us, we don't reach it at {address}: {now.why.get(address) or 'firewall?'}"
+        for node, address in now.unreached[:SHOWN]
     ]
     parts += [
         f"we reach node {node} at {address}, nothing comes from it: does it reach us at {now.address}?"
         for node, address in now.unheard[:SHOWN]
     ]
     return "; ".join(parts)
+
+
+def _with_reason(address: str, why: Mapping[str, str]) -> str:
+    return f"{address} ({why[address]})" if why.get(address) else address
 
 
 def _nodes(nodes: Sequence[int]) -> str:

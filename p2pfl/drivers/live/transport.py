@@ -14,11 +14,12 @@ from typing import Any
 
 import zmq
 
-from p2pfl.drivers.live import clock, parcels, zmtp
+from p2pfl.drivers.live import clock, parcels, ports, zmtp
+from p2pfl.drivers.live.addresses import Names
 from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
 from p2pfl.drivers.live.parcels import PIECE, WINDOW, Letter, ParcelsIn, ParcelsOut
 from p2pfl.drivers.live.zmtp import Limits
-from p2pfl.errors import ConfigError, RemoteError
+from p2pfl.errors import RemoteError
 from p2pfl.protocol.codec import HEADER_CAP, Schema
 from p2pfl.protocol.events import Progressed
 
@@ -44,8 +45,12 @@ _LAST = 50
 """Milliseconds between looks at what is still under way when a node closes."""
 
 
-def dealer(context: zmq.Context[Any], introduction: bytes, queue: int, reconnect: int) -> zmq.Socket[bytes]:
-    """Make a socket that sends, and says who it is whenever it connects. `reconnect`: in milliseconds, always.
+def dealer(
+    context: zmq.Context[Any], introduction: bytes, queue: int, reconnect: int, address: str, *more: tuple[int, int]
+) -> zmq.Socket[bytes]:
+    """Make a socket that sends to an address, and says who it is whenever it connects. Raises ZMQError.
+
+    `reconnect`: in milliseconds, always. `more`: options and their values.
 
     Nothing is read from it: whatever sits at the other end may put one message into it and then waits.
     """
@@ -58,9 +63,16 @@ def dealer(context: zmq.Context[Any], introduction: bytes, queue: int, reconnect
         (zmq.LINGER, 0),
         # always the same short wait: with a growing one, a node that comes back is not heard for many rounds
         (zmq.RECONNECT_IVL, reconnect),
+        (zmq.IPV6, int("[" in address)),
+        *more,
     ):
         made.setsockopt(option, value)
     made.setsockopt(zmq.ROUTING_ID, introduction)
+    try:
+        made.connect(address)
+    except zmq.ZMQError:
+        made.close()
+        raise
     return made
 
 
@@ -82,17 +94,14 @@ class Transport:
         self._per_round = _ROUND + (_PER_PIECE * -(-largest // piece) if largest > whole else 0.0)
         self._progress: Counter[tuple[int, int, int]] = Counter()  # bytes, by node, its life, this node's life
         allowance = Allowance(limits, _RATE, _BURST, unit=float("inf"), large=piece / 2)
-        try:
-            self._listener = Listener(listen, federation, nodes, allowance, clock.now())
-        except OSError as error:
-            raise ConfigError(
-                f"listen={listen!r}: can't listen there: {error.strerror}. Free the port or choose another."
-            ) from error
+        self._listener = ports.listening(listen, lambda: Listener(listen, federation, nodes, allowance, clock.now()))
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._introduction = zmtp.introduction(federation, node)
         self._addresses: dict[int, str] = {}
+        self._names = Names()
         self._dealers: dict[int, zmq.Socket[bytes]] = {}
+        self._numbers: dict[int, str] = {}  # where a dealer connects to
         self._took: dict[int, float] = {}  # when a dealer was made or has last taken a message
         self.dropped: Counter[str] = Counter()
         self._faults: list[tuple[str, str]] = []  # in pieces that came in: reason and detail; blame bounds them
@@ -115,11 +124,16 @@ class Transport:
         """A node is not there any more: what is under way to it is for nobody."""
         self._parcels_out.lose(node)
 
-    def _dealer(self, node: int) -> zmq.Socket[bytes]:
+    def _dealer(self, node: int, now: float) -> zmq.Socket[bytes]:
+        """Return the socket to a node. Raises ZMQError; Again while its name is not known."""
+        numbers = self._names.numbers(self._addresses[node], now)
+        if numbers is None:
+            raise zmq.Again
+        if node in self._dealers and self._numbers[node] != numbers:
+            self._dealers.pop(node).close(0)
         if node not in self._dealers:
-            made = dealer(self._context, self._introduction, _QUEUE, reconnect=20)
-            made.connect(self._addresses[node])
-            self._dealers[node], self._took[node] = made, clock.now()
+            self._dealers[node] = dealer(self._context, self._introduction, _QUEUE, 20, numbers)
+            self._numbers[node], self._took[node] = numbers, now
         return self._dealers[node]
 
     def fileno(self) -> int:
@@ -152,10 +166,14 @@ class Transport:
         if to not in self._addresses:
             return False
         try:
-            self._dealer(to).send_multipart(frames, zmq.NOBLOCK, copy=False)
+            self._dealer(to, now).send_multipart(frames, zmq.NOBLOCK, copy=False)
         except zmq.Again:
-            if now - self._took[to] > _STUCK:
-                self._dealers.pop(to).close(0)
+            if to in self._dealers:
+                self._names.blocked(self._addresses[to], self._took[to], now)
+                if now - self._took[to] > _STUCK:
+                    self._dealers.pop(to).close(0)
+            return False
+        except zmq.ZMQError:
             return False
         self._took[to] = now
         self.bytes_sent += nbytes

@@ -88,8 +88,8 @@ def memory(
     around = Neighborhood(np.zeros(slots, np.float32), np.zeros(slots, np.float32))
     payload = tree.nbytes(jax.eval_shape(lambda s: algorithm.send(s, around)[1], state))
     each = 2 * tree.nbytes(state) + 2 * payload + (tree.nbytes(params) if keep else 0) + 2 * ages * payload
-    if mixing == "dense":
-        each += payload
+    if mixing == "dense":  # and a copy without what is not finite
+        each += 2 * payload
     dense = 4 * nodes * nodes if mixing == "dense" else 0
     return each, dense
 

@@ -19,8 +19,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from p2pfl import tree
 from p2pfl.drivers.simulate import epochs, inboxes
-from p2pfl.drivers.simulate.inboxes import Sharing, where
+from p2pfl.drivers.simulate.inboxes import AfterSteps, Sharing, where
 from p2pfl.drivers.simulate.shapes import AXIS, OVER, ROWS, WHOLE, Carry, Graph, Rounds, Shape, Stretch, table_rows
 from p2pfl.learning.local_steps import placed
 from p2pfl.node.program import node_key
@@ -28,7 +29,10 @@ from p2pfl.types import Algorithm, Array, Learner, Neighborhood, Params, State, 
 
 
 def compile_stretch(over: Callable[[Array, Array], Algorithm], shape: Shape, mesh: Mesh) -> Callable[..., Any]:
-    """Compile `(carry, stretch) -> (carry, loss [R, places])`; `over` is that of a Simulation."""
+    """Compile `(carry, stretch) -> (carry, loss [R, places], finite [R, places, ...])`, the last as in AfterSteps.
+
+    `over` is that of a Simulation.
+    """
     body = partial(_stretch, over, shape)
     carry = Carry(OVER, OVER, PartitionSpec(None, AXIS), OVER, OVER)
     graph = Graph(ROWS, ROWS, ROWS, ROWS, ROWS)
@@ -37,7 +41,7 @@ def compile_stretch(over: Callable[[Array, Array], Algorithm], shape: Shape, mes
         body,
         mesh=mesh,
         in_specs=(carry, Stretch(WHOLE, graph, rounds, OVER, OVER, WHOLE)),
-        out_specs=(carry, ROWS),
+        out_specs=(carry, ROWS, ROWS),
         check_vma=False,
     )
     return jax.jit(mapped, donate_argnums=0)
@@ -45,36 +49,41 @@ def compile_stretch(over: Callable[[Array, Array], Algorithm], shape: Shape, mes
 
 def _stretch(
     over: Callable[[Array, Array], Algorithm], shape: Shape, carry: Carry, given: Stretch
-) -> tuple[Carry, Array]:
+) -> tuple[Carry, Array, Array]:
     algorithm, rounds = over(given.x[0], given.y[0]), given.rounds  # the leading axis is the device
     shared = inboxes.sharing(algorithm, shape, carry.state)
-    losses = jnp.zeros((rounds.number.shape[0], shape.layout.size), jnp.float32)
+    most, slots = rounds.number.shape[0], (shape.slots,) if algorithm.per_edge else ()
+    losses, finite = (
+        jnp.zeros((most, shape.layout.size), jnp.float32),
+        jnp.ones((most, shape.layout.size, *slots), bool),
+    )
 
-    def one(r: Array, item: tuple[Carry, Array]) -> tuple[Carry, Array]:
-        carry, losses = item
+    def one(r: Array, item: tuple[Carry, Array, Array]) -> tuple[Carry, Array, Array]:
+        carry, losses, finite = item
         now = jax.tree.map(lambda part: part[r], rounds)
         around = jax.tree.map(lambda part: part[now.row], given.graph)
         if shape.restarts or shape.back:
             carry = carry._replace(state=epochs.begun(algorithm, shape, carry, now, given.first))
-        spare, models, loss = _train(algorithm, shape, shared, carry, now, around)
-        state, history, drift = _mix(algorithm, shape, shared, carry, spare, now, around)
-        return Carry(state, spare, history, drift, models), losses.at[r].set(loss.astype(jnp.float32))
+        done = _train(algorithm, shape, shared, carry, now, around)
+        state, history, drift = _mix(algorithm, shape, shared, carry, done, now, around)
+        carry = Carry(state, done.spare, history, drift, done.models)
+        return carry, losses.at[r].set(done.loss.astype(jnp.float32)), finite.at[r].set(done.finite)
 
-    return jax.lax.fori_loop(jnp.int32(0), given.count, one, (carry, losses))
+    return jax.lax.fori_loop(jnp.int32(0), given.count, one, (carry, losses, finite))
 
 
 def _mix(
-    algorithm: Algorithm, shape: Shape, shared: Sharing, carry: Carry, spare: Tree, now: Rounds, around: Graph
+    algorithm: Algorithm, shape: Shape, shared: Sharing, carry: Carry, done: AfterSteps, now: Rounds, around: Graph
 ) -> tuple[State, Tree, Tree]:
-    """Mixing of all nodes of a device, from `spare` to the states: (state, history, drift)."""
-    ready = inboxes.mixing(algorithm, shape, shared, carry.history, spare, now, around)
+    """Mixing of all nodes of a device, from `done.spare` to the states: (state, history, drift)."""
+    ready = inboxes.mixing(algorithm, shape, shared, carry.history, done, now, around)
 
     def chunk(read: Any) -> Any:
         (state, own), more = read
         return ready.chunk((state, own, more))
 
     drift = jax.tree.map(lambda leaf: leaf[0], carry.drift)
-    state, drift = _by_chunk(shape.layout.size, shape.mixed, chunk, carry.state, (spare, ready.read), drift)
+    state, drift = _by_chunk(shape.layout.size, shape.mixed, chunk, carry.state, (done.spare, ready.read), drift)
     return state, ready.history, jax.tree.map(lambda leaf: leaf[None], drift)
 
 
@@ -101,15 +110,13 @@ def _by_chunk(
     return jax.lax.fori_loop(jnp.int32(0), jnp.int32(size // chunk), one, (out, total))
 
 
-def _train(
-    algorithm: Algorithm, shape: Shape, shared: Sharing, carry: Carry, now: Rounds, around: Graph
-) -> tuple[Tree, Tree, Array]:
-    """Local steps of all nodes of a device, from the states to `spare`: (spare, models, loss)."""
+def _train(algorithm: Algorithm, shape: Shape, shared: Sharing, carry: Carry, now: Rounds, around: Graph) -> AfterSteps:
+    """Local steps of all nodes of a device, from the states to `spare`."""
     size = shape.layout.size
     ids = jax.lax.axis_index(AXIS).astype(jnp.int32) * size + jnp.arange(size, dtype=jnp.int32)
     loss_type = jax.tree.leaves(carry.state)[0].dtype
 
-    def node(state: State, item: Any) -> tuple[State, Tree, Tree, Array]:
+    def node(state: State, item: Any) -> tuple[State, Tree, Tree, Array, Array]:
         index, rows, steps, active, out_weight, present = item
         share = out_weight if present is None else jnp.where(present, out_weight, 0)
         new, metrics = algorithm.local(state, rows, node_key(shape.seed, index, now.number), steps)
@@ -118,16 +125,18 @@ def _train(
         if active is not None:
             new = where(active, new, state)
         apart = [leaf for leaf, at in zip(jax.tree.leaves(payload), shared.at, strict=True) if at is None]
-        return new, apart, models, metrics["loss"].astype(loss_type)
+        finite = tree.finite_parts(payload, 1 if algorithm.per_edge else 0)
+        return new, apart, models, metrics["loss"].astype(loss_type), finite
 
-    def all_chunks(rows: Array, steps: Array | None) -> tuple[Tree, Tree, Array]:
+    def all_chunks(rows: Array, steps: Array | None) -> AfterSteps:
         def chunk(read: Any) -> Any:
-            state, apart, models, loss = jax.vmap(node)(*read)
-            return ((state, apart), models, loss), ()
+            state, apart, models, loss, finite = jax.vmap(node)(*read)
+            return AfterSteps((state, apart), models, loss, finite), ()
 
-        written = (carry.spare, carry.models, jnp.zeros(size, loss_type))
+        slots = (shape.slots,) if algorithm.per_edge else ()
+        written = AfterSteps(carry.spare, carry.models, jnp.zeros(size, loss_type), jnp.ones((size, *slots), bool))
         read = (carry.state, (ids, rows, steps, now.active, around.out_weight, now.present))
-        done: tuple[Tree, Tree, Array] = _by_chunk(size, shape.layout.chunk, chunk, written, read, ())[0]
+        done: AfterSteps = _by_chunk(size, shape.layout.chunk, chunk, written, read, ())[0]
         return done
 
     if not shape.resting:
@@ -153,13 +162,13 @@ def compile_init(algorithm: Algorithm, learner: Learner, shape: Shape, mesh: Mes
         if shape.ages:
             around = Neighborhood(jnp.zeros(shape.slots), jnp.zeros(shape.slots))
             payload = jax.eval_shape(jax.vmap(lambda s: algorithm.send(s, around)[1]), state)
-            rows = table_rows(shape) * layout.devices
-            history = {
-                name: jax.tree.map(
+            slots = (shape.slots,) if algorithm.per_edge else ()
+            history = {}
+            for name, n in (("sent", layout.places), ("table", table_rows(shape) * layout.devices)):
+                history[name] = jax.tree.map(
                     lambda leaf, n=n: jnp.zeros((shape.ages + 1, n, *leaf.shape[1:]), leaf.dtype), payload
                 )
-                for name, n in (("sent", layout.places), ("table", rows))
-            }
+                history[f"{name}_finite"] = jnp.ones((shape.ages + 1, n, *slots), bool)
         shared = inboxes.sharing(algorithm, shape, state)
         own = [jnp.zeros((layout.places, *leaf.shape), leaf.dtype) for leaf in shared.own]
         spare = (jax.tree.map(jnp.copy, state), own)

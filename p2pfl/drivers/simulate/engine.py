@@ -19,6 +19,7 @@ from p2pfl.drivers.simulate.feed import Feed
 from p2pfl.drivers.simulate.layout import samples
 from p2pfl.drivers.simulate.plan import Clock, EnginePlan, plan, stops, tested_in
 from p2pfl.drivers.simulate.simulation import How, Outcome, Progress, Simulation
+from p2pfl.drivers.simulate.voids import Divergence, Voids
 from p2pfl.types import Delivery
 
 _STRETCH = 0.5
@@ -31,9 +32,16 @@ class CompiledSimulation(NamedTuple):
     plan: EnginePlan
     feed: Feed
     init: Callable[[Any], shape.Carry]
-    stretch: Callable[[shape.Carry, shape.Stretch], tuple[shape.Carry, Any]]
+    stretch: Callable[[shape.Carry, shape.Stretch], tuple[shape.Carry, Any, Any]]
     testing: Testing
     test: Any  # rows, on the devices; None without
+
+
+class _Judged(NamedTuple):
+    """What is found out about numbers that are not finite."""
+
+    voids: Voids
+    divergence: Divergence
 
 
 def run(work: Simulation, how: How, progress: Progress, now: Clock) -> Outcome:
@@ -112,31 +120,32 @@ def _run(program: CompiledSimulation, progress: Progress, watch: _Stopwatch) -> 
     if not alone:
         watch.pace = plan.longest
     waiting: list[tuple[int, Any, Delivery, Any]] = []
+    judged = _Judged(Voids(work.algorithm, work.schedule, work.late), Divergence(at.nodes))
     for start, count in _stretches(plan, watch):
         given, delivery = feed.take(start, count)
-        carry, loss = program.stretch(carry, given._replace(first=first))
+        carry, *measured = program.stretch(carry, given._replace(first=first))
         last = start + count - 1
         if last == work.rounds and watch.begun:  # the last test may have to be compiled: that is no part of the rounds
-            jax.block_until_ready(loss)
+            jax.block_until_ready(measured)
             watch.stop()
         there = delivery.active[-1] if work.course else None
         tested = program.testing.start(carry, program.test, there) if tested_in(work, last) else None
         if watch.begun:
             watch.rounds, watch.steps = watch.rounds + count, watch.steps + int(delivery.steps.sum())
-        waiting.append((last, loss, delivery, tested))
+        waiting.append((last, measured, delivery, tested))
         if len(waiting) > 1 or not watch.begun:
-            _tell(program, progress, *waiting.pop(0))
+            _tell(program, judged, progress, *waiting.pop(0))
         if not watch.begun:
             jax.block_until_ready(carry)
             watch.begin()
         elif watch.rounds and alone:
             watch.adapt(plan.longest)
     for item in waiting:
-        _tell(program, progress, *item)
-    return _outcome(plan, feed, carry, watch)
+        _tell(program, judged, progress, *item)
+    return _outcome(plan, feed, judged, carry, watch)
 
 
-def _outcome(plan: EnginePlan, feed: Feed, carry: shape.Carry, watch: _Stopwatch) -> Outcome:
+def _outcome(plan: EnginePlan, feed: Feed, judged: _Judged, carry: shape.Carry, watch: _Stopwatch) -> Outcome:
     at = plan.shape.layout
     models = jax.jit(jax.vmap(plan.work.algorithm.params))(carry.state)
     result = jax.tree.map(lambda leaf: fetch(leaf)[: at.nodes], models)
@@ -144,18 +153,23 @@ def _outcome(plan: EnginePlan, feed: Feed, carry: shape.Carry, watch: _Stopwatch
     vectors = np.concatenate(drift)
     residual = float(np.linalg.norm(vectors)) / at.nodes / max(vectors.size, 1) ** 0.5
     return Outcome(
-        result, residual, feed.booked, feed.planned, watch.first, watch.seconds, watch.rounds, watch.steps, at.chunk,
-        at.devices, plan.shape.mixing, plan.measured,
+        result, residual, feed.booked - judged.voids.messages, feed.planned, watch.first, watch.seconds, watch.rounds,
+        watch.steps, at.chunk, at.devices, plan.shape.mixing, plan.measured,
+        judged.divergence.judged(result, plan.work.rounds),
     )  # fmt: skip
 
 
 def _tell(
-    program: CompiledSimulation, progress: Progress, last: int, loss: Any, delivery: Delivery, tested: Any
-) -> None:
+    program: CompiledSimulation, judged: _Judged, progress: Progress, last: int, measured: Any, delivery: Delivery,
+    tested: Any,
+) -> None:  # fmt: skip
+    count, nodes = len(delivery.active), program.plan.shape.layout.nodes
+    loss, finite = (fetch(part, axis=1)[:count, :nodes] for part in measured)
+    judged.divergence.read(last - count + 1, loss, delivery.steps)
+    rows = program.feed.schedule_rows(np.arange(last - count + 1, last + 1))
+    arrived = judged.voids.arrived(delivery, rows, finite)[-1]
     if tested is None:
         progress(last, [])
         return
-    losses = fetch(loss, axis=1)[len(delivery.active) - 1, : program.plan.shape.layout.nodes]
-    neighbor = program.plan.work.schedule.neighbor[program.feed.schedule_rows(np.array([last]))[0]]
-    arrived = delivery.arrived[-1]
-    progress(last, [program.testing.finish(last, delivery.active[-1], losses, arrived, neighbor, tested)])
+    neighbor = program.plan.work.schedule.neighbor[rows[-1]]
+    progress(last, [program.testing.finish(last, delivery.active[-1], loss[-1], arrived, neighbor, tested)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from p2pfl import tree
 from p2pfl.drivers.simulate.inboxes import where
 from p2pfl.drivers.simulate.shapes import AXIS, Carry, Rounds, Shape
 from p2pfl.learning.local_steps import placed
@@ -36,7 +37,10 @@ def begun(algorithm: Algorithm, shape: Shape, carry: Carry, now: Rounds, first: 
 def _new(
     algorithm: Algorithm, shape: Shape, state: State, models: Tree, model: Params, back: Array, donor: Array
 ) -> State:
-    """Nodes in the places `back` begin afresh, with the models that those in `donor` had in the round before."""
+    """Nodes in the places `back` begin afresh, with the models that those in `donor` had in the round before.
+
+    A model that holds NaN or infinity is refused.
+    """
     size = shape.layout.size
     start = jax.lax.axis_index(AXIS).astype(jnp.int32) * size
 
@@ -51,8 +55,9 @@ def _new(
 
     rows = jnp.clip(back - start, 0, size - 1)
     first = jax.vmap(begin)(jax.tree.map(lambda leaf: leaf[rows], state))
-    adopted = jax.vmap(algorithm.adopt)(first, jax.tree.map(given, models))
-    new = jax.vmap(where)(donor >= 0, adopted, first)
+    taken = jax.tree.map(given, models)
+    adopted = jax.vmap(algorithm.adopt)(first, taken)
+    new = jax.vmap(where)((donor >= 0) & tree.finite_parts(taken, 1), adopted, first)
     mine = (back >= start) & (back < start + size)
     place = jnp.where(mine, back - start, size)  # beyond the last place: dropped
     written: State = jax.tree.map(lambda leaf, rows: leaf.at[place].set(rows, mode="drop"), state, new)

@@ -1,4 +1,7 @@
-"""Inboxes: what the nodes of a device gather from, and the mixing of a chunk."""
+"""Inboxes: what the nodes of a device gather from, and the mixing of a chunk.
+
+A payload that holds NaN or infinity is refused, as every node refuses it: the exchange is void at both ends.
+"""
 
 from __future__ import annotations
 
@@ -45,13 +48,14 @@ class EdgeTable(NamedTuple):
     shown: Tree | None
 
 
-def _table(shape: Shape, payload: Tree, export: Array) -> EdgeTable:
+def _table(shape: Shape, payload: Tree, export: Array, apart: bool) -> EdgeTable:
+    """`apart`: what others have shown need not lie behind the device's own."""
     if shape.layout.devices == 1 or (shape.halo and not shape.exports):
         return EdgeTable(payload, None)
     if not shape.halo:
         return EdgeTable(jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True), payload), None)
     shown = _shown(jax.tree.map(lambda leaf: leaf[export[0]], payload))
-    if shape.mixing == "edges" and not shape.ages:
+    if apart:
         return EdgeTable(payload, shown)
     return EdgeTable(jax.tree.map(lambda mine, more: jnp.concatenate([mine, more]), payload, shown), None)
 
@@ -97,24 +101,36 @@ class Mixing(NamedTuple):
     chunk: Callable[[Any], tuple[State, Tree]]  # (state, own, chunk of read) -> (state, moved mass)
 
 
+class AfterSteps(NamedTuple):
+    """What a device's nodes have after the local steps of a round, [places, ...] each."""
+
+    spare: Tree  # states, and what else their payloads hold
+    models: Tree  # () unless kept
+    loss: Array
+    finite: Array  # bool: no number of the payload is NaN or infinite; [places, K] where it has a part for each slot
+
+
 def mixing(
-    algorithm: Algorithm, shape: Shape, shared: Sharing, history: Tree, spare: Tree, now: Rounds, around: Graph
+    algorithm: Algorithm, shape: Shape, shared: Sharing, history: Tree, done: AfterSteps, now: Rounds, around: Graph
 ) -> Mixing:
-    """Make the mixing of a round ready; `spare`: states after the local steps, and what else their payloads hold."""
-    payload = shared.payload(*spare)
+    """Make the mixing of a round ready."""
+    payload = shared.payload(*done.spare)
     planned = around.weight > 0
     arrived = planned if now.arrived is None else now.arrived
     age = jnp.zeros(planned.shape, jnp.int32) if now.age is None else now.age
     weight = around.weight
-    if algorithm.weigh is not None:
-        weight = jax.vmap(algorithm.weigh)(weight, arrived)
-    table = _table(shape, payload, around.export)
+    table = _table(shape, payload, around.export, apart=shape.mixing == "edges" and not shape.ages)
+    finite = _table(shape, done.finite, around.export, apart=False).mine
     if shape.ages:
         at = now.number % (shape.ages + 1)
-        history = jax.tree.map(lambda kept, new: kept.at[at].set(new), history, {"sent": payload, "table": table.mine})
+        new = {"sent": payload, "table": table.mine, "sent_finite": done.finite, "table_finite": finite}
+        history = jax.tree.map(lambda kept, new: kept.at[at].set(new), history, new)
+    arrived &= _accepted(algorithm, shape, history, done.finite, finite, now, around, age)
+    if algorithm.weigh is not None:
+        weight = jax.vmap(algorithm.weigh)(weight, arrived)
     whole = None
     if shape.mixing in ("dense", "mean"):
-        whole = _dense(shape, table.mine, payload, around, arrived, weight)
+        whole = _dense(shape, table.mine, payload, around, arrived, weight, finite)
     mass = algorithm.mass or algorithm.params
 
     def chunk(item: Any) -> tuple[State, Tree]:
@@ -136,13 +152,33 @@ def mixing(
     return Mixing((whole, now.active, place, around.index, around.other, arrived, age, weight), history, chunk)
 
 
+def _accepted(
+    algorithm: Algorithm, shape: Shape, history: Tree, mine: Array, table: Array, now: Rounds, around: Graph, age: Array
+) -> Array:
+    """[places, K] whether no side of an exchange, or the push that comes in, holds a number that is not finite.
+
+    `mine` [places] and `table` [rows of the table] bool, or with a last axis K: of this round's payloads.
+    """
+    place, slot = jnp.arange(age.shape[0], dtype=jnp.int32)[:, None], jnp.arange(age.shape[1], dtype=jnp.int32)[None]
+    then: tuple[Array, ...] = ()
+    if shape.ages:
+        then, mine, table = ((now.number - age) % (shape.ages + 1),), history["sent_finite"], history["table_finite"]
+    received = table[(*then, around.index, *((around.other,) if algorithm.per_edge else ()))]
+    if algorithm.link != "exchange":
+        return received
+    return received & mine[(*then, place, *((slot,) if algorithm.per_edge else ()))]
+
+
 def _moved(after: Tree, before: Tree) -> Tree:
-    """The sum over a chunk's nodes of what changed; node by node, since XLA:CPU sums over a leading axis slowly."""
+    """The sum over a chunk's nodes of what changed; node by node, since XLA:CPU sums over a leading axis slowly.
+
+    A node whose numbers are not finite has exchanged nothing, and is left out.
+    """
     leaves, structure = jax.tree.flatten(after)
     pairs = list(zip(leaves, jax.tree.leaves(before), strict=True))
 
     def add(i: Any, total: list[Array]) -> list[Array]:
-        return [sum + (a[i] - b[i]) for sum, (a, b) in zip(total, pairs, strict=True)]
+        return [sum + jnp.where(jnp.isfinite(b[i]), a[i] - b[i], 0) for sum, (a, b) in zip(total, pairs, strict=True)]
 
     zeros = [jnp.zeros(leaf.shape[1:], leaf.dtype) for leaf in leaves]
     return jax.tree.unflatten(structure, jax.lax.fori_loop(0, leaves[0].shape[0] if leaves else 0, add, zeros))
@@ -178,6 +214,8 @@ def _inbox(
             sent = jax.tree.map(ours, mine, history["sent"])
         else:
             sent = jax.tree.map(lambda leaf: ours(leaf, None), mine)
+        # as at a node: what did not arrive is a copy of its own side, whatever the neighbour has
+        got = jax.tree.map(lambda a, b: jnp.where(arrived.reshape(-1, *(1,) * (a.ndim - 1)), a, b), got, sent)
         return Inbox(sent, got, arrived, age), Neighborhood(weight, jnp.zeros_like(weight))
 
     return look
@@ -215,18 +253,23 @@ def _along_edges(shape: Shape, table: EdgeTable, mine: Tree, index: Array, arriv
     return jax.lax.fori_loop(jnp.int32(0), used, add, total)
 
 
-def _dense(shape: Shape, table: Tree, mine: Tree, around: Graph, arrived: Array, weight: Array) -> Tree:
-    """[m, ...] sum_k w_k (received_k - sent_k) as a matrix product, or as a sum where all weights are equal."""
+def _dense(shape: Shape, table: Tree, mine: Tree, around: Graph, arrived: Array, weight: Array, finite: Array) -> Tree:
+    """[m, ...] sum_k w_k (received_k - sent_k) as a matrix product, or as a sum where all weights are equal.
+
+    `finite` [rows of the table]: a payload that is not would spoil every sum, be its weight 0.
+    """
     given = jnp.where(arrived, weight, 0)
     total = given.sum(axis=1)
     if shape.mixing == "mean":
         w = given.max(axis=1)
 
+        many = jax.lax.psum((total > 0).sum(), AXIS)
+
         def mean(mine: Array) -> Array:
-            real = (total > 0).astype(mine.dtype).reshape(-1, *(1,) * (mine.ndim - 1))
-            everyone = jax.lax.psum((mine * real).sum(axis=0), AXIS)
+            real = (total > 0).reshape(-1, *(1,) * (mine.ndim - 1))
+            everyone = jax.lax.psum(jnp.where(real, mine, 0).sum(axis=0), AXIS)
             scale = w.astype(mine.dtype).reshape(real.shape)
-            return scale * (everyone[None] - shape.layout.nodes * mine)
+            return jnp.where(real, scale * (everyone[None] - many.astype(mine.dtype) * mine), 0)
 
         return jax.tree.map(mean, mine)
     rows = jax.tree.leaves(table)[0].shape[0]
@@ -238,4 +281,13 @@ def _dense(shape: Shape, table: Tree, mine: Tree, around: Graph, arrived: Array,
         own = total.astype(mine.dtype).reshape(-1, *(1,) * (mine.ndim - 1))
         return flat.reshape(mine.shape) - own * mine
 
-    return jax.tree.map(product, table, mine)
+    def some() -> Tree:
+        def masked(table: Array, mine: Array) -> Array:
+            here = finite.reshape(-1, *(1,) * (table.ndim - 1))
+            there = (total > 0).reshape(-1, *(1,) * (mine.ndim - 1))
+            return jnp.where(there, product(jnp.where(here, table, 0), mine), 0)
+
+        return jax.tree.map(masked, table, mine)
+
+    result: Tree = jax.lax.cond(finite.all(), lambda: jax.tree.map(product, table, mine), some)
+    return result

@@ -27,7 +27,8 @@ def run(
     """Run all rounds; return the final model of every node (of one that is away: its last).
 
     A node that comes with nothing takes the model that a neighbour, or else another member, has after its local steps
-    of the round before. `course`: of planned churn. `now` reads a clock, for the records alone. Raises LocalError.
+    of the round before, if it is finite. `course`: of planned churn. `now` reads a clock, for the records alone.
+    Raises LocalError.
     """
     keep = int(delivery.age.max(initial=0)) + 2
     nodes = [Replica(task, keep=keep) for task in tasks]
@@ -49,12 +50,14 @@ def run(
 
 
 def _booked(nodes: Sequence[Replica], i: int, round: int, delivery: Delivery) -> list[Booked]:
-    """Return what node i books in this round."""
+    """Return what node i books in this round: no exchange of which a side holds NaN or infinity, as at every node."""
     me, result = nodes[i], []
     for k in np.flatnonzero(delivery.arrived[round - 1, i]):
         opened = round - int(delivery.age[round - 1, i, k])
         j = int(me.task.schedule.neighbor[me.task.schedule.row(opened), k])
         sent, received = me.sent(j, opened), nodes[j].sent(i, opened)
+        if not tree.finite(received) or (me.task.link == "exchange" and not tree.finite(sent)):
+            continue
         result.append(Booked(j, nodes[j].life, opened, opened, opened, sent, received))
     return result
 
@@ -71,8 +74,8 @@ def _changed(nodes: list[Replica], round: int, keep: int, course: Course) -> dic
     donors = {i: course.donor[round - 1, i] for i in np.flatnonzero(when.fresh[round - 1]).tolist()}
     new = {i: Replica(nodes[i].whole, int(when.life[round - 1, i]), keep) for i in donors}
     for i, j in donors.items():
-        if j >= 0:
-            model = nodes[j].models[round - 1]
+        model = nodes[j].models[round - 1] if j >= 0 else None
+        if model is not None and tree.finite(model):
             result.setdefault(i, []).append(new[i].adopt(model, int(j), nodes[j].life, round - 1))
     for i, node in new.items():
         nodes[i] = node

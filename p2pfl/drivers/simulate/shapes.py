@@ -75,7 +75,8 @@ class Carry(NamedTuple):
 
     state: State  # [places, ...]
     spare: Tree  # [places, ...] the states after the local steps, and of their payloads what is not in them
-    history: Tree  # [ages + 1, table, ...] payloads of the latest rounds, and with them the slots' own; () without ages
+    history: Tree  # [ages + 1, table, ...] payloads of the latest rounds and whether they are finite, and with them the
+    # slots' own; () without ages
     drift: Tree  # [devices, ...] sum over rounds and the device's nodes of what mixing did to the mass
     models: Tree  # [places, ...] after the local steps of the last round; () unless kept
 

@@ -126,6 +126,7 @@ class Outcome(NamedTuple):
     devices: int
     mixing: str
     measured: dict[int, float]
+    diverged: np.ndarray  # [n] int64 the round from which on a node's training loss, or model, is not finite; 0: it is
 
 
 Progress = Callable[[int, list[Evaluated]], None]

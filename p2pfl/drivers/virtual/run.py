@@ -219,7 +219,10 @@ class _VirtualRun:
             error=str(node.error) if node.error else None,
             alone=node.peer.alone,
             records_dropped=work.records_dropped + self._lines[node.facts.node].dropped,
+            diverged=work.replica.diverged(),
             trace_whole=work.trace_whole,
+            trained=work.trained,
+            untrained=work.untrained,
         ).write(self._directories[node.facts.node])
 
     def _log(self, by: int, event: str, about: int, round: int, detail: str, rounds: int) -> None:

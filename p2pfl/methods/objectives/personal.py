@@ -20,6 +20,7 @@ from p2pfl.check import at_least, fraction, one_of, positive
 from p2pfl.data import Dataset
 from p2pfl.errors import ConfigError
 from p2pfl.learning.local_steps import rest
+from p2pfl.learning.optimizers import by_gradient
 from p2pfl.methods.objectives.objective import Objective
 from p2pfl.tree import add, mixed
 from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
@@ -298,6 +299,7 @@ def _beside(
     `pull(own parts, params, batch)`: is added to the local gradient at v. `moved(v, w)`: v after its step. Both
     gradients of a step have the same randomness. Of what other methods keep, only what w's gradient made is kept.
     """
+    by_gradient(optimizer, f"objective {name}")
 
     def init(key: Key) -> Params:
         params = learner.init(key)

@@ -6,6 +6,7 @@ from now: no clock of another node is trusted.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ ENTRY_CAP = 2048
 
 ADDRESS_CAP = 128
 """Characters of an address at most."""
+
+_ADDRESS = re.compile(r"tcp://(?:[\w.*-]+|\[[0-9a-f:.]+(?:%[\w.-]+)?\]):(\d{1,5})", re.ASCII | re.IGNORECASE)
 
 CLUSTER_CAP = 64
 """Characters of a cluster's name at most."""
@@ -137,13 +140,11 @@ def sender(data: bytes, cluster: str, now: float) -> int | None:
 
 
 def good_address(value: object) -> bool:
-    """Return whether this can be an address: tcp:// or ipc://, printable ASCII without spaces, of bounded length."""
-    return (
-        isinstance(value, str)
-        and len(value) <= ADDRESS_CAP
-        and value.startswith(("tcp://", "ipc://"))
-        and all("!" <= c <= "~" for c in value)
-    )
+    """Return whether this can be an address: tcp://HOST:PORT, ASCII, of bounded length; IPv6 in brackets."""
+    if not isinstance(value, str) or len(value) > ADDRESS_CAP:
+        return False
+    match = _ADDRESS.fullmatch(value)
+    return match is not None and int(match[1]) < 1 << 16
 
 
 def _below(value: object, limit: int, least: int = 0) -> bool:
