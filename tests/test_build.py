@@ -213,13 +213,14 @@ def test_gaps_are_left_to_the_nodes_where_they_find_out_the_mean(csv: Path) -> N
     csv.write_text(re.sub(r"(?<=north,)[^,]*", "", csv.read_text()))
     data = {
         "source": "csv", "path": str(csv), "label": "sick", "site": "site", "partition": "by_site",
-        "missing": "gossip", "standardize": "none",
+        "missing": "gossip", "standardize": "none", "missing_indicator": ["age"],
     }  # fmt: skip
     table: dict[str, Any] = {"data": data, "topology": {"graph": "ring"}, "statistics": {"normalize": True}}
     made = federation.build(make(**table))
     moments, x = made.sites["sums"]["moments"], made.dataset.train.x
+    assert made.dataset.features[:2] == ("age", "age=missing") and x[:, 1].tolist() == [1] * 10 + [0] * 14
     assert np.isnan(x[:10, 0]).all() and not np.isnan(x[10:]).any()
-    assert moments["count"].tolist() == [[0, 10, 10], [14, 14, 14]] and np.isfinite(moments["square"]).all()
+    assert moments["count"].tolist() == [[0, 10, 10, 10], [14, 14, 14, 14]] and np.isfinite(moments["square"]).all()
     refused(
         "data.missing='gossip': missing cells are filled in with the mean of all nodes", **{**table, "statistics": {}}
     )

@@ -154,6 +154,13 @@ def test_the_examples_load(tmp_path: Path) -> None:
             experiment.parse(table, "docs", NodeFile)
         elif not {"edges", "generator"} & set(table):
             experiment.parse({**whole, **table}, "docs", Experiment)
+    sources = (ROOT / "docs" / "data.md").read_text("utf-8")
+    tables = [
+        tomllib.loads(text) for text in re.findall(r"^```toml\n(\[data\].*?)^```", sources, re.DOTALL | re.MULTILINE)
+    ]
+    assert len(tables) > 3
+    for table in tables:
+        experiment.parse({**whole, **table}, "docs", Experiment)
 
 
 def options() -> list[tuple[str, str]]:

@@ -187,7 +187,7 @@ def _validate_part(samples: Samples, part: str, dataset: Dataset, where: str) ->
     _validate_answers(samples, dataset, f"{where}: {part}")
     if samples.site is not None:
         _validate_range(samples.site, len(dataset.sites), f"{where}: {part}.site", "sites")
-    later = any(column.missing == "gossip" for column in dataset.columns)
+    later = any(column.missing.removesuffix(INDICATOR) == "gossip" for column in dataset.columns)
     _validate_finite(np.where(np.isnan(samples.x), 0, samples.x) if later else samples.x, f"{where}: {part}.x")
 
 

@@ -81,7 +81,7 @@ def _own_scales(experiment: Experiment, data: Datasets, algorithm: Algorithm) ->
     return (
         "columns are scaled by the mean and deviation of each site's own rows, which hides how sites differ: "
         'standardize = "none" with [statistics] normalize = true scales by those of all, without showing a row, and '
-        'standardize = "node" says that this is meant',
+        'missing = "gossip" fills in by them; standardize = "node" says that this is meant',
     )
 
 
