@@ -122,7 +122,8 @@ def from_table(table: Table, wanted: CsvTable) -> Dataset:
     x, names, code_notes = encode(table, features, wanted.categories or {}, place, sites)
     x = standardized(x, place, in_test, wanted.standardize)
     train, test = (
-        Samples(as_float32(x[part]), y[part], None if site is None else place[part]) for part in (~in_test, in_test)
+        Samples(as_float32(x[part]), y[part], None if site is None else place[part], np.asarray(table.lines)[part])
+        for part in (~in_test, in_test)
     )
     said = (*table.notes, *notes, *part_notes, *code_notes)
     dataset = Dataset(train, test, class_names, sites, names, said, kind=wanted.kind)

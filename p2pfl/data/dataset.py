@@ -46,6 +46,7 @@ class Samples(NamedTuple):
     x: np.ndarray  # [N, ...] float32
     y: np.ndarray  # [N, ...] what is to be predicted, by Dataset.kind; of "classes" [N] int32
     site: np.ndarray | None = None  # [N] int32: index into Dataset.sites
+    line: np.ndarray | None = None  # [N] int: the line of the file that a row is from, where it is from one
 
 
 class Dataset(NamedTuple):

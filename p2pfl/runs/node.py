@@ -83,7 +83,7 @@ def run(
         membership.close()
     if experiment.evaluation.metrics and not hold:  # else whoever runs the experiment does it
         arrays = safetensors.numpy.load_file(directory / "model.safetensors")
-        figures = assessment.assess(federation, {given.node: assessment.loaded(federation, arrays)}, directory)
+        figures = assessment.assess(federation, {given.node: assessment.loaded(federation, arrays)}, directory).figures
         own_rows = {
             name.removesuffix("_own_mean"): value for name, value in figures.items() if name.endswith("_own_mean")
         }
