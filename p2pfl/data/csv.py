@@ -1,7 +1,7 @@
 """Tables as hospitals have them: text and numbers, gaps, sites, a given split; read with the standard library.
 
     kind         what is to be predicted: "classes" (by `label`), "labels" (several columns of 0 and 1: `labels`),
-                 "regression" (columns of numbers: `targets`), "survival" (columns `time`, > 0, and `event`, 1 where it
+                 "regression" (columns of numbers: `targets`), "survival" (columns `time`, >= 0, and `event`, 1 where it
                  was seen and 0 where the row was censored)
     label        column to predict: text or numbers -> classes in sorted order, or in the order of `classes`; with
                  `label_above=0` the two classes "<=0" and ">0" of a numeric column

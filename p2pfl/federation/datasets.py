@@ -52,12 +52,13 @@ class Datasets(NamedTuple):
         return np.where(samples > 0, samples, -1)  # a machine that holds one node's rows
 
 
-def resolve_datasets(experiment: Experiment, topology: Topology) -> Datasets:
-    """The data that the experiment names, spread over all nodes. Raises ConfigError."""
+def resolve_datasets(experiment: Experiment, topology: Topology, dataset: Dataset | None = None) -> Datasets:
+    """The data that the experiment names, or `dataset` instead, spread over all nodes. Raises ConfigError."""
     data = experiment.data
     if isinstance(data, QuadraticData):
         return _quadratic(experiment, topology, data)
-    dataset = _tested_on(read(data, experiment.seed), experiment.evaluation.rows)
+    if dataset is None:
+        dataset = _tested_on(read(data, experiment.seed), experiment.evaluation.rows)
     parts = spread(data.partition, dataset, topology.nodes, experiment.seed)
     planned = topology.events
     if events.by_label(experiment):

@@ -143,11 +143,12 @@ class Federation(NamedTuple):
         return self._replace(learning=self.learning._replace(make=make, algorithm=make(self.learner)))
 
 
-def build(experiment: Experiment) -> Federation:
+def build(experiment: Experiment, dataset: Dataset | None = None) -> Federation:
     """Make of an experiment what it means.
 
     Args:
         experiment: of `load_experiment`.
+        dataset: to be taken instead of the rows that the experiment names.
 
     Returns:
         Data, partition, graph, schedule, learner and algorithm.
@@ -168,7 +169,7 @@ def build(experiment: Experiment) -> Federation:
     """
     topology = resolve_topology(experiment)
     check(experiment, topology)
-    data = resolve_datasets(experiment, topology)
+    data = resolve_datasets(experiment, topology, dataset)
     return Federation(experiment, topology, data, resolve_learning(experiment, topology, data))
 
 

@@ -142,7 +142,7 @@ def maximum(sites: Sequence[Likelihood], columns: int) -> Maximum:
     covariance, finite = np.full((columns, columns), np.nan), kept.copy()
     if converged and kept.any():
         value, vector = np.linalg.eigh(found.information[np.ix_(kept, kept)])
-        flat = value < _FLAT * value.max()  # directions in which the likelihood rises no more, and did for ever
+        flat = value <= _FLAT * max(value.max(), 0)  # directions in which the likelihood rose for ever
         finite[kept] = (np.abs(vector[:, flat]) < _STILL).all(axis=1)
         inverse = (vector[:, ~flat] / value[~flat]) @ vector[:, ~flat].T
         chosen = finite[kept]

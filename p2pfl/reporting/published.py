@@ -236,6 +236,56 @@ def confusion(assessed: Mapping[str, Any]) -> list[Confusion]:
     return [Confusion(caption, classes, list(zip(classes, added, strict=True)))]
 
 
+# ---------------------------------------------------------------- learned again
+
+
+class Learned(NamedTuple):
+    """A table of what came of learning again."""
+
+    caption: str
+    heads: list[str]
+    rows: list[list[str]]
+
+
+def over_splits(table: Mapping[str, Any], score: str) -> Learned | None:
+    """From splits.json: figures over other splits; `score`: of the run, whose name says how sites are weighted."""
+    figures, rows = table.get("figures") or {}, []
+    unit = "events" if score == "concordance" else "rows"
+    for metric in SHOWN:
+        for end, words in MEANS.items():
+            found = figures.get(f"{metric}_{end}")
+            if not isinstance(found, dict):
+                continue
+            less = [found.get("less", {}).get(which) for which in ("local_only", "pooled")]
+            texts = [between(each[0], each[1:], signed=True) if isinstance(each, list) else DASH for each in less]
+            spread = f"{number(found.get('mean'))} \N{PLUS-MINUS SIGN} {number(found.get('sd'))}"
+            rows.append([f"{named(metric)} {words.format(unit)}", spread, *texts])
+    caption = (
+        f"All learned again on {table.get('splits')} other splits of the rows, with other seeds, simulated: mean and "
+        "standard deviation. Differences are paired by split, with 95 % intervals by the corrected resampled t-test of "
+        "Nadeau and Bengio (2003)."
+    )
+    heads = ["", "this run", "less every node alone", "less all data pooled"]
+    return Learned(caption, heads, rows) if rows else None
+
+
+def left_out(table: Mapping[str, Any]) -> Learned | None:
+    """From left_out.json: each site's rows by models that learned without it."""
+    metrics = [metric for metric in SHOWN if any(metric in found.get("figures", {}) for found in table.values())][:6]
+    rows = []
+    for site, found in table.items():
+        values = [between(found["figures"].get(m), found.get("intervals", {}).get(m)) for m in metrics]
+        less = found.get("less", {}).get(metrics[0]) if metrics else None
+        more = between(less[0], less[1:], signed=True) if isinstance(less, list) else DASH
+        rows.append([str(site), f"{found.get('rows'):,}", *values, more])
+    caption = (
+        "Each site left out: all its rows, by models that learned at the other sites alone; the mean over the nodes. "
+        "Simulated; the last column is against one model on all data of the other sites pooled."
+    )
+    heads = ["site", "rows", *map(named, metrics), f"{named(metrics[0])} less pooled" if metrics else ""]
+    return Learned(caption, heads, rows) if rows else None
+
+
 # ---------------------------------------------------------------- coefficients
 
 TITLES = {

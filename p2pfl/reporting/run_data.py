@@ -289,6 +289,8 @@ class RunData(NamedTuple):
     assessed: dict[str, Any]  # assessment.json
     coefficients: dict[str, Any]  # coefficients.json
     survival: dict[str, Any]  # survival.json
+    splits: dict[str, Any]  # splits.json
+    left_out: dict[str, Any]  # left_out.json
 
 
 def read(run: Path) -> RunData:
@@ -320,6 +322,8 @@ def read(run: Path) -> RunData:
         assessed=_object(run / "assessment.json", unread),
         coefficients=_object(run / "coefficients.json", unread),
         survival=_object(run / "survival.json", unread),
+        splits=_object(run / "splits.json", unread),
+        left_out=_object(run / "left_out.json", unread),
     )
 
 

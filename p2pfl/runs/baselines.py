@@ -38,18 +38,18 @@ def train(federation: Federation, out: Path, view: View) -> Baselines:
     ):
         place = out / "baselines" / name
         place.mkdir(parents=True)
-        more, assessed[key] = _baseline(federation, other, place, key)
+        more, assessed[key] = baseline(federation, other, place, key)
         figures.update(more)
     by_itself, together = (shown.text(figures.get(f"{shown.key}_{key}")) for key in ("local_only", "pooled"))
     view.say(f"baselines: alone {by_itself} mean {shown.name}, pooled {together}")
     return Baselines(figures, assessed)
 
 
-def _baseline(
+def baseline(
     federation: Federation, other: Experiment, place: Path, name: str
 ) -> tuple[dict[str, float | None], Assessment]:
-    """The figures of a baseline: accuracy_NAME for accuracy_mean, accuracy_NAME_worst, accuracy_NAME_own_mean, ..."""
-    built = build(other)
+    """Train a baseline; returns its figures (accuracy_NAME for accuracy_mean, accuracy_NAME_worst, ...) and draws."""
+    built = build(other, federation.dataset)
     result = simulated.into(built, place, lambda status: None)
     if len(result.whole) == 1:  # one model of all data, at each site
         model = next(iter(result.whole.values()))
@@ -65,7 +65,7 @@ def _baseline(
     return figures, assessed
 
 
-ALONE = frozenset({"augment", "sharpness", "average", "missing_classes"})
+ALONE = frozenset({"augment", "sharpness", "average", "missing_classes", "ridge", "class_weights"})
 """Objectives that mean something to a model that nobody else trains."""
 
 

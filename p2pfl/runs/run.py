@@ -20,7 +20,7 @@ from p2pfl.node import records
 from p2pfl.reporting import page, terminal
 from p2pfl.reporting.run_data import Summary
 from p2pfl.reporting.terminal import View
-from p2pfl.runs import assessment, baselines, coefficients, drivers, summary, survival
+from p2pfl.runs import assessment, baselines, coefficients, drivers, splits, summary, survival
 from p2pfl.runs.assessment import Assessment
 from p2pfl.runs.baselines import Baselines
 from p2pfl.runs.summary import Collected
@@ -39,6 +39,7 @@ def run(
     started, view = clock.now(), view or terminal.quiet()
     fresh(out)
     precision(experiment)
+    splits.check(experiment)
     driver = driver or drivers.chosen(experiment.driver)
     with driver.prepare(experiment, view) as start:
         federation = build(experiment)
@@ -55,6 +56,7 @@ def run(
         result = start(federation, out, view)
     for note in result.notes:
         view.say(note)
+    splits.write(federation, out, view)
     whole = _whole(federation, graph, result, compared, out)
     whole = replace(whole, seconds_total=clock.now() - started)
     whole = replace(whole, incomplete=verdict(whole).reasons)
