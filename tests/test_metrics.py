@@ -8,7 +8,16 @@ from scipy import special  # type: ignore[import-untyped]
 from sklearn import metrics as sk
 
 from p2pfl.errors import ConfigError, DataError
-from p2pfl.learning.metrics import assess, calibration, calibration_curve, concordance, confusion, names
+from p2pfl.learning.metrics import (
+    assess,
+    at_threshold,
+    calibration,
+    calibration_curve,
+    concordance,
+    confusion,
+    names,
+    threshold,
+)
 
 CLASSES = {
     "classes": ("a", "b", "c", "d"), "labels": ("x", "y", "z"), "regression": ("u", "v"), "survival": ("risk",),
@@ -271,6 +280,22 @@ def test_a_calibrated_model_has_a_small_calibration_error() -> None:
     calm = assess("classes", outputs, y, classes)["ece"]
     sure = assess("classes", outputs * 3, y, classes)["ece"]
     assert calm is not None and sure is not None and calm < 0.02 < 0.1 < sure
+
+
+def test_a_threshold_is_where_the_roc_curve_is_highest() -> None:
+    rng = np.random.default_rng(3)
+    y = (rng.random(60) < 0.2).astype(np.int32)
+    score = np.round(rng.normal(size=60) + y - 1, 1)
+    outputs = np.stack([0 * score, score], axis=1)
+    chosen = threshold(outputs, y)
+    assert chosen is not None and chosen != 0.5
+    found = at_threshold(outputs, y, chosen)
+    across, up, _ = sk.roc_curve(y, score)
+    assert found.sensitivity is not None and found.specificity is not None
+    assert found.sensitivity + found.specificity - 1 == pytest.approx((up - across).max())
+    half, known = at_threshold(outputs, y, 0.5), assess("classes", outputs, y, ("no", "yes"))
+    assert (half.sensitivity, half.specificity) == pytest.approx((known["sensitivity"], known["specificity"]))
+    assert threshold(outputs, y * 0) is None
 
 
 def test_calibration_slope_by_statsmodels() -> None:

@@ -98,6 +98,7 @@ def test_of_two_classes(tmp_path: Path) -> None:
     confusion, own = np.array(table["confusion"]["0"]), table["nodes"]["0"][""]["own"]
     assert confusion.sum() == table["rows"]["0"]["test"]["rows"] == 9
     assert confusion.trace() / 9 == pytest.approx(own["accuracy"])
+    assert table["threshold"]["0"]["chosen_on"] == "train" and 0 < table["threshold"]["0"]["threshold"] < 1
     for key in ("accuracy_mean", "auc_mean", "accuracy_own_mean", "accuracy_own_weighted"):
         found = intervals.interval(assessed.draws[key])
         value = assessed.figures[key]

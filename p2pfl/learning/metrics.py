@@ -152,6 +152,42 @@ def confusion(outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
     return table.reshape(classes, classes)
 
 
+class AtThreshold(NamedTuple):
+    """A decision by a probability: of the second class from `threshold` on."""
+
+    threshold: float
+    sensitivity: float | None
+    specificity: float | None
+    accuracy: float
+
+
+def threshold(outputs: np.ndarray, y: np.ndarray) -> float | None:
+    """Return the probability of the second class at which sensitivity and specificity have the largest sum.
+
+    Half way between two rows' probabilities; of several such the one nearest 1/2. outputs [N, 2] raw, y [N] of 0 and 1;
+    None where y has one class alone. Source: Youden (1950), "Index for rating diagnostic tests".
+    """
+    if len(np.unique(y)) < 2 or not np.isfinite(outputs).all():
+        return None
+    p = softmax(outputs)[:, 1]
+    order = np.argsort(p)
+    p, positive = p[order], y[order] == 1
+    missed = np.concatenate([[0.0], np.cumsum(positive)]) / positive.sum()  # below the i-th cut
+    spared = np.concatenate([[0.0], np.cumsum(~positive)]) / (~positive).sum()
+    cut = np.concatenate([[0.0], (p[1:] + p[:-1]) / 2, [1.0]])
+    possible = np.concatenate([[True], p[1:] > p[:-1], [True]])
+    gain = np.where(possible, spared - missed, -np.inf)
+    best = np.flatnonzero(gain >= gain.max() - 1e-12)
+    return float(cut[best[np.abs(cut[best] - 0.5).argmin()]])
+
+
+def at_threshold(outputs: np.ndarray, y: np.ndarray, threshold: float) -> AtThreshold:
+    """Return what comes of deciding at a threshold; outputs [N, 2] raw, y [N] of 0 and 1, N > 0."""
+    guess = softmax(outputs)[:, 1] >= threshold
+    share = [float((guess[y == c] == c).mean()) if (y == c).any() else None for c in (0, 1)]
+    return AtThreshold(threshold, share[1], share[0], float((guess == y).mean()))
+
+
 def roc(outputs: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return 1 - specificity and sensitivity at every threshold, ascending; outputs [N, 2] raw, y [N] of 0 and 1."""
     from sklearn import metrics  # here: see the head of the module

@@ -152,6 +152,7 @@ def sites(assessed: Mapping[str, Any]) -> Sites | None:
     counted, limits = _nodes(assessed, "rows"), _nodes(assessed, "intervals")
     events = any(_events(each.get("test", {})) is not None for each in counted.values())
     majority = any("majority" in each for each in counted.values())
+    chosen = _nodes(assessed, "threshold")
     heads = [*(["rows"] if counted else []), *(["events"] if events else [])]
     rows = []
     for node, answers in nodes.items():
@@ -162,8 +163,13 @@ def sites(assessed: Mapping[str, Any]) -> Sites | None:
             known = limits.get(node, {}).get("own", {}) if not answer else {}
             values = [between(result["own"].get(name), known.get(name)) for name in metrics]
             last = [number(beside.get("majority"))] if majority else []
+            if chosen:
+                at = chosen.get(node, {}) if not answer else {}
+                last += [number(at.get(name)) for name in ("threshold", "sensitivity", "specificity")]
             rows.append((site_name(assessed, node), answer or "its model", [*head, *values, *last]))
-    return Sites([*heads, *map(named, metrics), *(["accuracy of the most frequent class"] if majority else [])], rows)
+    tail = ["accuracy of the most frequent class"] if majority else []
+    tail += ["chosen threshold", "sensitivity at it", "specificity at it"] if chosen else []
+    return Sites([*heads, *map(named, metrics), *tail], rows)
 
 
 def _events(part: Mapping[str, Any]) -> int | None:

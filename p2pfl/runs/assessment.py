@@ -87,6 +87,7 @@ def assess(federation: Federation, models: Mapping[int, Params], out: Path | Non
             "rows": {str(node): _counted(federation, node) for node in models},
             "intervals": {str(node): _intervals(federation, node, outputs[node][""], drawn[node]) for node in models},
             "resampled": len(weight),
+            "threshold": _thresholds(federation, models, {node: each[""] for node, each in outputs.items()}),
             "confusion": _confusion(federation, {node: each[""] for node, each in outputs.items()}),
             **_curves(federation, {node: each[""] for node, each in outputs.items()}),
         }
@@ -202,6 +203,27 @@ def _confusion(federation: Federation, outputs: Mapping[int, np.ndarray]) -> dic
     for node, out in outputs.items():
         places, tested = _scopes(federation, node)["own"]
         result[str(node)] = metrics.confusion(out[places], dataset.test.y[tested]).tolist()
+    return result
+
+
+def _thresholds(
+    federation: Federation, models: Mapping[int, Params], outputs: Mapping[int, np.ndarray]
+) -> dict[str, dict[str, Any]]:
+    """Of two classes: node -> a threshold chosen on its validation rows, or where it has none on its training rows, and
+    what comes of it on its own test rows."""
+    dataset = federation.dataset
+    if dataset.kind != "classes" or len(dataset.classes) != 2:
+        return {}
+    run, dtype, result = jax.jit(federation.learner.predict), federation.experiment.training.dtype, {}
+    for node, model in models.items():
+        own = _own(federation, node, model)
+        kept = own.validation is not None and len(np.unique(own.validation.y)) == 2
+        chosen = own.validation if kept and own.validation is not None else own.train
+        places, tested = _scopes(federation, node)["own"]
+        found = metrics.threshold(answered(run, model, chosen.x.astype(dtype)), chosen.y) if len(chosen.y) else None
+        if found is not None and len(tested) and np.isfinite(outputs[node]).all():
+            reached = metrics.at_threshold(outputs[node][places], dataset.test.y[tested], found)
+            result[str(node)] = {"chosen_on": "validation" if kept else "train", **reached._asdict()}
     return result
 
 
