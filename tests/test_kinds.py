@@ -81,7 +81,7 @@ def test_a_whole_run(
         assert found.summary.score_mean > score
         last: list[Any] = []
         whole = simulated.simulate_federation(made, progress=lambda round, evaluated: last.extend(evaluated))
-        figures = assessment.assess(made, found.whole, tmp_path)
+        figures = assessment.assess(made, found.whole, tmp_path).figures
     named = tree.named_leaves(whole.models)
     for node in made.graph:
         model_of = safetensors.numpy.load_file(tmp_path / "nodes" / str(node) / "model.safetensors")

@@ -8,7 +8,16 @@ from scipy import special  # type: ignore[import-untyped]
 from sklearn import metrics as sk
 
 from p2pfl.errors import ConfigError, DataError
-from p2pfl.learning.metrics import assess, calibration_curve, concordance, names
+from p2pfl.learning.metrics import (
+    assess,
+    at_threshold,
+    calibration,
+    calibration_curve,
+    concordance,
+    confusion,
+    names,
+    threshold,
+)
 
 CLASSES = {
     "classes": ("a", "b", "c", "d"), "labels": ("x", "y", "z"), "regression": ("u", "v"), "survival": ("risk",),
@@ -62,9 +71,12 @@ def test_two_classes_by_scikit_learn() -> None:
             "log_loss": sk.log_loss(y, p),
             "brier": sk.brier_score_loss(y, p[:, 1]),
             "ece": ece_by_hand(p, y),
+            "calibration_slope": found["calibration_slope"],
+            "calibration_intercept": found["calibration_intercept"],
         },
         rel=1e-9,
     )
+    assert confusion(outputs, y).tolist() == sk.confusion_matrix(y, guess).tolist()
 
 
 def ece_by_hand(p: np.ndarray, y: np.ndarray) -> float:
@@ -222,7 +234,7 @@ def test_no_rows_and_outputs_that_are_not_finite(kind: str) -> None:
 
 def test_a_single_class_in_y() -> None:
     outputs, y = np.random.default_rng(0).normal(size=(20, 2)), np.zeros(20, np.int32)
-    ranks = {"balanced_accuracy", "auc", "average_precision"}
+    ranks = {"balanced_accuracy", "auc", "average_precision", "calibration_slope", "calibration_intercept"}
     assert undefined("classes", outputs, y, ("a", "b")) == {*ranks, "sensitivity"}
     assert undefined("classes", outputs, y + 1, ("a", "b")) == {*ranks, "specificity"}
     assert undefined("classes", outputs[:1], y[:1], ("a", "b")) == {*ranks, "sensitivity"}
@@ -236,7 +248,7 @@ def test_other_kinds_where_nothing_can_be_said() -> None:
     one = np.ones((1, 2), np.float32)
     assert undefined("regression", one, one, ("u", "v")) == {"r2"}
     censored = np.asarray([[1, 0], [2, 0], [3, 0]], np.float32)
-    assert undefined("survival", np.ones((3, 1)), censored, ("risk",)) == {"c_index"}
+    assert undefined("survival", np.ones((3, 1)), censored, ("risk",)) == {"c_index", "calibration_slope"}
     empty = np.zeros((2, 3, 3), np.int32)
     background = np.zeros((2, 3, 3, 3)) + np.asarray([1, 0, 0])
     classes = CLASSES["segmentation"]
@@ -268,6 +280,33 @@ def test_a_calibrated_model_has_a_small_calibration_error() -> None:
     calm = assess("classes", outputs, y, classes)["ece"]
     sure = assess("classes", outputs * 3, y, classes)["ece"]
     assert calm is not None and sure is not None and calm < 0.02 < 0.1 < sure
+
+
+def test_a_threshold_is_where_the_roc_curve_is_highest() -> None:
+    rng = np.random.default_rng(3)
+    y = (rng.random(60) < 0.2).astype(np.int32)
+    score = np.round(rng.normal(size=60) + y - 1, 1)
+    outputs = np.stack([0 * score, score], axis=1)
+    chosen = threshold(outputs, y)
+    assert chosen is not None and chosen != 0.5
+    found = at_threshold(outputs, y, chosen)
+    across, up, _ = sk.roc_curve(y, score)
+    assert found.sensitivity is not None and found.specificity is not None
+    assert found.sensitivity + found.specificity - 1 == pytest.approx((up - across).max())
+    half, known = at_threshold(outputs, y, 0.5), assess("classes", outputs, y, ("no", "yes"))
+    assert (half.sensitivity, half.specificity) == pytest.approx((known["sensitivity"], known["specificity"]))
+    assert threshold(outputs, y * 0) is None
+
+
+def test_calibration_slope_by_statsmodels() -> None:
+    # statsmodels 0.15.0: Logit(y, add_constant(logit)); GLM(y, 1, Binomial, offset=logit); PHReg(t, logit, y)
+    rng = np.random.default_rng(5)
+    y = np.array([0, 1] * 30)
+    logit = rng.normal(size=60) + y
+    assert calibration(logit, y) == pytest.approx((0.93288513, -0.27202091), abs=1e-7)
+    survival = np.stack([np.arange(60) + 1.0, y], axis=1)
+    assert assess("survival", logit[:, None], survival, ("risk",))["calibration_slope"] == pytest.approx(0.18436632)
+    assert calibration(np.where(y, 3.0, -3.0), y)[0] is None, "the logits part the classes"
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from federations import MECHANISMS, federation_of
+from flax import nnx
 from nodes import Nodes, planned
 
 from p2pfl import tree
@@ -86,6 +87,31 @@ def test_sharpness_is_the_gradient_at_the_worst_model_nearby() -> None:
     np.testing.assert_allclose(metrics["loss"], (a * (w - b) ** 2).sum() / 2, rtol=1e-5)  # of w itself
     at_rest = gradient(learner, {"trained": {"x": jnp.asarray(b)}, "carried": {}}, batch)[0]
     assert not np.asarray(at_rest["x"]).any()  # no direction, and no number that is none
+
+
+def linear() -> Learner:
+    return from_flax(lambda rngs: nnx.Linear(2, 2, rngs=rngs), np.zeros((1, 2), np.float32), classes=2)
+
+
+def test_ridge_is_the_gradient_of_its_penalty_and_spares_the_intercept() -> None:
+    batch = {"x": jnp.asarray([[1.0, 2.0], [0.0, 1.0]]), "y": jnp.asarray([0, 1])}
+    model = {"trained": {"kernel": jnp.asarray([[1.0, -2.0], [3.0, 0.5]]), "bias": jnp.asarray([4.0, 5.0])},
+             "carried": {}}  # fmt: skip
+    without, _, loss = gradient(linear(), model, batch)
+    got, _, metrics = gradient(made("ridge", linear(), strength=0.5), model, batch)
+    same(got, {"kernel": without["kernel"] + 0.5 * model["trained"]["kernel"], "bias": without["bias"]})
+    assert float(metrics["loss"] - loss["loss"]) == pytest.approx(0.25 * (1 + 4 + 9 + 0.25), rel=1e-5)
+    with pytest.raises(ConfigError, match="no leaf ends so; there are: bias, kernel"):
+        made("ridge", linear(), strength=1, matching="weights")
+
+
+def test_class_weights_are_rows_repeated() -> None:
+    learner, model = linear(), linear().init(KEY)
+    x, y = jnp.asarray([[1.0, 2.0], [0.0, 1.0]]), jnp.asarray([0, 1])
+    got, _, _ = gradient(made("class_weights", learner, of=[1.0, 3.0]), model, {"x": x, "y": y})
+    rows = jnp.asarray([0, 1, 1, 1])
+    thrice, _, _ = gradient(learner, model, {"x": x[rows], "y": y[rows]})
+    same(got, jax.tree.map(lambda leaf: 2 * leaf, thrice))  # means over two rows, and over four
 
 
 # --- a model of the node's own
@@ -475,7 +501,7 @@ def test_augment_is_drawn_from_the_key_alone() -> None:
         ("cusfl", {"strength": 1, "distance": "far"}), ("iop", {"strength": 1}), ("average", {"decay": 1}),
         ("fedsld", {"bound": 1}), ("augment", {"shift": -1}), ("augment", {"contrast": 2}),
         ("tasks", {"of": [0], "groups": []}), ("tasks", {"of": [0], "groups": [[0], [2]]}),
-        ("tasks", {"of": [2], "groups": [[0], [1]]}),
+        ("tasks", {"of": [2], "groups": [[0], [1]]}), ("ridge", {"strength": -1}), ("class_weights", {"of": [1, 0]}),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_refused(name: str, arguments: dict[str, Any]) -> None:
@@ -485,7 +511,11 @@ def test_wrong_arguments_are_refused(name: str, arguments: dict[str, Any]) -> No
 
 def test_data_that_do_not_suit_are_refused() -> None:
     flat = builtin.digits()
-    for name, arguments in (("augment", {}), ("tasks", {"of": [0], "groups": [[0, 1]]})):
+    for name, arguments in (
+        ("augment", {}),
+        ("tasks", {"of": [0], "groups": [[0, 1]]}),
+        ("class_weights", {"of": [1]}),
+    ):
         suits = OBJECTIVES[name](SGD, **arguments).suits
         assert suits is not None
         with pytest.raises(ConfigError, match=name):

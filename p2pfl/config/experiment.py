@@ -95,6 +95,8 @@ class Evaluation:
     every: Count = 1  # rounds; the last round is always evaluated
     rows: Literal["test", "validation"] = "test"  # to choose by: validation, where the data has such rows
     metrics: bool = True  # also all metrics of the task, at the end and at every site
+    splits: Annotated[int, Field(ge=0, lt=1000)] = 0  # other splits of the rows that all is simulated on again
+    leave_site_out: bool = False  # also learn without each site in turn, and test on all its rows
     answers: Texts = ()  # names of p2pfl.methods.answers.ANSWERS: models tested at the end beside the node's own
 
 

@@ -11,7 +11,7 @@
     derive       name -> a column made of others (`p2pfl.data.derive`), of which those are then left out, unless they
                  have another part or `use` names them
     kind         what is to be predicted: "classes" (by `label`), "labels" (several columns of 0 and 1: `labels`),
-                 "regression" (columns of numbers: `targets`), "survival" (columns `time`, > 0, and `event`, 1 where it
+                 "regression" (columns of numbers: `targets`), "survival" (columns `time`, >= 0, and `event`, 1 where it
                  was seen and 0 where the row was censored)
     label        column to predict: text or numbers -> classes in sorted order, or in the order of `classes`; with
                  `label_above=0` the two classes "<=0" and ">0" of a numeric column
@@ -169,7 +169,8 @@ def from_table(table: Table, wanted: CsvTable, chosen: bool = True) -> Dataset:
     strange = far_off(moments.mean[at], moments.sd[at], [names[f] for f in numeric], [sites[site] for site in enough])
     x = standardized(x, place, in_test, wanted.standardize)
     train, test = (
-        Samples(as_float32(x[part]), y[part], None if site is None else place[part]) for part in (~in_test, in_test)
+        Samples(as_float32(x[part]), y[part], None if site is None else place[part], np.asarray(table.lines)[part])
+        for part in (~in_test, in_test)
     )
     said = (*table.notes, *notes, *part_notes, *code_notes, *strange)
     units = wanted.units or {}

@@ -6,7 +6,7 @@ out or filled in stands in `notes`, in words, to be shown to the user. What is t
     classes       y [N] int32: index into classes
     labels        y [N, L] int32, 0 or 1: which of the L labels a row has; classes are the names of the labels
     regression    y [N, T] float32: T numbers; classes are the names of the targets
-    survival      y [N, 2] float32: (time > 0, 1 if the event was seen then and 0 if the row was censored)
+    survival      y [N, 2] float32: (time >= 0, 1 if the event was seen then and 0 if the row was censored)
     segmentation  y [N, H, W] int32: the class of each pixel of x [N, H, W, C]
 """
 
@@ -46,6 +46,7 @@ class Samples(NamedTuple):
     x: np.ndarray  # [N, ...] float32
     y: np.ndarray  # [N, ...] what is to be predicted, by Dataset.kind; of "classes" [N] int32
     site: np.ndarray | None = None  # [N] int32: index into Dataset.sites
+    line: np.ndarray | None = None  # [N] int: the line of the file that a row is from, where it is from one
 
 
 INDICATOR = "+indicator"
@@ -211,7 +212,7 @@ def _validate_answers(samples: Samples, dataset: Dataset, where: str) -> None:
     else:
         _validate_finite(y, f"{where}.y")
     if kind == "survival":
-        for wrong, rule in ((y[:, 0] <= 0, "times must be > 0"), (~np.isin(y[:, 1], (0, 1)), "events must be 0 or 1")):
+        for wrong, rule in ((y[:, 0] < 0, "times must be >= 0"), (~np.isin(y[:, 1], (0, 1)), "events must be 0 or 1")):
             if wrong.any():
                 row = int(np.argmax(wrong))
                 raise DataError(f"{where}.y: {rule}; {int(wrong.sum())} are not, first in row {row}: {y[row].tolist()}")

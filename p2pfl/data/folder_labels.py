@@ -41,7 +41,7 @@ def labels(layout: Layout, rows: Rows) -> tuple[Rows, np.ndarray, tuple[str, ...
         return rows, as_float32(np.stack(list(values.values()), axis=1)), tuple(values)
     if kind == "survival":
         time, event = values[str(label.time)], _binary(rows, values, [str(label.event)])
-        _refuse(rows, ~(time > 0), str(label.time), "a time to an event must be > 0")
+        _refuse(rows, ~(time >= 0), str(label.time), "a time to an event must be >= 0")
         return rows, as_float32(np.stack([time, event[:, 0]], axis=1)), RISK
     y = _binary(rows, values, list(values)).astype(np.int32)
     if kind == "labels":

@@ -33,11 +33,11 @@ def answers(
         return as_float32(np.stack([_filled(table, name) for name in columns], axis=1)), tuple(columns), ()
     time, event = columns
     times, events = _filled(table, time), _binary(table, event)
-    if not (times > 0).all():
-        row = int(np.argmin(times > 0))
+    if not (times >= 0).all():
+        row = int(np.argmin(times >= 0))
         raise DataError(
             f"{table.where}: line {table.lines[row]}: {time} is {table.column(time)[row]!r}; a time to an event must "
-            "be > 0. Leave the row out, or count from another day"
+            "be >= 0. Leave the row out, or count from another day"
         )
     notes = () if events.any() else (f"no event: {event!r} is 0 in all {len(events)} rows",)
     return as_float32(np.stack([times, events], axis=1)), RISK, notes

@@ -53,16 +53,16 @@ class Datasets(NamedTuple):
         return np.where(samples > 0, samples, -1)  # a machine that holds one node's rows
 
 
-def by_sites(experiment: Experiment) -> tuple[Experiment, Dataset | None]:
+def by_sites(experiment: Experiment, dataset: Dataset | None) -> tuple[Experiment, Dataset | None]:
     """The experiment with a node for each site of its data, where it gives no number; the data, if they were read.
 
-    Raises ConfigError for data without sites.
+    `dataset`: to be taken instead of the rows that the experiment names. Raises ConfigError for data without sites.
     """
     table, data = experiment.topology, experiment.data
     uncounted = table.graph is not None and table.nodes is None
     if not uncounted or data.partition != EvenPartition("by_site") or isinstance(data, QuadraticData):
-        return experiment, None
-    dataset = read(experiment.data, experiment.seed)
+        return experiment, dataset
+    dataset = read(experiment.data, experiment.seed) if dataset is None else dataset
     if not dataset.sites:
         raise ConfigError(
             "data.partition='by_site': the data has no sites; name their column (csv: site = ...), or use another"
@@ -71,12 +71,12 @@ def by_sites(experiment: Experiment) -> tuple[Experiment, Dataset | None]:
     return dataclasses.replace(experiment, topology=table), dataset
 
 
-def resolve_datasets(experiment: Experiment, topology: Topology, rows: Dataset | None = None) -> Datasets:
-    """The data that the experiment names, spread over all nodes. `rows`: these data, if read. Raises ConfigError."""
+def resolve_datasets(experiment: Experiment, topology: Topology, dataset: Dataset | None = None) -> Datasets:
+    """The data that the experiment names, spread over all nodes. `dataset`: these data, if read. Raises ConfigError."""
     data = experiment.data
     if isinstance(data, QuadraticData):
         return _quadratic(experiment, topology, data)
-    dataset = _tested_on(read(data, experiment.seed) if rows is None else rows, experiment.evaluation.rows)
+    dataset = _tested_on(read(data, experiment.seed) if dataset is None else dataset, experiment.evaluation.rows)
     parts = spread(data.partition, dataset, topology.nodes, experiment.seed)
     planned = topology.events
     if events.by_label(experiment):

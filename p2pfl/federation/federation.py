@@ -143,11 +143,12 @@ class Federation(NamedTuple):
         return self._replace(learning=self.learning._replace(make=make, algorithm=make(self.learner)))
 
 
-def build(experiment: Experiment) -> Federation:
+def build(experiment: Experiment, dataset: Dataset | None = None) -> Federation:
     """Make of an experiment what it means.
 
     Args:
         experiment: of `load_experiment`.
+        dataset: to be taken instead of the rows that the experiment names.
 
     Returns:
         Data, partition, graph, schedule, learner and algorithm.
@@ -166,7 +167,7 @@ def build(experiment: Experiment) -> Federation:
         >>> p2pfl.build(parse(table, "tiny.toml", Experiment)).schedule.neighbor.shape
         (1, 3, 2)
     """
-    experiment, dataset = by_sites(experiment)
+    experiment, dataset = by_sites(experiment, dataset)
     topology = resolve_topology(experiment)
     check(experiment, topology)
     data = resolve_datasets(experiment, topology, dataset)

@@ -18,6 +18,8 @@ import numpy as np
 
 from p2pfl.check import one_of
 from p2pfl.errors import DataError
+from p2pfl.learning import likelihood
+from p2pfl.learning.likelihood import CoxRows, LogisticRows
 
 Found = dict[str, float | None]
 """Metrics by name; None: not defined."""
@@ -31,11 +33,11 @@ def assess(kind: str, outputs: np.ndarray, y: np.ndarray, classes: Sequence[str]
 
     classes: accuracy, balanced_accuracy (mean recall of the classes in y), auc (of several classes: the mean over those
     in y of one against the rest), log_loss, brier, ece; of two classes, the second being the positive one, also
-    average_precision, sensitivity, specificity.
+    average_precision, sensitivity, specificity, calibration_slope and calibration_intercept (see `calibration`).
     labels: accuracy (share of labels right), balanced_accuracy and auc (means over the labels that have both values in
     y), f1_macro (mean over the labels that are somewhere 1 in y or predicted).
     regression: mae, rmse, r2: means over targets, r2 over those that vary in y.
-    survival: c_index, see `concordance`.
+    survival: c_index, see `concordance`; calibration_slope, the coefficient of the log risk in a Cox model of y.
     segmentation: dice_NAME of each class but the first, the mean over the images in which it is, in y or predicted;
     dice_mean and iou_mean (Jaccard), the means over classes.
     Raises ConfigError for another kind, DataError when outputs and y differ in rows or outputs are not of `classes`.
@@ -60,11 +62,12 @@ def names(kind: str, classes: Sequence[str]) -> tuple[str, ...]:
         return (*(f"dice_{name}" for name in classes[1:]), "dice_mean", "iou_mean")
     if kind == "classes":
         two = ("average_precision", "sensitivity", "specificity") if len(classes) == 2 else ()
-        return ("accuracy", "balanced_accuracy", "auc", *two, "log_loss", "brier", "ece")
+        slope = ("calibration_slope", "calibration_intercept") if len(classes) == 2 else ()
+        return ("accuracy", "balanced_accuracy", "auc", *two, "log_loss", "brier", "ece", *slope)
     return {
         "labels": ("accuracy", "balanced_accuracy", "auc", "f1_macro"),
         "regression": ("mae", "rmse", "r2"),
-        "survival": ("c_index",),
+        "survival": ("c_index", "calibration_slope"),
     }[kind]
 
 
@@ -84,7 +87,7 @@ def calibration_curve(outputs: np.ndarray, y: np.ndarray, bins: int = BINS) -> C
 
     Source: Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks" (2017), section 2.
     """
-    p = _softmax(outputs)
+    p = softmax(outputs)
     confidence, right = p.max(axis=1), p.argmax(axis=1) == y
     at = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     count = np.bincount(at, minlength=bins)
@@ -96,8 +99,8 @@ def calibration_curve(outputs: np.ndarray, y: np.ndarray, bins: int = BINS) -> C
 def _classes(outputs: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> Found:
     from sklearn import metrics  # here: see the head of the module
 
-    p, guess, present = _softmax(outputs), outputs.argmax(axis=1), np.unique(y)
-    several, margin = len(present) > 1, _margin(outputs)
+    p, guess, present = softmax(outputs), outputs.argmax(axis=1), np.unique(y)
+    several, margin = len(present) > 1, margins(outputs)
     # From the margins: where probabilities round to 1, they still tell who is surer.
     auc = [metrics.roc_auc_score(y == c, margin[:, c]) for c in present] if several else []
     curve = calibration_curve(outputs, y)
@@ -116,7 +119,91 @@ def _classes(outputs: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> Foun
         found["average_precision"] = metrics.average_precision_score(y, margin[:, 1]) if several else None
         found["sensitivity"] = _recall(y, guess, [1]) if 1 in present else None
         found["specificity"] = _recall(y, guess, [0]) if 0 in present else None
+        found["calibration_slope"], found["calibration_intercept"] = calibration(outputs[:, 1] - outputs[:, 0], y)
     return found
+
+
+def calibration(logit: np.ndarray, y: np.ndarray) -> tuple[float | None, float | None]:
+    """Return the calibration slope and the calibration in the large; logit [N], y [N] of 0 and 1.
+
+    The slope b of logit P(y = 1) = a + b logit: 1 if predictions are as far apart as they should be, less if they are
+    too extreme. Calibration in the large is a with b = 1: 0 if the mean prediction is the share of y. None where y or
+    the logits do not vary, or where the logits part the classes. Source: Cox (1958), "Two further applications of a
+    model for binary regression"; Van Calster et al. (2019), "Calibration: the Achilles heel of predictive analytics".
+    """
+    logit = logit.astype(np.float64)
+    if len(np.unique(y)) < 2:
+        return None, None
+    one = np.ones((len(y), 1))
+    large = likelihood.maximum([LogisticRows(one, y, logit)], 1)
+    apart = logit[y == 0].max() <= logit[y == 1].min() or logit[y == 1].max() <= logit[y == 0].min()
+    slope = likelihood.maximum([LogisticRows(np.column_stack([one, logit]), y)], 2)
+    known = slope.converged and slope.finite.all() and not apart  # else the maximum lies at infinity
+    return float(slope.beta[1]) if known else None, float(large.beta[0]) if large.converged else None
+
+
+def confusion(outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return how many rows of each class (first axis) are taken for which (second): [classes, classes] int64.
+
+    outputs [N, classes] raw, y [N].
+    """
+    classes = outputs.shape[1]
+    table: np.ndarray = np.bincount(y * classes + outputs.argmax(axis=1), minlength=classes**2)
+    return table.reshape(classes, classes)
+
+
+class AtThreshold(NamedTuple):
+    """A decision by a probability: of the second class from `threshold` on."""
+
+    threshold: float
+    sensitivity: float | None
+    specificity: float | None
+    accuracy: float
+
+
+def threshold(outputs: np.ndarray, y: np.ndarray) -> float | None:
+    """Return the probability of the second class at which sensitivity and specificity have the largest sum.
+
+    Half way between two rows' probabilities; of several such the one nearest 1/2. outputs [N, 2] raw, y [N] of 0 and 1;
+    None where y has one class alone. Source: Youden (1950), "Index for rating diagnostic tests".
+    """
+    if len(np.unique(y)) < 2 or not np.isfinite(outputs).all():
+        return None
+    p = softmax(outputs)[:, 1]
+    order = np.argsort(p)
+    p, positive = p[order], y[order] == 1
+    missed = np.concatenate([[0.0], np.cumsum(positive)]) / positive.sum()  # below the i-th cut
+    spared = np.concatenate([[0.0], np.cumsum(~positive)]) / (~positive).sum()
+    cut = np.concatenate([[0.0], (p[1:] + p[:-1]) / 2, [1.0]])
+    possible = np.concatenate([[True], p[1:] > p[:-1], [True]])
+    gain = np.where(possible, spared - missed, -np.inf)
+    best = np.flatnonzero(gain >= gain.max() - 1e-12)
+    return float(cut[best[np.abs(cut[best] - 0.5).argmin()]])
+
+
+def at_threshold(outputs: np.ndarray, y: np.ndarray, threshold: float) -> AtThreshold:
+    """Return what comes of deciding at a threshold; outputs [N, 2] raw, y [N] of 0 and 1, N > 0."""
+    guess = softmax(outputs)[:, 1] >= threshold
+    share = [float((guess[y == c] == c).mean()) if (y == c).any() else None for c in (0, 1)]
+    return AtThreshold(threshold, share[1], share[0], float((guess == y).mean()))
+
+
+def roc(outputs: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return 1 - specificity and sensitivity at every threshold, ascending; outputs [N, 2] raw, y [N] of 0 and 1."""
+    from sklearn import metrics  # here: see the head of the module
+
+    across, up, _ = metrics.roc_curve(y, margins(outputs)[:, 1])
+    return across, up
+
+
+def observed_shares(outputs: np.ndarray, y: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarray]:
+    """Return predicted probability and share of the second class, in `bins` equal parts of the rows or fewer.
+
+    outputs [N, 2] raw, y [N] of 0 and 1. A part has five rows at least, where there are so many.
+    """
+    p = softmax(outputs)[:, 1]
+    parts = np.array_split(np.argsort(p, kind="stable"), max(1, min(bins, len(y) // 5)))
+    return np.array([p[rows].mean() for rows in parts]), np.array([y[rows].mean() for rows in parts])
 
 
 def _recall(y: np.ndarray, guess: np.ndarray, of: Sequence[int] | np.ndarray) -> float:
@@ -126,14 +213,15 @@ def _recall(y: np.ndarray, guess: np.ndarray, of: Sequence[int] | np.ndarray) ->
     return float(metrics.recall_score(y, guess, labels=of, average="macro"))
 
 
-def _softmax(outputs: np.ndarray) -> np.ndarray:
+def softmax(outputs: np.ndarray) -> np.ndarray:
+    """Probabilities of outputs [N, ..., classes], in float64."""
     e = np.exp(outputs.astype(np.float64) - outputs.max(axis=-1, keepdims=True))
     p: np.ndarray = e / e.sum(axis=-1, keepdims=True)
     return p
 
 
-def _margin(outputs: np.ndarray) -> np.ndarray:
-    """[N, classes]: the log odds of each class against all others together."""
+def margins(outputs: np.ndarray) -> np.ndarray:
+    """Log odds of each class against all others together, [N, classes], of outputs [N, classes]."""
     wide = outputs.astype(np.float64)
     rest = [np.logaddexp.reduce(np.delete(wide, c, axis=1), axis=1) for c in range(wide.shape[1])]
     return wide - np.stack(rest, axis=1)
@@ -198,23 +286,39 @@ def concordance(risk: np.ndarray, time: np.ndarray, event: np.ndarray) -> float 
 
 
 def _survival(outputs: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> Found:
-    return {"c_index": concordance(outputs[:, 0], y[:, 0], y[:, 1])}
+    risk, died = outputs[:, 0].astype(np.float64), y[:, 1] > 0
+    found = concordance(risk, y[:, 0], y[:, 1])
+    slope = None
+    if found is not None and 0 < found < 1:  # else the maximum lies at infinity
+        cox = likelihood.maximum([CoxRows(risk[:, None], y[:, 0], died)], 1)
+        slope = float(cox.beta[0]) if cox.converged and cox.finite.all() else None
+    return {"c_index": found, "calibration_slope": slope}
 
 
 def _segmentation(outputs: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> Found:
     """Per image, as is usual in medicine, and not per pixel of all images: hence without scikit-learn."""
+    dice, overlap = overlaps(outputs, y, len(classes))
+    each = [_mean(one[np.isfinite(one)].tolist()) for one in dice]
+    found: Found = {f"dice_{name}": value for name, value in zip(classes[1:], each, strict=True)}
+    found["dice_mean"] = _mean([value for value in each if value is not None])
+    shared = [_mean(one[np.isfinite(one)].tolist()) for one in overlap]
+    found["iou_mean"] = _mean([value for value in shared if value is not None])
+    return found
+
+
+def overlaps(outputs: np.ndarray, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return Dice and Jaccard of each class but the first in each image, [classes - 1, N]; NaN where it is in neither.
+
+    outputs [N, H, W, classes] raw, y [N, H, W].
+    """
     guess = outputs.argmax(axis=-1)
-    found: Found = {}
-    overlap = []
-    for c, name in enumerate(classes[1:], start=1):
+    dice, jaccard = (np.full((classes - 1, len(y)), np.nan) for _ in range(2))
+    for c in range(1, classes):
         t, g = ((of == c).reshape(len(y), -1) for of in (y, guess))
         both, either = (t & g).sum(axis=1), (t | g).sum(axis=1)
-        there = either > 0
-        found[f"dice_{name}"] = _mean((2 * both[there] / (both + either)[there]).tolist())
-        overlap.append(_mean((both[there] / either[there]).tolist()))
-    found["dice_mean"] = _mean([value for value in found.values() if value is not None])
-    found["iou_mean"] = _mean([value for value in overlap if value is not None])
-    return found
+        np.divide(2 * both, both + either, out=dice[c - 1], where=either > 0)
+        np.divide(both, either, out=jaccard[c - 1], where=either > 0)
+    return dice, jaccard
 
 
 _ASSESS: Mapping[str, Callable[[np.ndarray, np.ndarray, Sequence[str]], Found]] = MappingProxyType(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib
@@ -22,7 +23,7 @@ from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, to_hex, to_
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from p2pfl.reporting import terminal
+from p2pfl.reporting import clinical_figures, published, terminal
 from p2pfl.reporting.run_data import Absence, Nodes, RunData, Score, measured
 from p2pfl.reporting.style import CSS, PAGE, PAGE_PALETTE, PAGE_STYLE, SHADES
 
@@ -57,6 +58,9 @@ def pictures(run: RunData) -> dict[str, PageFigure]:
     drawn: dict[str, PageFigure] = {}
     draw: dict[str, Callable[[RunData], tuple[Figure, str, str] | None]] = {
         "score": _score, "consensus": _consensus, "topology": _topology, "traffic": _traffic, "time": _time,
+        "survival": clinical_figures.survival, "observed": clinical_figures.observed,
+        "roc": clinical_figures.roc, "calibration": clinical_figures.calibration,
+        **{fit: partial(clinical_figures.forest, key=fit) for fit in published.TITLES},
     }  # fmt: skip
     with matplotlib.rc_context(PAGE_STYLE):
         for name, make in draw.items():

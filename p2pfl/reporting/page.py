@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from p2pfl.reporting import run_data, terminal
+from p2pfl.reporting import published, run_data, terminal
 from p2pfl.reporting.run_data import AWAY, DASH, Absence, RunData, Summary, measured
 
 EVENT_ROWS = 60
@@ -54,6 +54,7 @@ def write(run: Path) -> Path:
 
 def headline(summary: Summary, absent: list[Absence]) -> str:
     """Say what happened, in plain words."""
+    summary = summary.headed
     nodes, rounds, shown = measured(summary.nodes), measured(summary.rounds), summary.shown.text
     who = "The nodes" if nodes is None else "1 node" if nodes == 1 else f"{nodes:,.0f} nodes"
     where = f" on {GRAPHS.get(summary.graph, f'the graph {summary.graph}')}" if summary.graph else ""
@@ -78,7 +79,8 @@ def headline(summary: Summary, absent: list[Absence]) -> str:
     ]
     if len(beside) == 1 and beside[0].startswith("all"):
         beside = [beside[0].replace("pooled", "pooled reach")]
-    sentences = [text + ("; " + ", ".join(beside) if beside else ""), *_churn(summary, absent)]
+    sentences = [text + ("; " + ", ".join(beside) if beside else ""), *published.verdicts(summary)]
+    sentences += _churn(summary, absent)
     sentences += [line[0].upper() + line[1:] for line in terminal.rounds_lost(summary)]
     if summary.incomplete:
         sentences.append(f"The run is not whole: {'; '.join(summary.incomplete)}")
@@ -163,13 +165,20 @@ def _render(run: RunData) -> str:
     return environment.from_string(template).render(
         name=summary.name or "A run of p2pfl",
         summary=summary,
+        head=summary.headed,
         topology=run.topology,
         headline=headline(summary, run.absences),
         rows=rows,
-        own=terminal.has_own(summary),
+        own=terminal.has_own(summary.headed),
         dash=DASH,
         incomplete=any(DASH in row[:3] for row in rows),
-        assessed=terminal.sites_table(run.assessed),
+        assessed=published.sites(run.assessed),
+        cohort=published.cohort(run.assessed),
+        confusion=published.confusion(run.assessed),
+        intervals=published.compared(summary),
+        coefficients=published.coefficients(run.coefficients),
+        over_splits=published.over_splits(run.splits, summary.score),
+        left_out=published.left_out(run.left_out),
         pictures={name: picture._replace(svg=Markup(picture.svg)) for name, picture in figures.pictures(run).items()},
         events=grouped(run.events),
         event_count=len(run.events),

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +44,10 @@ class Score(NamedTuple):
         if number is None:
             return DASH
         return f"{100 * number:.1f} %" if self.in_percent else f"{number:.3f}"
+
+
+FIRST: Mapping[str, Score] = MappingProxyType({"concordance": Score("c_index", "Harrell's C", False)})
+"""The score of each round -> that of the assessment which a table of results and a headline give instead."""
 
 
 def measured(value: object) -> float | None:
@@ -149,12 +154,27 @@ class Summary:
     incomplete: tuple[str, ...] = ()  # why the run is not whole, each a line for a person
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    intervals: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # figure -> [low, high], 95 %
+    differences: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # figure -> baseline -> [value, low, high]
     metrics: Mapping[str, float | None] = dataclasses.field(default_factory=dict)  # of the assessment, by name
 
     @property
     def shown(self) -> Score:
         """The score, to show values of it."""
         return Score(self.score, self.score_name, self.score_in_percent)
+
+    @property
+    def headed(self) -> Summary:
+        """The same by the score that stands first: for concordance within batches Harrell's C, where it is known."""
+        first = FIRST.get(self.score)
+        if first is None or all(
+            measured(self.metrics.get(f"{first.key}{end}")) is None for end in ("_mean", "_own_mean")
+        ):
+            return self
+        named = {"score": first.key, "score_name": first.name, "score_in_percent": first.in_percent}
+        known = Summary.of({**named, **self.metrics})
+        scores = [each.name for each in dataclasses.fields(self) if each.name.startswith("score")]
+        return dataclasses.replace(self, **{name: getattr(known, name) for name in scores})
 
     @property
     def skipped_share(self) -> float:
@@ -270,6 +290,10 @@ class RunData(NamedTuple):
     experiment: str
     unread: list[str]  # what could not be read, in words
     assessed: dict[str, Any]  # assessment.json
+    coefficients: dict[str, Any]  # coefficients.json
+    survival: dict[str, Any]  # survival.json
+    splits: dict[str, Any]  # splits.json
+    left_out: dict[str, Any]  # left_out.json
 
 
 def read(run: Path) -> RunData:
@@ -298,7 +322,11 @@ def read(run: Path) -> RunData:
         absences=absences(events),
         experiment=toml.read_text(encoding="utf-8", errors="replace") if toml.is_file() else "",
         unread=unread,
-        assessed=_object(run / "assessment.json", unread) if (run / "assessment.json").is_file() else {},
+        assessed=_object(run / "assessment.json", unread),
+        coefficients=_object(run / "coefficients.json", unread),
+        survival=_object(run / "survival.json", unread),
+        splits=_object(run / "splits.json", unread),
+        left_out=_object(run / "left_out.json", unread),
     )
 
 

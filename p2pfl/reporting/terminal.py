@@ -12,9 +12,8 @@ terminal and the report say the same thing in the same way.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
@@ -23,6 +22,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from p2pfl.reporting import published
 from p2pfl.reporting.run_data import DASH, Score, Summary, measured
 
 NODES_SHOWN = 48
@@ -284,12 +284,15 @@ class ResultRow(NamedTuple):
 
 
 def results(summary: Summary) -> list[ResultRow]:
-    """This run beside what it is to be compared with. The majority class is a row only if it was computed."""
+    """This run beside what it is to be compared with. The majority class is a row only if it was computed.
+
+    Of survival by Harrell's C, where it was assessed: see `Summary.headed`.
+    """
 
     def row(label: str, *values: float | None) -> ResultRow:
-        return ResultRow(label, *map(summary.shown.text, values))
+        return ResultRow(label, *map(summary.headed.shown.text, values))
 
-    s = summary
+    s = summary.headed
     alone = (s.score_local_only_worst, s.score_local_only_own_mean, s.score_local_only_own_worst)
     rows = [
         row("this run", s.score_mean, s.score_worst, s.score_own_mean, s.score_own_worst),
@@ -311,10 +314,10 @@ def has_own(summary: Summary) -> bool:
 
 def results_table(summary: Summary) -> Table:
     """The result as a table for the terminal, with what it cost and how true it is below."""
-    own = has_own(summary)
+    own, score = has_own(summary.headed), summary.headed.score_name
     table = Table(title=Text(_one_line(summary.name or "result")), title_justify="left", caption_justify="left")
     table.add_column("", no_wrap=True)
-    for head in (f"{summary.score_name}, mean", "worst node", "own test, mean", "own test, worst")[: 4 if own else 2]:
+    for head in (f"{score}, mean", "worst node", "own test, mean", "own test, worst")[: 4 if own else 2]:
         table.add_column(head, justify="right")
     rows = results(summary)
     for row in rows:
@@ -325,7 +328,7 @@ def results_table(summary: Summary) -> Table:
         f"{duration(summary.seconds_per_round_median)} per round, "
         f"{size(summary.bytes_sent_per_node_round)} per node and round",
     ]
-    caption += rounds_lost(summary)
+    caption = [*published.told(summary), *caption, *rounds_lost(summary)]
     if any(DASH in text for text in (*caption, *(cell for row in rows for cell in row[: 5 if own else 3]))):
         caption.append(f"{DASH} not measured")
     table.caption = Text("\n".join(caption))
@@ -344,29 +347,3 @@ def rounds_lost(summary: Summary) -> list[str]:
         for what, by in told
         if by
     ]
-
-
-class Sites(NamedTuple):
-    """Metrics of every site on its own test rows."""
-
-    metrics: list[str]
-    rows: list[tuple[str, str, list[str]]]  # (site, which model answered, a text for each metric)
-
-
-def sites_table(assessed: Mapping[str, Any]) -> Sites | None:
-    """From assessment.json; None where it has nothing."""
-    nodes = assessed.get("nodes")
-    if not isinstance(nodes, dict) or not nodes:
-        return None
-    names = assessed.get("names") or {}
-    metrics = [name for name in next(iter(nodes.values())).get("", {}).get("own", {}) if not name.startswith("dice_")]
-    rows = [
-        (
-            str(names.get(node, f"node {node}")),
-            answer or "its model",
-            [figure(result["own"].get(m)) for m in metrics],
-        )
-        for node, answers in nodes.items()
-        for answer, result in answers.items()
-    ]
-    return Sites(metrics, rows)

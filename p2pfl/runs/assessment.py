@@ -12,20 +12,22 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from p2pfl import tree
-from p2pfl.data import Samples
+from p2pfl.data import Dataset, Samples
 from p2pfl.data.partition import names
 from p2pfl.federation import learning
 from p2pfl.federation.federation import Federation, model_shape
-from p2pfl.learning import metrics
+from p2pfl.learning import intervals, metrics
 from p2pfl.learning.targets import TARGETS
 from p2pfl.methods import answers as predict
+from p2pfl.runs import predictions
 from p2pfl.types import Params
 
 MOST = 64
@@ -38,6 +40,13 @@ KNOWN = frozenset(
 """Metrics of all kinds of tasks."""
 LOWER = frozenset({"log_loss", "brier", "ece", "mae", "rmse"})
 """Metrics of which less is better."""
+IDEAL: Mapping[str, float] = MappingProxyType({"calibration_slope": 1.0, "calibration_intercept": 0.0})
+"""Metrics of which neither more nor less is better."""
+MUCH = 200_000
+"""Test rows times models times classes up to which an interval is of 1000 resamplings; of 200 up to a hundred times
+that, and then of none."""
+CONFUSED = 10
+"""Classes up to which a confusion matrix is written."""
 SCOPES = ("pooled", "own")
 """Test rows of all nodes together; of each node its own."""
 
@@ -45,46 +54,237 @@ Answerer = Callable[[np.ndarray], np.ndarray]
 """x [N, ...] -> outputs [N, ...]."""
 
 
-def assess(federation: Federation, models: Mapping[int, Params], out: Path | None = None) -> dict[str, float | None]:
+class Assessment(NamedTuple):
+    """What is found out about the models at the end."""
+
+    figures: Mapping[str, float | None] = MappingProxyType({})  # of a summary, by name
+    draws: Mapping[str, np.ndarray] = MappingProxyType({})  # figure of a node's own model -> [draws] resampled
+
+
+def assess(federation: Federation, models: Mapping[int, Params], out: Path | None = None) -> Assessment:
     """The figures of a summary, by name: METRIC_mean and METRIC_worst over the nodes on the test rows of all,
-    METRIC_own_mean and METRIC_own_worst with each node on its own; for answers besides the model itself with the
-    answer's name in front. `models`: of the nodes that are there at the end. `out`: writes assessment.json, with all
-    metrics of every node. {} where there is nothing to test, and for more than 64 nodes.
+    METRIC_own_mean, METRIC_own_weighted and METRIC_own_worst with each node on its own; for answers besides the model
+    itself with the answer's name in front. `models`: of the nodes that are there at the end. `out`: writes
+    assessment.json, with all metrics of every node, and predictions.csv. Nothing where there is nothing to test, and
+    for more than 64 nodes.
     """
     dataset = federation.dataset
     if not models or not len(dataset.test.y) or len(federation.graph) > MOST:
-        return {}
+        return Assessment()
     answers = _answers(federation, models)
-    result = {node: _of(federation, node, answers[node]) for node in models}
+    weight = _resampled(federation, len(models))
+    outputs = {node: _outputs(federation, node, answers[node]) for node in models}
+    result = {node: _of(federation, node, outputs[node]) for node in models}
+    sizes = [rows(federation, node)[1] for node in models]
+    drawn = {node: _drawn(federation, node, outputs[node][""], weight) for node in models}
+    whole = Assessment(figures(list(result.values()), sizes), _summed(list(drawn.values()), sizes))
     if out is not None:
         table = {
             "kind": dataset.kind,
             "classes": list(dataset.classes),
             "names": {str(node): name for node, name in enumerate(names(federation.partition, dataset))},
             "nodes": {str(node): each for node, each in result.items()},
+            "rows": {str(node): _counted(federation, node) for node in models},
+            "intervals": {str(node): _intervals(federation, node, outputs[node][""], drawn[node]) for node in models},
+            "resampled": len(weight),
+            "threshold": _thresholds(federation, models, {node: each[""] for node, each in outputs.items()}),
+            "confusion": _confusion(federation, {node: each[""] for node, each in outputs.items()}),
+            **_curves(federation, {node: each[""] for node, each in outputs.items()}),
         }
         (out / "assessment.json").write_text(json.dumps(table, indent=1) + "\n", "utf-8")
-    return figures(list(result.values()))
+        predictions.write(federation, {node: each[""] for node, each in outputs.items()}, out)
+    return whole
 
 
 Assessed = dict[str, dict[str, metrics.Found]]
 """Answer -> scope -> metric -> value."""
+Drawn = dict[str, dict[str, np.ndarray]]
+"""Scope -> metric -> [draws]."""
 
 
-def _of(federation: Federation, node: int, answers: Mapping[str, Answerer]) -> Assessed:
+def rows(federation: Federation, node: int) -> tuple[int, int]:
+    """Return the test rows of a node and how much they count in a mean over nodes: rows, of survival events."""
+    y = federation.dataset.test.y[federation.partition.test[node]]
+    return len(y), int((y[:, 1] > 0).sum()) if federation.dataset.kind == "survival" else len(y)
+
+
+def _outputs(federation: Federation, node: int, answers: Mapping[str, Answerer]) -> dict[str, np.ndarray]:
+    """Of one node, what each answer puts out for the rows it is tested on: all, or its own where nobody has all."""
+    dataset = federation.dataset
+    x = dataset.test.x.astype(federation.experiment.training.dtype)
+    tested = slice(None) if federation.pooled else federation.partition.test[node]
+    return {name: answer(x[tested]) for name, answer in answers.items()}
+
+
+def _scopes(federation: Federation, node: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Scope -> (places in the outputs of a node, rows of the test) that belong to it."""
+    own = federation.partition.test[node]
+    if not federation.pooled:
+        return {"own": (np.arange(len(own)), own)}
+    every = np.arange(len(federation.dataset.test.y))
+    return {"own": (own, own), "pooled": (every, every)}
+
+
+def _of(federation: Federation, node: int, outputs: Mapping[str, np.ndarray]) -> Assessed:
     """Of one node."""
-    dataset, own = federation.dataset, federation.partition.test[node]
-    x, y = dataset.test.x.astype(federation.experiment.training.dtype), dataset.test.y
-    rows = np.arange(len(y)) if federation.pooled else own
-    places = np.searchsorted(rows, own)
-    result: Assessed = {}
-    for name, answer in answers.items():
-        outputs = answer(x[rows])
-        scopes = {"own": (outputs[places], y[own])}
-        if federation.pooled:
-            scopes["pooled"] = (outputs, y)
-        result[name] = {scope: metrics.assess(dataset.kind, *both, dataset.classes) for scope, both in scopes.items()}
+    dataset, scopes = federation.dataset, _scopes(federation, node)
+    return {
+        name: {
+            scope: metrics.assess(dataset.kind, out[places], dataset.test.y[tested], dataset.classes)
+            for scope, (places, tested) in scopes.items()
+        }
+        for name, out in outputs.items()
+    }
+
+
+def _resampled(federation: Federation, models: int) -> np.ndarray:
+    """How often each test row is drawn, [draws, N], with the rows of its own node; fewer draws for many rows."""
+    tested = federation.partition.test
+    site = np.zeros(len(federation.dataset.test.y), np.int64)
+    for node, own in enumerate(tested):
+        site[own] = node
+    work = len(site) * models * (1 if federation.dataset.kind == "segmentation" else len(federation.dataset.classes))
+    draws = intervals.DRAWS if work <= MUCH else intervals.DRAWS // 5 if work <= 100 * MUCH else 0
+    return intervals.resampled(site, draws, federation.experiment.seed)
+
+
+def _drawn(federation: Federation, node: int, outputs: np.ndarray, weight: np.ndarray) -> Drawn:
+    dataset = federation.dataset
+    if not len(weight):
+        return {}
+    return {
+        scope: intervals.draws(
+            dataset.kind, outputs[places], dataset.test.y[tested], dataset.classes, weight[:, tested]
+        )
+        for scope, (places, tested) in _scopes(federation, node).items()
+    }
+
+
+def _intervals(federation: Federation, node: int, outputs: np.ndarray, drawn: Drawn) -> dict[str, Any]:
+    """Scope -> metric -> [low, high] of a node's model; an AUC of two classes by DeLong, all else resampled."""
+    dataset = federation.dataset
+    found = {
+        scope: {name: intervals.interval(values) for name, values in each.items()} for scope, each in drawn.items()
+    }
+    if dataset.kind == "classes" and len(dataset.classes) == 2:
+        for scope, (places, tested) in _scopes(federation, node).items():
+            margin = (outputs[places, 1] - outputs[places, 0]).astype(np.float64)
+            if np.isfinite(margin).all():
+                of_scope = found.setdefault(scope, {})
+                of_scope["auc"] = intervals.delong_interval(margin, dataset.test.y[tested] == 1)
+    return found
+
+
+def _counted(federation: Federation, node: int) -> dict[str, Any]:
+    """What stands beside the scores of a node: its own test rows, and of how many each class or event is."""
+    dataset, parts = federation.dataset, federation.partition
+    result: dict[str, Any] = {}
+    for part, samples, own in (("train", dataset.train, parts.train[node]), ("test", dataset.test, parts.test[node])):
+        y = samples.y[own]
+        result[part] = {"rows": len(y)}
+        if dataset.kind == "classes":
+            result[part]["classes"] = np.bincount(y, minlength=len(dataset.classes)).tolist()
+        elif dataset.kind == "labels":
+            result[part]["labels"] = y.sum(axis=0).tolist()
+        elif dataset.kind == "survival":
+            result[part]["events"] = int((y[:, 1] > 0).sum())
+            result[part]["median_time"] = float(np.median(y[:, 0])) if len(y) else None
+    if dataset.kind == "classes" and len(parts.train[node]) and len(parts.test[node]):
+        result["majority"] = _majority(dataset, parts.train[node], parts.test[node])
     return result
+
+
+def _confusion(federation: Federation, outputs: Mapping[int, np.ndarray]) -> dict[str, list[list[int]]]:
+    """Node -> the confusion matrix of its own test rows, true class by predicted class; of few classes alone."""
+    dataset = federation.dataset
+    if dataset.kind != "classes" or len(dataset.classes) > CONFUSED:
+        return {}
+    result = {}
+    for node, out in outputs.items():
+        places, tested = _scopes(federation, node)["own"]
+        result[str(node)] = metrics.confusion(out[places], dataset.test.y[tested]).tolist()
+    return result
+
+
+def _thresholds(
+    federation: Federation, models: Mapping[int, Params], outputs: Mapping[int, np.ndarray]
+) -> dict[str, dict[str, Any]]:
+    """Of two classes: node -> a threshold chosen on its validation rows, or where it has none on its training rows, and
+    what comes of it on its own test rows."""
+    dataset = federation.dataset
+    if dataset.kind != "classes" or len(dataset.classes) != 2:
+        return {}
+    run, dtype, result = jax.jit(federation.learner.predict), federation.experiment.training.dtype, {}
+    for node, model in models.items():
+        own = _own(federation, node, model)
+        kept = own.validation is not None and len(np.unique(own.validation.y)) == 2
+        chosen = own.validation if kept and own.validation is not None else own.train
+        places, tested = _scopes(federation, node)["own"]
+        found = metrics.threshold(answered(run, model, chosen.x.astype(dtype)), chosen.y) if len(chosen.y) else None
+        if found is not None and len(tested) and np.isfinite(outputs[node]).all():
+            reached = metrics.at_threshold(outputs[node][places], dataset.test.y[tested], found)
+            result[str(node)] = {"chosen_on": "validation" if kept else "train", **reached._asdict()}
+    return result
+
+
+def _curves(federation: Federation, outputs: Mapping[int, np.ndarray]) -> dict[str, dict[str, list[list[float]]]]:
+    """Of two classes "roc" and "calibration": node -> points (across, up) of its own test rows."""
+    dataset = federation.dataset
+    if dataset.kind != "classes" or len(dataset.classes) != 2:
+        return {}
+    found: dict[str, dict[str, list[list[float]]]] = {"roc": {}, "calibration": {}}
+    for node, out in outputs.items():
+        places, tested = _scopes(federation, node)["own"]
+        y, own = dataset.test.y[tested], out[places]
+        if len(np.unique(y)) == 2 and np.isfinite(own).all():
+            found["roc"][str(node)] = [each.tolist() for each in metrics.roc(own, y)]
+            found["calibration"][str(node)] = [each.tolist() for each in metrics.observed_shares(own, y)]
+    return found
+
+
+def _summed(nodes: list[Drawn], sizes: list[int]) -> dict[str, np.ndarray]:
+    """The draws of means over nodes, by the name of the figure; nodes in which a metric is not defined are left out."""
+    result = {}
+    for scope in SCOPES:
+        for name in next(iter(nodes), {}).get(scope, {}):
+            wide = np.stack([each[scope][name] for each in nodes if name in each[scope]])
+            known = np.isfinite(wide)
+            known &= known.mean(axis=1, keepdims=True) > 0.5  # else it is there in some resamplings only
+            for key, weight in _weights(name, scope, sizes):
+                factor = np.asarray(weight, np.float64)[:, None] * known
+                with np.errstate(invalid="ignore"):
+                    result[key] = (np.where(known, wide, 0) * factor).sum(axis=0) / factor.sum(axis=0)
+    return result
+
+
+def _weights(name: str, scope: str, sizes: list[int]) -> list[tuple[str, list[int]]]:
+    """The figures that are means of a metric over nodes, and how much each node counts."""
+    if scope == "pooled":
+        return [(f"{name}_mean", [1] * len(sizes))]
+    return [(f"{name}_own_mean", [1] * len(sizes)), (f"{name}_own_weighted", sizes)]
+
+
+def compared(
+    this: Assessment, others: Mapping[str, Assessment]
+) -> tuple[dict[str, list[float]], dict[str, dict[str, list[float]]]]:
+    """Return the intervals of figures, [low, high]; and of each what this run has more than each baseline, paired.
+
+    The latter are figure -> baseline -> [difference, low, high]. Paired: both on the same resampled rows.
+    """
+    known: dict[str, list[float]] = {}
+    more: dict[str, dict[str, list[float]]] = {}
+    for key, drawn in this.draws.items():
+        value, found = this.figures.get(key), intervals.interval(drawn)
+        if value is None or found is None:
+            continue
+        known[key] = [*found]
+        for name, other in others.items():
+            theirs, those = other.figures.get(key), other.draws.get(key)
+            if theirs is not None and those is not None and len(those) == len(drawn):
+                between = intervals.interval(drawn - those)
+                if between is not None:
+                    more.setdefault(key, {})[name] = [value - theirs, *between]
+    return known, more
 
 
 def _answers(federation: Federation, models: Mapping[int, Params]) -> dict[int, dict[str, Answerer]]:
@@ -92,14 +292,14 @@ def _answers(federation: Federation, models: Mapping[int, Params]) -> dict[int, 
     experiment, learner = federation.experiment, federation.learner
     run = jax.jit(learner.predict)
     result: dict[int, dict[str, Answerer]]
-    result = {node: {"": partial(_answered, run, model)} for node, model in models.items()}
+    result = {node: {"": partial(answered, run, model)} for node, model in models.items()}
     names = [name for name in experiment.evaluation.answers if name != predict.SELECTOR]
     own = {node: _own(federation, node, model) for node, model in models.items()}
     trained = {node: each for node, each in own.items() if len(each.train.y)}
     if names and trained:
         make = _prepared(federation, names)
         for node, each in trained.items():
-            result[node].update({name: partial(_answered, run, answer.params) for name, answer in make(each).items()})
+            result[node].update({name: partial(answered, run, answer.params) for name, answer in make(each).items()})
     if predict.SELECTOR in experiment.evaluation.answers and len(trained) > 1:
         name = "personal" if learner.personal else "fine_tuned"
         make = _prepared(federation, [name])
@@ -134,32 +334,45 @@ def _own(federation: Federation, node: int, model: Params) -> predict.Own:
     )
 
 
-def _answered(run: Callable[[Params, Any], Any], model: Params, x: np.ndarray) -> np.ndarray:
-    """The model's outputs, chunk by chunk."""
+def answered(run: Callable[[Params, Any], Any], model: Params, x: np.ndarray) -> np.ndarray:
+    """A model's outputs for x [N, ...], chunk by chunk. `run`: of the learner, jitted."""
     return np.concatenate([np.asarray(run(model, jnp.asarray(x[at : at + _ROWS]))) for at in range(0, len(x), _ROWS)])
 
 
-def figures(nodes: list[Assessed]) -> dict[str, float | None]:
-    """Means and worsts over nodes."""
+def figures(nodes: list[Assessed], sizes: list[int]) -> dict[str, float | None]:
+    """Means and worsts over nodes; `sizes`: how much each counts in METRIC_own_weighted."""
     result: dict[str, float | None] = {}
     for answer in nodes[0]:
         for scope in SCOPES:
             for name in nodes[0][answer].get(scope, {}):
-                known = [value for each in nodes if (value := each[answer][scope][name]) is not None]
-                key = "_".join(part for part in (answer, name, "own" if scope == "own" else "") if part)
-                result[f"{key}_mean"] = fmean(known) if known else None
-                worst = max if name in LOWER else min
-                result[f"{key}_worst"] = worst(known) if known else None
+                values = [each[answer][scope][name] for each in nodes]
+                known = [value for value in values if value is not None]
+                for key, weights in _weights(name, scope, sizes):
+                    pairs = [(v, w) for v, w in zip(values, weights, strict=True) if v is not None and w]
+                    total = sum(w for _, w in pairs)
+                    result[_key(answer, key)] = sum(v * w for v, w in pairs) / total if total else None
+                worst = _key(answer, name, "own" if scope == "own" else "", "worst")
+                result[worst] = _worst(name, known) if known else None
     return result
+
+
+def _key(*parts: str) -> str:
+    return "_".join(part for part in parts if part)
+
+
+def _worst(name: str, values: list[float]) -> float:
+    if name in IDEAL:
+        return max(values, key=lambda value: abs(value - IDEAL[name]))
+    return max(values) if name in LOWER else min(values)
 
 
 def figure(name: str) -> bool:
     """Return whether a figure of a summary is one of an assessment: ANSWER_METRIC_mean, METRIC_own_worst and so on."""
-    stem = re.fullmatch(r"(.+?)(_own)?_(mean|worst)", name)
+    stem = re.fullmatch(r"(.+?)(_own)?_(mean|worst)|(.+?)_own_weighted", name)
     if stem is None:
         return False
     return any(
-        stem[1] == (f"{answer}_{metric}" if answer else metric)
+        (stem[1] or stem[4]) == (f"{answer}_{metric}" if answer else metric)
         for answer in ("", *predict.ANSWERS, predict.SELECTOR)
         for metric in KNOWN
     )
@@ -170,15 +383,20 @@ def majority(federation: Federation) -> dict[str, float]:
     dataset, parts = federation.dataset, federation.partition
     if dataset.kind != "classes":
         return {}
-
-    def of(rows: np.ndarray, test: np.ndarray) -> float:
-        return float((dataset.test.y[test] == np.bincount(dataset.train.y[rows]).argmax()).mean())
-
-    figures = {"accuracy_majority": of(np.arange(len(dataset.train.y)), np.arange(len(dataset.test.y)))}
-    own = [of(rows, test) for rows, test in zip(parts.train, parts.test, strict=True) if len(rows) and len(test)]
+    every = [np.arange(len(part.y)) for part in (dataset.train, dataset.test)]
+    figures = {"accuracy_majority": _majority(dataset, *every)}
+    own = [
+        _majority(dataset, rows, test)
+        for rows, test in zip(parts.train, parts.test, strict=True)
+        if len(rows) and len(test)
+    ]
     if own:
         figures.update(accuracy_majority_own_mean=fmean(own), accuracy_majority_own_worst=min(own))
     return figures
+
+
+def _majority(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> float:
+    return float((dataset.test.y[test] == np.bincount(dataset.train.y[train]).argmax()).mean())
 
 
 def loaded(federation: Federation, arrays: Mapping[str, np.ndarray]) -> Params:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,45 +15,57 @@ from p2pfl.config.experiment import AlgorithmTable, Experiment, TopologyTable
 from p2pfl.federation.federation import Federation, build
 from p2pfl.reporting.terminal import View
 from p2pfl.runs import assessment, simulated
+from p2pfl.runs.assessment import Assessment
 from p2pfl.runs.summary import score
 
 
-def train(federation: Federation, out: Path, view: View) -> dict[str, float | None]:
-    """Train every node alone, and one model on all data; returns their figures, by their names in the summary."""
+class Baselines(NamedTuple):
+    """What a run is compared with."""
+
+    figures: Mapping[str, float | None] = MappingProxyType({})  # by their names in the summary
+    assessed: Mapping[str, Assessment] = MappingProxyType({})  # "local_only", "pooled"
+
+
+def train(federation: Federation, out: Path, view: View) -> Baselines:
+    """Train every node alone, and one model on all data."""
     experiment, nodes, shown = federation.experiment, len(federation.graph), score(federation)
     view.say("baselines: training every node alone, then one model on all data pooled")
     figures: dict[str, float | None] = {**assessment.majority(federation)}
+    assessed = {}
     for name, other, key in (
         ("local", alone(experiment), "local_only"),
         ("pooled", pooled(experiment, nodes), "pooled"),
     ):
         place = out / "baselines" / name
         place.mkdir(parents=True)
-        figures.update(_baseline(federation, other, place, key))
+        more, assessed[key] = baseline(federation, other, place, key)
+        figures.update(more)
     by_itself, together = (shown.text(figures.get(f"{shown.key}_{key}")) for key in ("local_only", "pooled"))
     view.say(f"baselines: alone {by_itself} mean {shown.name}, pooled {together}")
-    return figures
+    return Baselines(figures, assessed)
 
 
-def _baseline(federation: Federation, other: Experiment, place: Path, name: str) -> dict[str, float | None]:
-    """The figures of a baseline: accuracy_NAME for accuracy_mean, accuracy_NAME_worst, accuracy_NAME_own_mean, ..."""
-    built = build(other)
+def baseline(
+    federation: Federation, other: Experiment, place: Path, name: str
+) -> tuple[dict[str, float | None], Assessment]:
+    """Train a baseline; returns its figures (accuracy_NAME for accuracy_mean, accuracy_NAME_worst, ...) and draws."""
+    built = build(other, federation.dataset)
     result = simulated.into(built, place, lambda status: None)
     if len(result.whole) == 1:  # one model of all data, at each site
         model = next(iter(result.whole.values()))
         built = built._replace(topology=federation.topology, data=federation.data)
         result = result._replace(whole=dict.fromkeys(federation.graph, model))
-    assessed = assessment.assess(built, result.whole, place) if other.evaluation.metrics else {}
+    assessed = assessment.assess(built, result.whole, place) if other.evaluation.metrics else Assessment()
     figures: dict[str, float | None] = {}
-    for key, value in {**result.summary.as_dict(), **assessed}.items():
-        for end in ("_own_mean", "_own_worst", "_mean", "_worst"):
+    for key, value in {**result.summary.as_dict(), **assessed.figures}.items():
+        for end in ("_own_mean", "_own_weighted", "_own_worst", "_mean", "_worst"):
             if value is not None and key.endswith(end):
                 figures[f"{key.removesuffix(end)}_{name}{'' if end == '_mean' else end}"] = value
                 break
-    return figures
+    return figures, assessed
 
 
-ALONE = frozenset({"augment", "sharpness", "average", "missing_classes"})
+ALONE = frozenset({"augment", "sharpness", "average", "missing_classes", "ridge", "class_weights"})
 """Objectives that mean something to a model that nobody else trains."""
 
 

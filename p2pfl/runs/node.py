@@ -127,7 +127,7 @@ def judged(ended: NodeResult, task: Task) -> RunVerdict:
 def _assess(federation: Federation, node: int, directory: Path, say: Callable[[str], None], alone: bool) -> None:
     """Test the model that the node has ended with on its own rows, and say how good it is."""
     arrays = safetensors.numpy.load_file(directory / "model.safetensors")
-    figures = assessment.assess(federation, {node: assessment.loaded(federation, arrays)}, directory)
+    figures = assessment.assess(federation, {node: assessment.loaded(federation, arrays)}, directory).figures
     own_rows = {name.removesuffix("_own_mean"): value for name, value in figures.items() if name.endswith("_own_mean")}
     listed = [f"{name} {value:.3f}" for name, value in own_rows.items() if value is not None]
     whose = "a model trained alone, on its own test rows" if alone else "on its own test rows"

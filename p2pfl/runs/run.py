@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +20,9 @@ from p2pfl.node import records
 from p2pfl.reporting import page, terminal
 from p2pfl.reporting.run_data import Summary
 from p2pfl.reporting.terminal import View
-from p2pfl.runs import assessment, baselines, divergence, drivers, summary
+from p2pfl.runs import assessment, baselines, coefficients, divergence, drivers, splits, summary, survival
+from p2pfl.runs.assessment import Assessment
+from p2pfl.runs.baselines import Baselines
 from p2pfl.runs.summary import Collected
 from p2pfl.runs.verdict import verdict
 
@@ -38,6 +39,7 @@ def run(
     started, view = clock.now(), view or terminal.quiet()
     fresh(out)
     precision(experiment)
+    splits.check(experiment)
     driver = driver or drivers.chosen(experiment.driver)
     with driver.prepare(experiment, view) as start:
         federation = build(experiment)
@@ -48,10 +50,13 @@ def run(
         graph = _describe(federation, out)
         for note in federation.notes:
             view.say(note)
-        compared = baselines.train(federation, out, view) if experiment.baselines and not federation.task else {}
+        compared = Baselines()
+        if experiment.baselines and not federation.task:
+            compared = baselines.train(federation, out, view)
         result = start(federation, out, view)
     for note in result.notes:
         view.say(note)
+    splits.write(federation, out, view)
     whole = _whole(federation, graph, result, compared, out)
     whole = _judged(federation, whole, result, out, view)
     whole = replace(whole, seconds_total=clock.now() - started)
@@ -82,12 +87,15 @@ def _describe(federation: Federation, out: Path) -> str:
     return graph
 
 
-def _whole(
-    federation: Federation, graph: str, result: Collected, compared: Mapping[str, float | None], out: Path
-) -> Summary:
+def _whole(federation: Federation, graph: str, result: Collected, compared: Baselines, out: Path) -> Summary:
     """The summary with all that is known, whatever the driver."""
     experiment = federation.experiment
-    assessed = assessment.assess(federation, result.whole, out) if experiment.evaluation.metrics else {}
+    assessed = assessment.assess(federation, result.whole, out) if experiment.evaluation.metrics else Assessment()
+    if experiment.evaluation.metrics:
+        survival.write(federation, result.whole, out)
+    intervals, differences = assessment.compared(assessed, compared.assessed)
+    fitted = coefficients.write(federation, result.whole, out) if experiment.evaluation.metrics else ()
+    stratified = (survival.NOTE,) if federation.dataset.kind == "survival" else ()
     known = replace(
         result.summary,
         format=records.FORMAT,
@@ -98,9 +106,11 @@ def _whole(
         graph=graph,
         parameters=tree.size(tree.mixed(model_shape(federation))),
         keeps_mean=federation.algorithm.keeps_mean,
-        notes=(*federation.notes, *result.notes),
+        intervals=intervals,
+        differences=differences,
+        notes=(*federation.notes, *result.notes, *stratified, *fitted),
     )
-    return known.adding({**compared, **assessed, **summary.distances(federation, result.models)})
+    return known.adding({**compared.figures, **assessed.figures, **summary.distances(federation, result.models)})
 
 
 def _judged(federation: Federation, whole: Summary, result: Collected, out: Path, view: View) -> Summary:

@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from p2pfl.methods.objectives.augmentation import augment
-from p2pfl.methods.objectives.gradient import fedprox, sharpness
+from p2pfl.methods.objectives.gradient import fedprox, ridge, sharpness
 from p2pfl.methods.objectives.hetero_width import widths
-from p2pfl.methods.objectives.label_shift import fedsld, missing_classes
+from p2pfl.methods.objectives.label_shift import class_weights, fedsld, missing_classes
 from p2pfl.methods.objectives.multitask import tasks
 from p2pfl.methods.objectives.objective import Objective
 from p2pfl.methods.objectives.personal import average, cusfl, ditto, iop, pfedme
@@ -28,6 +28,7 @@ __all__ = [
     "Objective",
     "augment",
     "average",
+    "class_weights",
     "cusfl",
     "ditto",
     "fedprox",
@@ -35,6 +36,7 @@ __all__ = [
     "iop",
     "missing_classes",
     "pfedme",
+    "ridge",
     "sharpness",
     "tasks",
     "widths",
@@ -52,6 +54,8 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType(
         "missing_classes": missing_classes,
         "tasks": tasks,
         "sharpness": sharpness,
+        "ridge": ridge,
+        "class_weights": class_weights,
         "augment": augment,
         "widths": widths,
     }

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from p2pfl import tree
 from p2pfl.algorithms.fedprox import proximal
 from p2pfl.check import at_least, positive
+from p2pfl.errors import ConfigError
 from p2pfl.methods.objectives.objective import Objective
 from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
 
@@ -75,6 +77,54 @@ def sharpness(optimizer: optax.GradientTransformation, radius: float = 0.05) -> 
     return Objective(wrap)
 
 
-def _norm(tree: Tree) -> Array:
+def ridge(optimizer: optax.GradientTransformation, strength: float, matching: str = "kernel") -> Objective:
+    """A penalty on the size of the weights: f(w) + strength/2 |w|^2, `strength` >= 0.
+
+    Of the leaves of the shared model whose path ends in `matching`: so an intercept has none. f is the mean over rows,
+    so that in a sum over N rows the penalty is N strength/2 |w|^2. Unlike the `weight_decay` of AdamW, which is apart
+    from the gradient's scale, it has the same minimum whatever the optimizer. Keeps nothing. Source: Hoerl and Kennard,
+    "Ridge regression: biased estimation for nonorthogonal problems" (1970).
+
+    Args:
+        optimizer: of the experiment, or any of optax.
+        strength: of the penalty, >= 0.
+        matching: the last part of the paths of the leaves that it is on.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ConfigError: strength < 0; when a model is made, no leaf has such a path.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> p2pfl.methods.objectives.ridge(optax.sgd(0.1), strength=0.01).facts
+        ()
+    """
+    at_least(0, strength=strength)
+
+    def wrap(learner: Learner) -> Learner:
+        def held(trained: Tree) -> Tree:
+            return jax.tree_util.tree_map_with_path(
+                lambda path, w: w if str(getattr(path[-1], "key", path[-1])) == matching else jnp.zeros_like(w), trained
+            )
+
+        like = tree.named_leaves(jax.eval_shape(learner.init, jax.random.key(0))["trained"])
+        if not any(name.split("/")[-1] == matching for name in like):
+            raise ConfigError(f"objective ridge: matching={matching!r}: no leaf ends so; there are: {', '.join(like)}")
+
+        def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
+            gradient, others, metrics = learner.grad(params, batch, key)
+            sized = held(params["trained"])
+            gradient = jax.tree.map(lambda g, w: g + jnp.asarray(strength, g.dtype) * w, gradient, sized)
+            more = jnp.asarray(strength / 2, metrics["loss"].dtype) * _norm(sized) ** 2
+            return gradient, others, {**metrics, "loss": metrics["loss"] + more}
+
+        return learner._replace(grad=grad)
+
+    return Objective(wrap)
+
+
+def _norm(leaves: Tree) -> Array:
     """[] the Euclidean norm of all leaves together."""
-    return jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(tree)))
+    return jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(leaves)))

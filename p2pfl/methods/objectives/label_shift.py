@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
 
+from p2pfl.check import positive
+from p2pfl.data import Dataset
 from p2pfl.errors import ConfigError
 from p2pfl.methods.objectives.objective import Objective, of_kinds
 from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
@@ -56,6 +60,51 @@ def fedsld(optimizer: optax.GradientTransformation, bound: float = 10.0) -> Obje
         return learner._replace(grad=grad)
 
     return Objective(wrap, facts=("labels",), suits=of_kinds("fedsld", "classes"))
+
+
+def class_weights(optimizer: optax.GradientTransformation, of: Sequence[float]) -> Objective:
+    """The loss of a sample of class c counts of[c]: what a rare class is worth, the same at every site.
+
+    Multiplies weights that a batch already has. Probabilities are then no longer those of the data: choose a threshold
+    and look at the calibration. Keeps nothing. For data with one class a row.
+
+    Args:
+        optimizer: of the experiment, or any of optax.
+        of: a weight for each class, in the order of the classes, > 0.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ConfigError: a weight <= 0; for the data, weights of another number than the classes.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> p2pfl.methods.objectives.class_weights(optax.sgd(0.1), of=[1, 5]).facts
+        ()
+    """
+    for each in of:
+        positive(of=each)
+
+    def wrap(learner: Learner) -> Learner:
+        def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
+            dtype = jax.tree.leaves(params["trained"])[0].dtype
+            weight = jnp.asarray(of, dtype)[batch["y"]]
+            if "weight" in batch:
+                weight = batch["weight"].astype(dtype) * weight
+            return learner.grad(params, {**batch, "weight": weight}, key)
+
+        return learner._replace(grad=grad)
+
+    def suits(dataset: Dataset) -> None:
+        of_kinds("class_weights", "classes")(dataset)
+        if len(of) != len(dataset.classes):
+            raise ConfigError(
+                f"objective class_weights: of={list(of)!r}: {len(of)} weights for the classes "
+                f"{', '.join(dataset.classes)}; give one for each"
+            )
+
+    return Objective(wrap, suits=suits)
 
 
 def missing_classes(optimizer: optax.GradientTransformation) -> Objective:

@@ -1,0 +1,172 @@
+"""Likelihoods of linear models as sums over sites: log likelihood, score and observed information, and their maximum.
+
+All that a site adds are three sums over its own rows at coefficients that all know: 1 + P + P (P + 1) / 2 numbers. So
+the maximum over all rows and its standard errors need no row to leave a site: Newton's method on added sums is Newton's
+method on the rows pooled. In float64, on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+STEPS = 50
+"""Steps of Newton's method at most; where more are needed, the maximum lies at infinity."""
+_ALIASED = 1e-9
+"""Share of a column that is its own, below which it is a combination of those before it."""
+_RISE = 1e-10
+"""What the logarithm of the likelihood still rises in the last step."""
+_FLAT = 1e-8
+"""Information of a direction, as a share of the largest, below which there is none."""
+_STILL = 1e-3
+"""The part that a finite coefficient has in such a direction, at most."""
+
+
+class Sums(NamedTuple):
+    """What rows say of coefficients."""
+
+    likelihood: float  # its logarithm
+    score: np.ndarray  # [P] its gradient
+    information: np.ndarray  # [P, P] the negative of its second derivatives
+
+
+class Likelihood(Protocol):
+    """Of the rows of a site, or of several; a likelihood is a sum over them."""
+
+    def sums(self, beta: np.ndarray) -> Sums:
+        """At coefficients [P]."""
+
+
+class LogisticRows(NamedTuple):
+    """Likelihood of a logistic regression of y on x."""
+
+    x: np.ndarray  # [N, P] float64; an intercept is a column of ones
+    y: np.ndarray  # [N] 0 or 1
+    offset: np.ndarray | float = 0.0  # [N] added to x beta
+
+    def sums(self, beta: np.ndarray) -> Sums:
+        """At coefficients [P]."""
+        logit = self.x @ beta + self.offset
+        value = float((self.y * logit - np.logaddexp(0, logit)).sum())
+        p = np.exp(-np.logaddexp(0, -logit))
+        return Sums(value, self.x.T @ (self.y - p), (self.x * (p * (1 - p))[:, None]).T @ self.x)
+
+
+class CoxRows(NamedTuple):
+    """Likelihood of a Cox model whose risk sets are among these rows: one stratum; ties are those of Breslow."""
+
+    x: np.ndarray  # [N, P] float64
+    time: np.ndarray  # [N]
+    event: np.ndarray  # [N] bool
+
+    def sums(self, beta: np.ndarray) -> Sums:
+        """At coefficients [P]."""
+        return OneStratum((self,)).sums(beta)
+
+
+class OneStratum(NamedTuple):
+    """Sites of a Cox model whose risk sets go across all of them, so that there is one baseline hazard.
+
+    The sums over a risk set are sums over sites: in a first round those of exp(x beta) and of x exp(x beta) at the
+    event times of all sites, in a second the information. So every site learns all event times. Source: Lu et al.
+    (2015), "WebDISCO: a web service for distributed Cox model learning without patient-level data sharing".
+    """
+
+    sites: tuple[CoxRows, ...]
+
+    def sums(self, beta: np.ndarray) -> Sums:
+        """At coefficients [P]."""
+        grid = np.unique(np.concatenate([site.time[site.event] for site in self.sites]))
+        eta = [site.x @ beta for site in self.sites]
+        shift = max((each.max() for each in eta if len(each)), default=0.0)  # common to all, so that it cancels out
+        risk = [np.exp(each - shift) for each in eta]
+        zero, one = np.zeros(len(grid)), np.zeros((len(grid), len(beta)))
+        deaths, value, score = np.zeros(len(grid)), 0.0, np.zeros(len(beta))
+        for site, each, r in zip(self.sites, eta, risk, strict=True):
+            order = np.argsort(site.time, kind="stable")
+            first = np.searchsorted(site.time[order], grid)  # the risk set of a time: all that are not before it
+            zero += _after(r[order], first)
+            one += _after((site.x * r[:, None])[order], first)
+            deaths += np.bincount(np.searchsorted(grid, site.time[site.event]), minlength=len(grid))
+            value += float(each[site.event].sum()) - shift * int(site.event.sum())
+            score = score + site.x[site.event].sum(axis=0)
+        mean = one / zero[:, None]
+        hazard = np.concatenate([[0.0], np.cumsum(deaths / zero)])
+        second = np.zeros((len(beta), len(beta)))
+        for site, r in zip(self.sites, risk, strict=True):
+            weight = r * hazard[np.searchsorted(grid, site.time, side="right")]
+            second += (site.x * weight[:, None]).T @ site.x
+        information = second - (mean * deaths[:, None]).T @ mean
+        return Sums(value - float((deaths * np.log(zero)).sum()), score - deaths @ mean, information)
+
+
+def _after(values: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """The sums of `values` [N, ...] from each place of `first` [T] on: [T, ...]."""
+    total = np.concatenate([np.cumsum(values[::-1], axis=0)[::-1], np.zeros((1, *values.shape[1:]))])
+    return total[first]
+
+
+class Maximum(NamedTuple):
+    """The maximum of a likelihood."""
+
+    beta: np.ndarray  # [P]; 0 where a column is aliased
+    covariance: np.ndarray  # [P, P] the inverse of the observed information; NaN where there is no finite estimate
+    kept: np.ndarray  # [P] bool: not aliased, that is no combination of the columns before it
+    finite: np.ndarray  # [P] bool: kept, and the likelihood does not rise for ever in this coefficient
+    likelihood: float
+    steps: int
+    converged: bool
+
+
+def maximum(sites: Sequence[Likelihood], columns: int) -> Maximum:
+    """Maximise the sum of the sites' likelihoods over `columns` coefficients by Newton's method, from 0.
+
+    Where a column parts the outcomes (as one of which no row has an event), the likelihood rises for ever with its
+    coefficient, and comes no further: such coefficients are not `finite`, and all others are what they tend to.
+    """
+    beta, found, steps = np.zeros(columns), added(sites, np.zeros(columns)), 0
+    kept = independent(found.information)
+    converged = not kept.any()
+    while not converged and steps < STEPS:
+        steps += 1
+        step = np.zeros(columns)
+        step[kept] = np.linalg.lstsq(found.information[np.ix_(kept, kept)], found.score[kept], rcond=1e-15)[0]
+        converged = float(found.score @ step) < _RISE
+        for halving in range(30):
+            there = added(sites, beta + step / 2**halving)
+            if there.likelihood >= found.likelihood - _RISE:
+                beta, found = beta + step / 2**halving, there
+                break
+    covariance, finite = np.full((columns, columns), np.nan), kept.copy()
+    if converged and kept.any():
+        value, vector = np.linalg.eigh(found.information[np.ix_(kept, kept)])
+        flat = value <= _FLAT * max(value.max(), 0)  # directions in which the likelihood rose for ever
+        finite[kept] = (np.abs(vector[:, flat]) < _STILL).all(axis=1)
+        inverse = (vector[:, ~flat] / value[~flat]) @ vector[:, ~flat].T
+        chosen = finite[kept]
+        covariance[np.ix_(finite, finite)] = inverse[np.ix_(chosen, chosen)]
+    return Maximum(beta, covariance, kept, finite, found.likelihood, steps, converged)
+
+
+def added(sites: Sequence[Likelihood], beta: np.ndarray) -> Sums:
+    """Return the sums over all sites."""
+    each = [site.sums(beta) for site in sites]
+    return Sums(
+        sum(one.likelihood for one in each),
+        np.sum([one.score for one in each], axis=0),
+        np.sum([one.information for one in each], axis=0),
+    )
+
+
+def independent(gram: np.ndarray) -> np.ndarray:
+    """Return which columns are no combination of those before them, [P] bool, from their products [P, P]."""
+    left = gram.astype(np.float64).copy()
+    kept = np.zeros(len(left), bool)
+    for column in range(len(left)):
+        own = left[column, column]
+        if own > _ALIASED * max(gram[column, column], 1e-300) and own > 0:
+            kept[column] = True
+            left -= np.outer(left[:, column], left[column]) / own
+    return kept

@@ -1,0 +1,358 @@
+"""What a run's paper would print: intervals beside scores, who is in the data, coefficients, and plain verdicts.
+
+From `Summary`, assessment.json and coefficients.json to texts; the page and the terminal print them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from p2pfl.reporting.run_data import DASH, Summary, measured
+
+SHOWN = ("c_index", "auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "brier", "r2", "mae", "rmse",
+         "dice_mean", "iou_mean")  # fmt: skip
+"""Metrics whose intervals the report gives for all sites together."""
+NAMES = {
+    "c_index": "Harrell's C", "auc": "AUC", "r2": "R2", "mae": "MAE", "rmse": "RMSE", "brier": "Brier score",
+    "dice_mean": "Dice", "iou_mean": "Jaccard", "ece": "calibration error",
+}  # fmt: skip
+MEANS = {
+    "mean": "on all test rows, mean of the nodes",
+    "own_mean": "on own test rows, mean of the sites",
+    "own_weighted": "on own test rows, sites weighted by {}",
+}
+
+
+def named(metric: str) -> str:
+    """A metric in words."""
+    return NAMES.get(metric, metric.replace("_", " "))
+
+
+def number(value: object, digits: int | None = None) -> str:
+    """A number with three digits behind the point, or so many in all; a dash where there is none."""
+    known = measured(value)
+    return DASH if known is None else f"{known:.3f}" if digits is None else f"{known:,.{digits}g}"
+
+
+def between(value: object, interval: object, signed: bool = False) -> str:
+    """A value with its interval in brackets, as far as they are known.
+
+    >>> between(0.8, [0.7, 0.9]), between(0.8, None)
+    ('0.800 (0.700 to 0.900)', '0.800')
+    """
+    known = measured(value)
+    if known is None:
+        return DASH
+    form = "{:+.3f}" if signed else "{:.3f}"
+    text = form.format(known)
+    if isinstance(interval, list) and len(interval) == 2 and None not in map(measured, interval):
+        text += f" ({form.format(interval[0])} to {form.format(interval[1])})"
+    return text
+
+
+# ---------------------------------------------------------------- all sites together
+
+
+class Compared(NamedTuple):
+    """A figure of a run with its interval, and what it has more than the baselines."""
+
+    label: str
+    value: str
+    alone: str
+    pooled: str
+
+
+def compared(summary: Summary) -> list[Compared]:
+    """Return the figures that have an interval, in the order of SHOWN."""
+    unit = "events" if summary.score == "concordance" else "rows"
+    rows = []
+    for metric in SHOWN:
+        for end, words in MEANS.items():
+            key = f"{metric}_{end}"
+            if key not in summary.intervals:
+                continue
+            less = summary.differences.get(key, {})
+            value = summary.metrics.get(key, summary.as_dict().get(key))
+            label = f"{named(metric)} {words.format(unit)}"
+            texts = [
+                between(found[0], found[1:], signed=True) if isinstance(found := less.get(which), list) else DASH
+                for which in ("local_only", "pooled")
+            ]
+            rows.append(Compared(label, between(value, summary.intervals[key]), *texts))
+    return rows
+
+
+def told(summary: Summary) -> list[str]:
+    """Return lines for below a table of results: the first score with its intervals, and the verdicts."""
+    first = summary.headed.score
+    unit = "events" if first == "c_index" else "rows"
+    lines = []
+    for end, words in MEANS.items():
+        key = f"{first}_{end}"
+        value = summary.as_dict().get(key)
+        if key in summary.intervals and measured(value) is not None:
+            less = summary.differences.get(key, {}).get("local_only")
+            more = f"; less alone {between(less[0], less[1:], signed=True)}" if isinstance(less, list) else ""
+            lines.append(f"{named(first)} {words.format(unit)}: {between(value, summary.intervals[key])}{more}")
+    return [*lines, *verdicts(summary)]
+
+
+def verdicts(summary: Summary) -> list[str]:
+    """Say where a run does no better than no model, or than a node by itself; a sentence each, without a full stop."""
+    shown, said = summary.shown.text, []
+    for where, ours, majority in (
+        ("all test rows", summary.score_mean, summary.score_majority),
+        ("their own test rows, mean of the sites", summary.score_own_mean, summary.score_majority_own_mean),
+    ):
+        if measured(ours) is not None and measured(majority) is not None and ours <= majority:  # type: ignore[operator]
+            said.append(
+                f"On {where} the models lose to always giving the most frequent class: {shown(ours)} against "
+                f"{shown(majority)}"
+            )
+    worthless = {"c_index_mean": 0.5, "auc_mean": 0.5, "r2_mean": 0.0}
+    for key, nothing in worthless.items():
+        interval = summary.intervals.get(key)
+        if isinstance(interval, list) and measured(interval[0]) is not None and interval[0] <= nothing:
+            metric = named(key.removesuffix("_mean"))
+            said.append(f"The interval of {metric} reaches down to {nothing:g}, which is what knowing nothing gives")
+    first = summary.headed.score
+    less = summary.differences.get(f"{first}_own_mean", {}).get("local_only")
+    if isinstance(less, list) and measured(less[2]) is not None and less[2] < 0:
+        said.append("At the sites' own test rows, nodes that learn alone do better")
+    return said
+
+
+# ---------------------------------------------------------------- every site
+
+
+class Sites(NamedTuple):
+    """Metrics of every site on its own test rows."""
+
+    metrics: list[str]
+    rows: list[tuple[str, str, list[str]]]  # (site, which model answered, a text for each metric)
+
+
+def _nodes(assessed: Mapping[str, Any], key: str = "nodes") -> dict[str, Any]:
+    found = assessed.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def site_name(assessed: Mapping[str, Any], node: str) -> str:
+    """The name of a node's site."""
+    return str(_nodes(assessed, "names").get(node, f"node {node}"))
+
+
+def sites(assessed: Mapping[str, Any]) -> Sites | None:
+    """From assessment.json: rows, events and metrics of each site, with intervals; None where it has nothing."""
+    nodes = _nodes(assessed)
+    if not nodes:
+        return None
+    metrics = [name for name in next(iter(nodes.values())).get("", {}).get("own", {}) if not name.startswith("dice_")]
+    counted, limits = _nodes(assessed, "rows"), _nodes(assessed, "intervals")
+    events = any(_events(each.get("test", {})) is not None for each in counted.values())
+    majority = any("majority" in each for each in counted.values())
+    chosen = _nodes(assessed, "threshold")
+    heads = [*(["rows"] if counted else []), *(["events"] if events else [])]
+    rows = []
+    for node, answers in nodes.items():
+        beside = counted.get(node, {})
+        test = beside.get("test", {})
+        head = [str(test.get("rows", DASH)), str(_events(test) if _events(test) is not None else DASH)][: len(heads)]
+        for answer, result in answers.items():
+            known = limits.get(node, {}).get("own", {}) if not answer else {}
+            values = [between(result["own"].get(name), known.get(name)) for name in metrics]
+            last = [number(beside.get("majority"))] if majority else []
+            if chosen:
+                at = chosen.get(node, {}) if not answer else {}
+                last += [number(at.get(name)) for name in ("threshold", "sensitivity", "specificity")]
+            rows.append((site_name(assessed, node), answer or "its model", [*head, *values, *last]))
+    tail = ["accuracy of the most frequent class"] if majority else []
+    tail += ["chosen threshold", "sensitivity at it", "specificity at it"] if chosen else []
+    return Sites([*heads, *map(named, metrics), *tail], rows)
+
+
+def _events(part: Mapping[str, Any]) -> int | None:
+    """The events of survival, or the rows of the second of two classes."""
+    if "events" in part:
+        return int(part["events"])
+    classes = part.get("classes", [])
+    return int(classes[1]) if len(classes) == 2 else None
+
+
+class Cohort(NamedTuple):
+    """Rows of every site: what papers call table 1."""
+
+    heads: list[str]
+    rows: list[tuple[str, list[str]]]
+
+
+def cohort(assessed: Mapping[str, Any]) -> Cohort | None:
+    """From assessment.json: rows of each part and outcome at each site, and of all; None where it does not say."""
+    counted = _nodes(assessed, "rows")
+    if not counted:
+        return None
+    classes, kind = [str(name) for name in assessed.get("classes", [])], assessed.get("kind")
+    heads: list[str] = []
+    pick: list[tuple[str, str, int | None]] = []
+    for part in ("train", "test"):
+        heads.append(f"{part}: rows")
+        pick.append((part, "rows", None))
+        if kind == "survival":
+            heads += [f"{part}: events", f"{part}: median time"]
+            pick += [(part, "events", None), (part, "median_time", None)]
+        elif kind in ("classes", "labels") and len(classes) <= 10:
+            heads += [f"{part}: {name}" for name in classes]
+            pick += [(part, str(kind), i) for i in range(len(classes))]
+    rows, total = [], [0] * len(pick)
+    for node, beside in counted.items():
+        values = []
+        for at, (part, key, index) in enumerate(pick):
+            value = beside.get(part, {}).get(key)
+            value = value[index] if index is not None and isinstance(value, list) else value
+            total[at] += value if isinstance(value, int) else 0
+            rows_of = beside.get(part, {}).get("rows") or 0
+            share = f" ({100 * value / rows_of:.0f} %)" if key not in ("rows", "median_time") and rows_of else ""
+            values.append(
+                DASH if value is None else f"{value:,.0f}{share}" if isinstance(value, int) else f"{value:,.6g}"
+            )
+        rows.append((site_name(assessed, node), values))
+    rows.append(("all", [DASH if key == "median_time" else f"{total[at]:,}" for at, (_, key, _) in enumerate(pick)]))
+    return Cohort(heads, rows)
+
+
+class Confusion(NamedTuple):
+    """Rows of each class, by the class that they are taken for."""
+
+    caption: str
+    classes: list[str]
+    rows: list[tuple[str, list[int]]]
+
+
+def confusion(assessed: Mapping[str, Any]) -> list[Confusion]:
+    """From assessment.json: the confusion matrix of all sites added up, each model on its own site's test rows."""
+    tables = [*_nodes(assessed, "confusion").values()]
+    classes = [str(name) for name in assessed.get("classes", [])]
+    if not tables:
+        return []
+    added = [[sum(table[i][j] for table in tables) for j in range(len(classes))] for i in range(len(classes))]
+    caption = (
+        "Confusion matrix: each site's own test rows by the site's model, all sites added up; assessment.json has each."
+    )
+    return [Confusion(caption, classes, list(zip(classes, added, strict=True)))]
+
+
+# ---------------------------------------------------------------- learned again
+
+
+class Learned(NamedTuple):
+    """A table of what came of learning again."""
+
+    caption: str
+    heads: list[str]
+    rows: list[list[str]]
+
+
+def over_splits(table: Mapping[str, Any], score: str) -> Learned | None:
+    """From splits.json: figures over other splits; `score`: of the run, whose name says how sites are weighted."""
+    figures, rows = table.get("figures") or {}, []
+    unit = "events" if score == "concordance" else "rows"
+    for metric in SHOWN:
+        for end, words in MEANS.items():
+            found = figures.get(f"{metric}_{end}")
+            if not isinstance(found, dict):
+                continue
+            less = [found.get("less", {}).get(which) for which in ("local_only", "pooled")]
+            texts = [between(each[0], each[1:], signed=True) if isinstance(each, list) else DASH for each in less]
+            spread = f"{number(found.get('mean'))} \N{PLUS-MINUS SIGN} {number(found.get('sd'))}"
+            rows.append([f"{named(metric)} {words.format(unit)}", spread, *texts])
+    caption = (
+        f"All learned again on {table.get('splits')} other splits of the rows, with other seeds, simulated: mean and "
+        "standard deviation. Differences are paired by split, with 95 % intervals by the corrected resampled t-test of "
+        "Nadeau and Bengio (2003)."
+    )
+    heads = ["", "this run", "less every node alone", "less all data pooled"]
+    return Learned(caption, heads, rows) if rows else None
+
+
+def left_out(table: Mapping[str, Any]) -> Learned | None:
+    """From left_out.json: each site's rows by models that learned without it."""
+    metrics = [metric for metric in SHOWN if any(metric in found.get("figures", {}) for found in table.values())][:6]
+    rows = []
+    for site, found in table.items():
+        values = [between(found["figures"].get(m), found.get("intervals", {}).get(m)) for m in metrics]
+        less = found.get("less", {}).get(metrics[0]) if metrics else None
+        more = between(less[0], less[1:], signed=True) if isinstance(less, list) else DASH
+        rows.append([str(site), f"{found.get('rows'):,}", *values, more])
+    caption = (
+        "Each site left out: all its rows, by models that learned at the other sites alone; the mean over the nodes. "
+        "Simulated; the last column is against one model on all data of the other sites pooled."
+    )
+    heads = ["site", "rows", *map(named, metrics), f"{named(metrics[0])} less pooled" if metrics else ""]
+    return Learned(caption, heads, rows) if rows else None
+
+
+# ---------------------------------------------------------------- coefficients
+
+TITLES = {
+    "logistic": "Logistic regression",
+    "stratified_by_site": "Cox model stratified by site",
+    "one_baseline_hazard": "Cox model with one baseline hazard for all sites",
+}
+_WHAT = {
+    "logistic": "",
+    "stratified_by_site": " Risk sets lie within a site, as in training: every site has a baseline hazard of its own.",
+    "one_baseline_hazard": " Risk sets go across sites, by sums at the event times of all: not what was trained.",
+}
+
+
+class Fit(NamedTuple):
+    """A table of coefficients."""
+
+    key: str
+    title: str
+    ratio: str
+    caption: str
+    rows: list[dict[str, str]]
+
+
+def coefficients(table: Mapping[str, Any]) -> list[Fit]:
+    """From coefficients.json, the fits that are in it."""
+    fits = []
+    for key, title in TITLES.items():
+        fit = table.get(key)
+        if isinstance(fit, dict):
+            rows = [_coefficient(row) for row in fit.get("rows", [])]
+            fits.append(Fit(key, title, str(table.get("ratio", "ratio")), _caption(key, table, fit), rows))
+    return fits
+
+
+def _caption(key: str, table: Mapping[str, Any], fit: Mapping[str, Any]) -> str:
+    text = (
+        f"Maximum likelihood over {table.get('rows'):,} training rows of {table.get('sites')} sites with "
+        f"{table.get('events'):,} of {table.get('outcome')!r}, by sums of the sites: {fit.get('steps')} steps, in each "
+        f"the score and the observed information. A ratio is for {table.get('unit')}. As trained: the mean of the "
+        "coefficients of the run's models; the run has converged where it is the same."
+    )
+    tested = fit.get("tested") or {}
+    metric = "c_index" if "c_index" in tested else "auc"
+    if measured(tested.get(metric)) is not None:
+        text += f" On all test rows this fit has {named(metric)} {number(tested[metric])}."
+    return text + _WHAT[key]
+
+
+def _coefficient(row: Mapping[str, Any]) -> dict[str, str]:
+    name, trained = str(row.get("name")), number(row.get("trained"))
+    empty = dict.fromkeys(("interval", "p", "coefficient", "error"), DASH)
+    if "left_out" in row:
+        return {**empty, "name": name, "ratio": "reference", "interval": str(row["left_out"]), "trained": trained}
+    if "endless" in row:
+        why = "goes with one outcome alone"
+        return {**empty, "name": name, "ratio": "no finite one", "interval": why, "trained": trained}
+    p = measured(row.get("p"))
+    return {
+        "name": name, "trained": trained, "ratio": number(row.get("ratio")),
+        "interval": f"{number(row.get('low'))} to {number(row.get('high'))}",
+        "p": DASH if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
+        "coefficient": number(row.get("coefficient")), "error": number(row.get("standard_error")),
+    }  # fmt: skip

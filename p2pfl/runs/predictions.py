@@ -1,0 +1,74 @@
+"""What can be looked up after a run: which row was in which part, and what the models said of the test rows."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from p2pfl.data import Dataset, Samples
+from p2pfl.data.partition import names
+from p2pfl.federation.federation import Federation
+from p2pfl.learning.targets import TARGETS
+
+MOST = 2_000_000
+"""Numbers of predictions that are written at most; of more, those of each node on its own rows; then none."""
+
+
+def write(federation: Federation, outputs: Mapping[int, np.ndarray], out: Path) -> None:
+    """Write split.csv and predictions.csv.
+
+    split.csv has a line for each row: its part, its number there, its node, and where the source says so the line of
+    its file. predictions.csv has one for each test row and node: the node whose model answers, the row's number among
+    the test rows, the node whose row it is, what is true, and what the model says (of classes and labels,
+    probabilities). `outputs`: node -> [N, ...] of all test rows, or of the node's own where nobody has all.
+    """
+    dataset, parts = federation.dataset, federation.partition
+    called = names(parts, dataset)
+    with (out / "split.csv").open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(("part", "row", "node", "name", "line"))
+        for part, samples, of_nodes in (("train", dataset.train, parts.train), ("test", dataset.test, parts.test)):
+            line = [""] * len(samples.y) if samples.line is None else samples.line.tolist()
+            for node, own in enumerate(of_nodes):
+                lines.writerows((part, row, node, called[node], line[row]) for row in own.tolist())
+    if dataset.kind == "segmentation":
+        return
+    whole = sum(each.size for each in outputs.values())
+    own_only = federation.pooled and whole > MOST
+    if own_only and whole / len(outputs) > MOST:
+        return
+    with (out / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file)
+        truth, said = _columns(dataset)
+        lines.writerow(("node", "row", "row_of", *truth, *said))
+        lines.writerows(_rows(federation, outputs, own_only))
+
+
+def _columns(dataset: Dataset) -> tuple[list[str], list[str]]:
+    if dataset.kind == "survival":
+        return ["time", "event"], ["log_risk"]
+    if dataset.kind == "classes":
+        return ["class"], [f"p_{name}" for name in dataset.classes]
+    head = "p_" if dataset.kind == "labels" else "predicted_"
+    return [str(name) for name in dataset.classes], [f"{head}{name}" for name in dataset.classes]
+
+
+def _rows(federation: Federation, outputs: Mapping[int, np.ndarray], own_only: bool) -> Iterator[tuple[object, ...]]:
+    dataset, parts = federation.dataset, federation.partition
+    test: Samples = dataset.test
+    owner = np.full(len(test.y), -1)
+    for node, own in enumerate(parts.test):
+        owner[own] = node
+    for node, raw in outputs.items():
+        said = np.asarray(TARGETS[dataset.kind].answer(raw), np.float64)
+        own = parts.test[node]
+        tested = np.arange(len(test.y)) if federation.pooled else own
+        for row, answer in zip(tested, said, strict=True):
+            if own_only and owner[row] != node:
+                continue
+            y = test.y[row]
+            true = [dataset.classes[y]] if dataset.kind == "classes" else y.tolist()
+            yield node, int(row), int(owner[row]), *true, *(float(f"{value:.7g}") for value in answer)

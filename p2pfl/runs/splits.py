@@ -1,0 +1,191 @@
+"""The same experiment on other splits of its rows, and without each site in turn: simulated, whatever ran.
+
+What one run says of its test rows it says of one split. Here all is learned again on each of several others, with both
+baselines, so that a difference comes with an interval that holds for splits and seeds too.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats  # type: ignore[import-untyped]
+
+from p2pfl.config.data import EvenPartition
+from p2pfl.config.experiment import Experiment
+from p2pfl.data import Dataset, Samples
+from p2pfl.data.dataset import split as draw_split
+from p2pfl.errors import ConfigError
+from p2pfl.federation.federation import Federation, build
+from p2pfl.learning import intervals
+from p2pfl.reporting.terminal import View
+from p2pfl.runs import assessment, baselines, simulated
+from p2pfl.runs.assessment import Assessment
+
+COMPARED = ("local_only", "pooled")
+
+
+class Runs(NamedTuple):
+    """What came of one split: the run, and its baselines."""
+
+    this: Assessment
+    others: dict[str, Assessment]
+
+
+def check(experiment: Experiment) -> None:
+    """Refuse what can't be repeated, or left out. Raises ConfigError."""
+    wanted = experiment.evaluation
+    if (wanted.splits or wanted.leave_site_out) and not wanted.metrics:
+        raise ConfigError("evaluation.metrics=false: splits and leave_site_out give metrics; leave metrics out")
+    if wanted.leave_site_out:
+        by_site = isinstance(part := experiment.data.partition, EvenPartition) and part.partition == "by_site"
+        if not by_site:
+            raise ConfigError('evaluation.leave_site_out: needs a node for each site; use data.partition = "by_site"')
+        if experiment.topology.graph is None:
+            raise ConfigError("evaluation.leave_site_out: needs a graph by name, which can be made for a node fewer")
+
+
+def write(federation: Federation, out: Path, view: View) -> None:
+    """Write splits.json and left_out.json, as far as [evaluation] asks for them."""
+    wanted = federation.experiment.evaluation
+    if wanted.splits:
+        table = repeated(federation, out, view)
+        (out / "splits.json").write_text(json.dumps(table, indent=1) + "\n", "utf-8")
+    if wanted.leave_site_out:
+        found = left_out(federation, out, view)
+        (out / "left_out.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+
+
+# --- other splits
+
+
+def repeated(federation: Federation, out: Path, view: View) -> dict[str, Any]:
+    """Figures on `evaluation.splits` other splits, each with another seed of everything.
+
+    figures: name -> values, mean, sd, and less: baseline -> [mean difference, low, high]. The interval is the corrected
+    resampled t-test's, since splits share rows. Source: Nadeau and Bengio (2003), "Inference for the generalization
+    error", equation 21.
+    """
+    many = federation.experiment.evaluation.splits
+    runs, rows = [], []
+    for k in range(1, many + 1):
+        view.say(f"split {k} of {many}")
+        experiment = replace(federation.experiment, seed=federation.experiment.seed + k, churn=())
+        built = build(experiment)
+        if np.array_equal(built.dataset.train.x, federation.dataset.train.x):  # the data bring a split of their own
+            built = build(experiment, redrawn(federation.dataset, experiment.seed))
+        rows.append(len(built.dataset.test.y) / len(built.dataset.train.y))
+        runs.append(_all(built, out / "splits" / str(k)))
+    figures = {}
+    for name in runs[0].this.draws:
+        values = [run.this.figures.get(name) for run in runs]
+        known = np.array([np.nan if value is None else value for value in values])
+        less = {}
+        for other in COMPARED:
+            theirs = np.array([_value(run.others[other].figures.get(name)) for run in runs])
+            found = _corrected(known - theirs, float(np.mean(rows)))
+            if found is not None:
+                less[other] = found
+        some = known[np.isfinite(known)]
+        if len(some):
+            sd = float(some.std(ddof=1)) if len(some) > 1 else None
+            figures[name] = {"values": values, "mean": float(some.mean()), "sd": sd, "less": less}
+    return {"splits": many, "figures": figures}
+
+
+def _value(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def _corrected(differences: np.ndarray, ratio: float) -> list[float] | None:
+    """Mean, low and high of paired differences over splits; `ratio`: test rows to training rows."""
+    known = differences[np.isfinite(differences)]
+    if len(known) < 2:
+        return None
+    error = np.sqrt((1 / len(known) + ratio) * known.var(ddof=1))
+    half = float(stats.t.ppf((1 + intervals.LEVEL) / 2, len(known) - 1) * error)
+    mean = float(known.mean())
+    return [mean, mean - half, mean + half]
+
+
+def redrawn(dataset: Dataset, seed: int) -> Dataset:
+    """The same rows in another split, of as many test rows, stratified by site and class."""
+    whole = _joined(dataset.train, dataset.test)
+    fraction = len(dataset.test.y) / len(whole.y)
+    in_test = draw_split(whole.y, whole.site, fraction, seed)
+    return dataset._replace(train=_rows(whole, ~in_test), test=_rows(whole, in_test))
+
+
+def _joined(first: Samples, second: Samples) -> Samples:
+    pairs = zip(first, second, strict=True)
+    return Samples(*(None if a is None or b is None else np.concatenate([a, b]) for a, b in pairs))  # type: ignore[arg-type]
+
+
+def _rows(samples: Samples, chosen: np.ndarray) -> Samples:
+    return Samples(*(None if part is None else part[chosen] for part in samples))  # type: ignore[arg-type]
+
+
+def _all(federation: Federation, place: Path) -> Runs:
+    """Simulate a federation and its baselines."""
+    experiment = federation.experiment
+    others = {}
+    for name, other in (
+        ("local_only", baselines.alone(experiment)),
+        ("pooled", baselines.pooled(experiment, len(federation.graph))),
+    ):
+        directory = place / name
+        directory.mkdir(parents=True)
+        others[name] = baselines.baseline(federation, other, directory, name)[1]
+    result = simulated.into(federation, place, lambda status: None)
+    return Runs(assessment.assess(federation, result.whole), others)
+
+
+# --- without each site
+
+
+def left_out(federation: Federation, out: Path, view: View) -> dict[str, Any]:
+    """Figures on all rows of each site, of models that learned without it: site -> rows, figures, intervals, less.
+
+    figures: of the mean over the nodes' models, by metric; less: what they have more than one model that learned on all
+    data of the other sites pooled.
+    """
+    dataset, table = federation.dataset, {}
+    for site, name in enumerate(dataset.sites):
+        view.say(f"without site {name}")
+        built = build(without(federation.experiment, site), without_site(dataset, site))
+        runs = _all(built, out / "left_out" / str(site))
+        known, less = assessment.compared(runs.this, {"pooled": runs.others["pooled"]})
+        names = [key for key in runs.this.figures if key.endswith("_mean") and not key.endswith("_own_mean")]
+        table[name] = {
+            "rows": len(built.dataset.test.y),
+            "figures": {key.removesuffix("_mean"): runs.this.figures[key] for key in names},
+            "intervals": {key.removesuffix("_mean"): known[key] for key in names if key in known},
+            "less": {key.removesuffix("_mean"): less[key]["pooled"] for key in names if key in less},
+        }
+    return table
+
+
+def without(experiment: Experiment, site: int) -> Experiment:
+    """The experiment of all nodes but one."""
+    nodes = experiment.topology.nodes
+    steps = experiment.training.node_steps
+    training = replace(experiment.training, node_steps=None if steps is None else steps[:site] + steps[site + 1 :])
+    topology = replace(experiment.topology, nodes=None if nodes is None else nodes - 1)
+    return replace(experiment, topology=topology, training=training, churn=())
+
+
+def without_site(dataset: Dataset, site: int) -> Dataset:
+    """Training rows of all other sites; all rows of this one to be tested on, which are nobody's own."""
+    train, test = dataset.train, dataset.test
+    if train.site is None or test.site is None:
+        raise ConfigError("evaluation.leave_site_out: the data has no sites; name their column (csv: site = ...)")
+    kept = _rows(train, train.site != site)
+    assert kept.site is not None
+    kept = kept._replace(site=kept.site - (kept.site > site).astype(np.int32))
+    theirs = _joined(_rows(train, train.site == site), _rows(test, test.site == site))
+    theirs = theirs._replace(site=np.zeros(len(theirs.y), np.int32))  # of the first node, as somebody's they must be
+    sites = dataset.sites[:site] + dataset.sites[site + 1 :]
+    return dataset._replace(train=kept, test=theirs, sites=sites, validation=None)

@@ -1,0 +1,86 @@
+"""Likelihoods from sums of sites, against statsmodels and lifelines on the rows pooled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from p2pfl.learning import likelihood
+from p2pfl.learning.likelihood import CoxRows, LogisticRows, OneStratum
+from p2pfl.learning.survival_curves import breslow, groups, kaplan_meier
+
+RNG = np.random.default_rng(5)
+X = RNG.normal(size=(300, 3))
+SITE = np.arange(300) % 4
+Y = (RNG.random(300) < 1 / (1 + np.exp(-(0.3 + X @ [1, -0.5, 0.2])))).astype(int)
+TIME = np.round(RNG.exponential(np.exp(-(X @ [0.7, -0.3, 0.1]) - 0.4 * SITE)) * 100) + 1
+EVENT = RNG.random(300) < 0.6
+COX = tuple(CoxRows(X[k == SITE], TIME[k == SITE], EVENT[k == SITE]) for k in range(4))
+
+
+def test_logistic_regression_is_that_of_statsmodels() -> None:
+    one = np.column_stack([np.ones(300), X])
+    found = likelihood.maximum([LogisticRows(one[k == SITE], Y[k == SITE]) for k in range(4)], 4)
+    # statsmodels 0.15.0: Logit(Y, add_constant(X)).fit(): params, bse
+    assert found.beta == pytest.approx([0.31117174, 0.97600169, -0.41164402, 0.16823215], abs=1e-7)
+    error = np.sqrt(np.diag(found.covariance))
+    assert error == pytest.approx([0.12924364, 0.15669871, 0.12625301, 0.13529078], abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("sites", "beta", "error", "value"),
+    [  # statsmodels 0.15.0: PHReg(TIME, X, EVENT, ties="breslow", strata=SITE or None).fit(): params, bse, llf
+        (COX, [0.67685299, -0.30158014, 0.10979264], [0.08751562, 0.07786335, 0.07711959], -601.56059369),
+        ((OneStratum(COX),), [0.58764216, -0.2317508, 0.08074165], [0.07919457, 0.07540340, 0.07852897], -864.61716657),
+    ],
+    ids=["stratified by site", "one baseline hazard"],
+)
+def test_cox_regression_is_that_of_statsmodels(
+    sites: tuple[likelihood.Likelihood, ...], beta: list[float], error: list[float], value: float
+) -> None:
+    found = likelihood.maximum(sites, 3)
+    assert found.beta == pytest.approx(beta, abs=1e-7)
+    assert np.sqrt(np.diag(found.covariance)) == pytest.approx(error, abs=1e-7)
+    assert found.likelihood == pytest.approx(value, abs=1e-6)
+
+
+def test_score_and_information_are_derivatives() -> None:
+    beta, step = np.array([0.3, -0.2, 0.1]), 1e-5
+    for rows in (*COX[:1], OneStratum(COX), LogisticRows(X, Y)):
+        at = rows.sums(beta)
+        for i, e in enumerate(np.eye(3) * step):
+            up, down = rows.sums(beta + e), rows.sums(beta - e)
+            assert at.score[i] == pytest.approx((up.likelihood - down.likelihood) / 2 / step, rel=1e-5)
+            assert at.information[i] == pytest.approx((down.score - up.score) / 2 / step, rel=1e-5, abs=1e-4)
+
+
+def test_a_column_that_is_a_sum_of_others_is_left_out() -> None:
+    kinds = np.eye(3)[np.arange(300) % 3]
+    x = np.column_stack([np.ones(300), kinds, X])
+    found = likelihood.maximum([LogisticRows(x, Y)], 7)
+    without = likelihood.maximum([LogisticRows(np.delete(x, 3, axis=1), Y)], 6)
+    assert found.kept.tolist() == [True, True, True, False, True, True, True]
+    assert np.delete(found.beta, 3) == pytest.approx(without.beta, rel=1e-6)
+
+
+def test_a_column_that_parts_the_outcomes_has_no_estimate_and_spoils_no_other() -> None:
+    # Of the rows that have the column on none has an event: its hazard ratio tends to 0.
+    rare = ((np.arange(300) % 7 == 0) & ~EVENT).astype(float)
+    sites = [rows._replace(x=np.column_stack([rare[k == SITE], rows.x])) for k, rows in enumerate(COX)]
+    found = likelihood.maximum(sites, 4)
+    assert found.converged and found.finite.tolist() == [False, True, True, True] and found.beta[0] < -5
+    left = [CoxRows(*(each[rare[k == SITE] == 0] for each in rows)) for k, rows in enumerate(COX)]
+    without = likelihood.maximum(left, 3)  # the limit: as if these rows had never been at risk
+    assert found.beta[1:] == pytest.approx(without.beta, abs=1e-4)
+    assert np.diag(found.covariance)[1:] == pytest.approx(np.diag(without.covariance), rel=1e-3)
+
+
+def test_curves_by_hand() -> None:
+    time, event = np.array([1.0, 2, 2, 3, 4]), np.array([True, True, False, False, True])
+    curve = kaplan_meier(time, event)
+    assert curve.time.tolist() == [1, 2, 4] and curve.value == pytest.approx([0.8, 0.6, 0.0])
+    assert curve.error[:2] == pytest.approx([0.8 * (0.2 / 4) ** 0.5, 0.6 * (0.2 / 4 + 1 / 12) ** 0.5])
+    assert curve.at(0.5, 1.0) == (1.0, 0.0) and curve.at(3.9, 1.0)[0] == pytest.approx(0.6)
+    hazard = breslow(np.log([1.0, 2, 3, 4, 5]), time, event)
+    assert hazard.value == pytest.approx([1 / 15, 1 / 15 + 1 / 14, 1 / 15 + 1 / 14 + 1 / 5])
+    assert groups(np.array([-1, 0, 9]), np.arange(9)).tolist() == [0, 0, 2]

@@ -1,0 +1,213 @@
+"""What a run leaves for a paper, through whole runs on tables whose rows are known."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from p2pfl.config import experiment
+from p2pfl.config.data import EvenPartition
+from p2pfl.errors import ConfigError
+from p2pfl.federation.federation import build
+from p2pfl.learning import intervals
+from p2pfl.learning.metrics import concordance
+from p2pfl.reporting import page, published
+from p2pfl.reporting.run_data import Summary
+from p2pfl.runs import assessment, coefficients, splits, survival
+from p2pfl.runs import run as runs
+from p2pfl.runs.assessment import Assessment
+
+SITES = ("north", "south", "west")
+
+
+def table(tmp_path: Path, kind: str) -> Path:
+    """90 rows of three sites: two columns that tell, one that does not, one that is the sum of two."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(90, 3)).round(3)
+    site = [SITES[i % 3] for i in range(90)]
+    ill = (rng.random(90) < 1 / (1 + np.exp(-(1.2 * x[:, 0] - 0.8 * x[:, 1])))).astype(int)
+    time, event = np.round(rng.exponential(np.exp(-x[:, 0])) * 100) + 1, (rng.random(90) < 0.7).astype(int)
+    place = tmp_path / f"{kind}.csv"
+    with place.open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["a", "b", "c", "both", "site", *(["ill"] if kind == "classes" else ["time", "event"])])
+        for i in range(90):
+            outcome = [ill[i]] if kind == "classes" else [time[i], event[i]]
+            lines.writerow([*x[i], round(x[i, 0] + x[i, 1], 3), site[i], *outcome])
+    return place
+
+
+def given(tmp_path: Path, kind: str, **more: Any) -> experiment.Experiment:
+    outcome = {"label": "ill"} if kind == "classes" else {"kind": "survival", "time": "time", "event": "event"}
+    fields = {
+        "name": "t", "rounds": 25, "seed": 1,
+        "data": {
+            "source": "csv", "path": str(table(tmp_path, kind)), **outcome, "site": "site", "partition": "by_site",
+            "standardize": "none", "test_fraction": 0.3,
+        },
+        "model": {"name": "logistic"},
+        "training": {"optimizer": {"name": "sgd", "learning_rate": 0.2}, "batch_size": 21, "local_steps": 2},
+        "topology": {"graph": "complete", "nodes": 3}, "algorithm": {"name": "dsgd"}, "driver": {"kind": "simulate"},
+        "evaluation": {"every": 25},
+    }  # fmt: skip
+    fields["evaluation"] |= more  # type: ignore[operator]
+    wanted: experiment.Experiment = experiment.parse(fields, "t.toml", experiment.Experiment)
+    return wanted
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def left(tmp_path: Path, kind: str) -> tuple[Path, Assessment]:
+    """What the first models of a federation would leave: nothing is trained."""
+    made, out = build(given(tmp_path, kind)), tmp_path / "run"
+    out.mkdir()
+    models = {node: made.learner.init(jax.random.key(node)) for node in made.graph}
+    assessed = assessment.assess(made, models, out)
+    coefficients.write(made, models, out)
+    survival.write(made, models, out)
+    key, name = ("accuracy", "accuracy") if kind == "classes" else ("concordance", "concordance")
+    known, _ = assessment.compared(assessed, {})
+    Summary.of({"score": key, "score_name": name, "nodes": 3, "intervals": known, **assessed.figures}).write(out)
+    page.write(out)
+    return out, assessed
+
+
+def test_of_two_classes(tmp_path: Path) -> None:
+    out, assessed = left(tmp_path, "classes")
+    source, split = read(tmp_path / "classes.csv"), read(out / "split.csv")
+    assert sorted(int(row["line"]) for row in split) == [*range(2, 92)], "every line of the file is in one part"
+    assert all(source[int(row["line"]) - 2]["site"] == row["name"][8:-1] for row in split)
+    in_order = sorted(split, key=lambda row: int(row["row"]))
+    lines = [int(row["line"]) for row in in_order if row["part"] == "test"]
+    said = [row for row in read(out / "predictions.csv") if row["node"] == "0"]
+    assert [row["class"] for row in said] == [source[line - 2]["ill"] for line in lines]
+    right = np.mean([(float(row["p_1"]) > 0.5) == (row["class"] == "1") for row in said])
+    table = json.loads((out / "assessment.json").read_text())
+    assert right == pytest.approx(table["nodes"]["0"][""]["pooled"]["accuracy"])
+    confusion, own = np.array(table["confusion"]["0"]), table["nodes"]["0"][""]["own"]
+    assert confusion.sum() == table["rows"]["0"]["test"]["rows"] == 9
+    assert confusion.trace() / 9 == pytest.approx(own["accuracy"])
+    assert table["threshold"]["0"]["chosen_on"] == "train" and 0 < table["threshold"]["0"]["threshold"] < 1
+    for key in ("accuracy_mean", "auc_mean", "accuracy_own_mean", "accuracy_own_weighted"):
+        found = intervals.interval(assessed.draws[key])
+        value = assessed.figures[key]
+        assert found is not None and value is not None
+        assert found[0] <= value <= found[1] and found[1] - found[0] > 0.05
+
+    fit = json.loads((out / "coefficients.json").read_text())["logistic"]
+    train = [source[int(row["line"]) - 2] for row in split if row["part"] == "train"]
+    x = np.array([[float(row[name]) for name in ("a", "b", "c")] for row in train])
+    sk = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(x, [int(row["ill"]) for row in train])
+    by_name = {row["name"]: row for row in fit["rows"]}
+    assert [by_name[name]["coefficient"] for name in "abc"] == pytest.approx(sk.coef_[0], abs=1e-3)
+    assert by_name["(intercept)"]["coefficient"] == pytest.approx(sk.intercept_[0], abs=1e-3)
+    assert "left_out" in by_name["both"], "it is the sum of the first two"
+    assert by_name["a"]["low"] < by_name["a"]["ratio"] < by_name["a"]["high"]
+    text = (out / "report.html").read_text()
+    for words in ("Coefficients", "odds ratio", "Confusion", "95 % interval", "train: 1", "ROC"):
+        assert words in text
+
+
+def test_a_site_of_one_event_does_not_count_as_others(tmp_path: Path) -> None:
+    nodes = [{"": {"own": {"c_index": value, "calibration_slope": slope}}} for value, slope in ((0.9, 2.0), (0.6, 0.1))]
+    found = assessment.figures(nodes, [1, 99])  # type: ignore[arg-type]
+    assert found["c_index_own_mean"] == pytest.approx(0.75) and found["c_index_own_weighted"] == pytest.approx(0.603)
+    assert found["c_index_own_worst"] == 0.6 and found["calibration_slope_own_worst"] == 2.0
+    assert assessment.figure("c_index_own_weighted") and not assessment.figure("c_index_weighted")
+
+
+def test_differences_are_paired() -> None:
+    """Two models that err on the same rows differ by nothing, however wide their own intervals are."""
+    draws = np.random.default_rng(0).normal(0.7, 0.1, 500)
+    one, other = (Assessment({"auc_mean": v}, {"auc_mean": draws + v - 0.7}) for v in (0.7, 0.65))
+    known, more = assessment.compared(one, {"pooled": other})
+    assert known["auc_mean"][1] - known["auc_mean"][0] > 0.3
+    assert more["auc_mean"]["pooled"] == pytest.approx([0.05, 0.05, 0.05])
+
+
+def test_of_survival_harrells_c_stands_first(tmp_path: Path) -> None:
+    out, _ = left(tmp_path, "survival")
+    said = read(out / "predictions.csv")
+    by_node = [
+        concordance(*(np.array([float(row[name]) for row in said if row["node"] == node])
+                      for name in ("log_risk", "time", "event")))
+        for node in "012"
+    ]  # fmt: skip
+    head = Summary.of(json.loads((out / "summary.json").read_text())).headed
+    assert (head.score, head.score_name) == ("c_index", "Harrell's C")
+    assert head.score_mean == pytest.approx(np.mean([value for value in by_node if value is not None]), abs=1e-4)
+    text = (out / "report.html").read_text()
+    for words in ("mean Harrell&#39;s C", "hazard ratio", "stratified by site", "Survival by risk group"):
+        assert words in text
+    table = json.loads((out / "survival.json").read_text())
+    assert sum(group["rows"] for group in table["groups"].values()) == 27
+    assert set(table["baseline"]) == {f"node {i} ({name})" for i, name in enumerate(SITES)}
+
+
+def test_another_split_has_the_same_rows(tmp_path: Path) -> None:
+    dataset = build(given(tmp_path, "classes")).dataset
+    again = splits.redrawn(dataset, 5)
+    before, after = ({*part.line.tolist()} for part in (dataset.test, again.test))  # type: ignore[union-attr]
+    assert before != after and len(before) == len(after) == 27
+    for site in range(3):
+        assert (again.test.site == site).sum() == 9
+    without = splits.without_site(dataset, 1)
+    assert without.sites == ("north", "west") and len(without.test.y) == 30
+    assert np.bincount(without.train.site).tolist() == [21, 21]  # type: ignore[arg-type]
+    assert {*without.test.line.tolist()} == {*range(3, 92, 3)}  # type: ignore[union-attr]
+
+
+@pytest.mark.more
+def test_a_whole_run_is_learned_again(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    summary = runs.run(given(tmp_path, "classes", splits=2, leave_site_out=True), out)
+    for key in ("accuracy_mean", "auc_mean"):
+        more, low, high = summary.differences[key]["pooled"]
+        assert more == pytest.approx(
+            summary.as_dict()[key] - summary.as_dict()[key.replace("_mean", "_pooled")], abs=1e-6
+        )
+        assert low <= more <= high
+    repeated = json.loads((out / "splits.json").read_text())["figures"]["accuracy_mean"]
+    assert len(set(repeated["values"])) == 2 and set(repeated["less"]) == {"local_only", "pooled"}
+    found = json.loads((out / "left_out.json").read_text())
+    assert {site: each["rows"] for site, each in found.items()} == dict.fromkeys(SITES, 30)
+    text = (out / "report.html").read_text()
+    for words in ("Learned again", "less every node alone", "Each site left out"):
+        assert words in text
+
+
+def test_it_is_said_where_models_lose() -> None:
+    known = {"accuracy_mean": 0.61, "accuracy_majority": 0.625, "accuracy_own_mean": 0.9}
+    lost = published.verdicts(Summary.of({**known, "accuracy_majority_own_mean": 0.8}))
+    assert lost == ["On all test rows the models lose to always giving the most frequent class: 61.0 % against 62.5 %"]
+    assert published.verdicts(Summary.of({**known, "accuracy_mean": 0.63})) == []
+    told = published.verdicts(Summary.of({"intervals": {"auc_mean": [0.44, 0.8]}}))
+    assert told == ["The interval of AUC reaches down to 0.5, which is what knowing nothing gives"]
+    worse = {"accuracy_own_mean": {"local_only": [-0.1, -0.2, -0.05]}}
+    assert "alone do better" in published.verdicts(Summary.of({"differences": worse}))[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"splits": 2, "metrics": False}, "metrics"),
+        ({"leave_site_out": True}, "by_site"),
+    ],
+)
+def test_what_cannot_be_learned_again_is_refused(tmp_path: Path, more: dict[str, Any], message: str) -> None:
+    wanted = given(tmp_path, "classes", **more)
+    if "leave_site_out" in more:
+        wanted = replace(wanted, data=replace(wanted.data, partition=EvenPartition()))
+    with pytest.raises(ConfigError, match=message):
+        runs.run(wanted, tmp_path / "run")
