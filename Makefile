@@ -25,8 +25,7 @@ lint: $(VENV)/installed-test
 
 # they hold real processes to seconds, which a busy machine may exceed: what fails is tried once more
 faults: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "faults and not soak" || \
-	$(BIN)/python -m pytest -m "faults and not soak" --last-failed --last-failed-no-failures none
+	$(BIN)/python -m pytest -m faults || $(BIN)/python -m pytest -m faults --last-failed --last-failed-no-failures none
 
 soak: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m soak

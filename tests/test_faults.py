@@ -373,8 +373,13 @@ def server(run: Run) -> int:
     return int(parent)
 
 
-@pytest.mark.parametrize("moment", ["forks", "trains"])
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT", "SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("name", "moment"),
+    [
+        *((name, moment) for name in ("SIGKILL", "SIGINT", "SIGTERM") for moment in ("forks", "trains")),
+        ("SIGHUP", "trains"),
+    ],
+)
 def test_nothing_that_a_run_has_started_outlives_it(begin: Start, name: str, moment: str) -> None:
     run = begin(4)
     number = signal.Signals[name]
