@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from p2pfl.data import Dataset, csv
-from p2pfl.data.derive import Derived
+from p2pfl.data.derive import FORMS, Derived
 from p2pfl.errors import ConfigError, DataError
 
 N = 30
@@ -355,6 +355,17 @@ def test_any_of_is_missing_where_it_can_not_be_known(tmp_path: Path) -> None:
     assert column(found, "new")[:3] == [1, 0, 1] and "'new' (10)" in said(found)
 
 
+def test_a_column_that_a_site_does_not_have_is_filled_in_by_the_others(tmp_path: Path) -> None:
+    path = write(tmp_path, {"sex": ["f", "m"]})
+    derive = {"ldl": Derived(absent=True), "stage": Derived(absent=True)}
+    arguments: dict[str, Any] = {"derive": derive, "use": ["x", "ldl", "stage"], "categories": {"stage": ["1", "2"]}}
+    found = load(path, missing="gossip", **arguments)
+    assert found.features == ("x", "ldl", "stage=1", "stage=2") and np.isnan(found.train.x[:, 1:]).all()
+    assert "30 missing cells of 'ldl' are filled in when the mean of all nodes is known" in found.notes
+    with pytest.raises(DataError, match="'ldl' is missing in all 30 rows"):
+        load(path, missing="mean", **arguments)
+
+
 def test_derived_categories_have_all_their_values_at_every_site(tmp_path: Path) -> None:
     path = write(tmp_path, {"age": ["39", "40", "60"], "sex": ["1", "1", "1"]})
     derive = {
@@ -403,6 +414,11 @@ def test_two_registries_meet_without_a_script(tmp_path: Path) -> None:
     for a, b in ((one.train, other.train), (one.test, other.test)):
         np.testing.assert_allclose(a.x, b.x, rtol=1e-6)
         np.testing.assert_array_equal(a.y, b.y)
+
+
+def test_every_form_of_a_derived_column_is_documented() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text("utf-8")
+    assert all(f"`{{ {form} = " in page or f", {form} = " in page or f"`{form}`" in page for form in FORMS)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@
                                                                          values, else 0
     { given = "death" }                                                   1 where the column is filled, else 0
     { first_of = ["weight", "weight_2"] }                                 the first that is not empty
+    { absent = true }                                                     missing in all rows: this site does not have
+                                                                         it, and others do
 
 A cell that is missing stays missing in what is made of it, but for `given` and `first_of`; `any_of` is missing where no
 column has one of its values and one of them is empty.
@@ -24,7 +26,7 @@ import datetime
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from pydantic.dataclasses import dataclass
@@ -46,6 +48,7 @@ FORMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "any_of": (),
         "given": (),
         "first_of": (),
+        "absent": (),
     }
 )
 """Field that names a form -> what else it takes."""
@@ -70,6 +73,7 @@ class Derived:
     any_of: dict[str, Texts] | None = None
     given: str | None = None
     first_of: Texts | None = None
+    absent: Literal[True] | None = None
 
     @property
     def form(self) -> str:
@@ -139,6 +143,8 @@ def derived(table: Table, derive: Mapping[str, Derived], dates: str | None) -> T
 
 
 def _cells(table: Table, name: str, wanted: Derived, dates: str | None) -> Sequence[str]:
+    if wanted.absent:
+        return [""] * len(table.cells)
     if wanted.first_of is not None:
         rows = zip(*(table.column(source) for source in wanted.first_of), strict=True)
         return [next(filter(None, row), "") for row in rows]
