@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import select
 import signal
 import sys
 import tomllib
@@ -35,7 +36,10 @@ class _Commands(click.Group):
         _streams()
         try:
             with _signals():
-                return super().invoke(ctx)
+                done = super().invoke(ctx)
+            if ctx.invoked_subcommand != "node":  # whose result is not what it says
+                _unsaid()
+            return done
         except KeyboardInterrupt as error:
             number = stopping(error)
             click.echo(f"ended by {number.name}", err=True)
@@ -60,8 +64,55 @@ def _streams() -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:  # it was closed when Python started
             setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
-        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+        stream = getattr(sys, name)
+        if not isinstance(stream, io.TextIOWrapper):
+            continue
+        raw = getattr(stream.buffer, "raw", stream.buffer)  # the buffer itself with PYTHONUNBUFFERED
+        if isinstance(raw, io.FileIO) and raw.fileno() == number:
+            lasting, at_once = io.BufferedWriter(_Lasting(number)), stream.line_buffering or stream.write_through
+            stream = io.TextIOWrapper(lasting, stream.encoding, line_buffering=at_once)
+            setattr(sys, name, stream)
+        stream.reconfigure(errors="backslashreplace")
+
+
+class _Lasting(io.RawIOBase):
+    """The file of a standard stream: a reader that has gone, or a full disk, ends nobody who says something there."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self.lost: OSError | None = None  # why something could not be written
+
+    def writable(self) -> bool:
+        """It is for output."""
+        return True
+
+    def fileno(self) -> int:
+        """Of the stream."""
+        return self._number
+
+    def isatty(self) -> bool:
+        """Return whether it is a terminal."""
+        return os.isatty(self._number)
+
+    def write(self, data: Any) -> int:
+        """Write what can be written."""
+        while True:
+            try:
+                return os.write(self._number, data)
+            except BlockingIOError:  # somebody else has made the terminal so
+                select.select([], [self._number], [])
+            except OSError as error:
+                self.lost = error
+                return len(data)
+
+
+def _unsaid() -> None:
+    """End with an error where what a command had to say could not be written; a reader that has gone wants no more."""
+    sys.stdout.flush()
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    if isinstance(raw, _Lasting) and raw.lost is not None and not isinstance(raw.lost, BrokenPipeError):
+        click.echo(f"standard output: can't be written: {raw.lost.strerror}", err=True)
+        sys.exit(Exit.FAILED)
 
 
 @contextlib.contextmanager

@@ -318,6 +318,21 @@ def test_any_console_will_do(console: str, encoding: str) -> None:
     assert ended.stderr.decode(encoding) == ("" if "2>&-" in console else shown)
 
 
+@pytest.mark.parametrize(
+    ("console", "code", "said"),
+    [
+        ("> /dev/full", Exit.FAILED, "standard output: can't be written: No space left on device\n"),
+        ("2> /dev/full", 0, ""),
+        ("| true", 0, ""),
+    ],
+)
+def test_a_console_that_takes_nothing_ends_no_command_before_it_is_done(console: str, code: int, said: str) -> None:
+    words = f'{{ "{sys.executable}" -c "$0"; echo $? >&3; }} {console}'
+    script = "from p2pfl.cli import main; main(['topology', 'ring', '--nodes', '3'])"
+    done = subprocess.run(["sh", "-c", f"exec 3>&1; {words}", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.endswith(f"{int(code)}\n") and done.stderr == said
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_command_with_the_code_for_it(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Whatever it is doing; what lies around it is tidied up. Afterwards the process is as it was."""
