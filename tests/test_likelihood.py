@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from p2pfl.learning import likelihood
 from p2pfl.learning.likelihood import CoxRows, LogisticRows, OneStratum
@@ -73,6 +74,25 @@ def test_a_column_that_parts_the_outcomes_has_no_estimate_and_spoils_no_other() 
     without = likelihood.maximum(left, 3)  # the limit: as if these rows had never been at risk
     assert found.beta[1:] == pytest.approx(without.beta, abs=1e-4)
     assert np.diag(found.covariance)[1:] == pytest.approx(np.diag(without.covariance), rel=1e-3)
+
+
+def test_a_penalty_is_scikit_learns() -> None:
+    one = np.column_stack([np.ones(300), X])
+    sites = [LogisticRows(one[k == SITE], Y[k == SITE]) for k in range(4)]
+    found = likelihood.penalized(sites, 20 * np.array([0.0, 1, 1, 1]))
+    sk = LogisticRegression(C=1 / 20, tol=1e-10, max_iter=1000).fit(X, Y)
+    assert found == pytest.approx([*sk.intercept_, *sk.coef_[0]], abs=1e-5)
+
+
+def test_cross_validation_is_that_of_rows_held_out() -> None:
+    one, fold, penalty = np.column_stack([np.ones(300), X]), np.arange(300) % 5, np.array([0.0, 20, 20, 20])
+    folds, by_hand = [], 0.0
+    for k in range(5):
+        keep = [(s == SITE) & (fold != k) for s in range(4)]
+        folds.append(([LogisticRows(one[m], Y[m]) for m in keep], [LogisticRows(one, Y)]))
+        sk = LogisticRegression(C=1 / 20, tol=1e-10, max_iter=1000).fit(X[fold != k], Y[fold != k])
+        by_hand += np.log(sk.predict_proba(X[fold == k])[np.arange(60), Y[fold == k]]).sum()
+    assert likelihood.cross_validated(folds, penalty) == pytest.approx(by_hand, abs=1e-4)
 
 
 def test_curves_by_hand() -> None:

@@ -105,7 +105,8 @@ def test_of_two_classes(tmp_path: Path) -> None:
         assert found is not None and value is not None
         assert found[0] <= value <= found[1] and found[1] - found[0] > 0.05
 
-    fit = json.loads((out / "coefficients.json").read_text())["logistic"]
+    whole = json.loads((out / "coefficients.json").read_text())
+    fit, penalty = whole["logistic"], whole["penalty"]
     train = [source[int(row["line"]) - 2] for row in split if row["part"] == "train"]
     x = np.array([[float(row[name]) for name in ("a", "b", "c")] for row in train])
     sk = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(x, [int(row["ill"]) for row in train])
@@ -113,6 +114,9 @@ def test_of_two_classes(tmp_path: Path) -> None:
     assert [by_name[name]["coefficient"] for name in "abc"] == pytest.approx(sk.coef_[0], abs=1e-3)
     assert by_name["(intercept)"]["coefficient"] == pytest.approx(sk.intercept_[0], abs=1e-3)
     assert "left_out" in by_name["both"], "it is the sum of the first two"
+    tried = {each["penalty"]: each["log_likelihood"] for each in penalty["tried"]}
+    assert tried[penalty["penalty"]] == max(tried.values())
+    assert penalty["strength"] == penalty["penalty"] / 63
     assert by_name["a"]["low"] < by_name["a"]["ratio"] < by_name["a"]["high"]
     text = (out / "report.html").read_text()
     for words in ("Coefficients", "odds ratio", "Confusion", "95 % interval", "train: 1", "ROC"):

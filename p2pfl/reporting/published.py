@@ -338,6 +338,14 @@ def _caption(key: str, table: Mapping[str, Any], fit: Mapping[str, Any]) -> str:
     metric = "c_index" if "c_index" in tested else "auc"
     if measured(tested.get(metric)) is not None:
         text += f" On all test rows this fit has {named(metric)} {number(tested[metric])}."
+    penalty = table.get("penalty") or {}
+    if key != "one_baseline_hazard" and measured(penalty.get("penalty")) is not None:
+        reached = penalty.get("tested", {}).get(metric)
+        line = f'{{ name = "ridge", strength = {penalty["strength"]:.3g} }}'
+        text += (
+            f" Of the ridge penalties tried, cross-validation over the sites' own folds chooses {penalty['penalty']:g} "
+            f"on all rows, as by the objective {line}; {named(metric)} is then {number(reached)}."
+        )
     return text + _WHAT[key]
 
 

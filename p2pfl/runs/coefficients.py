@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,16 @@ from scipy import stats  # type: ignore[import-untyped]
 from p2pfl.config.data import CsvData
 from p2pfl.federation.federation import Federation
 from p2pfl.learning import intervals, metrics
-from p2pfl.learning.likelihood import CoxRows, Likelihood, LogisticRows, Maximum, OneStratum, maximum
+from p2pfl.learning.likelihood import (
+    CoxRows,
+    Likelihood,
+    LogisticRows,
+    Maximum,
+    OneStratum,
+    cross_validated,
+    maximum,
+    penalized,
+)  # fmt: skip
 from p2pfl.types import Params
 
 INTERCEPT = "(intercept)"
@@ -65,6 +75,8 @@ def write(federation: Federation, models: Mapping[int, Params], out: Path) -> tu
     for name, made in _fits(federation, sites, scale).items():
         found = maximum(made, len(_names(federation)))
         table[name] = _fit(federation, found, scale, trained)
+        if name in ("logistic", "stratified_by_site"):
+            table["penalty"] = _penalty(federation, sites, scale)
         endless = [each["name"] for each in table[name]["rows"] if "endless" in each]
         if endless:
             notes.append(
@@ -73,6 +85,51 @@ def write(federation: Federation, models: Mapping[int, Params], out: Path) -> tu
             )
     (out / "coefficients.json").write_text(json.dumps(table, indent=1) + "\n", "utf-8")
     return tuple(notes)
+
+
+FOLDS, GRID = 5, (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+"""Folds of a cross-validation, and what it tries: penalties of the sum over all training rows."""
+MUCH = 2e9
+"""Training rows times columns squared up to which a penalty is looked for."""
+_PURPOSE = 0xF01D
+
+
+def _penalty(federation: Federation, sites: Sequence[np.ndarray], scale: Scale) -> dict[str, Any]:
+    """The ridge penalty that cross-validation chooses, on the inputs as the model sees them; {} for much data.
+
+    Every site deals its own rows into folds, those with an event apart. `strength`: for the objective "ridge", whose
+    loss is a mean over rows.
+    """
+    train = federation.dataset.train
+    many, columns = len(train.y), len(_names(federation))
+    if many * columns**2 > MUCH:
+        return {}
+    seen = scale if federation.experiment.statistics.normalize else scale._replace(sd=np.ones_like(scale.sd))
+    outcome = train.y[:, 1] > 0 if federation.dataset.kind == "survival" else train.y == 1
+    rng = np.random.default_rng([federation.experiment.seed, _PURPOSE])
+    fold = np.zeros(many, np.int64)
+    for rows in sites:
+        for part in (rows[outcome[rows]], rows[~outcome[rows]]):
+            fold[rng.permutation(part)] = np.arange(len(part)) % FOLDS
+    key = "logistic" if federation.dataset.kind == "classes" else "stratified_by_site"
+    whole = _fits(federation, sites, seen)[key]
+    folds = []
+    for k in range(FOLDS):
+        left = [rest for rows in sites if len(rest := rows[fold[rows] != k])]
+        folds.append((_fits(federation, left, seen)[key], whole))
+    on = np.array([float(name != INTERCEPT) for name in _names(federation)])
+    tried = [(each, cross_validated(folds, each * on)) for each in GRID]
+    known = [(value, each) for each, value in tried if value is not None]
+    if not known:
+        return {}
+    best = max(known)[1]
+    beta = penalized(whole, best * on)
+    return {
+        "penalty": best,
+        "strength": best / many,
+        "tried": [{"penalty": each, "log_likelihood": value} for each, value in tried],
+        "tested": {} if beta is None else _tested(federation, beta, seen),
+    }
 
 
 def _events(y: np.ndarray, kind: str) -> int:
@@ -119,11 +176,11 @@ def _fit(federation: Federation, found: Maximum, scale: Scale, trained: list[np.
     beta = to_units @ found.beta
     inner = np.where(np.isfinite(found.covariance), found.covariance, 0)
     error = np.sqrt(np.diag(to_units @ inner @ to_units.T))
-    seen = np.stack([to_units @ each for each in trained]) if trained else np.full((1, len(beta)), np.nan)
+    seen = [to_units @ each for each in trained]
     half = float(stats.norm.ppf((1 + intervals.LEVEL) / 2))
     rows = []
     for i, name in enumerate(names):
-        row: dict[str, Any] = {"name": name, "trained": float(seen[:, i].mean())}
+        row: dict[str, Any] = {"name": name, "trained": fmean(float(each[i]) for each in seen) if seen else None}
         if not found.kept[i]:
             row["left_out"] = "a combination of the columns before it"
         elif not found.finite[i]:
@@ -147,19 +204,19 @@ def _fit(federation: Federation, found: Maximum, scale: Scale, trained: list[np.
         "rows": rows,
     }
     if found.converged:
-        table["tested"] = _tested(federation, found, scale)
+        table["tested"] = _tested(federation, found.beta, scale)
     return table
 
 
-def _tested(federation: Federation, found: Maximum, scale: Scale) -> dict[str, Any]:
+def _tested(federation: Federation, beta: np.ndarray, scale: Scale) -> dict[str, Any]:
     """Metrics of the fit on the test rows of all: the pooled baseline that no optimizer has a part in."""
     dataset = federation.dataset
     if not len(dataset.test.y):
         return {}
     x = (dataset.test.x.astype(np.float64) - scale.mean) / scale.sd
     if dataset.kind == "survival":
-        return dict(metrics.assess("survival", (x @ found.beta)[:, None], dataset.test.y, dataset.classes))
-    logit = np.column_stack([np.ones(len(x)), x]) @ found.beta
+        return dict(metrics.assess("survival", (x @ beta)[:, None], dataset.test.y, dataset.classes))
+    logit = np.column_stack([np.ones(len(x)), x]) @ beta
     return dict(metrics.assess("classes", np.column_stack([0 * logit, logit]), dataset.test.y, dataset.classes))
 
 
