@@ -296,3 +296,18 @@ def test_a_unit_error_shows_in_the_gossiped_moments(tmp_path: Path) -> None:
     assert all(
         each and each[0].startswith("column 'size': mean 1") and each[0].endswith("another unit?") for each in lines[:2]
     )
+
+
+def test_other_names_of_the_same_values_at_one_site_are_said(tmp_path: Path) -> None:
+    """One file of three sites, one of which writes u and v where the others write f and m."""
+    lines = [
+        write(tmp_path / f"{site}.csv", sex=sex).read_text().split()
+        for site, sex in (("a", "fm"), ("b", "f"), ("c", "uv"))
+    ]
+    text = [
+        lines[0][0] + ",site",
+        *(f"{row},{site}" for site, rows in zip("abc", lines, strict=True) for row in rows[1:]),
+    ]
+    (tmp_path / "all.csv").write_text("\n".join(text) + "\n")
+    notes = [note for note in rows(tmp_path / "all.csv", site="site").notes if "names" in note]
+    assert len(notes) == 1 and notes[0].startswith("column 'sex': site 'c' has 'u', 'v', which no other site has")

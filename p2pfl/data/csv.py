@@ -54,10 +54,10 @@ import numpy as np
 from p2pfl.check import at_least, fraction, one_of
 from p2pfl.data import derive as forms
 from p2pfl.data.columns import NOT_APPLICABLE, Coding, encode, one_spelling, standardized
-from p2pfl.data.dataset import INDICATOR, Dataset, Moments, Samples, as_float32, validate
+from p2pfl.data.dataset import INDICATOR, Column, Dataset, Moments, Samples, as_float32, validate
 from p2pfl.data.dataset import split as draw_split
 from p2pfl.data.derive import Derived
-from p2pfl.data.far_off import far_off
+from p2pfl.data.far_off import apart, far_off
 from p2pfl.data.numerals import normalized
 from p2pfl.data.outcomes import answers
 from p2pfl.data.suspects import refuse_suspects
@@ -159,14 +159,7 @@ def from_table(table: Table, wanted: CsvTable, chosen: bool = True) -> Dataset:
         table = table._replace(in_test=in_test)
     in_test, part_notes = _judge_parts(table, place, sites)
     x, names, made_of, code_notes = encode(table, features, coding, place, sites)
-    numeric = [names.index(column.name) for column in made_of if column.kind == "number"]
-    known = x.copy()
-    for f in numeric:
-        known[table.column(names[f]) == "", f] = np.nan
-    moments = _moments(known, place, in_test)
-    enough = [site for site in range(len(sites)) if ((place == site) & ~in_test).sum() >= _ENOUGH]
-    at = np.ix_(enough, numeric)
-    strange = far_off(moments.mean[at], moments.sd[at], [names[f] for f in numeric], [sites[site] for site in enough])
+    moments, strange = _beside_others(table, made_of, names, x, place, sites)
     x = standardized(x, place, in_test, wanted.standardize)
     train, test = (
         Samples(as_float32(x[part]), y[part], None if site is None else place[part], np.asarray(table.lines)[part])
@@ -185,6 +178,30 @@ def from_table(table: Table, wanted: CsvTable, chosen: bool = True) -> Dataset:
     dataset = Dataset(train, test, class_names, sites, names, said, None, wanted.kind, made_of, None, columns, moments)
     validate(dataset, table.where)
     return dataset
+
+
+def _beside_others(
+    table: Table,
+    made_of: Sequence[Column],
+    names: Sequence[str],
+    x: np.ndarray,
+    place: np.ndarray,
+    sites: Sequence[str],
+) -> tuple[Moments, tuple[str, ...]]:
+    """The moments of each site, and what of its rows looks as if it meant something else than at the others."""
+    numeric = [names.index(column.name) for column in made_of if column.kind == "number"]
+    in_train, known = ~np.asarray(table.in_test), x.copy()
+    for f in numeric:
+        known[table.column(names[f]) == "", f] = np.nan
+    moments = _moments(known, place, ~in_train)
+    enough = [site for site in range(len(sites)) if ((place == site) & in_train).sum() >= _ENOUGH]
+    named, at = [sites[site] for site in enough], np.ix_(enough, numeric)
+    lines = far_off(moments.mean[at], moments.sd[at], [names[f] for f in numeric], named)
+    for column in made_of:
+        if column.kind == "category":
+            cells = table.column(column.name)
+            lines += apart(column.name, {sites[site]: {*cells[place == site]} - {""} for site in enough})
+    return moments, lines
 
 
 def _moments(x: np.ndarray, place: np.ndarray, in_test: np.ndarray) -> Moments:

@@ -1,8 +1,8 @@
-"""Columns whose numbers at one site are far from those at the others: most often another unit under the same name."""
+"""Columns that look as if they meant something else at one site: another unit, or other names of the same values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +10,24 @@ _APART, _WIDER, _CONSTANT = 5.0, 6.0, 2.0
 """Standard deviations between the means, and the factor between the standard deviations, from which on it is said. cm
 for mm is a factor of 10; hospitals whose patients differ are rarely one standard deviation apart. The last is for a
 site where all rows have one value, as where 0 stands for what was not measured."""
+
+
+def apart(column: str, values: Mapping[str, Collection[str]]) -> tuple[str, ...]:
+    """Say which sites share no value of a category with any other site: the same under other names?
+
+    >>> apart("sex", {"a": {"f", "m"}, "b": {"m"}, "c": {"male", "female"}})
+    ("column 'sex': site 'c' has 'female', 'male', which no other site has: the same under other names? Use data.derive",)
+    """
+    lines = []
+    for site, own in values.items():
+        others = {value for other, theirs in values.items() if other != site for value in theirs}
+        if own and others and not others & {*own}:
+            listed = ", ".join(map(repr, sorted(own)[:8]))
+            lines.append(
+                f"column {column!r}: site {site!r} has {listed}, which no other site has: the same under other names? Use "
+                "data.derive"
+            )
+    return tuple(lines)
 
 
 def beside_all(
