@@ -16,7 +16,7 @@ def apart(column: str, values: Mapping[str, Collection[str]]) -> tuple[str, ...]
     """Say which sites share no value of a category with any other site: the same under other names?
 
     >>> apart("sex", {"a": {"f", "m"}, "b": {"m"}, "c": {"male", "female"}})
-    ("column 'sex': site 'c' has 'female', 'male', which no other site has: the same under other names? Use data.derive",)
+    ("column 'sex': site 'c' has 'female', 'male', which no other site has: the same under other names?",)
     """
     lines = []
     for site, own in values.items():
@@ -24,8 +24,7 @@ def apart(column: str, values: Mapping[str, Collection[str]]) -> tuple[str, ...]
         if own and others and not others & {*own}:
             listed = ", ".join(map(repr, sorted(own)[:8]))
             lines.append(
-                f"column {column!r}: site {site!r} has {listed}, which no other site has: the same under other names? Use "
-                "data.derive"
+                f"column {column!r}: site {site!r} has {listed}, which no other site has: the same under other names?"
             )
     return tuple(lines)
 
