@@ -350,6 +350,12 @@ def wrong(shape, classes):
     return 3
 def wrong_input(shape, classes):
     return lambda rngs: Net(shape[0] + 1, classes, 4, rngs)
+class Counts(Net):
+    def __init__(self, inputs, classes, width, rngs):
+        super().__init__(inputs, classes, width, rngs)
+        self.calls = nnx.Variable(jnp.zeros((), jnp.int32))
+def counts(shape, classes):
+    return lambda rngs: Counts(shape[0], classes, 4, rngs)
 CONSTANT = 3
 """
 
@@ -379,6 +385,15 @@ def test_wrong_own_model(module: Any, function: str, said: str) -> None:
     name = module(MODEL)
     text = refused(said, model={"name": f"{name}:{function}"})
     assert text.startswith(f"model.name='{name}:{function}': ")
+
+
+def test_a_model_with_whole_numbers_is_not_shared_out(module: Any) -> None:
+    name = module(MODEL)
+    given = {"model": {"name": f"{name}:counts"}}
+    assert federation.model_shape(federation.build(make(**given)))["carried"]["calls"].dtype == "int32"
+    given["topology"] = {"graph": "exponential", "nodes": 4}
+    said = "algorithm.name='push_sum': shares a model out in parts, and carried/calls of this one is int32"
+    refused(said, **given, algorithm={"name": "push_sum"})
 
 
 def test_wrong_arguments_of_an_own_model(module: Any) -> None:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from p2pfl import tree
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.algorithms.mixing import renormalized
 from p2pfl.config.data import CsvData
@@ -61,6 +62,7 @@ def resolve_learning(experiment: Experiment, topology: Topology, data: Datasets)
 
     algorithm = make(learner)
     _check_network(experiment, algorithm, topology.schedule)
+    _check_shares(algorithm, shape(learner, sites))
     table = experiment.topology
     where = f"topology {table.graph or table.file!s} of {topology.nodes} nodes"
     planning = Planning(experiment.rounds, experiment.seed, data.samples)
@@ -246,6 +248,16 @@ def base_learner(experiment: Experiment, dataset: Dataset) -> Learner:
         raise ConfigError(f"{where}: {error}") from error
     except FAULTS as error:
         raise ConfigError(f"{where}: failed with {type(error).__name__}: {flax.reason(error)}") from error
+
+
+def _check_shares(algorithm: Algorithm, model: Tree) -> None:
+    """Raises ConfigError where a model is to be shared out that holds whole numbers."""
+    for name, leaf in tree.named_leaves(tree.mixed(model)).items():
+        if algorithm.keeps_mean == "running_sums" and not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ConfigError(
+                f"algorithm.name={algorithm.name!r}: shares a model out in parts, and {name} of this one is "
+                f"{leaf.dtype.name}; keep it as float32, or use an algorithm of exchanges"
+            )
 
 
 def _check_network(experiment: Experiment, algorithm: Algorithm, plan: Schedule) -> None:
