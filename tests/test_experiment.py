@@ -460,7 +460,7 @@ def edited(field: str, toml: str) -> str:
         ("algorithm.nam", "3", "algorithm.nam=3: no such field; did you mean 'name'? Valid: arguments, name, sh"),
         ("churn.nod", "3", "churn[0].nod=3: no such field; did you mean 'node'? Valid: event, node, round"),
         ("network.timings", "{}", "network.timings={}: no such field; did you mean 'timing'? Valid: alone, "),
-        ("evaluation.zzz", "3", "evaluation.zzz=3: no such field; Valid: answers, every, metrics, rows"),
+        ("evaluation.zzz", "3", "evaluation.zzz=3: no such field; Valid: answers, every, leave_site_out, "),
         ("driver.kin", "3", "driver.kin=3: no such field; did you mean 'kind'? Valid: checkpoint, "),
     ],
 )  # fmt: skip

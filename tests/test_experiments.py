@@ -17,11 +17,23 @@ import pytest
 from click.testing import CliRunner
 
 from p2pfl.cli import main
-from p2pfl.runs import assessment
+from p2pfl.config.experiment import load
+from p2pfl.federation.federation import build
+from p2pfl.runs import assessment, coefficients
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 HEART = FOLDER.parents[1] / "shared" / "data" / "heart_disease_4sites.csv"
 """It is no part of the repository."""
+TCGA = HEART.with_name("tcga_brca_6regions.csv")
+ORACLE = (
+    ("age_at_index", 0.019928, 0.007977),
+    ("ajcc_pathologic_m_MX", -0.828832, 0.365242),
+    ("ajcc_pathologic_n_N2", -0.632638, 0.700527),
+    ("ajcc_pathologic_stage_Stage IIIC", -0.096268, 0.552751),
+    ("treatment_or_therapy_yes", -0.773511, 0.359433),
+)
+"""statsmodels 0.15.0, PHReg(T, x, E, ties="breslow", strata=site), x without the seven columns that are combinations of
+others, on TCGA's training patients: column, coefficient, standard error."""
 MANY = 1e-9
 """In float64, what is below is rounding: it must stay below, and its digits mean nothing."""
 RELATIVE = 1e-4
@@ -215,3 +227,28 @@ def test_four_hospitals_on_a_ring_reach_pooled_training_by_gossiped_normalisatio
     assert ring["accuracy_mean"][0] >= 0.795 and ring["accuracy_own_mean"][0] >= 0.82
     assert abs(absent["accuracy_mean"][0] - ring["accuracy_mean"][0]) <= 0.01
     assert abs(absent["accuracy_own_mean"][0] - ring["accuracy_own_mean"][0]) <= 0.01
+
+
+@pytest.mark.more
+@pytest.mark.skipif(not TCGA.exists(), reason="the hospitals' data are no part of the repository")
+def test_six_regions_on_a_ring_are_above_federated_training_with_a_server(sweep: Sweep) -> None:
+    """FLamby's split of Fed-TCGA-BRCA; its FedAdam has .842 on the patients of all and .815 in the mean of regions."""
+    found, _ = sweep("tcga-brca/sweep.toml", *only("method", "ring"), *only("seed", "0"))
+    hold(found, expected("tcga-brca"), 1)
+    ring = found["", "ring"]
+    assert ring["c_index_mean"][0] > 0.842 and ring["c_index_own_mean"][0] > 0.815
+
+
+@pytest.mark.skipif(not TCGA.exists(), reason="the hospitals' data are no part of the repository")
+def test_hazard_ratios_of_six_regions_are_those_of_the_patients_pooled(tmp_path: Path) -> None:
+    """Those of ORACLE, though no row leaves its region; and the penalty of experiments/tcga-brca."""
+    made = build(load(FOLDER / "tcga-brca" / "experiment.toml"))
+    coefficients.write(made, {}, tmp_path)
+    table = json.loads((tmp_path / "coefficients.json").read_text())
+    rows = {row["name"]: row for row in table["stratified_by_site"]["rows"]}
+    for name, beta, error in ORACLE:
+        assert rows[name]["coefficient"] == pytest.approx(beta, abs=1e-3)
+        assert rows[name]["standard_error"] == pytest.approx(error, abs=1e-3)
+    assert rows["race_white"]["endless"] == "up", "nobody of the reference died"
+    assert table["penalty"]["strength"] == pytest.approx(10 / 866)
+    assert table["penalty"]["tested"]["c_index"] > 0.86 > table["stratified_by_site"]["tested"]["c_index"]

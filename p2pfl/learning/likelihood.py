@@ -176,9 +176,9 @@ def cross_validated(
 ) -> float | None:
     """Return the cross-validated log likelihood of a penalty [P]; folds: (rows without the fold, all rows), by site.
 
-    Of each fold what all rows say less what those without it say, at the coefficients of those without it: so it is of a
-    Cox model too, whose rows do not stand alone. All that leaves a site are sums. Source: Verweij and Van Houwelingen
-    (1993), "Cross-validation in survival analysis".
+    Of each fold what all rows say less what those without it say, at the coefficients of those without it: so it is
+    defined for a Cox model too, whose rows do not stand alone. All that leaves a site are sums. Source: Verweij and Van
+    Houwelingen (1993), "Cross-validation in survival analysis".
     """
     total = 0.0
     for without, whole in folds:

@@ -42,7 +42,7 @@ LOWER = frozenset({"log_loss", "brier", "ece", "mae", "rmse"})
 """Metrics of which less is better."""
 IDEAL: Mapping[str, float] = MappingProxyType({"calibration_slope": 1.0, "calibration_intercept": 0.0})
 """Metrics of which neither more nor less is better."""
-MUCH = 200_000
+MUCH = 20_000
 """Test rows times models times classes up to which an interval is of 1000 resamplings; of 200 up to a hundred times
 that, and then of none."""
 CONFUSED = 10

@@ -13,6 +13,7 @@ import numpy as np
 from p2pfl.config.data import EvenPartition
 from p2pfl.config.experiment import AlgorithmTable, Experiment, TopologyTable
 from p2pfl.federation.federation import Federation, build
+from p2pfl.reporting.run_data import FIRST
 from p2pfl.reporting.terminal import View
 from p2pfl.runs import assessment, simulated
 from p2pfl.runs.assessment import Assessment
@@ -40,6 +41,8 @@ def train(federation: Federation, out: Path, view: View) -> Baselines:
         place.mkdir(parents=True)
         more, assessed[key] = baseline(federation, other, place, key)
         figures.update(more)
+    exact = FIRST.get(shown.key)
+    shown = exact if exact is not None and figures.get(f"{exact.key}_pooled") is not None else shown
     by_itself, together = (shown.text(figures.get(f"{shown.key}_{key}")) for key in ("local_only", "pooled"))
     view.say(f"baselines: alone {by_itself} mean {shown.name}, pooled {together}")
     return Baselines(figures, assessed)

@@ -88,7 +88,7 @@ def _named(metric: str, baseline: str) -> str:
     """Return a summary's name of a metric; of a baseline as in accuracy_pooled_own_mean beside accuracy_own_mean."""
     if not baseline:
         return metric
-    stem = re.fullmatch(r"(.+?)((?:_own)?_(?:mean|worst))", metric)
+    stem = re.fullmatch(r"(.+?)((?:_own)?_(?:mean|worst)|_own_weighted)", metric)
     if stem is None or reach(metric):
         return ""
     if stem[2] == "_worst" and baseline == "pooled":  # one model has no worst node
