@@ -246,8 +246,10 @@ def _summed(nodes: list[Drawn], sizes: list[int]) -> dict[str, np.ndarray]:
     """The draws of means over nodes, by the name of the figure; nodes in which a metric is not defined are left out."""
     result = {}
     for scope in SCOPES:
-        for name in next(iter(nodes), {}).get(scope, {}):
-            wide = np.stack([each[scope][name] for each in nodes if name in each[scope]])
+        found = [each.get(scope, {}) for each in nodes]
+        for name in dict.fromkeys(name for each in found for name in each):
+            nothing = np.full(len(next(each[name] for each in found if name in each)), np.nan)
+            wide = np.stack([each.get(name, nothing) for each in found])
             known = np.isfinite(wide)
             known &= known.mean(axis=1, keepdims=True) > 0.5  # else it is there in some resamplings only
             for key, weight in _weights(name, scope, sizes):
