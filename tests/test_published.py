@@ -131,6 +131,32 @@ def test_a_site_of_one_event_does_not_count_as_others(tmp_path: Path) -> None:
     assert assessment.figure("c_index_own_weighted") and not assessment.figure("c_index_weighted")
 
 
+def test_a_node_whose_model_is_not_finite_has_no_part_and_breaks_nothing(tmp_path: Path) -> None:
+    for kind in ("classes", "survival"):
+        made, out = build(given(tmp_path, kind)), tmp_path / f"run-{kind}"
+        out.mkdir()
+        models = {node: made.learner.init(jax.random.key(node)) for node in made.graph}
+        models[0] = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), models[0])
+        assessed = assessment.assess(made, models, out)
+        coefficients.write(made, models, out)
+        survival.write(made, models, out)
+        for name in ("assessment.json", "coefficients.json", *(["survival.json"] if kind == "survival" else [])):
+            json.loads((out / name).read_text(), parse_constant=pytest.fail)
+        key = "accuracy_own_mean" if kind == "classes" else "c_index_own_mean"
+        others = assessment.assess(made, {node: models[node] for node in (1, 2)})
+        assert assessed.figures[key] == others.figures[key]
+        np.testing.assert_allclose(assessed.draws[key], others.draws[key])
+
+
+def test_a_site_whose_one_event_is_not_drawn_stays_in_the_mean() -> None:
+    """Its own C is 0 and the other site's 1: no resampling may make 1 of their mean."""
+    drawn = [{"own": {"c_index": np.array([0.0, np.nan])}}, {"own": {"c_index": np.array([1.0, 1.0])}}]
+    known: Any = [{"": {"own": {"c_index": value}}} for value in (0.0, 1.0)]
+    found = assessment.summed(drawn, known, [1, 3])
+    assert found["c_index_own_mean"].tolist() == [0.5, 0.5]
+    assert found["c_index_own_weighted"].tolist() == [0.75, 0.75]
+
+
 def test_differences_are_paired() -> None:
     """Two models that err on the same rows differ by nothing, however wide their own intervals are."""
     draws = np.random.default_rng(0).normal(0.7, 0.1, 500)

@@ -77,7 +77,9 @@ def assess(federation: Federation, models: Mapping[int, Params], out: Path | Non
     result = {node: _of(federation, node, outputs[node]) for node in models}
     sizes = [rows(federation, node)[1] for node in models]
     drawn = {node: _drawn(federation, node, outputs[node][""], weight) for node in models}
-    whole = Assessment(figures(list(result.values()), sizes), _summed(list(drawn.values()), sizes))
+    whole = Assessment(
+        figures(list(result.values()), sizes), summed(list(drawn.values()), list(result.values()), sizes)
+    )
     if out is not None:
         table = {
             "kind": dataset.kind,
@@ -242,18 +244,24 @@ def _curves(federation: Federation, outputs: Mapping[int, np.ndarray]) -> dict[s
     return found
 
 
-def _summed(nodes: list[Drawn], sizes: list[int]) -> dict[str, np.ndarray]:
-    """The draws of means over nodes, by the name of the figure; nodes in which a metric is not defined are left out."""
+def summed(nodes: list[Drawn], known: list[Assessed], sizes: list[int]) -> dict[str, np.ndarray]:
+    """The draws of means over the nodes in which a metric is defined, by the name of the figure.
+
+    Where it is not defined in a resampling, as where the one event of a site is not drawn, the node counts with what it
+    has on all its rows: left out, it would move the mean from one set of sites to another.
+    """
     result = {}
     for scope in SCOPES:
-        for name in next(iter(nodes), {}).get(scope, {}):
-            wide = np.stack([each[scope][name] for each in nodes if name in each[scope]])
-            known = np.isfinite(wide)
-            known &= known.mean(axis=1, keepdims=True) > 0.5  # else it is there in some resamplings only
+        found = [each.get(scope, {}) for each in nodes]
+        for name in dict.fromkeys(name for each in found for name in each):
+            values = [each[""].get(scope, {}).get(name) for each in known]
+            pairs = [(each[name], value) for each, value in zip(found, values, strict=True) if name in each]
+            wide = [np.where(np.isfinite(drawn), drawn, value) for drawn, value in pairs if value is not None]
+            there = [name in each and value is not None for each, value in zip(found, values, strict=True)]
             for key, weight in _weights(name, scope, sizes):
-                factor = np.asarray(weight, np.float64)[:, None] * known
-                with np.errstate(invalid="ignore"):
-                    result[key] = (np.where(known, wide, 0) * factor).sum(axis=0) / factor.sum(axis=0)
+                factor = np.asarray(weight, np.float64)[there]
+                if factor.sum():
+                    result[key] = factor @ np.stack(wide) / factor.sum()
     return result
 
 

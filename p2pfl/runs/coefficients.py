@@ -176,7 +176,7 @@ def _fit(federation: Federation, found: Maximum, scale: Scale, trained: list[np.
     beta = to_units @ found.beta
     inner = np.where(np.isfinite(found.covariance), found.covariance, 0)
     error = np.sqrt(np.diag(to_units @ inner @ to_units.T))
-    seen = [to_units @ each for each in trained]
+    seen = [to_units @ each for each in trained if np.isfinite(each).all()]
     half = float(stats.norm.ppf((1 + intervals.LEVEL) / 2))
     rows = []
     for i, name in enumerate(names):

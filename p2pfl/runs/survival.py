@@ -55,10 +55,12 @@ def write(federation: Federation, models: Mapping[int, Params], out: Path) -> No
             continue
         answer = partial(answered, run, model)
         known = answer(dataset.train.x[own].astype(dtype))[:, 0]
+        if not np.isfinite(known).all():
+            continue
         hazard = breslow(known, trained[own, 0], trained[own, 1] > 0)
         baseline[called[node]] = _curve(hazard)
         if len(test):
-            risk = answer(dataset.test.x[test].astype(dtype))[:, 0]
+            risk = np.nan_to_num(answer(dataset.test.x[test].astype(dtype))[:, 0])
             group[test] = groups(risk, known, len(GROUPS))
             predicted[test] = np.exp(-hazard.at(horizon, 0.0)[0] * np.exp(risk.astype(np.float64)))
     table = {
