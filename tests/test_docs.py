@@ -165,14 +165,14 @@ def test_the_examples_load(tmp_path: Path) -> None:
 
 def options() -> list[tuple[str, str]]:
     """(command, option) of the whole command line."""
-    found, commands = [], [("p2pfl", main, main.context_settings)]
-    for name, command, settings in commands:
-        context = click.Context(command, info_name=name, **settings)
+    found, commands = [], [("p2pfl", main)]
+    for name, command in commands:
+        context = click.Context(command, info_name=name, **main.context_settings)
         for parameter in command.get_params(context):
             if isinstance(parameter, click.Option) and (name == "p2pfl" or parameter.name != "help"):
                 found += [(name, option) for option in parameter.opts]
         if isinstance(command, click.Group):
-            commands += [(f"{name} {each}", one, {}) for each, one in command.commands.items()]
+            commands += [(f"{name} {each}", one) for each, one in command.commands.items()]
     return found
 
 
