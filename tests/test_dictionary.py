@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from p2pfl.cli import main
 from p2pfl.config import experiment as config
 from p2pfl.config.data import CsvData
 from p2pfl.data import dictionary
@@ -23,7 +23,6 @@ from p2pfl.errors import DataError, Exit
 from p2pfl.federation import datasets, federation, tasks
 from p2pfl.methods import statistics
 
-P2PFL = [sys.executable, "-m", "p2pfl"]
 TWO = 'kind = "classes"\nclasses = ["a", "b"]\n'
 COLUMNS = ("age", "sex", "size", "outcome")
 
@@ -222,16 +221,17 @@ def test_what_differs_is_said_column_by_column(theirs: Dictionary, lines: tuple[
 
 def test_one_dictionary_for_several_files(tmp_path: Path) -> None:
     files = [write(tmp_path / "a.csv"), write(tmp_path / "b.csv", order=COLUMNS[::-1], sex="fx")]
-    command = [*P2PFL, "data", "describe", *map(str, files), "--set", "label=outcome"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = ["data", "describe", *map(str, files), "--set", "label=outcome"]
+    told = CliRunner().invoke(main, command)
+    assert told.exit_code == Exit.DONE
     (tmp_path / "dictionary.toml").write_text(told.stdout)
     made = dictionary.load(tmp_path / "dictionary.toml")
     assert made.columns[1] == Column("sex", "category", ("f", "m", "x"), coding="one_hot", standardize="node")
     assert f"column 'sex': 'm' only in {files[0]}; 'x' only in {files[1]}" in told.stderr
     with pytest.raises(DataError, match="column 'age': only there"):
         dictionary.united({"a": dictionary.describe(rows(files[0], drop=("age",))), "b": made})
-    failed = subprocess.run(command[:-2], capture_output=True, text=True, check=False)
-    assert failed.returncode == Exit.MISTAKE and "data.label: missing" in failed.stderr
+    failed = CliRunner().invoke(main, command[:-2])
+    assert failed.exit_code == Exit.MISTAKE and "data.label: missing" in failed.stderr
 
 
 @pytest.mark.parametrize(

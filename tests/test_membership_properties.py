@@ -107,6 +107,7 @@ def crash(seed: int, n: int, link: Link = FAR, timing: Any = LAN) -> tuple[float
     return world.first(SUSPECT, n // 2) - start, world.last(DEAD, n // 2) - start, rate
 
 
+@pytest.mark.more
 def test_a_crash_is_found_within_the_same_time_whatever_the_size() -> None:
     rates, firsts = {}, []
     for n, seeds in [(3, 25), (8, 20), (16, 10), (32, 3)]:

@@ -256,6 +256,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         report.write(tmp_path)
 
 
+@pytest.mark.more
 def test_a_huge_run_gives_a_small_page(tmp_path: Path) -> None:
     run = make_run(tmp_path, nodes=1000, rounds=100, evaluate=1)
     rounds = [{"round": number, "accuracy_mean": 0.5 + number / 3e4, "consensus_distance": 1 / (number % 97 + 1),

@@ -333,10 +333,10 @@ def test_a_run_leaves_the_records_of_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options, said",
     [
-        (["--hosts", "a:1"], "must be ADDRESS:PORT,N,I"),
+        pytest.param(["--hosts", "a:1"], "must be ADDRESS:PORT,N,I", marks=pytest.mark.more),
         (["--hosts", "a:1,2,2"], "must be ADDRESS:PORT,N,I"),
         (["--hosts", "a:1,2,0", "--set", "baselines=true"], "without baselines"),
-        (["--hosts", "a:1,2,0", "--driver", "live"], "without baselines"),
+        pytest.param(["--hosts", "a:1,2,0", "--driver", "live"], "without baselines", marks=pytest.mark.more),
     ],
 )
 def test_hosts_that_cannot_be(tmp_path: Path, options: list[str], said: str) -> None:

@@ -337,6 +337,7 @@ def test_what_is_no_sweep_is_not_touched(folder: Path) -> None:
     assert (in_the_way / "thesis.txt").read_text() == "precious"
 
 
+@pytest.mark.more
 def test_a_run_that_fails_is_named_and_the_others_are_made(folder: Path) -> None:
     (folder / "odd_algorithms.py").write_text(ODD)
     rows = f"raises = {odd('raises')}\ndsgd = []\nkilled = {odd('killed', folder=folder)}\n"

@@ -488,7 +488,7 @@ def test_two_halves_that_find_each_other_agree_on_the_round_of_the_majority(seed
         assert len(set(range(1, 1201)) - set(ring.number(i).mixed)) < 20
 
 
-@pytest.mark.parametrize("seed", seeds(6, fast=2))
+@pytest.mark.parametrize("seed", seeds(6, fast=1))
 def test_nobody_goes_back_for_what_others_said_a_while_ago(seed: int) -> None:
     """Who is no neighbour is heard of about once a second: in 100 rounds, here. At the start, and after a short cut."""
     ring = Ring(12, 600, seed, link=Link(latency=0.0005))
@@ -521,6 +521,7 @@ def test_what_one_says_of_its_round_is_not_obeyed() -> None:
     assert said is not None
 
 
+@pytest.mark.more
 def test_who_ends_alone_is_not_there_for_the_others() -> None:
     """It has trained to the end without them, and says good-bye: no hole is left in the ring."""
     ring = Ring(4, 3000, alone=TRAIN)

@@ -183,6 +183,7 @@ def test_the_first_wrap_lies_innermost() -> None:
     assert chain(it) is it
 
 
+@pytest.mark.more
 def test_clip_and_cast_in_either_order() -> None:
     """Clipping what was rounded, or rounding what is clipped later: the same, since clipping changes no payload."""
     one, other = (chain(made("dsgd"), *wraps) for wraps in ((clip(0.5), cast()), (cast(), clip(0.5))))
