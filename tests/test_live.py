@@ -344,6 +344,7 @@ def garbage(
 
 
 @pytest.mark.live
+@pytest.mark.more
 def test_a_federation_goes_on_through_crash_kill_freeze_and_garbage(
     start: Callable[..., Started], tmp_path: Path
 ) -> None:
