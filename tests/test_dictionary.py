@@ -50,7 +50,7 @@ def write(
 
 
 def rows(path: Path, **given: Any) -> Any:
-    return datasets.read(CsvData(source="csv", path=str(path), label="outcome", **given), 0)
+    return datasets.read(CsvData(source="csv", path=str(path), label="outcome", **given), 0, by_name=True)
 
 
 @pytest.fixture

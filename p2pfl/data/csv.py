@@ -21,7 +21,7 @@
                  judged. Without it `test_fraction` of the rows, stratified by site and label, drawn from `seed`
     group        column, such as the patient: rows of one group are never parted by the split that is drawn
     use          columns to learn from, in this order; without it all that have no other part, but for those to `drop`
-    by_name      without `use`: in the order of their names, not of the file; so it is in an experiment, at every site
+    by_name      without `use`: in the order of their names, not of the file; so it is where each site has its own file
     missing      missing cells: "error" refuses, "drop_row" leaves the row out, "mean" fills in the mean (text: the most
                  frequent value) of the train rows of the row's own site, or of all train rows where the site has none.
                  "gossip" leaves NaN in x: the node fills in the mean of all data ([statistics] normalize does it).

@@ -100,7 +100,7 @@ def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data
         )
     if isinstance(own, QuadraticData):
         raise ConfigError("data.source='quadratic' in a node's own [data]: it has no rows; name it in the experiment")
-    dataset = _tested_on(read(own, experiment.seed), experiment.evaluation.rows)
+    dataset = _tested_on(read(own, experiment.seed, by_name=True), experiment.evaluation.rows)
     events.no_labels(experiment)
     train, test = [[np.zeros(0, np.int64)] * nodes for _ in range(2)]
     train[node], test[node] = np.arange(len(dataset.train.y)), np.arange(len(dataset.test.y))
@@ -119,17 +119,21 @@ def _quadratic(experiment: Experiment, topology: Topology, data: QuadraticData) 
     return Datasets(quadratic.dataset(task), parts, False, (), topology.events, task)
 
 
-def read(data: Data, seed: int) -> Dataset:
-    """The rows of a source. Raises ConfigError."""
+def read(data: Data, seed: int, by_name: bool = False) -> Dataset:
+    """The rows of a source. Raises ConfigError.
+
+    `by_name`: the columns of a table are in the order of their names, since other nodes read other files. Those of a
+    dictionary are in its order.
+    """
     if data.dictionary is None:
-        return _read(data, seed)
+        return _read(data, seed, by_name)
     meaning = dictionary.load(data.dictionary)
-    dataset = _read(data, seed, meaning)
+    dataset = _read(data, seed, by_name, meaning)
     dictionary.hold(dataset, meaning, getattr(data, "path", data.source))
     return dataset
 
 
-def _read(data: Data, seed: int, meaning: Dictionary | None = None) -> Dataset:
+def _read(data: Data, seed: int, by_name: bool, meaning: Dictionary | None = None) -> Dataset:
     match data:
         case BuiltinData():
             return sources.BUILTIN[data.source](**given(data), seed=seed)
@@ -142,7 +146,7 @@ def _read(data: Data, seed: int, meaning: Dictionary | None = None) -> Dataset:
                 )
             wanted = {name: value for name, value in given(data).items() if name != "path"}
             wanted = wanted if meaning is None else dictionary.apply(wanted, meaning)
-            return sources.csv.load(data.path, CsvTable(**wanted, by_name=True, seed=seed))
+            return sources.csv.load(data.path, CsvTable(**wanted, by_name=by_name, seed=seed))
         case MedmnistData():
             return sources.medmnist.load(**given(data), seed=seed)
         case FolderData():

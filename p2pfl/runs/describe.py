@@ -28,7 +28,7 @@ def describe(files: Sequence[Path], given: Sequence[str], say: Callable[[str], N
         data = _data(file, given)
         if isinstance(data, QuadraticData):
             raise ConfigError(f"{file}: source='quadratic' has no rows to describe")
-        dataset = datasets.read(data, 0)
+        dataset = datasets.read(data, 0, by_name=True)
         for note in dataset.notes:
             say(f"{file}: {note}")
         found[str(file)] = dictionary.describe(dataset)
