@@ -709,7 +709,7 @@ while time.monotonic() < end:
 SMALL = b"\x00\x14" + b"x" * 20
 PING = b"\x04\x07\x04PING\x00\x00"
 PART = b"\x03" + struct.pack(">Q", 64) + b"x" * 64
-ROUNDS = 4.0
+ROUNDS = 2.5
 """Seconds over which rounds are counted."""
 
 FLOODS = {

@@ -269,7 +269,7 @@ def test_survivors_wait_under_two_seconds(start: Callable[..., Started], victim:
 @pytest.mark.live
 @pytest.mark.more
 def test_a_frozen_node_comes_back_with_what_it_had(start: Callable[..., Started]) -> None:
-    run = start(*NO_CHURN, "--set", "rounds=500")
+    run = start(*NO_CHURN, "--set", "rounds=1000")
     run.reaches(0, 25)
     os.kill(run.pid(0), signal.SIGSTOP)
     run.reaches(1, run.rows(1) + 40)  # the others go on
@@ -279,7 +279,7 @@ def test_a_frozen_node_comes_back_with_what_it_had(start: Callable[..., Started]
     assert summary["mean_residual"] < 1e-6
     assert summary["residue"] == 0
     rows = records.read(run.out / "nodes" / "0" / "metrics.jsonl")
-    assert rows[-1]["round"] == 500
+    assert rows[-1]["round"] == 1000
     assert len({row["life"] for row in rows}) == 1
 
 
