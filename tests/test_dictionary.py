@@ -138,7 +138,7 @@ def test_a_file_that_holds_something_else_is_refused(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("kind = ", "can't be read as a dictionary in TOML"),
+        ("kind = ", "not a dictionary in TOML"),
         ('kind = "classes"', "classes"),
         ('kind = "class"\nclasses = ["a", "b"]', "kind='class': did you mean 'classes'?"),
         ('kind = "classes"\nclasses = ["a", "a"]', "'a' stands there more than once"),
@@ -261,6 +261,11 @@ def test_a_column_may_be_constant_at_a_site_unless_that_is_far_from_the_others()
     assert far_off(*cholesterol, ["chol"], ["a", "b", "c", "d"]) == (
         "column 'chol': 0 in all rows at site 'b', 249 (sd 55.5) elsewhere: missing?",
     )
+
+
+def test_a_site_that_lacks_a_column_hides_no_unit_error_of_the_others() -> None:
+    mean, sd = np.array([[17.0], [171.0], [np.nan]]), np.array([[3.0], [31.0], [np.nan]])
+    assert len(far_off(mean, sd, ["size"], ["a", "b", "c"])) == 1
 
 
 def test_a_unit_error_in_a_file_of_several_sites_is_said(tmp_path: Path) -> None:

@@ -402,6 +402,29 @@ def test_two_that_differ_both_end() -> None:
     assert all(node.unfit and node.done and not node.mixed_with for node in world.nodes.values())
 
 
+@pytest.mark.parametrize("life", [1, 7, 2**62], ids=["its own", "a later", "one far ahead"])
+def test_what_is_said_in_the_name_of_a_neighbour_that_agrees_is_made_good_by_its_own_word(life: int) -> None:
+    """Somebody says that neighbours 1 and 4 of node 0 have something else, before these speak and after they did."""
+    world = Differing(nx.cycle_graph(5), rounds=40, odd=-1)
+    packed = agreement.pack(Differing.other)
+    said = [
+        Hello(0, "f", agreement.digest(packed), 0),
+        *(Description(at // 700, 5, packed[at : at + 700], True) for at in range(0, len(packed), 700)),
+    ]
+    assert len(packed) <= 3500
+
+    def speak() -> None:
+        for node, message in itertools.product((1, 4), said):
+            world.nodes[0].handle(Received(Envelope(node, life, 0, message)))
+
+    for when in (0.21, 0.5, 1.0):
+        world.at(when, speak)
+    world.run()
+    for node in world.nodes.values():
+        assert node.done and not node.unfit and sorted(node.mixed_with) == list(range(1, 41))
+    assert sum(len(with_whom) == 2 for with_whom in world.nodes[0].mixed_with.values()) > 35
+
+
 @pytest.mark.parametrize(
     "pieces",
     [

@@ -15,21 +15,24 @@ Nodes compare theirs before they exchange anything (`differences`).
 from __future__ import annotations
 
 import json
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tomli_w
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from p2pfl.check import LIST, STRICT, Texts, one_of
+from p2pfl.data import toml_file
 from p2pfl.data.columns import NOT_APPLICABLE
 from p2pfl.data.dataset import INDICATOR, KINDS, Column, Dataset, ImageFacts
 from p2pfl.errors import ConfigError, DataError, nearest
 
 FORMAT = 1
+_COLUMNS = ("number", "category")
+"""Kinds of columns."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -86,37 +89,30 @@ def to_json(dictionary: Dictionary) -> str:
     return json.dumps(_plain(dictionary), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def _made(table: Any) -> Dictionary:
-    if isinstance(table, dict) and isinstance(table.get("image"), dict):
-        table["image"].setdefault("intensity", None)  # TOML has no word for it
-    return _READ.validate_json(json.dumps(table, default=str))  # from JSON, strict still makes dataclasses
-
-
 def from_json(text: str) -> Dictionary:
     """The dictionary in such a line. Raises ValueError for anything else."""
-    return _made(json.loads(text))
+    return _READ.validate_json(json.dumps(_whole(json.loads(text))))
 
 
 def load(path: Path | str) -> Dictionary:
     """Read a dictionary file. Raises DataError: field, value, rule."""
-    path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text("utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"{path}: can't be read as a dictionary in TOML: {error}") from error
+    path, what = Path(path), "a dictionary"
+    table = toml_file.table(path, what)
     if (version := table.pop("format", FORMAT)) != FORMAT:
         raise DataError(f"{path}: format={version!r}: this p2pfl reads format {FORMAT}; use the version that wrote it")
-    try:
-        dictionary = _made(table)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path}: {field}={first['input']!r}: {first['msg']}") from error
+    dictionary: Dictionary = toml_file.made(Dictionary, _whole(table), path, what)
     try:
         _check(dictionary)
     except ConfigError as error:
         raise DataError(f"{path}: {error}") from error
     return dictionary
+
+
+def _whole(table: Any) -> Any:
+    """The tables with what TOML has no word for."""
+    if isinstance(table, dict) and isinstance(table.get("image"), dict):
+        table["image"].setdefault("intensity", None)
+    return table
 
 
 def _check(dictionary: Dictionary) -> None:
@@ -126,16 +122,13 @@ def _check(dictionary: Dictionary) -> None:
         if twice := sorted({name for name in listed if listed.count(name) > 1}):
             raise ConfigError(f"{what}: {', '.join(map(repr, twice))} stands there more than once; names must differ")
     for column in dictionary.columns:
-        if column.kind not in ("number", "category"):
-            raise ConfigError(f"column {column.name!r}: kind={column.kind!r}: {nearest(column.kind, KINDS_OF_COLUMN)}")
+        if column.kind not in _COLUMNS:
+            raise ConfigError(f"column {column.name!r}: kind={column.kind!r}: {nearest(column.kind, _COLUMNS)}")
         if (column.kind == "category") != bool(column.categories):
             raise ConfigError(
                 f"column {column.name!r}: kind={column.kind!r} with categories={[*column.categories]!r}: a category "
                 "lists all its values, a number none"
             )
-
-
-KINDS_OF_COLUMN = ("number", "category")
 
 
 # --- what differs
@@ -297,15 +290,14 @@ def united(dictionaries: Mapping[str, Dictionary]) -> Dictionary:
         for column in base.columns:
             match = columns.get(column.name)
             if match is not None and match.kind == column.kind == "category":
-                values = tuple(sorted({*column.categories, *match.categories}, key=_by_value(column, match)))
+                values = tuple(dict.fromkeys((*column.categories, *match.categories)))
                 columns[column.name], column = match._replace(categories=values), column._replace(categories=values)
             merged.append(column)
-        same = base.kind == other.kind == "classes" and {*base.classes} != {*other.classes}
-        classes = tuple(sorted({*base.classes, *other.classes})) if same else base.classes
-        base = Dictionary(base.kind, classes, base.predicts, base.shape, tuple(sorted(merged)), base.image)
-        theirs = classes if same else other.classes
-        by_name = tuple(sorted(columns.values()))
-        other = Dictionary(other.kind, theirs, other.predicts, other.shape, by_name, other.image)
+        if base.kind == other.kind == "classes" and {*base.classes} != {*other.classes}:
+            both = tuple(sorted({*base.classes, *other.classes}))
+            base, other = replace(base, classes=both), replace(other, classes=both)
+        base = replace(base, columns=tuple(sorted(merged)))
+        other = replace(other, columns=tuple(sorted(columns.values())))
         if lines := differences(other, base):
             said = "\n".join(f"  {line}" for line in lines)
             raise DataError(
@@ -313,9 +305,3 @@ def united(dictionaries: Mapping[str, Dictionary]) -> Dictionary:
                 "what differs, so that one dictionary holds for all"
             )
     return base
-
-
-def _by_value(*columns: Column) -> Callable[[str], Any]:
-    """Order of united categories: that of the first file, then what others add."""
-    places = {value: place for place, value in enumerate(dict.fromkeys(v for c in columns for v in c.categories))}
-    return places.__getitem__

@@ -56,7 +56,7 @@ def far_off(mean: np.ndarray, sd: np.ndarray, columns: Sequence[str], sites: Seq
     """Say which columns are far off at which sites, before any scaling.
 
     Args:
-        mean: [S, F], of the training rows of each site.
+        mean: [S, F], of the training rows of each site; NaN where it has none of a column.
         sd: [S, F]; 0 where a column is constant there.
         columns: F names.
         sites: S names.
@@ -69,19 +69,17 @@ def far_off(mean: np.ndarray, sd: np.ndarray, columns: Sequence[str], sites: Seq
     ("column 'size': mean 171 (sd 31) at site 'c', 16.75 (sd 3.05) elsewhere: another unit?",)
     """
     lines: list[str] = []
-    if len(sites) < 2:
-        return ()
     for f, column in enumerate(columns):
-        center, width = mean[:, f], sd[:, f]
-        apart = np.abs(center[:, None] - center) > _APART * np.maximum(width[:, None], width)
-        apart &= np.maximum(width[:, None], width) > 0
+        known = np.flatnonzero(np.isfinite(mean[:, f]))
+        center, width = mean[known, f], sd[known, f]
         narrow, wide = np.minimum(width[:, None], width), np.maximum(width[:, None], width)
-        far = apart | ((narrow > 0) & (wide > _WIDER * narrow))
-        odd = 2 * far.sum(axis=1) > np.isfinite(center).sum() - 1
-        if odd.all():  # of two sites either may be off
+        far = (wide > 0) & (np.abs(center[:, None] - center) > _APART * wide)
+        far |= (narrow > 0) & (wide > _WIDER * narrow)
+        odd = 2 * far.sum(axis=1) > len(known) - 1
+        if odd.size and odd.all():  # of two sites either may be off
             odd[0] = False
-        for s in map(int, np.flatnonzero(np.isfinite(center))):
-            rest = ~odd & np.isfinite(center) & (np.arange(len(sites)) != s)
+        for s, site in enumerate(known):
+            rest = ~odd & (np.arange(len(known)) != s)
             if not rest.any():
                 continue
             usual, around = float(np.median(center[rest])), float(np.median(width[rest]))
@@ -90,5 +88,5 @@ def far_off(mean: np.ndarray, sd: np.ndarray, columns: Sequence[str], sites: Seq
                 here = f"{center[s]:.4g} in all rows" if constant else f"mean {center[s]:.4g} (sd {width[s]:.4g})"
                 why = "missing?" if constant else "another unit?"
                 elsewhere = f"{usual:.4g} (sd {around:.4g}) elsewhere"
-                lines.append(f"column {column!r}: {here} at site {sites[s]!r}, {elsewhere}: {why}")
+                lines.append(f"column {column!r}: {here} at site {sites[int(site)]!r}, {elsewhere}: {why}")
     return tuple(lines)

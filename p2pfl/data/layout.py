@@ -6,17 +6,16 @@ columns: a row has columns by the names in braces of a `files` pattern, by the h
 
 from __future__ import annotations
 
-import json
 import re
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from p2pfl.check import LIST, STRICT, Count, Texts
+from p2pfl.data import toml_file
 from p2pfl.errors import ConfigError, DataError, nearest
 
 Adds = dict[str, str]
@@ -169,34 +168,12 @@ def find(name: str, beside: Path) -> Path:
 
 def read(file: Path) -> Layout:
     """Read and check a layout. Raises DataError with file, field, value and rule, a line for each fault."""
-    try:
-        table = tomllib.loads(file.read_text("utf-8-sig"))
-    except OSError as exc:
-        raise DataError(f"{file}: can't be read: {exc.strerror}") from exc
-    except ValueError as exc:  # not UTF-8, or not TOML
-        raise DataError(f"{file}: not a layout in TOML: {exc}") from exc
-    try:
-        # by way of JSON: there, strict means no guessing of scalars, and tables still become dataclasses
-        layout: Layout = TypeAdapter(Layout).validate_json(json.dumps(table, default=str))
-    except ValidationError as exc:
-        faults = dict.fromkeys(_fault(fault) for fault in exc.errors(include_url=False))
-        raise DataError("\n".join(f"{file}: {fault}" for fault in faults)) from exc
+    layout: Layout = toml_file.made(Layout, toml_file.table(file, "a layout"), file, "a layout")
     try:
         _judge(layout)
     except ConfigError as exc:
         raise DataError(f"{file}: {exc}") from exc
     return layout
-
-
-def _fault(fault: Any) -> str:
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).removeprefix(".")
-    value = repr(fault["input"])
-    value = value if len(value) <= 60 else f"{value[:57]}..."
-    if fault["type"] == "unexpected_keyword_argument":
-        return f"{place}={value}: no such field of a layout; docs/data.md lists them"
-    if fault["type"] == "missing":
-        return f"{place}: missing; it must be given"
-    return f"{place}={value}: {fault['msg'].replace('Input should be', 'must be')}"
 
 
 def _judge(layout: Layout) -> None:

@@ -85,9 +85,15 @@ class Agreement:
         self._others: dict[int, Other] = {}
 
     def differs(self, node: int) -> bool:
-        """Return whether the life of a node that is there is known to differ."""
+        """Return whether a member's present life is known to differ; what is said in another name means nothing."""
         other, seen = self._others.get(node), self._state.seen.get(node)
-        return other is not None and (seen is None or seen.life <= other.life)
+        return other is not None and seen is not None and seen.life == other.life
+
+    def agrees(self, node: int, life: int) -> None:
+        """A node has the same: whatever has been said before, it was not from this life of it."""
+        other = self._others.get(node)
+        if other is not None and other.life == life:
+            del self._others[node]
 
     def settled(self, node: int) -> bool:
         """Return whether a node differs, and both know in what; or have had time to say so."""
@@ -98,12 +104,16 @@ class Agreement:
 
     def meet(self, node: int, life: int) -> None:
         """A node differs: tell it what this one has. What it has comes from it likewise."""
-        other = self._others.get(node)
-        if other is None or other.life < life:
+        if not self._is_known(node, life):
             self._others[node] = Other(life, self._state.now)
             text = f"node {node} has other data, or another model; it is asked which"
             self._state.out.append(Drop("schema", text))
         self.remind()
+
+    def _is_known(self, node: int, life: int) -> bool:
+        """Return whether there is nothing to be learnt of this life: it differs, or another life is the member's."""
+        other = self._others.get(node)
+        return other is not None and (other.life == life or self.differs(node))
 
     def remind(self) -> None:
         """Tell those that have not got this node's description yet, every now and then."""
@@ -123,8 +133,10 @@ class Agreement:
         """A piece of the description of one that differs has come."""
         message, state, node = envelope.message, self._state, envelope.node
         assert isinstance(message, Description)
-        known = self._others.get(node)
-        if known is None or known.life < envelope.life:
+        neighbor = state.neighbors.get(node)
+        if neighbor is not None and neighbor.life == envelope.life:  # it has said hello, and has the same
+            return
+        if not self._is_known(node, envelope.life):
             self.meet(node, envelope.life)
         other = self._others[node]
         if other.life != envelope.life or not 0 <= message.part < message.parts <= PIECES:
@@ -141,7 +153,7 @@ class Agreement:
             try:
                 found = state.facts.compare(unpack(b"".join(other.pieces[part] for part in range(other.parts))))
             except (ValueError, RecursionError) as error:
-                found = (f"its description can't be read ({type(error).__name__})",)
+                found = (f"its description can't be read ({error})",)
             other.lines = tuple(_printable(line) for line in found) or ("it says nothing that differs",)
             other.pieces = {}
             state.note("differs", node, self._said(other))

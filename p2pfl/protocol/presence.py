@@ -182,6 +182,7 @@ class Presence:
         if hello.schema != facts.schema:
             self._agreement.meet(node, envelope.life)
             return None
+        self._agreement.agrees(node, envelope.life)
         other = state.neighbors.setdefault(node, Neighbor(node))
         if envelope.life < other.life:
             state.out.append(Drop("stale", f"node {node}: hello of an earlier life"))

@@ -40,7 +40,7 @@ def describe(files: Sequence[Path], given: Sequence[str], say: Callable[[str], N
                 }
     made = dictionary.united(found)
     for line in dictionary.only_in(found):
-        say(f"{line}. The same under other names? Then rename them in the file")
+        say(f"{line}. The same under other names? Put them together with data.derive")
     columns = [column.name for column in made.columns if column.kind == "number"]
     if len(moments) > 1 and columns:
         mean, sd = np.array([[each[name] for name in columns] for each in moments.values()]).transpose(2, 0, 1)
