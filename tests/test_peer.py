@@ -417,7 +417,9 @@ def test_what_is_said_in_the_name_of_a_neighbour_that_agrees_is_made_good_by_its
         for node, message in itertools.product((1, 4), said):
             world.nodes[0].handle(Received(Envelope(node, life, 0, message)))
 
-    for when in (0.21, 0.5, 1.0):
+    world.nodes[0].handle(Start())
+    speak()
+    for when in (0.1, 0.2, 0.5, 1.0):
         world.at(when, speak)
     world.run()
     for node in world.nodes.values():
