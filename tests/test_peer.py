@@ -233,7 +233,8 @@ class World:
     def thaw(self, node: int) -> None:
         frozen = self.nodes[node]
         frozen.frozen = False
-        for _, event in frozen.kept:
+        kept, frozen.kept = frozen.kept, []
+        for _, event in kept:
             frozen.handle(event)
 
     def restart(self, node: int, **facts: Any) -> None:
