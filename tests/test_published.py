@@ -241,3 +241,23 @@ def test_what_cannot_be_learned_again_is_refused(tmp_path: Path, more: dict[str,
         wanted = replace(wanted, data=replace(wanted.data, partition=EvenPartition()))
     with pytest.raises(ConfigError, match=message):
         runs.run(wanted, tmp_path / "run")
+
+
+def test_coefficients_of_rows_whose_gaps_the_nodes_fill_in(tmp_path: Path) -> None:
+    """With the mean of all training rows, which gossip tells: so do they."""
+    wanted = given(tmp_path, "classes")
+    place = tmp_path / "classes.csv"
+    lines = place.read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    gaps = [[row[0], "" if i % 5 == 0 else row[1], row[2], row[0], *row[4:]] for i, row in enumerate(rows)]
+    place.write_text("\n".join([lines[0], *map(",".join, gaps)]) + "\n")
+    data = replace(wanted.data, missing="gossip", drop=("both",))  # type: ignore[arg-type]
+    made = build(replace(wanted, data=data, statistics=replace(wanted.statistics, normalize=True)))
+    coefficients.write(made, {}, tmp_path)
+    x, y = made.dataset.train.x.astype(np.float64), made.dataset.train.y
+    assert np.isnan(x).any()
+    x = np.where(np.isnan(x), np.nanmean(x, axis=0), x)
+    sk = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(x, y)
+    table = json.loads((tmp_path / "coefficients.json").read_text())["logistic"]
+    assert [row["coefficient"] for row in table["rows"][1:]] == pytest.approx(sk.coef_[0], abs=1e-3)
+    assert table["tested"]["auc"] is not None

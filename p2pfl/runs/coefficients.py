@@ -41,8 +41,13 @@ MOST = 500
 class Scale(NamedTuple):
     """The columns in units of their standard deviation over all training rows, for the arithmetic."""
 
-    mean: np.ndarray  # [F]
+    mean: np.ndarray  # [F], of what is known
     sd: np.ndarray  # [F]; 1 for a constant
+
+    def of(self, x: np.ndarray) -> np.ndarray:
+        """Rows in these units [N, F]; what is missing is the mean, as the nodes fill it in."""
+        scaled: np.ndarray = (x.astype(np.float64) - self.mean) / self.sd
+        return np.where(np.isnan(scaled), 0, scaled)
 
 
 def asked(federation: Federation) -> bool:
@@ -151,15 +156,15 @@ def _unit(federation: Federation) -> str:
 
 
 def _scale(x: np.ndarray) -> Scale:
-    wide = x.astype(np.float64)
-    sd = wide.std(axis=0)
-    return Scale(wide.mean(axis=0), np.where(np.ptp(wide, axis=0) > 0, sd, 1.0))
+    wide = np.ma.masked_invalid(x.astype(np.float64))
+    sd, reach = (np.ma.filled(part, 0.0) for part in (wide.std(axis=0), np.ma.ptp(wide, axis=0)))
+    return Scale(np.ma.filled(wide.mean(axis=0), 0.0), np.where(reach > 0, sd, 1.0))
 
 
 def _fits(federation: Federation, sites: Sequence[np.ndarray], scale: Scale) -> dict[str, Sequence[Likelihood]]:
     """The likelihoods whose maximum is asked for, by name: of each, what the sites add."""
     train = federation.dataset.train
-    x = (train.x.astype(np.float64) - scale.mean) / scale.sd
+    x = scale.of(train.x)
     if federation.dataset.kind == "classes":
         one = np.column_stack([np.ones(len(x)), x])
         return {"logistic": [LogisticRows(one[rows], train.y[rows].astype(np.float64)) for rows in sites]}
@@ -213,7 +218,7 @@ def _tested(federation: Federation, beta: np.ndarray, scale: Scale) -> dict[str,
     dataset = federation.dataset
     if not len(dataset.test.y):
         return {}
-    x = (dataset.test.x.astype(np.float64) - scale.mean) / scale.sd
+    x = scale.of(dataset.test.x)
     if dataset.kind == "survival":
         return dict(metrics.assess("survival", (x @ beta)[:, None], dataset.test.y, dataset.classes))
     logit = np.column_stack([np.ones(len(x)), x]) @ beta
