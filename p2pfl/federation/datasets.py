@@ -128,7 +128,12 @@ def read(data: Data, seed: int, by_name: bool = False) -> Dataset:
     if data.dictionary is None:
         return _read(data, seed, by_name)
     meaning = dictionary.load(data.dictionary)
-    dataset = _read(data, seed, by_name, meaning)
+    try:
+        dataset = _read(data, seed, by_name, meaning)
+    except DataError as error:
+        raise DataError(
+            f"{error}\nIt is read by {data.dictionary}, whose columns are use, and whose rules hold"
+        ) from error
     dictionary.hold(dataset, meaning, getattr(data, "path", data.source))
     return dataset
 

@@ -42,7 +42,7 @@ def describe(files: Sequence[Path], given: Sequence[str], say: Callable[[str], N
     for line in dictionary.only_in(found):
         say(f"{line}. The same under other names? Put them together with data.derive")
     columns = [column.name for column in made.columns if column.kind == "number"]
-    if len(moments) > 1 and columns:
+    if len(files) > 1 and len(moments) > 1 and columns:  # within a file it is among its notes
         mean, sd = np.array([[each[name] for name in columns] for each in moments.values()]).transpose(2, 0, 1)
         for line in far_off(mean, sd, columns, [*moments]):
             say(line)
