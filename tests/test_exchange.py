@@ -172,7 +172,10 @@ BOUNDS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.more] * (name == "pings")) for name in BOUNDS])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.more] * (name in ("pings", "epochs, the other first"))) for name in BOUNDS],
+)
 def test_no_interleaving_books_at_one_end_only_or_gets_stuck(name: str) -> None:
     states, outcomes = explore(BOUNDS[name])
     assert states > 50

@@ -62,7 +62,7 @@ def completeness(seed: int, n: int, loss: float) -> None:
     assert found_in_time, f"seed {seed}, n {n}, loss {loss}: crashed {sorted(crashed)}, views {world.views()}"
 
 
-@pytest.mark.parametrize("n, loss", [*itertools.product((2, 3, 5, 8), (0.0, 0.1, 0.29)), (16, 0.1), (33, 0.0)])
+@pytest.mark.parametrize("n, loss", [*itertools.product((2, 3, 5, 8), (0.0, 0.1, 0.29)), (16, 0.1)])
 def test_every_crash_is_found_by_everybody(n: int, loss: float) -> None:
     completeness(1, n, loss)
 
@@ -74,7 +74,7 @@ def test_every_crash_is_found_by_everybody_over_many_seeds(n: int) -> None:
         completeness(seed, n, loss)
 
 
-@pytest.mark.parametrize("n, timing", [(2, LAN), (8, LOCAL), (16, LAN), (48, LAN)])
+@pytest.mark.parametrize("n, timing", [(2, LAN), (8, LOCAL), (16, LAN), pytest.param(48, LAN, marks=pytest.mark.more)])
 def test_members_that_start_at_once_know_each_other_soon(n: int, timing: Any) -> None:
     """Each has the addresses of all as its seeds; or of one only, which answers for the others."""
     for seed, loss in ((1, 0.0), (2, 0.1)):

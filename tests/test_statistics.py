@@ -342,7 +342,7 @@ EIGHT = tuple(range(8))
 @pytest.mark.parametrize(
     "algorithm, graph, lengths",
     [
-        ("dsgd", "base", (84,)),
+        pytest.param("dsgd", "base", (84,), marks=pytest.mark.more),
         pytest.param("dsgd", "base", (39, 41, 61), marks=pytest.mark.soak),
         pytest.param("gradient_tracking", "base", (39, 61, 84), marks=pytest.mark.soak),
     ],

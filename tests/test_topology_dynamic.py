@@ -151,6 +151,7 @@ def test_the_rate_of_el_oracle(nodes: int, s: int) -> None:
     assert abs(mean - (1 / (s + 1)) * (1 - s / (nodes - 1))) <= 3 * error
 
 
+@pytest.mark.more
 def test_all_pairs_are_equally_likely() -> None:
     n, rounds = 9, 4000
     for plan, chance in (

@@ -167,6 +167,7 @@ def test_pushes_on_a_rough_network_end_and_replay(tmp_path: Path, name: str) -> 
     assert all(verdict.equal for verdict in replay(tmp_path))
 
 
+@pytest.mark.more
 def test_a_partition_and_what_else_may_happen_replays(tmp_path: Path) -> None:
     events = """
 [[churn]]

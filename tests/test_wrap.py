@@ -136,6 +136,7 @@ def test_clip_bounds_what_a_neighbor_moves() -> None:
     assert not equal(plain, trained)
 
 
+@pytest.mark.more
 def test_clip_at_a_large_radius_is_no_clip() -> None:
     plain, clipped = (bench(it).run(CHUNK, STEPS)[1].x for it in (made("dsgd"), chain(made("dsgd"), clip(1e9))))
     assert distance(plain, clipped) < 1e-13  # sent + (received - sent) is rounded once more
