@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from p2pfl.federation.federation import build
     from p2pfl.learning.flax import from_flax
     from p2pfl.runs.interface import run, simulate
+    from p2pfl.runs.join import join
     from p2pfl.runs.replay import replay
     from p2pfl.types import Algorithm, Learner, Schedule
 
@@ -47,6 +48,7 @@ __all__ = [
     "data",
     "dsgd",
     "from_flax",
+    "join",
     "learning",
     "load_experiment",
     "methods",
@@ -68,6 +70,7 @@ _HOMES = {
     "from_flax": "p2pfl.learning.flax:from_flax",
     "run": "p2pfl.runs.interface:run",
     "simulate": "p2pfl.runs.interface:simulate",
+    "join": "p2pfl.runs.join:join",
     "replay": "p2pfl.runs.replay:replay",
     **{name: f"p2pfl.types:{name}" for name in ("Algorithm", "Learner", "Schedule")},
 }

@@ -87,8 +87,9 @@ class Algorithm(NamedTuple):
     membership begins, with K slots: whatever has an invariant sum over the nodes, and whatever is kept for a neighbour,
     starts afresh, model and optimizer stay; given with every state_class but "none". `put`: the state with another
     model in it, all else as it is; None: `state._replace(params=...)`. `weigh`: of the planned weights [K] and what
-    arrived [K], the weights that drivers hand to `mix`; None: as planned. `learner`: what it learns with, by which
-    `p2pfl.simulate` evaluates it.
+    arrived [K], the weights that drivers hand to `mix`; None: as planned. `any_steps`: all that `local`
+    does is to move the model, so that somebody else may take the steps and hand in the model they lead to
+    (`p2pfl.join`). `learner`: what it learns with, by which `p2pfl.simulate` evaluates it.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Algorithm(NamedTuple):
     weigh: Callable[[Array, Array], Array] | None = None
     restart: Callable[[State, int], State] | None = None
     put: Callable[[State, Params], State] | None = None
+    any_steps: bool = False
     learner: Learner | None = None
 
     def replaced(self, state: State, params: Params) -> State:

@@ -538,6 +538,22 @@ def test_a_round_without_steps_leaves_the_model(row: Row) -> None:
 
 
 @over_rows
+def test_where_any_steps_will_do_the_model_says_all_that_a_round_has_done(row: Row) -> None:
+    """Whoever takes the steps and hands in the model (`p2pfl.join`) sends and mixes what the algorithm would."""
+    nodes = nodes_of(str(row))
+    it, state = nodes.algorithm, warm(nodes)
+    assert it.any_steps == (row.name in ("dsgd", "epidemic", "local") and row.arguments.get("order") != "cta")
+    if not it.any_steps:
+        return
+    trained, inbox, around = a_round(nodes, state)
+    _, payload = nodes.train(state, nodes.data(), jnp.full(nodes.n, STEPS, jnp.int32), around)
+    handed = jax.vmap(it.replaced)(state, nodes.params(trained))
+    handed, sent = jax.vmap(it.send)(handed, around)
+    close(sent, payload, 0.0)
+    close(nodes.params(nodes.mix(handed, inbox, around)), nodes.params(nodes.mix(trained, inbox, around)), 0.0)
+
+
+@over_rows
 def test_linear_mixing_is_the_sum_of_differences(row: Row) -> None:
     """So that a driver may give it that sum in a single slot."""
     nodes = nodes_of(str(row))

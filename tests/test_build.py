@@ -102,7 +102,7 @@ def test_the_tiny_experiment_is_right() -> None:
         ({"data": {"source": "digit"}}, "data.source='digit': did you mean 'digits'? Valid: breast_cancer, csv, "),
         (
             {"data": {"source": "zzz"}},
-            "data.source='zzz': Valid: breast_cancer, csv, digits, folder, medmnist, npz, quadratic; or \"module:func",
+            "data.source='zzz': Valid: breast_cancer, csv, digits, folder, medmnist, npz, quadratic, script; or",
         ),
         (
             {"model": {"name": "mpl"}},

@@ -545,7 +545,7 @@ def test_what_is_no_toml(file: Path, text: bytes, said: str) -> None:
 def test_an_empty_file_lacks_every_field(file: Path) -> None:
     file.write_text("")
     missing = [line.split(": ")[1] for line in refused(file).splitlines()]
-    assert sorted(missing) == ["algorithm", "data", "name", "rounds", "topology", "training"]
+    assert sorted(missing) == ["algorithm", "data", "name", "rounds", "topology"]
 
 
 def test_no_such_file_and_a_directory(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ and goodput: what is left of the useful local steps when a node is killed every 
 
 python tools/bench.py                    # the figures of the README
 python tools/bench.py --only simulate    # or live, or goodput
+python tools/bench.py --only goodput --for 10min
 python tools/bench.py --smoke            # one short run of each: does the benchmark itself still work?
 """
 
@@ -184,6 +185,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="one short run of each")
     parser.add_argument("--only", choices=["live", "simulate", "goodput"], help="one part of the benchmark")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--for", dest="length", help="how long each run of goodput is, as in 10min")
     arguments = parser.parse_args()
     smoke, repeats = arguments.smoke, 1 if arguments.smoke else arguments.repeats
     if arguments.only != "goodput":
@@ -191,7 +193,8 @@ def main() -> None:
     if arguments.only in (None, "goodput"):
         # minutes where time is not the clock's; of real processes one
         whole = (("simulate", 16, "5min"), ("virtual", 16, "2min"), ("live", 8, "60s"))
-        bench_goodput((("virtual", 4, "15s"),) if smoke else whole)
+        cases = (("virtual", 4, "15s"),) if smoke else whole
+        bench_goodput([(driver, nodes, arguments.length or length) for driver, nodes, length in cases])
 
 
 def bench_speed(only: str | None, repeats: int, smoke: bool) -> None:

@@ -47,7 +47,7 @@ def dmsgd(
         'the model and its momentum'
     """
     share(beta=beta)
-    base = dsgd(learner, optax.chain(optax.trace(beta), optimizer))._replace(name="dmsgd")
+    base = dsgd(learner, optax.chain(optax.trace(beta), optimizer))._replace(name="dmsgd", any_steps=False)
     if not mix_momentum:
         return base
 

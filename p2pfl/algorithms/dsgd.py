@@ -74,4 +74,6 @@ def dsgd(learner: Learner, optimizer: optax.GradientTransformation, order: str =
         return init(params, 0)
 
     travels = "the model before the local steps" if first else "the model"
-    return Algorithm("dsgd", init, local, send, mix, adopt, lambda state: state.params, travels, learner=learner)
+    return Algorithm(
+        "dsgd", init, local, send, mix, adopt, lambda state: state.params, travels, any_steps=not first, learner=learner
+    )  # fmt: skip

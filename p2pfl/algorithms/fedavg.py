@@ -42,5 +42,5 @@ def fedavg(learner: Learner, optimizer: optax.GradientTransformation) -> Algorit
     """
     return dsgd(learner, optimizer)._replace(
         name="fedavg", plan=sampled.star_phases, link="push", keeps_mean="nothing", demands=Demands("row"),
-        weigh=renormalized,
+        weigh=renormalized, any_steps=False,
     )  # fmt: skip

@@ -73,4 +73,4 @@ def fedprox(learner: Learner, optimizer: optax.GradientTransformation, mu: float
         >>> p2pfl.algorithms.fedprox(learner(2), optax.sgd(0.1), mu=0.1).name
         'fedprox'
     """
-    return dsgd(proximal(learner, mu), optimizer)._replace(name="fedprox")
+    return dsgd(proximal(learner, mu), optimizer)._replace(name="fedprox", any_steps=False)

@@ -169,6 +169,13 @@ class QuadraticData(SourceTable):
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
+class ScriptData(SourceTable):
+    """No rows: they are those of the scripts that take part by `p2pfl.join`, and so are model and local steps."""
+
+    source: Literal["script"]
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class FunctionData(SourceTable):
     """The value that a function of the user's own returns."""
 
@@ -176,7 +183,7 @@ class FunctionData(SourceTable):
     arguments: dict[str, Any] | None = None  # its arguments
 
 
-Data = BuiltinData | NpzData | CsvData | MedmnistData | FolderData | QuadraticData | FunctionData
+Data = BuiltinData | NpzData | CsvData | MedmnistData | FolderData | QuadraticData | ScriptData | FunctionData
 """[data]: what is learned from, and how it is spread over the nodes."""
 DataTable = Annotated[Data, Tagged(("source",))]
 KINDS = (*members(PartitionTable), *members(Data))

@@ -32,7 +32,7 @@ Address = Annotated[str, Field(pattern=toml.ADDRESS)]
 class Training:
     """[training]: the local steps of a round."""
 
-    optimizer: dict[str, Any]  # name of an optax optimizer and its arguments
+    optimizer: dict[str, Any] = dataclasses.field(default_factory=dict)  # name of an optax one, and its arguments
     batch_size: Count = 16
     local_steps: Count = 10
     node_steps: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], LIST] | None = None
@@ -117,10 +117,10 @@ class Experiment:
 
     name: Annotated[str, Field(pattern=toml.NAME)]
     data: DataTable
-    training: Training
     topology: TopologyTable
     algorithm: AlgorithmTable
     rounds: Count
+    training: Training = dataclasses.field(default_factory=Training)
     statistics: Statistics = dataclasses.field(default_factory=Statistics)
     model: ModelTable | None = None  # must be given, but for the source quadratic
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

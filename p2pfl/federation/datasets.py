@@ -21,6 +21,7 @@ from p2pfl.config.data import (
     NpzData,
     PartitionTable,
     QuadraticData,
+    ScriptData,
     given,
 )  # fmt: skip
 from p2pfl.config.experiment import Experiment
@@ -107,6 +108,14 @@ def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data
     return Datasets(dataset, Partition(tuple(train), tuple(test)), False, dataset.notes, topology.events)
 
 
+def resolve_script(experiment: Experiment, topology: Topology) -> Datasets:
+    """No data: they are in a script that takes part by itself. Raises ConfigError."""
+    events.no_labels(experiment)
+    nothing = sources.Samples(np.zeros((0, 1), np.float32), np.zeros(0, np.int32))
+    none = (np.zeros(0, np.int64),) * topology.nodes
+    return Datasets(Dataset(nothing, nothing, ()), Partition(none, none), False, (), topology.events)
+
+
 def _quadratic(experiment: Experiment, topology: Topology, data: QuadraticData) -> Datasets:
     nodes = topology.nodes
     events.no_labels(experiment)
@@ -144,6 +153,8 @@ def _read(data: Data, seed: int, by_name: bool, meaning: Dictionary | None = Non
             return sources.BUILTIN[data.source](**given(data), seed=seed)
         case NpzData():
             return sources.npz.load(**given(data), seed=seed)
+        case ScriptData():
+            raise ConfigError("data.source='script': the rows are those of a script; name data here")
         case CsvData():
             if data.path is None:
                 raise ConfigError(

@@ -24,17 +24,18 @@ import numpy as np
 
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.churn import Conditions, Event, expected, there
-from p2pfl.config.data import CsvData, Data, FolderData
+from p2pfl.config.data import CsvData, Data, FolderData, ScriptData
 from p2pfl.config.experiment import Experiment
 from p2pfl.data import Dataset
 from p2pfl.data.partition import Partition
 from p2pfl.errors import ConfigError, nearest
 from p2pfl.federation import epochs
 from p2pfl.federation import learning as stage
-from p2pfl.federation.datasets import Datasets, by_sites, resolve_datasets, resolve_own
-from p2pfl.federation.learning import Learning, resolve_learning
+from p2pfl.federation.datasets import Datasets, by_sites, resolve_datasets, resolve_own, resolve_script
+from p2pfl.federation.learning import Learning, ScriptedSteps, resolve_learning
 from p2pfl.federation.topology import Topology, resolve_topology
 from p2pfl.learning import quadratic
+from p2pfl.methods import compose
 from p2pfl.node.plan import Terms
 from p2pfl.protocol.neighbor import WAIT
 from p2pfl.protocol.timing import PRESETS, Timing
@@ -182,9 +183,43 @@ def build_own(experiment: Experiment, node: int, own: Data) -> Federation:
     return Federation(experiment, topology, data, resolve_learning(experiment, topology, data))
 
 
+def build_script(experiment: Experiment, script: ScriptedSteps) -> Federation:
+    """The same for a script that brings rows, model and local steps; `experiment.data` has the source "script"."""
+    _script(experiment)
+    topology = resolve_topology(experiment)
+    timing(experiment)
+    _named(experiment)
+    data = resolve_script(experiment, topology)
+    return Federation(experiment, topology, data, resolve_learning(experiment, topology, data, script))
+
+
+def _script(experiment: Experiment) -> None:
+    """Raises ConfigError for what a script does by itself, and for what asks for rows that it does not show."""
+    given = {
+        "model": experiment.model,
+        "training.objective": experiment.training.objective,
+        "statistics": experiment.statistics.gather or experiment.statistics.normalize,
+        "evaluation.answers": experiment.evaluation.answers,
+    }
+    for name, value in given.items():
+        if value:
+            raise ConfigError(f"{name}: data.source='script' has no rows and no model to go with it; leave it out")
+    for wrap in experiment.algorithm.wrap:
+        if facts := compose.FACTS.get(str(wrap.get("name"))):
+            raise ConfigError(
+                f"algorithm.wrap: {wrap['name']} asks for the {', '.join(facts)} of each node, which nobody knows of "
+                "a script; leave it out"
+            )
+
+
 def check(experiment: Experiment, topology: Topology, own: Data | None = None) -> None:
     """Raises ConfigError for what can be seen to be wrong before the data are read. `own`: of a node with own rows."""
     nodes = topology.nodes
+    if isinstance(experiment.data, ScriptData):
+        raise ConfigError(
+            "data.source='script': rows and local steps are those of scripts that take part by p2pfl.join; start them, "
+            "or name data here"
+        )
     timing(experiment)
     steps, data = experiment.training.node_steps, own or experiment.data
     if steps is not None and len(steps) != nodes:
@@ -193,10 +228,15 @@ def check(experiment: Experiment, topology: Topology, own: Data | None = None) -
         _check_table(experiment, data)
     if steps is not None and not any(steps):
         raise ConfigError("training.node_steps: all are 0; somebody must train")
+    _named(experiment)
+    stage.optimizer(experiment)
+
+
+def _named(experiment: Experiment) -> None:
+    """Raises ConfigError for an algorithm that nobody knows."""
     name = experiment.algorithm.name
     if ":" not in name and name not in ALGORITHMS:
         raise ConfigError(f'algorithm.name={name!r}: {nearest(name, ALGORITHMS)}; or "module:function"')
-    stage.optimizer(experiment)
 
 
 def _check_table(experiment: Experiment, data: CsvData) -> None:

@@ -46,13 +46,25 @@ class Learning(NamedTuple):
     notes: tuple[str, ...]  # what a person should know of that
 
 
-def resolve_learning(experiment: Experiment, topology: Topology, data: Datasets) -> Learning:
+class ScriptedSteps(NamedTuple):
+    """What a script brings that takes part by itself."""
+
+    learner: Learner  # as it is: whatever its dtypes
+    optimizer: optax.GradientTransformation
+
+
+def resolve_learning(
+    experiment: Experiment, topology: Topology, data: Datasets, script: ScriptedSteps | None = None
+) -> Learning:
     """Resolve the learner and the algorithm of an experiment. Raises ConfigError."""
-    rule, dataset = optimizer(experiment), data.dataset
+    rule, dataset = optimizer(experiment) if script is None else script.optimizer, data.dataset
     methods = objectives(experiment, rule)
-    base = base_learner(experiment, dataset) if data.task is None else quadratic.learner(data.task.a.shape[1])
     sites, notes = known(experiment, methods, dataset, data.partition.train, real=not data.pooled)
-    learner = made_learner(experiment, base, methods, rule, sites)
+    if script is None:
+        base = base_learner(experiment, dataset) if data.task is None else quadratic.learner(data.task.a.shape[1])
+        learner = made_learner(experiment, base, methods, rule, sites)
+    else:
+        learner = script.learner
     _check_answers(experiment, learner, data)
     apart = bool(sites) or set(jax.eval_shape(learner.init, jax.random.key(0))) > {"trained", "carried"}
 

@@ -107,7 +107,9 @@ def fourier(start: float, rounds: int, end: float = 0.95) -> Callable[[Algorithm
             return lifted.mix(state, inbox, neighborhood)._replace(own=count)
 
         travels = f"{inner.travels}, with the number of the round"
-        return lifted._replace(local=local, send=send, mix=mix, linear=False, keeps_mean="nothing", travels=travels)
+        return lifted._replace(
+            local=local, send=send, mix=mix, linear=False, keeps_mean="nothing", travels=travels, any_steps=False
+        )
 
     return wrap
 

@@ -176,7 +176,7 @@ def by_loss(
             new = jnp.where(old < 0, new, decay * old + (1 - decay) * new)
             return Beside(after, jnp.where(known, new, old)), metrics
 
-        lifted = beside(inner, unknown)._replace(local=local)
+        lifted = beside(inner, unknown)._replace(local=local, any_steps=False)
         found = told(lifted, lambda state: state.own, slower if symmetric else rows, "its training loss")
         return found if symmetric else found._replace(keeps_mean="nothing")
 

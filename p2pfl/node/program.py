@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ class Program(NamedTuple):
     train: Callable[[State, Tree, Array, Array, Neighborhood], tuple[State, Array, Payload, Params | None]]
     mix: Callable[[State, Inbox, Neighborhood], tuple[State, Mixed]]
     adopt: Callable[[State, Params], State]
+    put: Callable[[State, Params, Neighborhood], tuple[State, Payload, Params | None]]
     restart: Callable[[State, int], State]
     params: Callable[[State], Params]
     evaluate: Callable[[State, EvalSet], tuple[np.ndarray, np.ndarray]]
@@ -41,8 +42,9 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Pr
     `init(seed, site)`: every node starts from the same model; `site`: what the node knows of its own data, {} where
     nothing is asked for. `train(state, batches, node, round, around)` takes the local steps and makes the payload;
     returns (state, loss, payload, model), the model after the local steps as others may have it, None where it is the
-    payload itself. `mix` takes an inbox whose `sent` and `received` are sequences of K payloads (of K parts,
-    where the algorithm is `per_edge`). `evaluate` returns per row (score, loss) as float32 arrays [rows].
+    payload itself; so does `put(state, model, around)`, but for the loss, with a model that somebody else has trained.
+    `mix` takes an inbox whose `sent` and `received` are sequences of K payloads (of K parts, where the algorithm is
+    `per_edge`). `evaluate` returns per row (score, loss) as float32 arrays [rows].
     """
 
     @jax.jit
@@ -53,6 +55,13 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Pr
         model = tree.public(algorithm.params(state))
         state, payload = algorithm.send(state, around)
         return state, metrics["loss"], payload, None if _same(model, payload) else model
+
+    @jax.jit
+    def put(state: State, model: Params, around: Neighborhood) -> tuple[State, Payload, Params | None]:
+        state = algorithm.replaced(state, {**algorithm.params(state), **model})
+        public = tree.public(algorithm.params(state))
+        state, payload = algorithm.send(state, around)
+        return state, payload, None if _same(public, payload) else public
 
     @jax.jit
     def mix(state: State, inbox: Inbox, around: Neighborhood) -> tuple[State, Mixed]:
@@ -83,22 +92,24 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Pr
     def init(key: Array, site: Tree) -> State:
         return algorithm.init(placed(learner.init(key), site), slots)
 
-    def evaluate_all(state: State, test: EvalSet) -> tuple[np.ndarray, np.ndarray]:
-        parts = [evaluate(state, *chunk) for chunk in test.chunks]
-        score = [np.asarray(part[0]) for part in parts]
-        loss = [np.asarray(part[1]) for part in parts]
-        return np.concatenate(score)[: test.rows], np.concatenate(loss)[: test.rows]
-
     return Program(
         slots=slots,
         init=lambda seed, site=None: init(jax.random.key(seed), site or {}),
         train=train,
         mix=mix,
         adopt=jax.jit(algorithm.adopt),
+        put=put,
         restart=jax.jit(algorithm.restart, static_argnums=1) if algorithm.restart else lambda state, slots: state,
         params=jax.jit(algorithm.params),
-        evaluate=evaluate_all,
+        evaluate=lambda state, test: _evaluated(evaluate, state, test),
     )
+
+
+def _evaluated(evaluate: Callable[..., Any], state: State, test: EvalSet) -> tuple[np.ndarray, np.ndarray]:
+    """Evaluate chunk by chunk."""
+    parts = [evaluate(state, *chunk) for chunk in test.chunks]
+    score, loss = ([np.asarray(part[i]) for part in parts] for i in (0, 1))
+    return np.concatenate(score)[: test.rows], np.concatenate(loss)[: test.rows]
 
 
 def node_key(seed: int, node: Array, round: Array) -> Array:

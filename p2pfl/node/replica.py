@@ -83,6 +83,16 @@ class Replica:
 
     # --- rounds
 
+    def begins(self, round: int) -> bool:
+        """Be about to train in a round, and wait for what that takes; whether there will be something to train."""
+        return True
+
+    def ends(self, round: int) -> None:
+        """Be done with a round: what was booked in it is mixed."""
+
+    def stop(self) -> None:
+        """Wait for nothing any more; from any thread."""
+
     def train(self, round: int, receivers: tuple[int, ...], steps: int | None = None) -> tuple[Payload, Params | None]:
         """Take the local steps of a round (the first `steps` of them) and make the payload.
 
@@ -113,9 +123,11 @@ class Replica:
         state, loss, payload, model = task.program.train(
             self.state, batches, np.int32(task.node), np.int32(round), task.outgoing(round, receivers)
         )
-        if task.per_edge:  # its parts are cut out one by one
-            payload = jax.tree.map(np.asarray, payload)
-        return state, loss, payload, model
+        return state, loss, self._parts(payload), model
+
+    def _parts(self, payload: Payload) -> Payload:
+        """The payload; one that is per_edge in host memory, where its parts are cut out one by one."""
+        return jax.tree.map(np.asarray, payload) if self.task.per_edge else payload
 
     def _steps(self, round: int, steps: int | None) -> int:
         """Return the local steps of a round."""

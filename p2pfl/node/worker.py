@@ -63,9 +63,10 @@ class Host(NamedTuple):
 class Worker:
     """Carries out what a `Peer` wants computed; writes metrics.jsonl, trace.jsonl, checkpoints and the model."""
 
-    def __init__(self, task: Task, directory: Path, host: Host) -> None:
+    def __init__(self, task: Task, directory: Path, host: Host, replica: Replica | None = None) -> None:
+        """`replica`: of the task; one that trains on the node's own rows unless given."""
         self.directory, self._host = directory, host
-        self.replica = Replica(task)
+        self.replica = Replica(task) if replica is None else replica
         payload, model = self.replica.sample()
         like = jax.tree.map(lambda leaf: np.empty(leaf.shape[1:], leaf.dtype), payload) if task.per_edge else payload
         self.payloads, self.models = Incoming(like), Incoming(model)
@@ -134,6 +135,8 @@ class Worker:
                 fate = self._host.happens(round)
                 if fate is not None:
                     return Leave(idle=True) if fate == "leave" else None
+            if not self.replica.begins(effect.next):
+                return Leave(idle=True)
             if effect.members is not None:
                 self._enter(effect.next, effect.members, effect.life)
             return self._train(effect.next, effect.speak)
@@ -177,6 +180,7 @@ class Worker:
             trained = False
         self._learn(round)
         self.replica.evaluate(round)
+        self.replica.ends(round)
         now, (sent, received) = self._host.now(), self._host.traffic()
         cost = Cost(
             bytes_sent=sent - self._bytes[0],

@@ -44,7 +44,7 @@ def run(
     directory, if there is one. `returns`: the round of the planned return or join that this process is.
     """
     given = config.load_node(file)
-    address = _address(file, given)
+    address = address_of(file, given)
     source = Path(given.experiment)
     sys.path[:0] = [str(Path.cwd()), str(source.parent)]
     experiment = config.load(source)
@@ -134,7 +134,7 @@ def _assess(federation: Federation, node: int, directory: Path, say: Callable[[s
     say(f"{whose}: {', '.join(listed) or 'nothing to test'}")
 
 
-def _address(file: Path, given: NodeFile) -> str:
+def address_of(file: Path | str, given: NodeFile) -> str:
     """Return how the others reach the node. Raises ConfigError."""
     address = given.address or given.listen
     for name, value in (("listen", given.listen), ("address", address), *(("peers", peer) for peer in given.peers)):

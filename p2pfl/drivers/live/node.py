@@ -30,6 +30,7 @@ from p2pfl.node.life import LifeFile
 from p2pfl.node.membership import Standing, meaning
 from p2pfl.node.payload import NOTHING, Outgoing
 from p2pfl.node.plan import facts
+from p2pfl.node.replica import Replica
 from p2pfl.node.result import NodeResult
 from p2pfl.node.task import Task
 from p2pfl.node.worker import Host, Worker
@@ -76,38 +77,32 @@ def run(
 
     `membership`: of `sidecar.start()`, before jax computes anything.
     """
-    place.directory.mkdir(parents=True, exist_ok=True)
-    node = _LiveNode(task, place, membership, say)
-    node.warm()
-    ready()
-    try:
-        node.open()
-        say(f"listening on {place.listen}")
-        try:
-            node.loop()
-        except USER_FAULTS as error:
-            if not node.broken(error):
-                raise
-        result = node.result()
-        try:
-            result.write(place.directory)
-        except OSError as error:
-            text = f"{place.directory}/result.json: can't be written: {error.strerror}; make room"
-            say(text)
-            result = result._replace(error=result.error or text)
-        node.belongs()
-        return result
-    finally:
-        node.close()
+    return LiveNode(task, place, membership, say).run(ready)
 
 
-class _LiveNode:
-    def __init__(self, task: Task, place: Place, membership: Sidecar, say: Callable[[str], None]) -> None:
+class LiveNode:
+    """One node; see `run`. `asked_to_leave` is for other threads, and so is what tells how it stands.
+
+    `replica`: of the task, as `Worker` has it. `within`: entered by each thread that computes, such as a precision.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        place: Place,
+        membership: Sidecar,
+        say: Callable[[str], None],
+        replica: Replica | None = None,
+        within: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    ) -> None:
         self._task, self._place, self._membership, self._say = task, place, membership, say
+        self._within = within
+        place.directory.mkdir(parents=True, exist_ok=True)
         self._counters = (0, 0)
         store = Store(place.directory, place.terms.federation)
         host = Host(clock.now, lambda: self._counters, self._happens, say, store, place.every)
-        self._work = Worker(task, place.directory, host)
+        with within():
+            self._work = Worker(task, place.directory, host, replica)
         self._event_log = EventLog(task.node, self._write)
         self._life = LifeFile(place.directory, say)
         self._compiled = 0.0  # seconds that it took
@@ -128,7 +123,66 @@ class _LiveNode:
         self._told = -1  # the round that the membership has been told ...
         self._reached = 0  # ... and the transport
         self._past = 0  # what the experiment plans up to this round is over
+        self._asked = False  # by another thread, to leave
         self._worker = threading.Thread(target=self._compute, name="work", daemon=True)
+
+    def run(self, ready: Callable[[], None], listening: Callable[[], None] = lambda: None) -> NodeResult:
+        """Run it to its end, once. `ready` as in `run` of this module; `listening` is called when its sockets are open.
+
+        In the main thread of a process SIGTERM, SIGINT and SIGHUP let it leave; else they are whose thread that is.
+        """
+        with self._within():
+            return self._ran(ready, listening)
+
+    def _ran(self, ready: Callable[[], None], listening: Callable[[], None]) -> NodeResult:
+        self.warm()
+        ready()
+        try:
+            self.open()
+            self._say(f"listening on {self._place.listen}")
+            listening()
+            try:
+                self.loop()
+            except USER_FAULTS as error:
+                if not self.broken(error):
+                    raise
+            result = self.result()
+            try:
+                result.write(self._place.directory)
+            except OSError as error:
+                text = f"{self._place.directory}/result.json: can't be written: {error.strerror}; make room"
+                self._say(text)
+                result = result._replace(error=result.error or text)
+            self.belongs()
+            return result
+        finally:
+            self.close()
+            self._membership.close()
+
+    def ask_to_leave(self) -> None:
+        """Let it leave in good order, soon; from any thread."""
+        self._asked = True
+        self._work.replica.stop()
+
+    @property
+    def peer(self) -> Peer:
+        """Its side of the protocol, to look at. Only after `open`."""
+        return self._peer
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The nodes that are there, this one among them, ascending."""
+        return tuple(sorted({self._task.node, *(member.node for member in self._table if member.present)}))
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Bytes sent and received."""
+        return self._counters
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Messages that were dropped, by reason."""
+        return dict(self._event_log.dropped)
 
     def warm(self) -> None:
         """Compile; no socket is open yet."""
@@ -186,6 +240,10 @@ class _LiveNode:
     # --- the thread that computes
 
     def _compute(self) -> None:
+        with self._within():
+            self._work_off()
+
+    def _work_off(self) -> None:
         while (job := self._jobs.get()) is not None:
             try:
                 if isinstance(job, Adopt):
@@ -202,7 +260,8 @@ class _LiveNode:
 
     def loop(self) -> None:
         """Until the peer is done. Only after `open`."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        main = threading.current_thread() is threading.main_thread()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if main else ():
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
                 signal.signal(number, lambda number, frame: self._signals.append(number))
         poller = zmq.Poller()
@@ -237,6 +296,8 @@ class _LiveNode:
             self._signals.clear()
             self._say(f"leaving: asked to stop ({self._stopped_by})")
             self._handle(Leave(idle=False), now)
+        if self._asked:
+            self._handle(Leave(idle=False), now)
         self._handle(Tick(), now)
         self._membership.beat()
         self._tell(now)
@@ -247,7 +308,7 @@ class _LiveNode:
 
     def _tell(self, now: float) -> None:
         """Say how it goes, if that is due."""
-        if self._stopped_by:  # nothing is hoped for any more
+        if self._stopped_by or self._asked:  # nothing is hoped for any more
             return
         terms, work, me = self._place.terms, self._work, self._task.node
         # who has left after its last round is missed by nobody
@@ -306,7 +367,7 @@ class _LiveNode:
         situation = Situation(
             0, 0, 1 + len(there), 2, unreached=blocked, address=self._place.address, strange=self._strange()
         )
-        limit = clock.now() + (0.0 if self._stopped_by else _REASONS)
+        limit = clock.now() + (0.0 if self._stopped_by or self._asked else _REASONS)
         while len(why := self._why(situation, now := clock.now())) < len(situation.strange) and now < limit:
             clock.pause(_TICK)
         return tuple(f"{at} ({said})" for at, said in why.items())
@@ -417,6 +478,8 @@ class _LiveNode:
     # --- effects
 
     def _handle(self, event: Event, now: float) -> None:
+        if isinstance(event, Leave):  # whoever computes need not wait for steps of a round any more
+            self._work.replica.stop()
         for effect in self._peer.handle(event, now):
             self._carry_out(effect)
 

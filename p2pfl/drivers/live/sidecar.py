@@ -21,6 +21,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from p2pfl.drivers.live import clock
@@ -44,6 +45,9 @@ _RESTARTS = 5
 
 _SPAN = 60.0
 """... in so many seconds: what kills it that often would go on."""
+
+_SPAWNED = 3
+"""The file by which a process that was spawned is joined to its node."""
 
 _KNOWN = 512
 """Members that it is told of then; the others it hears of from them."""
@@ -258,6 +262,29 @@ def start() -> Sidecar:
             traceback.print_exception(*sys.exc_info())
             sys.stderr.flush()
         os._exit(code)
+
+
+def spawn() -> Sidecar:
+    """Start the same by a Python of its own, which takes a tenth of a second or two.
+
+    For a node in a process that is somebody else's: it may have threads, and jax may be at work in it, which no fork
+    survives for sure.
+    """
+    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    package = str(Path(__file__).resolve().parents[3])  # wherever the process has found it
+    code = f"import sys; sys.path.insert(0, {package!r}); from {__name__} import spawned; spawned()"
+    command = [sys.executable, "-c", code]
+    with its:
+        placed = [(os.POSIX_SPAWN_DUP2, its.fileno(), _SPAWNED)]
+        pid = os.posix_spawn(sys.executable, command, os.environ, file_actions=placed)
+    return Sidecar(pid, mine)
+
+
+def spawned() -> None:
+    """Be the process that `spawn` starts, until its end."""
+    link = socket.socket(fileno=_SPAWNED)
+    _detach(link)
+    _keep(link)
 
 
 def _keep(link: socket.socket) -> None:

@@ -110,7 +110,7 @@ def gossip(inner: Algorithm, rounds: int) -> Algorithm:
     return inner._replace(
         init=init, local=local, send=send, mix=mix, adopt=adopt, params=lambda state: inner.params(state.inner),
         travels=f"{inner.travels}, and sums over the data", mass=mass, restart=restart, put=put,
-        state_class="sum" if inner.state_class == "none" else inner.state_class,
+        any_steps=False, state_class="sum" if inner.state_class == "none" else inner.state_class,
     )  # fmt: skip
 
 
