@@ -58,12 +58,12 @@ def sgd(learner: Learner | None = None) -> Algorithm:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/algorithms.md"])
 def test_what_a_page_shows_runs(page: str) -> None:
-    """The blocks of Python, one after another, but for the run of an experiment with processes."""
+    """The blocks of Python, one after another, but for what starts processes: a run, and a node of a script's own."""
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
     assert sum("p2pfl.simulate(" in block for block in blocks) == 1
     names: dict[str, Any] = {}
     for block in blocks:
-        if "p2pfl.run(" not in block:
+        if "p2pfl.run(" not in block and "p2pfl.join(" not in block:
             exec(compile(block, page, "exec"), names)
     score = names["result"].history.score
     assert score.shape[1] == 8 and score[-1].min() > 0.5 > 0.3 > score[0].min()

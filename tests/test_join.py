@@ -386,6 +386,24 @@ def test_a_script_that_is_killed_comes_back_with_its_own_model_and_the_books_bal
 
 @pytest.mark.live
 @pytest.mark.more
+def test_three_lines_make_a_federation_of_a_training_script(tmp_path: Path) -> None:
+    """experiments/own-loop, at other ports: alone a site knows its own kinds of digits, together all ten."""
+    source = Path(__file__).parents[1] / "experiments" / "own-loop"
+    with reserved(4) as held, processes(tmp_path) as start:
+        for name in ("train.py", "federation.toml"):
+            (tmp_path / name).write_text((source / name).read_text())
+        for site, port in enumerate(held):
+            text = (source / f"site-{site}.toml").read_text()
+            text = text.replace(f":57{site}0", f":{port}").replace(":5700", f":{held[0]}")
+            (tmp_path / f"site-{site}.toml").write_text(text)
+        alone = start("train.py", 0, "--alone")
+        together = [start("train.py", site) for site in range(4)]
+        scores = [float(until(each, "site").split()[-2]) for each in (alone, *together)]
+    assert scores[0] < 45 and min(scores[1:]) > 93, scores
+
+
+@pytest.mark.live
+@pytest.mark.more
 def test_ctrl_c_while_it_waits_leaves_the_node_usable_and_nothing_behind(tmp_path: Path) -> None:
     """As in a cell of a notebook."""
     with reserved(2) as held, processes(tmp_path) as start:
