@@ -3,8 +3,9 @@
 An algorithm is a value, `Algorithm`: pure functions that every driver runs alike. `from_flax` makes a `Learner` from a
 Flax module, `dsgd` and its siblings in `algorithms` make algorithms from a learner and an optax optimizer, `simulate`
 runs one on a graph of `topology` and arrays of yours, with thousands of nodes in this process. `load_experiment` reads
-an experiment file, `build` makes of it what it means, and `run` does what the command `p2pfl run` does. `methods` has
-what a study adds, `learning` and `data` what they say, `churn` who comes and goes.
+an experiment file, `build` makes of it what it means, `run` does what the command `p2pfl run` does, and `load_run`
+reads what a run has left; a `Callback` is told of the rounds of either, and may end them. `methods` has what a study
+adds, `learning` and `data` what they say, `churn` who comes and goes.
 
 Names are imported when they are first used, since the command line must not wait for jax to say that a file is missing;
 editors and type checkers see the same names below `TYPE_CHECKING`.
@@ -24,21 +25,28 @@ if TYPE_CHECKING:
     from p2pfl.errors import ConfigError, DataError, LocalError, P2PFLError, RemoteError, TopologyError
     from p2pfl.federation.federation import build
     from p2pfl.learning.flax import from_flax
+    from p2pfl.runs.callbacks import Callback, EarlyStopping, RoundInfo, RunInfo
     from p2pfl.runs.interface import run, simulate
     from p2pfl.runs.join import join
+    from p2pfl.runs.loaded import RunResult, load_run
     from p2pfl.runs.replay import replay
     from p2pfl.types import Algorithm, Learner, Schedule
 
 __all__ = [
     "Algorithm",
+    "Callback",
     "ConfigError",
     "DataError",
     "Dataset",
+    "EarlyStopping",
     "Experiment",
     "Learner",
     "LocalError",
     "P2PFLError",
     "RemoteError",
+    "RoundInfo",
+    "RunInfo",
+    "RunResult",
     "Samples",
     "Schedule",
     "TopologyError",
@@ -51,6 +59,7 @@ __all__ = [
     "join",
     "learning",
     "load_experiment",
+    "load_run",
     "methods",
     "replay",
     "run",
@@ -68,9 +77,12 @@ _HOMES = {
     **{name: f"p2pfl.errors:{name}" for name in __all__ if name.endswith("Error")},
     "build": "p2pfl.federation.federation:build",
     "from_flax": "p2pfl.learning.flax:from_flax",
+    **{name: f"p2pfl.runs.callbacks:{name}" for name in ("Callback", "EarlyStopping", "RoundInfo", "RunInfo")},
     "run": "p2pfl.runs.interface:run",
     "simulate": "p2pfl.runs.interface:simulate",
     "join": "p2pfl.runs.join:join",
+    "load_run": "p2pfl.runs.loaded:load_run",
+    "RunResult": "p2pfl.runs.loaded:RunResult",
     "replay": "p2pfl.runs.replay:replay",
     **{name: f"p2pfl.types:{name}" for name in ("Algorithm", "Learner", "Schedule")},
 }

@@ -9,16 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 from small import PATIENT
 
+import p2pfl
+from p2pfl import tree
 from p2pfl.config import experiment
 from p2pfl.config.experiment import Driver, Experiment
 from p2pfl.errors import ConfigError
 from p2pfl.node import records, result
 from p2pfl.reporting import terminal
 from p2pfl.reporting.run_data import Summary
+from p2pfl.runs.callbacks import Callback, Callbacks, RoundInfo, RunInfo
 from p2pfl.runs.drivers import DRIVERS, chosen
 from p2pfl.runs.run import run
 
@@ -47,15 +52,38 @@ def tiny(driver: str, **more: Any) -> Experiment:
     return parsed
 
 
+class Seen(Callback):
+    """Keeps what it is told, with the models copied while they are there."""
+
+    def __init__(self) -> None:
+        self.began: list[RunInfo] = []
+        self.rounds: list[RoundInfo] = []
+        self.models: list[Any] = []
+
+    def begin(self, info: RunInfo) -> None:
+        self.began.append(info)
+
+    def round(self, info: RoundInfo) -> None:
+        assert self.began
+        self.rounds.append(info)
+        self.models.append(info.models and info.models())
+
+
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def seen() -> dict[str, Seen]:
+    """What a callback was told, by driver."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, seen: dict[str, Seen]) -> Ran:
     """Runs each driver once."""
     done: dict[str, tuple[Path, Summary]] = {}
 
     def of(driver: str) -> tuple[Path, Summary]:
         if driver not in done:
-            out = tmp_path_factory.mktemp(driver)
-            done[driver] = out, run(tiny(driver), out)
+            out, seen[driver] = tmp_path_factory.mktemp(driver), Seen()
+            done[driver] = out, run(tiny(driver), out, callbacks=Callbacks([seen[driver]]))
         return done[driver]
 
     return of
@@ -108,6 +136,59 @@ def test_it_ends_as_the_plain_loop(ran: Ran, driver: str) -> None:
         assert summary.digests == looped.digests
         assert summary.score_mean == looped.score_mean
     assert len(set(looped.digests.values())) == NODES  # the comparison can fail
+
+
+@pytest.mark.parametrize("driver", ROWS)
+def test_a_callback_is_told_the_same(ran: Ran, seen: dict[str, Seen], driver: str) -> None:
+    """One beginning, each round once and in order, with the numbers of the records; models where they are at hand."""
+    out, summary = ran(driver)
+    ran("loop")
+    told, looped = seen[driver], seen["loop"]
+    kind = "simulate" if driver == "loop" else driver
+    assert told.began == [RunInfo("tiny", NODES, ROUNDS, 1, "dsgd", kind, ("accuracy", "accuracy", True), out)]
+    assert [info.round for info in told.rounds] == [1, 2, 3] and all(info.active.all() for info in told.rounds)
+    for info, same in zip(told.rounds, looped.rounds, strict=True):
+        for name in ("train_loss", "score", "score_own", "score_before"):
+            tolerance = 0.0 if DRIVERS[driver].to_the_bit else 0.01
+            np.testing.assert_allclose(getattr(info, name), getattr(same, name), atol=tolerance, rtol=0)
+            assert getattr(info, name).shape == (NODES,)
+    assert told.rounds[-1].score.mean() == pytest.approx(summary.score_mean, abs=1e-6)
+    assert [*map(np.isfinite, (told.rounds[-1].seconds,))] == [True]
+    if driver in ("live", "virtual"):
+        assert told.models == [None] * ROUNDS
+    else:
+        (a, *_), (b, *_) = (tree.named_leaves(model).values() for model in told.models[:2])
+        assert a.shape[0] == NODES and not np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("driver", ROWS)
+def test_it_is_loaded_as_plain_arrays(ran: Ran, seen: dict[str, Seen], driver: str) -> None:
+    out, summary = ran(driver)
+    loaded = p2pfl.load_run(out)
+    assert (loaded.summary, loaded.unread, loaded.experiment) == (summary, (), experiment.load(out / "experiment.toml"))
+    frame = pd.DataFrame(loaded.metrics)
+    rows = records.read(out / "metrics.jsonl")
+    assert len(frame) == NODES * ROUNDS and set(frame) == set(rows[0])
+    assert (frame["round"].tolist(), frame["node"].tolist()) == ([1] * 4 + [2] * 4 + [3] * 4, [0, 1, 2, 3] * 3)
+    assert frame["accuracy_after_mixing"].tolist() == [row["accuracy_after_mixing"] for row in rows]
+    assert frame["arrived"].tolist() == [2] * 12 and frame["arrived"].dtype == np.int64
+    assert loaded.rounds["accuracy_mean"][-1] == pytest.approx(summary.score_mean, abs=1e-6)
+    assert loaded.rounds["round"].tolist() == [1, 2, 3]
+    assert len(loaded.events) == len(records.read(out / "events.jsonl"))
+    assert list(loaded.models) == [0, 1, 2, 3]
+    for node, leaves in loaded.models.items():
+        assert all(isinstance(leaf, np.ndarray) for leaf in leaves.values())
+        if seen[driver].models[-1] is not None:
+            last = {name: leaf[node] for name, leaf in tree.named_leaves(seen[driver].models[-1]).items()}
+            assert last.keys() == leaves.keys() and all(np.array_equal(leaves[name], last[name]) for name in last)
+    assert set(loaded.split) == {"part", "row", "node", "name", "line"} and set(loaded.split["part"]) == {
+        "train",
+        "test",
+    }
+    said = np.stack([loaded.predictions[f"p_{i}"] for i in range(10)], axis=1)
+    own = loaded.predictions["node"] == 0
+    right = said[own].argmax(axis=1) == loaded.predictions["class"][own].astype(int)
+    assert right.mean() == pytest.approx(loaded.metrics["accuracy_after_mixing"][-4], abs=1e-6)
 
 
 @pytest.mark.parametrize("driver", [row for row in ROWS if DRIVERS[str(row.values[0])].node_records])

@@ -102,13 +102,18 @@ def test_arrays_and_an_experiment_file_end_in_the_same_bits() -> None:
     assert result.outcome.drift == expected.drift
 
 
-def test_progress_and_rows_of_ones_own() -> None:
+def test_callbacks_and_rows_of_ones_own() -> None:
     rounds: list[int] = []
+
+    class Rounds(p2pfl.Callback):
+        def round(self, info: p2pfl.RoundInfo) -> None:
+            rounds.append(info.round)
+
     own = (np.arange(5), np.arange(5, 10), np.arange(0), np.arange(0))
     partition = Partition(tuple(np.arange(i, 40, 4) for i in range(4)), own)
     result = p2pfl.simulate(
         sgd(), ARRAYS, schedule=ring(), rounds=3, partition=partition, evaluate_every=2, devices=1,
-        progress=lambda round, since: rounds.extend(one.round for one in since),
+        callbacks=[Rounds()],
     )  # fmt: skip
     assert rounds == result.history.round.tolist() == [2, 3]
     assert np.isnan(result.history.score_own[:, 2:]).all() and not np.isnan(result.history.score_own[:, :2]).any()
@@ -253,13 +258,15 @@ def test_an_experiment_runs_from_its_file(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     before = sys.path[:]
-    summary = p2pfl.run(str(file))
+    ran = p2pfl.run(str(file))
     assert sys.path == before
     (out,) = (tmp_path / "runs").iterdir()
     assert out.name.startswith("small-") and (out / "summary.json").is_file()
-    assert (summary.algorithm, summary.nodes, summary.rounds) == ("lazy", 3, 2)
+    assert (ran.summary.algorithm, ran.summary.nodes, ran.summary.rounds) == ("lazy", 3, 2)
+    assert ran.path == out.relative_to(tmp_path) and list(ran.models) == [0, 1, 2]
+    assert ran.metrics["node"].tolist() == [0, 1, 2] * 2 and np.isnan(ran.metrics["accuracy_own"]).all()
     again = p2pfl.run(p2pfl.load_experiment(file, ["rounds=3", 'algorithm.name="dsgd"']), tmp_path / "mine")
-    assert again.rounds == 3 and (tmp_path / "mine" / "summary.json").is_file()
+    assert again.summary.rounds == 3 and (tmp_path / "mine" / "summary.json").is_file()
     assert capfd.readouterr().out == ""
     with pytest.raises(ConfigError, match="mine"):
         p2pfl.run(file, tmp_path / "mine")
@@ -293,7 +300,8 @@ assert_type(schedule, p2pfl.Schedule)
 assert_type(dataset, p2pfl.Dataset)
 assert_type(dataset.train, p2pfl.Samples)
 assert_type(experiment, p2pfl.Experiment)
-assert_type(p2pfl.run(experiment, Path("out")).rounds, int | None)
+assert_type(p2pfl.run(experiment, Path("out"), callbacks=[p2pfl.EarlyStopping(5)]), p2pfl.RunResult)
+assert_type(p2pfl.load_run("out").summary.rounds, int | None)
 assert_type(p2pfl.ConfigError("text"), p2pfl.ConfigError)
 print(result.history.score[-1].mean(), p2pfl.build(experiment).schedule, [v.equal for v in p2pfl.replay("out")])
 """

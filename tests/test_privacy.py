@@ -53,7 +53,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
 def test_nothing_but_shared_leaves_and_declared_sums_is_sent(tmp_path: Path, said: list[tuple[Any, Any]]) -> None:
     wanted: Experiment = experiment.parse(WANTED, "test.toml", Experiment)
     made = federation.build(wanted)
-    virtual.into(made, tmp_path, lambda round: None, lambda text: None)
+    virtual.into(made, tmp_path)
     kinds = {kind for kind, _ in said}
     assert kinds == {Offer, Model} and Push not in kinds
     shared = {
@@ -86,5 +86,5 @@ def test_the_listener_would_hear_it(tmp_path: Path, said: list[tuple[Any, Any]])
     table["training"] = {**WANTED["training"], "objective": []}  # type: ignore[dict-item]
     table["evaluation"] = {"every": 4}
     made = federation.build(experiment.parse(table, "test.toml", Experiment))
-    virtual.into(made, tmp_path, lambda round: None, lambda text: None)
+    virtual.into(made, tmp_path)
     assert any("carried/norms/0/mean" in tree.named_leaves(payload) for _, payload in said)

@@ -80,6 +80,7 @@ def headline(summary: Summary, absent: list[Absence]) -> str:
     if len(beside) == 1 and beside[0].startswith("all"):
         beside = [beside[0].replace("pooled", "pooled reach")]
     sentences = [text + ("; " + ", ".join(beside) if beside else ""), *published.verdicts(summary)]
+    sentences += [f"It was stopped early {summary.stopped_early}"] if summary.stopped_early else []
     sentences += _churn(summary, absent)
     sentences += [line[0].upper() + line[1:] for line in terminal.rounds_lost(summary)]
     if summary.incomplete:

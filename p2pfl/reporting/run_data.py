@@ -151,6 +151,7 @@ class Summary:
     left: tuple[int, ...] = ()
     interrupted: bool = False
     stopped_by: str = ""  # the signal that did it
+    stopped_early: str = ""  # by a callback: "at round 12 of 60 by EarlyStopping"; `rounds` are then those that count
     incomplete: tuple[str, ...] = ()  # why the run is not whole, each a line for a person
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -373,6 +374,42 @@ def _lines(path: Path, unread: list[str]) -> Iterator[dict[str, Any]]:
 def _number(value: object) -> float:
     number = measured(value)
     return math.nan if number is None else number
+
+
+_WHOLE = frozenset({"node", "life", "round", "arrived", "age", "bytes_sent", "bytes_received", "alive"})
+"""Fields of a record that are whole numbers."""
+
+
+def columns(directories: Iterable[Path], file: str, unread: list[str]) -> dict[str, np.ndarray]:
+    """Return a .jsonl file of records of rounds as columns, a row for each node and round, by round and node.
+
+    `directories`: those that have a part of it. Of a round that a node has trained again the later life counts. NaN
+    where nothing was measured. Of a list there is its length, of `age` the largest. `unread`: takes what could not be
+    read, in words.
+    """
+    rows: dict[tuple[int, int], dict[str, Any]] = {}
+    for row in (row for directory in directories for row in _lines(directory / file, unread)):
+        if measured(row.get("round")) is not None:
+            rows[int(row["round"]), int(row.get("node", 0))] = row
+    ordered = [rows[key] for key in sorted(rows)]
+    names = dict.fromkeys(name for row in ordered for name in row)
+    return {name: _column(name, [row.get(name) for row in ordered]) for name in names}
+
+
+def events(directories: Iterable[Path], unread: list[str]) -> list[dict[str, Any]]:
+    """Return the records of events.jsonl, those of several directories by time."""
+    found = [row for directory in directories for row in _lines(directory / "events.jsonl", unread)]
+    return sorted((row for row in found if isinstance(row.get("event"), str)), key=lambda row: _number(row.get("time")))
+
+
+def _column(name: str, values: list[Any]) -> np.ndarray:
+    lists = [each for each in values if isinstance(each, list)]
+    if lists:
+        of = max if name == "age" else len
+        values = [of([0, *each] if name == "age" else each) if isinstance(each, list) else each for each in values]
+    numbers = np.array([_number(each) for each in values], float)
+    whole = name in _WHOLE and bool(np.isfinite(numbers).all())
+    return numbers.astype(np.int64) if whole else numbers
 
 
 def _series(path: Path, score: str, unread: list[str]) -> dict[str, np.ndarray]:

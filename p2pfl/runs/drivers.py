@@ -13,9 +13,10 @@ from p2pfl.config.experiment import Driver, Experiment
 from p2pfl.federation.federation import Federation
 from p2pfl.reporting.terminal import View
 from p2pfl.runs import live, simulated, virtual
+from p2pfl.runs.callbacks import Callbacks
 from p2pfl.runs.summary import Collected
 
-Run = Callable[[Federation, Path, View], Collected]
+Run = Callable[[Federation, Path, View, Callbacks], Collected]
 """Runs a federation into a directory that is there, and says on the way how it goes."""
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
@@ -23,8 +23,13 @@ from p2pfl.errors import ConfigError
 from p2pfl.federation import epochs
 from p2pfl.learning.targets import TARGETS
 from p2pfl.methods.compose import withhold
-from p2pfl.reporting.run_data import Summary
+from p2pfl.runs.callbacks import Callback, Callbacks, RunInfo
+from p2pfl.runs.simulated import looked
+from p2pfl.runs.summary import score_of
 from p2pfl.types import Algorithm, Learner, Neighborhood, Params, Planning, Schedule
+
+if TYPE_CHECKING:
+    from p2pfl.runs.loaded import RunResult
 
 Arrays = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
 """(x_train, y_train, x_test, y_test)."""
@@ -47,6 +52,25 @@ class Simulated(NamedTuple):
     models: Params  # numpy, [n, ...] each: the final model of every node
     history: History
     outcome: Outcome  # the same models, messages and seconds
+    key: str = "accuracy"  # what scores are called by in `metrics`
+    stopped_early: str = ""  # by a callback: "at round 12 of 60 by EarlyStopping"
+
+    @property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """The history as columns, a row for each node and evaluated round; `pandas.DataFrame` takes them as they are.
+
+        The names are those of metrics.jsonl, as in `RunResult.metrics`.
+        """
+        history = self.history
+        count, nodes = history.train_loss.shape
+        return {
+            "node": np.tile(np.arange(nodes), count),
+            "round": np.repeat(history.round, nodes),
+            "train_loss": history.train_loss.ravel(),
+            f"{self.key}_before_mixing": history.score_before.ravel(),
+            f"{self.key}_after_mixing": history.score.ravel(),
+            f"{self.key}_own": history.score_own.ravel(),
+        }
 
 
 def simulate(
@@ -60,7 +84,7 @@ def simulate(
     local_steps: int | Sequence[int] = 10,
     seed: int = 0,
     evaluate_every: int = 1,
-    progress: Callable[[int, list[Evaluated]], None] | None = None,
+    callbacks: Sequence[Callback] = (),
     chunk: int | None = None,
     devices: int | None = None,
 ) -> Simulated:
@@ -79,17 +103,18 @@ def simulate(
         local_steps: steps of each node in a round, >= 0; one number, or one for each node.
         seed: of data order, first model, partition and drawn graphs, >= 0.
         evaluate_every: rounds between two evaluations on the test rows, >= 1; the last round is always evaluated.
-        progress: called with the last round that is done and what was evaluated since the last call.
+        callbacks: told of the beginning, of each evaluated round, and of the end; one may end the simulation early.
         chunk: nodes computed at once on a device; None chooses by the size of the model.
         devices: how many the nodes are spread over; None takes all.
 
     Returns:
-        Final models, history and figures.
+        Final models, history and figures; `metrics` has the history as columns.
 
     Raises:
         ConfigError: an argument can't mean anything, the learner does not fit the data, or memory does not suffice.
         DataError: the data can't be used.
         TopologyError: the graph is not what the algorithm asks for.
+        Exception: whatever a callback has raised, as soon as the round is over.
 
     Example:
         >>> import numpy as np, networkx as nx, optax, p2pfl
@@ -101,8 +126,10 @@ def simulate(
         >>> result = p2pfl.simulate(algorithm, (x, y, x, y), schedule=ring, rounds=2, local_steps=1, devices=1)
         >>> result.history.score.shape
         (2, 4)
+        >>> result.metrics["node"], result.metrics["round"]
+        (array([0, 1, 2, 3, 0, 1, 2, 3]), array([1, 1, 1, 1, 2, 2, 2, 2]))
     """
-    learner = _learner(algorithm)
+    learner, told = _learner(algorithm), Callbacks(callbacks)
     if not isinstance(schedule, Schedule):
         raise ConfigError(
             f"schedule: is a {type(schedule).__name__}; must be a Schedule. p2pfl.topology.schedule(graph) makes one "
@@ -144,15 +171,16 @@ def simulate(
         conditions=churn.Conditions(0.0, "double_entry", 0, algorithm.lateness, algorithm.link, seed),
         sites={},
     )
+    shown = score_of(dataset.kind)
+    told.begin(RunInfo(algorithm.name, nodes, rounds, evaluate_every, algorithm.name, "simulate", shown, None))
     evaluated: list[Evaluated] = []
-
-    def told(round: int, since: list[Evaluated]) -> None:
-        evaluated.extend(since)
-        if progress is not None:
-            progress(round, since)
-
-    outcome = engine.run(work, How(chunk, devices, measure=False), told, clock.now)
-    return Simulated(outcome.models, _history(evaluated, nodes), outcome)
+    outcome = engine.run(
+        work, How(chunk, devices, measure=False), lambda _, since: evaluated.extend(since), clock.now,
+        looked(told) if told else None,
+    )  # fmt: skip
+    result = Simulated(outcome.models, _history(evaluated, nodes), outcome, shown.key, told.when)
+    told.end(result)
+    return result
 
 
 def _learner(algorithm: Algorithm) -> Learner:
@@ -262,18 +290,22 @@ def _history(evaluated: Sequence[Evaluated], nodes: int) -> History:
     )
 
 
-def run(experiment: Experiment | Path | str, out: Path | str | None = None) -> Summary:
+def run(
+    experiment: Experiment | Path | str, out: Path | str | None = None, *, callbacks: Sequence[Callback] = ()
+) -> RunResult:
     """Run an experiment with all its nodes on this machine, as the command `p2pfl run` does, and say nothing.
 
     Args:
         experiment: its file, or what `load_experiment` made of one. Modules that a file names lie beside it.
         out: the run directory, new or empty; None makes one below runs/ in the current directory.
+        callbacks: told of the beginning, of each evaluated round, and of the end; one may end the run early.
 
     Returns:
-        The summary, whose `as_dict()` is summary.json; docs/run-directory.md says what each figure means.
+        What the run has left, as of `load_run`; docs/run-directory.md says what each figure of its summary means.
 
     Raises:
         ConfigError: the experiment can't mean anything, or `out` is not empty; before anything starts.
+        Exception: whatever a callback has raised, when the nodes have left and all that the run leaves is written.
 
     Example:
         >>> import p2pfl
@@ -283,10 +315,11 @@ def run(experiment: Experiment | Path | str, out: Path | str | None = None) -> S
         p2pfl.errors.ConfigError: no-such-experiment.toml: no such file; the full path is ...
     """
     # here: who simulates has no need of sockets and figures
+    from p2pfl.runs.loaded import load_run
     from p2pfl.runs.run import default_out
     from p2pfl.runs.run import run as run_experiment
 
-    beside = []
+    told, beside = Callbacks(callbacks), []
     if not isinstance(experiment, Experiment):
         beside = [str(Path(experiment).resolve().parent)]
         experiment = files.load(Path(experiment), find=True)
@@ -294,6 +327,9 @@ def run(experiment: Experiment | Path | str, out: Path | str | None = None) -> S
     before = sys.path[:]
     sys.path[:0] = beside
     try:
-        return run_experiment(experiment, directory)
+        run_experiment(experiment, directory, callbacks=told)
+        result = load_run(directory)
+        told.end(result)
+        return result
     finally:
         sys.path[:] = before

@@ -21,6 +21,7 @@ from p2pfl.errors import stopping
 from p2pfl.federation.federation import Federation, model_shape
 from p2pfl.node import records, result
 from p2pfl.reporting.terminal import View
+from p2pfl.runs.callbacks import Callbacks
 from p2pfl.runs.progress import Watch
 from p2pfl.runs.summary import Collected, collect, left, planned_losses, score
 from p2pfl.types import Neighborhood
@@ -73,7 +74,7 @@ def _nothing(server: Launcher, watch: Watch, now: float) -> bool:
 @contextlib.contextmanager
 def prepared(
     experiment: Experiment, view: View, look: Look = _nothing
-) -> Iterator[Callable[[Federation, Path, View], Collected]]:
+) -> Iterator[Callable[[Federation, Path, View, Callbacks], Collected]]:
     """Start the process that will start the nodes: it imports while this one builds and trains the baselines.
 
     `look`: what else happens to the nodes while they run.
@@ -138,18 +139,37 @@ def _orders(federation: Federation, out: Path, held: Sequence[int]) -> list[Orde
     return orders
 
 
-def _run(server: Launcher, look: Look, federation: Federation, out: Path, view: View) -> Collected:
+def _run(
+    server: Launcher, look: Look, federation: Federation, out: Path, view: View, callbacks: Callbacks
+) -> Collected:
     """Run a process for each node to their end, and collect what they leave."""
     with ports.reserved(len(federation.graph)) as held:
-        return _run_at(server, look, federation, out, view, _orders(federation, out, held))
+        return _run_at(server, look, federation, out, view, callbacks, _orders(federation, out, held))
+
+
+def _told(callbacks: Callbacks, look: Look) -> Look:
+    """Tell callbacks of the rounds that all have finished, but for who does not get on; then look."""
+    if not callbacks:
+        return look
+
+    def both(server: Launcher, watch: Watch, now: float) -> bool:
+        at_work = [node for node, member in server.members.items() if member.state == "alive"]
+        gets_on = {*at_work} - {*watch.silent(at_work, now, _STALL)} - watch.waiting
+        known = bool(gets_on) or not at_work  # where nobody gets on, nothing has ended
+        return (known and callbacks.follow(watch, gets_on)) or look(server, watch, now)
+
+    return both
 
 
 def _run_at(
-    server: Launcher, look: Look, federation: Federation, out: Path, view: View, orders: Sequence[Order]
-) -> Collected:
+    server: Launcher, look: Look, federation: Federation, out: Path, view: View, callbacks: Callbacks,
+    orders: Sequence[Order],
+) -> Collected:  # fmt: skip
     began = clock.now()
     view.say(f"starting {len(orders)} node processes")
-    watch = Watch(federation.experiment.rounds, {order.node: order.directory for order in orders}, score(federation))
+    every = federation.experiment.evaluation.every if callbacks else 0
+    directories = {order.node: order.directory for order in orders}
+    watch = Watch(federation.experiment.rounds, directories, score(federation), every)
     server.prepare(orders)
     pids = ", ".join(f"{node}: {member.pids[0]}" for node, member in server.members.items() if member.pids)
     view.say(f"all nodes have compiled; their processes: {pids}")
@@ -159,18 +179,20 @@ def _run_at(
     server.go()
     stopped_by = ""
     try:
-        if _follow(federation, server, watch, view, look, elsewhere):
+        if _follow(federation, server, watch, view, _told(callbacks, look), elsewhere):
             _ask_to_leave(server)
     except KeyboardInterrupt as interrupt:
         stopped_by = stopping(interrupt).name
         view.say(f"{stopped_by}: asking the nodes to leave")
         elsewhere.stop()
         _ask_to_leave(server)
+    callbacks.ended(out)
     _write_launch(out, server, watch)
     seconds = clock.now() - ready
-    collected = collect(federation, out)
+    collected = collect(federation, out, until=callbacks.until)
     lost = _lost(server, watch, elsewhere.late)
-    planned = planned_losses(federation, max(watch.rounds_of.values()) if stopped_by else None)
+    cut_off = stopped_by or callbacks.early
+    planned = planned_losses(federation, max(watch.rounds_of.values()) if cut_off else None)
     summary = replace(
         collected.summary,
         driver="live",
@@ -178,7 +200,7 @@ def _run_at(
         seconds_running=seconds,
         lost=tuple(sorted(lost)),
         lost_unplanned={str(node): how for node, how in sorted(lost.items()) if node not in planned},
-        left=tuple(node for node in left(out) if node not in lost),
+        left=tuple(node for node in left(out, callbacks.until) if node not in lost),
         interrupted=bool(stopped_by),
         stopped_by=stopped_by,
         incomplete=(server.broken,) if server.broken else (),

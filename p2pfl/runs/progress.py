@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,10 +30,15 @@ class _Tail:
 
 
 class Watch:
-    """Progress of the nodes of a run, read from their records."""
+    """Progress of the nodes of a run, read from their records.
 
-    def __init__(self, rounds: int, directories: Mapping[int, Path], score: Score) -> None:
-        self._rounds, self._score = rounds, score
+    `evaluate_every`: rounds between two evaluations, where `evaluated` is asked for them; 0: it is not.
+    """
+
+    def __init__(self, rounds: int, directories: Mapping[int, Path], score: Score, evaluate_every: int = 0) -> None:
+        self._rounds, self.score, self._every = rounds, score, evaluate_every
+        self._evaluated: dict[int, dict[int, dict[str, Any]]] = {}  # round -> node -> record, until it is asked for
+        self._told = 0  # the last round that it was asked for
         self._metrics = {node: _Tail(path / "metrics.jsonl") for node, path in directories.items()}
         self._events = {node: _Tail(path / "events.jsonl") for node, path in directories.items()}
         self.rounds_of = dict.fromkeys(directories, 0)
@@ -55,7 +60,9 @@ class Watch:
         for node, tail in self._metrics.items():
             for row in tail.read():
                 self.rounds_of[node] = row["round"]
-                after, own = row[f"{self._score.key}_after_mixing"], row[f"{self._score.key}_own"]
+                if self._due(row["round"]):  # of a round that a node has trained again the later life counts
+                    self._evaluated.setdefault(row["round"], {})[node] = row
+                after, own = row[f"{self.score.key}_after_mixing"], row[f"{self.score.key}_own"]
                 if after is not None or own is not None:
                     self._scores[node] = own if after is None else after
                 self._bytes += row["bytes_sent"]
@@ -66,10 +73,21 @@ class Watch:
                     self._diverged.add(node)
                     told.append(f"node {node} has diverged: its training loss is not finite (round {row['round']})")
         return told + [
-            text for node, tail in self._events.items() for row in tail.read() for text in self._told(node, row)
+            text for node, tail in self._events.items() for row in tail.read() for text in self._said(node, row)
         ]
 
-    def _told(self, by: int, row: dict[str, Any]) -> list[str]:
+    def _due(self, round: int) -> bool:
+        """Return whether a round is evaluated, and has not been asked for."""
+        return bool(self._every) and round > self._told and (round % self._every == 0 or round == self._rounds)
+
+    def evaluated(self, waited_for: Collection[int]) -> Iterator[tuple[int, dict[int, dict[str, Any]]]]:
+        """Take the evaluated rounds that all of these nodes have finished, each once, in order: (round, records)."""
+        finished = min((self.rounds_of[node] for node in waited_for), default=self._rounds)
+        while self._evaluated and (round := min(self._evaluated)) <= finished:
+            self._told = round
+            yield round, self._evaluated.pop(round)
+
+    def _said(self, by: int, row: dict[str, Any]) -> list[str]:
         event, about, round = row["event"], row["node"], row["round"]
         if event == "detected":
             silent = self._silent.setdefault(about, set())
@@ -109,6 +127,11 @@ class Watch:
         """Nodes that have finished no round for so long, or for so many of their rounds."""
         return [node for node in nodes if now - self._moved[node] > seconds * max(1.0, self._took[node])]
 
+    def silent(self, nodes: Sequence[int], now: float, seconds: float) -> list[int]:
+        """Nodes that have finished no round for so long, or for so many rounds of the slowest node."""
+        longest = seconds * max(1.0, *self._took.values())
+        return [node for node in nodes if now - self._moved[node] > longest]
+
     def status(self, states: Mapping[int, str], now: float) -> Status:
         """For the view. `now`: this process's clock."""
         for node in self._moved:
@@ -126,4 +149,4 @@ class Watch:
         if self._first and round > self._first[1]:
             left = (now - self._first[0]) / (round - self._first[1]) * (self._rounds - round)
         mean, worst = (fmean(there), min(there)) if there else (None, None)
-        return Status(round, self._rounds, nodes, mean, worst, self._bytes, left, self._score)
+        return Status(round, self._rounds, nodes, mean, worst, self._bytes, left, self.score)

@@ -23,20 +23,27 @@ from p2pfl.reporting.terminal import View
 from p2pfl.runs import assessment, baselines, coefficients, divergence, drivers, splits, summary, survival
 from p2pfl.runs.assessment import Assessment
 from p2pfl.runs.baselines import Baselines
+from p2pfl.runs.callbacks import Callbacks, RunInfo
 from p2pfl.runs.summary import Collected
 from p2pfl.runs.verdict import verdict
 
 
 def run(
-    experiment: Experiment, out: Path, view: View | None = None, driver: drivers.RunDriver | None = None
+    experiment: Experiment,
+    out: Path,
+    view: View | None = None,
+    driver: drivers.RunDriver | None = None,
+    callbacks: Callbacks | None = None,
 ) -> Summary:
     """Run an experiment into the directory `out`, which must be new or empty; returns the summary that it leaves there.
 
     `view`: who is told how it goes; nobody where it is None. `driver`: the one that the experiment names unless given.
-    Of several hosts that simulate together the first alone writes, and trains the baselines. Raises ConfigError before
-    anything starts.
+    `callbacks`: told of the beginning and of the rounds; what they raise is left to the caller. Of several hosts that
+    simulate together the first alone writes, and trains the baselines. Raises ConfigError before anything starts.
     """
-    started, view = clock.now(), view or terminal.quiet()
+    started, view, callbacks = clock.now(), view or terminal.quiet(), callbacks or Callbacks()
+    if callbacks and jax.process_count() > 1:
+        raise ConfigError("callbacks: can't be where several hosts simulate together; leave them out")
     fresh(out)
     precision(experiment)
     splits.check(experiment)
@@ -45,7 +52,7 @@ def run(
         federation = build(experiment)
         driver.check(federation)
         if driver.several_hosts and jax.process_index() > 0:
-            return start(federation, out, terminal.quiet()).summary
+            return start(federation, out, terminal.quiet(), callbacks).summary
         out.mkdir(parents=True, exist_ok=True)
         graph = _describe(federation, out)
         for note in federation.notes:
@@ -53,11 +60,16 @@ def run(
         compared = Baselines()
         if experiment.baselines and not federation.task:
             compared = baselines.train(federation, out, view)
-        result = start(federation, out, view)
+        callbacks.begin(_info(federation, out))
+        result = start(federation, out, view, callbacks)
+    if callbacks.early:
+        result = result._replace(notes=(*result.notes, *_early(callbacks, federation.experiment)))
     for note in result.notes:
         view.say(note)
-    splits.write(federation, out, view)
+    if callbacks.error is None:
+        splits.write(federation, out, view)
     whole = _whole(federation, graph, result, compared, out)
+    whole = _stopped(whole, callbacks)
     whole = _judged(federation, whole, result, out, view)
     whole = replace(whole, seconds_total=clock.now() - started)
     whole = replace(whole, incomplete=verdict(whole).reasons)
@@ -75,6 +87,33 @@ def fresh(out: Path) -> None:
 def default_out(name: str) -> Path:
     """A new directory below runs/ in the current one, named after the experiment and the time."""
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+
+
+def _info(federation: Federation, out: Path) -> RunInfo:
+    experiment = federation.experiment
+    return RunInfo(
+        experiment.name, len(federation.graph), experiment.rounds, experiment.evaluation.every,
+        federation.algorithm.name, experiment.driver.kind, summary.score(federation), out,
+    )  # fmt: skip
+
+
+def _early(callbacks: Callbacks, experiment: Experiment) -> list[str]:
+    """What a person should know of a run that a callback has ended."""
+    told = [f"stopped early {callbacks.when}"]
+    more = [*(["the baselines"] if experiment.baselines else []), *(["splits"] if experiment.evaluation.splits else [])]
+    if more:
+        told.append(f"{' and '.join(more)} were learned for all {experiment.rounds} rounds")
+    return told
+
+
+def _stopped(whole: Summary, callbacks: Callbacks) -> Summary:
+    """The summary of a run that a callback has ended: in good order, unless it has failed."""
+    if callbacks.error is not None and callbacks.stop is not None:
+        failed = f"the callback {callbacks.stop.by} failed after round {callbacks.stop.round}: {callbacks.error!r}"
+        whole = replace(whole, incomplete=(*whole.incomplete, failed))
+    if callbacks.early is None:
+        return whole
+    return replace(whole, rounds=callbacks.early.round, stopped_early=callbacks.when)
 
 
 def _describe(federation: Federation, out: Path) -> str:

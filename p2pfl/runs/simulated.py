@@ -18,7 +18,7 @@ from p2pfl.churn import Event
 from p2pfl.churn.course import Course, course
 from p2pfl.drivers.live import clock
 from p2pfl.drivers.simulate import engine, feed, loop
-from p2pfl.drivers.simulate.simulation import Evaluated, How, Outcome, Simulation, by_step, make_work
+from p2pfl.drivers.simulate.simulation import Evaluated, How, Look, Outcome, Simulation, by_step, make_work
 from p2pfl.drivers.simulate.voids import Divergence
 from p2pfl.federation.federation import Federation, model_shape
 from p2pfl.federation.tasks import tasks
@@ -28,6 +28,7 @@ from p2pfl.reporting.run_data import RoundRow, Score, Summary, write_rounds
 from p2pfl.reporting.terminal import NodeStatus, Status, View
 from p2pfl.runs import summary
 from p2pfl.runs.assessment import MOST
+from p2pfl.runs.callbacks import Callbacks
 from p2pfl.runs.progress import Watch
 from p2pfl.runs.summary import Collected, collect, score
 from p2pfl.types import Delivery, Neighborhood, Params
@@ -102,17 +103,17 @@ def _quiet(round: int, evaluated: list[Evaluated]) -> None:
     return None
 
 
-def run(federation: Federation, out: Path, view: View) -> Collected:
+def run(federation: Federation, out: Path, view: View, callbacks: Callbacks) -> Collected:
     """Simulate a federation, all nodes at once."""
     began = clock.now()
-    return _timed(into(federation, out, view.update), clock.now() - began)
+    return _timed(into(federation, out, view.update, callbacks), clock.now() - began)
 
 
-def run_loop(federation: Federation, out: Path, view: View) -> Collected:
+def run_loop(federation: Federation, out: Path, view: View, callbacks: Callbacks) -> Collected:
     """Run the plain loop, and collect what its nodes leave."""
     began = clock.now()
-    loop_into(federation, out, view.update)
-    result = collect(federation, out)
+    loop_into(federation, out, view.update, callbacks)
+    result = collect(federation, out, until=callbacks.until)
     return _timed(result, clock.now() - began)
 
 
@@ -121,9 +122,11 @@ def _timed(result: Collected, seconds: float) -> Collected:
     return result._replace(summary=timed)
 
 
-def into(federation: Federation, out: Path, update: Callable[[Status], None]) -> Collected:
+def into(
+    federation: Federation, out: Path, update: Callable[[Status], None], callbacks: Callbacks | None = None
+) -> Collected:
     """Simulate all nodes at once; writes metrics.jsonl, rounds.jsonl, events.jsonl and models.safetensors."""
-    driver, rounds = federation.experiment.driver, federation.experiment.rounds
+    driver = federation.experiment.driver
     payload, shown = payload_bytes(federation), score(federation)
     rows: list[RoundRow] = []
     began = clock.now()
@@ -141,15 +144,16 @@ def into(federation: Federation, out: Path, update: Callable[[Status], None]) ->
                     lines.write(record)
         update(_status(work, round, last[0] if last else None, began, shown))
 
-    outcome = engine.run(work, How(driver.chunk, driver.devices), progress, clock.now)
+    look = looked(callbacks) if callbacks else None
+    outcome = engine.run(work, How(driver.chunk, driver.devices), progress, clock.now, look)
     if lines:
         lines.close()
         write_rounds(out, rows, shown.key)
-        summary.write_lines(out / "events.jsonl", _events(federation))
+        summary.write_lines(out / "events.jsonl", _events(federation, outcome.rounds))
         arrays = {k: np.ascontiguousarray(v) for k, v in tree.named_leaves(outcome.models).items()}
         safetensors.numpy.save_file(arrays, out / "models.safetensors")
-    known = _figures(federation, outcome, last[0], payload, (clock.now() - began) / rounds)
-    known = replace(known, **_membership(federation, work.course))
+    known = _figures(federation, outcome, last[0], payload, (clock.now() - began) / outcome.rounds)
+    known = replace(known, **_membership(federation, work.course, outcome.rounds))
     since = {node: int(round) for node, round in enumerate(outcome.diverged) if round and node not in known.lost}
     known = replace(known, diverged={str(node): round for node, round in since.items()})
     names = tree.named_leaves(tree.mixed(outcome.models))
@@ -158,6 +162,16 @@ def into(federation: Federation, out: Path, update: Callable[[Status], None]) ->
     whole = {i: jax.tree.map(lambda leaf, i=i: leaf[i], outcome.models) for i in ends[: MOST + 1]}
     loss = {i: float(last[0].train_loss[i]) for i in whole}
     return Collected(known, models, work.course.notes if work.course else (), whole, loss)
+
+
+def looked(callbacks: Callbacks) -> Look:
+    """Tell callbacks of what was evaluated."""
+
+    def look(one: Evaluated, models: Callable[[], Params]) -> bool:
+        values = {name: getattr(one, name) for name in ("train_loss", "score", "score_own", "score_before")}
+        return callbacks.round(one.round, one.active, values, models)
+
+    return look
 
 
 def payload_bytes(federation: Federation) -> int:
@@ -202,7 +216,7 @@ def _round(one: Evaluated, payload: int, seconds: float) -> RoundRow:
     )
 
 
-def _events(federation: Federation) -> list[dict[str, Any]]:
+def _events(federation: Federation, rounds: int) -> list[dict[str, Any]]:
     return [
         {
             "event": _NAMES.get(e.event, e.event),
@@ -212,6 +226,7 @@ def _events(federation: Federation) -> list[dict[str, Any]]:
             "time": float(e.round),
         }
         for e in sorted(federation.churn, key=lambda e: (e.round, e.node))
+        if e.round <= rounds
     ]
 
 
@@ -251,7 +266,7 @@ def _figures(federation: Federation, outcome: Outcome, last: Evaluated, payload:
 
     mean, worst = mean_worst(last.score)
     own, own_worst = mean_worst(last.score_own)
-    nodes, rounds = len(federation.graph), federation.experiment.rounds
+    nodes, rounds = len(federation.graph), outcome.rounds
     halves = 2 if federation.algorithm.link == "exchange" else 1
     timed = max(outcome.rounds_timed, 1)
     return replace(
@@ -283,13 +298,14 @@ def _figures(federation: Federation, outcome: Outcome, last: Evaluated, payload:
     )
 
 
-def _membership(federation: Federation, course: Course | None) -> dict[str, Any]:
-    """Count the epochs, and name who was not there at the end."""
+def _membership(federation: Federation, course: Course | None, rounds: int) -> dict[str, Any]:
+    """Count the epochs, and name who was not there after the last of these rounds."""
     if course is None:
         return {"epochs": 1}
-    gone = set(np.flatnonzero(~course.timeline.present[-1]).tolist())
+    gone = set(np.flatnonzero(~course.timeline.present[rounds - 1]).tolist())
     last = {event.node: event.event for event in sorted(federation.churn, key=lambda e: e.round)
-            if event.event in ("crash", "leave")}  # fmt: skip
+            if event.event in ("crash", "leave") and event.round <= rounds}  # fmt: skip
+    gone &= last.keys()  # the others were to join later
     return {
         "epochs": course.epochs,
         "lost": tuple(sorted(node for node in gone if last[node] == "crash")),
@@ -310,7 +326,9 @@ def _digests(outcome: Outcome, last: Evaluated) -> dict[str, str]:
 # --- the plain loop
 
 
-def loop_into(federation: Federation, out: Path, update: Callable[[Status], None]) -> None:
+def loop_into(
+    federation: Federation, out: Path, update: Callable[[Status], None], callbacks: Callbacks | None = None
+) -> None:
     """Run the plain loop, with the records that live nodes write in `out`/nodes."""
     work, made = work_of(federation), tasks(federation)
     delivery = feed.deliveries(work).take(federation.experiment.rounds)
@@ -321,7 +339,8 @@ def loop_into(federation: Federation, out: Path, update: Callable[[Status], None
         directory.mkdir(parents=True)
         metrics = records.Lines(directory / "metrics.jsonl", task.score)
         files.append((metrics, records.Lines(directory / "trace.jsonl")))
-    watch = Watch(federation.experiment.rounds, directories, score(federation))
+    every = federation.experiment.evaluation.every if callbacks else 0
+    watch = Watch(federation.experiment.rounds, directories, score(federation), every)
     shown = [0.0]
     loss, divergence = np.zeros(delivery.steps.shape), Divergence(len(made))
 
@@ -336,14 +355,25 @@ def loop_into(federation: Federation, out: Path, update: Callable[[Status], None
             watch.read()
             update(watch.status(dict.fromkeys(federation.graph, "alive"), now))
 
-    models = loop.run(made, delivery, record, clock.now, work.course)
-    divergence.read(1, loss, delivery.steps)
+    rounds = work.rounds
+
+    def look(round: int, models: Callable[[], list[Params]]) -> bool:
+        nonlocal rounds
+        if not callbacks:
+            return False
+        watch.read()
+        if callbacks.follow(watch, (), lambda: jax.tree.map(lambda *leaves: np.stack(leaves), *models())):
+            rounds = round
+        return callbacks.stop is not None
+
+    models = loop.run(made, delivery, record, clock.now, work.course, look)
+    divergence.read(1, loss[:rounds], delivery.steps[:rounds])
     for node, model in enumerate(models):
         arrays = {name: np.ascontiguousarray(leaf) for name, leaf in tree.named_leaves(model).items()}
         safetensors.numpy.save_file(arrays, directories[node] / "model.safetensors")
-        if work.course is None or work.course.timeline.present[-1, node]:
+        if work.course is None or work.course.timeline.present[rounds - 1, node]:
             ended = _result(node, records.read(directories[node] / "trace.jsonl"), model)
-            since = int(divergence.since[node]) or (0 if tree.finite(model) else work.rounds)
+            since = int(divergence.since[node]) or (0 if tree.finite(model) else rounds)
             ended._replace(diverged=since or None).write(directories[node])
     for pair in files:
         for lines in pair:

@@ -44,7 +44,12 @@ class Collected(NamedTuple):
 
 def score(federation: Federation) -> Score:
     """Return what the models of a federation are measured by."""
-    target = TARGETS[federation.dataset.kind]
+    return score_of(federation.dataset.kind)
+
+
+def score_of(kind: str) -> Score:
+    """Return what models are measured by, by the kind of the task."""
+    target = TARGETS[kind]
     return Score(target.key, target.score_name, target.in_percent)
 
 
@@ -54,10 +59,11 @@ def blank(federation: Federation) -> Summary:
     return Summary(score=shown.key, score_name=shown.name, score_in_percent=shown.in_percent)
 
 
-def collect(federation: Federation, out: Path, began: float | None = None) -> Collected:
+def collect(federation: Federation, out: Path, began: float | None = None, until: int | None = None) -> Collected:
     """Merge the records of the nodes of a run, and return its figures and models.
 
-    `began`: where time is virtual, the seconds at which the first round began.
+    `began`: where time is virtual, the seconds at which the first round began. `until`: the last round that counts,
+    where the nodes were asked to leave then; who had finished it has reached the end.
     """
     shown, places = score(federation), directories(out)
     results = {node: ended for node, path in places.items() if (ended := result.read(path)) is not None}
@@ -68,11 +74,11 @@ def collect(federation: Federation, out: Path, began: float | None = None) -> Co
     torn = sorted(node for node, each in results.items() if not each.trace_whole)
     algorithm = federation.algorithm
     books = ledger.balance(places, lives, size, algorithm.link, algorithm.keeps_mean, whole=not torn)
-    arrays = leaves(out, results)
+    arrays = leaves(out, results, until)
     mixed = [{path: x for path, x in leaf.items() if path.split("/")[0] in MIXED} for leaf in arrays.values()]
     summary = replace(
         blank(federation),
-        **scores(metrics, federation.experiment.rounds, shown.key),
+        **scores(metrics, until or federation.experiment.rounds, shown.key),
         **traffic(metrics),
         **outcome(metrics, results, federation.algorithm.link),
         **books._asdict(),
@@ -95,10 +101,14 @@ def collect(federation: Federation, out: Path, began: float | None = None) -> Co
     )
 
 
-def left(run: Path) -> tuple[int, ...]:
-    """Return the nodes that have left in good order before the end."""
+def left(run: Path, until: int | None = None) -> tuple[int, ...]:
+    """Return the nodes that have left in good order before the end. `until`: see `collect`."""
     results = {node: result.read(path) for node, path in directories(run).items()}
-    return tuple(node for node, ended in results.items() if ended is not None and ended.left)
+    return tuple(node for node, ended in results.items() if ended is not None and _gone(ended, until))
+
+
+def _gone(ended: NodeResult, until: int | None) -> bool:
+    return ended.left and (until is None or ended.round < until)
 
 
 def skipped(federation: Federation, run: Path) -> dict[str, int]:
@@ -242,10 +252,10 @@ def outcome(metrics: Rows, results: Mapping[int, NodeResult], link: str) -> dict
     }
 
 
-def leaves(run: Path, results: Mapping[int, NodeResult]) -> dict[int, dict[str, np.ndarray]]:
-    """Return the final models of the nodes that reached the end: all leaves, by path."""
+def leaves(run: Path, results: Mapping[int, NodeResult], until: int | None = None) -> dict[int, dict[str, np.ndarray]]:
+    """Return the final models of the nodes that reached the end: all leaves, by path. `until`: see `collect`."""
     places = directories(run)
-    there = [node for node, each in results.items() if not each.left]
+    there = [node for node, each in results.items() if not _gone(each, until)]
     return {node: safetensors.numpy.load_file(places[node] / "model.safetensors") for node in there}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,15 +11,16 @@ from p2pfl.churn import Event
 from p2pfl.config.virtual import Virtual
 from p2pfl.drivers.live import clock
 from p2pfl.drivers.virtual.network import Link
-from p2pfl.drivers.virtual.run import VirtualResult, VirtualSetting
+from p2pfl.drivers.virtual.run import Begun, VirtualResult, VirtualSetting
 from p2pfl.drivers.virtual.run import run as run_virtual
 from p2pfl.errors import ConfigError
 from p2pfl.federation import tasks
 from p2pfl.federation.federation import Federation, terms
 from p2pfl.protocol.membership.timing import PROBE_TIMINGS
 from p2pfl.reporting.terminal import View
+from p2pfl.runs.callbacks import Callbacks
 from p2pfl.runs.progress import Watch
-from p2pfl.runs.summary import Collected, collect, score
+from p2pfl.runs.summary import Collected, collect, left, score
 
 
 def setting(federation: Federation, unplanned: tuple[Event, ...] = ()) -> VirtualSetting:
@@ -58,7 +59,7 @@ def notes(federation: Federation) -> list[str]:
 def into(
     federation: Federation,
     out: Path,
-    begun: Callable[[int], None] = lambda round: None,
+    begun: Begun = lambda round, at_work: False,
     say: Callable[[str], None] = lambda text: None,
     unplanned: tuple[Event, ...] = (),
 ) -> VirtualResult:
@@ -68,7 +69,9 @@ def into(
     return run_virtual(tasks.tasks(federation), setting(federation, unplanned), out, begun, say)
 
 
-def run(federation: Federation, out: Path, view: View, unplanned: tuple[Event, ...] = ()) -> Collected:
+def run(
+    federation: Federation, out: Path, view: View, callbacks: Callbacks, unplanned: tuple[Event, ...] = ()
+) -> Collected:
     """Run a federation in virtual time, and collect what its nodes leave.
 
     `unplanned`: what befalls nodes beside the churn of the experiment, and nobody expects.
@@ -76,32 +79,39 @@ def run(federation: Federation, out: Path, view: View, unplanned: tuple[Event, .
     began = clock.now()
     nodes = list(federation.graph)
     directories = {node: out / "nodes" / str(node) for node in nodes}
-    watch = Watch(federation.experiment.rounds, directories, score(federation))
+    every = federation.experiment.evaluation.every if callbacks else 0
+    watch = Watch(federation.experiment.rounds, directories, score(federation), every)
     shown = [began]
 
-    def begun(round: int) -> None:
-        if clock.now() - shown[0] > 0.2:
-            shown[0] = clock.now()
+    def begun(round: int, at_work: Sequence[int]) -> bool:
+        late = clock.now() - shown[0] > 0.2
+        if late or callbacks:
             for text in watch.read():
                 view.say(text)
+        if late:
+            shown[0] = clock.now()
             view.update(watch.status(dict.fromkeys(nodes, "alive"), clock.now()))
+        return not callbacks.stop and callbacks.follow(watch, at_work)
 
     ended = into(federation, out, begun, view.say, unplanned)
     for text in watch.read():
         view.say(text)
+    if not callbacks.stop:
+        callbacks.follow(watch, ())
+    callbacks.ended(out)
     seconds = clock.now() - began
-    result = collected(federation, out, ended)
+    result = collected(federation, out, ended, callbacks.until)
     return result._replace(summary=replace(result.summary, seconds_startup=0.0, seconds_running=seconds))
 
 
-def collected(federation: Federation, out: Path, ended: VirtualResult) -> Collected:
-    """Return what came of a run in virtual time, from the records of its nodes."""
-    result = collect(federation, out, ended.began)
+def collected(federation: Federation, out: Path, ended: VirtualResult, until: int | None = None) -> Collected:
+    """Return what came of a run in virtual time, from the records of its nodes. `until`: see `summary.collect`."""
+    result = collect(federation, out, ended.began, until)
     summary = replace(
         result.summary,
         driver="virtual",
         lost=ended.lost,
-        left=ended.left,
+        left=left(out, until) if until else ended.left,
         seconds_virtual=round(ended.ended - ended.began, 6),
         bytes_membership=ended.bytes_membership,
     )

@@ -6,6 +6,7 @@ In three steps: `plan` decides how, a value; `compile` places the data and makes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +19,9 @@ from p2pfl.drivers.simulate.evaluation import Testing
 from p2pfl.drivers.simulate.feed import Feed
 from p2pfl.drivers.simulate.layout import samples
 from p2pfl.drivers.simulate.plan import Clock, EnginePlan, plan, stops, tested_in
-from p2pfl.drivers.simulate.simulation import How, Outcome, Progress, Simulation
+from p2pfl.drivers.simulate.simulation import Evaluated, How, Look, Outcome, Progress, Simulation
 from p2pfl.drivers.simulate.voids import Divergence, Voids
-from p2pfl.types import Delivery
+from p2pfl.types import Delivery, Params
 
 _STRETCH = 0.5
 """Seconds that a stretch should take, so that progress is seen."""
@@ -35,6 +36,7 @@ class CompiledSimulation(NamedTuple):
     stretch: Callable[[shape.Carry, shape.Stretch], tuple[shape.Carry, Any, Any]]
     testing: Testing
     test: Any  # rows, on the devices; None without
+    models: Callable[[Any], Params]  # of all states
 
 
 class _Judged(NamedTuple):
@@ -44,10 +46,13 @@ class _Judged(NamedTuple):
     divergence: Divergence
 
 
-def run(work: Simulation, how: How, progress: Progress, now: Clock) -> Outcome:
-    """Simulate. Raises ConfigError when it does not fit into memory."""
+def run(work: Simulation, how: How, progress: Progress, now: Clock, look: Look | None = None) -> Outcome:
+    """Simulate. Raises ConfigError when it does not fit into memory.
+
+    `look`: no round is begun before it has seen the one before; without it, the next rounds are under way meanwhile.
+    """
     began = now()
-    return _run(compile(plan(work, how, now)), progress, _Stopwatch(began, now))
+    return _run(compile(plan(work, how, now)), progress, _Stopwatch(began, now), look)
 
 
 # --- compiling
@@ -70,6 +75,7 @@ def compile(plan: EnginePlan) -> CompiledSimulation:
         stretch=compiled.compile_stretch(work.over, plan.shape, mesh),
         testing=Testing(work, plan.shape, mesh),
         test=test,
+        models=jax.jit(jax.vmap(work.algorithm.params)),
     )
 
 
@@ -111,7 +117,7 @@ def _stretches(plan: EnginePlan, watch: _Stopwatch) -> Iterator[tuple[int, int]]
             done += count
 
 
-def _run(program: CompiledSimulation, progress: Progress, watch: _Stopwatch) -> Outcome:
+def _run(program: CompiledSimulation, progress: Progress, watch: _Stopwatch, look: Look | None) -> Outcome:
     plan, feed = program.plan, program.feed
     work, at, alone = plan.work, plan.shape.layout, jax.process_count() == 1
     sites = jax.tree.map(lambda rows: compiled.put(plan.mesh, shape.OVER, at.padded(rows)), work.sites)
@@ -121,6 +127,7 @@ def _run(program: CompiledSimulation, progress: Progress, watch: _Stopwatch) -> 
         watch.pace = plan.longest
     waiting: list[tuple[int, Any, Delivery, Any]] = []
     judged = _Judged(Voids(work.algorithm, work.schedule, work.late), Divergence(at.nodes))
+    last = 0
     for start, count in _stretches(plan, watch):
         given, delivery = feed.take(start, count)
         carry, *measured = program.stretch(carry, given._replace(first=first))
@@ -133,8 +140,12 @@ def _run(program: CompiledSimulation, progress: Progress, watch: _Stopwatch) -> 
         if watch.begun:
             watch.rounds, watch.steps = watch.rounds + count, watch.steps + int(delivery.steps.sum())
         waiting.append((last, measured, delivery, tested))
-        if len(waiting) > 1 or not watch.begun:
-            _tell(program, judged, progress, *waiting.pop(0))
+        seen: Evaluated | None = None
+        if len(waiting) > 1 or not watch.begun or look:
+            seen = _tell(program, judged, progress, *waiting.pop(0))
+        if look and seen and look(seen, partial(_models, program, carry)):
+            watch.stop()
+            break
         if not watch.begun:
             jax.block_until_ready(carry)
             watch.begin()
@@ -142,27 +153,32 @@ def _run(program: CompiledSimulation, progress: Progress, watch: _Stopwatch) -> 
             watch.adapt(plan.longest)
     for item in waiting:
         _tell(program, judged, progress, *item)
-    return _outcome(plan, feed, judged, carry, watch)
+    return _outcome(program, judged, carry, watch, last)
 
 
-def _outcome(plan: EnginePlan, feed: Feed, judged: _Judged, carry: shape.Carry, watch: _Stopwatch) -> Outcome:
-    at = plan.shape.layout
-    models = jax.jit(jax.vmap(plan.work.algorithm.params))(carry.state)
-    result = jax.tree.map(lambda leaf: fetch(leaf)[: at.nodes], models)
+def _models(program: CompiledSimulation, carry: shape.Carry) -> Params:
+    """Copy the models of all nodes: the states may be overwritten by the next rounds."""
+    nodes = program.plan.shape.layout.nodes
+    return jax.tree.map(lambda leaf: np.array(fetch(leaf)[:nodes]), program.models(carry.state))
+
+
+def _outcome(program: CompiledSimulation, judged: _Judged, carry: shape.Carry, watch: _Stopwatch, last: int) -> Outcome:
+    plan, feed, at = program.plan, program.feed, program.plan.shape.layout
+    result = _models(program, carry)
     drift = [np.asarray(fetch(leaf), np.float64).sum(axis=0).ravel() for leaf in jax.tree.leaves(carry.drift)]
     vectors = np.concatenate(drift)
     residual = float(np.linalg.norm(vectors)) / at.nodes / max(vectors.size, 1) ** 0.5
     return Outcome(
         result, residual, feed.booked - judged.voids.messages, feed.planned, watch.first, watch.seconds, watch.rounds,
         watch.steps, at.chunk, at.devices, plan.shape.mixing, plan.measured,
-        judged.divergence.judged(result, plan.work.rounds),
+        judged.divergence.judged(result, last), last,
     )  # fmt: skip
 
 
 def _tell(
     program: CompiledSimulation, judged: _Judged, progress: Progress, last: int, measured: Any, delivery: Delivery,
     tested: Any,
-) -> None:  # fmt: skip
+) -> Evaluated | None:  # fmt: skip
     count, nodes = len(delivery.active), program.plan.shape.layout.nodes
     loss, finite = (fetch(part, axis=1)[:count, :nodes] for part in measured)
     judged.divergence.read(last - count + 1, loss, delivery.steps)
@@ -170,6 +186,8 @@ def _tell(
     arrived = judged.voids.arrived(delivery, rows, finite)[-1]
     if tested is None:
         progress(last, [])
-        return
+        return None
     neighbor = program.plan.work.schedule.neighbor[rows[-1]]
-    progress(last, [program.testing.finish(last, delivery.active[-1], loss[-1], arrived, neighbor, tested)])
+    seen = program.testing.finish(last, delivery.active[-1], loss[-1], arrived, neighbor, tested)
+    progress(last, [seen])
+    return seen

@@ -23,12 +23,13 @@ def run(
     record: Record,
     now: Callable[[], float],
     course: Course | None = None,
+    look: Callable[[int, Callable[[], list[Params]]], bool] = lambda round, models: False,
 ) -> list[Params]:
     """Run all rounds; return the final model of every node (of one that is away: its last).
 
     A node that comes with nothing takes the model that a neighbour, or else another member, has after its local steps
     of the round before, if it is finite. `course`: of planned churn. `now` reads a clock, for the records alone.
-    Raises LocalError.
+    `look`: asked after each round whether to end there, with what gives the models of then. Raises LocalError.
     """
     keep = int(delivery.age.max(initial=0)) + 2
     nodes = [Replica(task, keep=keep) for task in tasks]
@@ -46,6 +47,12 @@ def run(
             measured = nodes[i].measured(round, mine, Cost(nbytes, nbytes, ended - began, 0.0, ended))
             for traced in (*changed.get(i, ()), nodes[i].traced(round, mine, whole=True)):
                 record(i, measured, traced)
+        if look(round, lambda: _models(nodes)):
+            break
+    return _models(nodes)
+
+
+def _models(nodes: Sequence[Replica]) -> list[Params]:
     return [node.task.program.params(node.state) for node in nodes]
 
 

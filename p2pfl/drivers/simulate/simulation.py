@@ -127,7 +127,10 @@ class Outcome(NamedTuple):
     mixing: str
     measured: dict[int, float]
     diverged: np.ndarray  # [n] int64 the round from which on a node's training loss, or model, is not finite; 0: it is
+    rounds: int  # that were made
 
 
 Progress = Callable[[int, list[Evaluated]], None]
 """Takes the last round that is done, and what was evaluated since the last call."""
+Look = Callable[[Evaluated, Callable[[], Params]], bool]
+"""Takes what was evaluated after a round, and what gives the models of then, numpy [n, ...]; whether to end there."""

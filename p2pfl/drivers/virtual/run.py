@@ -19,7 +19,7 @@ from p2pfl.node.result import NodeResult
 from p2pfl.node.task import Task
 from p2pfl.node.worker import Host, Worker
 from p2pfl.protocol.events import Event as PeerEvent
-from p2pfl.protocol.events import Received, Refused
+from p2pfl.protocol.events import Leave, Received, Refused
 from p2pfl.protocol.membership.timing import ProbeTiming
 from p2pfl.protocol.messages import Envelope, Model
 from p2pfl.protocol.timing import starting
@@ -30,6 +30,10 @@ _SEEDS = 8
 
 _PATIENCE = 4.0
 """Nobody has got on for so many times the longest wait that there is: something waits for ever."""
+
+
+Begun = Callable[[int, Sequence[int]], bool]
+"""Takes a round that the first node begins and the nodes that are at work; whether to end the run there."""
 
 
 class VirtualSetting(NamedTuple):
@@ -81,13 +85,13 @@ def run(
     tasks: Sequence[Task],
     setting: VirtualSetting,
     out: Path,
-    begun: Callable[[int], None] = lambda round: None,
+    begun: Begun = lambda round, at_work: False,
     say: Callable[[str], None] = lambda text: None,
 ) -> VirtualResult:
     """Run the tasks of all nodes to their end; their records are in `out`/nodes/ID, as those of live nodes.
 
-    The records' times are virtual seconds. `begun` is called when the first node begins a round. Raises LocalError when
-    nodes wait for ever.
+    The records' times are virtual seconds. `begun` is called when the first node begins a round, with the nodes that
+    are at work; where it says so, all are asked to leave. Raises LocalError when nodes wait for ever.
     """
     return _VirtualRun(tasks, setting, out, begun, say).run()
 
@@ -98,7 +102,7 @@ class _VirtualRun:
         tasks: Sequence[Task],
         setting: VirtualSetting,
         out: Path,
-        begun: Callable[[int], None],
+        begun: Begun,
         say: Callable[[str], None],
     ) -> None:
         self._tasks, self._setting, self._begun, self._say = tasks, setting, begun, say
@@ -187,8 +191,18 @@ class _VirtualRun:
     def _happens(self, node: int, round: int) -> str | None:
         if round > self.world.began:
             self._first = self.world.now if self._first is None else self._first
-            self._begun(round)
+            nodes = self.world.nodes.items()
+            at_work = [i for i, each in nodes if each.up and not (each.done or each.frozen or each.peer.waits)]
+            if self._begun(round, at_work):
+                self.world.at(0.0, self._leave)
         return self._script.fate(node, round)
+
+    def _leave(self) -> None:
+        """Ask all nodes to leave, as a signal does."""
+        self._script.end()
+        for node in list(self.world.nodes.values()):
+            if node.up and not node.done:
+                node.handle(Leave(idle=False))
 
     def _seconds(self, work: Worker, round: int) -> float:
         schedule, node = work.task.schedule, work.task.node

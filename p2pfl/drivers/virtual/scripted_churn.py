@@ -57,6 +57,13 @@ class Script:
             return None
         return event.event
 
+    def end(self) -> None:
+        """Let nothing more befall anybody: who stands still goes on, and nobody comes."""
+        for events in self._to_come.values():
+            events.clear()
+        for until, frozen in list(self._frozen):
+            self._thaw(until, frozen)
+
     def _look(self) -> None:
         """Call back, or let go on, whoever is due now that somebody has begun a round, or has gone."""
         due = self._world.began + 1
