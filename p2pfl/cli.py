@@ -312,12 +312,19 @@ def sweep(
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
-def report(run: Path) -> None:
+@click.option(
+    "--figures", type=click.Path(path_type=Path), metavar="DIR", help="Write its figures and tables here, too."
+)
+def report(run: Path, figures: Path | None) -> None:
     """Write report.html of the run directory RUN again."""
-    from p2pfl.reporting import page
+    from p2pfl.reporting import page, paper
 
     with _errors():
+        if figures is not None:
+            written = paper.write(run, figures)
         click.echo(page.write(run))
+        if figures is not None:
+            click.echo(f"{written.figures} figures and {written.tables} tables: {written.path}")
 
 
 @main.command()

@@ -11,12 +11,11 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from p2pfl.reporting import published
 from p2pfl.reporting.run_data import RunData, measured
-from p2pfl.reporting.style import PAGE, PAGE_PALETTE
+from p2pfl.reporting.style import Paint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BLUE, ORANGE, GREEN, VERMILLION = PAGE_PALETTE[:4]
 ROWS = 60
 """Rows of a forest plot, at most."""
 Drawn = tuple[Figure, str, str]
@@ -29,7 +28,7 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def forest(run: RunData, key: str) -> Drawn | None:
+def forest(key: str, run: RunData, paint: Paint) -> Drawn | None:
     """Draw the ratios of a fit of coefficients.json with their intervals, the columns from the top down."""
     fit = run.coefficients.get(key)
     known = [row for row in (fit or {}).get("rows", []) if _finite(row) and row.get("name") != "(intercept)"][:ROWS]
@@ -39,9 +38,9 @@ def forest(run: RunData, key: str) -> Drawn | None:
     at = np.arange(len(known))[::-1]
     ratio, low, high = (np.array([row[name] for row in known]) for name in ("ratio", "low", "high"))
     ends = np.clip([low, high], 1e-3, 1e3)
-    axes.hlines(at, *ends, color=BLUE, linewidth=1.2)
-    axes.plot(np.clip(ratio, 1e-3, 1e3), at, "s", color=BLUE, markersize=4)
-    axes.axvline(1, color=PAGE.muted, linewidth=0.8, linestyle=(0, (3, 2)))
+    axes.hlines(at, *ends, color=paint.blue, linewidth=1.2)
+    axes.plot(np.clip(ratio, 1e-3, 1e3), at, "s", color=paint.blue, markersize=4)
+    axes.axvline(1, color=paint.muted, linewidth=0.8, linestyle=(0, (3, 2)))
     axes.set_xscale("log")
     axes.set_yticks(at, [str(row["name"]) for row in known])
     axes.grid(False)
@@ -63,13 +62,13 @@ def _finite(row: Mapping[str, Any]) -> bool:
     return all((measured(row.get(name)) or 0) > 0 for name in ("ratio", "low", "high"))
 
 
-def survival(run: RunData) -> Drawn | None:
+def survival(run: RunData, paint: Paint) -> Drawn | None:
     """Draw Kaplan and Meier's curve of each risk group of survival.json."""
     groups = run.survival.get("groups")
     if not isinstance(groups, dict) or not groups:
         return None
     figure, axes = _axes(4.5, 2.8)
-    for (name, group), color in zip(groups.items(), (BLUE, ORANGE, VERMILLION), strict=False):
+    for (name, group), color in zip(groups.items(), (paint.blue, paint.orange, paint.vermillion), strict=False):
         curve = group["curve"]
         time = np.array([0.0, *curve["time"], max(group["last"], *curve["time"], 0.0)])
         value = np.array([1.0, *curve["value"]])
@@ -90,7 +89,7 @@ def survival(run: RunData) -> Drawn | None:
     )  # fmt: skip
 
 
-def observed(run: RunData) -> Drawn | None:
+def observed(run: RunData, paint: Paint) -> Drawn | None:
     """Draw predicted against observed survival at a time, of each risk group of survival.json."""
     groups = run.survival.get("groups")
     if not isinstance(groups, dict) or not groups:
@@ -100,8 +99,8 @@ def observed(run: RunData) -> Drawn | None:
         np.array([group[name] for group in groups.values()]) for name in ("predicted", "observed", "error")
     )
     low = max(0.0, min(predicted.min(), (seen - 1.96 * error).min()) - 0.05)
-    axes.plot([low, 1], [low, 1], color=PAGE.muted, linewidth=0.8, linestyle=(0, (3, 2)))
-    axes.errorbar(predicted, seen, yerr=1.96 * error, fmt="o", color=BLUE, markersize=4, linewidth=1)
+    axes.plot([low, 1], [low, 1], color=paint.muted, linewidth=0.8, linestyle=(0, (3, 2)))
+    axes.errorbar(predicted, seen, yerr=1.96 * error, fmt="o", color=paint.blue, markersize=4, linewidth=1)
     for name, x, y in zip(groups, predicted, seen, strict=True):
         axes.annotate(str(name), (x, y), (5, -8), textcoords="offset points", fontsize=7.5)
     axes.set_xlabel("predicted survival")
@@ -116,31 +115,31 @@ def observed(run: RunData) -> Drawn | None:
     )  # fmt: skip
 
 
-def roc(run: RunData) -> Drawn | None:
+def roc(run: RunData, paint: Paint) -> Drawn | None:
     """Draw the ROC curve of each site's model on the site's own test rows, from curves.json."""
-    return _sites(run, "roc", "1 - specificity", "sensitivity", (
+    return _sites(run, paint, "roc", "1 - specificity", "sensitivity", (
         "ROC of each site's model on the site's own test rows.", "On the dashed line: knowing nothing.",
     ))  # fmt: skip
 
 
-def calibration(run: RunData) -> Drawn | None:
+def calibration(run: RunData, paint: Paint) -> Drawn | None:
     """Draw how often each predicted probability is right, from curves.json."""
-    return _sites(run, "calibration", "predicted probability", "observed share", (
+    return _sites(run, paint, "calibration", "predicted probability", "observed share", (
         "Calibration of each site's model on the site's own test rows.",
         "Own test rows in ten parts by predicted probability, at most. On the dashed line: calibrated.",
     ))  # fmt: skip
 
 
-def _sites(run: RunData, key: str, x: str, y: str, words: tuple[str, str]) -> Drawn | None:
+def _sites(run: RunData, paint: Paint, key: str, x: str, y: str, words: tuple[str, str]) -> Drawn | None:
     curves = run.assessed.get(key)
     if not isinstance(curves, dict) or not curves:
         return None
     figure, axes = _axes(4.5, 2.8)
-    axes.plot([0, 1], [0, 1], color=PAGE.muted, linewidth=0.8, linestyle=(0, (3, 2)))
-    few = len(curves) <= len(PAGE_PALETTE)
+    axes.plot([0, 1], [0, 1], color=paint.muted, linewidth=0.8, linestyle=(0, (3, 2)))
+    few = len(curves) <= len(paint.lines)
     for i, (node, (across, up)) in enumerate(curves.items()):
         label = published.site_name(run.assessed, node) if few else None
-        axes.plot(across, up, color=PAGE_PALETTE[i] if few else PAGE.muted, linewidth=1.2 if few else 0.6, label=label,
+        axes.plot(across, up, color=paint.lines[i] if few else paint.muted, linewidth=1.2 if few else 0.6, label=label,
                   marker="o" if key == "calibration" else "", markersize=2.5)  # fmt: skip
     axes.set_xlabel(x)
     axes.set_ylabel(y)

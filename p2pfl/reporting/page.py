@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from p2pfl.reporting import published, run_data, terminal
+from p2pfl.reporting import published, run_data, style, terminal
 from p2pfl.reporting.run_data import AWAY, DASH, Absence, RunData, Summary, measured
 
 EVENT_ROWS = 60
@@ -181,6 +181,7 @@ def _render(run: RunData) -> str:
         over_splits=published.over_splits(run.splits, summary.score),
         left_out=published.left_out(run.left_out),
         pictures={name: picture._replace(svg=Markup(picture.svg)) for name, picture in figures.pictures(run).items()},
+        light=list(zip(style.CSS, style.LIGHT, strict=True)),
         events=grouped(run.events),
         event_count=len(run.events),
         mean_kept=MEAN_KEPT.get(summary.keeps_mean, ""),

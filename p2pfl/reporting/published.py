@@ -63,23 +63,27 @@ class Compared(NamedTuple):
     pooled: str
 
 
+def figures(score: str) -> list[tuple[str, str]]:
+    """Return the figures over all sites that may have an interval, in order: name, words. `score`: of the run."""
+    unit = "events" if score == "concordance" else "rows"
+    return [
+        (f"{metric}_{end}", f"{named(metric)} {words.format(unit)}") for metric in SHOWN for end, words in MEANS.items()
+    ]
+
+
 def compared(summary: Summary) -> list[Compared]:
     """Return the figures that have an interval, in the order of SHOWN."""
-    unit = "events" if summary.score == "concordance" else "rows"
     rows = []
-    for metric in SHOWN:
-        for end, words in MEANS.items():
-            key = f"{metric}_{end}"
-            if key not in summary.intervals:
-                continue
-            less = summary.differences.get(key, {})
-            value = summary.metrics.get(key, summary.as_dict().get(key))
-            label = f"{named(metric)} {words.format(unit)}"
-            texts = [
-                between(found[0], found[1:], signed=True) if isinstance(found := less.get(which), list) else DASH
-                for which in ("local_only", "pooled")
-            ]
-            rows.append(Compared(label, between(value, summary.intervals[key]), *texts))
+    for key, label in figures(summary.score):
+        if key not in summary.intervals:
+            continue
+        less = summary.differences.get(key, {})
+        value = summary.metrics.get(key, summary.as_dict().get(key))
+        texts = [
+            between(found[0], found[1:], signed=True) if isinstance(found := less.get(which), list) else DASH
+            for which in ("local_only", "pooled")
+        ]
+        rows.append(Compared(label, between(value, summary.intervals[key]), *texts))
     return rows
 
 
@@ -150,15 +154,15 @@ def sites(assessed: Mapping[str, Any]) -> Sites | None:
         return None
     metrics = [name for name in next(iter(nodes.values())).get("", {}).get("own", {}) if not name.startswith("dice_")]
     counted, limits = _nodes(assessed, "rows"), _nodes(assessed, "intervals")
-    events = any(_events(each.get("test", {})) is not None for each in counted.values())
+    some = any(events(each.get("test", {})) is not None for each in counted.values())
     majority = any("majority" in each for each in counted.values())
     chosen = _nodes(assessed, "threshold")
-    heads = [*(["rows"] if counted else []), *(["events"] if events else [])]
+    heads = [*(["rows"] if counted else []), *(["events"] if some else [])]
     rows = []
     for node, answers in nodes.items():
         beside = counted.get(node, {})
         test = beside.get("test", {})
-        head = [str(test.get("rows", DASH)), str(_events(test) if _events(test) is not None else DASH)][: len(heads)]
+        head = [str(test.get("rows", DASH)), str(events(test) if events(test) is not None else DASH)][: len(heads)]
         for answer, result in answers.items():
             known = limits.get(node, {}).get("own", {}) if not answer else {}
             values = [between(result["own"].get(name), known.get(name)) for name in metrics]
@@ -172,8 +176,8 @@ def sites(assessed: Mapping[str, Any]) -> Sites | None:
     return Sites([*heads, *map(named, metrics), *tail], rows)
 
 
-def _events(part: Mapping[str, Any]) -> int | None:
-    """The events of survival, or the rows of the second of two classes."""
+def events(part: Mapping[str, Any]) -> int | None:
+    """Return the events of survival, or the rows of the second of two classes."""
     if "events" in part:
         return int(part["events"])
     classes = part.get("classes", [])
@@ -255,17 +259,15 @@ class Learned(NamedTuple):
 
 def over_splits(table: Mapping[str, Any], score: str) -> Learned | None:
     """From splits.json: figures over other splits; `score`: of the run, whose name says how sites are weighted."""
-    figures, rows = table.get("figures") or {}, []
-    unit = "events" if score == "concordance" else "rows"
-    for metric in SHOWN:
-        for end, words in MEANS.items():
-            found = figures.get(f"{metric}_{end}")
-            if not isinstance(found, dict):
-                continue
-            less = [found.get("less", {}).get(which) for which in ("local_only", "pooled")]
-            texts = [between(each[0], each[1:], signed=True) if isinstance(each, list) else DASH for each in less]
-            spread = f"{number(found.get('mean'))} \N{PLUS-MINUS SIGN} {number(found.get('sd'))}"
-            rows.append([f"{named(metric)} {words.format(unit)}", spread, *texts])
+    known, rows = table.get("figures") or {}, []
+    for key, label in figures(score):
+        found = known.get(key)
+        if not isinstance(found, dict):
+            continue
+        less = [found.get("less", {}).get(which) for which in ("local_only", "pooled")]
+        texts = [between(each[0], each[1:], signed=True) if isinstance(each, list) else DASH for each in less]
+        spread = f"{number(found.get('mean'))} \N{PLUS-MINUS SIGN} {number(found.get('sd'))}"
+        rows.append([label, spread, *texts])
     caption = (
         f"All learned again on {table.get('splits')} other splits of the rows, with other seeds, simulated: mean and "
         "standard deviation. Differences are paired by split, with 95 % intervals by the corrected resampled t-test of "

@@ -20,7 +20,7 @@ class Ink(NamedTuple):
 
 
 PAGE = Ink("#000001", "#000002", "#000003", "#000004")
-"""Stand-ins; `CSS` has what they stand for."""
+"""Stand-ins; `CSS` has what they stand for, colour by colour."""
 FILE = Ink("#1b1f24", "#5b6570", "#dfe3e7", "#ffffff")
 
 PAGE_PALETTE = tuple(f"#0000{number:02x}" for number in range(0x10, 0x18))
@@ -30,10 +30,34 @@ FILE_PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
 SHADES = ("#fde9c9", "#e6a94a", "#62a3a5", "#1f74a8", "#143f78")
 """From low to high, of a figure that nodes are coloured by."""
 
-CSS = {
-    **dict(zip(PAGE, ("--ink", "--muted", "--rule", "--paper"), strict=True)),
-    **{color: f"--c{i}" for i, color in enumerate(PAGE_PALETTE)},
-}
+
+class Paint(NamedTuple):
+    """All colours of a figure of the report."""
+
+    ink: str
+    muted: str
+    rule: str
+    paper: str
+    blue: str
+    orange: str
+    green: str
+    vermillion: str
+    sky: str
+    purple: str
+    yellow: str
+    grey: str
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Those for data, in order."""
+        return self[4:]
+
+
+ON_PAGE = Paint(*PAGE, *PAGE_PALETTE)
+LIGHT = Paint(*FILE, "#0072b2", "#d98a00", "#00835f", "#d55e00", "#3f9fd6", "#b5679a", "#a89a00", "#8a949e")
+"""A figure of the report as a file: what the page is in the light."""
+CSS = Paint("--ink", "--muted", "--rule", "--paper", *(f"--c{i}" for i in range(len(PAGE_PALETTE))))
+"""What the page calls them."""
 
 TEXT: Any = {
     "text.parse_math": False, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 8,
@@ -51,11 +75,15 @@ def _axes(colors: Ink) -> Any:
 
 
 FILE_STYLE: Any = _axes(FILE)
-PAGE_STYLE: Any = {
-    **_axes(PAGE),
-    "svg.fonttype": "none", "svg.hashsalt": "p2pfl", "axes.unicode_minus": False,
-    "axes.facecolor": "none", "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
-    "grid.color": PAGE.rule, "grid.linewidth": 0.6,
-    "xtick.labelcolor": PAGE.ink, "ytick.labelcolor": PAGE.ink, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
-    "legend.frameon": False, "legend.labelcolor": PAGE.ink,
-}  # fmt: skip
+
+
+def of_report(paint: Paint) -> Any:
+    """Return the settings for a figure of the report."""
+    return {
+        **_axes(Ink(*paint[:4])),
+        "axes.unicode_minus": False,
+        "axes.facecolor": "none", "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
+        "grid.color": paint.rule, "grid.linewidth": 0.6,
+        "xtick.labelcolor": paint.ink, "ytick.labelcolor": paint.ink, "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6, "legend.frameon": False, "legend.labelcolor": paint.ink,
+    }  # fmt: skip

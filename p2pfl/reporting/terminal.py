@@ -283,28 +283,39 @@ class ResultRow(NamedTuple):
     own_worst: str
 
 
-def results(summary: Summary) -> list[ResultRow]:
-    """This run beside what it is to be compared with. The majority class is a row only if it was computed.
+class Scores(NamedTuple):
+    """A row of the result as numbers: see `ResultRow`."""
+
+    label: str
+    mean: float | None
+    worst: float | None
+    own_mean: float | None
+    own_worst: float | None
+
+
+def scores(summary: Summary) -> list[Scores]:
+    """Return this run beside what it is to be compared with. The majority class is a row only if it was computed.
 
     Of survival by Harrell's C, where it was assessed: see `Summary.headed`.
     """
-
-    def row(label: str, *values: float | None) -> ResultRow:
-        return ResultRow(label, *map(summary.headed.shown.text, values))
-
     s = summary.headed
     alone = (s.score_local_only_worst, s.score_local_only_own_mean, s.score_local_only_own_worst)
     rows = [
-        row("this run", s.score_mean, s.score_worst, s.score_own_mean, s.score_own_worst),
-        row("every node alone", s.score_local_only, *alone),
-        row("all data pooled", s.score_pooled, None, s.score_pooled_own_mean, s.score_pooled_own_worst),
+        Scores("this run", s.score_mean, s.score_worst, s.score_own_mean, s.score_own_worst),
+        Scores("every node alone", s.score_local_only, *alone),
+        Scores("all data pooled", s.score_pooled, None, s.score_pooled_own_mean, s.score_pooled_own_worst),
     ]
-    if measured(s.score_pooled) is not None:
-        rows[-1] = rows[-1]._replace(worst="one model")
     if measured(s.score_majority) is not None:
-        majority = row("majority class", s.score_majority, None, s.score_majority_own_mean, s.score_majority_own_worst)
-        rows.append(majority._replace(worst="no model"))
+        own = (s.score_majority_own_mean, s.score_majority_own_worst)
+        rows.append(Scores("majority class", s.score_majority, None, *own))
     return rows
+
+
+def results(summary: Summary) -> list[ResultRow]:
+    """Return the same as it is shown."""
+    text, one = summary.headed.shown.text, {"all data pooled": "one model", "majority class": "no model"}
+    rows = [ResultRow(label, *map(text, values)) for label, *values in scores(summary)]
+    return [row._replace(worst=one[row.label]) if row.label in one and row.mean != DASH else row for row in rows]
 
 
 def has_own(summary: Summary) -> bool:
