@@ -172,15 +172,16 @@ def test_an_exception_in_a_simulation_is_raised(quickly: None) -> None:
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        (p2pfl.EarlyStopping, r"callbacks\[0\]: is the class EarlyStopping; must be an object of a class below"),
-        (print, r"callbacks\[0\]: is a builtin_function_or_method"),
+        (p2pfl.EarlyStopping(3), "callbacks: must be a list of callbacks; got EarlyStopping"),
+        ([p2pfl.EarlyStopping], r"callbacks\[0\]: is the class EarlyStopping; must be an object of a class below"),
+        ([print], r"callbacks\[0\]: is a builtin_function_or_method"),
     ],
 )
 def test_what_is_no_callback_is_refused_at_once(given: Any, text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=text):
-        p2pfl.simulate(sgd(), ARRAYS, schedule=ring(), rounds=5, callbacks=[given])
+        p2pfl.simulate(sgd(), ARRAYS, schedule=ring(), rounds=5, callbacks=given)
     with pytest.raises(ConfigError, match=text):
-        p2pfl.run(tiny("loop"), tmp_path / "out", callbacks=[given])
+        p2pfl.run(tiny("loop"), tmp_path / "out", callbacks=given)
     assert not (tmp_path / "out").exists()
 
 

@@ -185,6 +185,11 @@ def test_it_is_loaded_as_plain_arrays(ran: Ran, seen: dict[str, Seen], driver: s
         "train",
         "test",
     }
+    if DRIVERS[driver].node_records:
+        alone = p2pfl.load_run(out / "nodes" / "1")
+        assert alone.metrics["round"].tolist() == [1, 2, 3] and set(alone.metrics["node"]) == set(alone.models) == {1}
+        assert alone.summary.score_mean == loaded.metrics["accuracy_after_mixing"][-3]
+        assert alone.summary.digests == {"1": summary.digests["1"]}
     said = np.stack([loaded.predictions[f"p_{i}"] for i in range(10)], axis=1)
     own = loaded.predictions["node"] == 0
     right = said[own].argmax(axis=1) == loaded.predictions["class"][own].astype(int)

@@ -312,7 +312,7 @@ def read(run: Path) -> RunData:
             known = final[field][np.isfinite(final[field])]
             if known.size:
                 summary = summary.adding({f"{summary.score}_{which}{end}": float(known[-1])})
-    events = [event for event in _lines(run / "events.jsonl", unread) if isinstance(event.get("event"), str)]
+    events = [event for event in lines(run / "events.jsonl", unread) if isinstance(event.get("event"), str)]
     toml = run / "experiment.toml"
     return RunData(
         summary=summary,
@@ -346,18 +346,18 @@ def _object(path: Path, unread: list[str]) -> dict[str, Any]:
 
 def _cut_off(run: Path) -> dict[str, Any]:
     """Return the summary of a run that was cut off: the score by which its first record is measured."""
-    record = next(_lines(run / "metrics.jsonl", []), {})
+    record = next(lines(run / "metrics.jsonl", []), {})
     keys = [name.removesuffix("_after_mixing") for name in record if name.endswith("_after_mixing")]
     return {"score": keys[0], "score_name": keys[0], "score_in_percent": keys[0] == Score().key} if keys else {}
 
 
-def _lines(path: Path, unread: list[str]) -> Iterator[dict[str, Any]]:
-    """The records of a .jsonl file; a line cut off by a crash is counted, not fatal."""
+def lines(path: Path, unread: list[str]) -> Iterator[dict[str, Any]]:
+    """Return the records of a .jsonl file; a line cut off by a crash is counted in `unread`, not fatal."""
     if not path.is_file():
         return
     bad = 0
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
             try:
                 record = json.loads(line)
             except ValueError:
@@ -388,7 +388,7 @@ def columns(directories: Iterable[Path], file: str, unread: list[str]) -> dict[s
     read, in words.
     """
     rows: dict[tuple[int, int], dict[str, Any]] = {}
-    for row in (row for directory in directories for row in _lines(directory / file, unread)):
+    for row in (row for directory in directories for row in lines(directory / file, unread)):
         if measured(row.get("round")) is not None:
             rows[int(row["round"]), int(row.get("node", 0))] = row
     ordered = [rows[key] for key in sorted(rows)]
@@ -398,7 +398,7 @@ def columns(directories: Iterable[Path], file: str, unread: list[str]) -> dict[s
 
 def events(directories: Iterable[Path], unread: list[str]) -> list[dict[str, Any]]:
     """Return the records of events.jsonl, those of several directories by time."""
-    found = [row for directory in directories for row in _lines(directory / "events.jsonl", unread)]
+    found = [row for directory in directories for row in lines(directory / "events.jsonl", unread)]
     return sorted((row for row in found if isinstance(row.get("event"), str)), key=lambda row: _number(row.get("time")))
 
 
@@ -414,7 +414,7 @@ def _column(name: str, values: list[Any]) -> np.ndarray:
 
 def _series(path: Path, score: str, unread: list[str]) -> dict[str, np.ndarray]:
     keys = tuple(named(dict.fromkeys(("round", *SERIES)), score))
-    rows = [[_number(record.get(key)) for key in keys] for record in _lines(path, unread)]
+    rows = [[_number(record.get(key)) for key in keys] for record in lines(path, unread)]
     table = np.array(rows, dtype=float).reshape(-1, 1 + len(SERIES))
     table = table[np.isfinite(table[:, 0])]
     return dict(zip(("round", *SERIES), table.T, strict=True))
@@ -435,7 +435,7 @@ class _NodeRow:
 def _nodes(path: Path, score: str, last: int, unread: list[str]) -> Nodes:
     columns = min(COLUMNS, last + 1)
     rows: dict[int, _NodeRow] = {}
-    for record in _lines(path, unread):
+    for record in lines(path, unread):
         node, number = measured(record.get("node")), measured(record.get("round"))
         if node is None or number is None:
             continue

@@ -127,6 +127,8 @@ class Callbacks:
 
     def __init__(self, given: Sequence[Callback] = ()) -> None:
         """Raises ConfigError for what is no callback."""
+        if isinstance(given, Callback) or not isinstance(given, Sequence):
+            raise ConfigError(f"callbacks: must be a list of callbacks; got {type(given).__name__}")
         for i, each in enumerate(given):
             if not isinstance(each, Callback):
                 what = f"the class {each.__name__}" if isinstance(each, type) else f"a {type(each).__name__}"

@@ -105,33 +105,38 @@ def _places(path: Path) -> dict[int, Path]:
     """The directories of nodes: of a run, or the one that this itself is."""
     if (path / "nodes").is_dir():
         return summary.directories(path)
-    told = about.read(path)
-    return {} if told is None else {told.node: path}
+    own = about.read(path) or result.read(path)
+    return {} if own is None else {own.node: path}
 
 
 def _own(path: Path, places: Mapping[int, Path]) -> Summary:
     """Return what records say of a run that has left no summary, or of a node by itself."""
-    told = next((known for place in places.values() if (known := about.read(place)) is not None), None)
-    if told is None:
-        return run_data.read(path).summary
-    rows = [row for place in places.values() for row in records.read(place / "metrics.jsonl")]
-    ended = {node: each for node, place in places.items() if (each := result.read(place)) is not None}
-    kind = next((kind for kind, target in TARGETS.items() if target.key == told.score), "classes")
-    shown = summary.score_of(kind)
-    last = max((row["round"] for row in rows), default=0)
-    return replace(
-        Summary(
+    told = next((found for place in places.values() if (found := about.read(place)) is not None), None)
+    if told is not None:
+        kind = next((kind for kind, target in TARGETS.items() if target.key == told.score), "classes")
+        shown = summary.score_of(kind)
+        known = Summary(
             format=records.FORMAT, name=told.name, nodes=told.nodes, rounds=told.rounds, parameters=told.parameters,
             keeps_mean=told.keeps_mean, score=shown.key, score_name=shown.name, score_in_percent=shown.in_percent,
-        ),
-        **summary.scores(rows, last, shown.key),
+        )  # fmt: skip
+    else:
+        known = run_data.read(path).summary
+    of_nodes = [*places.values()] or [path]
+    rows = [row for place in of_nodes for row in run_data.lines(place / "metrics.jsonl", [])]
+    figures = summary.scores(rows, max((row["round"] for row in rows), default=0), known.score)
+    if not places:
+        return replace(known, **figures)
+    ended = {node: each for node, place in places.items() if (each := result.read(place)) is not None}
+    return replace(
+        known,
+        **figures,
         **summary.traffic(rows),
-        **summary.outcome(rows, ended, told.link),
+        **summary.outcome(rows, ended, "exchange" if told is None else told.link),
         digests={str(node): each.digest for node, each in ended.items()},
         rounds_alone={str(node): each.alone for node, each in ended.items() if each.alone},
         diverged={str(node): each.diverged for node, each in ended.items() if each.diverged},
         left=tuple(node for node, each in ended.items() if each.left),
-    )  # fmt: skip
+    )
 
 
 def _table(path: Path) -> dict[str, np.ndarray]:

@@ -362,9 +362,10 @@ def loop_into(
         if not callbacks:
             return False
         watch.read()
-        if callbacks.follow(watch, (), lambda: jax.tree.map(lambda *leaves: np.stack(leaves), *models())):
-            rounds = round
-        return callbacks.stop is not None
+        if not callbacks.follow(watch, (), lambda: jax.tree.map(lambda *leaves: np.stack(leaves), *models())):
+            return False
+        rounds = round
+        return True
 
     models = loop.run(made, delivery, record, clock.now, work.course, look)
     divergence.read(1, loss[:rounds], delivery.steps[:rounds])

@@ -144,7 +144,7 @@ def _run(program: CompiledSimulation, progress: Progress, watch: _Stopwatch, loo
         if len(waiting) > 1 or not watch.begun or look:
             seen = _tell(program, judged, progress, *waiting.pop(0))
         if look and seen and look(seen, partial(_models, program, carry)):
-            watch.stop()
+            (watch.stop if watch.begun else watch.begin)()
             break
         if not watch.begun:
             jax.block_until_ready(carry)
