@@ -185,6 +185,13 @@ def test_what_is_no_callback_is_refused_at_once(given: Any, text: str, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+def test_where_several_hosts_simulate_together_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="callbacks: can't be where several hosts simulate together"):
+        p2pfl.run(tiny("simulate"), tmp_path / "out", callbacks=[p2pfl.Callback()])
+    assert not (tmp_path / "out").exists()
+
+
 # --------------------------------------------------------------------------------------------------------- the parts
 
 

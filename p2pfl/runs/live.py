@@ -180,6 +180,7 @@ def _run_at(
     stopped_by = ""
     try:
         if _follow(federation, server, watch, view, _told(callbacks, look), elsewhere):
+            elsewhere.stop()
             _ask_to_leave(server)
     except KeyboardInterrupt as interrupt:
         stopped_by = stopping(interrupt).name
