@@ -85,6 +85,7 @@ def test_a_run_that_is_stopped_early_is_whole(tmp_path: Path, driver: str) -> No
     last = loaded.metrics["round"].max()
     assert last == 4 if driver in ("simulate", "loop") else 4 <= last < 40
     assert "It was stopped early at round 4 of 40 by Ends." in (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert any("mixed with nobody" in note for note in summary.notes) == (last > 4)
     if driver in ("simulate", "loop"):  # as if the experiment had had so many rounds
         short = run(tiny(driver, rounds=4, evaluation={"every": 2, "metrics": False}), tmp_path / "short")
         assert summary.digests == short.digests and summary.score_mean == short.score_mean

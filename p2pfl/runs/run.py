@@ -63,7 +63,7 @@ def run(
         callbacks.begin(_info(federation, out))
         result = start(federation, out, view, callbacks)
     if callbacks.early:
-        result = result._replace(notes=(*result.notes, *_early(callbacks, federation.experiment)))
+        result = result._replace(notes=(*result.notes, *_early(callbacks, federation.experiment, out)))
     for note in result.notes:
         view.say(note)
     if callbacks.error is None:
@@ -97,9 +97,16 @@ def _info(federation: Federation, out: Path) -> RunInfo:
     )  # fmt: skip
 
 
-def _early(callbacks: Callbacks, experiment: Experiment) -> list[str]:
+def _early(callbacks: Callbacks, experiment: Experiment, out: Path) -> list[str]:
     """What a person should know of a run that a callback has ended."""
     told = [f"stopped early {callbacks.when}"]
+    last = max((row["round"] for row in records.read(out / "metrics.jsonl")), default=0)
+    if callbacks.until and last > callbacks.until:
+        told.append(
+            f"the final models are those with which the nodes have left, by round {last}: the last round of each may "
+            f"be one that it trained and mixed with nobody. An experiment of {callbacks.until} rounds ends in those of "
+            f"round {callbacks.until}"
+        )
     more = [*(["the baselines"] if experiment.baselines else []), *(["splits"] if experiment.evaluation.splits else [])]
     if more:
         told.append(f"{' and '.join(more)} were learned for all {experiment.rounds} rounds")
