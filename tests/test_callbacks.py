@@ -107,6 +107,26 @@ def test_what_a_callback_raises_reaches_the_caller_when_the_run_is_in_order(tmp_
 
 
 @pytest.mark.more
+@pytest.mark.parametrize("driver", ["simulate", "loop", "virtual"])
+def test_what_was_planned_for_later_has_not_happened(tmp_path: Path, driver: str) -> None:
+    """A run is stopped while one node is away, before another has come, and after a third has left."""
+    churn = [
+        {"event": "crash", "node": 2, "round": 2}, {"event": "rejoin", "node": 2, "round": 6},
+        {"event": "leave", "node": 0, "round": 3}, {"event": "join", "node": 1, "round": 8},
+    ]  # fmt: skip
+    experiment = tiny(driver, rounds=12, churn=churn, evaluation={"metrics": False})
+    loaded = p2pfl.run(experiment, tmp_path / "out", callbacks=[Ends(4)])
+    assert loaded.summary.stopped_early == "at round 4 of 12 by Ends" and verdict(loaded.summary).code == 0
+    active = [loaded.metrics["node"][loaded.metrics["round"] == round].tolist() for round in (1, 2, 3, 4)]
+    assert active == [[0, 2, 3], [0, 3], [3], [3]]
+    if driver == "loop":  # whose summary does not say who was there
+        assert list(loaded.models) == [3]
+    else:
+        assert (loaded.summary.lost, loaded.summary.left, list(loaded.models)) == ((2,), (0,), [0, 3])
+    assert not [event for event in loaded.events if event["event"] in ("joined", "rejoined")]
+
+
+@pytest.mark.more
 @pytest.mark.parametrize("driver", ["virtual", pytest.param("live", marks=pytest.mark.live)])
 def test_who_is_away_is_not_waited_for(tmp_path: Path, driver: str) -> None:
     """A node that dies and comes back: each round is told once and in order, without it while it is away."""

@@ -44,15 +44,16 @@ class RunResult:
 
     @cached_property
     def models(self) -> Mapping[int, dict[str, np.ndarray]]:
-        """Of each node that has left one, its final model: arrays by path, as in "trained/inner/kernel"."""
+        """Of each node that ended in good order, its final model: arrays by path, as in "trained/inner/kernel"."""
         stacked = self.path / "models.safetensors"
         if stacked.is_file():
             arrays = safetensors.numpy.load_file(stacked)
-            count = len(next(iter(arrays.values()), ()))
-            there = [node for node in range(count) if node not in self.summary.lost]
-            return {node: {name: leaf[node] for name, leaf in arrays.items()} for node in there}
-        files = {node: path / "model.safetensors" for node, path in _places(self.path).items()}
-        return {node: safetensors.numpy.load_file(path) for node, path in files.items() if path.is_file()}
+            known = self.metrics["node"].tolist() if "node" in self.metrics else []
+            there = {*known} - {*self.summary.lost}  # one that never came has no record
+            return {node: {name: leaf[node] for name, leaf in arrays.items()} for node in sorted(there)}
+        places = [(node, path) for node, path in _places(self.path).items() if result.read(path) is not None]
+        files = {node: path / "model.safetensors" for node, path in places}
+        return {node: safetensors.numpy.load_file(file) for node, file in files.items() if file.is_file()}
 
     @cached_property
     def split(self) -> Mapping[str, np.ndarray]:

@@ -307,7 +307,7 @@ def _membership(federation: Federation, course: Course | None, rounds: int) -> d
             if event.event in ("crash", "leave") and event.round <= rounds}  # fmt: skip
     gone &= last.keys()  # the others were to join later
     return {
-        "epochs": course.epochs,
+        "epochs": course._replace(enters=course.enters[:rounds]).epochs,
         "lost": tuple(sorted(node for node in gone if last[node] == "crash")),
         "left": tuple(sorted(node for node in gone if last[node] == "leave")),
     }
