@@ -1,4 +1,4 @@
-"""The command line: `p2pfl run`, `node`, `check`, `chaos`, `sweep`, `report`, `replay`, `topology`.
+"""The command line: `p2pfl init`, `doctor`, `run`, `node`, `check`, `chaos`, `sweep`, `report`, `replay`, `topology`.
 
 Its exit codes: `Exit`.
 """
@@ -143,6 +143,86 @@ def main() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
+# --- first minutes: init, completion, doctor
+
+
+class _Seconds(click.ParamType):
+    """A time as a person writes it: 10s, 1.5min, 2h; seconds where no unit is given."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return it in seconds."""
+        read = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|h|)", str(value).strip())
+        if read is None or not float(read[1]) > 0:
+            self.fail(f"{value!r} is no time greater than 0; write it as 10s, 1.5min or 2h", param, ctx)
+        return float(read[1]) * {"min": 60.0, "h": 3600.0}.get(read[2], 1.0)
+
+
+@main.command()
+@click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--template", type=click.Choice(["hospital", "study", "lan"]), default="hospital", show_default=True,
+    help="What it is to begin with.",
+)  # fmt: skip
+def init(folder: Path | None, template: str) -> None:
+    """Write an experiment folder that runs as it is into DIR, which must be new or empty; ./TEMPLATE unless given."""
+    with _errors():
+        from p2pfl.runs import init as templates
+
+        folder = folder or Path(template)
+        files = templates.write(folder, template)
+        click.echo(f"{folder}: {templates.TEMPLATES[template]}: {', '.join(map(str, files))}")
+        click.echo("Next, and README.md there says how to go on:")
+        click.echo(f"  cd {folder}" if str(folder) != "." else "  cat README.md")
+        click.echo("  p2pfl run experiment.toml")
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script by which SHELL completes commands, options, names and files; its head says where it goes."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None  # click has all three
+    wanted = {
+        "bash": 'add to ~/.bashrc: eval "$(p2pfl completion bash)"',
+        "zsh": 'add to ~/.zshrc, below compinit: eval "$(p2pfl completion zsh)"',
+        "fish": "p2pfl completion fish > ~/.config/fish/completions/p2pfl.fish",
+    }
+    first, _, rest = kind(main, {}, "p2pfl", "_P2PFL_COMPLETE").source().lstrip().partition("\n")
+    head = f"# {wanted[shell]}"
+    click.echo("\n".join([first, head, rest] if first.startswith("#compdef") else [head, first, rest]), nl=False)
+
+
+@main.command()
+@click.argument("file", metavar="[NODE.toml]", required=False, type=click.Path(path_type=Path))
+@click.option("--wait", type=_Seconds(), help="Let others call, and call them again, for up to so long, as in 60s.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was found alone, as JSON.")
+def doctor(file: Path | None, wait: float | None, as_json: bool) -> None:
+    """Say whether this machine is fit, and whether the node in NODE.toml connects in both directions."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # others may compute on the device
+    with _errors(disk=Exit.FAILED):
+        from p2pfl.errors import ConfigError
+        from p2pfl.runs import doctor as runs
+
+        if wait and file is None:
+            raise ConfigError("--wait: others call a node; give its file, as in p2pfl doctor node.toml --wait 60s")
+        console = Console(highlight=False, stderr=as_json, markup=False, soft_wrap=True)
+        tell = (lambda found: None) if as_json else (lambda found: runs.show(found, console))
+        found = runs.diagnose(file, wait or 0.0, tell, lambda text: console.print(f"       ... {text}", style="dim"))
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=1))
+    else:
+        console.print(found.summary)
+    if found.code:
+        sys.exit(found.code)
+
+
+# --- runs
+
+
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a field; VALUE is read as TOML.")
@@ -216,19 +296,6 @@ def node(file: Path, out: Path | None, hold: bool, resume: bool, returns: int | 
     if hold and ended.verdict.code == Exit.NOT_WHOLE:  # whoever has started it judges all nodes together
         return
     _judge(ended.verdict)
-
-
-class _Seconds(click.ParamType):
-    """A time as a person writes it: 10s, 1.5min, 2h; seconds where no unit is given."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return it in seconds."""
-        read = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|h|)", str(value).strip())
-        if read is None or not float(read[1]) > 0:
-            self.fail(f"{value!r} is no time greater than 0; write it as 10s, 1.5min or 2h", param, ctx)
-        return float(read[1]) * {"min": 60.0, "h": 3600.0}.get(read[2], 1.0)
 
 
 @main.command()

@@ -48,7 +48,7 @@ def run(
     source = Path(given.experiment)
     sys.path[:0] = [str(Path.cwd()), str(source.parent)]
     experiment = config.load(source)
-    directory = out or (file.parent / given.out if given.out else Path(f"p2pfl-node-{given.node}"))
+    directory = out or records_of(file, given)
     if result.read(directory) is not None and not (resume or hold):  # one that is held comes back as planned
         raise ConfigError(
             f"out={str(directory)!r}: holds the records of a finished run; give another with --out, or --resume"
@@ -102,6 +102,11 @@ def run(
         f"dropped {ended.dropped or 'nothing'}; model {ended.digest} in {directory}"
     )
     return NodeRun(ended, verdict)
+
+
+def records_of(file: Path, given: NodeFile) -> Path:
+    """Return the directory of a node's records."""
+    return file.parent / given.out if given.out else Path(f"p2pfl-node-{given.node}")
 
 
 def judged(ended: NodeResult, task: Task) -> RunVerdict:

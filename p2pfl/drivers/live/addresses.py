@@ -6,6 +6,7 @@ wait: a name server that does not answer takes many seconds. ZeroMQ is given num
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 import threading
@@ -75,6 +76,19 @@ def bound(address: str) -> socket.socket:
 def lookup(host: str, port: int) -> list[tuple[Any, ...]]:
     """Return what `socket.getaddrinfo` has of a host, those of IPv4 first; raises OSError."""
     return sorted(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), key=lambda each: each[0] != socket.AF_INET)
+
+
+def local(host: str) -> bool:
+    """Return whether this machine itself has an address of the host."""
+    try:
+        places = lookup(host, 0)
+    except (OSError, UnicodeError):
+        return False
+    for family, kind, protocol, _, where in places:
+        with socket.socket(family, kind, protocol) as tried, contextlib.suppress(OSError):
+            tried.bind(where)
+            return True
+    return False
 
 
 class Names:

@@ -44,3 +44,13 @@ def fits(nodes: int, limit: int, here: bool) -> None:
                 f"Raise the hard limit to {max(needs.values())} (ulimit -n; LimitNOFILE= of a service; --ulimit "
                 "nofile= of a container)" + (', or use fewer nodes, or driver.kind = "simulate"' if here else "")
             )
+
+
+def room(limit: int) -> tuple[int, int]:
+    """Return how many others a node can have with that limit, and how many nodes `p2pfl run` here.
+
+    >>> room(1024)
+    (240, 160)
+    """
+    others = max((limit - _BASE) // _PER_PEER, 0)
+    return others, min(others + 1, max((limit - _BASE) // _PER_NODE, 0))

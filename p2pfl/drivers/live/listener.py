@@ -13,7 +13,7 @@ import math
 import select
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from p2pfl.drivers.live import addresses, zmtp
@@ -111,9 +111,15 @@ class _Costs:
 class Listener:
     """Takes messages in. `dropped` counts, by reason, what was hung up. OSError when `address` can't be bound."""
 
-    def __init__(self, address: str, federation: str, nodes: int, allowance: Allowance, now: float) -> None:
-        """`address`: tcp://HOST:PORT. `nodes`: that there can be; others are strangers."""
+    def __init__(
+        self, address: str, federation: str, nodes: int, allowance: Allowance, now: float,
+        about: bytes = b"", answer: Callable[[int], bytes] | None = None,
+    ) -> None:  # fmt: skip
+        """`address`: tcp://HOST:PORT. `nodes`: that there can be; others are strangers. `about`: what is said to
+        whoever connects. `answer`: what is sent to a node that has said which one it is; nothing unless given.
+        """
         self._federation, self._nodes, self._allowance = federation, nodes, allowance
+        self._hello, self._answer = zmtp.GREETING + zmtp.ready(b"ROUTER", about=about), answer
         self._socket = _listening(address)
         self._epoll = select.epoll()
         self._epoll.register(self._socket, select.EPOLLIN)
@@ -249,6 +255,9 @@ class Listener:
             raise RemoteError("flood", f"says it is node {node}, which has connected too often")
         connects.spend(1)
         connection.node, connection.reader.limits = node, self._allowance.limits
+        if self._answer is not None:
+            with contextlib.suppress(BlockingIOError):  # what it does not take at once it does not get
+                connection.link.send(self._answer(node))
         rate, burst = self._allowance.rate, self._allowance.burst
         connection.budget = Budget(rate, burst, now, rate / 10)
         others = {file: each for file, each in self._connections.items() if each is not connection}
@@ -280,7 +289,7 @@ class Listener:
             self._connections[link.fileno()] = _Connection(link, now)
             self._epoll.register(link, select.EPOLLIN)
             with contextlib.suppress(OSError):  # it has gone already, which will be read
-                link.send(zmtp.GREETING + zmtp.ready(b"ROUTER"))
+                link.send(self._hello)
             strangers = [file for file, other in self._connections.items() if other.node is None]
             if len(strangers) > _STRANGERS:
                 self._hang_up(strangers[0], "handshake", "too many at once have not said who they are")

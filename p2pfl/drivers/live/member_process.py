@@ -19,7 +19,7 @@ from typing import Any
 import setproctitle
 import zmq
 
-from p2pfl.drivers.live import clock, ports, zmtp
+from p2pfl.drivers.live import clock, ports, versions, zmtp
 from p2pfl.drivers.live.addresses import Names
 from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
 from p2pfl.drivers.live.transport import dealer
@@ -91,7 +91,8 @@ class MemberSockets:
 
     def __init__(self, listen: str, node: int, cluster: str, dropped: Callable[[str, str], None]) -> None:
         self._dropped = dropped
-        self.listener = Listener(listen, cluster, _NODES, _ALLOWANCE, clock.now())
+        about = versions.here(node, versions.MEMBERSHIP).encode()
+        self.listener = Listener(listen, cluster, _NODES, _ALLOWANCE, clock.now(), about)
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._introduction = zmtp.introduction(cluster, node)

@@ -6,10 +6,14 @@ firewall, or another federation.
 
 from __future__ import annotations
 
+import enum
 import socket
 import threading
+from typing import NamedTuple
 
-from p2pfl.drivers.live import addresses, zmtp
+from p2pfl.drivers.live import addresses, clock, zmtp
+from p2pfl.drivers.live.zmtp import Command, Kind, Limits, Reader
+from p2pfl.errors import RemoteError
 
 _AGAIN = 10.0
 """Seconds after which an address is looked at again."""
@@ -22,6 +26,9 @@ _PATIENCE = 2.0
 
 _HANGS_UP = 0.5
 """Seconds in which a node of another federation hangs up."""
+
+_ANSWER = Limits(1 << 14, 1, 1 << 14)
+"""What a node may say to who has introduced itself."""
 
 REACHED = ""
 """A node of this federation takes connections there."""
@@ -52,43 +59,98 @@ class Reachability:
             self._under_way.discard(address)
 
 
+class Look(NamedTuple):
+    """What was seen at an address."""
+
+    how: LookEnd
+    why: str  # nobody of this federation is reached there, for a person; REACHED
+    kind: Kind | None = None  # what listens there, where it says so
+    said: bytes = b""  # by a node that answers whoever has said who it is, as one of `p2pfl doctor` does
+
+
+class LookEnd(enum.Enum):
+    """How a look at an address has ended."""
+
+    REACHED = "reached"  # a node of this federation takes connections there
+    NO_NAME = "no name"  # the name stands for no address
+    REFUSED = "refused"  # the machine is there, and nothing listens
+    NO_ANSWER = "no answer"  # what is sent there is dropped
+    NO_WAY = "no way"  # this machine knows no way there
+    NO_NODE = "no node"  # something else listens
+    SILENT = "silent"  # something listens and says nothing
+    OTHER = "other"  # a node of another federation
+
+
 def look(address: str, introduction: bytes) -> str:
     """Return why nobody is reached at an address by who introduces itself so, or REACHED. Takes seconds."""
+    return examine(address, introduction).why
+
+
+def examine(address: str, introduction: bytes) -> Look:
+    """Return what is seen at an address by who introduces itself so. Takes seconds."""
     host, port = addresses.parsed(address)
     try:
         places = addresses.lookup(host, port)
     except (OSError, UnicodeError) as error:
-        return f"can't be resolved: {error.strerror if isinstance(error, OSError) else 'no name'}"
+        return Look(
+            LookEnd.NO_NAME, f"can't be resolved: {error.strerror if isinstance(error, OSError) else 'no name'}"
+        )
     seen = [_call(family, where, introduction) for family, _, _, _, where in places]
-    return REACHED if REACHED in seen else "; ".join(dict.fromkeys(seen))
+    best = next((each for each in seen if each.how == LookEnd.REACHED), seen[0])
+    return best if best.how == LookEnd.REACHED else best._replace(why="; ".join(dict.fromkeys(one.why for one in seen)))
 
 
-def _call(family: int, where: tuple[str, int], introduction: bytes) -> str:
+def _call(family: int, where: tuple[str, int], introduction: bytes) -> Look:
     port = f"port {where[1]}"
     with socket.socket(family) as link:
         link.settimeout(_PATIENCE)
         try:
             link.connect(where)
         except ConnectionRefusedError:
-            return f"refused: nothing listens at {port}"
+            return Look(LookEnd.REFUSED, f"refused: nothing listens at {port}")
         except TimeoutError:
-            return f"no answer from {port}: a firewall, or the machine is off"
+            return Look(LookEnd.NO_ANSWER, f"no answer from {port}: a firewall, or the machine is off")
         except OSError as error:
-            return f"{error.strerror}"
+            return Look(LookEnd.NO_WAY, f"{error.strerror}")
         try:
             link.sendall(zmtp.GREETING + zmtp.ready(b"DEALER", introduction))
-            if link.recv(1) != zmtp.GREETING[:1]:
-                return f"what listens at {port} is no node"
-        except TimeoutError:
-            return f"what listens at {port} says nothing"
-        except OSError:
-            return f"what listens at {port} is no node"
-        link.settimeout(_HANGS_UP)
+            return _listen(link, port)
+        except (OSError, RemoteError):
+            return Look(LookEnd.NO_NODE, f"what listens at {port} is no node")
+
+
+def _listen(link: socket.socket, port: str) -> Look:
+    """Hear what the other end says of itself, and whether it hangs up. Raises OSError, RemoteError: it is no node."""
+    reader, kind, limit = Reader(), None, clock.now() + _PATIENCE
+    ready = False
+    while True:
+        while (item := reader.next()) is not None:
+            if isinstance(item, Command):
+                if not ready:  # it has greeted: from here on only who finds no fault with the introduction stays
+                    kind, ready = zmtp.kind(item), True
+                    reader.limits, limit = _ANSWER, clock.now() + _HANGS_UP
+            else:
+                return Look(LookEnd.REACHED, REACHED, kind, bytes(item[0]))
+        if (left := limit - clock.now()) <= 0:
+            break
+        link.settimeout(left)
         try:
-            while link.recv(4096):
-                pass
+            count = link.recv_into(reader.space)
         except TimeoutError:
-            return REACHED
+            break
         except OSError:
-            pass
-        return f"the node at {port} is of another federation: its experiment differs from this one"
+            count = 0
+        if not count:
+            return _hung_up(ready, kind, port)
+        reader.took(count)
+    return (
+        Look(LookEnd.REACHED, REACHED, kind) if ready else Look(LookEnd.SILENT, f"what listens at {port} says nothing")
+    )
+
+
+def _hung_up(ready: bool, kind: Kind | None, port: str) -> Look:
+    if not ready:
+        return Look(LookEnd.NO_NODE, f"what listens at {port} is no node")
+    return Look(
+        LookEnd.OTHER, f"the node at {port} is of another federation: its experiment differs from this one", kind
+    )

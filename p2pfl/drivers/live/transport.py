@@ -14,7 +14,7 @@ from typing import Any
 
 import zmq
 
-from p2pfl.drivers.live import clock, parcels, ports, zmtp
+from p2pfl.drivers.live import clock, parcels, ports, versions, zmtp
 from p2pfl.drivers.live.addresses import Names
 from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
 from p2pfl.drivers.live.parcels import PIECE, WINDOW, Letter, ParcelsIn, ParcelsOut
@@ -94,7 +94,10 @@ class Transport:
         self._per_round = _ROUND + (_PER_PIECE * -(-largest // piece) if largest > whole else 0.0)
         self._progress: Counter[tuple[int, int, int]] = Counter()  # bytes, by node, its life, this node's life
         allowance = Allowance(limits, _RATE, _BURST, unit=float("inf"), large=piece / 2)
-        self._listener = ports.listening(listen, lambda: Listener(listen, federation, nodes, allowance, clock.now()))
+        about = versions.here(node, versions.MODELS).encode()
+        self._listener = ports.listening(
+            listen, lambda: Listener(listen, federation, nodes, allowance, clock.now(), about)
+        )
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._introduction = zmtp.introduction(federation, node)

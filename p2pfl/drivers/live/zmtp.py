@@ -7,6 +7,7 @@ whole messages, so that one that never ends has none either way.
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import NamedTuple
 
@@ -29,6 +30,11 @@ _BUFFER = 1 << 16
 _LARGE = 1 << 15
 """Bytes from which on a frame is read to where it stays: its arrays are views of it."""
 
+_ABOUT = b"X-p2pfl"
+"""The property of READY that says what listens."""
+
+_KIND = re.compile(rb"([\w.+-]{1,40}) (\d{1,9}) (\d{1,9}) (\d{1,10}) (models|membership)", re.ASCII)
+
 Frame = bytes | memoryview
 """A frame of a message."""
 
@@ -48,20 +54,31 @@ class Command(NamedTuple):
     body: bytes
 
 
-def ready(kind: bytes, identity: bytes = b"") -> bytes:
-    """Return the frame by which an end of a connection says what it is."""
+def ready(kind: bytes, identity: bytes = b"", about: bytes = b"") -> bytes:
+    """Return the frame by which an end of a connection says what it is. `about`: see `Kind`."""
     body = b"\x05READY" + b"".join(
         bytes([len(name)]) + name + struct.pack(">I", len(value)) + value
-        for name, value in ((b"Socket-Type", kind), (b"Identity", identity))
+        for name, value in ((b"Socket-Type", kind), (b"Identity", identity), *([(_ABOUT, about)] if about else []))
     )
     return bytes([_COMMAND | _LONG]) + struct.pack(">Q", len(body)) + body
 
 
+def message(body: bytes) -> bytes:
+    """Return a message of one frame."""
+    return bytes([_LONG]) + struct.pack(">Q", len(body)) + body
+
+
 def identity(command: Command) -> bytes:
     """Return who the other end says it is. Raises RemoteError unless this is how it says so."""
+    return _properties(command).get(b"identity", b"")
+
+
+def _properties(command: Command) -> dict[bytes, bytes]:
+    """What READY says, by name in small letters; the first of each. Raises RemoteError."""
     if command.name != b"READY":
         raise RemoteError("handshake", f"{command.name!r:.40} instead of READY")
     body, at = command.body, 0
+    found: dict[bytes, bytes] = {}
     while at < len(body):
         length = body[at]
         name, at = body[at + 1 : at + 1 + length], at + 1 + length
@@ -69,9 +86,31 @@ def identity(command: Command) -> bytes:
             raise RemoteError("handshake", "READY ends in the middle of a property")
         (length,) = struct.unpack_from(">I", body, at)
         value, at = body[at + 4 : at + 4 + length], at + 4 + length
-        if name.lower() == b"identity":
-            return value
-    return b""
+        found.setdefault(name.lower(), value)
+    return found
+
+
+class Kind(NamedTuple):
+    """What listens at a port, as it says to whoever connects; keys have their place here when they come."""
+
+    version: str  # of p2pfl
+    protocol: int  # of models
+    membership: int  # protocol of the membership
+    node: int
+    port: str  # what it is for: "models" or "membership"
+
+    def encode(self) -> bytes:
+        """For READY."""
+        return " ".join(map(str, self)).encode()
+
+
+def kind(command: Command) -> Kind | None:
+    """Return what the listening end is; None where it does not say, as before 0.1.0 or where it is no node."""
+    match = _KIND.fullmatch(_properties(command).get(_ABOUT.lower(), b""))
+    if match is None:
+        return None
+    version, protocol, membership, node, port = (part.decode("ascii") for part in match.groups())
+    return Kind(version, int(protocol), int(membership), int(node), port)
 
 
 def introduction(federation: str, node: int) -> bytes:

@@ -1,0 +1,144 @@
+"""The folders that `p2pfl init` writes are right as they are, and nothing is overwritten."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from test_live import P2PFL
+
+from p2pfl.cli import main
+from p2pfl.config import experiment
+from p2pfl.errors import Exit
+from p2pfl.runs import init, node
+from p2pfl.sweeps import plan
+
+ROOT = Path(__file__).parents[1]
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["init", *arguments])
+
+
+@pytest.fixture(params=init.TEMPLATES)
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of each template."""
+    monkeypatch.chdir(tmp_path)
+    result = call("--template", request.param)
+    assert result.exit_code == 0 and f"cd {request.param}" in result.output
+    return tmp_path / str(request.param)
+
+
+def node_files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.glob("*.toml")) if "listen" in tomllib.loads(path.read_text("utf-8")))
+
+
+def test_all_files_of_a_template_can_be_read(folder: Path) -> None:
+    wanted = experiment.load(folder / "experiment.toml", find=True)
+    files = {path: experiment.load_node(path) for path in node_files(folder)}
+    if files:
+        assert [given.node for given in files.values()] == [*range(wanted.topology.nodes or 0)]
+        listens = {node.address_of(path, given) for path, given in files.items()}
+        assert len(listens) == len(files) and all({*given.peers} < listens for given in files.values())
+        assert all(Path(given.experiment) == folder / "experiment.toml" for given in files.values())
+    if (folder / "sweep.toml").exists():
+        assert len(plan.runs(plan.read(folder / "sweep.toml"))) == 24 + 2  # with the baselines of two seeds
+    readme = (folder / "README.md").read_text("utf-8")
+    named = set(re.findall(r"[\w/-]+\.toml", readme))
+    assert named == {path.name for path in folder.glob("*.toml")}
+
+
+def test_what_stands_in_comments_can_be_read_too(folder: Path) -> None:
+    """Lines as # NAME = ... of a node file, when somebody takes the # away."""
+    (folder / "our-patients.csv").write_text("age,ill\n40,1\n")
+    for path in node_files(folder):
+        before = path.read_text("utf-8")
+        path.write_text(re.sub(r"^# (?=\w+ = |\[\w+\])", "", before, flags=re.MULTILINE), "utf-8")
+        assert path.read_text("utf-8") != before
+        experiment.load_node(path)
+
+
+def test_a_hospital_has_its_own_rows_and_the_rehearsal_all(tmp_path: Path) -> None:
+    init.write(tmp_path, "hospital")
+    together = rows(tmp_path / "data" / "rehearsal.csv")
+    for name, hospital in init.HOSPITALS.items():
+        own = rows(tmp_path / "data" / f"{name}.csv")
+        assert own == [{k: v for k, v in row.items() if k != "hospital"} for row in together if row["hospital"] == name]
+        assert len(own) == hospital.rows and {row["ill"] for row in own} == {"no", "yes"}
+    again = tmp_path / "again"
+    init.write(again, "hospital")
+    assert rows(again / "data" / "rehearsal.csv") == together
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return [*csv.DictReader(file)]
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    assert call(str(there), "--template", "lan").exit_code == 0  # it is empty
+    before = {path: path.read_bytes() for path in there.iterdir()}
+    for at in (there, there / "first.toml"):
+        result = call(str(at), "--template", "study")
+        assert result.exit_code == Exit.MISTAKE
+        assert re.search(r"is not empty, and nothing is overwritten|is a file; give a new or empty", result.output)
+    assert {path: path.read_bytes() for path in there.iterdir()} == before
+    result = call(str(there), "--template", "hospitl")
+    assert result.exit_code == Exit.USAGE and "'hospital'" in result.output
+
+
+def test_the_command_has_all_templates_and_the_package_their_files() -> None:
+    (choice,) = (each.type for each in main.commands["init"].params if each.name == "template")
+    assert isinstance(choice, click.Choice) and [*choice.choices] == [*init.TEMPLATES]
+    folders = {path.name for path in (ROOT / "p2pfl" / "runs" / "templates").iterdir()}
+    assert folders == {*init.TEMPLATES}
+    assert "templates/*/*" in (ROOT / "setup.cfg").read_text("utf-8")
+
+
+# --- they run
+
+
+@pytest.mark.more
+@pytest.mark.live
+def test_a_template_runs_as_it_is(folder: Path) -> None:
+    done = command(folder, "run", "experiment.toml", "--json")
+    summary = json.loads(done)
+    assert summary["accuracy_mean"] > 0.75 and summary["accuracy_mean"] > summary["accuracy_local_only"]
+    if (folder / "sweep.toml").exists():
+        command(folder, "sweep", "sweep.toml", "--only", "graph=full mesh", "--only", "seed=0")
+        assert (folder / "runs" / "sweep-study" / "table.md").exists()
+
+
+@pytest.mark.more
+@pytest.mark.live
+@pytest.mark.parametrize("folder", ["hospital", "lan"], indirect=True)
+def test_its_nodes_run_one_by_one(folder: Path) -> None:
+    files = [path.name for path in node_files(folder)]
+    started = [start(folder, "node", name) for name in files]
+    said = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0] * len(files), said
+    assert all("exchanges booked, 0 voided" in out for out, _ in said)
+    command(folder, "check", *(f"p2pfl-node-{number}" for number in range(len(files))))
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*P2PFL, *arguments], cwd=folder, **pipes)
+
+
+def command(folder: Path, *arguments: str) -> str:
+    process = start(folder, *arguments)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
