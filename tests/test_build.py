@@ -99,6 +99,7 @@ def test_the_tiny_experiment_is_right() -> None:
     [
         ({"algorithm": {"name": "dsdg"}}, "algorithm.name='dsdg': did you mean 'dsgd'? Valid: ad_psgd, "),
         ({"topology": {"graph": "rign", "nodes": 3}}, "topology.graph='rign': did you mean 'ring'? Valid: "),
+        ({"topology": {"graph": "mesh", "nodes": 3}}, "topology.graph='mesh': you mean one of these: a full mesh is "),
         ({"data": {"source": "digit"}}, "data.source='digit': did you mean 'digits'? Valid: breast_cancer, csv, "),
         (
             {"data": {"source": "zzz"}},

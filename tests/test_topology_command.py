@@ -79,6 +79,7 @@ def test_a_file(tmp_path: Path) -> None:
     "arguments, text",
     [
         (["rign", "--nodes", "8"], "topology.graph='rign': did you mean 'ring'?"),
+        (["mesh"], "topology.graph='mesh': you mean one of these: a full mesh is 'complete'"),
         (["rign"], "topology.graph='rign': did you mean 'ring'?"),
         (["ring"], "--nodes: missing; it must be given with a graph by name, as in ring --nodes 16"),
         (["ring", "--nodes", "0"], "topology.nodes=0: must be >= 1"),

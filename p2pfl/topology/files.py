@@ -16,7 +16,7 @@ import networkx as nx
 
 from p2pfl.errors import TopologyError, nearest
 from p2pfl.topology.graphs import ascending, checked
-from p2pfl.topology.named import GRAPHS
+from p2pfl.topology.named import GRAPHS, unknown
 from p2pfl.topology.schedules import CLOSE
 
 
@@ -141,7 +141,7 @@ def _generated(path: Path, table: dict[str, Any], seed: int) -> nx.Graph:
         )
     if name not in ours and name not in theirs:
         known = [*ours, *difflib.get_close_matches(name, theirs, n=8)]
-        raise TopologyError(f"{path}: generator={name!r}: {nearest(name, known)}, or a generator of networkx")
+        raise TopologyError(f"{path}: generator={name!r}: {unknown(name, known)}, or a generator of networkx")
     maker: Callable[..., Any] = ours[name] if name in ours else theirs[name]
     accepted = [key for key in inspect.signature(maker).parameters if key not in _NOT_OURS]
     if "seed" in accepted:

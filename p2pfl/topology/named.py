@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -104,6 +104,29 @@ GRAPHS: Mapping[str, Family] = MappingProxyType(
     }
 )  # fmt: skip
 """The graphs by name."""
+
+_FULL = "'complete' (everybody with everybody)"
+_ROWS = "'grid' (rows and columns) or 'torus' (the same without borders)"
+_PARTIAL = "'random_regular' (some neighbours each, drawn at random)"
+MEANT: Mapping[str, str] = MappingProxyType(
+    {
+        "mesh": f"one of these: a full mesh is {_FULL}; a mesh of rows and columns {_ROWS}; a partial mesh {_PARTIAL}",
+        "full_mesh": _FULL, "fully_connected": _FULL, "clique": _FULL, "full": _FULL, "all_to_all": _FULL,
+        "mesh_grid": _ROWS, "lattice": _ROWS, "partial_mesh": _PARTIAL,
+        "line": "'path'", "chain": "'path'", "cycle": "'ring'", "circle": "'ring'",
+    }
+)  # fmt: skip
+"""What people type who mean a graph by another name."""
+
+
+def unknown(graph: str, valid: Iterable[str]) -> str:
+    """Say which graph may be meant by a name that is none of `valid`.
+
+    >>> unknown("full mesh", GRAPHS)
+    "you mean 'complete' (everybody with everybody)"
+    """
+    meant = MEANT.get("_".join(graph.casefold().replace("-", " ").replace("_", " ").split()))
+    return f"you mean {meant}" if meant else nearest(graph, valid)
 
 
 def plan(
@@ -207,7 +230,7 @@ def expected_rho(
 def _checked(graph: str, nodes: int, arguments: Mapping[str, Any], seed: int) -> Family:
     if graph not in GRAPHS:
         raise TopologyError(
-            f"topology.graph={graph!r}: {nearest(graph, GRAPHS)}; or give file = 'topologies/NAME.toml'"
+            f"topology.graph={graph!r}: {unknown(graph, GRAPHS)}; or give file = 'topologies/NAME.toml'"
         )
     family = GRAPHS[graph]
     if type(nodes) is not int or nodes < 1:
