@@ -15,7 +15,7 @@ from rich.text import Text
 from p2pfl.config import experiment as config
 from p2pfl.config.experiment import NodeFile
 from p2pfl.drivers.live import addresses, checkup, files, ports, versions
-from p2pfl.drivers.live.checkup import UNKNOWN, Account, Connections, Contact, TriedNode
+from p2pfl.drivers.live.checkup import Account, Connections, Contact, TriedNode
 from p2pfl.drivers.live.reach import REACHED, LookEnd
 from p2pfl.drivers.live.zmtp import Kind
 from p2pfl.errors import ConfigError, Exit, P2PFLError
@@ -101,14 +101,14 @@ def _node(file: Path, wait: float, say: Callable[[str], None]) -> Iterator[Findi
     try:
         federation = _federation(given)
         count, rows = len(federation.graph), len(federation.partition.train[given.node])
-        digits, neighbors = digest(federation), sorted(federation.graph.neighbors(given.node))
+        neighbors = sorted(federation.graph.neighbors(given.node))
         text = f"{given.experiment}: node {given.node} of {count}, {rows} training rows, neighbours {neighbors}"
-        yield Finding("experiment", State.GOOD, f"{text}; federation {digits}")
+        yield Finding("experiment", State.GOOD, f"{text}; federation {digest(federation)}")
         files.fits(count, files.raised(), here=False)
     except P2PFLError as error:
         yield Finding("experiment", State.BAD, str(error), "mend it; what listens elsewhere is tried all the same")
-    known = (_STRANGERS, UNKNOWN) if federation is None else (len(federation.graph), digest(federation))
-    wanted = TriedNode(given.listen, address, given.node, *known, given.peers)
+    nodes, digits = (_STRANGERS, None) if federation is None else (len(federation.graph), digest(federation))
+    wanted = TriedNode(given.listen, address, given.node, nodes, digits, given.peers)
     yield from _addresses(wanted)
     yield from connections(wanted, checkup.Checkup(wanted, say).run(wait), wait)
 
@@ -220,6 +220,7 @@ def _own(wanted: TriedNode, seen: Connections) -> Finding:
 def _there(wanted: TriedNode, contact: Contact, seen: Connections) -> Iterator[Finding]:
     """Whether this node reaches another."""
     at, kind = contact.address, _kind(contact)
+    assert contact.models is not None and contact.membership is not None
     who = at if contact.node < 0 else f"node {contact.node} at {at}"
     if (
         kind is not None
@@ -242,6 +243,9 @@ def _there(wanted: TriedNode, contact: Contact, seen: Connections) -> Iterator[F
     if contact.reached:
         told = f", p2pfl {kind.version}" if kind is not None else ", which does not say its version"
         yield Finding("peers", State.GOOD, f"{who}: reached at ports {_port(at)} and {_port(at) + 1}{told}")
+    elif wanted.federation is None and {contact.models.how, contact.membership.how} == {LookEnd.OTHER}:
+        text = f"{at}: a node listens there; of which federation is seen when the experiment of this one can be read"
+        yield Finding("peers", State.NOTE, text)
     else:
         text, way_out = _failure(contact)
         yield Finding("peers", State.BAD, f"{who}: not reached: {text}", way_out, Exit.NOT_WHOLE)

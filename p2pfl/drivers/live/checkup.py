@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import secrets
 import select
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -43,9 +44,6 @@ _TICK = 0.05
 _ACCOUNTS, _TEXT = 64, 200
 """Of what another tells: addresses at most, characters of a text."""
 
-UNKNOWN = "unknown"
-"""Stands for the federation where the experiment can't be read."""
-
 
 class TriedNode(NamedTuple):
     """The node whose connections are tried."""
@@ -54,7 +52,7 @@ class TriedNode(NamedTuple):
     address: str  # as the others reach it
     node: int
     nodes: int
-    federation: str  # digest of what all have in common, or UNKNOWN
+    federation: str | None  # digest of what all have in common; None: the experiment can't be read
     peers: Sequence[str]
 
 
@@ -115,7 +113,8 @@ class Checkup:
     def __init__(self, wanted: TriedNode, say: Callable[[str], None]) -> None:
         """`say` is told what changes meanwhile."""
         self._wanted, self._say = wanted, say
-        self._introduction = zmtp.introduction(wanted.federation, wanted.node)
+        self._federation = wanted.federation or secrets.token_hex(16)  # nobody else is of that one
+        self._introduction = zmtp.introduction(self._federation, wanted.node)
         self._contacts = {address: Contact(address) for address in dict.fromkeys((wanted.address, *wanted.peers))}
         self._due = dict.fromkeys(self._contacts, 0.0)
         self._under_way: set[str] = set()
@@ -145,8 +144,9 @@ class Checkup:
                     break
         callers = {port: frozenset(nodes) - {self._wanted.node} for port, nodes in self._callers.items()}
         own = self._contacts[self._wanted.address]
+        contacts = [self._contacts[address] for address in dict.fromkeys(self._wanted.peers)]
         return Connections(
-            self._taken, own, self._is_own(own), [self._contacts[address] for address in self._wanted.peers], callers,
+            self._taken, own, self._is_own(own), contacts, callers,
             [*self._strangers], bool(self._listeners), addresses.local(addresses.parsed(self._wanted.address).host),
         )  # fmt: skip
 
@@ -187,7 +187,7 @@ class Checkup:
         ):
             about, answer = versions.here(wanted.node, port).encode(), self._answer(port)
             try:
-                listener = Listener(address, wanted.federation, wanted.nodes, _ALLOWANCE, clock.now(), about, answer)
+                listener = Listener(address, self._federation, wanted.nodes, _ALLOWANCE, clock.now(), about, answer)
             except OSError as error:
                 self._taken[address] = error
                 continue

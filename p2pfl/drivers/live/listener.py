@@ -116,7 +116,7 @@ class Listener:
         about: bytes = b"", answer: Callable[[int], bytes] | None = None,
     ) -> None:  # fmt: skip
         """`address`: tcp://HOST:PORT. `nodes`: that there can be; others are strangers. `about`: what is said to
-        whoever connects. `answer`: what is sent to a node that has said which one it is; nothing unless given.
+        whoever connects. `answer`: told which node has connected, returns what it is told if it asks.
         """
         self._federation, self._nodes, self._allowance = federation, nodes, allowance
         self._hello, self._answer = zmtp.GREETING + zmtp.ready(b"ROUTER", about=about), answer
@@ -238,7 +238,12 @@ class Listener:
         if connection.node is None:
             if not isinstance(item, Command):
                 raise RemoteError("handshake", "a message before it has said who it is")
-            self._introduced(connection, zmtp.introduced(zmtp.identity(item), self._federation), now)
+            node = zmtp.introduced(zmtp.identity(item), self._federation)
+            self._introduced(connection, node, now)
+            answer = b"" if self._answer is None else self._answer(node)
+            if answer and zmtp.asks(item):
+                with contextlib.suppress(BlockingIOError):  # what it does not take at once it does not get
+                    connection.link.send(answer)
             return None
         size = 0 if isinstance(item, Command) else sum(map(len, item))
         connection.budget.spend((_LARGE if size >= self._allowance.large else 1) + size / self._allowance.unit)
@@ -255,9 +260,6 @@ class Listener:
             raise RemoteError("flood", f"says it is node {node}, which has connected too often")
         connects.spend(1)
         connection.node, connection.reader.limits = node, self._allowance.limits
-        if self._answer is not None:
-            with contextlib.suppress(BlockingIOError):  # what it does not take at once it does not get
-                connection.link.send(self._answer(node))
         rate, burst = self._allowance.rate, self._allowance.burst
         connection.budget = Budget(rate, burst, now, rate / 10)
         others = {file: each for file, each in self._connections.items() if each is not connection}

@@ -113,7 +113,7 @@ def _call(family: int, where: tuple[str, int], introduction: bytes) -> Look:
         except OSError as error:
             return Look(LookEnd.NO_WAY, f"{error.strerror}")
         try:
-            link.sendall(zmtp.GREETING + zmtp.ready(b"DEALER", introduction))
+            link.sendall(zmtp.GREETING + zmtp.ready(b"DEALER", introduction, zmtp.ASKS))
             return _listen(link, port)
         except (OSError, RemoteError):
             return Look(LookEnd.NO_NODE, f"what listens at {port} is no node")

@@ -30,8 +30,8 @@ _BUFFER = 1 << 16
 _LARGE = 1 << 15
 """Bytes from which on a frame is read to where it stays: its arrays are views of it."""
 
-_ABOUT = b"X-p2pfl"
-"""The property of READY that says what listens."""
+_ABOUT, ASKS = b"X-p2pfl", b"?"
+"""The property of READY that says what listens, and of who connects that it asks."""
 
 _KIND = re.compile(rb"([\w.+-]{1,40}) (\d{1,9}) (\d{1,9}) (\d{1,10}) (models|membership)", re.ASCII)
 
@@ -55,7 +55,7 @@ class Command(NamedTuple):
 
 
 def ready(kind: bytes, identity: bytes = b"", about: bytes = b"") -> bytes:
-    """Return the frame by which an end of a connection says what it is. `about`: see `Kind`."""
+    """Return the frame by which an end of a connection says what it is. `about`: see `Kind`, or ASKS."""
     body = b"\x05READY" + b"".join(
         bytes([len(name)]) + name + struct.pack(">I", len(value)) + value
         for name, value in ((b"Socket-Type", kind), (b"Identity", identity), *([(_ABOUT, about)] if about else []))
@@ -111,6 +111,11 @@ def kind(command: Command) -> Kind | None:
         return None
     version, protocol, membership, node, port = (part.decode("ascii") for part in match.groups())
     return Kind(version, int(protocol), int(membership), int(node), port)
+
+
+def asks(command: Command) -> bool:
+    """Return whether who introduces itself so wants to be told something, and reads it: no node's own socket does."""
+    return _properties(command).get(_ABOUT.lower()) == ASKS
 
 
 def introduction(federation: str, node: int) -> bytes:
