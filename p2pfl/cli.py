@@ -163,10 +163,13 @@ class _Seconds(click.ParamType):
 @click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--template", type=click.Choice(["hospital", "study", "lan"]), default="hospital", show_default=True,
-    help="What it is to begin with.",
+    help="hospital: four hospitals, each with a table of its own; study: graph by churn; lan: two machines.",
 )  # fmt: skip
 def init(folder: Path | None, template: str) -> None:
-    """Write an experiment folder that runs as it is into DIR, which must be new or empty; ./TEMPLATE unless given."""
+    """Write an experiment folder that runs as it is.
+
+    DIR must be new or empty; without it, it is called as the template.
+    """
     with _errors():
         from p2pfl.runs import init as templates
 
@@ -181,7 +184,10 @@ def init(folder: Path | None, template: str) -> None:
 @main.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the script by which SHELL completes commands, options, names and files; its head says where it goes."""
+    """Print the completion script of SHELL.
+
+    It completes commands, options, names and files; its first lines say where it goes.
+    """
     from click.shell_completion import get_completion_class
 
     kind = get_completion_class(shell)
@@ -201,7 +207,10 @@ def completion(shell: str) -> None:
 @click.option("--wait", type=_Seconds(), help="Let others call, and call them again, for up to so long, as in 60s.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found alone, as JSON.")
 def doctor(file: Path | None, wait: float | None, as_json: bool) -> None:
-    """Say whether this machine is fit, and whether the node in NODE.toml connects in both directions."""
+    """Say what is wrong with this machine, or with a node's way to the others.
+
+    Of NODE.toml: whether it can listen, whom it reaches and who reaches it, which side fails, and what to do.
+    """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # others may compute on the device
     with _errors(disk=Exit.FAILED):
         from p2pfl.errors import ConfigError

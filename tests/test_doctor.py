@@ -222,28 +222,50 @@ def test_an_answer_that_is_none_is_nobodys_fault(at: list[str], listening: Any, 
     assert seen.contacts[0].reached and not seen.contacts[0].accounts
 
 
+def introduce(at: str, node: int, about: bytes = b"") -> socket.socket:
+    """Call there as a node does."""
+    link = socket.create_connection(("127.0.0.1", int(at.rpartition(":")[2])))
+    link.sendall(zmtp.GREETING + zmtp.ready(b"DEALER", zmtp.introduction(FEDERATION, node), about))
+    return link
+
+
 def test_who_does_not_ask_is_told_nothing(at: list[str]) -> None:
     """A node that runs sends to this port by ZeroMQ, whose sockets here read nothing."""
-    wanted, over = tried(at[0], at[1]), threading.Event()
+    links: dict[bytes, socket.socket] = {}
     read: dict[bytes, bytes] = {}
 
     def call(text: str) -> None:
-        if over.is_set():
-            return
-        over.set()
         for about in (b"", zmtp.ASKS):
-            with socket.create_connection(("127.0.0.1", int(at[0].rpartition(":")[2]))) as link:
-                link.sendall(zmtp.GREETING + zmtp.ready(b"DEALER", zmtp.introduction(FEDERATION, 1), about))
-                calls.append((about, link.dup()))
+            if about not in links:
+                links[about] = introduce(at[0], 1, about)
 
-    calls: list[tuple[bytes, socket.socket]] = []
-    Checkup(wanted, call).run(0.5)
-    for about, link in calls:
+    Checkup(tried(at[0], at[1]), call).run(0.5)
+    for about, link in links.items():
         with link:
             link.settimeout(LONG)
             while part := link.recv(4096):
                 read[about] = read.get(about, b"") + part
     assert b"accounts" not in read[b""] and b"accounts" in read[zmtp.ASKS]
+
+
+def test_whoever_is_reached_is_waited_for_until_it_calls(at: list[str], listening: Any) -> None:
+    listening(at[1])  # a node that runs
+    with ExitStack() as stack:
+
+        def call(text: str) -> None:
+            if text.endswith("reached"):
+                for place in (at[0], membership_address(at[0])):
+                    stack.enter_context(introduce(place, 1))
+
+        seen = Checkup(tried(at[0], at[1]), call).run(LONG)
+    assert seen.calls(1) == (True, True)
+
+
+def test_an_address_that_leads_to_another_node_is_a_mistake(at: list[str], listening: Any) -> None:
+    listening(at[1])
+    wrong = tried(at[0])._replace(address=at[1])
+    (finding,) = said(wrong, Checkup(wrong, tell).run(0.0))["address"]
+    assert finding.state == State.BAD and "leads to node 1, which is another" in finding.text
 
 
 # --- in words
