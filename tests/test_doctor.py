@@ -187,7 +187,7 @@ def test_two_files_with_one_number_and_a_peer_that_is_oneself(at: list[str], lis
 
 def test_a_node_that_runs_at_its_own_ports_is_good_news_and_a_stranger_is_not(at: list[str], listening: Any) -> None:
     listening(at[1])
-    found = said(tried(at[1], node=1), Checkup(tried(at[1], node=1), tell).run(0.0))
+    found = said(tried(at[1], node=1), Checkup(tried(at[1], node=1), tell).run(LONG))  # for nobody can call
     assert [each.state for each in found["ports"]] == [State.GOOD] * 2
     assert "in use by node 1 of this federation" in found["ports"][0].text and bad(found) == []
     with socket.create_server(("127.0.0.1", int(at[0].rpartition(":")[2]))):
@@ -249,7 +249,7 @@ def test_who_does_not_ask_is_told_nothing(at: list[str]) -> None:
 
 
 def test_whoever_is_reached_is_waited_for_until_it_calls(at: list[str], listening: Any) -> None:
-    listening(at[1])  # a node that runs
+    listening(at[1], answer=lambda node: zmtp.message(b'{"accounts": []}'))
     with ExitStack() as stack:
 
         def call(text: str) -> None:
