@@ -451,7 +451,7 @@ class Machine:
 
     def __init__(self, *before: str) -> None:
         self.holder = subprocess.Popen(
-            [*before, "unshare", *([] if before else ["--map-root-user"]), "--net", "sh", "-c", "echo up; sleep 600"],
+            [*before, "unshare", *([] if before else ["-r"]), "--net", "sh", "-c", "echo up; exec sleep 600"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.holder.stdout is not None
@@ -512,7 +512,7 @@ def test_two_machines_find_out_which_side_fails(
         )
     if firewall:
         machines[0].does(FIREWALL)
-    wait = "15s" if firewall else "120s"
+    wait = "20s" if firewall else "120s"
     started = [
         start(folder, "doctor", name, "--wait", wait, before=each.inside)
         for name, each in zip(("first.toml", "second.toml"), machines, strict=True)
