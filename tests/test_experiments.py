@@ -20,6 +20,7 @@ from p2pfl.cli import main
 from p2pfl.config.experiment import load
 from p2pfl.federation.federation import build
 from p2pfl.runs import assessment, coefficients
+from p2pfl.sweeps import plan
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 HEART = FOLDER.parents[1] / "shared" / "data" / "heart_disease_4sites.csv"
@@ -185,6 +186,35 @@ def test_restarts_cost_exact_algorithms_their_lead_and_churn_never_moves_the_mea
     assert often["mean_residual"][0] < NOISE and never["mean_residual"][0] < NOISE
 
 
+# --- mesh-digits
+
+
+def test_all_that_is_called_a_mesh_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(FOLDER.parent)
+    for file, runs in (("sweep.toml", 15), ("sweep-files.toml", 15)):
+        planned = plan.runs(plan.read(FOLDER / "mesh-digits" / file))
+        assert len([each for each in planned if not each.baseline]) == runs
+    assert load(FOLDER / "mesh-digits" / "experiment.toml", find=True).topology.graph == "complete"
+
+
+@pytest.mark.more
+def test_a_full_mesh_agrees_and_a_ring_has_a_worst_node(sweep: Sweep) -> None:
+    found, _ = sweep("mesh-digits/sweep.toml", *only("graph", "ring", "full mesh"), *only("seed", "0"))
+    hold(found, expected("mesh-digits"), 1)
+    spread = {
+        name: found["", name]["accuracy_mean"][0] - found["", name]["accuracy_worst"][0]
+        for name in ("ring", "full mesh")
+    }
+    assert spread["full mesh"] < spread["ring"]
+
+
+@pytest.mark.more
+def test_a_graph_in_a_file_runs_as_one_by_name(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(FOLDER.parent)  # the paths of the sweep are taken from there
+    found, _ = sweep("mesh-digits/sweep-files.toml", *only("file", "two-wards", "one-way-firewall"), *only("seed", "0"))
+    hold(found, expected("mesh-digits", "sweep-files.toml"), 1)
+
+
 # --- all of it
 
 
@@ -197,13 +227,16 @@ def test_restarts_cost_exact_algorithms_their_lead_and_churn_never_moves_the_mea
         "heterogeneity/sweep.toml",
         "loss-of-messages/sweep.toml",
         "loss-of-messages/sweep-digits.toml",
+        "mesh-digits/sweep.toml",
+        "mesh-digits/sweep-files.toml",
         pytest.param(
             "churn/sweep-heart.toml", marks=pytest.mark.skipif(not HEART.exists(), reason=f"the data: {HEART}")
         ),
     ],
 )
-def test_the_whole_sweep_is_as_the_readme_says(sweep: Sweep, file: str) -> None:
+def test_the_whole_sweep_is_as_the_readme_says(sweep: Sweep, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, name = file.split("/")
+    monkeypatch.chdir(FOLDER.parent)
     found, _ = sweep(file)
     known = expected(folder, name)
     assert set(found) == set(known)

@@ -343,3 +343,7 @@ def test_links_are_edges(write: Write) -> None:
 def test_the_files_that_come_with_p2pfl(path: Path) -> None:
     plan = topology.schedule(topology.load(path))
     assert topology.describe(plan)["connected"] and topology.describe(plan)["rho"] < 1
+    root = TOPOLOGIES.parent
+    runs = [each for each in (root / "experiments").rglob("*.toml") if f"topologies/{path.name}" in each.read_text()]
+    assert runs, "no experiment runs it"
+    assert f"`{path.name}`" in (root / "docs" / "topology.md").read_text("utf-8")
