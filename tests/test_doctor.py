@@ -11,14 +11,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+import optax
 import pytest
 from click.testing import CliRunner, Result
 from test_live import P2PFL
 
 from p2pfl.cli import main
+from p2pfl.config import experiment
 from p2pfl.drivers.live import checkup, clock, reach, versions, zmtp
 from p2pfl.drivers.live.checkup import Account, Checkup, Connections, Contact, TriedNode
 from p2pfl.drivers.live.listener import Listener
@@ -27,8 +31,11 @@ from p2pfl.drivers.live.reach import Look, LookEnd
 from p2pfl.drivers.live.settings import membership_address
 from p2pfl.drivers.live.zmtp import Kind
 from p2pfl.errors import Exit
+from p2pfl.federation.federation import build_script, digest
+from p2pfl.federation.learning import ScriptedSteps
 from p2pfl.runs import doctor, init, machine
 from p2pfl.runs.machine import Finding, State
+from p2pfl.runs.script_model import stepless
 
 FEDERATION = "digest"
 LONG = 30.0
@@ -400,8 +407,8 @@ def test_a_mistake_in_a_file_is_told_in_its_own_words_and_ends_with_1(folder: Pa
         assert result.exit_code == Exit.MISTAKE and text in result.output.replace("\n", " ")
     with reserved(2) as ports:
         moved(folder, ports)
-        experiment = folder / "experiment.toml"
-        experiment.write_text(experiment.read_text().replace("dsgd", "dsdg"))
+        file = folder / "experiment.toml"
+        file.write_text(file.read_text().replace("dsgd", "dsdg"))
         result = call("first.toml")
     assert result.exit_code == Exit.MISTAKE and "did you mean 'dsgd'" in result.output
     assert "refused: nothing listens" in result.output  # it has gone on
@@ -415,6 +422,17 @@ def test_somebody_who_is_not_reached_ends_it_with_3(folder: Path) -> None:
     assert result.exit_code == Exit.NOT_WHOLE and found["peers"]["state"] == "bad"
     assert found["experiment"]["state"] == found["address"]["state"] == "good"
     assert "this machine" in found["addresses"]["text"]
+
+
+def test_scripts_agree_on_a_federation_whatever_their_models_are(folder: Path) -> None:
+    """As `p2pfl.join` builds it."""
+    file = Path(__file__).parents[1] / "experiments" / "own-loop" / "federation.toml"
+    wanted = experiment.load(file)
+    model = {"trained": {"other": jax.ShapeDtypeStruct((3, 2), "float32")}, "carried": {}}
+    joined = build_script(wanted, ScriptedSteps(stepless(model), optax.identity()))
+    assert digest(doctor._of_scripts(wanted)) == digest(joined)
+    shared = replace(wanted, algorithm=replace(wanted.algorithm, share=("head.*",)))
+    assert digest(doctor._of_scripts(shared)) != digest(joined)  # they must have that in common
 
 
 def start(folder: Path, *arguments: str, before: Sequence[str] = ()) -> subprocess.Popen[str]:

@@ -6,23 +6,29 @@ import errno
 import ipaddress
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import optax
 from rich.console import Console
 from rich.text import Text
 
 from p2pfl.config import experiment as config
-from p2pfl.config.experiment import NodeFile
+from p2pfl.config.data import ScriptData
+from p2pfl.config.experiment import Experiment, NodeFile
 from p2pfl.drivers.live import addresses, checkup, files, ports, versions
 from p2pfl.drivers.live.checkup import Account, Connections, Contact, TriedNode
 from p2pfl.drivers.live.reach import REACHED, LookEnd
 from p2pfl.drivers.live.zmtp import Kind
 from p2pfl.errors import ConfigError, Exit, P2PFLError
-from p2pfl.federation.federation import Federation, build, build_own, digest, precision
+from p2pfl.federation.federation import Federation, build, build_own, build_script, digest, precision
+from p2pfl.federation.learning import ScriptedSteps
 from p2pfl.node import result
 from p2pfl.runs import machine, node
 from p2pfl.runs.machine import Finding, State
+from p2pfl.runs.script_model import stepless
 
 _STRANGERS = 1 << 31
 """Nodes that there can be, where the experiment does not say."""
@@ -100,9 +106,11 @@ def _node(file: Path, wait: float, say: Callable[[str], None]) -> Iterator[Findi
     federation = None
     try:
         federation = _federation(given)
-        count, rows = len(federation.graph), len(federation.partition.train[given.node])
-        neighbors = sorted(federation.graph.neighbors(given.node))
-        text = f"{given.experiment}: node {given.node} of {count}, {rows} training rows, neighbours {neighbors}"
+        count, neighbors = len(federation.graph), sorted(federation.graph.neighbors(given.node))
+        rows = "rows of a script"
+        if not isinstance(federation.experiment.data, ScriptData):
+            rows = f"{len(federation.partition.train[given.node])} training rows"
+        text = f"{given.experiment}: node {given.node} of {count}, {rows}, neighbours {neighbors}"
         yield Finding("experiment", State.GOOD, f"{text}; federation {digest(federation)}")
         files.fits(count, files.raised(), here=False)
     except P2PFLError as error:
@@ -118,10 +126,21 @@ def _federation(given: NodeFile) -> Federation:
     sys.path[:0] = [str(Path.cwd()), str(Path(given.experiment).parent)]
     experiment = config.load(given.experiment)
     precision(experiment)
-    federation = build_own(experiment, given.node, given.data) if given.data else build(experiment)
+    if isinstance(experiment.data, ScriptData):
+        federation = _of_scripts(experiment)
+    else:
+        federation = build_own(experiment, given.node, given.data) if given.data else build(experiment)
     if given.node not in federation.graph:
         raise ConfigError(f"node={given.node}: the topology has nodes 0 to {len(federation.graph) - 1}")
     return federation
+
+
+def _of_scripts(experiment: Experiment) -> Federation:
+    """The same where rows and model are those of scripts: what the nodes have in common does not depend on them."""
+    nothing = {"trained": {"w": jax.ShapeDtypeStruct((1,), "float32")}, "carried": {}}
+    whole = replace(experiment, algorithm=replace(experiment.algorithm, share=None))
+    built = build_script(whole, ScriptedSteps(stepless(nothing), optax.identity()))
+    return built._replace(experiment=experiment)
 
 
 def _records(file: Path, given: NodeFile) -> Iterator[Finding]:
@@ -176,12 +195,13 @@ def connections(wanted: TriedNode, seen: Connections, wait: float) -> Iterator[F
     for detail in seen.strangers[:_TOLD]:
         text = f"a caller was hung up: {detail}"
         yield Finding("callers", State.NOTE, text, "a node there? Its experiment file differs from this one")
-    if not seen.contacts and not any(seen.callers.values()):
+    others = [contact for contact in seen.contacts if contact.address != wanted.address]
+    if not others and not any(seen.callers.values()):
         if wait and seen.listened:
-            text = f"peers is empty, and nobody has called in {wait:g} s"
+            text = f"peers names no other node, and nobody has called in {wait:g} s"
             yield Finding("callers", State.BAD, text, _BOTH, Exit.NOT_WHOLE)
         else:
-            yield Finding("callers", State.NOTE, "peers is empty: others must name this node", _BOTH)
+            yield Finding("callers", State.NOTE, "peers names no other node: others must name this one", _BOTH)
 
 
 def _ports(wanted: TriedNode, seen: Connections) -> Iterator[Finding]:
@@ -233,7 +253,7 @@ def _there(wanted: TriedNode, contact: Contact, seen: Connections) -> Iterator[F
         return
     if contact.node == wanted.node and contact.reached:
         if at == wanted.address:
-            yield Finding("peers", State.NOTE, f"{at}: is this node itself", "take it out of peers")
+            yield Finding("peers", State.NOTE, f"{at}: is this node itself, and no other")
         else:
             text = f"{at}: node {wanted.node} answers, which is this one: itself, or two files have one number"
             yield Finding(
