@@ -203,6 +203,12 @@ def test_a_node_that_runs_at_its_own_ports_is_good_news_and_a_stranger_is_not(at
     assert taken.state == State.BAD and taken.code == Exit.MISTAKE and "ss -ltnp" in taken.way_out
 
 
+def test_an_address_that_this_machine_does_not_have_is_told_once(at: list[str]) -> None:
+    wrong = tried(at[0])._replace(listen="tcp://192.0.2.1:5700")
+    (finding,) = said(wrong, Checkup(wrong, tell).run(0.0))["ports"]
+    assert finding.state == State.BAD and "This machine has no such address" in finding.text
+
+
 def test_only_addresses_of_the_own_file_are_called_whatever_others_say(
     at: list[str], listening: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -209,7 +209,11 @@ def _ports(wanted: TriedNode, seen: Connections) -> Iterator[Finding]:
     if not seen.taken:
         text = f"{wanted.listen} and port {_port(wanted.listen) + 1} can be listened at"
         yield Finding("ports", State.GOOD, text)
+    told = set[int | None]()
     for at, error in seen.taken.items():
+        if error.errno in told:  # what holds for a machine holds for its other port as well
+            continue
+        told |= {error.errno} - {errno.EADDRINUSE}
         if error.errno == errno.EADDRINUSE and seen.is_own:
             text = f"{at} is in use by node {wanted.node} of this federation: it runs, and says itself whom it reaches"
             yield Finding("ports", State.GOOD, text)
