@@ -515,9 +515,14 @@ def _graph(
         if nodes not in (None, len(loaded)):
             raise ConfigError(f"--nodes {nodes}: the graph in {graph} has {len(loaded)}; leave --nodes out")
         return graphs.schedule(loaded, weights), None
-    if graph in graphs.GRAPHS and nodes is None:
+    if nodes is None and (graph in graphs.GRAPHS or ":" in graph):
         raise ConfigError(f"--nodes: missing; it must be given with a graph by name, as in {graph} --nodes 16")
     count = 1 if nodes is None else nodes
+    if ":" in graph:
+        from p2pfl.federation import epochs
+
+        sys.path[:0] = [str(Path.cwd())]
+        return epochs.plan(graph, count, arguments=arguments, weights=weights, seed=seed, rounds=100), None
     planned = graphs.plan(graph, count, arguments=arguments, weights=weights, seed=seed, rounds=100)
     return planned, graphs.expected_rho(graph, count, arguments=arguments, seed=seed)
 

@@ -419,7 +419,7 @@ def edited(field: str, toml: str) -> str:
         ("data.source", "3", "data.source=3: must be text, in quotes"),
         ("data.source", "2020-01-02", "data.source='2020-01-02': no field takes a date or time; as text"),
         ("data.partition", '"dirichle"', "data.partition='dirichle': did you mean 'dirichlet'? Valid: by_site, "),
-        ("data.partition", "3", "data.partition=3: Valid: by_site, dirichlet, iid, shards"),
+        ("data.partition", "3", "data.partition=3: must be text, in quotes"),
         ("data.missing", '"drop"', "data.missing='drop': did you mean 'drop_row'? Valid: drop_row, error, gossip, "),
         ("data.alpha", '"0.3"', "data.alpha='0.3': must be a number"),
         ("data.alpha", "true", "data.alpha=true: must be a number"),
@@ -460,7 +460,7 @@ def edited(field: str, toml: str) -> str:
         ("algorithm.nam", "3", "algorithm.nam=3: no such field; did you mean 'name'? Valid: arguments, name, sh"),
         ("churn.nod", "3", "churn[0].nod=3: no such field; did you mean 'node'? Valid: event, node, round"),
         ("network.timings", "{}", "network.timings={}: no such field; did you mean 'timing'? Valid: alone, "),
-        ("evaluation.zzz", "3", "evaluation.zzz=3: no such field; Valid: answers, every, leave_site_out, "),
+        ("evaluation.zzz", "3", "evaluation.zzz=3: no such field; Valid: answers, every, extra_metrics, "),
         ("driver.kin", "3", "driver.kin=3: no such field; did you mean 'kind'? Valid: checkpoint, "),
     ],
 )  # fmt: skip

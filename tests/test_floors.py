@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "p2pfl"
-WORDS = ("types", "errors", "check", "tree", "random_bits")
+WORDS = ("types", "errors", "packages", "check", "tree", "random_bits")
 ABOVE: Mapping[str, tuple[str, ...]] = {
     "types": (),
     "errors": (),
+    "packages": ("errors",),
     "check": ("errors",),
     "tree": ("types",),
     "random_bits": (),

@@ -41,8 +41,16 @@ class ShardsPartition:
     per_node: Count  # shards a node gets
 
 
-PartitionTable = EvenPartition | DirichletPartition | ShardsPartition
-DEALT = ("partition", "alpha", "per_node", "site", "min_rows", "small_sites")
+@dataclass(frozen=True, config=STRICT)
+class FunctionPartition:
+    """The value that a function of the user's own returns."""
+
+    partition: str  # "module:function"
+    partition_arguments: dict[str, Any] | None = None  # its arguments
+
+
+PartitionTable = EvenPartition | DirichletPartition | ShardsPartition | FunctionPartition
+DEALT = ("partition", "alpha", "per_node", "partition_arguments", "site", "min_rows", "small_sites")
 """Fields that deal rows to nodes, which a node that brings its own rows does not take from the experiment."""
 EITHER = (("use", "drop"), ("split", "test_fraction"), ("split", "group"), ("classes", "label_above"))
 """Fields of which one may be given."""
@@ -54,7 +62,9 @@ class SourceTable:
     """The fields of every [data]: the source, and how the rows are spread over the nodes."""
 
     source: str
-    partition: Annotated[PartitionTable, Tagged(("partition",), inline=True)] = EvenPartition()
+    partition: Annotated[PartitionTable, Tagged(("partition",), inline=True, group="p2pfl.partitions")] = (
+        EvenPartition()
+    )
     dictionary: str | None = None  # a file that says what the rows mean, the same at every site; found as `path` is
 
     _gather = model_validator(mode="before")(inlined("partition", _PARTITION))
@@ -185,7 +195,7 @@ class FunctionData(SourceTable):
 
 Data = BuiltinData | NpzData | CsvData | MedmnistData | FolderData | QuadraticData | ScriptData | FunctionData
 """[data]: what is learned from, and how it is spread over the nodes."""
-DataTable = Annotated[Data, Tagged(("source",))]
+DataTable = Annotated[Data, Tagged(("source",), group="p2pfl.data")]
 KINDS = (*members(PartitionTable), *members(Data))
 """The dataclasses of [data]."""
 

@@ -32,12 +32,14 @@ Address = Annotated[str, Field(pattern=toml.ADDRESS)]
 class Training:
     """[training]: the local steps of a round."""
 
-    optimizer: dict[str, Any] = dataclasses.field(default_factory=dict)  # name of an optax one, and its arguments
+    optimizer: dict[str, Any] | Annotated[tuple[dict[str, Any], ...], LIST] = dataclasses.field(default_factory=dict)
+    # name of an optax optimizer and its arguments, or a list of such, as optax.chain has them
     batch_size: Count = 16
     local_steps: Count = 10
     node_steps: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], LIST] | None = None
     # local steps of each node, where they differ; then local_steps is not used
     dtype: Literal["float32", "float64"] = "float32"  # of the model and the data
+    loss: dict[str, Any] | None = None  # name of a loss and its arguments; that of the kind of task
     objective: Annotated[tuple[dict[str, Any], ...], LIST] = ()  # what is done to the local loss, in order
 
 
@@ -45,7 +47,7 @@ class Training:
 class TopologyTable:
     """[topology]: the graph along which models travel."""
 
-    graph: str | None = None  # a name of p2pfl.topology.GRAPHS
+    graph: str | None = None  # a name of p2pfl.topology.GRAPHS, or "module:function"
     file: str | None = None  # .toml (generator and arguments, or edges), .graphml, .json (node-link), .edgelist
     nodes: Count | None = None
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the graph, such as k of base
@@ -89,12 +91,23 @@ class NetworkTable:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Metric:
+    """[[evaluation.extra_metrics]]: a metric beside those of the kind of task."""
+
+    name: str  # "module:function", or one that a package has registered
+    label: str | None = None  # what it is called in files; the function's name
+    better: Literal["higher", "lower"] = "higher"
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the function
+
+
+@dataclass(frozen=True, config=STRICT)
 class Evaluation:
     """[evaluation]: how often the nodes' models are tested."""
 
     every: Count = 1  # rounds; the last round is always evaluated
     rows: Literal["test", "validation"] = "test"  # to choose by: validation, where the data has such rows
     metrics: bool = True  # also all metrics of the task, at the end and at every site
+    extra_metrics: Annotated[tuple[Metric, ...], LIST] = ()  # metrics of one's own beside them
     splits: Annotated[int, Field(ge=0, lt=1000)] = 0  # other splits of the rows that all is simulated on again
     leave_site_out: bool = False  # also learn without each site in turn, and test on all its rows
     answers: Texts = ()  # names of p2pfl.methods.answers.ANSWERS: models tested at the end beside the node's own
@@ -278,6 +291,7 @@ TABLES: Mapping[str, tuple[type[Any], ...]] = MappingProxyType(
         "[virtual]": (Virtual,),
         "[[virtual.links]]": (VirtualLink,),
         "[evaluation]": (Evaluation,),
+        "[[evaluation.extra_metrics]]": (Metric,),
         "[driver]": (Driver,),
         "NODE.toml": (NodeFile,),
     }

@@ -63,6 +63,6 @@ class FunctionModel:
 
 Model = LogisticModel | MlpModel | CnnModel | UnetModel | FunctionModel
 """[model]: what is trained."""
-ModelTable = Annotated[Model, Tagged(("name",))]
+ModelTable = Annotated[Model, Tagged(("name",), group="p2pfl.models")]
 KINDS = members(Model)
 """The dataclasses of [model]."""

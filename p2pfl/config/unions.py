@@ -14,6 +14,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import ArgsKwargs, PydanticCustomError, core_schema
 
 from p2pfl.errors import nearest
+from p2pfl.packages import registered
 
 FUNCTION = "module:function"
 """What a tag that is text, and no Literal, may be beside the names of the other kinds."""
@@ -32,15 +33,18 @@ class Tag(NamedTuple):
     """The values of a field that name a kind."""
 
     names: tuple[str, ...]
-    function: bool  # "module:function" is one, too
+    function: bool  # "module:function" is one, too, and what packages have registered
     required: bool
+    group: str = ""  # of their entry points
 
     def fits(self, table: Mapping[str, Any], field: str) -> bool:
         """Return whether the table is of this kind, as far as the field says it."""
         if field not in table:
             return not self.required
         value = table[field]
-        return value in self.names or (self.function and isinstance(value, str) and ":" in value)
+        if not self.function or not isinstance(value, str):
+            return value in self.names
+        return ":" in value or (bool(self.group) and value in registered(self.group))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +52,19 @@ class Tagged:
     """Annotates a union of dataclasses: `fields` narrow it down to one; a member without one of them stays.
 
     `missing`: what is said of a table in which no field names a kind. `inline`: the fields of the union's table stand
-    in the table around it (see `inlined`).
+    in the table around it (see `inlined`). `group`: of entry points whose names the kind may have, which is that of a
+    function of the user's own.
     """
 
     fields: tuple[str, ...]
     missing: str = "missing; it must be given"
     inline: bool = False
+    group: str = ""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         """The schema of the union."""
         kinds = members(source)
-        tags = {kind.__name__: tags_of(kind, self.fields) for kind in kinds}
+        tags = {kind.__name__: tags_of(kind, self.fields, self.group) for kind in kinds}
         known = {name for kind in kinds for name in fields_of(kind)}
 
         def choose(value: Any) -> str:
@@ -92,7 +98,9 @@ class Tagged:
                 if not isinstance(value[field], str) and any(tag.function for tag in known):
                     return refusal("must be text, in quotes", field)
                 more = f'; or "{FUNCTION}"' if any(tag.function for tag in known) else ""
-                return refusal(nearest(value[field], [name for tag in known for name in tag.names]) + more, field)
+                names = [name for tag in known for name in tag.names]
+                names += registered(self.group) if more else ()
+                return refusal(nearest(value[field], names) + more, field)
         near = {name: nearest(name, self.fields) for name in value if name not in fields}
         for name, text in near.items():
             if text.startswith("did you mean"):
@@ -125,15 +133,15 @@ def tagged(hint: Any) -> Tagged | None:
     return own or next((each for each in inner if each), None)
 
 
-def tags_of(kind: type[Any], fields: Sequence[str]) -> dict[str, Tag]:
-    """The tags of a member of a union, by field."""
+def tags_of(kind: type[Any], fields: Sequence[str], group: str = "") -> dict[str, Tag]:
+    """The tags of a member of a union, by field. `group`: see `Tagged`."""
     hints = get_type_hints(kind)
     required = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
     found = {}
     for field in fields:
         if field in hints:
             names = get_args(hints[field]) if get_origin(hints[field]) is Literal else ()
-            found[field] = Tag(names, not names, field in required)
+            found[field] = Tag(names, not names, field in required, group)
     return found
 
 

@@ -204,6 +204,57 @@ PARTITIONS: Mapping[str, Callable[..., Partition]] = MappingProxyType(
 """Name -> function (dataset, nodes, seed, **arguments)."""
 
 
+def checked(made: object, dataset: Dataset, nodes: int, where: str) -> Partition:
+    """Return what a function of the user's own has made, as a partition: every row belongs to exactly one node.
+
+    Args:
+        made: a Partition, or (train, test): of each node whole numbers, its rows of `dataset.train` and `dataset.test`.
+        dataset: whose rows are dealt.
+        nodes: their number.
+        where: how an error begins.
+
+    Returns:
+        The partition, the rows of each node ascending.
+
+    Raises:
+        DataError: it is neither; rows of another number of nodes, rows that there are not, a row that nobody or more
+            than one node has, or a node without training rows.
+
+    Example:
+        >>> import numpy as np, p2pfl
+        >>> from p2pfl.data.partition import checked
+        >>> rows = p2pfl.Samples(np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1], np.int32))
+        >>> dataset = p2pfl.Dataset(rows, rows, ("no", "yes"))
+        >>> checked(([[2, 0], [3, 1]], [[0, 1, 2, 3], []]), dataset, 2, "mine").train[0].tolist()
+        [0, 2]
+    """
+    if not isinstance(made, tuple | list) or len(made) != 2:
+        raise DataError(f"{where}: returned a {type(made).__name__}; must be a Partition, or (train, test)")
+    parts = []
+    for name, given, rows in zip(("train", "test"), made, (len(dataset.train.y), len(dataset.test.y)), strict=True):
+        try:
+            dealt = [np.asarray(each).reshape(-1) for each in given]
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{where}: {name}: must hold the rows of each node: {error}") from error
+        if len(dealt) != nodes:
+            raise DataError(f"{where}: {name}: rows for {len(dealt)} nodes; there are {nodes}")
+        if any(len(each) and each.dtype.kind not in "iu" for each in dealt):
+            raise DataError(f"{where}: {name}: rows must be whole numbers, 0 to {rows - 1}")
+        every = np.concatenate([np.zeros(0, np.int64), *(each.astype(np.int64) for each in dealt)])
+        if len(every) and not (every.min() >= 0 and every.max() < rows):
+            raise DataError(f"{where}: {name}: row {int(every[(every < 0) | (every >= rows)][0])}; there are {rows}")
+        times = np.bincount(every, minlength=rows)
+        if (times != 1).any():
+            row = int(np.flatnonzero(times != 1)[0])
+            said = f"row {row} belongs to {times[row]} nodes" if times[row] else f"row {row} belongs to no node"
+            raise DataError(f"{where}: {name}: {said}; every row must belong to exactly one")
+        parts.append([each.astype(np.int64) for each in dealt])
+    bare = [node for node, rows in enumerate(parts[0]) if not len(rows)]
+    if bare:
+        raise DataError(f"{where}: node {bare[0]} has no training rows; every node must have some")
+    return _partition(*parts)
+
+
 def describe(partition: Partition, dataset: Dataset) -> list[str]:
     """Describe a partition, one plain sentence each: sizes, classes (of "labels": labels; of
     "survival": events) that a node lacks in training, no own test.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from p2pfl.config.data import (
     EvenPartition,
     FolderData,
     FunctionData,
+    FunctionPartition,
     MedmnistData,
     NpzData,
     PartitionTable,
@@ -123,6 +123,8 @@ def _quadratic(experiment: Experiment, topology: Topology, data: QuadraticData) 
         raise ConfigError(f"data.dictionary={data.dictionary!r}: source='quadratic' has no rows; leave it out")
     if experiment.model is not None:
         raise ConfigError(f"model.name={experiment.model.name!r}: source='quadratic' brings its own; leave [model] out")
+    if experiment.training.loss is not None:
+        raise ConfigError("training.loss: source='quadratic' brings its own; leave it out")
     task = quadratic.quadratic(nodes, experiment.seed, **given(data))
     parts = Partition(tuple(np.array([i]) for i in range(nodes)), (np.zeros(0, np.int64),) * nodes)
     return Datasets(quadratic.dataset(task), parts, False, (), topology.events, task)
@@ -176,11 +178,9 @@ def _read(data: Data, seed: int, by_name: bool, meaning: Dictionary | None = Non
 def _returned(data: FunctionData, seed: int) -> Dataset:
     """Call the user's own function; it is given `seed`, where it has an argument of that name."""
     where = f"data function {data.source!r}"
-    function, arguments = plugins.function(data.source, "data.source"), dict(data.arguments or {})
+    function = plugins.chosen(data.source, "data.source", {}, "p2pfl.data")
     try:
-        if "seed" in inspect.signature(function).parameters:
-            arguments = {"seed": seed, **arguments}
-        result = function(**arguments)
+        result = function(**plugins.seeded(function, data.arguments or {}, seed=seed))
     except plugins.FAULTS as error:
         raise DataError(f"{where}: failed with {type(error).__name__}: {error}") from error
     return sources.as_dataset(result, where)
@@ -188,8 +188,13 @@ def _returned(data: FunctionData, seed: int) -> Dataset:
 
 def spread(table: PartitionTable, dataset: Dataset, nodes: int, seed: int) -> Partition:
     """Return the partition of the rows. Raises ConfigError."""
-    arguments: dict[str, Any] = dataclasses.asdict(table)
-    return partition.PARTITIONS[arguments.pop("partition")](dataset, nodes, seed, **arguments)
+    if not isinstance(table, FunctionPartition):
+        arguments: dict[str, Any] = dataclasses.asdict(table)
+        return partition.PARTITIONS[arguments.pop("partition")](dataset, nodes, seed, **arguments)
+    where, given = f"data.partition={table.partition!r}", table.partition_arguments or {}
+    function = plugins.chosen(table.partition, "data.partition", partition.PARTITIONS, "p2pfl.partitions")
+    made = plugins.called(function, "its function", where, 3, given, dataset, nodes, seed)
+    return partition.checked(made, dataset, nodes, where)
 
 
 def _tested_on(dataset: Dataset, rows: str) -> Dataset:

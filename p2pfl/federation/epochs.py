@@ -6,17 +6,21 @@ graph is made anew for as many nodes as there are, a graph from a file is restri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import networkx as nx
 import numpy as np
 
 from p2pfl import topology
 from p2pfl.config.experiment import Experiment
-from p2pfl.errors import TopologyError
+from p2pfl.errors import ConfigError, TopologyError
+from p2pfl.federation.plugins import called, chosen, seeded
+from p2pfl.packages import registered
 from p2pfl.topology import requirements
+from p2pfl.topology.graphs import checked
+from p2pfl.topology.schedules import sound
 from p2pfl.types import Algorithm, Planning, Schedule
 
 
@@ -39,7 +43,7 @@ def suited(algorithm: Algorithm, graph: Schedule, planning: Planning, where: str
 def named(experiment: Experiment, nodes: int) -> Schedule:
     """The graph that the experiment names, of so many nodes. Raises TopologyError."""
     table = experiment.topology
-    return topology.plan(
+    return plan(
         str(table.graph),
         nodes,
         arguments=table.arguments,
@@ -47,6 +51,39 @@ def named(experiment: Experiment, nodes: int) -> Schedule:
         seed=experiment.seed,
         rounds=experiment.rounds,
     )
+
+
+def plan(
+    graph: str, nodes: int, *, arguments: Mapping[str, Any], weights: str | None, seed: int, rounds: int
+) -> Schedule:
+    """Return the schedule of a graph by name, as `topology.plan` does; of a user's or a package's function, too.
+
+    The function is called with the number of nodes, its arguments, and the seed and the rounds if it has parameters of
+    these names. It returns a graph of networkx on nodes 0 ... n - 1, whose edges may have an attribute `weight`, or a
+    Schedule. Every node calls it by itself, so that it must return the same for the same arguments. Raises
+    TopologyError.
+    """
+    if graph in topology.GRAPHS or not (":" in graph or graph in registered("p2pfl.graphs")):
+        return topology.plan(graph, nodes, arguments=arguments, weights=weights, seed=seed, rounds=rounds)
+    where = f"topology.graph={graph!r}"
+    try:
+        maker = chosen(graph, "topology.graph", dict.fromkeys(topology.GRAPHS, topology.plan), "p2pfl.graphs")
+        given = seeded(maker, arguments, seed=seed, rounds=rounds)
+        made = called(maker, "its function", where, 1, given, nodes)
+    except ConfigError as error:
+        raise TopologyError(str(error)) from error
+    if isinstance(made, Schedule):
+        if weights is not None:
+            raise TopologyError(f"topology.weights={weights!r}: {graph} returns a schedule, which has its own")
+        made = sound(made, nodes, where)
+        checked(topology.union(made), where)
+        return made
+    if not isinstance(made, nx.Graph):
+        raise TopologyError(f"{where}: returned a {type(made).__name__}; must be a graph of networkx or a Schedule")
+    if set(made) != {*range(nodes)}:
+        shown = ", ".join(map(str, [*made][:5])) + (", ..." if len(made) > 5 else "")
+        raise TopologyError(f"{where}: has the nodes {shown}; must be 0 to {nodes - 1} for nodes={nodes}")
+    return topology.schedule(checked(made, where), weights)
 
 
 def planner(

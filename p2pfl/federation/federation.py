@@ -33,10 +33,13 @@ from p2pfl.federation import epochs
 from p2pfl.federation import learning as stage
 from p2pfl.federation.datasets import Datasets, by_sites, resolve_datasets, resolve_own, resolve_script
 from p2pfl.federation.learning import Learning, ScriptedSteps, resolve_learning
+from p2pfl.federation.metrics import OwnMetric, resolve_metrics
+from p2pfl.federation.plugins import chosen
 from p2pfl.federation.topology import Topology, resolve_topology
 from p2pfl.learning import quadratic
 from p2pfl.methods import compose
 from p2pfl.node.plan import Terms
+from p2pfl.packages import claimed
 from p2pfl.protocol.neighbor import WAIT
 from p2pfl.protocol.timing import PRESETS, Timing
 from p2pfl.types import Algorithm, Learner, Schedule, Tree
@@ -49,6 +52,7 @@ class Federation(NamedTuple):
     topology: Topology
     data: Datasets
     learning: Learning
+    metrics: tuple[OwnMetric, ...] = ()  # of one's own, beside those of the kind of task
 
     @property
     def graph(self) -> nx.Graph:
@@ -172,7 +176,7 @@ def build(experiment: Experiment, dataset: Dataset | None = None) -> Federation:
     topology = resolve_topology(experiment)
     check(experiment, topology)
     data = resolve_datasets(experiment, topology, dataset)
-    return Federation(experiment, topology, data, resolve_learning(experiment, topology, data))
+    return _built(experiment, topology, data)
 
 
 def build_own(experiment: Experiment, node: int, own: Data) -> Federation:
@@ -180,7 +184,12 @@ def build_own(experiment: Experiment, node: int, own: Data) -> Federation:
     topology = resolve_topology(experiment)
     check(experiment, topology, own)
     data = resolve_own(experiment, topology, node, own)
-    return Federation(experiment, topology, data, resolve_learning(experiment, topology, data))
+    return _built(experiment, topology, data)
+
+
+def _built(experiment: Experiment, topology: Topology, data: Datasets) -> Federation:
+    metrics = resolve_metrics(experiment, data.dataset)
+    return Federation(experiment, topology, data, resolve_learning(experiment, topology, data), metrics)
 
 
 def build_script(experiment: Experiment, script: ScriptedSteps) -> Federation:
@@ -233,10 +242,9 @@ def check(experiment: Experiment, topology: Topology, own: Data | None = None) -
 
 
 def _named(experiment: Experiment) -> None:
-    """Raises ConfigError for an algorithm that nobody knows."""
-    name = experiment.algorithm.name
-    if ":" not in name and name not in ALGORITHMS:
-        raise ConfigError(f'algorithm.name={name!r}: {nearest(name, ALGORITHMS)}; or "module:function"')
+    """Raises ConfigError for an algorithm that nobody knows, and for a name of ours that a package has taken."""
+    claimed(stage.own_names(experiment))
+    chosen(experiment.algorithm.name, "algorithm.name", ALGORITHMS, "p2pfl.algorithms")
 
 
 def _check_table(experiment: Experiment, data: CsvData) -> None:

@@ -6,7 +6,7 @@ algorithm:  the named one; what is not mixed kept out of it; what objectives ask
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -21,17 +21,20 @@ from p2pfl.algorithms.mixing import renormalized
 from p2pfl.config.data import CsvData
 from p2pfl.config.experiment import Experiment
 from p2pfl.config.model import FunctionModel
-from p2pfl.data import Dataset
+from p2pfl.data import BUILTIN, Dataset
+from p2pfl.data.partition import PARTITIONS
 from p2pfl.errors import ConfigError, nearest
 from p2pfl.federation import epochs
 from p2pfl.federation.datasets import Datasets
 from p2pfl.federation.events import memberships
-from p2pfl.federation.plugins import FAULTS, called, function
+from p2pfl.federation.plugins import FAULTS, called, chosen, function, unknown
 from p2pfl.federation.topology import Topology
-from p2pfl.learning import flax, local_steps, models, optimizers, quadratic
+from p2pfl.learning import flax, local_steps, losses, models, optimizers, quadratic
+from p2pfl.learning.targets import TARGETS, PerSample
 from p2pfl.methods import answers, compose, sharing, statistics
 from p2pfl.methods import site_facts as sites
 from p2pfl.methods.objectives import OBJECTIVES, Objective
+from p2pfl.topology import GRAPHS
 from p2pfl.types import Algorithm, Learner, Planning, Schedule, Tree
 
 
@@ -127,13 +130,42 @@ def _check_answers(experiment: Experiment, learner: Learner, data: Datasets) -> 
 
 def optimizer(experiment: Experiment) -> optax.GradientTransformation:
     """The experiment's optimizer. Raises ConfigError."""
-    arguments = dict(experiment.training.optimizer)
-    if not isinstance(arguments.get("name"), str):
+    given = experiment.training.optimizer
+    if isinstance(given, dict) and not isinstance(given.get("name"), str):
         raise ConfigError('training.optimizer.name: must be given, as in { name = "sgd", learning_rate = 0.1 }')
     try:
-        return optimizers.optimizer(**arguments)
+        return optimizers.optimizer_of(given, chosen)
     except ConfigError as error:
         raise ConfigError(f"training.optimizer: {error}") from error
+
+
+def own_names(experiment: Experiment) -> set[tuple[str, str]]:
+    """(group of entry points, name) of all that the experiment names and p2pfl has itself."""
+    training, given = experiment.training, experiment.training.optimizer
+    listed = [given] if isinstance(given, dict) else [*given]
+    named = [
+        ("p2pfl.data", experiment.data.source),
+        ("p2pfl.partitions", experiment.data.partition.partition),
+        ("p2pfl.algorithms", experiment.algorithm.name),
+        ("p2pfl.graphs", experiment.topology.graph),
+        ("p2pfl.models", experiment.model.name if experiment.model else None),
+        ("p2pfl.losses", (training.loss or {}).get("name")),
+        *(("p2pfl.optimizers", table.get("name")) for table in listed),
+        *(("p2pfl.objectives", table.get("name")) for table in training.objective),
+        *(("p2pfl.wraps", table.get("name")) for table in experiment.algorithm.wrap),
+    ]
+    own = {
+        "p2pfl.data": (*BUILTIN, "npz", "csv", "medmnist", "folder", "quadratic"),
+        "p2pfl.partitions": PARTITIONS,
+        "p2pfl.algorithms": ALGORITHMS,
+        "p2pfl.graphs": GRAPHS,
+        "p2pfl.models": models.MODELS,
+        "p2pfl.losses": {name for each in losses.LOSSES.values() for name in each},
+        "p2pfl.optimizers": optimizers.names(),
+        "p2pfl.objectives": OBJECTIVES,
+        "p2pfl.wraps": compose.WRAPS,
+    }
+    return {(group, str(name)) for group, name in named if name in own[group]}
 
 
 def objectives(experiment: Experiment, optimizer: optax.GradientTransformation) -> list[Objective]:
@@ -141,10 +173,17 @@ def objectives(experiment: Experiment, optimizer: optax.GradientTransformation) 
     found = []
     for i, given in enumerate(experiment.training.objective):
         where, name = f"training.objective[{i}]", given.get("name")
-        if name not in OBJECTIVES:
-            raise ConfigError(f"{where}.name={name!r}: {nearest(str(name), OBJECTIVES)}")
+        maker = chosen(name, f"{where}.name", OBJECTIVES, "p2pfl.objectives")
         arguments = {key: value for key, value in given.items() if key != "name"}
-        found.append(called(OBJECTIVES[str(name)], f"objective {name}", where, 1, arguments, optimizer))
+        made = called(maker, f"objective {name}", where, 1, arguments, optimizer)
+        if not isinstance(made, Objective):
+            raise ConfigError(
+                f"{where}.name={name!r}: returned a {type(made).__name__}, not a p2pfl.methods.objectives.Objective"
+            )
+        unheard = [fact for fact in made.facts if fact not in sites.FACTS]
+        if unheard:
+            raise ConfigError(f"{where}.name={name!r}: facts={made.facts!r}: {nearest(unheard[0], sites.FACTS)}")
+        found.append(made)
     return found
 
 
@@ -182,7 +221,7 @@ def named(
     """
     table = experiment.algorithm
     name = table.name
-    maker = function(name, "algorithm.name") if ":" in name else ALGORITHMS[name]
+    maker = chosen(name, "algorithm.name", ALGORITHMS, "p2pfl.algorithms")
     made = called(maker, f"algorithm {name}", "algorithm.arguments", 2, table.arguments, learned, optimizer)
     if not isinstance(made, Algorithm):
         raise ConfigError(f"algorithm.name={name!r}: returned a {type(made).__name__}, not an Algorithm")
@@ -191,11 +230,24 @@ def named(
     for method in methods:
         made = method.wrap(made) if method.wrap else made
     for i, given in enumerate(table.wrap):
-        where, kind = f"algorithm.wrap[{i}]", given.get("name")
-        if kind not in compose.WRAPS:
-            raise ConfigError(f"{where}.name={kind!r}: {nearest(str(kind), compose.WRAPS)}")
-        arguments = {key: value for key, value in given.items() if key != "name"}
-        made = compose.chain(made, called(compose.WRAPS[str(kind)], f"wrap {kind}", where, 0, arguments))
+        made = _wrapped(made, given, f"algorithm.wrap[{i}]")
+    return made
+
+
+def _wrapped(inner: Algorithm, given: Mapping[str, Any], where: str) -> Algorithm:
+    """The algorithm with a combinator around it. Raises ConfigError."""
+    name = given.get("name")
+    maker = chosen(name, f"{where}.name", compose.WRAPS, "p2pfl.wraps")
+    wrap = called(maker, f"wrap {name}", where, 0, {key: value for key, value in given.items() if key != "name"})
+    if name in compose.WRAPS:
+        return compose.chain(inner, wrap)
+    if not callable(wrap):
+        raise ConfigError(
+            f"{where}.name={name!r}: returned a {type(wrap).__name__}, not a function from an Algorithm to another"
+        )
+    made = called(wrap, f"wrap {name}", where, 1, {}, inner)
+    if not isinstance(made, Algorithm):
+        raise ConfigError(f"{where}.name={name!r}: its combinator returned a {type(made).__name__}, not an Algorithm")
     return made
 
 
@@ -250,12 +302,40 @@ def base_learner(experiment: Experiment, dataset: Dataset) -> Learner:
         raise ConfigError("model: missing; a table [model] must be given")
     given = {name: value for name, value in asdict(table).items() if name != "name" and value is not None}
     where, example = f"model.name={table.name!r}", jnp.asarray(dataset.train.x[:1])
+    fits = loss(experiment, dataset)
     if not isinstance(table, FunctionModel):
         model = models.MODELS[table.name](shape, classes, **given)
-        return flax.from_flax(model, example, classes, dataset.kind)
-    maker = function(table.name, "model.name")
+        return flax.from_flax(model, example, classes, dataset.kind, fits)
+    maker = chosen(table.name, "model.name", models.MODELS, "p2pfl.models")
     try:
-        return flax.from_flax(maker(shape, classes, **(table.arguments or {})), example, classes, dataset.kind)
+        return flax.from_flax(maker(shape, classes, **(table.arguments or {})), example, classes, dataset.kind, fits)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    except FAULTS as error:
+        raise ConfigError(f"{where}: failed with {type(error).__name__}: {flax.reason(error)}") from error
+
+
+def loss(experiment: Experiment, dataset: Dataset) -> PerSample:
+    """The loss that local steps make small: the one that [training] names, or that of the kind of task.
+
+    A function of one's own is tried on outputs and rows of the data's shape. Raises ConfigError.
+    """
+    kind, table = dataset.kind, experiment.training.loss
+    if table is None:
+        return TARGETS[kind].loss
+    name, arguments = table.get("name"), {key: value for key, value in table.items() if key != "name"}
+    where, own = f"training.loss.name={name!r}", losses.LOSSES[kind]
+    if name not in own and any(name in others for others in losses.LOSSES.values()):
+        raise ConfigError(
+            f"{where}: is for another kind of data than {kind}; {unknown(str(name), own, 'p2pfl.losses')}"
+        )
+    maker = chosen(name, "training.loss.name", own, "p2pfl.losses")
+    if name in own:
+        found: PerSample = called(maker, f"loss {name}", "training.loss", 1, arguments, len(dataset.classes))
+        return found
+    row = TARGETS[kind].output(dataset.train.x.shape[1:], len(dataset.classes))
+    try:
+        return losses.own(maker, arguments, row, dataset.train.y, kind)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     except FAULTS as error:

@@ -21,11 +21,13 @@ from p2pfl import tree
 from p2pfl.check import one_of
 from p2pfl.errors import USER_FAULTS, ConfigError
 from p2pfl.learning.local_steps import rest
-from p2pfl.learning.targets import TARGETS
+from p2pfl.learning.targets import ABSENT, TARGETS, PerSample
 from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
 
 
-def from_flax(model: Any, example: Array, classes: int, kind: str = "classes") -> Learner:
+def from_flax(
+    model: Any, example: Array, classes: int, kind: str = "classes", loss: PerSample | None = None
+) -> Learner:
     """Make a learner from a Flax model.
 
     Args:
@@ -33,6 +35,8 @@ def from_flax(model: Any, example: Array, classes: int, kind: str = "classes") -
         example: [1, ...] one input, for its shape and dtype.
         classes: numbers that the model puts out for a row: classes, labels or targets.
         kind: what is predicted, a name of p2pfl.learning.TARGETS.
+        loss: what is made small, (outputs [B, ...], y [B, ...], mask [B] or None) -> [B], 0 where the mask is 0; None:
+            that of the kind.
 
     Returns:
         The learner; batches are {"x": [B, ...], "y": [B, ...]}, y as the kind has it ([B] int32 for classes).
@@ -51,6 +55,7 @@ def from_flax(model: Any, example: Array, classes: int, kind: str = "classes") -
     """
     one_of(TARGETS, kind=kind)
     target = TARGETS[kind]
+    fits = target.loss if loss is None else loss
     if isinstance(model, linen.Module):
         init, apply = _linen(model, example)
     elif callable(model) and not isinstance(model, nnx.Module):
@@ -61,7 +66,7 @@ def from_flax(model: Any, example: Array, classes: int, kind: str = "classes") -
 
     def objective(trained: Tree, carried: Tree, batch: Tree, key: Key) -> tuple[Array, Tree]:
         outputs, carried = apply({"trained": trained, "carried": carried}, batch["x"], key)
-        losses = target.loss(_seen(outputs, batch), batch["y"])
+        losses = fits(_seen(outputs, batch), batch["y"])
         if "weight" in batch:
             losses = losses * batch["weight"].astype(losses.dtype)
         return losses.mean(), carried
@@ -74,16 +79,12 @@ def from_flax(model: Any, example: Array, classes: int, kind: str = "classes") -
     def evaluate(params: Params, batch: Tree, mask: Array) -> Metrics:
         outputs = _seen(predict(params, batch["x"]), batch)
         score = target.score(outputs, batch["y"], mask).astype(jnp.float32)
-        return {"score": score, "loss": target.loss(outputs, batch["y"], mask)}
+        return {"score": score, "loss": fits(outputs, batch["y"], mask)}
 
     def predict(params: Params, x: Array) -> Array:
         return apply(params, x, None)[0]
 
     return Learner(init, grad, evaluate, unroll, predict=predict)
-
-
-ABSENT = -1e9
-"""The output of a class that is not to be seen: its probability is 0."""
 
 
 def _seen(outputs: Array, batch: Tree) -> Array:

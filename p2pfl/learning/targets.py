@@ -18,6 +18,8 @@ from p2pfl.types import Array
 
 SMOOTH = 1.0
 """Added above and below in the soft Dice, so that a class that is nowhere divides nothing by nothing."""
+ABSENT = -1e9
+"""The output of a class that is not to be seen: its probability is 0."""
 ROWS = 256
 """Rows that are compared with all others at once in `concordant`: bounds its memory, changes no result."""
 
@@ -48,7 +50,8 @@ class Target(NamedTuple):
     answer: Callable[[Array], Array]  # outputs -> probabilities; where there are none, the outputs
 
 
-def _masked(values: Array, mask: Array | None) -> Array:
+def masked(values: Array, mask: Array | None) -> Array:
+    """Return values [B], 0 where the mask [B] is 0; None: all of them."""
     return values if mask is None else jnp.where(mask > 0, values, 0)
 
 
@@ -69,12 +72,12 @@ def _softmax(outputs: Array) -> Array:
 
 def cross_entropy(outputs: Array, y: Array, mask: Array | None = None) -> Array:
     """Softmax cross entropy; outputs [B, classes], y [B] int32."""
-    return _masked(optax.softmax_cross_entropy_with_integer_labels(outputs, y), mask)
+    return masked(optax.softmax_cross_entropy_with_integer_labels(outputs, y), mask)
 
 
 def right(outputs: Array, y: Array, mask: Array | None = None) -> Array:
     """1 where the largest output is that of the class, else 0; outputs [B, classes], y [B] int32."""
-    return _masked((outputs.argmax(axis=-1).astype(y.dtype) == y).astype(outputs.dtype), mask)
+    return masked((outputs.argmax(axis=-1).astype(y.dtype) == y).astype(outputs.dtype), mask)
 
 
 # ----------------------------------------------------------------------------------------------------------- labels
@@ -82,12 +85,12 @@ def right(outputs: Array, y: Array, mask: Array | None = None) -> Array:
 
 def binary_cross_entropy(outputs: Array, y: Array, mask: Array | None = None) -> Array:
     """Sigmoid cross entropy, the mean over labels; outputs [B, L], y [B, L] of 0 and 1."""
-    return _masked(optax.sigmoid_binary_cross_entropy(outputs, y.astype(outputs.dtype)).mean(axis=-1), mask)
+    return masked(optax.sigmoid_binary_cross_entropy(outputs, y.astype(outputs.dtype)).mean(axis=-1), mask)
 
 
 def labels_right(outputs: Array, y: Array, mask: Array | None = None) -> Array:
     """Share of the labels that are right, a probability above 1/2 meaning 1; outputs [B, L], y [B, L] of 0 and 1."""
-    return _masked(((outputs > 0) == (y > 0)).mean(axis=-1, dtype=outputs.dtype), mask)
+    return masked(((outputs > 0) == (y > 0)).mean(axis=-1, dtype=outputs.dtype), mask)
 
 
 # ------------------------------------------------------------------------------------------------------- regression
@@ -95,7 +98,7 @@ def labels_right(outputs: Array, y: Array, mask: Array | None = None) -> Array:
 
 def squared_error(outputs: Array, y: Array, mask: Array | None = None) -> Array:
     """Half the squared error, the mean over targets; outputs and y [B, T]."""
-    return _masked(((outputs - y.astype(outputs.dtype)) ** 2).mean(axis=-1) / 2, mask)
+    return masked(((outputs - y.astype(outputs.dtype)) ** 2).mean(axis=-1) / 2, mask)
 
 
 def explained(outputs: Array, y: Array, mask: Array | None = None) -> Array:
@@ -105,7 +108,7 @@ def explained(outputs: Array, y: Array, mask: Array | None = None) -> Array:
     the mean and variance of the training rows, it compares with predicting the training mean. In other units it says
     nothing: then see `p2pfl.learning.metrics`.
     """
-    return _masked(1 - ((outputs - y.astype(outputs.dtype)) ** 2).mean(axis=-1), mask)
+    return masked(1 - ((outputs - y.astype(outputs.dtype)) ** 2).mean(axis=-1), mask)
 
 
 # --------------------------------------------------------------------------------------------------------- survival
@@ -124,7 +127,7 @@ def cox(outputs: Array, y: Array, mask: Array | None = None) -> Array:
     order = jnp.argsort(late)
     total = jax.lax.cumlogsumexp(eta[order])
     last = jnp.searchsorted(late[order], late, side="right") - 1  # of its risk set, ties included
-    return _masked(jnp.where(event, total[last] - eta, 0), mask)
+    return masked(jnp.where(event, total[last] - eta, 0), mask)
 
 
 def concordant(outputs: Array, y: Array, mask: Array | None = None) -> Array:
@@ -150,7 +153,7 @@ def concordant(outputs: Array, y: Array, mask: Array | None = None) -> Array:
         return jnp.where(pairs > 0, won.sum() / jnp.maximum(pairs, 1), jnp.asarray(0.5, eta.dtype))
 
     shares: Array = jax.lax.map(of_row, (eta, time, event), batch_size=ROWS)
-    return _masked(shares, mask)
+    return masked(shares, mask)
 
 
 def _survival(outputs: Array, y: Array) -> tuple[Array, Array, Array]:
@@ -171,7 +174,7 @@ def cross_entropy_and_dice(outputs: Array, y: Array, mask: Array | None = None) 
     p, g = _softmax(outputs)[..., 1:], _pixels(y, outputs)
     both, size = (p * g).sum(axis=(1, 2)), (p + g).sum(axis=(1, 2))
     soft = (2 * both + SMOOTH) / (size + SMOOTH)
-    return _masked((entropy + 1 - soft.mean(axis=-1)) / 2, mask)
+    return masked((entropy + 1 - soft.mean(axis=-1)) / 2, mask)
 
 
 def dice(outputs: Array, y: Array, mask: Array | None = None) -> Array:
@@ -184,7 +187,7 @@ def dice(outputs: Array, y: Array, mask: Array | None = None) -> Array:
     both, size = (p * g).sum(axis=(1, 2)), (p + g).sum(axis=(1, 2))
     found = (size > 0).sum(axis=-1, dtype=outputs.dtype)
     total = (2 * both / jnp.maximum(size, 1)).sum(axis=-1)
-    return _masked(jnp.where(found > 0, total / jnp.maximum(found, 1), 1), mask)
+    return masked(jnp.where(found > 0, total / jnp.maximum(found, 1), 1), mask)
 
 
 def _pixels(y: Array, outputs: Array) -> Array:

@@ -5,7 +5,7 @@ From `Summary`, assessment.json and coefficients.json to texts; the page and the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from p2pfl.reporting.run_data import DASH, Summary, measured
@@ -63,18 +63,23 @@ class Compared(NamedTuple):
     pooled: str
 
 
-def figures(score: str) -> list[tuple[str, str]]:
-    """Return the figures over all sites that may have an interval, in order: name, words. `score`: of the run."""
+def figures(score: str, extra: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Return the figures over all sites that may have an interval, in order: name, words. `score`: of the run.
+
+    `extra`: metrics of one's own, which come last.
+    """
     unit = "events" if score == "concordance" else "rows"
     return [
-        (f"{metric}_{end}", f"{named(metric)} {words.format(unit)}") for metric in SHOWN for end, words in MEANS.items()
+        (f"{metric}_{end}", f"{named(metric)} {words.format(unit)}")
+        for metric in (*SHOWN, *extra)
+        for end, words in MEANS.items()
     ]
 
 
 def compared(summary: Summary) -> list[Compared]:
-    """Return the figures that have an interval, in the order of SHOWN."""
+    """Return the figures that have an interval, in the order of SHOWN; then those of metrics of one's own."""
     rows = []
-    for key, label in figures(summary.score):
+    for key, label in figures(summary.score, summary.extra_metrics):
         if key not in summary.intervals:
             continue
         less = summary.differences.get(key, {})
@@ -88,17 +93,18 @@ def compared(summary: Summary) -> list[Compared]:
 
 
 def told(summary: Summary) -> list[str]:
-    """Return lines for below a table of results: the first score with its intervals, and the verdicts."""
+    """Return lines for below a table of results: the first score and metrics of one's own, and the verdicts."""
     first = summary.headed.score
     unit = "events" if first == "c_index" else "rows"
     lines = []
-    for end, words in MEANS.items():
-        key = f"{first}_{end}"
-        value = summary.as_dict().get(key)
-        if key in summary.intervals and measured(value) is not None:
-            less = summary.differences.get(key, {}).get("local_only")
-            more = f"; less alone {between(less[0], less[1:], signed=True)}" if isinstance(less, list) else ""
-            lines.append(f"{named(first)} {words.format(unit)}: {between(value, summary.intervals[key])}{more}")
+    for metric in (first, *summary.extra_metrics):
+        for end, words in MEANS.items():
+            key = f"{metric}_{end}"
+            value = summary.as_dict().get(key)
+            if key in summary.intervals and measured(value) is not None:
+                less = summary.differences.get(key, {}).get("local_only")
+                more = f"; less alone {between(less[0], less[1:], signed=True)}" if isinstance(less, list) else ""
+                lines.append(f"{named(metric)} {words.format(unit)}: {between(value, summary.intervals[key])}{more}")
     return [*lines, *verdicts(summary)]
 
 
@@ -257,10 +263,13 @@ class Learned(NamedTuple):
     rows: list[list[str]]
 
 
-def over_splits(table: Mapping[str, Any], score: str) -> Learned | None:
-    """From splits.json: figures over other splits; `score`: of the run, whose name says how sites are weighted."""
+def over_splits(table: Mapping[str, Any], score: str, extra: Sequence[str] = ()) -> Learned | None:
+    """From splits.json: figures over other splits; `score`: of the run, whose name says how sites are weighted.
+
+    `extra`: metrics of one's own.
+    """
     known, rows = table.get("figures") or {}, []
-    for key, label in figures(score):
+    for key, label in figures(score, extra):
         found = known.get(key)
         if not isinstance(found, dict):
             continue
@@ -277,9 +286,10 @@ def over_splits(table: Mapping[str, Any], score: str) -> Learned | None:
     return Learned(caption, heads, rows) if rows else None
 
 
-def left_out(table: Mapping[str, Any]) -> Learned | None:
-    """From left_out.json: each site's rows by models that learned without it."""
+def left_out(table: Mapping[str, Any], extra: Sequence[str] = ()) -> Learned | None:
+    """From left_out.json: each site's rows by models that learned without it. `extra`: metrics of one's own."""
     metrics = [metric for metric in SHOWN if any(metric in found.get("figures", {}) for found in table.values())][:6]
+    metrics += extra if metrics else ()
     rows = []
     for site, found in table.items():
         values = [between(found["figures"].get(m), found.get("intervals", {}).get(m)) for m in metrics]

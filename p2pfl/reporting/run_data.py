@@ -157,6 +157,7 @@ class Summary:
     notes: tuple[str, ...] = ()
     intervals: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # figure -> [low, high], 95 %
     differences: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # figure -> baseline -> [value, low, high]
+    extra_metrics: tuple[str, ...] = ()  # of these, what the experiment has brought itself
     metrics: Mapping[str, float | None] = dataclasses.field(default_factory=dict)  # of the assessment, by name
 
     @property

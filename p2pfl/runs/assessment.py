@@ -7,8 +7,9 @@ reads models, so that it is the same whatever ran.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -24,8 +25,8 @@ from p2pfl.data import Dataset, Samples
 from p2pfl.data.partition import names
 from p2pfl.federation import learning
 from p2pfl.federation.federation import Federation, model_shape
+from p2pfl.federation.metrics import KNOWN
 from p2pfl.learning import intervals, metrics
-from p2pfl.learning.targets import TARGETS
 from p2pfl.methods import answers as predict
 from p2pfl.runs import predictions
 from p2pfl.types import Params
@@ -34,10 +35,6 @@ MOST = 64
 """Nodes up to which all are assessed."""
 _ROWS = 2048
 """Rows that are answered at once."""
-KNOWN = frozenset(
-    name for kind in TARGETS for name in metrics.names(kind, ("no", "yes") if kind == "classes" else ("one",))
-)
-"""Metrics of all kinds of tasks."""
 LOWER = frozenset({"log_loss", "brier", "ece", "mae", "rmse"})
 """Metrics of which less is better."""
 IDEAL: Mapping[str, float] = MappingProxyType({"calibration_slope": 1.0, "calibration_intercept": 0.0})
@@ -45,6 +42,8 @@ IDEAL: Mapping[str, float] = MappingProxyType({"calibration_slope": 1.0, "calibr
 MUCH = 20_000
 """Test rows times models times classes up to which an interval is of 1000 resamplings; of 200 up to a hundred times
 that, and then of none."""
+OWN_DRAWS = 200
+"""Resamplings, at most, that a metric of one's own has an interval of: its function is called for each."""
 CONFUSED = 10
 """Classes up to which a confusion matrix is written."""
 SCOPES = ("pooled", "own")
@@ -77,8 +76,9 @@ def assess(federation: Federation, models: Mapping[int, Params], out: Path | Non
     result = {node: _of(federation, node, outputs[node]) for node in models}
     sizes = [rows(federation, node)[1] for node in models]
     drawn = {node: _drawn(federation, node, outputs[node][""], weight) for node in models}
+    lower = LOWER | {each.label for each in federation.metrics if each.lower}
     whole = Assessment(
-        figures(list(result.values()), sizes), summed(list(drawn.values()), list(result.values()), sizes)
+        figures(list(result.values()), sizes, lower), summed(list(drawn.values()), list(result.values()), sizes)
     )
     if out is not None:
         table = {
@@ -133,6 +133,7 @@ def _of(federation: Federation, node: int, outputs: Mapping[str, np.ndarray]) ->
     return {
         name: {
             scope: metrics.assess(dataset.kind, out[places], dataset.test.y[tested], dataset.classes)
+            | {each.label: each.of(out[places], dataset.test.y[tested]) for each in federation.metrics}
             for scope, (places, tested) in scopes.items()
         }
         for name, out in outputs.items()
@@ -158,8 +159,18 @@ def _drawn(federation: Federation, node: int, outputs: np.ndarray, weight: np.nd
         scope: intervals.draws(
             dataset.kind, outputs[places], dataset.test.y[tested], dataset.classes, weight[:, tested]
         )
+        | _drawn_own(federation, outputs[places], dataset.test.y[tested], weight[:OWN_DRAWS, tested])
         for scope, (places, tested) in _scopes(federation, node).items()
     }
+
+
+def _drawn_own(federation: Federation, outputs: np.ndarray, y: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
+    """Metrics of one's own of each resampling, by name: [draws], NaN where one is not defined there."""
+    if not federation.metrics or not len(y):
+        return {}
+    rows = [np.repeat(np.arange(len(y)), drawn.astype(np.int64)) for drawn in weight]
+    found = {each.label: [each.of(outputs[at], y[at]) for at in rows] for each in federation.metrics}
+    return {name: np.array([math.nan if one is None else one for one in values]) for name, values in found.items()}
 
 
 def _intervals(federation: Federation, node: int, outputs: np.ndarray, drawn: Drawn) -> dict[str, Any]:
@@ -347,8 +358,8 @@ def answered(run: Callable[[Params, Any], Any], model: Params, x: np.ndarray) ->
     return np.concatenate([np.asarray(run(model, jnp.asarray(x[at : at + _ROWS]))) for at in range(0, len(x), _ROWS)])
 
 
-def figures(nodes: list[Assessed], sizes: list[int]) -> dict[str, float | None]:
-    """Means and worsts over nodes; `sizes`: how much each counts in METRIC_own_weighted."""
+def figures(nodes: list[Assessed], sizes: list[int], lower: frozenset[str] = LOWER) -> dict[str, float | None]:
+    """Means and worsts over nodes; `sizes`: how much each counts in METRIC_own_weighted; `lower`: less is better."""
     result: dict[str, float | None] = {}
     for answer in nodes[0]:
         for scope in SCOPES:
@@ -360,7 +371,7 @@ def figures(nodes: list[Assessed], sizes: list[int]) -> dict[str, float | None]:
                     total = sum(w for _, w in pairs)
                     result[_key(answer, key)] = sum(v * w for v, w in pairs) / total if total else None
                 worst = _key(answer, name, "own" if scope == "own" else "", "worst")
-                result[worst] = _worst(name, known) if known else None
+                result[worst] = _worst(name, known, lower) if known else None
     return result
 
 
@@ -368,21 +379,24 @@ def _key(*parts: str) -> str:
     return "_".join(part for part in parts if part)
 
 
-def _worst(name: str, values: list[float]) -> float:
+def _worst(name: str, values: list[float], lower: frozenset[str]) -> float:
     if name in IDEAL:
         return max(values, key=lambda value: abs(value - IDEAL[name]))
-    return max(values) if name in LOWER else min(values)
+    return max(values) if name in lower else min(values)
 
 
-def figure(name: str) -> bool:
-    """Return whether a figure of a summary is one of an assessment: ANSWER_METRIC_mean, METRIC_own_worst and so on."""
+def figure(name: str, own: Collection[str] = ()) -> bool:
+    """Return whether a figure of a summary is one of an assessment: ANSWER_METRIC_mean, METRIC_own_worst and so on.
+
+    `own`: labels of metrics of one's own.
+    """
     stem = re.fullmatch(r"(.+?)(_own)?_(mean|worst)|(.+?)_own_weighted", name)
     if stem is None:
         return False
     return any(
         (stem[1] or stem[4]) == (f"{answer}_{metric}" if answer else metric)
         for answer in ("", *predict.ANSWERS, predict.SELECTOR)
-        for metric in KNOWN
+        for metric in (*KNOWN, *own)
     )
 
 

@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from p2pfl.federation import learning
 from p2pfl.federation.federation import Federation
 from p2pfl.learning.local_steps import placed
-from p2pfl.learning.targets import TARGETS
+from p2pfl.learning.targets import TARGETS, PerSample
 from p2pfl.node import records
 from p2pfl.types import Array, Params
 
@@ -96,19 +97,20 @@ def _rows(federation: Federation, node: int) -> tuple[Array, Array]:
 
 def _bounds(federation: Federation, nodes: Iterable[int]) -> dict[int, float]:
     """Return the loss of outputs that are all 0, of each node that has rows."""
-    kind, result = federation.dataset.kind, {}
+    dataset, result = federation.dataset, {}
+    fits = learning.loss(federation.experiment, dataset)
     for node in nodes:
         if len(federation.partition.train[node]):
             x, y = _rows(federation, node)
-            output = TARGETS[kind].output(x.shape[1:], len(federation.dataset.classes))
-            result[node] = float(_nothing(kind, output, y, x.dtype.name))
+            output = TARGETS[dataset.kind].output(x.shape[1:], len(dataset.classes))
+            result[node] = float(_nothing(fits, output, y, x.dtype.name))
     return result
 
 
 @partial(jax.jit, static_argnums=(0, 1, 3))
-def _nothing(kind: str, output: tuple[int, ...], y: Array, dtype: str) -> Array:
+def _nothing(fits: PerSample, output: tuple[int, ...], y: Array, dtype: str) -> Array:
     """Return the mean loss of outputs that are all 0."""
-    return TARGETS[kind].loss(jnp.zeros((len(y), *output), dtype), y).mean()
+    return fits(jnp.zeros((len(y), *output), dtype), y).mean()
 
 
 def _since(out: Path, bounds: Mapping[int, float]) -> dict[int, int]:

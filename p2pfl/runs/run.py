@@ -154,6 +154,7 @@ def _whole(federation: Federation, graph: str, result: Collected, compared: Base
         keeps_mean=federation.algorithm.keeps_mean,
         intervals=intervals,
         differences=differences,
+        extra_metrics=tuple(each.label for each in federation.metrics),
         notes=(*federation.notes, *result.notes, *stratified, *fitted),
     )
     return known.adding({**compared.figures, **assessed.figures, **summary.distances(federation, result.models)})

@@ -16,6 +16,7 @@ import numpy as np
 import safetensors.numpy
 
 from p2pfl import churn, tree
+from p2pfl.config.experiment import Training
 from p2pfl.federation.federation import Federation, model_shape
 from p2pfl.learning import quadratic
 from p2pfl.learning.targets import TARGETS
@@ -284,14 +285,22 @@ def distances(federation: Federation, models: Sequence[Mapping[str, np.ndarray]]
     to_optimum = quadratic.distance(x, task.optimum)
     training, table = experiment.training, experiment.algorithm
     lossy = experiment.network.loss > 0 or experiment.network.late > 0
-    plain = set(training.optimizer) == {"name", "learning_rate"} and training.optimizer["name"] == "sgd"
+    rate = _rate(training)
     same = len(x) == len(federation.graph) and training.node_steps is None and not experiment.churn and not table.wrap
     known = not lossy or table.name in (*quadratic.EXACT, "local")
     to_fixed = None
-    if same and plain and known and len(federation.schedule.neighbor) == 1 and len(x) <= 2048:
+    if same and rate is not None and known and len(federation.schedule.neighbor) == 1 and len(x) <= 2048:
         fixed = quadratic.fixed_point(
             task, table.name, table.arguments, matrix(federation.schedule),
-            float(training.optimizer["learning_rate"]), training.local_steps,
+            rate, training.local_steps,
         )  # fmt: skip
         to_fixed = None if fixed is None else quadratic.distance(x, fixed)
     return {"distance_to_optimum": to_optimum, "distance_to_fixed_point": to_fixed}
+
+
+def _rate(training: Training) -> float | None:
+    """Return the learning rate of plain sgd; None of another optimizer, and of a schedule."""
+    given = training.optimizer
+    rate = given.get("learning_rate") if isinstance(given, dict) else None
+    plain = isinstance(rate, int | float) and given == {"name": "sgd", "learning_rate": rate}
+    return float(rate) if plain and rate is not None else None

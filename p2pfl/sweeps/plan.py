@@ -153,7 +153,7 @@ def read(file: Path) -> SweepPlan:
     axes = tuple(_axis(name, given, faults) for name, given in sweep.axes.items())
     plan = SweepPlan(file, sweep, toml.located(sweep.experiment, file.parent), axes)
     if not faults:
-        faults += [*_metric_faults(sweep), *_axis_faults(plan), *_picture_faults(plan)]
+        faults += [*_metric_faults(sweep, _own_metrics(plan.base)), *_axis_faults(plan), *_picture_faults(plan)]
     if not plan.base.is_file():
         faults.append(f"experiment={sweep.experiment!r}: no such file; looked for it beside this file ({plan.base})")
     if faults:
@@ -204,7 +204,15 @@ def _axis(name: str, given: Any, faults: list[str]) -> Axis:
     return Axis(name, overrides)
 
 
-def _metric_faults(sweep: Sweep) -> list[str]:
+def _own_metrics(base: Path) -> list[str]:
+    """The labels of the metrics that an experiment brings itself."""
+    table = toml.read(base).get("evaluation") if base.is_file() else None
+    given = table.get("extra_metrics") if isinstance(table, dict) else None
+    tables = [each for each in given if isinstance(each, dict)] if isinstance(given, list) else []
+    return [str(each.get("label", str(each.get("name")).rpartition(":")[2])) for each in tables]
+
+
+def _metric_faults(sweep: Sweep, own: Sequence[str]) -> list[str]:
     faults = []
     for metric in sweep.metrics:
         try:
@@ -212,7 +220,7 @@ def _metric_faults(sweep: Sweep) -> list[str]:
         except ValueError:
             faults.append(f"metrics: {metric!r}: what follows < or > must be a number")
             continue
-        if found is None and metric not in METRICS and not assessment.figure(metric):
+        if found is None and metric not in METRICS and not assessment.figure(metric, own):
             faults.append(
                 f"metrics: {metric!r}: {nearest(metric, METRICS)}, and those of an assessment, as auc_own_mean"
             )

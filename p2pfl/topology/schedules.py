@@ -227,6 +227,59 @@ def symmetric(schedule: Schedule) -> bool:
     return bool(np.allclose(schedule.weight, schedule.out_weight, rtol=0, atol=1e-12))
 
 
+def sound(schedule: Schedule, nodes: int, where: str) -> Schedule:
+    """Return a schedule that somebody has written by hand, with its slots in order, if it makes sense.
+
+    Args:
+        schedule: [T, n, K] who talks to whom.
+        nodes: their number n.
+        where: how an error begins.
+
+    Returns:
+        The same, its slots ascending.
+
+    Raises:
+        TopologyError: arrays of other shapes, neighbours that there are not, weights that are no numbers, or an
+            `out_weight` that is not the `weight` at the other end.
+
+    Example:
+        >>> import p2pfl
+        >>> from p2pfl.topology.schedules import sound
+        >>> ring = p2pfl.topology.plan("ring", 4)
+        >>> sound(ring._replace(out_weight=0 * ring.weight), 4, "mine")
+        Traceback (most recent call last):
+        ...
+        p2pfl.errors.TopologyError: mine: out_weight is not the weight that the receivers give; p2pfl.topology.from_...
+    """
+    neighbor, weight, out, trains = (np.asarray(part) for part in schedule)
+    shape = neighbor.shape
+    if len(shape) != 3 or not shape[0] or shape[1] != nodes or weight.shape != shape or out.shape != shape:
+        raise TopologyError(
+            f"{where}: neighbor, weight and out_weight have the shapes {list(shape)}, {list(weight.shape)} and "
+            f"{list(out.shape)}; must be [T, {nodes}, K], all three"
+        )
+    if trains.shape != shape[:2]:
+        raise TopologyError(f"{where}: trains has the shape {list(trains.shape)}; must be [T, n] = {list(shape[:2])}")
+    if neighbor.dtype.kind not in "iu" or (neighbor < -1).any() or (neighbor >= nodes).any():
+        raise TopologyError(f"{where}: neighbor must hold whole numbers, 0 to {nodes - 1}, and -1 for empty slots")
+    if (neighbor == np.arange(nodes)[:, None]).any():
+        raise TopologyError(f"{where}: a node is its own neighbour; what it keeps is what is left of one")
+    if not (np.isfinite(weight).all() and np.isfinite(out).all()):
+        raise TopologyError(f"{where}: a weight is not finite")
+    rounds = []
+    for t in range(shape[0]):
+        receiver, slot = np.nonzero((neighbor[t] >= 0) & (weight[t] != 0))
+        rounds.append((receiver, neighbor[t, receiver, slot].astype(np.int64), weight[t, receiver, slot]))
+    made = from_rounds(nodes, rounds, trains.astype(bool))
+    said = np.where(neighbor >= 0, out, 0).sum(axis=2)
+    if not np.allclose(said, made.out_weight.sum(axis=2), rtol=0, atol=CLOSE):
+        raise TopologyError(
+            f"{where}: out_weight is not the weight that the receivers give; p2pfl.topology.from_rounds makes both of "
+            "one list"
+        )
+    return made
+
+
 def sums(schedule: Schedule) -> str:
     """Tell what of W sums to one, and so gives the diagonal.
 

@@ -11,7 +11,7 @@ import optax
 
 from p2pfl.data import Dataset
 from p2pfl.errors import ConfigError
-from p2pfl.learning.flax import ABSENT
+from p2pfl.learning.targets import ABSENT
 from p2pfl.methods.masking import masked
 from p2pfl.methods.objectives.label_shift import seen
 from p2pfl.methods.objectives.objective import Objective, of_kinds
