@@ -71,6 +71,12 @@ CASES: dict[str, dict[str, Any]] = {
     "churn": {"churn": CHURN},
     "churn, push": {"churn": CHURN, "algorithm": {"name": "push_sum"}, "topology": DIRECTED},
     "unequal steps": {"training": {**TABLE["training"], "node_steps": [1, 2, 3, 1, 2, 3, 1, 2, 3]}},
+    "scheduled": {"churn": CHURN, "training": {**TABLE["training"], "optimizer": [
+        {"name": "clip_by_global_norm", "max_norm": 0.5},
+        {"name": "sgd", "momentum": 0.5, "learning_rate": {
+            "schedule": "linear_schedule", "init_value": 0.2, "end_value": 0.01, "transition_steps": 9,
+        }},
+    ]}},
     "wraps": {"algorithm": {"name": "dsgd", "wrap": [{"name": "clip", "radius": 0.05}, {"name": "cast"}]}},
 }  # fmt: skip
 """Algorithms, graphs and networks, on quadratics."""

@@ -21,11 +21,24 @@ class Case:
     loss: float = 0.0
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the algorithm
     dtype: str = "float32"
+    optimizer: str = '{ name = "sgd", learning_rate = 0.05 }'
 
     def __str__(self) -> str:
         more = [*([f"loss{self.loss}"] if self.loss else []), *([self.dtype] if self.dtype != "float32" else [])]
+        more += ["scheduled"] if "schedule" in self.optimizer else []
         return "-".join([self.algorithm, *map(str, self.arguments.values()), self.graph, *more])
 
+
+SCHEDULED = (
+    '[{ name = "clip_by_global_norm", max_norm = 0.5 }, { name = "sgd", momentum = 0.5, learning_rate = '
+    '{ schedule = "warmup_constant_schedule", init_value = 0.01, peak_value = 0.1, warmup_steps = 9 } }]'
+)
+"""Clipped, with a memory, and a learning rate that rises: its state is more than none."""
+GATHERED = (
+    '[{ name = "MultiSteps", every_k_schedule = 3 }, { name = "sgd", learning_rate = '
+    '{ schedule = "cosine_decay_schedule", init_value = 0.1, decay_steps = 6 } }]'
+)
+"""A step for every three gradients, which do not come out even with the two local steps of a round."""
 
 CASES = (
     Case("dsgd", "base", loss=0.2),
@@ -36,6 +49,7 @@ CASES = (
     Case("ad_psgd"),
     Case("gossip_learning", "complete"),
     Case("fedavg", "star"),
+    Case("gradient_tracking", optimizer=SCHEDULED),
 )
 """One of each kind: static and changing graphs, exchanges and pushes, one payload for all and one for each."""
 
@@ -69,7 +83,7 @@ baselines = false
 source = "quadratic"
 dim = 3
 [training]
-optimizer = {{ name = "sgd", learning_rate = 0.05 }}
+optimizer = {case.optimizer}
 local_steps = 2
 dtype = "{case.dtype}"
 [topology]

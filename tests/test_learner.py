@@ -411,6 +411,7 @@ def test_a_penalty_pulls_to_the_first_model_of_the_round() -> None:
     [
         (optax.sgd(0.1), True),
         (optax.sgd(optax.cosine_decay_schedule(0.1, 100)), True),
+        (optax.sgd(optax.warmup_constant_schedule(0.0, 0.1, 4)), True),
         (optax.chain(optax.scale(2.0), optax.sgd(0.1)), True),
         (optax.sgd(0.1, momentum=0.9), False),
         (optax.adam(0.1), False),
@@ -418,8 +419,27 @@ def test_a_penalty_pulls_to_the_first_model_of_the_round() -> None:
         (optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1)), False),
         (optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.1)), False),
         (optax.chain(optax.clip(0.1), optax.sgd(0.1)), False),
+        (optax.chain(optax.clip_by_global_norm(100.0), optax.sgd(0.1)), False),
+        (optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(), False),
+        (optax.sgd(0.0), False),
+        (optax.sgd(-0.1), False),
     ],
-    ids=["sgd", "schedule", "scaled", "momentum", "adam", "sign", "decay", "clipped norm", "clipped"],
+    ids=[
+        "sgd",
+        "schedule",
+        "warm",
+        "scaled",
+        "momentum",
+        "adam",
+        "sign",
+        "decay",
+        "clipped norm",
+        "clipped",
+        "clipped far out",
+        "gathered",
+        "still",
+        "uphill",
+    ],
 )
 def test_plain_is_sgd_and_nothing_else(optimizer: Any, plain: bool, optax_promotes: None) -> None:
     assert optimizers.is_plain(optimizer) == plain

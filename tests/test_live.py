@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import zmq
-from small import CASES, MORE, Case, write
+from small import CASES, GATHERED, MORE, Case, write
 
 from p2pfl import tree
 from p2pfl.algorithms import ALGORITHMS
@@ -204,6 +204,13 @@ def test_every_kind_of_algorithm_is_the_same_live(start: Callable[..., Started],
 @pytest.mark.parametrize("case", MORE, ids=str)
 def test_every_algorithm_is_the_same_live(start: Callable[..., Started], tmp_path: Path, case: Case) -> None:
     same_everywhere(start, tmp_path / "case", case)
+
+
+@pytest.mark.more
+def test_steps_of_several_gradients_are_the_same_live(
+    start: Callable[..., Started], tmp_path: Path, optax_promotes: None
+) -> None:
+    same_everywhere(start, tmp_path / "case", Case("dsgd", optimizer=GATHERED))
 
 
 def test_every_algorithm_has_a_case() -> None:

@@ -50,7 +50,8 @@ def same(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_state_of_every_algorithm_comes_back(name: str, tmp_path: Path, optax_promotes: None) -> None:
     plain = optax.sgd(0.1)
-    for slots, optimizer in ((3, plain if name == "qg_dsgdm" else optax.adam(0.1)), (0, plain)):
+    gathers = optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation()
+    for slots, optimizer in ((3, plain if name == "qg_dsgdm" else gathers), (0, plain)):
         program = compile(ALGORITHMS[name](learner(3), optimizer), learner(3), slots, seed=1)
         kept = jax.tree.map(lambda leaf: leaf + 1 if leaf.dtype.kind == "f" else leaf, program.init(5))
         kept_by = Store(tmp_path, FEDERATION)

@@ -12,7 +12,7 @@ import jax
 import pytest
 from click.testing import CliRunner
 from federations import spoilt
-from small import CASES, MORE, Case, write
+from small import CASES, GATHERED, MORE, SCHEDULED, Case, write
 
 from p2pfl import tree
 from p2pfl.cli import main
@@ -85,6 +85,14 @@ def same_as_the_loop(folder: Path, case: Case) -> None:
 @pytest.mark.parametrize("case", [CASES[0], CASES[2]], ids=str)
 def test_virtual_equals_the_plain_loop_to_the_bit(tmp_path: Path, case: Case) -> None:
     same_as_the_loop(tmp_path, case)
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("optimizer", [SCHEDULED, GATHERED], ids=["scheduled", "gathered"])
+def test_what_an_optimizer_keeps_is_the_same_in_virtual_time(
+    tmp_path: Path, optimizer: str, optax_promotes: None
+) -> None:
+    same_as_the_loop(tmp_path, Case("exact_diffusion", loss=0.2, optimizer=optimizer))
 
 
 @pytest.mark.parametrize("case", [CASES[1], pytest.param(CASES[3], marks=pytest.mark.more)], ids=str)
