@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 import pytest
 from federations import TABLE, federation_of, looped
+from small import Case, write
 
 import p2pfl
 from p2pfl import packages, topology, tree
@@ -207,6 +209,7 @@ def test_the_gradient_is_that_of_ones_own_loss() -> None:
     assert plain[0] < 0 < min(plain[1:])
 
 
+@pytest.mark.more
 def test_what_is_evaluated_is_the_same_loss() -> None:
     made = built("training.loss", {"name": f"{HERE}:hinge", "margin": 50.0})
     params = made.learner.init(jax.random.key(0))
@@ -306,6 +309,33 @@ def test_what_the_page_shows_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     finally:
         sys.modules.pop("mine", None)
     assert summary.metrics["top2_mean"] is not None and summary.metrics["top2_mean"] > 0.3
+
+
+OWN = """
+import networkx as nx
+from p2pfl.algorithms import dsgd
+
+
+def path(nodes):
+    return nx.path_graph(nodes)
+
+
+def mine(learner, optimizer):
+    return dsgd(learner, optimizer)._replace(name="mine")
+"""
+
+
+@pytest.mark.live
+@pytest.mark.more
+def test_live_nodes_find_what_lies_beside_the_experiment_from_anywhere(tmp_path: Path) -> None:
+    case = Case("mine:mine", "mine:path", 3)
+    file = write(tmp_path / "study", case, rounds=2)
+    (tmp_path / "study" / "mine.py").write_text(OWN)
+    (tmp_path / "elsewhere").mkdir()
+    command = [sys.executable, "-m", "p2pfl", "run", str(file), "--json", "--out", "run"]
+    told = subprocess.run(command, cwd=tmp_path / "elsewhere", capture_output=True, text=True, timeout=300)
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)["exchanges_booked"] == 4
 
 
 # --- mistakes

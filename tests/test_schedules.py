@@ -200,6 +200,7 @@ def test_who_adopts_begins_the_schedule_and_an_epoch_does_not(name: str) -> None
         assert counts(algorithm.restart(state, 2)) == {2}
 
 
+@pytest.mark.more
 def test_who_comes_back_with_what_it_had_goes_on_and_who_has_nothing_begins_again() -> None:
     """The only step is the first one; a node of that comes back with nothing takes it a second time."""
     once = {"schedule": "piecewise_constant_schedule", "init_value": 0.5, "boundaries_and_scales": {"1": 0.0}}

@@ -106,11 +106,12 @@ class Launcher:
         command = [sys.executable, "-m", module, str(os.getpid()), str(there.fileno()), entry, *preload]
         # one computing thread a node: there are more nodes than cores, and they share them
         quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        found = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}  # modules of a user's own
         self._server = subprocess.Popen(
             command,
             pass_fds=(there.fileno(),),
             stdin=subprocess.DEVNULL,
-            env={**quiet, **os.environ},
+            env={**quiet, **os.environ, **found},
             process_group=0,  # a person's Ctrl-C is for the launcher, which ends the nodes
         )
         there.close()
