@@ -28,7 +28,8 @@ from p2pfl.data import Samples
 from p2pfl.errors import ConfigError, DataError, TopologyError
 from p2pfl.federation import epochs, federation, learning
 from p2pfl.methods.objectives import Objective
-from p2pfl.runs import assessment, run
+from p2pfl.runs import assessment, divergence, run
+from p2pfl.sweeps import plan
 from p2pfl.types import Algorithm, Learner, Schedule
 
 ROOT = Path(__file__).parents[1]
@@ -309,6 +310,28 @@ def test_what_the_page_shows_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     finally:
         sys.modules.pop("mine", None)
     assert summary.metrics["top2_mean"] is not None and summary.metrics["top2_mean"] > 0.3
+
+
+@pytest.mark.more
+def test_the_verdict_on_divergence_goes_by_the_loss_that_was_trained_with(tmp_path: Path) -> None:
+    """A loss of 30 is none to worry about where outputs of 0 have 50; of cross entropy it would be."""
+    made = built("training.loss", {"name": f"{HERE}:hinge", "margin": 50.0})
+    like = made.learner.init(jax.random.key(0))
+    wrong = jax.tree.map(lambda leaf: leaf + 10 * jnp.eye(3)[0] if leaf.ndim == 1 else leaf, like)
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert divergence.judge(made, {0: wrong}, {0: 30.0}, tmp_path) == {}
+    worse = divergence.judge(made, {0: wrong}, {0: 60.0}, tmp_path)
+    assert worse[0].nothing == 50.0 < worse[0].loss
+
+
+def test_a_metric_of_ones_own_can_be_a_column_of_a_sweep(tmp_path: Path) -> None:
+    text = 'name = "s"\nexperiment = "base.toml"\nmetrics = ["top2_own_mean"]\nseeds = [0]\n[axes]\nrounds = [1, 2]\n'
+    (tmp_path / "sweep.toml").write_text(text)
+    (tmp_path / "base.toml").write_text('[evaluation]\nextra_metrics = [{ name = "mine:top2" }]\n')
+    assert plan.read(tmp_path / "sweep.toml").sweep.metrics == ("top2_own_mean",)
+    (tmp_path / "base.toml").write_text('[evaluation]\nextra_metrics = [{ name = "mine:top2", label = "other" }]\n')
+    with pytest.raises(ConfigError, match="metrics: 'top2_own_mean': "):
+        plan.read(tmp_path / "sweep.toml")
 
 
 OWN = """

@@ -76,6 +76,8 @@ def resolve_learning(
         return made._replace(weigh=renormalized) if experiment.network.rule == "renormalise" else made
 
     algorithm = make(learner)
+    if not isinstance(experiment.training.optimizer, dict):  # some of what a list may hold looks at the model's shapes
+        optimizers.tried(rule, shape(learner, sites)["trained"], "training.optimizer")
     _check_network(experiment, algorithm, topology.schedule)
     _check_shares(algorithm, shape(learner, sites))
     table = experiment.topology
