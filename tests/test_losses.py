@@ -128,8 +128,7 @@ def test_arguments_that_can_not_be(kind: str, name: str, given: dict[str, Any], 
 @pytest.mark.more
 def test_weights_of_classes_weigh_the_rows_of_any_loss() -> None:
     """A class that counts twice is its rows twice."""
-    fits = LOSSES["classes"]["focal"](3)
-    it = flax.from_flax(models.logistic((3,), 3), jnp.zeros((1, 3)), 3, loss=fits)
+    it = flax.from_flax(models.logistic((3,), 3), jnp.zeros((1, 3)), 3, loss=LOSSES["classes"]["focal"](3))
     wrap = OBJECTIVES["class_weights"](optax.sgd(0.1), of=[1, 1, 2]).learner
     assert wrap is not None
     params, key = it.init(jax.random.key(0)), jax.random.key(1)
@@ -138,6 +137,14 @@ def test_weights_of_classes_weigh_the_rows_of_any_loss() -> None:
     repeated = it.grad(params, {"x": jnp.asarray(OUTPUTS[twice]), "y": jnp.asarray(Y[twice])}, key)[0]
     scale = len(twice) / ROWS
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b * scale, rtol=1e-5, atol=1e-6), weighed, repeated)
+
+
+@pytest.mark.more
+def test_in_a_program_a_loss_need_not_know_of_masks() -> None:
+    it = flax.from_flax(models.logistic((3,), 3), jnp.zeros((1, 3)), 3, loss=lambda outputs, y: -outputs[:, 0])
+    params, batch = it.init(jax.random.key(0)), {"x": jnp.asarray(OUTPUTS), "y": jnp.asarray(Y)}
+    found = it.evaluate(params, batch, jnp.asarray([1.0, 0, 1, 1, 1]))["loss"]
+    np.testing.assert_array_equal(found, -it.predict(params, batch["x"])[:, 0] * np.array([1, 0, 1, 1, 1], np.float32))
 
 
 def by_pairs(outputs: Any, y: Any, mask: Any) -> Any:

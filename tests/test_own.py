@@ -541,6 +541,12 @@ def test_names_of_packages_that_can_not_be_used_are_refused(package: Any, place:
         built(place, value)
 
 
+def test_graphs_of_packages_are_among_those_that_may_be_meant(package: Any) -> None:
+    package("their-things", {"p2pfl.graphs": {"cartwheel": f"{HERE}:wheel"}})
+    with pytest.raises(TopologyError, match="did you mean 'cartwheel'"):
+        built("topology.graph", "cartwhel")
+
+
 def test_a_name_that_is_not_used_harms_nobody(package: Any) -> None:
     package("their-things", {"p2pfl.algorithms": {"d2": f"{HERE}:broken"}})
     assert federation_of(CLASSES).algorithm.name == "dsgd"

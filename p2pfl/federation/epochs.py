@@ -63,7 +63,7 @@ def plan(
     Schedule. Every node calls it by itself, so that it must return the same for the same arguments. Raises
     TopologyError.
     """
-    if graph in topology.GRAPHS or not (":" in graph or graph in registered("p2pfl.graphs")):
+    if graph in topology.GRAPHS or not (":" in graph or registered("p2pfl.graphs")):
         return topology.plan(graph, nodes, arguments=arguments, weights=weights, seed=seed, rounds=rounds)
     where = f"topology.graph={graph!r}"
     try:

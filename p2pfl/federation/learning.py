@@ -153,6 +153,7 @@ def own_names(experiment: Experiment) -> set[tuple[str, str]]:
         ("p2pfl.models", experiment.model.name if experiment.model else None),
         ("p2pfl.losses", (training.loss or {}).get("name")),
         *(("p2pfl.optimizers", table.get("name")) for table in listed),
+        *(("p2pfl.schedules", name) for name in optimizers.schedules_in(listed)),
         *(("p2pfl.objectives", table.get("name")) for table in training.objective),
         *(("p2pfl.wraps", table.get("name")) for table in experiment.algorithm.wrap),
     ]
@@ -164,6 +165,7 @@ def own_names(experiment: Experiment) -> set[tuple[str, str]]:
         "p2pfl.models": models.MODELS,
         "p2pfl.losses": {name for each in losses.LOSSES.values() for name in each},
         "p2pfl.optimizers": optimizers.names(),
+        "p2pfl.schedules": optimizers.SCHEDULES,
         "p2pfl.objectives": OBJECTIVES,
         "p2pfl.wraps": compose.WRAPS,
     }
@@ -304,7 +306,7 @@ def base_learner(experiment: Experiment, dataset: Dataset) -> Learner:
         raise ConfigError("model: missing; a table [model] must be given")
     given = {name: value for name, value in asdict(table).items() if name != "name" and value is not None}
     where, example = f"model.name={table.name!r}", jnp.asarray(dataset.train.x[:1])
-    fits = loss(experiment, dataset)
+    fits = None if experiment.training.loss is None else loss(experiment, dataset)
     if not isinstance(table, FunctionModel):
         model = models.MODELS[table.name](shape, classes, **given)
         return flax.from_flax(model, example, classes, dataset.kind, fits)

@@ -20,13 +20,14 @@ from flax import nnx
 from p2pfl import tree
 from p2pfl.check import one_of
 from p2pfl.errors import USER_FAULTS, ConfigError
+from p2pfl.learning import losses
 from p2pfl.learning.local_steps import rest
-from p2pfl.learning.targets import ABSENT, TARGETS, PerSample
+from p2pfl.learning.targets import ABSENT, TARGETS
 from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
 
 
 def from_flax(
-    model: Any, example: Array, classes: int, kind: str = "classes", loss: PerSample | None = None
+    model: Any, example: Array, classes: int, kind: str = "classes", loss: Callable[..., Array] | None = None
 ) -> Learner:
     """Make a learner from a Flax model.
 
@@ -35,8 +36,8 @@ def from_flax(
         example: [1, ...] one input, for its shape and dtype.
         classes: numbers that the model puts out for a row: classes, labels or targets.
         kind: what is predicted, a name of p2pfl.learning.TARGETS.
-        loss: what is made small, (outputs [B, ...], y [B, ...], mask [B] or None) -> [B], 0 where the mask is 0; None:
-            that of the kind.
+        loss: what is made small, (outputs [B, ...], y [B, ...]) -> [B]; with a parameter `mask` it is given that too,
+            [B], 0 for rows that are to have no part in it. None: that of the kind.
 
     Returns:
         The learner; batches are {"x": [B, ...], "y": [B, ...]}, y as the kind has it ([B] int32 for classes).
@@ -55,7 +56,7 @@ def from_flax(
     """
     one_of(TARGETS, kind=kind)
     target = TARGETS[kind]
-    fits = target.loss if loss is None else loss
+    fits = target.loss if loss is None else losses.with_mask(loss)
     if isinstance(model, linen.Module):
         init, apply = _linen(model, example)
     elif callable(model) and not isinstance(model, nnx.Module):
@@ -66,10 +67,10 @@ def from_flax(
 
     def objective(trained: Tree, carried: Tree, batch: Tree, key: Key) -> tuple[Array, Tree]:
         outputs, carried = apply({"trained": trained, "carried": carried}, batch["x"], key)
-        losses = fits(_seen(outputs, batch), batch["y"])
+        each = fits(_seen(outputs, batch), batch["y"])
         if "weight" in batch:
-            losses = losses * batch["weight"].astype(losses.dtype)
-        return losses.mean(), carried
+            each = each * batch["weight"].astype(each.dtype)
+        return each.mean(), carried
 
     def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
         step = jax.value_and_grad(objective, has_aux=True)

@@ -328,14 +328,34 @@ def own(
     if kind == "survival" and not asks:
         raise ConfigError("of survival rows are compared with each other; it must take a mask, (outputs, y, mask)")
     bound = partial(function, **arguments)
+    loss = with_mask(bound)
+    _try(bound, loss, row, y, asks)
+    return loss
+
+
+def with_mask(function: Callable[..., Array]) -> PerSample:
+    """Make a loss of a function that may know nothing of masks.
+
+    Args:
+        function: (outputs [B, ...], y [B, ...]) -> [B]; with a parameter `mask` it is given that too, [B].
+
+    Returns:
+        The loss, per sample, in the dtype of the outputs, 0 where the mask is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from p2pfl.learning.losses import with_mask
+        >>> with_mask(lambda outputs, y: outputs[:, 0])(jnp.ones((2, 1)), None, jnp.asarray([0.0, 1.0])).tolist()
+        [0.0, 1.0]
+    """
+    asks = "mask" in inspect.signature(function).parameters
 
     def loss(outputs: Array, y: Array, mask: Array | None = None) -> Array:
         if asks:
             there = jnp.ones(len(outputs), outputs.dtype) if mask is None else mask
-            return masked(bound(outputs, y, mask=there).astype(outputs.dtype), mask)
-        return masked(bound(outputs, y).astype(outputs.dtype), mask)
+            return masked(function(outputs, y, mask=there).astype(outputs.dtype), mask)
+        return masked(function(outputs, y).astype(outputs.dtype), mask)
 
-    _try(bound, loss, row, y, asks)
     return loss
 
 

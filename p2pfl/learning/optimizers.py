@@ -223,6 +223,14 @@ SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = MappingProxyType(
 """Schedules of optax by name: functions of the number of steps that an optimizer has taken."""
 
 
+def schedules_in(value: Any) -> list[str]:
+    """Return the names of the schedules in a table or a list, however deep."""
+    if isinstance(value, Mapping):
+        own = [str(value["schedule"])] if "schedule" in value else []
+        return [*own, *schedules_in([*value.values()])]
+    return [name for each in value for name in schedules_in(each)] if isinstance(value, list | tuple) else []
+
+
 def _scheduled(value: Any, where: str, choose: Choose) -> Any:
     """An argument, in which tables that name a schedule have become the schedule. Raises ConfigError."""
     if isinstance(value, list | tuple):
