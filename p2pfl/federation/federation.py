@@ -206,7 +206,9 @@ def _script(experiment: Experiment) -> None:
     """Raises ConfigError for what a script does by itself, and for what asks for rows that it does not show."""
     given = {
         "model": experiment.model,
+        "training.loss": experiment.training.loss,
         "training.objective": experiment.training.objective,
+        "evaluation.extra_metrics": experiment.evaluation.extra_metrics,
         "statistics": experiment.statistics.gather or experiment.statistics.normalize,
         "evaluation.answers": experiment.evaluation.answers,
     }

@@ -158,7 +158,7 @@ def own_names(experiment: Experiment) -> set[tuple[str, str]]:
         *(("p2pfl.wraps", table.get("name")) for table in experiment.algorithm.wrap),
     ]
     own = {
-        "p2pfl.data": (*BUILTIN, "npz", "csv", "medmnist", "folder", "quadratic"),
+        "p2pfl.data": (*BUILTIN, "npz", "csv", "medmnist", "folder", "quadratic", "script"),
         "p2pfl.partitions": PARTITIONS,
         "p2pfl.algorithms": ALGORITHMS,
         "p2pfl.graphs": GRAPHS,
