@@ -73,7 +73,7 @@ def _results(summary: Summary) -> ReportTable:
 def _intervals(summary: Summary) -> ReportTable:
     rows: list[list[Cell]] = []
     figures = summary.as_dict()
-    for key, words in published.figures(summary.score):
+    for key, words in published.figures(summary.score, summary.extra_metrics):
         if key in summary.intervals:
             less = summary.differences.get(key, {})
             value = _three(figures.get(key), summary.intervals[key])
@@ -87,11 +87,11 @@ def _intervals(summary: Summary) -> ReportTable:
 
 
 def _over_splits(run: RunData) -> ReportTable | None:
-    shown = published.over_splits(run.splits, run.summary.score)
+    shown = published.over_splits(run.splits, run.summary.score, run.summary.extra_metrics)
     if shown is None:
         return None
     rows: list[list[Cell]] = []
-    for key, words in published.figures(run.summary.score):
+    for key, words in published.figures(run.summary.score, run.summary.extra_metrics):
         found = run.splits["figures"].get(key)
         if isinstance(found, dict):
             less = found.get("less", {})
@@ -102,7 +102,7 @@ def _over_splits(run: RunData) -> ReportTable | None:
 
 
 def _left_out(run: RunData) -> ReportTable | None:
-    shown = published.left_out(run.left_out)
+    shown = published.left_out(run.left_out, run.summary.extra_metrics)
     if shown is None:
         return None
     names = dict.fromkeys(name for found in run.left_out.values() for name in found.get("figures", {}))
