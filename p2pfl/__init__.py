@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from p2pfl.runs.join import join
     from p2pfl.runs.loaded import RunResult, load_run
     from p2pfl.runs.replay import replay
+    from p2pfl.runs.use import LoadedModel, load_model
     from p2pfl.types import Algorithm, Learner, Schedule
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "EarlyStopping",
     "Experiment",
     "Learner",
+    "LoadedModel",
     "LocalError",
     "P2PFLError",
     "RemoteError",
@@ -59,6 +61,7 @@ __all__ = [
     "join",
     "learning",
     "load_experiment",
+    "load_model",
     "load_run",
     "methods",
     "replay",
@@ -84,6 +87,8 @@ _HOMES = {
     "load_run": "p2pfl.runs.loaded:load_run",
     "RunResult": "p2pfl.runs.loaded:RunResult",
     "replay": "p2pfl.runs.replay:replay",
+    "load_model": "p2pfl.runs.use:load_model",
+    "LoadedModel": "p2pfl.runs.use:LoadedModel",
     **{name: f"p2pfl.types:{name}" for name in ("Algorithm", "Learner", "Schedule")},
 }
 """Where each name but those of the rooms lives; tests/test_public_api.py compares it with the imports above."""

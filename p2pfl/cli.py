@@ -387,6 +387,22 @@ def sweep(
 
 
 @main.command()
+@click.argument("run", metavar="RUN|MODEL", type=click.Path(path_type=Path))
+@click.option("--data", "rows", type=click.Path(path_type=Path), required=True, help="Rows: a table, .npz or images.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The table to write; must be new.")
+@click.option("--node", type=click.IntRange(0), help="Whose model answers; said, where it is left out.")
+@click.option("--answer", metavar="NAME", help="Which of the models of [evaluation] answers, such as fine_tuned.")
+def predict(run: Path, rows: Path, out: Path, node: int | None, answer: str | None) -> None:
+    """Answer new rows with a model of the run directory RUN, or of the export MODEL."""
+    with _errors():
+        sys.path[:0] = [str(Path.cwd()), str(run.resolve())]
+        from p2pfl.runs import use
+
+        use.predict(run, rows, out, node, answer, lambda text: click.echo(text))
+    click.echo(f"predictions: {out}")
+
+
+@main.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option(
     "--figures", type=click.Path(path_type=Path), metavar="DIR", help="Write its figures and tables here, too."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from p2pfl.data.dataset import Dataset, Samples, as_float32, mean_and_sd, split, validate
+from p2pfl.data.dataset import Dataset, Numbers, Recipe, Samples, as_float32, mean_and_sd, plain, split, validate
 
 
 def digits(test_fraction: float = 0.2, seed: int = 0) -> Dataset:
@@ -41,6 +41,7 @@ def digits(test_fraction: float = 0.2, seed: int = 0) -> Dataset:
         test=Samples(x[in_test], y[in_test]),
         classes=tuple(str(name) for name in found.target_names),
         features=tuple(str(name) for name in found.feature_names),
+        recipe=Recipe("arrays", {}, Numbers(((0.0,),), ((16.0,),))),
     )
     validate(dataset, "digits")
     return dataset
@@ -79,6 +80,7 @@ def breast_cancer(test_fraction: float = 0.2, seed: int = 0) -> Dataset:
         test=Samples(x[in_test], y[in_test]),
         classes=tuple(str(name) for name in found.target_names),
         features=tuple(str(name) for name in found.feature_names),
+        recipe=Recipe("arrays", {}, Numbers(plain(mean[None]), plain(sd[None]))),
     )
     validate(dataset, "breast_cancer")
     return dataset

@@ -101,11 +101,20 @@ def one_spelling(table: Table, name: str, values: Iterable[str], ways: str) -> N
             )
 
 
-def encode(
-    table: Table, features: Sequence[str], coding: Coding, place: np.ndarray, sites: Sequence[str]
-) -> tuple[np.ndarray, tuple[str, ...], tuple[Column, ...], tuple[str, ...]]:
-    """x [N, F] float64 (NaN only without `coding.fill`), names of its columns, what they are made of, notes."""
+class Encoded(NamedTuple):
+    """The columns to learn from as numbers."""
+
+    x: np.ndarray  # [N, F] float64; NaN where a cell is missing
+    names: tuple[str, ...]  # [F]
+    columns: tuple[Column, ...]  # what x is made of
+    fill: np.ndarray | None  # [places, F] float64: what NaN becomes; None where it stays
+    notes: tuple[str, ...]
+
+
+def encode(table: Table, features: Sequence[str], coding: Coding, place: np.ndarray, sites: Sequence[str]) -> Encoded:
+    """Make numbers of cells; nothing is filled in or scaled yet. `place` [N] is an index into `sites`, 0 without."""
     blocks: list[np.ndarray] = []
+    fills: list[np.ndarray] = []
     names: list[str] = []
     columns: list[Column] = []
     notes: list[str] = []
@@ -114,29 +123,32 @@ def encode(
         outside = cells == NOT_APPLICABLE
         if name not in coding.categories and all(is_number(cell) for cell in cells[~outside] if cell):
             values = numbers(table.with_column(name, np.where(outside, "", cells)), name)
-            known, filled = _fill(table, name, values, place, sites, _mean, outside) if coding.fill else (values, ())
-            block, own = known[:, None], [name]
+            picked, filled = _picked(table, name, values, place, sites, _mean, outside) if coding.fill else _STAYS
+            block, fill, own = values[:, None], picked[:, None], [name]
             if name in coding.outside:
                 block, own = np.column_stack([block, outside]), [name, f"{name}={NOT_APPLICABLE}"]
+                fill = np.column_stack([fill, np.zeros(len(fill))])
             columns.append(Column(name, "number", coding=NOT_APPLICABLE if name in coding.outside else ""))
         else:
             index, categories = _categories(table, name, cells, coding)
-            chosen, filled = np.where(index < 0, np.nan, index), ()
-            if coding.fill:
-                chosen, filled = _fill(table, name, chosen, place, sites, _most_frequent)
+            chosen = np.where(index < 0, np.nan, index)
+            picked, filled = _picked(table, name, chosen, place, sites, _most_frequent) if coding.fill else _STAYS
             shown = range(int(coding.reference), len(categories))
             block, own = chosen[:, None] == np.array(shown), [f"{name}={categories[value]}" for value in shown]
-            block = np.where(np.isnan(chosen)[:, None], np.nan, block)
+            block, fill = np.where(np.isnan(chosen)[:, None], np.nan, block), picked[:, None] == np.array(shown)
             columns.append(Column(name, "category", categories, coding="treatment" if coding.reference else "one_hot"))
         gaps = int((cells == "").sum())
         if gaps and not coding.fill:
             filled = (f"{gaps} missing cells of {name!r} are filled in when the mean of all nodes is known",)
         if name in coding.marked:
             block, own = np.column_stack([block, cells == ""]), [*own, f"{name}=missing"]
+            fill = np.column_stack([fill, np.zeros(len(fill))])
         blocks.append(block.astype(np.float64))
+        fills.append(fill.astype(np.float64))
         names.extend(own)
         notes.extend(filled)
-    return np.concatenate(blocks, axis=1), tuple(names), tuple(columns), tuple(notes)
+    whole = np.concatenate(fills, axis=1) if coding.fill else None
+    return Encoded(np.concatenate(blocks, axis=1), tuple(names), tuple(columns), whole, tuple(notes))
 
 
 def _categories(table: Table, name: str, cells: np.ndarray, coding: Coding) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -172,7 +184,11 @@ def _most_frequent(values: np.ndarray) -> float:
     return float(found[np.argmax(counts)])
 
 
-def _fill(
+_STAYS: tuple[np.ndarray, tuple[str, ...]] = (np.zeros(0), ())
+"""Of columns whose gaps stay NaN."""
+
+
+def _picked(
     table: Table,
     name: str,
     values: np.ndarray,
@@ -181,41 +197,39 @@ def _fill(
     pick: Callable[[np.ndarray], float],
     outside: np.ndarray | None = None,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Fill the NaN of `values` [N] with `pick` of the known train values of the row's own place, or of all places.
+    """What the NaN of `values` [N] become at each place: `pick` of its known train values, or of those of all; notes.
 
     outside: [N] bool, those that are not missing: the column does not apply to them.
     """
     gap = np.isnan(values)
-    if not gap.any():
-        return values, ()
     known = ~gap & ~np.asarray(table.in_test)
     if not known.any():
         raise DataError(
             f'{table.where}: column {name!r} is missing in all train rows, nothing to fill with; use drop = ["{name}"]'
         )
-    filled, borrowed = values.copy(), []
-    for index in np.unique(place[gap]):
+    every, picked, borrowed = pick(values[known]), [], []
+    for index in range(max(len(sites), 1)):
         own = known & (place == index)
-        if not own.any():
+        picked.append(pick(values[own]) if own.any() else every)
+        if not own.any() and (gap & (place == index)).any():
             borrowed.append(repr(sites[index]))
-        filled[gap & (place == index)] = pick(values[own if own.any() else known])
-    what = "mean" if pick is _mean else "most frequent value"
-    whose = "of the train rows" + (" of the row's own site" if sites else "")
     missing = int((gap if outside is None else gap & ~outside).sum())
     if not missing:
-        return filled, ()
+        return np.array(picked), ()
+    what = "mean" if pick is _mean else "most frequent value"
+    whose = "of the train rows" + (" of the row's own site" if sites else "")
     note = f"filled {missing} missing cells of {name!r} with the {what} {whose}"
-    return filled, (note + (f"; at {', '.join(borrowed)}, which has none, of all train rows" if borrowed else ""),)
+    more = f"; at {', '.join(borrowed)}, which has none, of all train rows" if borrowed else ""
+    return np.array(picked), (note + more,)
 
 
-def standardized(x: np.ndarray, place: np.ndarray, in_test: np.ndarray, standardize: str) -> np.ndarray:
-    """x [N, F] with mean 0 and sd 1 over the train rows of each place ("node"), of all ("pooled"), or as it is."""
+def scales(
+    x: np.ndarray, place: np.ndarray, in_test: np.ndarray, standardize: str, places: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation [places, F] by which x [N, F] is scaled: of the train rows of each place ("node"), of
+    all ("pooled"), or 0 and 1 ("none")."""
     if standardize == "none":
-        return x
-    groups = place if standardize == "node" else np.zeros_like(place)
-    scaled = np.empty_like(x)
-    for group in np.unique(groups):
-        rows = groups == group
-        mean, sd = mean_and_sd(x[rows & ~in_test])
-        scaled[rows] = (x[rows] - mean) / sd
-    return scaled
+        return np.zeros((places, x.shape[1])), np.ones((places, x.shape[1]))
+    whose = [(place == index if standardize == "node" else np.ones(len(x), bool)) for index in range(places)]
+    found = [mean_and_sd(x[rows & ~in_test]) for rows in whose]
+    return np.stack([mean for mean, _ in found]), np.stack([sd for _, sd in found])

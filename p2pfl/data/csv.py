@@ -45,16 +45,29 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from p2pfl.check import at_least, fraction, one_of
 from p2pfl.data import derive as forms
-from p2pfl.data.columns import NOT_APPLICABLE, Coding, encode, one_spelling, standardized
-from p2pfl.data.dataset import INDICATOR, Column, Dataset, Moments, Samples, as_float32, validate
+from p2pfl.data.columns import NOT_APPLICABLE, Coding, encode, one_spelling, scales
+from p2pfl.data.dataset import (
+    INDICATOR,
+    Column,
+    Dataset,
+    Moments,
+    Numbers,
+    Recipe,
+    Samples,
+    as_float32,
+    plain,
+    prepared,
+    validate,
+)  # fmt: skip
 from p2pfl.data.dataset import split as draw_split
 from p2pfl.data.derive import Derived
 from p2pfl.data.far_off import apart, far_off
@@ -158,9 +171,17 @@ def from_table(table: Table, wanted: CsvTable, chosen: bool = True) -> Dataset:
         in_test = draw_split(y, place, wanted.test_fraction, wanted.seed, together)
         table = table._replace(in_test=in_test)
     in_test, part_notes = _judge_parts(table, place, sites)
-    x, names, made_of, code_notes = encode(table, features, coding, place, sites)
-    moments, strange = _beside_others(table, made_of, names, x, place, sites)
-    x = standardized(x, place, in_test, wanted.standardize)
+    raw, names, made_of, fill, code_notes = encode(table, features, coding, place, sites)
+    known = raw if fill is None else np.where(np.isnan(raw), fill[place], raw)
+    moments, strange = _beside_others(table, made_of, names, known, place, sites)
+    mean, sd = scales(known, place, in_test, wanted.standardize, max(len(sites), 1))
+    filled = fill if wanted.missing == "mean" or coding.outside else None  # else no cell is missing
+    parts = [mean, sd, *([] if filled is None else [filled])]
+    if all((part == part[0]).all() for part in parts):  # all sites alike
+        mean, sd, *rest = (part[:1] for part in parts)
+        filled = rest[0] if rest else None
+    scaling = Numbers(plain(mean), plain(sd), None if filled is None else plain(filled))
+    x = prepared(raw, scaling, place)
     train, test = (
         Samples(as_float32(x[part]), y[part], None if site is None else place[part], np.asarray(table.lines)[part])
         for part in (~in_test, in_test)
@@ -175,9 +196,43 @@ def from_table(table: Table, wanted: CsvTable, chosen: bool = True) -> Dataset:
         )
         for column in made_of
     )
-    dataset = Dataset(train, test, class_names, sites, names, said, None, wanted.kind, made_of, None, columns, moments)
+    recipe = Recipe("table", _fields(wanted, features, coding, made_of), scaling)
+    dataset = Dataset(
+        train, test, class_names, sites, names, said, None, wanted.kind, made_of, None, columns, recipe, moments
+    )
     validate(dataset, table.where)
     return dataset
+
+
+def _fields(wanted: CsvTable, features: Sequence[str], coding: Coding, made_of: Sequence[Column]) -> dict[str, Any]:
+    """What new rows of such a table must be read by, as plain values."""
+    categories = {column.name: column.categories for column in made_of if column.kind == "category"}
+    return {
+        "features": list(features),
+        "site": wanted.site,
+        "rename": dict(wanted.rename or {}),
+        "derive": {
+            name: {key: value for key, value in asdict(each).items() if value is not None}
+            for name, each in (wanted.derive or {}).items()
+        },
+        "dates": wanted.dates,
+        "decimal": wanted.decimal,
+        "delimiter": wanted.delimiter,
+        "encoding": wanted.encoding,
+        "sheet": wanted.sheet,
+        "missing": wanted.missing,
+        "missing_values": wanted.missing_values
+        if isinstance(wanted.missing_values, Mapping)
+        else list(wanted.missing_values),
+        "not_applicable": dict(wanted.not_applicable or {}),
+        "named": [name for name, _ in (wanted.categories or {}).items()],
+        "categories": {
+            name: [value for value in values if not (name in coding.outside and value == NOT_APPLICABLE)]
+            for name, values in categories.items()
+        },
+        "reference": coding.reference,
+        "marked": list(coding.marked),
+    }
 
 
 def _beside_others(
@@ -281,7 +336,7 @@ def _prepared(table: Table, wanted: CsvTable, columns: Sequence[str]) -> tuple[T
     features = _features(table, wanted, columns, made)
     outcomes = [name for name in (*columns, wanted.site, wanted.split, wanted.group) if name is not None]
     used = [name for name in table.names if name in made or name in features or name in outcomes]
-    table = _cleaned(table, used, wanted, columns)
+    table = cleaned(table, used, wanted, columns)
     texts = {name for name, values in (wanted.categories or {}).items() if not all(is_number(str(v)) for v in values)}
     texts |= {
         name for name in (wanted.site, wanted.split, wanted.group) if name is not None
@@ -301,7 +356,7 @@ def _renamed(table: Table, rename: Mapping[str, str]) -> Table:
     return table._replace(names=names)
 
 
-def _cleaned(table: Table, used: Sequence[str], wanted: CsvTable, columns: Sequence[str]) -> Table:
+def cleaned(table: Table, used: Sequence[str], wanted: CsvTable, columns: Sequence[str]) -> Table:
     """The table with "" for what is missing, and one word for what does not apply, in the columns that are used."""
     own = wanted.missing_values if isinstance(wanted.missing_values, Mapping) else {}
     every = () if isinstance(wanted.missing_values, Mapping) else wanted.missing_values

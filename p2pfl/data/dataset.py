@@ -85,6 +85,26 @@ class Moments(NamedTuple):
     sd: np.ndarray  # [S, F] float64; 0 where a column is constant
 
 
+class Numbers(NamedTuple):
+    """From the numbers of a source to x: (filled - mean) / sd, cut to 0..1 where `clip` says so.
+
+    Each is a row for every site that has its own, or one alone, of as many numbers as the last axis of x has, or one.
+    """
+
+    mean: tuple[tuple[float, ...], ...]  # [places, F]
+    sd: tuple[tuple[float, ...], ...]
+    fill: tuple[tuple[float, ...], ...] | None = None  # what NaN becomes; None where it stays
+    clip: bool = False
+
+
+class Recipe(NamedTuple):
+    """How rows of a source became x, so that new ones can go through the same: see p2pfl.data.new_rows."""
+
+    reader: str  # what reads such rows: "table", "arrays" or "files"
+    fields: Mapping[str, Any]  # what it must know, as plain values
+    numbers: Numbers
+
+
 class Dataset(NamedTuple):
     """Train and test rows with the names of what is in them."""
 
@@ -99,6 +119,7 @@ class Dataset(NamedTuple):
     columns: tuple[Column, ...] = ()  # of a table: the columns that x is made of, in order; () where there are none
     image: ImageFacts | None = None  # of a source that reads images
     predicts: tuple[str, ...] = ()  # of a table: the columns that y is made of
+    recipe: Recipe | None = None  # None: nobody says how x was made, as of a function of the user's own
     moments: Moments | None = None  # of a table
 
 
@@ -293,6 +314,24 @@ def mean_and_sd(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Rounding makes the sd of a constant column 1e-17 instead of 0, hence the look at the range.
     constant = (np.ptp(wide, axis=0) == 0) | (sd == 0)
     return wide.mean(axis=0), np.where(constant, 1.0, sd)
+
+
+def prepared(x: np.ndarray, numbers: Numbers, place: np.ndarray | int = 0) -> np.ndarray:
+    """Fill in and scale x [N, ...] float64, as `numbers` says for the `place` of each row ([N], or one of all)."""
+    at = (np.asarray(place) if len(numbers.mean) > 1 else np.zeros_like(place)).reshape(-1)
+
+    def of(part: tuple[tuple[float, ...], ...]) -> np.ndarray:
+        rows: np.ndarray = np.asarray(part, np.float64)[at]
+        return rows.reshape(len(at), *(1,) * (x.ndim - 2), rows.shape[1])
+
+    known = x if numbers.fill is None else np.where(np.isnan(x), of(numbers.fill), x)
+    scaled: np.ndarray = (known - of(numbers.mean)) / of(numbers.sd)
+    return np.clip(scaled, 0, 1) if numbers.clip else scaled
+
+
+def plain(rows: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    """Rows [N, F] as plain values."""
+    return tuple(map(tuple, rows.tolist()))
 
 
 def as_float32(x: np.ndarray) -> np.ndarray:

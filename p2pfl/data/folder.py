@@ -11,9 +11,9 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from p2pfl.check import at_least, fraction, one_of
 from p2pfl.data import csv
 from p2pfl.data import layout as layouts
 from p2pfl.data import rows as found_rows
-from p2pfl.data.dataset import Dataset, ImageFacts, Samples, apportion, split, validate
+from p2pfl.data.dataset import Dataset, ImageFacts, Numbers, Recipe, Samples, apportion, split, validate
 from p2pfl.data.folder_labels import labels
 from p2pfl.data.image import DARK, is_far, together
 from p2pfl.data.layout import Layout
@@ -268,9 +268,16 @@ def _dataset(
     if len(validation.y):
         notes.append(f'kept {len(validation.y)} validation rows for [evaluation] rows = "validation"')
     kept = validation if len(validation.y) else None
-    dataset = Dataset(train, test, classes, names, (), tuple(notes), kept, layout.kind, image=image)
+    recipe = Recipe("files", {"layout": _plain(layout)}, Numbers(((0.0,),), ((1.0,),)))
+    dataset = Dataset(train, test, classes, names, (), tuple(notes), kept, layout.kind, image=image, recipe=recipe)
     validate(dataset, f"{rows.root} ({layout.name})")
     return dataset
+
+
+def _plain(layout: Layout) -> dict[str, Any]:
+    """What a layout says of the pixels of a file, as plain values: not where files lie, nor what they show."""
+    pixels = {name: value for name, value in asdict(layout.pixels).items() if value is not None}
+    return {"format": layout.format, "pixels": pixels}
 
 
 def _image(layout: Layout, x: Sequence[np.ndarray], facts: Sequence[ImageFacts], root: Path) -> ImageFacts | None:

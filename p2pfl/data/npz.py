@@ -12,6 +12,8 @@ import numpy as np
 from p2pfl.data.dataset import (
     Dataset,
     ImageFacts,
+    Numbers,
+    Recipe,
     Samples,
     as_float32,
     encode_labels,
@@ -71,11 +73,17 @@ def load(
     if intensity is not None and not intensity[0] < intensity[1] < np.inf:
         raise ConfigError(f"intensity={list(intensity)}: must be [low, high]: the values that become 0 and 1")
     arrays, keys = _read(file, where)
-    raw = {key: _images(arrays[key], key, where) for key in IMAGES if key in arrays}
+    raw = {key: images(arrays[key], key, where) for key in IMAGES if key in arrays}
     between, notes = _scaling(raw, intensity, where)
     x = {key: _scaled(array, between) for key, array in raw.items()}
     dataset = _parts(arrays, x, where) if "train_images" in arrays else _pair(arrays, x, where, test_fraction, seed)
-    dataset = dataset._replace(notes=(*_notes(keys, arrays), *notes), image=_facts(next(iter(raw.values())), between))
+    low, high = (0.0, 1.0) if between is None else between
+    scaling = Numbers(((low,),), ((high - low,),), None, between is not None)
+    dataset = dataset._replace(
+        notes=(*_notes(keys, arrays), *notes),
+        image=_facts(next(iter(raw.values())), between),
+        recipe=Recipe("arrays", {}, scaling),
+    )
     validate(dataset, where)
     return dataset
 
@@ -164,7 +172,7 @@ def _class_names(arrays: dict[str, np.ndarray], where: str) -> list[str] | None:
     return [str(name) for name in (names.astype(str) if names.dtype.kind == "S" else names).tolist()]
 
 
-def _images(array: np.ndarray, key: str, where: str) -> np.ndarray:
+def images(array: np.ndarray, key: str, where: str) -> np.ndarray:
     """The array with a channel axis where rows are images."""
     if array.dtype.kind not in "buif":
         raise DataError(f"{where}: {key} has dtype {array.dtype}; it must hold numbers")

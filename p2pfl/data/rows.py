@@ -101,6 +101,11 @@ def _is_stray(path: str) -> bool:
     return any(name.startswith(".") or name in STRAY for name in path.split("/"))
 
 
+def listing(root: Path) -> list[str]:
+    """Every file below a folder as a path relative to it, without those that systems leave behind."""
+    return [name for name in _tree(root) if not _is_stray(name)]
+
+
 def _from_files(layout: Layout, root: Path) -> Rows:
     tree = _tree(root)
     strays: list[str] = []

@@ -133,6 +133,17 @@ def _header(names: list[str], where: str, drop: Sequence[str]) -> tuple[str, ...
     return tuple(names)
 
 
+def of_frame(frame: Any) -> Table:
+    """The table of a pandas DataFrame: its cells as text, its rows counted from 1."""
+    names = _header([str(name).strip() for name in frame.columns], "the table", ("",))
+    rows = [
+        [_as_text(cell, f"the table: row {row}") for cell in line]
+        for row, line in enumerate(frame.astype(object).itertuples(index=False, name=None), 1)
+    ]
+    cells = np.array(rows, object).reshape(len(rows), len(names))
+    return Table("the table", names, cells, np.arange(1, len(rows) + 1))
+
+
 # --- delimited text
 
 

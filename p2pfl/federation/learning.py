@@ -215,6 +215,15 @@ def made_learner(
         raise ConfigError(f"algorithm.{error}") from error
 
 
+def learner_alone(experiment: Experiment, like: Dataset, sites: Tree) -> Learner:
+    """The learner of an experiment whose data are not there: of rows like those of `like`. Raises ConfigError.
+
+    `sites`: [1, ...] what a node knows of its own data, by the leaves of a model.
+    """
+    rule = optimizer(experiment)
+    return made_learner(experiment, base_learner(experiment, like), objectives(experiment, rule), rule, sites)
+
+
 def named(
     experiment: Experiment, learned: Learner, methods: Sequence[Objective], optimizer: optax.GradientTransformation,
     withheld: bool,

@@ -5,18 +5,17 @@ Knows no socket, no clock and no process.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-import safetensors.numpy
+import safetensors
 
 from p2pfl import tree
 from p2pfl.errors import LocalError
-from p2pfl.node import records
+from p2pfl.node import model_file, records
 from p2pfl.node.payload import Frames, Incoming, Outgoing, outgoing
 from p2pfl.node.replica import Cost, Replica
 from p2pfl.node.task import Booked, Task, part
@@ -251,14 +250,10 @@ class Worker:
     def save(self) -> str:
         """Write the model as safetensors; return its digest. Raises LocalError; an earlier model stays."""
         params = self._params()
-        arrays = {name: np.ascontiguousarray(leaf) for name, leaf in tree.named_leaves(params).items()}
-        partial, path = self.directory / "model.partial", self.directory / "model.safetensors"
+        path = self.directory / model_file.NAME
         try:
-            safetensors.numpy.save_file(arrays, partial)
-            partial.rename(path)
+            model_file.write(path, params)
         except (OSError, safetensors.SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
             text = f"{path}: the model can't be written: {error}. Make room; a checkpoint that is there can be resumed"
             task, round = self.task, self.replica.round
             raise LocalError(text, node=task.node, round=round, part="records") from error

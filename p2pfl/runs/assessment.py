@@ -28,6 +28,7 @@ from p2pfl.federation.federation import Federation, model_shape
 from p2pfl.federation.metrics import KNOWN
 from p2pfl.learning import intervals, metrics
 from p2pfl.methods import answers as predict
+from p2pfl.runs import models as models_of
 from p2pfl.runs import predictions
 from p2pfl.types import Params
 
@@ -64,13 +65,18 @@ def assess(federation: Federation, models: Mapping[int, Params], out: Path | Non
     """The figures of a summary, by name: METRIC_mean and METRIC_worst over the nodes on the test rows of all,
     METRIC_own_mean, METRIC_own_weighted and METRIC_own_worst with each node on its own; for answers besides the model
     itself with the answer's name in front. `models`: of the nodes that are there at the end. `out`: writes
-    assessment.json, with all metrics of every node, and predictions.csv. Nothing where there is nothing to test, and
-    for more than 64 nodes.
+    assessment.json, with all metrics of every node, predictions.csv, and the models that answer. Nothing where there is
+    nothing to test, and for more than 64 nodes.
     """
     dataset = federation.dataset
-    if not models or not len(dataset.test.y) or len(federation.graph) > MOST:
+    if not models or len(federation.graph) > MOST:
         return Assessment()
-    answers = _answers(federation, models)
+    tuned = _tuned(federation, models)
+    if out is not None:
+        models_of.write_answers(out, tuned)
+    if not len(dataset.test.y):
+        return Assessment()
+    answers = _answers(federation, models, tuned)
     weight = _resampled(federation, len(models))
     outputs = {node: _outputs(federation, node, answers[node]) for node in models}
     result = {node: _of(federation, node, outputs[node]) for node in models}
@@ -306,20 +312,35 @@ def compared(
     return known, more
 
 
-def _answers(federation: Federation, models: Mapping[int, Params]) -> dict[int, dict[str, Answerer]]:
-    """The models that may answer at each node, by name; "" is the model itself."""
+def _tuned(federation: Federation, models: Mapping[int, Params]) -> dict[int, dict[str, Params]]:
+    """What each node makes of its model, by the name of the answer; the model itself and the choice of all left out."""
+    asked = federation.experiment.evaluation.answers
+    names = [name for name in asked if name not in (predict.SELECTOR, "consensus")]
+    own = {node: _own(federation, node, model) for node, model in models.items()} if names else {}
+    trained = {node: each for node, each in own.items() if len(each.train.y)}
+    make = _prepared(federation, names) if trained else None
+    return {
+        node: {name: answer.params for name, answer in make(each).items()} for node, each in trained.items() if make
+    }
+
+
+def _answers(
+    federation: Federation, models: Mapping[int, Params], tuned: Mapping[int, Mapping[str, Params]]
+) -> dict[int, dict[str, Answerer]]:
+    """The models that may answer at each node, by name; "" is the model itself. `tuned`: of `_tuned`."""
     experiment, learner = federation.experiment, federation.learner
     run = jax.jit(learner.predict)
     result: dict[int, dict[str, Answerer]]
     result = {node: {"": partial(answered, run, model)} for node, model in models.items()}
-    names = [name for name in experiment.evaluation.answers if name != predict.SELECTOR]
+    for node, model in models.items():
+        found = {**tuned.get(node, {}), "consensus": model}
+        names = [name for name in experiment.evaluation.answers if name in found]
+        result[node].update({name: partial(answered, run, found[name]) for name in names})
+    if predict.SELECTOR not in experiment.evaluation.answers:
+        return result
     own = {node: _own(federation, node, model) for node, model in models.items()}
     trained = {node: each for node, each in own.items() if len(each.train.y)}
-    if names and trained:
-        make = _prepared(federation, names)
-        for node, each in trained.items():
-            result[node].update({name: partial(answered, run, answer.params) for name, answer in make(each).items()})
-    if predict.SELECTOR in experiment.evaluation.answers and len(trained) > 1:
+    if len(trained) > 1:
         name = "personal" if learner.personal else "fine_tuned"
         make = _prepared(federation, [name])
         personals = [make(each)[name].params for each in trained.values()]

@@ -23,7 +23,7 @@ from p2pfl.federation.federation import Federation, build, build_own, precision,
 from p2pfl.node import result
 from p2pfl.node.result import NodeResult
 from p2pfl.node.task import Task
-from p2pfl.runs import about, assessment
+from p2pfl.runs import about, assessment, models
 from p2pfl.runs.verdict import RunVerdict
 
 
@@ -84,7 +84,7 @@ def run(
             returns=returns or 0,
         )
         directory.mkdir(parents=True, exist_ok=True)
-        about.about(federation, given.node, task.score).write(directory)
+        _describe(federation, task, directory, alone=not hold)
 
         def ready() -> None:
             if lifeline is not None:
@@ -127,6 +127,13 @@ def judged(ended: NodeResult, task: Task) -> RunVerdict:
     if ended.stopped_by and ended.left:
         code = Exit(128 + signal.Signals[ended.stopped_by])
     return RunVerdict(code, tuple(reasons))
+
+
+def _describe(federation: Federation, task: Task, directory: Path, alone: bool) -> None:
+    """Write down what the records and the model mean; the latter by whoever runs the experiment, unless `alone`."""
+    about.about(federation, task.node, task.score).write(directory)
+    if alone:
+        models.describe(federation, task.node).write(directory)
 
 
 def _assess(federation: Federation, node: int, directory: Path, say: Callable[[str], None], alone: bool) -> None:

@@ -20,7 +20,7 @@ from p2pfl.node import records
 from p2pfl.reporting import page, terminal
 from p2pfl.reporting.run_data import Summary
 from p2pfl.reporting.terminal import View
-from p2pfl.runs import assessment, baselines, coefficients, divergence, drivers, splits, summary, survival
+from p2pfl.runs import assessment, baselines, coefficients, divergence, drivers, models, splits, summary, survival
 from p2pfl.runs.assessment import Assessment
 from p2pfl.runs.baselines import Baselines
 from p2pfl.runs.callbacks import Callbacks, RunInfo
@@ -126,6 +126,7 @@ def _stopped(whole: Summary, callbacks: Callbacks) -> Summary:
 def _describe(federation: Federation, out: Path) -> str:
     """Write down what is run; returns the name of the graph."""
     (out / "experiment.toml").write_text(config.dump(federation.experiment), "utf-8")
+    models.describe(federation).write(out)
     edges = sorted(sorted(edge) for edge in federation.graph.edges)
     table = federation.experiment.topology
     graph = table.graph or Path(str(table.file)).stem

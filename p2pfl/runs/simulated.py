@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors.numpy
 
 from p2pfl import tree
 from p2pfl.churn import Event
@@ -22,10 +21,11 @@ from p2pfl.drivers.simulate.simulation import Evaluated, How, Look, Outcome, Sim
 from p2pfl.drivers.simulate.voids import Divergence
 from p2pfl.federation.federation import Federation, model_shape
 from p2pfl.federation.tasks import tasks
-from p2pfl.node import records
+from p2pfl.node import model_file, records
 from p2pfl.node.result import NodeResult
 from p2pfl.reporting.run_data import RoundRow, Score, Summary, write_rounds
 from p2pfl.reporting.terminal import NodeStatus, Status, View
+from p2pfl.runs import models as models_of
 from p2pfl.runs import summary
 from p2pfl.runs.assessment import MOST
 from p2pfl.runs.callbacks import Callbacks
@@ -150,8 +150,7 @@ def into(
         lines.close()
         write_rounds(out, rows, shown.key)
         summary.write_lines(out / "events.jsonl", _events(federation, outcome.rounds))
-        arrays = {k: np.ascontiguousarray(v) for k, v in tree.named_leaves(outcome.models).items()}
-        safetensors.numpy.save_file(arrays, out / "models.safetensors")
+        model_file.write(out / models_of.STACKED, outcome.models)
     known = _figures(federation, outcome, last[0], payload, (clock.now() - began) / outcome.rounds)
     known = replace(known, **_membership(federation, work.course, outcome.rounds))
     since = {node: int(round) for node, round in enumerate(outcome.diverged) if round and node not in known.lost}
@@ -370,8 +369,7 @@ def loop_into(
     models = loop.run(made, delivery, record, clock.now, work.course, look)
     divergence.read(1, loss[:rounds], delivery.steps[:rounds])
     for node, model in enumerate(models):
-        arrays = {name: np.ascontiguousarray(leaf) for name, leaf in tree.named_leaves(model).items()}
-        safetensors.numpy.save_file(arrays, directories[node] / "model.safetensors")
+        model_file.write(directories[node] / model_file.NAME, model)
         if work.course is None or work.course.timeline.present[rounds - 1, node]:
             ended = _result(node, records.read(directories[node] / "trace.jsonl"), model)
             since = int(divergence.since[node]) or (0 if tree.finite(model) else rounds)

@@ -1,0 +1,280 @@
+"""New rows, read as those were that a model has learned from: the same columns, categories, units of pixels and shapes.
+
+What they need to be read by is a `Recipe`, which the source of the training rows leaves, so that its files may be gone.
+What is to be predicted may be missing, and other columns are left out with a note; what does not fit is refused by
+name. Scaling and filling in are arithmetic, and come after (`p2pfl.data.dataset.prepared`).
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from p2pfl.data import csv
+from p2pfl.data.columns import NOT_APPLICABLE, Coding, encode
+from p2pfl.data.csv import CsvTable
+from p2pfl.data.dataset import Recipe
+from p2pfl.data.derive import Derived, derived
+from p2pfl.data.layout import Label, Layout, Pixels
+from p2pfl.data.npz import images
+from p2pfl.data.numerals import normalized
+from p2pfl.data.pixels import Entry, arrays
+from p2pfl.data.rows import listing
+from p2pfl.data.table import Table, is_number, of_frame, read, same
+from p2pfl.errors import DataError
+
+KEYS = ("images", "x", "test_images")
+"""Arrays of an .npz that rows are taken from: the first that is there."""
+SUFFIXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "image": (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"),
+        "nifti": (".nii", ".nii.gz"),
+        "mhd": (".mhd", ".mha"),
+        "npy": (".npy",),
+    }
+)
+"""Format of a layout -> the names of its files; of others, every file."""
+
+
+class NewRows(NamedTuple):
+    """Rows to predict, before anything is filled in or scaled."""
+
+    x: np.ndarray  # [N, ...] float64; NaN where a cell is missing
+    known_as: Mapping[str, Sequence[Any]]  # column -> [N]: how a person finds a row again
+    place: np.ndarray | None = None  # [N] index of the site whose scaling is the row's; None: nobody says
+    notes: tuple[str, ...] = ()
+
+
+def load(path: Path, recipe: Recipe, sites: Sequence[str], shape: Sequence[int], features: Sequence[str]) -> NewRows:
+    """Read a file, or a folder of images, by a recipe. `shape` (of a row of x), `features`: of the data set.
+
+    `sites`: those whose scaling differs; none where all rows are scaled alike.
+
+    Raises DataError that names file, column, line or shape of what does not fit.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder ({path.resolve()})")
+    found = READERS[recipe.reader](path, recipe.fields, sites, features)
+    if found.x.shape[1:] != tuple(shape):
+        raise DataError(f"{path}: rows of shape {[*found.x.shape[1:]]}; the model takes rows of shape {[*shape]}")
+    return found
+
+
+# --- tables
+
+
+def of_table(path: Path, fields: Mapping[str, Any], sites: Sequence[str], features: Sequence[str]) -> NewRows:
+    """Rows of a table: .csv, .xlsx, .parquet."""
+    text = path.suffix.lower() not in (".xlsx", ".xlsm", ".parquet")
+    if path.is_dir() or path.suffix.lower() == ".npz":
+        raise DataError(f"{path}: the model has learned from a table; give a .csv, .xlsx or .parquet with its columns")
+    sheet = fields["sheet"] if path.suffix.lower() in (".xlsx", ".xlsm") else None
+    table = read(path, ("",), (), fields["delimiter"] if text else None, fields["encoding"] if text else None, sheet)
+    return coded(table, fields, sites, features)
+
+
+def frame(given: Any, recipe: Recipe, sites: Sequence[str], features: Sequence[str]) -> NewRows:
+    """Rows of a pandas DataFrame. Raises DataError where the model has not learned from a table."""
+    if recipe.reader != "table":
+        raise DataError("x: is a table, and the model has learned from arrays; give it an array")
+    return coded(of_frame(given), recipe.fields, sites, features)
+
+
+def coded(table: Table, fields: Mapping[str, Any], sites: Sequence[str], features: Sequence[str]) -> NewRows:
+    """The numbers of a table's cells. `features`: names of the columns of x."""
+    derive = {name: TypeAdapter(Derived).validate_json(json.dumps(each)) for name, each in fields["derive"].items()}
+    table, needed = _named(table, fields, derive)
+    table = _cleaned(table, needed, fields)
+    own = {name: derive[name] for name in _wanted(fields["features"], derive) if name in derive}
+    table = derived(table, own, fields["dates"])
+    coding = Coding(
+        fields["categories"], fields["reference"], fields["marked"], [*fields["not_applicable"]], fill=False
+    )
+    _judge_kinds(table, fields["features"], coding)
+    table = _judge_gaps(table, fields["features"], fields["missing"])
+    place = np.zeros(len(table.cells), np.int32)
+    made = encode(table, fields["features"], coding, place, ())
+    if made.names != tuple(features):
+        raise DataError(f"{table.where}: makes the columns {made.names}, and the model has {tuple(features)}")
+    return NewRows(made.x, {"line": table.lines.tolist()}, _places(table, fields["site"], sites), table.notes)
+
+
+def _wanted(features: Sequence[str], derive: Mapping[str, Derived]) -> list[str]:
+    """The features, and the derived columns that they are made of, in the order in which those can be made."""
+    found: dict[str, None] = {}
+
+    def add(name: str, seen: tuple[str, ...]) -> None:
+        for source in derive[name].sources if name in derive and name not in seen else ():
+            add(source, (*seen, name))
+        found[name] = None
+
+    for name in features:
+        add(name, ())
+    return [*found]
+
+
+def _named(table: Table, fields: Mapping[str, Any], derive: Mapping[str, Derived]) -> tuple[Table, list[str]]:
+    """The table by the names of the training rows, and which of its columns are needed. Raises DataError."""
+    rename = {old: new for old, new in fields["rename"].items() if old in table.names and new not in table.names}
+    table = table._replace(names=tuple(rename.get(name, name) for name in table.names))
+    wanted = _wanted(fields["features"], derive)
+    sources = {source for name in wanted if name in derive for source in derive[name].sources}
+    needed = [name for name in wanted if name not in derive or name in sources & {*table.names}]
+    lacking = [name for name in needed if name not in table.names]
+    if lacking:
+        was = {new: old for old, new in fields["rename"].items()}
+        said = ", ".join(repr(was.get(name, name)) for name in lacking)
+        raise DataError(
+            f"{table.where}: lacks the column{'s' * (len(lacking) > 1)} {said}, from which the model has learned; "
+            f"it has {', '.join(map(repr, table.names))}"
+        )
+    site = fields["site"]
+    extra = [name for name in table.names if name not in needed and name != site]
+    notes = (f"not used: {', '.join(map(repr, extra))}",) if extra else ()
+    return table._replace(notes=(*table.notes, *notes)), needed
+
+
+def _cleaned(table: Table, needed: Sequence[str], fields: Mapping[str, Any]) -> Table:
+    """The table with one word for what is missing, and numbers as a program writes them."""
+    site = fields["site"]
+    used = [*needed, *([site] if site in table.names else [])]
+    words = fields["missing_values"]
+    own = {name: each for name, each in words.items() if name in used} if isinstance(words, Mapping) else words
+    outside = {name: each for name, each in fields["not_applicable"].items() if name in used}
+    categories = {name: fields["categories"][name] for name in fields["named"] if name in used}
+    wanted = CsvTable(missing_values=own, not_applicable=outside, categories=categories)
+    table = csv.cleaned(table, used, wanted, ())
+    texts = {name for name, values in categories.items() if not all(is_number(str(each)) for each in values)}
+    return normalized(table, [name for name in needed if name not in texts], fields["decimal"], (NOT_APPLICABLE,))
+
+
+def _judge_kinds(table: Table, features: Sequence[str], coding: Coding) -> None:
+    """Raises DataError, a line for each column, for cells that are no numbers, and values that nobody has seen."""
+    faults = []
+    for name in features:
+        cells = [str(cell) for cell in table.column(name)]
+        if name in coding.categories:
+            known = {same(value) for value in coding.categories[name]} | {same(NOT_APPLICABLE)}
+            folded = {str(value).strip().casefold() for value in coding.categories[name]}
+            wrong = [cell for cell in cells if cell and same(cell) not in known and cell.casefold() not in folded]
+            rule = f"the model knows {', '.join(repr(str(value)) for value in coding.categories[name])}"
+        else:
+            spared = ("", NOT_APPLICABLE) if name in coding.outside else ("",)
+            wrong = [cell for cell in cells if cell not in spared and not is_number(cell)]
+            rule = "it was a column of numbers when the model learned"
+        if wrong:
+            line = table.lines[cells.index(wrong[0])]
+            values = ", ".join(map(repr, dict.fromkeys(wrong)))
+            faults.append(f"{table.where}: column {name!r} holds {values} (line {line}); {rule}")
+    if faults:
+        raise DataError("\n".join(faults))
+
+
+def _judge_gaps(table: Table, features: Sequence[str], missing: str) -> Table:
+    """Refuse or leave out rows with missing cells, where the training rows had none."""
+    gaps = {name: table.column(name) == "" for name in features}
+    counts = {name: int(gap.sum()) for name, gap in gaps.items() if gap.any()}
+    if not counts or missing in ("mean", "gossip"):
+        return table
+    said = ", ".join(f"{name!r} ({count})" for name, count in counts.items())
+    gone = np.any([*gaps.values()], axis=0)
+    if missing == "error" or gone.all():
+        raise DataError(
+            f"{table.where}: missing cells in {said}, first in line {table.lines[int(np.argmax(gone))]}; the model has "
+            "learned from rows without any (data.missing). Fill them in, or leave such rows out"
+        )
+    return table.keep(~gone, f"left out {int(gone.sum())} rows with missing cells in {said}, as in training")
+
+
+def _places(table: Table, site: str | None, sites: Sequence[str]) -> np.ndarray | None:
+    """The site of each row, [N], where the table says it."""
+    if site not in table.names or not sites:
+        return None
+    cells, known = table.column(site), {name: index for index, name in enumerate(sites)}
+    strange = [cell for cell in dict.fromkeys(cells) if cell not in known]
+    if strange:
+        raise DataError(
+            f"{table.where}: column {site!r} holds {', '.join(map(repr, strange))}; the model has learned from "
+            f"{', '.join(map(repr, sites))}. Leave the column out, and say whose model answers (--node)"
+        )
+    return np.array([known[cell] for cell in cells], np.int32)
+
+
+# --- arrays and images
+
+_NOTHING: Mapping[str, Any] = MappingProxyType(
+    {
+        **dict.fromkeys(("site", "dates", "decimal", "delimiter", "encoding", "sheet")),
+        **dict.fromkeys(("rename", "derive", "not_applicable", "categories"), MappingProxyType({})),
+        **dict.fromkeys(("missing_values", "named", "marked"), ()),
+        "missing": "error",
+        "reference": False,
+    }
+)
+"""The fields of a table of plain numbers."""
+
+
+def of_arrays(path: Path, fields: Mapping[str, Any], sites: Sequence[str], features: Sequence[str]) -> NewRows:
+    """Rows of an .npz; where the columns of x have names, also of a table of numbers."""
+    if path.suffix.lower() in (".csv", ".xlsx", ".xlsm", ".parquet") and features:
+        plain = {**_NOTHING, "features": [*features]}
+        return of_table(path, plain, sites, features)
+    if path.is_dir() or not zipfile.is_zipfile(path) or path.suffix.lower() != ".npz":
+        raise DataError(f"{path}: the model has learned from arrays; give an .npz with one of {', '.join(KEYS)}")
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            key = next((name for name in KEYS if name in found.files), None)
+            if key is None:
+                raise DataError(f"{path}: holds {', '.join(found.files)}; rows are looked for in {', '.join(KEYS)}")
+            x, others = images(found[key], key, str(path)), [name for name in found.files if name != key]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as exc:
+        raise DataError(f"{path}: the file is damaged or can't be read: {exc}") from exc
+    notes = (f"rows of {key}; not used: {', '.join(others)}",) if others else ()
+    return NewRows(x.astype(np.float64), {"row": range(len(x))}, None, notes)
+
+
+def of_files(path: Path, fields: Mapping[str, Any], sites: Sequence[str], features: Sequence[str]) -> NewRows:
+    """Rows of an image, or of all images below a folder; of a volume, as many as it is cut into."""
+    pixels: Pixels = TypeAdapter(Pixels).validate_json(json.dumps(fields["layout"]["pixels"]))
+    form = fields["layout"]["format"]
+    if len(pixels.channels) > 1 or pixels.frames:
+        raise DataError(
+            f"{path}: the model takes several files or frames for a row, which a folder of new ones does not say; give "
+            "arrays to p2pfl.load_model in Python"
+        )
+    layout = Layout("new rows", "", "classes", form, Label(column=""), pixels=pixels)
+    ends = SUFFIXES.get(form, ("",))
+    names = [path.name] if path.is_file() else [name for name in listing(path) if name.lower().endswith(ends)]
+    root = path.parent if path.is_file() else path
+    if not names:
+        raise DataError(f"{path}: no file that is read as {form} ({', '.join(ends)})")
+    x: list[np.ndarray] = []
+    owner: list[str] = []
+    part: list[int] = []
+    for name in names:
+        for index, array in enumerate(arrays(layout, Entry((root / name,))).x):
+            if x and array.shape != x[0].shape:
+                raise DataError(
+                    f"{root / name}: has shape {[*array.shape]}, {root / owner[0]} {[*x[0].shape]}; rows must be of "
+                    "one shape"
+                )
+            x.append(array)
+            owner.append(name)
+            part.append(index)
+    if not x:
+        raise DataError(f"{path}: no file holds an image")
+    return NewRows(np.stack(x).astype(np.float64), {"file": owner, "part": part})
+
+
+READERS: Mapping[str, Callable[[Path, Mapping[str, Any], Sequence[str], Sequence[str]], NewRows]] = MappingProxyType(
+    {"table": of_table, "arrays": of_arrays, "files": of_files}
+)
+"""Recipe.reader -> what reads such rows."""

@@ -1,0 +1,213 @@
+"""The use of a model after its run: new rows through the very same reading, scaling and decoding as in training."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from p2pfl.data import new_rows
+from p2pfl.data.dataset import Numbers, Recipe, prepared
+from p2pfl.data.new_rows import NewRows
+from p2pfl.errors import ConfigError, DataError
+from p2pfl.learning.targets import TARGETS
+from p2pfl.runs import models
+from p2pfl.types import Array, Params
+
+_ROWS = 2048
+"""Rows that are answered at once."""
+
+
+class LoadedModel:
+    """A model as its run has left it, from rows as their source has them to probabilities.
+
+    Attributes: `kind` of task, `classes` (names of what it puts out), `features` (names of the columns of x, where
+    they have any), `shape` (of a row of x), `node` (whose model it is; None: of no single one), `said` (which model it
+    is, in words).
+    """
+
+    def __init__(self, chosen: models.ChosenModel) -> None:
+        about = chosen.about
+        self.kind, self.classes, self.features, self.shape = about.kind, about.classes, about.features, about.shape
+        self.node, self.answer, self.said = chosen.node, chosen.answer, chosen.said
+        self._recipe = about.recipe or Recipe("arrays", {}, Numbers(((0.0,),), ((1.0,),)))  # x is as a function made it
+        self._params, self._double = chosen.params, chosen.experiment.training.dtype == "float64"
+        self._dtype, self._run = chosen.experiment.training.dtype, jax.jit(chosen.learner.predict)
+        self._sites = about.sites if len(self.numbers.mean) > 1 else ()
+        own = None if chosen.node is None else about.nodes.get(chosen.node)
+        self._site = 0 if len(self.numbers.mean) == 1 else None if own is None else own.site
+
+    @property
+    def numbers(self) -> Numbers:
+        """How numbers are filled in and scaled before the model sees them; as they are, where nobody says."""
+        return self._recipe.numbers
+
+    def __call__(self, x: Any) -> np.ndarray:
+        """Answer rows.
+
+        Args:
+            x: [N, ...] numbers as their source has them (pixels, the columns `features` with NaN where a cell is
+                missing), or a pandas DataFrame of the columns of the training table.
+
+        Returns:
+            [N, C] probabilities of `classes` ([N, H, W, C] of a segmentation); of a regression the numbers, of survival
+            [N, 1] the logarithm of the relative risk.
+
+        Raises:
+            DataError: rows of another shape, columns that do not fit, or nobody says whose scaling is the rows'.
+        """
+        if hasattr(x, "itertuples"):
+            return self.rows(new_rows.frame(x, self._recipe, self._sites, self.features))
+        found = np.asarray(x)
+        if found.dtype.kind not in "buif":
+            raise DataError(f"x: has dtype {found.dtype}; it must hold numbers, or be a DataFrame")
+        if found.shape[1:] != tuple(self.shape) or not found.ndim:
+            raise DataError(f"x: has shape {[*found.shape]}; must be [rows, {', '.join(map(str, self.shape))}]")
+        return self.rows(NewRows(found.astype(np.float64), {}))
+
+    def read(self, path: Path | str) -> NewRows:
+        """Read new rows from a file, or a folder of images. Raises DataError for what does not fit, by name."""
+        return new_rows.load(Path(path), self._recipe, self._sites, self.shape, self.features)
+
+    def rows(self, found: NewRows) -> np.ndarray:
+        """Answer rows that have been read. Raises DataError where they look as if they were scaled already."""
+        self._judge_scale(found.x)
+        x = prepared(found.x, self.numbers, self._place(found)).astype(np.float32)
+        with jax.enable_x64(self._double):
+            chunks = [x[at : at + _ROWS].astype(self._dtype) for at in range(0, max(len(x), 1), _ROWS)]
+            outputs = [self._run(self._params, jnp.asarray(chunk)) for chunk in chunks]
+            return np.concatenate([np.asarray(TARGETS[self.kind].answer(each)) for each in outputs])
+
+    def _judge_scale(self, x: np.ndarray) -> None:
+        if self._recipe.reader != "arrays" or len(self.numbers.sd[0]) > 1 or not x.size:
+            return
+        low, white = self.numbers.mean[0][0], self.numbers.mean[0][0] + self.numbers.sd[0][0]
+        if low == 0 and white > 2 and x.min() >= 0 and x.max() <= 1 and (x != np.round(x)).any():
+            raise DataError(
+                f"x: holds fractions of 0 to 1, and this model takes 0 to {white:g}, which it scales itself: give it "
+                "the numbers as their source has them"
+            )
+
+    def _place(self, found: NewRows) -> np.ndarray | int:
+        """The site whose scaling is that of each row: what the row says, or else that of the node."""
+        if found.place is not None:
+            return found.place
+        if self._site is None:
+            raise DataError(
+                "every site has scaled and filled in its own rows, and nobody says of which site these are: name it in "
+                f"the column {self._recipe.fields.get('site')!r} of a table ({', '.join(self._sites)}), or say whose "
+                "model answers (--node)"
+            )
+        return self._site
+
+    def function(self) -> Callable[[Array], Array]:
+        """The same as one function of jax of x [N, ...], with all that is arithmetic in it. Raises DataError."""
+        at = self._place(NewRows(np.zeros((0, *self.shape)), {}))
+        assert isinstance(at, int)
+        numbers, answer, params, run = self.numbers, TARGETS[self.kind].answer, self._params, self._run
+
+        def whole(x: Array) -> Array:
+            mean, sd = (jnp.asarray(part[at], x.dtype) for part in (numbers.mean, numbers.sd))
+            known = x if numbers.fill is None else jnp.where(jnp.isnan(x), jnp.asarray(numbers.fill[at], x.dtype), x)
+            scaled = (known - mean) / sd
+            return answer(run(params, jnp.clip(scaled, 0, 1) if numbers.clip else scaled))
+
+        return whole
+
+    @property
+    def params(self) -> Params:
+        """The model's leaves."""
+        return self._params
+
+    @property
+    def dtype(self) -> str:
+        """The type that it computes in."""
+        return str(self._dtype)
+
+
+def load_model(path: Path | str, node: int | None = None, answer: str | None = None) -> LoadedModel:
+    """Load a model that a run has left; the run's directory alone is needed.
+
+    Args:
+        path: the directory of a run, of one of its nodes, of a node that was started by hand, or of an export.
+        node: whose model. Without it, the only one there is; where every node has a part of the model for itself it
+            must be said; else the mean of the models of all that were there at the end, or the first one's where the
+            algorithm keeps no mean. `said` of the model says which it is.
+        answer: a name of [evaluation] answers that the run has saved, such as "fine_tuned"; None: the model itself.
+
+    Returns:
+        The model: called with rows, it returns probabilities.
+
+    Raises:
+        ConfigError: there is no such model, and what there is.
+
+    Example:
+        >>> import p2pfl
+        >>> p2pfl.load_model("runs/no-such-run")
+        Traceback (most recent call last):
+        ...
+        p2pfl.errors.ConfigError: runs/no-such-run: no such directory ...
+    """
+    return LoadedModel(models.choose(Path(path), node, answer))
+
+
+def predict(
+    path: Path, data: Path, out: Path, node: int | None, answer: str | None, say: Callable[[str], None]
+) -> None:
+    """Answer the rows of a file (or a folder of images) into a table, or of a segmentation into an .npz.
+
+    Raises ConfigError for what does not fit, before anything is written.
+    """
+    if out.exists():
+        raise ConfigError(f"out={str(out)!r}: is there already; choose another name, or remove it")
+    if not out.resolve().parent.is_dir():
+        raise ConfigError(f"out={str(out)!r}: no such folder ({out.resolve().parent})")
+    model = load_model(path, node, answer)
+    masks = model.kind == "segmentation"
+    if masks != (out.suffix == ".npz"):
+        rule = "an array of masks; give it a name that ends in .npz" if masks else "a table; give it a name in .csv"
+        raise ConfigError(f"out={str(out)!r}: predictions of kind {model.kind!r} are {rule}")
+    found = model.read(data)
+    for note in found.notes:
+        say(note)
+    answers = model.rows(found)
+    say(f"{model.said} answers {len(answers)} rows")
+    if masks:
+        named: dict[str, Any] = {name: np.asarray(values) for name, values in found.known_as.items()}
+        np.savez_compressed(out, predicted=answers.argmax(axis=-1), classes=np.asarray(model.classes), **named)
+        return
+    with out.open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow((*found.known_as, *columns(model.kind, model.classes)))
+        for row, each in enumerate(answers.astype(np.float64)):
+            known = [values[row] for values in found.known_as.values()]
+            lines.writerow((*known, *_cells(model.kind, model.classes, each)))
+
+
+def columns(kind: str, classes: Sequence[str]) -> list[str]:
+    """The columns of a table of predictions."""
+    match kind:
+        case "classes":
+            return [*(f"p_{name}" for name in classes), "predicted"]
+        case "labels":
+            return [*(f"p_{name}" for name in classes), *(f"predicted_{name}" for name in classes)]
+        case "survival":
+            return ["log_risk", "risk"]
+    return [f"predicted_{name}" for name in classes]
+
+
+def _cells(kind: str, classes: Sequence[str], row: np.ndarray) -> list[Any]:
+    numbers = [float(f"{value:.7g}") for value in row]
+    match kind:
+        case "classes":
+            return [*numbers, classes[int(row.argmax())]]
+        case "labels":
+            return [*numbers, *(int(value > 0.5) for value in row)]
+        case "survival":
+            return [*numbers, float(f"{np.exp(row[0]):.7g}")]
+    return numbers

@@ -1,0 +1,208 @@
+"""A model after its run: whoever has the run directory alone predicts what the run did."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+import p2pfl
+from p2pfl.cli import main
+from p2pfl.config import experiment
+from p2pfl.config.experiment import Experiment
+from p2pfl.errors import ConfigError, DataError
+
+SITES = ("Bonn", "Köln", "Ulm")
+TABLE: dict[str, Any] = {
+    "name": "use",
+    "rounds": 6,
+    "data": {
+        "source": "csv", "label": "ill", "site": "hospital", "partition": "by_site", "standardize": "none",
+        "missing": "gossip", "drop": ["note"], "derive": {"old": {"of": "age", "cut": [40.0, 60.0]}},
+        "rename": {"CRP (mg/l)": "crp"},
+    },
+    "model": {"name": "mlp", "hidden": [4]},
+    "training": {"optimizer": {"name": "sgd", "learning_rate": 0.1}, "batch_size": 8, "local_steps": 2},
+    "statistics": {"normalize": True},
+    "topology": {"graph": "complete", "nodes": 3},
+    "algorithm": {"name": "dsgd"},
+    "evaluation": {"every": 6, "answers": ["fine_tuned"]},
+    "driver": {"kind": "simulate"},
+    "baselines": False,
+}  # fmt: skip
+OWN: dict[str, Any] = {
+    **TABLE,
+    "data": {**{k: v for k, v in TABLE["data"].items() if k != "derive"}, "standardize": "node", "missing": "mean",
+             "not_applicable": {"crp": ["never"]}, "missing_indicator": ["age"]},
+    "model": {"name": "mlp", "hidden": [4], "norm": "batch"},
+    "statistics": {},
+    "algorithm": {"name": "dsgd", "share": "fedbn"},
+    "evaluation": {"every": 6, "answers": ["recalibrated"]},
+}  # fmt: skip
+"""Every site scales and fills in by its own rows, and keeps the normalisation layers."""
+
+
+def write(file: Path, **odd: Sequence[str]) -> pd.DataFrame:
+    """120 rows of three hospitals, with gaps. `odd`: cells of a column that come now and then."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(120):
+        sex, stage, age = rng.choice(["m", "f", "f"]), rng.choice(["I", "II", "III"]), rng.normal(50 + 5 * (i % 3), 12)
+        ill = rng.random() < 1 / (1 + np.exp(-(age - 52) / 8 - (stage == "III")))
+        cells = {"sex": sex, "age": f"{age:.1f}", "CRP (mg/l)": f"{rng.exponential(5):.2f}", "stage": stage}
+        cells = {name: "" if rng.random() < 0.1 else cell for name, cell in cells.items()}
+        cells |= {name: each[i % len(each)] for name, each in odd.items() if i % 7 == 3}
+        rows.append({"hospital": SITES[i % 3], **cells, "note": f"n{i}", "ill": "yes" if ill else "no"})
+    frame = pd.DataFrame(rows)
+    frame.to_csv(file, index=False)
+    return frame
+
+
+def run(folder: Path, table: dict[str, Any]) -> Path:
+    """A run of which nothing but its directory is left."""
+    table = {**table, "data": {**table["data"], "path": str(folder / "data.csv")}}
+    p2pfl.run(experiment.parse(table, "use.toml", Experiment), folder / "ran")
+    (folder / "data.csv").rename(folder / "gone.csv")
+    shutil.move(folder / "ran", folder / "run")
+    return folder / "run"
+
+
+def apart(place: Path, frame: pd.DataFrame) -> float:
+    """How far what each node's model says of the test rows is from what the run has written of them."""
+    split = pd.read_csv(place / "split.csv")
+    line = split[split.part == "test"].set_index("row").line
+    said = pd.read_csv(place / "predictions.csv")
+    columns = [name for name in said.columns if name.startswith("p_")]
+    worst = []
+    for node in said.node.unique().tolist():
+        mine = said[said.node == node]
+        answered = p2pfl.load_model(place, node=node)(frame)[line.loc[mine.row].to_numpy() - 2]
+        worst.append(np.abs(answered - mine[columns].to_numpy()).max())
+    assert len(worst) == 3
+    return float(max(worst))
+
+
+@pytest.fixture(scope="module")
+def gossiped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+    folder = tmp_path_factory.mktemp("gossiped")
+    frame = write(folder / "data.csv")
+    return run(folder, TABLE), frame.drop(columns=["ill"])
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+    folder = tmp_path_factory.mktemp("own")
+    frame = write(folder / "data.csv", **{"CRP (mg/l)": ["never"]})
+    return run(folder, OWN), frame.drop(columns=["ill"])
+
+
+def command(*words: object) -> tuple[int, str]:
+    done = CliRunner().invoke(main, [str(word) for word in words])
+    return done.exit_code, done.output
+
+
+def answers(file: Path) -> np.ndarray:
+    with file.open(encoding="utf-8", newline="") as opened:
+        return np.array([[float(row["p_no"]), float(row["p_yes"])] for row in csv.DictReader(opened)])
+
+
+def test_a_run_directory_predicts_what_the_run_did(gossiped: tuple[Path, pd.DataFrame]) -> None:
+    """With categories, gaps, derived and renamed columns, and the moments that the nodes gossiped."""
+    place, frame = gossiped
+    assert apart(place, frame) < 1e-6
+    assert apart(place, frame.drop(columns=["hospital", "note"])) < 1e-6  # all nodes scale alike
+    assert apart(place, frame[frame.columns[::-1]]) < 1e-6  # columns go by their names
+
+
+def test_predict_writes_what_load_model_says(gossiped: tuple[Path, pd.DataFrame], tmp_path: Path) -> None:
+    place, frame = gossiped
+    frame.drop(columns=["note"]).assign(more=1).to_csv(tmp_path / "new.csv", index=False)
+    code, said = command("predict", place, "--data", tmp_path / "new.csv", "--out", tmp_path / "out.csv")
+    assert code == 0 and "the mean of the models of 3 nodes answers 120 rows" in said and "not used: 'more'" in said
+    found = answers(tmp_path / "out.csv")
+    np.testing.assert_allclose(found, p2pfl.load_model(place)(frame), atol=1e-6)
+    each = np.stack([p2pfl.load_model(place, node=node)(frame) for node in range(3)])
+    assert np.abs(each.mean(axis=0) - found).max() < 0.02  # one round of mixing on a complete graph has made them one
+    with (tmp_path / "out.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["line"] for row in rows[:2]] == ["2", "3"]
+    assert [row["predicted"] for row in rows] == [("no", "yes")[i] for i in found.argmax(axis=1)]
+
+
+def test_what_answers_beside_the_model_is_saved(gossiped: tuple[Path, pd.DataFrame]) -> None:
+    """`fine_tuned` of a node scores on the test rows what the assessment says that it does."""
+    place, frame = gossiped
+    split = pd.read_csv(place / "split.csv")
+    table = json.loads((place / "assessment.json").read_text("utf-8"))
+    for node in range(3):
+        mine = split[(split.part == "test") & (split.node == node)]
+        said = p2pfl.load_model(place, node, "fine_tuned")(frame)[mine.line.to_numpy() - 2]
+        truth = pd.read_csv(place.parent / "gone.csv").ill.to_numpy()[mine.line.to_numpy() - 2] == "yes"
+        loss = -np.log(np.where(truth, said[:, 1], said[:, 0])).mean()
+        assert loss == pytest.approx(table["nodes"][str(node)]["fine_tuned"]["own"]["log_loss"], rel=1e-4)
+        assert np.abs(said - p2pfl.load_model(place, node)(frame)[mine.line.to_numpy() - 2]).max() > 1e-3
+
+
+def test_rows_that_do_not_fit_are_refused_by_name(gossiped: tuple[Path, pd.DataFrame]) -> None:
+    place, frame = gossiped
+    model = p2pfl.load_model(place)
+    for wrong, words in (
+        (frame.drop(columns=["age", "CRP (mg/l)"]), r"lacks the columns 'CRP \(mg/l\)', 'age'"),
+        (frame.assign(stage="IV"), "column 'stage' holds 'IV' .*the model knows 'I', 'II', 'III'"),
+        (frame.assign(age="old"), "column 'age' holds 'old'.*was a column of numbers|age is 'old'"),
+    ):
+        with pytest.raises(DataError, match=f"(?s){words}"):
+            model(wrong)
+    with pytest.raises(DataError, match=r"x: has shape \[2, 3\]; must be \[rows, 9\]"):
+        model(np.zeros((2, 3)))
+    assert model(frame[:0].reindex(range(2))).shape == (2, 2)  # nothing is known of these rows: means answer
+
+
+def test_mistakes_are_told_with_the_way_out(gossiped: tuple[Path, pd.DataFrame], tmp_path: Path) -> None:
+    place, frame = gossiped
+    frame.to_csv(tmp_path / "new.csv", index=False)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "there.csv").write_text("mine")
+    new, out = tmp_path / "new.csv", tmp_path / "out.csv"
+    for words, said in (
+        ((tmp_path / "no", "--data", new, "--out", out), "no such directory"),
+        ((tmp_path / "empty", "--data", new, "--out", out), "has no model.json: no run and no model"),
+        ((place, "--data", new, "--out", out, "--node", 3), "node=3: no such model; there are models of node 0, 1, 2"),
+        ((place, "--data", new, "--out", out, "--node", 0, "--answer", "tuned"), "did you mean 'fine_tuned'"),
+        ((place, "--data", new, "--out", out, "--answer", "fine_tuned"), "say whose with --node"),
+        ((place, "--data", new, "--out", out, "--answer", "selector"), "is not saved"),
+        ((place, "--data", new, "--out", tmp_path / "there.csv"), "is there already"),
+        ((place, "--data", new, "--out", tmp_path / "no" / "out.csv"), "no such folder"),
+        ((place, "--data", tmp_path / "no.csv", "--out", out), "no such file"),
+    ):
+        code, output = command("predict", *words)
+        assert code == 1 and said in output, output
+    assert not out.exists() and (tmp_path / "there.csv").read_text() == "mine"
+    with pytest.raises(ConfigError, match="holds no model: the run has not ended"):
+        shutil.copy(place / "model.json", tmp_path / "empty")
+        p2pfl.load_model(tmp_path / "empty")
+
+
+@pytest.mark.more
+def test_what_is_a_sites_own_is_used_for_its_rows(own: tuple[Path, pd.DataFrame]) -> None:
+    """Scaling, filling in and private leaves of each site; no answer where nobody says whose."""
+    place, frame = own
+    assert apart(place, frame) < 1e-6
+    with pytest.raises(ConfigError, match=r"a part of the model for itself .*say whose with --node: node 0 \(Bonn\)"):
+        p2pfl.load_model(place)
+    one, other = (p2pfl.load_model(place, node) for node in (0, 1))
+    rows = frame.drop(columns=["hospital"])
+    assert np.abs(one(rows) - other(rows)).max() > 1e-3
+    mine = (frame.hospital == SITES[0]).to_numpy()
+    np.testing.assert_array_equal(one(rows)[mine], one(frame)[mine])  # without the column the node's own scaling
+    with pytest.raises(DataError, match="holds 'Mainz'; the model has learned from 'Bonn', 'Köln', 'Ulm'"):
+        one(frame.assign(hospital="Mainz"))
+    assert np.abs(p2pfl.load_model(place, 0, "recalibrated")(rows) - one(rows)).max() > 1e-4
