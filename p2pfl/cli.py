@@ -1,4 +1,4 @@
-"""The command line: `p2pfl init`, `doctor`, `run`, `node`, `check`, `chaos`, `sweep`, `report`, `replay`, `topology`.
+"""The command line: `p2pfl run`, `node`, `check`, `chaos`, `sweep`, `report`, `predict`, `export`, `replay`, `topology`.
 
 Its exit codes: `Exit`.
 """
@@ -400,6 +400,23 @@ def predict(run: Path, rows: Path, out: Path, node: int | None, answer: str | No
 
         use.predict(run, rows, out, node, answer, lambda text: click.echo(text))
     click.echo(f"predictions: {out}")
+
+
+@main.command()
+@click.argument("run", metavar="RUN|MODEL", type=click.Path(path_type=Path))
+@click.option("--to", metavar="FORMAT", required=True, help="safetensors, orbax, stablehlo or onnx.")
+@click.option("--node", type=click.IntRange(0), help="Whose model; said, where it is left out.")
+@click.option("--answer", metavar="NAME", help="Which of the models of [evaluation] answers, such as fine_tuned.")
+@click.option("--out", type=click.Path(path_type=Path), help="The directory to write; must be new or empty.")
+def export(run: Path, to: str, node: int | None, answer: str | None, out: Path | None) -> None:
+    """Export a model of the run directory RUN: its weights or its function, what it needs to be used, and its card."""
+    with _errors():
+        sys.path[:0] = [str(Path.cwd()), str(run.resolve())]
+        from p2pfl.runs import export as exports
+
+        out = out or Path(f"{run.resolve().name}-{to}")
+        said = exports.export(run, to, out, node, answer)
+    click.echo(f"{said}: {out}")
 
 
 @main.command()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.numpy
 from click.testing import CliRunner
 
 import p2pfl
@@ -206,3 +210,95 @@ def test_what_is_a_sites_own_is_used_for_its_rows(own: tuple[Path, pd.DataFrame]
     with pytest.raises(DataError, match="holds 'Mainz'; the model has learned from 'Bonn', 'Köln', 'Ulm'"):
         one(frame.assign(hospital="Mainz"))
     assert np.abs(p2pfl.load_model(place, 0, "recalibrated")(rows) - one(rows)).max() > 1e-4
+
+
+# --- exports
+
+ALONE = """
+import pathlib, sys
+import numpy as np
+from jax import export
+sys.modules["p2pfl"] = None  # whoever imports it fails
+content = pathlib.Path(sys.argv[1]).read_bytes()
+model = export.deserialize(bytearray(content))
+np.save(sys.argv[3], model.call(np.load(sys.argv[2])))
+np.save(sys.argv[3].replace("out", "one"), model.call(np.load(sys.argv[2])[:1]))
+"""
+
+
+def test_an_exported_function_runs_where_p2pfl_can_not_be_imported(
+    gossiped: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    """Equal to load_model, for any number of rows, with cells that are missing."""
+    pytest.importorskip("flatbuffers")
+    place, _ = gossiped
+    model = p2pfl.load_model(place, node=1)
+    x = np.random.default_rng(1).normal(size=(7, 9), scale=20).astype(np.float32)
+    x[0], x[1, 2] = np.nan, np.nan
+    np.save(tmp_path / "x.npy", x)
+    assert command("export", place, "--to", "stablehlo", "--node", 1, "--out", tmp_path / "made")[0] == 0
+    words = [tmp_path / "made" / "model.stablehlo", tmp_path / "x.npy", tmp_path / "out.npy"]
+    subprocess.run([sys.executable, "-c", ALONE, *map(str, words)], check=True, cwd=tmp_path)
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), model(x), atol=2e-6)
+    np.testing.assert_allclose(np.load(tmp_path / "one.npy"), model(x[:1]), atol=2e-6)
+
+
+def test_an_export_is_a_model_with_its_card(gossiped: tuple[Path, pd.DataFrame], tmp_path: Path) -> None:
+    place, frame = gossiped
+    made = tmp_path / "made"
+    code, said = command("export", place, "--to", "safetensors", "--out", made)
+    assert code == 0 and "the mean of the models of 3 nodes" in said
+    np.testing.assert_array_equal(p2pfl.load_model(made)(frame), p2pfl.load_model(place)(frame))
+    assert "the mean of the models of 3 nodes" in p2pfl.load_model(made).said
+    card = (made / "model-card.md").read_text("utf-8")
+    known = json.loads((place / "assessment.json").read_text("utf-8"))
+    counts = known["rows"]["0"]["train"]
+    assert f"| node 0 (Bonn) | {counts['rows']} (no {counts['classes'][0]}, yes {counts['classes'][1]}) |" in card
+    low, high = known["intervals"]["0"]["own"]["auc"]
+    assert f"{known['nodes']['0']['']['own']['auc']:.3f} ({low:.3f} to {high:.3f})" in card
+    for words in ("Sums over each site's rows: moments, of at least 10 rows", "dsgd, 6 rounds on complete", "jax "):
+        assert words in card, words
+    assert str(tmp_path.parent) not in (made / "model.json").read_text("utf-8")  # not where anybody's files lie
+    for words, text in (
+        ((place, "--to", "safetensors", "--out", made), "is not empty"),
+        ((place, "--to", "hdf5", "--out", tmp_path / "new"), "Valid: onnx, orbax, safetensors, stablehlo"),
+        ((place, "--to", "orbax", "--node", 7, "--out", tmp_path / "new"), "node=7: no such model"),
+    ):
+        code, said = command("export", *words)
+        assert code == 1 and text in said, said
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.more
+def test_an_export_of_a_site_holds_no_more_than_predicts(own: tuple[Path, pd.DataFrame], tmp_path: Path) -> None:
+    """Its own scaling and leaves; not those of others, and no optimizer that has seen its rows."""
+    place, frame = own
+    rows = frame.drop(columns=["hospital"])
+    assert command("export", place, "--to", "safetensors", "--out", tmp_path / "all")[0] == 1
+    assert command("export", place, "--to", "safetensors", "--node", 2, "--out", tmp_path / "made")[0] == 0
+    np.testing.assert_array_equal(p2pfl.load_model(tmp_path / "made")(rows), p2pfl.load_model(place, 2)(rows))
+    facts = json.loads((tmp_path / "made" / "model.json").read_text("utf-8"))
+    assert len(facts["recipe"]["numbers"]["mean"]) == 1 and [*facts["nodes"]] == ["2"] and facts["sites"] == []
+    for words in ("orbax", "stablehlo"):
+        pytest.importorskip("flatbuffers")
+        assert command("export", place, "--to", words, "--node", 2, "--out", tmp_path / words)[0] == 0
+        code, said = command("predict", tmp_path / words, "--data", place, "--out", tmp_path / "no.csv")
+        assert code == 1 and "is an export to another format" in said
+    from orbax.checkpoint import StandardCheckpointer
+
+    leaves = StandardCheckpointer().restore(tmp_path / "orbax" / "checkpoint")
+    saved = safetensors.numpy.load_file(tmp_path / "made" / "model.safetensors")
+    np.testing.assert_array_equal(leaves["trained"]["layers"]["1"]["kernel"], saved["trained/layers/1/kernel"])
+    assert "private" in leaves and "optimizer" not in leaves["private"]["share"]
+
+
+@pytest.mark.more
+def test_onnx_is_made_where_its_library_is(gossiped: tuple[Path, pd.DataFrame], tmp_path: Path) -> None:
+    """And where it is not, what to install stands there, and the way without it."""
+    place, _ = gossiped
+    code, said = command("export", place, "--to", "onnx", "--out", tmp_path / "made")
+    if importlib.util.find_spec("jax2onnx") is None:
+        assert code == 1 and "pip install 'p2pfl-jax[onnx]'; or export to stablehlo" in said
+        assert not (tmp_path / "made").exists()
+    else:
+        assert code == 0 and (tmp_path / "made" / "model.onnx").exists()

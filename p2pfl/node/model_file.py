@@ -21,7 +21,7 @@ def write(path: Path, model: Params, metadata: Mapping[str, str] | None = None) 
 
     Raises OSError and safetensors.SafetensorError.
     """
-    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in tree.named_leaves(model).items()}
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in tree.named_leaves(model).items()}  # keeps scalars so
     partial = path.with_suffix(".partial")
     try:
         safetensors.numpy.save_file(arrays, partial, dict(metadata) if metadata else None)

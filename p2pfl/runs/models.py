@@ -66,6 +66,7 @@ class ModelFacts(NamedTuple):
     algorithm: str
     keeps_mean: str
     link: str
+    travels: str  # of the algorithm: what goes to neighbours, in words
     said: str = ""  # of an export: which model it is
     node: int | None = None  # of one node's directory, or an export: the node, if it is one
 
@@ -102,6 +103,7 @@ def describe(federation: Federation, node: int | None = None) -> ModelFacts:
         algorithm=federation.algorithm.name,
         keeps_mean=federation.algorithm.keeps_mean,
         link=federation.algorithm.link,
+        travels=federation.algorithm.travels,
         node=node,
     )
 
@@ -201,6 +203,8 @@ def find(path: Path) -> SavedModels:
     else:
         own = -1 if about.node is None else about.node
         nodes = (own,) if (whole / model_file.NAME).exists() else ()
+    if not nodes and about.said:
+        raise ConfigError(f"{path}: is an export to another format; export to safetensors for p2pfl itself")
     if not nodes:
         raise ConfigError(
             f"{path}: holds no model: the run has not ended, or nobody was there at its end; run it to its end"
@@ -260,6 +264,7 @@ def _gone(run: Path) -> set[int]:
 class ChosenModel(NamedTuple):
     """A model that was chosen among those of a directory."""
 
+    directory: Path
     about: ModelFacts
     experiment: Experiment
     learner: Learner
@@ -297,7 +302,7 @@ def choose(path: Path, node: int | None = None, answer: str | None = None) -> Ch
         params = _mean(saved, params, like, path)
         said = f"the mean of the models of {len(saved.there)} nodes"
     _judge_finite(params, said, path)
-    return ChosenModel(saved.about, experiment, learner, params, node, answer, said)
+    return ChosenModel(saved.directory, saved.about, experiment, learner, params, node, answer, said)
 
 
 def _named(saved: SavedModels, node: int) -> str:

@@ -111,10 +111,12 @@ class LoadedModel:
         assert isinstance(at, int)
         numbers, answer, params, run = self.numbers, TARGETS[self.kind].answer, self._params, self._run
 
+        def of(part: Sequence[Sequence[float]], x: Array) -> Array:
+            return jnp.asarray(part[at], x.dtype).reshape(*(1,) * (x.ndim - 1), -1)
+
         def whole(x: Array) -> Array:
-            mean, sd = (jnp.asarray(part[at], x.dtype) for part in (numbers.mean, numbers.sd))
-            known = x if numbers.fill is None else jnp.where(jnp.isnan(x), jnp.asarray(numbers.fill[at], x.dtype), x)
-            scaled = (known - mean) / sd
+            known = x if numbers.fill is None else jnp.where(jnp.isnan(x), of(numbers.fill, x), x)
+            scaled = (known - of(numbers.mean, x)) / of(numbers.sd, x)
             return answer(run(params, jnp.clip(scaled, 0, 1) if numbers.clip else scaled))
 
         return whole
