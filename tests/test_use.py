@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import safetensors.numpy
 from click.testing import CliRunner
+from PIL import Image
 
 import p2pfl
 from p2pfl.cli import main
@@ -302,3 +303,129 @@ def test_onnx_is_made_where_its_library_is(gossiped: tuple[Path, pd.DataFrame], 
         assert not (tmp_path / "made").exists()
     else:
         assert code == 0 and (tmp_path / "made" / "model.onnx").exists()
+
+
+# --- other kinds of rows and of tasks
+
+PLAIN: dict[str, Any] = {**{k: v for k, v in TABLE.items() if k not in ("statistics",)}, "rounds": 2,
+                         "evaluation": {"every": 2}, "model": {"name": "logistic"}}  # fmt: skip
+
+
+def ran(folder: Path, data: dict[str, Any], **more: Any) -> Path:
+    p2pfl.run(experiment.parse({**PLAIN, "data": data, **more}, "use.toml", Experiment), folder / "run")
+    return folder / "run"
+
+
+def said(place: Path, node: int, start: str) -> tuple[np.ndarray, np.ndarray]:
+    """What a run says that a node's model says of the test rows, and the lines (or numbers) of those rows."""
+    split, table = pd.read_csv(place / "split.csv"), pd.read_csv(place / "predictions.csv")
+    mine = table[table.node == node]
+    lines = split[split.part == "test"].set_index("row").line.loc[mine.row]
+    return mine[[name for name in mine.columns if name.startswith(start)]].to_numpy(), lines.to_numpy()
+
+
+@pytest.mark.more
+@pytest.mark.parametrize(
+    ("kind", "start", "columns"),
+    [
+        ({"kind": "survival", "time": "days", "event": "dead"}, "log_risk", ["line", "log_risk", "risk"]),
+        ({"kind": "regression", "targets": ["days"], "drop": ["dead"]}, "predicted_", ["line", "predicted_days"]),
+        ({"kind": "labels", "labels": ["dead", "ill"]}, "p_", ["line", "p_dead", "p_ill", "predicted_dead",
+                                                               "predicted_ill"]),
+    ],
+)  # fmt: skip
+def test_other_kinds_of_tasks(kind: dict[str, Any], start: str, columns: list[str], tmp_path: Path) -> None:
+    """Written as they are called, and equal to what the run has written."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({name: rng.normal(size=60).round(3) for name in ("age", "crp")})
+    frame = frame.assign(
+        days=(rng.exponential(size=60) * np.exp(frame.age) * 100).round(1),
+        dead=rng.integers(0, 2, 60),
+        ill=(frame.crp > 0) * 1,
+    )
+    frame.to_csv(tmp_path / "data.csv", index=False)
+    drop = [*kind.get("drop", ()), *(["ill"] if kind["kind"] != "labels" else ["days"])]
+    table = {"source": "csv", "path": str(tmp_path / "data.csv"), **kind, "drop": drop}
+    place = ran(tmp_path, table, training={**TABLE["training"], "optimizer": {"name": "sgd", "learning_rate": 0.01}})
+    frame[["crp", "age"]].to_excel(tmp_path / "new.xlsx", index=False)
+    code, text = command("predict", place, "--data", tmp_path / "new.xlsx", "--out", tmp_path / "out.csv", "--node", 1)
+    assert code == 0, text
+    made = pd.read_csv(tmp_path / "out.csv")
+    assert made.columns.tolist() == columns
+    was, lines = said(place, 1, start)
+    found = made.set_index("line").loc[lines, [name for name in columns if name.startswith(start)]].to_numpy()
+    np.testing.assert_allclose(found[:, : was.shape[1]], was, rtol=2e-6, atol=2e-6)
+    if kind["kind"] == "survival":
+        np.testing.assert_allclose(made.risk, np.exp(made.log_risk), rtol=1e-5)
+
+
+@pytest.mark.more
+def test_images_of_an_npz_are_given_as_they_lie_there(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(40) % 2
+    images = np.where(y[:, None, None] == 1, 200, 40) + rng.integers(0, 40, (40, 6, 6))
+    images = images.astype(np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=y, classes=np.array(["dark", "light"]))
+    place = ran(tmp_path, {"source": "npz", "path": str(tmp_path / "data.npz")}, model={"name": "cnn", "channels": [2]})
+    np.savez(tmp_path / "new.npz", images=images)
+    code, text = command("predict", place, "--data", tmp_path / "new.npz", "--out", tmp_path / "out.csv", "--node", 0)
+    assert code == 0, text
+    model, dataset = p2pfl.load_model(place, 0), p2pfl.data.npz.load(tmp_path / "data.npz")
+    was = pd.read_csv(place / "predictions.csv").query("node == 0")
+    raw = np.rint(dataset.test.x * 255).astype(np.uint8)
+    np.testing.assert_allclose(model(raw), was[["p_dark", "p_light"]].to_numpy(), atol=1e-6)
+    np.testing.assert_allclose(answers_of(tmp_path / "out.csv"), model(images[..., None]), atol=1e-6)
+    with pytest.raises(DataError, match="holds fractions of 0 to 1, and this model takes 0 to 255"):
+        model(dataset.test.x)
+    np.savez(tmp_path / "small.npz", images=images[:, :5, :5])
+    code, text = command("predict", place, "--data", tmp_path / "small.npz", "--out", tmp_path / "no.csv")
+    assert code == 1 and "rows of shape [5, 5, 1]; the model takes rows of shape [6, 6, 1]" in text
+
+
+def answers_of(file: Path) -> np.ndarray:
+    table = pd.read_csv(file)
+    found: np.ndarray = table[[name for name in table.columns if name.startswith("p_")]].to_numpy()
+    return found
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("masks", [False, True])
+def test_a_folder_of_images_without_labels(masks: bool, tmp_path: Path) -> None:
+    """Read as in training, whatever the folders are called; masks go into an .npz."""
+    rng = np.random.default_rng(0)
+    for name, bright in (("dark", 30), ("light", 200)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / "masks").mkdir(exist_ok=True)
+        for i in range(10):
+            pixels = (bright + rng.integers(0, 40, (12, 12))).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{name}{i}.png")
+            Image.fromarray((pixels > 100).astype(np.uint8)).save(tmp_path / "data" / "masks" / f"{name}{i}.png")
+    label = '[label]\nmask = "masks/{image}.png"\n' if masks else '[label]\ncolumn = "kind"\n'
+    (tmp_path / "layout.toml").write_text(
+        f'name = "shades"\norigin = "here"\nkind = "{"segmentation" if masks else "classes"}"\nformat = "image"\n'
+        f'classes = ["dark", "light"]\n[[files]]\n'
+        'pattern = "{kind}/{image}.png"\n[keep]\nkind = ["dark", "light"]\n'
+        f"{label}[pixels]\nsize = [8, 8]\n"
+    )
+    model = {"name": "unet", "channels": [2, 2]} if masks else {"name": "logistic"}
+    data = {"source": "folder", "path": str(tmp_path / "data"), "layout": str(tmp_path / "layout.toml")}
+    place = ran(tmp_path, data, model=model)
+    (tmp_path / "new").mkdir()
+    for name in ("dark3", "light4"):
+        shutil.copy(tmp_path / "data" / name[:-1] / f"{name}.png", tmp_path / "new")
+    shutil.rmtree(tmp_path / "data")
+    (tmp_path / "layout.toml").unlink()
+    out = tmp_path / ("out.npz" if masks else "out.csv")
+    code, text = command("predict", place, "--data", tmp_path / "new", "--out", out)
+    assert code == 0, text
+    if masks:
+        with np.load(out) as found:
+            assert found["predicted"].shape == (2, 8, 8) and found["files"].tolist() == ["dark3.png", "light4.png"]
+        assert command("predict", place, "--data", tmp_path / "new", "--out", tmp_path / "out.csv")[0] == 1
+    else:
+        table = pd.read_csv(out)
+        assert table.file.tolist() == ["dark3.png", "light4.png"] and table.columns.tolist()[2:4] == [
+            "p_dark",
+            "p_light",
+        ]
+        assert table.p_light[1] > table.p_light[0]

@@ -180,7 +180,7 @@ def predict(
     answers = model.rows(found)
     say(f"{model.said} answers {len(answers)} rows")
     if masks:
-        named: dict[str, Any] = {name: np.asarray(values) for name, values in found.known_as.items()}
+        named: dict[str, Any] = {f"{name}s": np.asarray(values) for name, values in found.known_as.items()}
         np.savez_compressed(out, predicted=answers.argmax(axis=-1), classes=np.asarray(model.classes), **named)
         return
     with out.open("w", encoding="utf-8", newline="") as file:
