@@ -1,4 +1,4 @@
-"""The command line: `p2pfl run`, `node`, `check`, `chaos`, `sweep`, `report`, `predict`, `export`, `replay`, `topology`.
+"""The command line: `p2pfl run`, `node`, `check`, `chaos`, `sweep`, `report`, `predict`, `export`, `replay` and more.
 
 Its exit codes: `Exit`.
 """
@@ -395,7 +395,7 @@ def sweep(
 def predict(run: Path, rows: Path, out: Path, node: int | None, answer: str | None) -> None:
     """Answer new rows with a model of the run directory RUN, or of the export MODEL."""
     with _errors():
-        sys.path[:0] = [str(Path.cwd()), str(run.resolve())]
+        sys.path[:0] = [str(Path.cwd())]  # code is never taken from a run's directory
         from p2pfl.runs import use
 
         use.predict(run, rows, out, node, answer, lambda text: click.echo(text))
@@ -411,7 +411,7 @@ def predict(run: Path, rows: Path, out: Path, node: int | None, answer: str | No
 def export(run: Path, to: str, node: int | None, answer: str | None, out: Path | None) -> None:
     """Export a model of the run directory RUN: its weights or its function, what it needs to be used, and its card."""
     with _errors():
-        sys.path[:0] = [str(Path.cwd()), str(run.resolve())]
+        sys.path[:0] = [str(Path.cwd())]  # code is never taken from a run's directory
         from p2pfl.runs import export as exports
 
         out = out or Path(f"{run.resolve().name}-{to}")

@@ -109,7 +109,7 @@ def _training(facts: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     rows = [
         "## Training",
         "",
-        f"- Algorithm: {facts['algorithm']}, {experiment['rounds']} rounds on {graph}, {len(facts['nodes'])} nodes"
+        f"- Algorithm: {facts['algorithm']}, {experiment['rounds']} rounds on {graph}, {facts['members']} nodes"
         + (f", of which {len(lost)} were lost" if lost else "")
         + "; no server.",
         f"- Model: {_called(model)}.",
@@ -183,7 +183,7 @@ def _shared(facts: Mapping[str, Any]) -> str:
     if facts["link"] == "none":
         travels = "nothing: every node learned alone"
     else:
-        travels = f"{facts['travels']}, between neighbours of the graph ({patterns}); no rows and no labels"
+        travels = f"{facts['travels']}, between neighbours of the graph ({patterns}); no rows"
     rows = [
         "## What was shared, and privacy",
         "",

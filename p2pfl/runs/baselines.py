@@ -15,7 +15,7 @@ from p2pfl.config.experiment import AlgorithmTable, Experiment, TopologyTable
 from p2pfl.federation.federation import Federation, build
 from p2pfl.reporting.run_data import FIRST
 from p2pfl.reporting.terminal import View
-from p2pfl.runs import assessment, simulated
+from p2pfl.runs import assessment, models, simulated
 from p2pfl.runs.assessment import Assessment
 from p2pfl.runs.summary import score
 
@@ -53,6 +53,7 @@ def baseline(
 ) -> tuple[dict[str, float | None], Assessment]:
     """Train a baseline; returns its figures (accuracy_NAME for accuracy_mean, accuracy_NAME_worst, ...) and draws."""
     built = build(other, federation.dataset)
+    models.describe(built).write(place)
     result = simulated.into(built, place, lambda status: None)
     if len(result.whole) == 1:  # one model of all data, at each site
         model = next(iter(result.whole.values()))

@@ -51,7 +51,7 @@ def export(path: Path, to: str, out: Path, node: int | None = None, answer: str 
     found = {name: _table(chosen.directory / f"{name}.json") for name in ("assessment", "summary")}
     card = Carded(chosen.said, chosen.node, chosen.answer, to, out.name, model.dtype)
     whole = json.loads((out / models.FILE).read_text("utf-8"))
-    (out / CARD).write_text(model_card.text(card, {**whole, "nodes": chosen.about.nodes}, **found), "utf-8")
+    (out / CARD).write_text(model_card.text(card, whole, **found), "utf-8")
     return chosen.said
 
 

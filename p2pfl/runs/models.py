@@ -63,6 +63,7 @@ class ModelFacts(NamedTuple):
     sites: tuple[str, ...]
     nodes: Mapping[int, SiteOfNode]
     recipe: Recipe | None
+    members: int  # nodes of the federation
     algorithm: str
     keeps_mean: str
     link: str
@@ -76,7 +77,8 @@ class ModelFacts(NamedTuple):
         table["nodes"] = {str(node): each._asdict() for node, each in self.nodes.items()}
         if self.recipe is not None:
             table["recipe"] = {**self.recipe._asdict(), "numbers": self.recipe.numbers._asdict()}
-        (directory / FILE).write_text(json.dumps(table, indent=1) + "\n", "utf-8")
+        lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in table.items())
+        (directory / FILE).write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
 
 
 def describe(federation: Federation, node: int | None = None) -> ModelFacts:
@@ -91,7 +93,7 @@ def describe(federation: Federation, node: int | None = None) -> ModelFacts:
     }
     return ModelFacts(
         format=FORMAT,
-        versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+        versions={name: _version(name) for name in _PACKAGES},
         experiment=toml.plain(experiment),
         kind=dataset.kind,
         classes=dataset.classes,
@@ -100,12 +102,20 @@ def describe(federation: Federation, node: int | None = None) -> ModelFacts:
         sites=dataset.sites,
         nodes=nodes,
         recipe=dataset.recipe,
+        members=len(federation.graph),
         algorithm=federation.algorithm.name,
         keeps_mean=federation.algorithm.keeps_mean,
         link=federation.algorithm.link,
         travels=federation.algorithm.travels,
         node=node,
     )
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        return "unknown"
 
 
 def write_answers(out: Path, answers: Mapping[int, Mapping[str, Params]]) -> None:
@@ -295,7 +305,7 @@ def choose(path: Path, node: int | None = None, answer: str | None = None) -> Ch
     params = unflattened(like, arrays, path)
     if node is not None or len(saved.nodes) == 1:
         node = None if first == -1 else first
-        said = saved.about.said or f"the {answer or 'model'} of {_named(saved, first)}"
+        said = saved.about.said or f"the {f'answer {answer}' if answer else 'model'} of {_named(saved, first)}"
     elif saved.about.keeps_mean == "nothing":
         node, said = first, f"the model of {_named(saved, first)}, the first: {saved.about.algorithm} keeps no mean"
     else:
@@ -312,11 +322,11 @@ def _named(saved: SavedModels, node: int) -> str:
 
 def _judge(saved: SavedModels, path: Path, node: int | None, answer: str) -> None:
     """Raises ConfigError for a node or an answer that is not there."""
+    if node is not None and saved.nodes == (-1,):
+        raise ConfigError(f"{path}: node={node}: this model is of no single node; leave --node out")
     if node is not None and node not in saved.nodes:
-        said = ", ".join(map(str, saved.nodes[:20])) + (", ..." if len(saved.nodes) > 20 else "")
-        what = "this model is of no single node; leave --node out" if saved.nodes == (-1,) else f"models of node {said}"
-        raise ConfigError(f"{path}: node={node}: no such model; there are {what}" if saved.nodes != (-1,) else
-                          f"{path}: node={node}: {what}")  # fmt: skip
+        listed = ", ".join(map(str, saved.nodes[:20])) + (", ..." if len(saved.nodes) > 20 else "")
+        raise ConfigError(f"{path}: node={node}: no such model; there are models of node {listed}")
     if not answer:
         return
     if answer == "selector":
@@ -402,7 +412,13 @@ def _learner(about: ModelFacts, experiment: Experiment, arrays: Mapping[str, np.
             for part in above:
                 at = at.setdefault(part, {})
             at[last] = np.zeros((1, *array.shape), array.dtype)
-    learner = learning.learner_alone(experiment, stand_in(about), place)
+    try:
+        learner = learning.learner_alone(experiment, stand_in(about), place)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}. A run has no code of yours: call this where the module lies, or have the model exported to "
+            "stablehlo there, which needs none"
+        ) from error
     return learner, learning.shape(learner, place)
 
 

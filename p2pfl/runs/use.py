@@ -90,7 +90,7 @@ class LoadedModel:
         if low == 0 and white > 2 and x.min() >= 0 and x.max() <= 1 and (x != np.round(x)).any():
             raise DataError(
                 f"x: holds fractions of 0 to 1, and this model takes 0 to {white:g}, which it scales itself: give it "
-                "the numbers as their source has them"
+                f"the numbers as their source has them, here {white:g} times as large"
             )
 
     def _place(self, found: NewRows) -> np.ndarray | int:
