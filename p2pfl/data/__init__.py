@@ -10,7 +10,17 @@ import numpy.typing as npt
 
 from p2pfl.data import builtin, csv, folder, medmnist, npz
 from p2pfl.data.builtin import breast_cancer, digits
-from p2pfl.data.dataset import Column, Dataset, ImageFacts, Samples, as_float32, encode_labels, validate
+from p2pfl.data.dataset import (
+    Column,
+    Dataset,
+    ImageFacts,
+    Numbers,
+    Recipe,
+    Samples,
+    as_float32,
+    encode_labels,
+    validate,
+)
 from p2pfl.data.image import is_far
 from p2pfl.data.partition import PARTITIONS, Partition, by_site, dirichlet, iid, shards
 from p2pfl.errors import DataError
@@ -21,7 +31,9 @@ __all__ = [
     "Column",
     "Dataset",
     "ImageFacts",
+    "Numbers",
     "Partition",
+    "Recipe",
     "Samples",
     "as_dataset",
     "breast_cancer",

@@ -83,9 +83,11 @@ def of_table(path: Path, fields: Mapping[str, Any], sites: Sequence[str], featur
 
 def frame(given: Any, recipe: Recipe, sites: Sequence[str], features: Sequence[str]) -> NewRows:
     """Rows of a pandas DataFrame. Raises DataError where the model has not learned from a table."""
-    if recipe.reader != "table":
-        raise DataError("x: is a table, and the model has learned from arrays; give it an array")
-    return coded(of_frame(given), recipe.fields, sites, features)
+    if recipe.reader == "table":
+        return coded(of_frame(given), recipe.fields, sites, features)
+    if recipe.reader == "files" or not features:
+        raise DataError("x: is a table, and the model has learned from arrays without names; give it an array")
+    return coded(of_frame(given), _numbers(features), sites, features)
 
 
 def coded(table: Table, fields: Mapping[str, Any], sites: Sequence[str], features: Sequence[str]) -> NewRows:
@@ -210,23 +212,23 @@ def _places(table: Table, site: str | None, sites: Sequence[str]) -> np.ndarray 
 
 # --- arrays and images
 
-_NOTHING: Mapping[str, Any] = MappingProxyType(
-    {
+
+def _numbers(features: Sequence[str]) -> dict[str, Any]:
+    """The fields of a table of plain numbers."""
+    return {
+        "features": [*features],
         **dict.fromkeys(("site", "dates", "decimal", "delimiter", "encoding", "sheet")),
-        **dict.fromkeys(("rename", "derive", "not_applicable", "categories"), MappingProxyType({})),
+        **{name: {} for name in ("rename", "derive", "not_applicable", "categories")},
         **dict.fromkeys(("missing_values", "named", "marked"), ()),
         "missing": "error",
         "reference": False,
     }
-)
-"""The fields of a table of plain numbers."""
 
 
 def of_arrays(path: Path, fields: Mapping[str, Any], sites: Sequence[str], features: Sequence[str]) -> NewRows:
     """Rows of an .npz; where the columns of x have names, also of a table of numbers."""
     if path.suffix.lower() in (".csv", ".xlsx", ".xlsm", ".parquet") and features:
-        plain = {**_NOTHING, "features": [*features]}
-        return of_table(path, plain, sites, features)
+        return of_table(path, _numbers(features), sites, features)
     if path.is_dir() or not zipfile.is_zipfile(path) or path.suffix.lower() != ".npz":
         raise DataError(f"{path}: the model has learned from arrays; give an .npz with one of {', '.join(KEYS)}")
     try:

@@ -289,8 +289,7 @@ def choose(path: Path, node: int | None = None, answer: str | None = None) -> Ch
 
     Without `node`: the only one there is; where nothing of a model is a node's own and the algorithm keeps their mean,
     the mean of the models at the end; where it keeps none, that of the first node that is there. Raises ConfigError for
-    what is not there, and where it must be said whose model is meant. In the precision of the experiment: call it, and
-    use what it returns, within `precision`.
+    what is not there, and where it must be said whose model is meant.
     """
     saved = find(path)
     node = saved.within if node is None else node
@@ -299,7 +298,8 @@ def choose(path: Path, node: int | None = None, answer: str | None = None) -> Ch
     first = saved.there[0] if node is None else node
     arrays = saved.arrays(first, answer)
     experiment = _experiment(saved.about)
-    learner, like = _learner(saved.about, experiment, arrays)
+    with jax.enable_x64(experiment.training.dtype == "float64"):
+        learner, like = _learner(saved.about, experiment, arrays)
     if node is None and len(saved.nodes) > 1:
         _judge_private(saved, path, learner, like)
     params = unflattened(like, arrays, path)
@@ -367,7 +367,8 @@ def used(learner: Learner, like: Params, shape: Sequence[int]) -> list[str]:
     def outputs(leaves: list[Any], x: Any) -> Any:
         return learner.predict(jax.tree.unflatten(structure, leaves), x)
 
-    traced = jax.make_jaxpr(outputs)(leaves, jax.ShapeDtypeStruct((1, *shape), dtype)).jaxpr
+    with jax.enable_x64(dtype == np.float64):
+        traced = jax.make_jaxpr(outputs)(leaves, jax.ShapeDtypeStruct((1, *shape), dtype)).jaxpr
     read = {id(each) for equation in traced.eqns for each in equation.invars} | {id(each) for each in traced.outvars}
     return [name for name, each in zip(named_leaves(like), traced.invars, strict=False) if id(each) in read]
 
