@@ -183,7 +183,7 @@ def test_mistakes_are_told_with_the_way_out(gossiped: tuple[Path, pd.DataFrame],
         ((place, "--data", new, "--out", out, "--node", 3), "node=3: no such model; there are models of node 0, 1, 2"),
         ((place, "--data", new, "--out", out, "--node", 0, "--answer", "tuned"), "did you mean 'fine_tuned'"),
         ((place, "--data", new, "--out", out, "--answer", "fine_tuned"), "say whose with --node"),
-        ((place, "--data", new, "--out", out, "--answer", "selector"), "is not saved"),
+        ((place, "--data", new, "--out", out, "--answer", "selector"), "is not saved; name it in evaluation.answers"),
         ((place, "--data", new, "--out", tmp_path / "there.csv"), "is there already"),
         ((place, "--data", new, "--out", tmp_path / "no" / "out.csv"), "no such folder"),
         ((place, "--data", tmp_path / "no.csv", "--out", out), "no such file"),
@@ -211,6 +211,31 @@ def test_what_is_a_sites_own_is_used_for_its_rows(own: tuple[Path, pd.DataFrame]
     with pytest.raises(DataError, match="holds 'Mainz'; the model has learned from 'Bonn', 'Köln', 'Ulm'"):
         one(frame.assign(hospital="Mainz"))
     assert np.abs(p2pfl.load_model(place, 0, "recalibrated")(rows) - one(rows)).max() > 1e-4
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("loop", [False, True])
+def test_the_choice_among_the_models_of_all_is_saved(loop: bool, tmp_path: Path) -> None:
+    """It scores on the test rows what the assessment says that it does, whichever way the models lie."""
+    frame = write(tmp_path / "data.csv")
+    frame["age"] = 30.0 + 40 * frame.hospital.map(SITES.index) + np.arange(120) % 7  # one sees whose rows they are
+    frame.to_csv(tmp_path / "data.csv", index=False)
+    data = {**TABLE["data"], "standardize": "pooled", "missing": "mean"}
+    place = run(tmp_path, {**TABLE, "data": data, "statistics": {}, "driver": {"kind": "simulate", "loop": loop},
+                           "evaluation": {"every": 6, "answers": ["selector"]}})  # fmt: skip
+    split = pd.read_csv(place / "split.csv").query("part == 'test'")
+    truth = (frame.ill == "yes").to_numpy()[split.line.to_numpy() - 2]
+    table = json.loads((place / "assessment.json").read_text("utf-8"))
+    for node in range(3):
+        said = p2pfl.load_model(place, node, "selector")(frame.drop(columns=["ill"]))[split.line.to_numpy() - 2]
+        loss = -np.log(np.where(truth, said[:, 1], said[:, 0])).mean()
+        assert loss == pytest.approx(table["nodes"][str(node)]["selector"]["pooled"]["log_loss"], rel=1e-4)
+        plain = p2pfl.load_model(place, node)(frame)[split.line.to_numpy() - 2]
+        tuned = p2pfl.load_model(place, int(split.node.iloc[0]), "fine_tuned")(frame)[split.line.to_numpy() - 2]
+        assert (np.abs(said - plain).max(axis=1) > 1e-4).any() and (np.abs(said - tuned).max(axis=1) < 1e-6).any()
+    assert p2pfl.load_model(place, answer="selector").said.startswith("the selector")
+    code, text = command("export", place, "--to", "safetensors", "--answer", "selector", "--out", tmp_path / "no")
+    assert code == 1 and "is a choice among models" in text
 
 
 # --- exports

@@ -72,11 +72,14 @@ def assess(federation: Federation, models: Mapping[int, Params], out: Path | Non
     if not models or len(federation.graph) > MOST:
         return Assessment()
     tuned = _tuned(federation, models)
+    chosen = _selector(federation, tuned)
     if out is not None:
         models_of.write_answers(out, tuned)
+        if chosen is not None:
+            models_of.write_selector(out, chosen, [*tuned])
     if not len(dataset.test.y):
         return Assessment()
-    answers = _answers(federation, models, tuned)
+    answers = _answers(federation, models, tuned, chosen)
     weight = _resampled(federation, len(models))
     outputs = {node: _outputs(federation, node, answers[node]) for node in models}
     result = {node: _of(federation, node, outputs[node]) for node in models}
@@ -313,9 +316,11 @@ def compared(
 
 
 def _tuned(federation: Federation, models: Mapping[int, Params]) -> dict[int, dict[str, Params]]:
-    """What each node makes of its model, by the name of the answer; the model itself and the choice of all left out."""
+    """What each node makes of its model, by the name of the answer, with what is to be chosen among."""
     asked = federation.experiment.evaluation.answers
     names = [name for name in asked if name not in (predict.SELECTOR, "consensus")]
+    if predict.SELECTOR in asked and models_of.personal(federation.learner) not in names:
+        names.append(models_of.personal(federation.learner))
     own = {node: _own(federation, node, model) for node, model in models.items()} if names else {}
     trained = {node: each for node, each in own.items() if len(each.train.y)}
     make = _prepared(federation, names) if trained else None
@@ -324,29 +329,29 @@ def _tuned(federation: Federation, models: Mapping[int, Params]) -> dict[int, di
     }
 
 
+def _selector(federation: Federation, tuned: Mapping[int, Mapping[str, Params]]) -> predict.Selector | None:
+    """The choice among the personal models of all, where it is asked for and there are two."""
+    if predict.SELECTOR not in federation.experiment.evaluation.answers or len(tuned) < 2:
+        return None
+    name, data, parts = models_of.personal(federation.learner), federation.dataset, federation.partition
+    inputs = [data.train.x[parts.train[node]] for node in tuned]
+    return predict.selector(federation.learner, [each[name] for each in tuned.values()], inputs)
+
+
 def _answers(
-    federation: Federation, models: Mapping[int, Params], tuned: Mapping[int, Mapping[str, Params]]
+    federation: Federation,
+    models: Mapping[int, Params],
+    tuned: Mapping[int, Mapping[str, Params]],
+    chosen: predict.Selector | None,
 ) -> dict[int, dict[str, Answerer]]:
-    """The models that may answer at each node, by name; "" is the model itself. `tuned`: of `_tuned`."""
-    experiment, learner = federation.experiment, federation.learner
-    run = jax.jit(learner.predict)
-    result: dict[int, dict[str, Answerer]]
-    result = {node: {"": partial(answered, run, model)} for node, model in models.items()}
+    """The models that may answer at each node, by name; "" is the model itself."""
+    run = jax.jit(federation.learner.predict)
+    result: dict[int, dict[str, Answerer]] = {}
     for node, model in models.items():
-        found = {**tuned.get(node, {}), "consensus": model}
-        names = [name for name in experiment.evaluation.answers if name in found]
-        result[node].update({name: partial(answered, run, found[name]) for name in names})
-    if predict.SELECTOR not in experiment.evaluation.answers:
-        return result
-    own = {node: _own(federation, node, model) for node, model in models.items()}
-    trained = {node: each for node, each in own.items() if len(each.train.y)}
-    if len(trained) > 1:
-        name = "personal" if learner.personal else "fine_tuned"
-        make = _prepared(federation, [name])
-        personals = [make(each)[name].params for each in trained.values()]
-        inputs = [each.train.x for each in trained.values()]
-        chosen = predict.selector(learner, personals, inputs)
-        for node, model in models.items():
+        found = {"": model, "consensus": model, **tuned.get(node, {})}
+        names = ["", *(name for name in federation.experiment.evaluation.answers if name in found)]
+        result[node] = {name: partial(answered, run, found[name]) for name in names}
+        if chosen is not None:
             result[node][predict.SELECTOR] = partial(chosen.predict, model)
     return result
 

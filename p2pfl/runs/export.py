@@ -42,6 +42,10 @@ def export(path: Path, to: str, out: Path, node: int | None = None, answer: str 
         raise ConfigError(f"to={to!r}: {nearest(to, FORMATS)}")
     fresh(out)
     chosen = models.choose(path, node, answer)
+    if chosen.selector is not None:
+        raise ConfigError(
+            "answer='selector': is a choice among models, row by row, and no model; export those, by node"
+        )
     model = LoadedModel(chosen)
     write = FORMATS[to](model, chosen)
     out.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ from p2pfl.data.partition import names
 from p2pfl.errors import ConfigError, DataError, nearest
 from p2pfl.federation import learning
 from p2pfl.federation.federation import Federation
+from p2pfl.methods.answers import SELECTOR, Selector, fitted
 from p2pfl.node import model_file
 from p2pfl.tree import named_leaves
 from p2pfl.types import Learner, Params
@@ -136,6 +137,17 @@ def write_answers(out: Path, answers: Mapping[int, Mapping[str, Params]]) -> Non
             model_file.write(_answer(home, name), model)
 
 
+def write_selector(out: Path, chosen: Selector, nodes: Sequence[int]) -> None:
+    """Save the choice among the personal models of `nodes`, beside what they answer."""
+    (out / ANSWERS).mkdir(exist_ok=True)
+    model_file.write(_answer(out, SELECTOR), dict(chosen.fitted), {NODES: ",".join(map(str, nodes))})
+
+
+def personal(learner: Learner) -> str:
+    """The answer that is a node's own model, among which the selector chooses."""
+    return "personal" if learner.personal else "fine_tuned"
+
+
 def _answer(home: Path, name: str) -> Path:
     return home / ANSWERS / f"{name}.safetensors"
 
@@ -162,7 +174,7 @@ class SavedModels(NamedTuple):
     def answers(self, node: int) -> list[str]:
         """The names of what answers at a node beside its model."""
         files = sorted((self.home(node) / ANSWERS).glob("*.safetensors"))
-        return [file.stem for file in files if not self.stacked or node in _listed(file)]
+        return [each.stem for each in files if each.stem != SELECTOR and (not self.stacked or node in _listed(each))]
 
     def arrays(self, node: int, answer: str = "") -> dict[str, np.ndarray]:
         """The leaves of a model by path."""
@@ -282,6 +294,7 @@ class ChosenModel(NamedTuple):
     node: int | None  # None: of no single one
     answer: str
     said: str  # which it is, in words
+    selector: Selector | None = None  # what chooses between this model and the personal ones, row by row
 
 
 def choose(path: Path, node: int | None = None, answer: str | None = None) -> ChosenModel:
@@ -296,7 +309,7 @@ def choose(path: Path, node: int | None = None, answer: str | None = None) -> Ch
     answer = "" if answer in (None, "consensus") else str(answer)
     _judge(saved, path, node, answer)
     first = saved.there[0] if node is None else node
-    arrays = saved.arrays(first, answer)
+    arrays = saved.arrays(first, "" if answer == SELECTOR else answer)
     experiment = _experiment(saved.about)
     with jax.enable_x64(experiment.training.dtype == "float64"):
         learner, like = _learner(saved.about, experiment, arrays)
@@ -312,7 +325,18 @@ def choose(path: Path, node: int | None = None, answer: str | None = None) -> Ch
         params = _mean(saved, params, like, path)
         said = f"the mean of the models of {len(saved.there)} nodes"
     _judge_finite(params, said, path)
+    if answer == SELECTOR:
+        said = f"the selector, and where it is not sure {said.replace('answer selector', 'model')},"
+        return ChosenModel(saved.directory, saved.about, experiment, learner, params, node, answer, said,
+                           _selector(saved, learner, like, path))  # fmt: skip
     return ChosenModel(saved.directory, saved.about, experiment, learner, params, node, answer, said)
+
+
+def _selector(saved: SavedModels, learner: Learner, like: Params, path: Path) -> Selector:
+    """The choice among the personal models of all nodes, as it was fitted."""
+    file = _answer(saved.directory, SELECTOR)
+    models = [unflattened(like, saved.arrays(node, personal(learner)), path) for node in _listed(file)]
+    return fitted(learner, models, _loaded(file))
 
 
 def _named(saved: SavedModels, node: int) -> str:
@@ -329,11 +353,10 @@ def _judge(saved: SavedModels, path: Path, node: int | None, answer: str) -> Non
         raise ConfigError(f"{path}: node={node}: no such model; there are models of node {listed}")
     if not answer:
         return
-    if answer == "selector":
-        raise ConfigError(
-            f"{path}: answer='selector': is made of all nodes' personal models and is not saved; use those, one node's "
-            "at a time (personal or fine_tuned)"
-        )
+    if answer == SELECTOR:
+        if not _answer(saved.directory, SELECTOR).exists():
+            raise ConfigError(f"{path}: answer='selector': is not saved; name it in evaluation.answers of a run")
+        return
     if node is None and len(saved.nodes) > 1:
         raise ConfigError(f"{path}: answer={answer!r}: each node has its own; say whose with --node")
     known = saved.answers(saved.nodes[0] if node is None else node)

@@ -37,6 +37,7 @@ class LoadedModel:
         self.node, self.answer, self.said = chosen.node, chosen.answer, chosen.said
         self._recipe = about.recipe or Recipe("arrays", {}, Numbers(((0.0,),), ((1.0,),)))  # x is as a function made it
         self._params, self._double = chosen.params, chosen.experiment.training.dtype == "float64"
+        self._selector = chosen.selector
         self._dtype, self._run = chosen.experiment.training.dtype, jax.jit(chosen.learner.predict)
         self._sites = about.sites if len(self.numbers.mean) > 1 else ()
         own = None if chosen.node is None else about.nodes.get(chosen.node)
@@ -80,8 +81,13 @@ class LoadedModel:
         x = prepared(found.x, self.numbers, self._place(found)).astype(np.float32)
         with jax.enable_x64(self._double):
             chunks = [x[at : at + _ROWS].astype(self._dtype) for at in range(0, max(len(x), 1), _ROWS)]
-            outputs = [self._run(self._params, jnp.asarray(chunk)) for chunk in chunks]
+            outputs = [self._outputs(chunk) for chunk in chunks]
             return np.concatenate([np.asarray(TARGETS[self.kind].answer(each)) for each in outputs])
+
+    def _outputs(self, x: np.ndarray) -> Any:
+        if self._selector is not None:
+            return self._selector.predict(self._params, x)
+        return self._run(self._params, jnp.asarray(x))
 
     def _judge_scale(self, x: np.ndarray) -> None:
         if self._recipe.reader != "arrays" or len(self.numbers.sd[0]) > 1 or not x.size:

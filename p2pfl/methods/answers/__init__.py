@@ -28,10 +28,10 @@ from p2pfl.errors import ConfigError
 from p2pfl.learning.batching import Batching, eval_set
 from p2pfl.learning.local_steps import descend
 from p2pfl.methods.answers import calibration
-from p2pfl.methods.answers.selector import Selector, selector
+from p2pfl.methods.answers.selector import Selector, fitted, selector
 from p2pfl.types import Array, Key, Learner, Params, Tree
 
-__all__ = ["ANSWERS", "SELECTOR", "Answer", "Own", "Selector", "check", "held_back", "prepared", "selector"]
+__all__ = ["ANSWERS", "SELECTOR", "Answer", "Own", "Selector", "check", "fitted", "held_back", "prepared", "selector"]
 
 SELECTOR = "selector"
 """The answer that needs the models of all nodes, and so is made by whoever has them: see `selector`."""

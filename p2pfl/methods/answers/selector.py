@@ -12,12 +12,13 @@ federated medical image segmentation" (FedSM, 2022).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax  # type: ignore[import-untyped]
 
 from p2pfl.check import share
 from p2pfl.errors import ConfigError
@@ -31,10 +32,11 @@ SHARED = -1
 
 class Selector(NamedTuple):
     """`choose(x [N, ...]) -> [N] int`: the site whose personal model answers, or SHARED. `predict(shared, x) ->
-    outputs`, `shared` being the model that answers for all others."""
+    outputs`, `shared` being the model that answers for all others. `fitted`: what `fitted` makes it again of."""
 
     choose: Callable[[np.ndarray], np.ndarray]
     predict: Callable[[Params, np.ndarray], np.ndarray]
+    fitted: Mapping[str, np.ndarray]
 
 
 def features(x: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -71,15 +73,27 @@ def selector(
     low = min(float(np.min(x)) for x in inputs)
     high = max(float(np.max(x)) for x in inputs)
     site = np.repeat(np.arange(len(inputs)), [len(x) for x in inputs])
-    fitted: Any = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
-    fitted.fit(np.concatenate([features(x, low, high) for x in inputs]), site)
+    scaler, chooser = StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000)
+    whole: Any = make_pipeline(scaler, chooser)
+    whole.fit(np.concatenate([features(x, low, high) for x in inputs]), site)
+    coef, intercept = chooser.coef_, chooser.intercept_
+    if len(inputs) == 2:  # one row says it of both
+        coef, intercept = np.concatenate([-coef / 2, coef / 2]), np.concatenate([-intercept / 2, intercept / 2])
+    numbers = {"range": np.array([low, high]), "gamma": np.array(gamma), "mean": scaler.mean_, "sd": scaler.scale_}
+    return fitted(learner, personals, {**numbers, "coef": coef, "intercept": intercept})
+
+
+def fitted(learner: Learner, personals: Sequence[Params], numbers: Mapping[str, np.ndarray]) -> Selector:
+    """The selector that was fitted before: `numbers` is its `fitted`."""
+    low, high = numbers["range"].tolist()
 
     def choose(x: np.ndarray) -> np.ndarray:
         if not len(x):
             return np.zeros(0, np.int64)
-        probability = fitted.predict_proba(features(x, low, high))
+        scaled = (features(x, low, high) - numbers["mean"]) / numbers["sd"]
+        probability = softmax(scaled @ numbers["coef"].T + numbers["intercept"], axis=1)
         best = probability.argmax(axis=1)
-        return np.where(probability.max(axis=1) > gamma, best, SHARED)
+        return np.where(probability.max(axis=1) > numbers["gamma"], best, SHARED)
 
     run = jax.jit(learner.predict)
 
@@ -91,4 +105,4 @@ def selector(
             outputs[chosen == i] = np.asarray(own)[chosen == i]
         return outputs
 
-    return Selector(choose, answer)
+    return Selector(choose, answer, numbers)
