@@ -241,9 +241,12 @@ def read(directory: Path) -> ModelFacts:
     file = directory / FILE
     if not file.exists():
         run = (directory / "experiment.toml").exists() or (directory / "result.json").exists()
-        what = "a run of an earlier version, which did not say how rows become inputs; run it again" if run else (
-            "no run and no model; give the directory that p2pfl run, node or export has written"
-        )  # fmt: skip
+        if run:
+            what = (
+                "a run of an earlier version, or a loop of one's own (p2pfl.join), did not say how rows become inputs"
+            )
+        else:
+            what = "no run and no model; give the directory that p2pfl run, node or export has written"
         raise ConfigError(f"{directory}: has no {FILE}: {what}")
     try:
         table = json.loads(file.read_text("utf-8"))
