@@ -48,6 +48,7 @@ OWN: dict[str, Any] = {
     "data": {**{k: v for k, v in TABLE["data"].items() if k != "derive"}, "standardize": "node", "missing": "mean",
              "not_applicable": {"crp": ["never"]}, "missing_indicator": ["age"]},
     "model": {"name": "mlp", "hidden": [4], "norm": "batch"},
+    "training": {**TABLE["training"], "optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.5}},
     "statistics": {},
     "algorithm": {"name": "dsgd", "share": "fedbn"},
     "evaluation": {"every": 6, "answers": ["recalibrated"]},
@@ -140,6 +141,27 @@ def test_predict_writes_what_load_model_says(gossiped: tuple[Path, pd.DataFrame]
         rows = list(csv.DictReader(file))
     assert [row["line"] for row in rows[:2]] == ["2", "3"]
     assert [row["predicted"] for row in rows] == [("no", "yes")[i] for i in found.argmax(axis=1)]
+
+
+def test_without_a_node_it_is_the_mean_of_what_is_mixed(gossiped: tuple[Path, pd.DataFrame], tmp_path: Path) -> None:
+    """Of those that were there at the end; of their models, and not of what each knows of its own rows."""
+    place, _ = gossiped
+    shutil.copy(place / "model.json", tmp_path)
+    leaves = safetensors.numpy.load_file(place / "models.safetensors")
+    factor = np.array([1.0, 2.0, 6.0], np.float32)
+    leaves = {name: leaf * factor.reshape(3, *(1,) * (leaf.ndim - 1)) if name.startswith("trained") else leaf
+              for name, leaf in leaves.items()}  # fmt: skip
+    safetensors.numpy.save_file(leaves, tmp_path / "models.safetensors")
+    for gone, who in (([], [0, 1, 2]), ([1], [0, 2])):
+        (tmp_path / "summary.json").write_text(json.dumps({"lost": gone}))
+        model = p2pfl.load_model(tmp_path)
+        assert model.said == f"the mean of the models of {len(who)} nodes"
+        kernel = leaves["trained/layers/0/kernel"][who].mean(axis=0)
+        np.testing.assert_allclose(model.params["trained"]["layers"][0]["kernel"], kernel, rtol=1e-6)
+    leaves["trained/layers/0/kernel"][2, 0, 0] = np.nan
+    safetensors.numpy.save_file(leaves, tmp_path / "models.safetensors")
+    with pytest.raises(DataError, match=r"is not finite \(trained/layers/0/kernel\)"):
+        p2pfl.load_model(tmp_path)
 
 
 def test_what_answers_beside_the_model_is_saved(gossiped: tuple[Path, pd.DataFrame]) -> None:
@@ -316,6 +338,9 @@ def test_an_export_of_a_site_holds_no_more_than_predicts(own: tuple[Path, pd.Dat
     saved = safetensors.numpy.load_file(tmp_path / "made" / "model.safetensors")
     np.testing.assert_array_equal(leaves["trained"]["layers"]["1"]["kernel"], saved["trained/layers/1/kernel"])
     assert "private" in leaves and "optimizer" not in leaves["private"]["share"]
+    seen = [name for name in saved if name.startswith("private/share/optimizer")]
+    before = safetensors.numpy.load_file(place / "models.safetensors")
+    assert any(before[name].any() for name in seen) and not any(saved[name].any() for name in seen)
 
 
 @pytest.mark.more
