@@ -22,6 +22,7 @@ import safetensors.numpy
 import zmq
 from small import CASES, GATHERED, MORE, Case, write
 
+import p2pfl
 from p2pfl import tree
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.config import experiment
@@ -506,3 +507,7 @@ def test_two_nodes_by_hand_with_rows_of_their_own_until_they_are_asked_to_stop(t
     assert traces[0]["round"] == traces[1]["round"]
     first, second = (records.unpack(row["model"]) for row in traces)
     assert np.allclose(first, second, atol=1e-4) and np.abs(first).max() > 0.1
+    for node, folder in enumerate(folders):  # whose directory alone is enough to use the model
+        rows = np.loadtxt(tmp_path / f"patients{node}.csv", delimiter=",", skiprows=1)
+        model = p2pfl.load_model(folder)
+        assert model.node == node and ((model(rows[:, :3])[:, 1] > 0.5) == rows[:, 3]).mean() > 0.8
