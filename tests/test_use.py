@@ -160,6 +160,11 @@ def test_without_a_node_it_is_the_mean_of_what_is_mixed(gossiped: tuple[Path, pd
         np.testing.assert_allclose(model.params["trained"]["layers"][0]["kernel"], kernel, rtol=1e-6)
     leaves["trained/layers/0/kernel"][2, 0, 0] = np.nan
     safetensors.numpy.save_file(leaves, tmp_path / "models.safetensors")
+    (tmp_path / "damaged").mkdir()
+    shutil.copy(place / "model.json", tmp_path / "damaged")
+    (tmp_path / "damaged" / "models.safetensors").write_bytes((place / "models.safetensors").read_bytes()[:-4])
+    with pytest.raises(ConfigError, match=r"models.safetensors: can't be read as models"):
+        p2pfl.load_model(tmp_path / "damaged")
     with pytest.raises(DataError, match=r"is not finite \(trained/layers/0/kernel\)"):
         p2pfl.load_model(tmp_path)
 

@@ -12,16 +12,16 @@ So the directory alone is enough to predict with: neither the data nor the exper
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from p2pfl.config import experiment as config
 from p2pfl.config import toml
@@ -184,22 +184,29 @@ class SavedModels(NamedTuple):
             return _loaded(file)
         file = _answer(home, answer) if answer else home / STACKED
         place = _listed(file).index(node) if answer else node
-        with safetensors.safe_open(file, "np") as found:
+        with _opened(file) as found:
             return {name: np.asarray(found.get_slice(name)[place]) for name in found.keys()}  # noqa: SIM118
 
 
 def _listed(file: Path) -> list[int]:
     """The nodes whose models a stacked file of answers holds."""
-    with safetensors.safe_open(file, "np") as found:
+    with _opened(file) as found:
         return [int(node) for node in (found.metadata() or {}).get(NODES, "").split(",") if node]
 
 
-def _loaded(file: Path) -> dict[str, np.ndarray]:
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """A file of safetensors. Raises ConfigError for one that is none, or is damaged."""
     try:
-        found: dict[str, np.ndarray] = safetensors.numpy.load_file(file)
+        with safetensors.safe_open(file, "np") as found:
+            yield found
     except (OSError, safetensors.SafetensorError) as error:
-        raise ConfigError(f"{file}: can't be read as a model: {error}") from error
-    return found
+        raise ConfigError(f"{file}: can't be read as models: {error}") from error
+
+
+def _loaded(file: Path) -> dict[str, np.ndarray]:
+    with _opened(file) as found:
+        return {name: found.get_tensor(name) for name in found.keys()}  # noqa: SIM118
 
 
 def find(path: Path) -> SavedModels:
@@ -217,7 +224,7 @@ def find(path: Path) -> SavedModels:
         whole, within = whole.parents[1], int(whole.name)
     about = read(whole)
     if (whole / STACKED).exists():
-        with safetensors.safe_open(whole / STACKED, "np") as found:
+        with _opened(whole / STACKED) as found:
             nodes = tuple(range(found.get_slice(next(iter(found.keys()))).get_shape()[0]))
     elif (whole / "nodes").is_dir():
         homes = [each for each in (whole / "nodes").iterdir() if each.name.isdecimal()]
