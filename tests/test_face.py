@@ -302,6 +302,7 @@ assert_type(dataset.train, p2pfl.Samples)
 assert_type(experiment, p2pfl.Experiment)
 assert_type(p2pfl.run(experiment, Path("out"), callbacks=[p2pfl.EarlyStopping(5)]), p2pfl.RunResult)
 assert_type(p2pfl.load_run("out").summary.rounds, int | None)
+assert_type(p2pfl.load_model("out", node=0), p2pfl.LoadedModel)
 assert_type(p2pfl.ConfigError("text"), p2pfl.ConfigError)
 print(result.history.score[-1].mean(), p2pfl.build(experiment).schedule, [v.equal for v in p2pfl.replay("out")])
 """
