@@ -1,4 +1,4 @@
-"""The command line: `p2pfl run`, `node`, `check`, `chaos`, `sweep`, `report`, `predict`, `export`, `replay` and more.
+"""The command line: `p2pfl init`, `doctor`, `run`, `node`, `check`, `chaos`, `report`, `predict`, `export` and more.
 
 Its exit codes: `Exit`.
 """
