@@ -103,7 +103,8 @@ def _training(facts: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     experiment, training = facts["experiment"], facts["experiment"]["training"]
     topology, model = experiment["topology"], experiment.get("model") or {}
     graph = topology.get("graph") or "a graph of a file"
-    optimizer = ", ".join(f"{name} {value}" for name, value in training["optimizer"].items() if name != "name")
+    rules = training["optimizer"]
+    optimizer = ", then ".join(_called(rule) for rule in (rules if isinstance(rules, list | tuple) else [rules]))
     objective = ", ".join(_called(each) for each in training.get("objective", ()))
     lost = summary.get("lost") or ()
     rows = [
@@ -114,7 +115,8 @@ def _training(facts: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
         + "; no server.",
         f"- Model: {_called(model)}.",
         f"- Local steps: {training['local_steps']} of {training['batch_size']} rows a round, "
-        f"{training['optimizer'].get('name')} ({optimizer or 'no arguments'})"
+        f"{optimizer}"
+        + (f"; loss {training['loss']}" if training.get("loss") else "")
         + (f"; objective {objective}" if objective else "")
         + f"; seed {experiment['seed']}.",
     ]
