@@ -12,8 +12,10 @@ import optax
 import pytest
 from flax import nnx
 
-from p2pfl.data import Samples
+from p2pfl.config.experiment import Experiment, parse
+from p2pfl.data import Dataset, Samples
 from p2pfl.errors import ConfigError
+from p2pfl.federation.federation import build
 from p2pfl.learning import models
 from p2pfl.learning.flax import from_flax
 from p2pfl.learning.local_steps import descend
@@ -22,6 +24,7 @@ from p2pfl.methods import sharing
 from p2pfl.methods.answers import ANSWERS, Answer, Own, Selector, calibration, check, held_back, prepared, selector
 from p2pfl.methods.answers.selector import SHARED, features
 from p2pfl.methods.objectives import OBJECTIVES
+from p2pfl.runs import assessment
 from p2pfl.types import Learner, Tree
 
 SGD = optax.sgd(0.2)
@@ -309,3 +312,24 @@ def test_a_selector_is_for_whoever_has_all_models() -> None:
     check(["selector"], logistic(), "classes")
     with pytest.raises(ConfigError, match="did you mean 'selector'"):
         check(["selectors"], logistic(), "classes")
+
+
+def test_a_node_chooses_by_the_validation_rows_of_its_own_site() -> None:
+    """Where sites are nodes; else each node gets an equal part of them."""
+
+    def rows(count: int, first: float) -> Samples:
+        x = np.arange(count, dtype=np.float32)[:, None] + first
+        return Samples(x, np.arange(count, dtype=np.int32) % 2, np.arange(count, dtype=np.int32) // 4 % 3)
+
+    dataset = Dataset(rows(12, 0), rows(12, 100), ("no", "yes"), ("a", "b", "c"), validation=rows(12, 200))
+    table: dict[str, Any] = {
+        "name": "t", "rounds": 1, "data": {"source": "digits", "partition": "by_site"}, "model": {"name": "logistic"},
+        "training": {"optimizer": {"name": "sgd", "learning_rate": 0.1}}, "algorithm": {"name": "dsgd"},
+        "topology": {"graph": "ring", "nodes": 3},
+    }  # fmt: skip
+    federation = build(parse(table, "t", Experiment), dataset)
+    kept = assessment.own_of(federation, 1, {}).validation
+    assert kept is not None and kept.x[:, 0].tolist() == [204, 205, 206, 207]
+    table["data"] = {"source": "digits"}
+    kept = assessment.own_of(build(parse(table, "t", Experiment), dataset), 1, {}).validation
+    assert kept is not None and kept.x[:, 0].tolist() == [201, 204, 207, 210]

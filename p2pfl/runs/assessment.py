@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from p2pfl import tree
+from p2pfl.config.data import EvenPartition
 from p2pfl.data import Dataset, Samples
 from p2pfl.data.partition import names
 from p2pfl.federation import learning
@@ -238,7 +239,7 @@ def _thresholds(
         return {}
     run, dtype, result = jax.jit(federation.learner.predict), federation.experiment.training.dtype, {}
     for node, model in models.items():
-        own = _own(federation, node, model)
+        own = own_of(federation, node, model)
         kept = own.validation is not None and len(np.unique(own.validation.y)) == 2
         chosen = own.validation if kept and own.validation is not None else own.train
         places, tested = _scopes(federation, node)["own"]
@@ -321,7 +322,7 @@ def _tuned(federation: Federation, models: Mapping[int, Params]) -> dict[int, di
     names = [name for name in asked if name not in (predict.SELECTOR, "consensus")]
     if predict.SELECTOR in asked and models_of.personal(federation.learner) not in names:
         names.append(models_of.personal(federation.learner))
-    own = {node: _own(federation, node, model) for node, model in models.items()} if names else {}
+    own = {node: own_of(federation, node, model) for node, model in models.items()} if names else {}
     trained = {node: each for node, each in own.items() if len(each.train.y)}
     make = _prepared(federation, names) if trained else None
     return {
@@ -364,12 +365,12 @@ def _prepared(federation: Federation, names: list[str]) -> Callable[[predict.Own
     )
 
 
-def _own(federation: Federation, node: int, model: Params) -> predict.Own:
+def own_of(federation: Federation, node: int, model: Params) -> predict.Own:
     """Return what a node makes its answers of. Validation rows are its site's, or an equal part of them."""
     data, parts = federation.dataset, federation.partition
     train, test, kept = parts.train[node], parts.test[node], data.validation
     if kept is not None and federation.experiment.evaluation.rows == "test":
-        by_site = federation.experiment.data.partition == "by_site" and kept.site is not None
+        by_site = federation.experiment.data.partition == EvenPartition("by_site") and kept.site is not None
         rows = np.flatnonzero(kept.site == node) if by_site else np.arange(node, len(kept.y), len(federation.graph))
         kept = Samples(kept.x[rows], kept.y[rows])
     else:
