@@ -15,6 +15,7 @@ from seeds import batches, seeds
 from test_peer import Node, World, gaps
 
 from p2pfl.protocol.events import Advance, Leave, Members, Seen, Start, Trained
+from p2pfl.protocol.messages import Want
 from p2pfl.protocol.neighbor import ASYNC, BARRIER, EpochPlan, RoundPlan
 from p2pfl.protocol.timing import LOCAL
 
@@ -182,6 +183,52 @@ def test_two_join_at_once_with_two_models_to_choose_from(seed: int) -> None:
         joined = [note for note in node.notes if note.event == "joined"]
         assert len(joined) == 1
     assert any("of 2 that were given" in note.detail for n in world.nodes.values() for note in n.notes)
+
+
+class Asked(Ring):
+    """Notes who is asked for a model, and by whom."""
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        self.asked: list[tuple[int, int]] = []
+        super().__init__(*given, **more)
+
+    def send(self, source: int, to: int, envelope: Any) -> None:
+        if isinstance(envelope.message, Want):
+            self.asked.append((source, to))
+        super().send(source, to, envelope)
+
+
+def test_who_join_at_once_ask_two_members_each_and_all_of_them_others() -> None:
+    """A large model costs its donor: nobody gives it to three, while others give it to nobody."""
+    world, late = Asked(10, 300), (3, 4, 8)
+    for node in late:
+        world.nodes[node].dead = True
+    world.run_until_round(40)
+    for node in late:
+        world.restart(node)
+    world.run()
+    assert world.check() == 10
+    assert sorted(source for source, _ in world.asked) == sorted(2 * late)
+    assert len({to for _, to in world.asked}) == 6
+
+
+def test_where_the_donors_die_others_are_asked() -> None:
+    class Dying(Asked):
+        def send(self, source: int, to: int, envelope: Any) -> None:
+            super().send(source, to, envelope)
+            if isinstance(envelope.message, Want) and len(self.asked) <= 2:
+                self.kill(to)
+
+    world = Dying(8, 300)
+    world.nodes[3].dead = True
+    world.run_until_round(40)
+    world.restart(3)
+    world.run()
+    assert world.check() == 6
+    first, others = [to for _, to in world.asked[:2]], {to for _, to in world.asked[2:]}
+    assert all(world.nodes[node].dead for node in first) and len(others - {*first}) >= 2
+    joined = [note.detail for note in world.nodes[3].notes if note.event == "joined"]
+    assert len(joined) == 1 and not any(f"the model of node {node}," in joined[0] for node in first)
 
 
 @pytest.mark.parametrize("seed", seeds(10))

@@ -18,6 +18,7 @@ class Joining:
     def __init__(self, state: PeerState, presence: Presence, agreement: Agreement) -> None:
         self._state, self._presence, self._agreement = state, presence, agreement
         self._models: dict[int, tuple[int, int, Any]] = {}  # what has been given: life, round, model
+        self._wishes: dict[int, int] = {}  # who has been asked, and in which life
         self._asked = 0.0  # when a model was last asked for
         self._stretch = state.facts.payload_bytes / state.facts.timing.bandwidth
 
@@ -52,26 +53,32 @@ class Joining:
 
     # --- models
 
-    def ask_all(self) -> None:
-        """Ask each neighbour at hand that has begun for its model."""
-        for other in self._state.neighbors.values():
-            if other.linked and other.begun:
-                self.ask(other)
+    def begin(self) -> None:
+        """Begin to ask: the time runs from now on."""
+        self._asked = self._state.now
+        self.ask_donors()
 
-    def ask(self, other: Neighbor) -> None:
-        """Ask a neighbour for its model; who has kept its own wants none."""
+    def ask_donors(self) -> None:
+        """Ask those donors that are at hand and have not been asked: where one is lost, it is another's turn."""
+        for node in self._presence.donors():
+            other = self._state.neighbors.get(node)
+            if other is not None and other.linked and other.begun and self._wishes.get(node) != other.life:
+                self._ask(other)
+
+    def _ask(self, other: Neighbor) -> None:
+        """Ask a neighbour for its model, if it has not given it; who has kept its own wants none."""
         facts = self._state.facts
-        if not facts.kept_round:
-            self._asked = self._state.now
+        if not facts.kept_round and other.node not in self._models:
+            self._wishes[other.node], self._asked = other.life, self._state.now
             self._state.send(other, Want(max(facts.join_round - 1, 0)))
 
     def ask_again(self) -> None:
-        """Ask those who have not given theirs, after a while: a wish, or a model, can be lost."""
+        """Ask everybody at hand who has not given theirs, after a while: a wish, or a model, can be lost."""
         state = self._state
         if state.now - self._asked >= state.facts.timing.retry_every + self._stretch:
             for other in state.neighbors.values():
-                if other.linked and other.begun and other.node not in self._models:
-                    self.ask(other)
+                if other.linked and other.begun:
+                    self._ask(other)
 
     def progressed(self) -> None:
         """A model is on its way: it need not be asked for again."""

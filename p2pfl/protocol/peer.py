@@ -302,8 +302,7 @@ class Peer:
     def _met_while_joining(self, envelope: Envelope) -> None:
         met = self._met(envelope)
         if met and met.other.linked and met.other.begun:
-            if met.new:
-                self._joining.ask(met.other)
+            self._joining.ask_donors()
             self._join_if_given()
 
     def _left(self, other: Neighbor, envelope: Envelope, usable: bool) -> None:
@@ -441,6 +440,7 @@ class Peer:
         for other in self.state.neighbors.values():
             self._presence.watch(other, other.linked or self._watched(other))
         if not self._join_if_given() and not self._go_on_alone_if_lost():
+            self._joining.ask_donors()
             self._joining.ask_again()
 
     # --- coming in
@@ -461,7 +461,7 @@ class Peer:
             self._presence.greet()
         if self._joining.others_have_begun:
             self.state.stage, self.state.since = JOINING, self.state.now
-            self._joining.ask_all()
+            self._joining.begin()
             self._join_if_given()
         elif (first := self._joining.first_round()) is None:
             return

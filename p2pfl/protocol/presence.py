@@ -18,7 +18,7 @@ from p2pfl.protocol.state import JOINING, STARTING, PeerState
 from p2pfl.protocol.timing import PASSES, SLOWEST
 
 DONORS = 2
-"""Neighbours whose models a joiner wants to see before it takes one, and members that it greets for that."""
+"""Members that a joiner asks for their models, and whose models it wants to see before it takes one."""
 
 
 class Met(NamedTuple):
@@ -148,8 +148,17 @@ class Presence:
         state = self._state
         wanted = set(state.plan.neighbors)
         if state.stage == JOINING and not state.facts.kept_round:
-            wanted.update([node for node in sorted(state.seen) if state.seen[node].round > 0][:DONORS])
+            wanted.update(self.donors())
         return sorted(wanted & state.seen.keys())
+
+    def donors(self) -> list[int]:
+        """Return whom this node asks for a model while it joins: others than those who join at the same time ask."""
+        state = self._state
+        known = {node: state.neighbors.get(node) or Neighbor(node) for node in sorted(state.seen)}
+        begun = [node for node, other in known.items() if state.seen[node].round > 0 or (other.linked and other.begun)]
+        turn = DONORS * sum(node < state.facts.node for node in known.keys() - {*begun}) % max(len(begun), 1)
+        others = (known[node] for node in begun[turn:] + begun[:turn])
+        return [other.node for other in others if not (other.suspect or other.doubted or other.left)][:DONORS]
 
     def greet(self) -> None:
         """Say hello to whom this node wants to be linked with and is not, every now and then."""
