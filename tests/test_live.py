@@ -464,6 +464,37 @@ def test_two_nodes_whose_rows_do_not_mean_the_same_say_what_differs_and_end(tmp_
 
 
 @pytest.mark.live
+@pytest.mark.faults
+def test_two_nodes_with_different_experiments_say_which_field_and_end(tmp_path: Path) -> None:
+    """The first asks again when it is asked itself; that it is the first to begin changes nothing."""
+    files = by_hand(tmp_path, 1_000_000)
+    text = (tmp_path / "experiment.toml").read_text()
+    (tmp_path / "other.toml").write_text(text.replace("[training]\n", "[training]\nbatch_size = 32\n"))
+    files[1].write_text(files[1].read_text().replace("experiment.toml", "other.toml"))
+    processes: list[subprocess.Popen[str]] = []
+    try:
+        for file in files:
+            processes.append(
+                subprocess.Popen([*P2PFL, "node", file], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            )
+            lines = iter(processes[-1].stdout.readline, "")  # type: ignore[union-attr]
+            begun = next(line for line in lines if "listening on" in line or "Error" in line)
+            assert "listening on" in begun
+        said = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    for node, (text, theirs, ours) in enumerate(zip(said, (32, 16), (16, 32), strict=True)):
+        assert processes[node].returncode == Exit.MISTAKE
+        told = f"node {1 - node}: training.batch_size: {theirs} there, {ours} here\n"
+        assert f"Error: node {node} runs another experiment than its neighbours" in text and told in text
+        events = [row["detail"] for row in records.read(tmp_path / f"records{node}" / "events.jsonl")]
+        assert sum(detail.startswith("another experiment: training.batch_size") for detail in events) == 1
+        assert json.loads((tmp_path / f"records{node}" / "result.json").read_text())["booked"] == 0
+
+
+@pytest.mark.live
 def test_two_nodes_by_hand_with_rows_of_their_own_until_they_are_asked_to_stop(tmp_path: Path) -> None:
     kept = ('{"life": 4000000000000}', "garbled")  # by processes whose clock was far ahead, or whose disk has failed
     for node, text in enumerate(kept):

@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from p2pfl.drivers.live.zmtp import Command, Limits, Reader
 from p2pfl.errors import ConfigError, RemoteError
 from p2pfl.protocol.budget import Budget
 from p2pfl.protocol.codec import Schema
+from p2pfl.protocol.strangers import Stranger, Strangers
 
 LIMITS = Limits(frame=100_000, frames=5, message=200_000)
 FEDERATION = "digest"
@@ -588,6 +589,31 @@ def test_why_nobody_is_reached_at_an_address(monkeypatch: pytest.MonkeyPatch, th
         assert not listening.dropped  # it has been asked as a node asks
 
 
+def test_a_node_of_another_federation_is_asked_in_what_it_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers once a connection, and is not there for whoever asks something else."""
+    monkeypatch.setattr(reach, "_PATIENCE", 0.3)
+    ours, theirs = ({"name": "a", "rounds": str(rounds), "seed": "0"} for rounds in (7, 20))
+    port, there, seen = free("127.0.0.1"), Strangers(0, theirs, clock.now()), list[Stranger | None]()
+    address = f"tcp://127.0.0.1:{port}"
+    with closing(
+        Listener(address, FEDERATION, 3, Allowance(LIMITS, 100, 100, 1e9), clock.now(), compare=there.answer)
+    ) as listening:
+        for fields in (ours, {"name": "b"}, theirs):
+            asks = threading.Thread(
+                target=lambda fields=fields: seen.append(reach.ask(address, Strangers(1, fields, 0)))
+            )
+            asks.start()
+            while asks.is_alive():
+                asks.join(0.01)
+                list(listening.receive(clock.now()))
+        with socket.create_connection(("127.0.0.1", port)) as link:  # more than a question may be
+            link.sendall(zmtp.GREETING + zmtp.ready(b"DEALER", zmtp.COMPARES) + b"\2" + (1 << 40).to_bytes(8, "big"))
+            while not listening.dropped["size"]:
+                list(listening.receive(clock.now()))
+        assert seen == [Stranger(0, "rounds: 20 there, 7 here"), None, None] and there.askers == {1}
+        assert listening.dropped == {"handshake": 1, "size": 1}
+
+
 def test_a_name_that_nobody_knows_and_a_firewall_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reach.look("tcp://no.such.name.invalid:7", b"me").startswith("can't be resolved: ")
 
@@ -602,7 +628,7 @@ def test_a_name_that_nobody_knows_and_a_firewall_are_told_apart(monkeypatch: pyt
 def test_what_was_seen_at_an_address_is_looked_at_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
     monkeypatch.setattr(reach, "look", lambda address, introduction: looked.append(address) or "refused")
-    seen, limit = reach.Reachability(b"me"), clock.now() + 30
+    seen, limit = reach.Reachability(b"me", Strangers(0, {}, 0.0)), clock.now() + 30
     for time, times in ((0.0, 1), (9.0, 1), (10.5, 2)):
         seen.why("tcp://a:7", time)
         while len(looked) < times or seen.why("tcp://a:7", time) is None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,8 +41,12 @@ from p2pfl.methods import compose
 from p2pfl.node.plan import Terms
 from p2pfl.packages import claimed
 from p2pfl.protocol.neighbor import WAIT
+from p2pfl.protocol.strangers import GRAPH
 from p2pfl.protocol.timing import PRESETS, Timing
 from p2pfl.types import Algorithm, Learner, Schedule, Tree
+
+_SHOWN = 60
+"""Characters of a field that another federation is told of."""
 
 
 class Federation(NamedTuple):
@@ -285,8 +289,8 @@ def model_shape(federation: Federation) -> Any:
     return stage.shape(federation.learner, federation.sites)
 
 
-def digest(federation: Federation) -> str:
-    """Return 32 hex digits of what all nodes must have in common: not where the data lies, nor the driver."""
+def _common(federation: Federation) -> dict[str, Any]:
+    """Return what all nodes must have in common: not where the data lies, nor the driver."""
     table, data = asdict(federation.experiment), federation.experiment.data
     for private in ("path", "root", "limit", "missing", "dictionary"):  # what it says is compared column by column
         table["data"].pop(private, None)
@@ -297,7 +301,32 @@ def digest(federation: Federation) -> str:
     for private in ("driver", "baselines", "evaluation", "network", "topology", "virtual"):
         del table[private]
     table["schedule"] = [hashlib.blake2b(part.tobytes()).hexdigest() for part in federation.schedule]
-    return hashlib.blake2b(json.dumps(table, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return table
+
+
+def digest(federation: Federation) -> str:
+    """Return 32 hex digits of what all nodes must have in common."""
+    return hashlib.blake2b(json.dumps(_common(federation), sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def fields(federation: Federation) -> dict[str, str]:
+    """Return the same field by field, in words as a person would write them; long values are cut, and have a digest."""
+    table = _common(federation)
+    table["network"] = {"loss": table.pop("loss"), "alone": table.pop("alone")}
+    table[GRAPH] = hashlib.blake2b("".join(table.pop("schedule")).encode(), digest_size=8).hexdigest()
+    table["topology"] = asdict(federation.experiment.topology)
+    return dict(_flat(table, ""))
+
+
+def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, each in value.items():
+            yield from _flat(each, f"{name}.{key}" if name else str(key))
+        return
+    text = value if isinstance(value, str) else "not set" if value is None else json.dumps(value)
+    if len(text) > _SHOWN:
+        text = f"{text[:_SHOWN]}... ({hashlib.blake2b(text.encode(), digest_size=6).hexdigest()})"
+    yield name[:_SHOWN], text
 
 
 def terms(federation: Federation) -> Terms:
@@ -312,6 +341,7 @@ def terms(federation: Federation) -> Terms:
         wanted.network.sync,
         wanted.network.alone,
         there(federation.churn, nodes) if federation.churn else None,
+        fields(federation),
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 from p2pfl.node.task import Task
@@ -25,6 +26,7 @@ class Terms(NamedTuple):
     sync: str
     alone: str = WAIT  # what a node does that has lost more than half of those that should be there
     there: Callable[[int], frozenset[int]] | None = None  # nodes that should be there in a round; None: all, always
+    fields: Mapping[str, str] = MappingProxyType({})  # what all have in common, in words
 
 
 def facts(task: Task, work: Worker, terms: Terms, life: int, join_round: int, compiled: float = 0.0) -> Facts:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from p2pfl.protocol.edges import Edges
@@ -54,9 +55,15 @@ def digest(packed: bytes) -> str:
     return hashlib.blake2b(packed, digest_size=16).hexdigest()
 
 
-def _printable(line: str) -> str:
+def printable(line: str) -> str:
     """Cut what another node has written, and let no terminal obey it."""
     return "".join(char if char.isprintable() else "?" for char in line[:_WIDE])
+
+
+def said(lines: Sequence[str]) -> str:
+    """Return what differs in one line, which is not longer than a person reads."""
+    more = len(lines) - _SAID
+    return "; ".join((*lines[:_SAID], *((f"and {more} more",) if more > 0 else ())))
 
 
 @dataclass(slots=True)
@@ -158,7 +165,7 @@ class Agreement:
                 found = state.facts.compare(unpack(packed))
             except (ValueError, RecursionError) as error:
                 found = (f"its description can't be read ({error})",)
-            other.lines = tuple(_printable(line) for line in found) or ("it says nothing that differs",)
+            other.lines = tuple(printable(line) for line in found) or ("it says nothing that differs",)
             other.pieces = {}
             state.note("differs", node, self._said(other))
             self._tell(node, other)
@@ -180,5 +187,4 @@ class Agreement:
     def _said(other: Other) -> str:
         if other.lines is None:
             return "has other data, or another model; it did not say which"
-        more = len(other.lines) - _SAID
-        return "; ".join((*other.lines[:_SAID], *((f"and {more} more",) if more > 0 else ())))
+        return said(other.lines)

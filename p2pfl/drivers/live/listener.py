@@ -1,6 +1,7 @@
 """The listening end of a node's connections: whatever comes in, the work and the memory that it costs have a bound.
 
-A connection says in its first frame which node of the federation it is from, or is hung up. Each turn reads a few
+A connection says in its first frame which node of the federation it is from, or is hung up; or that it asks in what the
+experiments differ, and is hung up with the answer. Each turn reads a few
 messages of each connection and goes on in the next: who sends much delays nobody else. A connection has a budget of
 messages; what comes beyond that is not read, and waits at its own end, by TCP. A node has a budget of messages that are
 of no use, and of connections; when that is spent, the connection is hung up.
@@ -19,6 +20,7 @@ from typing import NamedTuple
 from p2pfl.drivers.live import addresses, zmtp
 from p2pfl.drivers.live.zmtp import Command, Frame, Limits, Reader
 from p2pfl.errors import RemoteError
+from p2pfl.protocol import strangers
 from p2pfl.protocol.budget import Budget
 
 _SHARE = 16
@@ -97,6 +99,7 @@ class _Connection:
         self.link, self.reader = link, Reader()
         self.opened = self.heard = now
         self.node: int | None = None  # it has not said yet
+        self.asks = False  # it is of another federation, and asks what differs
         self.budget = Budget(0.0, 1.0, now)  # ... and may say that
         self.behind: float | None = None  # since when there has always been something left to read
 
@@ -114,12 +117,14 @@ class Listener:
     def __init__(
         self, address: str, federation: str, nodes: int, allowance: Allowance, now: float,
         about: bytes = b"", answer: Callable[[int], bytes] | None = None,
+        compare: Callable[[bytes, float], bytes] | None = None,
     ) -> None:  # fmt: skip
         """`address`: tcp://HOST:PORT. `nodes`: that there can be; others are strangers. `about`: what is said to
-        whoever connects. `answer`: told which node has connected, returns what it is told if it asks.
+        whoever connects. `answer`: told which node has connected, returns what it is told if it asks. `compare`: what those of another federation ask.
         """
         self._federation, self._nodes, self._allowance = federation, nodes, allowance
         self._hello, self._answer = zmtp.GREETING + zmtp.ready(b"ROUTER", about=about), answer
+        self._compare = compare
         self._socket = _listening(address)
         self._epoll = select.epoll()
         self._epoll.register(self._socket, select.EPOLLIN)
@@ -236,14 +241,7 @@ class Listener:
 
     def _take(self, file: int, connection: _Connection, item: Command | list[Frame], now: float) -> Arrived | None:
         if connection.node is None:
-            if not isinstance(item, Command):
-                raise RemoteError("handshake", "a message before it has said who it is")
-            node = zmtp.introduced(zmtp.identity(item), self._federation)
-            self._introduced(connection, node, now)
-            answer = b"" if self._answer is None else self._answer(node)
-            if answer and zmtp.asks(item):
-                with contextlib.suppress(BlockingIOError):  # what it does not take at once it does not get
-                    connection.link.send(answer)
+            self._first(file, connection, item, now)
             return None
         size = 0 if isinstance(item, Command) else sum(map(len, item))
         connection.budget.spend((_LARGE if size >= self._allowance.large else 1) + size / self._allowance.unit)
@@ -251,6 +249,25 @@ class Listener:
             return None
         self.nbytes += size
         return Arrived(connection.node, file, item)
+
+    def _first(self, file: int, connection: _Connection, item: Command | list[Frame], now: float) -> None:
+        """Take in who it is, or what it asks."""
+        if connection.asks and self._compare is not None and not isinstance(item, Command):
+            answer = self._compare(b"".join(item), now)
+            with contextlib.suppress(OSError):
+                connection.link.send(zmtp.message(answer))
+            self._remove(file)
+        elif connection.asks or not isinstance(item, Command):
+            raise RemoteError("handshake", "a message before it has said who it is")
+        elif (said := zmtp.identity(item)) == zmtp.COMPARES and self._compare is not None:
+            connection.asks, connection.reader.limits = True, Limits(strangers.CAP, 1, strangers.CAP)
+        else:
+            node = zmtp.introduced(said, self._federation)
+            self._introduced(connection, node, now)
+            told = b"" if self._answer is None else self._answer(node)
+            if told and zmtp.asks(item):
+                with contextlib.suppress(BlockingIOError):  # what it does not take at once it does not get
+                    connection.link.send(told)
 
     def _introduced(self, connection: _Connection, node: int, now: float) -> None:
         if node >= self._nodes:
@@ -292,9 +309,9 @@ class Listener:
             self._epoll.register(link, select.EPOLLIN)
             with contextlib.suppress(OSError):  # it has gone already, which will be read
                 link.send(self._hello)
-            strangers = [file for file, other in self._connections.items() if other.node is None]
-            if len(strangers) > _STRANGERS:
-                self._hang_up(strangers[0], "handshake", "too many at once have not said who they are")
+            unknown = [file for file, other in self._connections.items() if other.node is None]
+            if len(unknown) > _STRANGERS:
+                self._hang_up(unknown[0], "handshake", "too many at once have not said who they are")
         self._epoll.modify(self._socket, 0)
         self._accepting = False
 

@@ -58,12 +58,16 @@ from p2pfl.protocol.membership.events import Changed, Gone
 from p2pfl.protocol.membership.table import Me, Member
 from p2pfl.protocol.messages import Hello, Model, Offer, Push
 from p2pfl.protocol.peer import Peer
+from p2pfl.protocol.strangers import Strangers, unfit
 
 _TICK = 0.05
 """Seconds between looks at the clock when nothing comes in."""
 
 _REASONS = 3.0
 """Seconds that a node which met nobody looks for the reasons in the end, where it does not know them yet."""
+
+_ASKERS = 5.0
+"""Seconds for which one whose neighbours run another experiment lets them ask what differs, before it leaves."""
 
 _RECOMPILES = 30.0
 """Seconds that a new epoch may keep a node busy compiling, as it tells the others."""
@@ -115,10 +119,13 @@ class LiveNode:
         self._stopped_by: str | None = None
         self._error: LocalError | None = None
         self._done = self._busy = False
-        self._unfit = ""  # why it does not belong here
+        self._unfit = ""  # why it does not belong here: the rows or the model ...
+        self._unlike = ""  # ... or the experiment, which is
+        self._unlike_since: float | None = None
         self._fault_plan = FaultPlan(task.events, task.node, place.terms.nodes)
         self._table: tuple[Member, ...] = ()  # as the membership last told it
-        self._reach = Reachability(zmtp.introduction(place.terms.federation, task.node))
+        self._strangers = Strangers(task.node, place.terms.fields, clock.now())
+        self._reach = Reachability(zmtp.introduction(place.terms.federation, task.node), self._strangers)
         self._status, self._heard = StatusLine(), dict[int, float]()  # when each node was last heard
         self._told = -1  # the round that the membership has been told ...
         self._reached = 0  # ... and the transport
@@ -201,8 +208,9 @@ class LiveNode:
             for note in work.resume():
                 self._say(note)
         terms = place.terms
+        schemas = [payload.schema, model.schema]
         self._transport = Transport(
-            place.listen, task.node, terms.nodes, terms.federation, [payload.schema, model.schema]
+            place.listen, task.node, terms.nodes, terms.federation, schemas, compare=self._strangers.answer
         )
         self._links = FaultyLinks(self._transport, self._membership)
         life = self._life.next(clock.life(), work.kept[0] if work.kept else 0)
@@ -301,6 +309,7 @@ class LiveNode:
         self._handle(Tick(), now)
         self._membership.beat()
         self._tell(now)
+        self._meet_strangers(now)
         self._links.waits = self._peer.waits
         if self._peer.told != self._told:
             self._told = self._peer.told
@@ -336,6 +345,25 @@ class LiveNode:
         situation = situation._replace(why=self._why(situation, now))
         if (line := self._status.next(situation, now)) is not None:
             self._say(line)
+
+    def _meet_strangers(self, now: float) -> None:
+        """Tell of those whose experiment differs; leave where most neighbours are such, once they can know it, too.
+
+        Who asks is told of, and ends nothing: only what is answered at addresses that this node was given does.
+        """
+        for stranger in self._strangers.news():
+            self._note(Note("differs", stranger.node, self._peer.round, f"another experiment: {stranger.said}"))
+            self._reach.again()
+        if self._unlike or self._peer.booked or any(m.present and m.node != self._task.node for m in self._table):
+            return
+        strangers = tuple(self._reach.strangers.values())
+        reason = unfit(self._task.neighbors, strangers)
+        self._unlike_since = (self._unlike_since or now) if reason else None
+        known = {stranger.node for stranger in strangers} <= self._strangers.askers
+        if self._unlike_since is not None and (known or now - self._unlike_since >= _ASKERS):
+            self._unlike = reason
+            self._say("leaving: its experiment is not that of its neighbours")
+            self._handle(Leave(idle=False), now)
 
     def _strange(self) -> tuple[str, ...]:
         """Return the addresses, of its peers and of members, where somebody should be whom this node never reached."""
@@ -415,6 +443,11 @@ class LiveNode:
 
     def belongs(self) -> None:
         """Raise ConfigError where this node runs something else than its neighbours."""
+        if self._unlike:
+            raise ConfigError(
+                f"node {self._task.node} runs another experiment than its neighbours (there: theirs, here: its own); "
+                f"nothing was exchanged\n{self._unlike}\nGive all nodes the same experiment file"
+            )
         if self._unfit:
             raise ConfigError(
                 f"node {self._task.node} has other data, or another model, than its neighbours (there: theirs, here: "

@@ -1,19 +1,23 @@
 """Why a node is not reached at an address: looked at in threads, by calling there as a node of the federation does.
 
 ZeroMQ connects in silence, again and again, whatever is wrong. A person has to know whether it is the name, the port, a
-firewall, or another federation.
+firewall, or another federation; and in what the experiment of that one differs, for which it is asked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import socket
 import threading
 from typing import NamedTuple
 
 from p2pfl.drivers.live import addresses, clock, zmtp
+from p2pfl.drivers.live.settings import models_address
 from p2pfl.drivers.live.zmtp import Command, Kind, Limits, Reader
 from p2pfl.errors import RemoteError
+from p2pfl.protocol import strangers
+from p2pfl.protocol.strangers import Stranger, Strangers
 
 _AGAIN = 10.0
 """Seconds after which an address is looked at again."""
@@ -30,16 +34,19 @@ _HANGS_UP = 0.5
 _ANSWER = Limits(1 << 14, 1, 1 << 14)
 """What a node may say to who has introduced itself."""
 
+_OTHER = "is of another federation: its experiment differs from this one"
+
 REACHED = ""
 """A node of this federation takes connections there."""
 
 
 class Reachability:
-    """Knows what was last seen at addresses."""
+    """Knows what was last seen at addresses; `strangers` who has answered there that it runs something else."""
 
-    def __init__(self, introduction: bytes) -> None:
-        self._introduction = introduction
+    def __init__(self, introduction: bytes, ours: Strangers) -> None:
+        self._introduction, self._ours = introduction, ours
         self._known: dict[str, str] = {}
+        self.strangers: dict[str, Stranger] = {}
         self._due: dict[str, float] = {}
         self._under_way: set[str] = set()
 
@@ -52,11 +59,56 @@ class Reachability:
             threading.Thread(target=self._look, args=(address,), name="reach", daemon=True).start()
         return self._known.get(address)
 
+    def again(self) -> None:
+        """Look at all addresses anew: somebody there may have changed."""
+        self._due.clear()
+
     def _look(self, address: str) -> None:
         try:
-            self._known[address] = look(address, self._introduction)
+            seen = look(address, self._introduction)
+            stranger = ask(models_address(address), self._ours) if seen.endswith(_OTHER) else None
+            if stranger is None:
+                self.strangers.pop(address, None)
+            else:
+                self.strangers[address] = stranger
+                seen = f"node {stranger.node} there runs another experiment: {stranger.said}"
+            self._known[address] = seen
         finally:
             self._under_way.discard(address)
+
+
+def ask(address: str, ours: Strangers) -> Stranger | None:
+    """Ask a node of another federation, where it takes models, in what its experiment differs; None: it does not say.
+
+    Takes seconds.
+    """
+    host, port = addresses.parsed(address)
+    try:
+        places = addresses.lookup(host, port)
+    except (OSError, UnicodeError):
+        return None
+    for family, _, _, _, where in places:
+        with contextlib.suppress(OSError, RemoteError), socket.socket(family) as link:
+            link.settimeout(_PATIENCE)
+            link.connect(where)
+            link.sendall(zmtp.GREETING + zmtp.ready(b"DEALER", zmtp.COMPARES) + zmtp.message(ours.question()))
+            return ours.understand(_answer(link))
+    return None
+
+
+def _answer(link: socket.socket) -> bytes:
+    """Read the one message that comes. Raises OSError, RemoteError."""
+    reader = Reader()
+    reader.limits = Limits(strangers.CAP, 1, strangers.CAP)
+    while True:
+        item = reader.next()
+        if item is None:
+            count = link.recv_into(reader.space)
+            if not count:
+                raise RemoteError("handshake", "hangs up without an answer")
+            reader.took(count)
+        elif not isinstance(item, Command):
+            return b"".join(item)
 
 
 class Look(NamedTuple):
@@ -151,6 +203,4 @@ def _listen(link: socket.socket, port: str) -> Look:
 def _hung_up(ready: bool, kind: Kind | None, port: str) -> Look:
     if not ready:
         return Look(LookEnd.NO_NODE, f"what listens at {port} is no node")
-    return Look(
-        LookEnd.OTHER, f"the node at {port} is of another federation: its experiment differs from this one", kind
-    )
+    return Look(LookEnd.OTHER, f"the node at {port} {_OTHER}", kind)

@@ -9,7 +9,7 @@ those to a neighbour that is not connected are dropped, unless they come behind 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import zmq
@@ -80,9 +80,16 @@ class Transport:
     """Sockets of one node. `dropped` counts what could not be sent."""
 
     def __init__(
-        self, listen: str, node: int, nodes: int, federation: str, schemas: Sequence[Schema], piece: int = PIECE
+        self,
+        listen: str,
+        node: int,
+        nodes: int,
+        federation: str,
+        schemas: Sequence[Schema],
+        piece: int = PIECE,
+        compare: Callable[[bytes, float], bytes] | None = None,
     ) -> None:
-        """`schemas`: of all that can come in. ConfigError when `listen` can't be bound."""
+        """`schemas`: of all that can come in; `compare`: see Listener. ConfigError when `listen` can't be bound."""
         formats = [schema.nbytes for schema in schemas]
         largest, whole = max(map(sum, formats)), WINDOW * piece
         limits = Limits(
@@ -96,7 +103,7 @@ class Transport:
         allowance = Allowance(limits, _RATE, _BURST, unit=float("inf"), large=piece / 2)
         about = versions.here(node, versions.MODELS).encode()
         self._listener = ports.listening(
-            listen, lambda: Listener(listen, federation, nodes, allowance, clock.now(), about)
+            listen, lambda: Listener(listen, federation, nodes, allowance, clock.now(), about, compare=compare)
         )
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)

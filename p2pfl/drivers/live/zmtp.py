@@ -123,6 +123,10 @@ def introduction(federation: str, node: int) -> bytes:
     return f"p2pfl/1 {federation} {node}".encode()
 
 
+COMPARES = b"p2pfl/1 asks what differs"
+"""The identity of a connection that brings one question, see p2pfl.protocol.strangers, and gets one answer."""
+
+
 def introduced(identity: bytes, federation: str) -> int:
     """Return the node whose introduction this is. Raises RemoteError."""
     head, _, number = identity.rpartition(b" ")
