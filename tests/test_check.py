@@ -23,7 +23,7 @@ from p2pfl.node import records
 from p2pfl.reporting.run_data import Summary
 from p2pfl.runs import about, divergence
 from p2pfl.runs.run import run
-from p2pfl.runs.verdict import verdict
+from p2pfl.runs.verdict import apart, verdict
 
 NODES = 5
 
@@ -217,6 +217,33 @@ def test_the_verdict(given: dict[str, Any], code: int, reasons: tuple[str, ...])
     assert verdict(summary) == (code, reasons)
     again = Summary.of({**summary.as_dict(), "incomplete": list(reasons)})
     assert verdict(again) == (code, reasons)  # as it stands in summary.json
+
+
+QUIET = {
+    "name": "quiet", "rounds": 2, "data": {"source": "quadratic"}, "algorithm": {"name": "dsgd"},
+    "training": {"optimizer": {"name": "sgd", "learning_rate": 0.1}}, "topology": {"graph": "ring", "nodes": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "known", "judged"),
+    [
+        ({}, {"exchanges_booked": 0}, False),
+        ({}, {"exchanges_booked": 1}, True),
+        ({}, {}, True),  # not known
+        ({}, {"exchanges_booked": 0, "interrupted": True}, True),  # before anybody could
+        ({"algorithm": {"name": "local"}}, {"exchanges_booked": 0}, True),
+        ({"network": {"loss": 0.9}}, {"exchanges_booked": 0}, True),  # of six
+        ({"network": {"loss": 0.9}, "rounds": 1000}, {"exchanges_booked": 0}, False),
+        ({"topology": {"graph": "complete", "nodes": 1}}, {"exchanges_booked": 0}, True),
+    ],
+)
+def test_a_run_in_which_nobody_has_exchanged_anything_is_not_whole(
+    more: dict[str, Any], known: dict[str, Any], judged: bool
+) -> None:
+    federation = build(experiment.parse({**QUIET, **more}, "quiet.toml", experiment.Experiment))
+    reasons = apart(federation, Summary(nodes=3, **known))
+    assert reasons == (() if judged else ("nobody has exchanged anything: each node trained alone",))
 
 
 # --- a run that diverges

@@ -25,7 +25,7 @@ from p2pfl.runs.assessment import Assessment
 from p2pfl.runs.baselines import Baselines
 from p2pfl.runs.callbacks import Callbacks, RunInfo
 from p2pfl.runs.summary import Collected
-from p2pfl.runs.verdict import verdict
+from p2pfl.runs.verdict import apart, verdict
 
 
 def run(
@@ -157,6 +157,7 @@ def _whole(federation: Federation, graph: str, result: Collected, compared: Base
         differences=differences,
         extra_metrics=tuple(each.label for each in federation.metrics),
         notes=(*federation.notes, *result.notes, *stratified, *fitted),
+        incomplete=(*result.summary.incomplete, *apart(federation, result.summary)),
     )
     return known.adding({**compared.figures, **assessed.figures, **summary.distances(federation, result.models)})
 

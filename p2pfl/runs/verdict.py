@@ -6,12 +6,16 @@ import signal
 from typing import NamedTuple
 
 from p2pfl.errors import Exit
+from p2pfl.federation.federation import Federation
 from p2pfl.reporting.run_data import Summary
 
 LISTED = 8
 """Nodes that have diverged up to which all are named."""
 SKIPPED = 0.01
 """Share of all nodes' rounds that may be skipped in a run that is whole: a moment's pause of a node costs a few."""
+
+CHANCE = 20
+"""Exchanges that should have come about, where messages are lost, for their lack to be no chance."""
 
 
 class RunVerdict(NamedTuple):
@@ -46,6 +50,18 @@ def verdict(summary: Summary) -> RunVerdict:
     ended = Exit.NOT_WHOLE if reasons else Exit.DONE
     code = Exit(128 + signal.Signals[stopped_by]) if stopped_by else ended
     return RunVerdict(code, tuple(dict.fromkeys(reasons)))
+
+
+def apart(federation: Federation, summary: Summary) -> tuple[str, ...]:
+    """Say that nobody has exchanged anything, where the experiment would have had it: its nodes trained alone, each."""
+    rounds, rows = federation.experiment.rounds, federation.schedule.neighbor[: federation.experiment.rounds]
+    network = federation.experiment.network
+    through = (1 - network.loss) * (1 - network.late)
+    expected = (rows >= 0).sum() * rounds / len(rows) * through**2
+    meant = federation.algorithm.link == "none" or expected < (1 if through == 1 else CHANCE)
+    if meant or summary.interrupted or summary.exchanges_booked or summary.exchanges_booked is None:
+        return ()
+    return ("nobody has exchanged anything: each node trained alone",)
 
 
 def diverged(summary: Summary) -> list[str]:
