@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from p2pfl.errors import ConfigError
 from p2pfl.federation import federation as build
 from p2pfl.node import records, result
 from p2pfl.reporting.run_data import Summary
-from p2pfl.runs import virtual
+from p2pfl.runs import chaos, check, virtual
 from p2pfl.runs.replay import replay
 from p2pfl.runs.summary import collect, directories
 
@@ -118,6 +119,72 @@ def test_the_ledger_needs_few_sketches_and_the_replay_none(
         assert (size / 60 / case.nodes < 500) == (name == "few")
     assert figures[0] == figures[1]
     assert figures[0][0] is not None and figures[0][0] < 1e-6
+
+
+def test_the_rounds_with_a_record_become_fewer() -> None:
+    assert all(map(records.recorded, (1, 99_999, 100_000, 100_100, 10_000_000, 10_010_000)))
+    assert sum(map(records.recorded, range(100_001, 110_001))) == 100
+    assert sum(map(records.recorded, range(10_000_001, 10_100_001))) == 10
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("more", [CHURN, CHURN.replace("crash", "leave")])
+def test_fewer_records_of_the_metrics_lose_no_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str) -> None:
+    runs = {}
+    for name, recorded in (("every", lambda round: True), ("few", lambda round: round < 5 or round % 7 == 0)):
+        monkeypatch.setattr(records, "recorded", recorded)
+        (tmp_path / name).mkdir()
+        runs[name] = run(tmp_path / name, Case("gradient_tracking"), more)
+    (_, every, _), (out, few, _) = runs["every"], runs["few"]
+    for field in (
+        "exchanges_booked",
+        "bytes_sent_per_node_round",
+        "score_mean",
+        "residue",
+        "digests",
+        "rounds_skipped",
+    ):
+        assert getattr(every, field) == getattr(few, field), field
+    one, other = (records.read(place / "metrics.jsonl") for place, _, _ in runs.values())
+    assert len(other) < len(one) / 4 and {"rounds", "booked"} & one[0].keys() == set()
+    for field in ("bytes_sent", "bytes_received", "seconds", "waited"):
+        assert sum(row[field] for row in one) == pytest.approx(sum(row[field] for row in other))
+    rounds = [
+        sorted((row["node"], row["round"] - i) for row in rows for i in range(records.span(row)))
+        for rows in (one, other)
+    ]
+    assert rounds[0] == rounds[1]
+    steps = [2] * 5
+    assert (
+        chaos.work(one, steps, 1e9).steps - chaos.work(other, steps, 1e9).steps <= 2 * 5
+    )  # what the first record stands for
+    for node, place in directories(out).items():
+        rows = records.read(place / "metrics.jsonl")
+        assert records.last(place / "metrics.jsonl") == rows[-1]
+        assert check._end(node, result.read(place), rows).skipped == 0
+
+
+def test_a_record_of_several_rounds_has_their_sums_and_else_the_last_of_them() -> None:
+    one = records.Measured(3, 1, 7, 0.5, None, 0.6, 0.7, [1, 2], [0, 3], 100, 90, 0.25, 0.125, 10.0)
+    two = records.Measured(3, 1, 8, 0.4, None, None, 0.8, [2], [0], 50, 40, 0.5, 0.0, 10.5)
+    both = records.together(one, two)
+    assert both == records.Measured(3, 1, 8, 0.4, None, 0.6, 0.8, [2], [0], 150, 130, 0.75, 0.125, 10.5, 2, 3)
+    third = records.together(both, two._replace(round=9, train_loss=float("nan"), arrived=[]))
+    assert (third.rounds, third.booked, third.bytes_sent) == (3, 3, 200)
+    assert math.isnan(records.together(third, two).train_loss)  # that it has diverged is not lost
+    row = third._asdict()
+    assert (records.span(row), records.exchanges(row)) == (3, 3)
+    assert (records.span({}), records.exchanges({"arrived": [4, 5]})) == (1, 2)
+
+
+def test_the_last_record_is_read_alone(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert records.last(path) is None
+    for text, last in (("", None), ('{"a": 1', None), ('{"a": 1}\n', {"a": 1}), ('{"a": 1}\n{"a": 2}\n{"a', {"a": 2})):
+        path.write_text(text)
+        assert records.last(path) == last
+    path.write_text("".join(json.dumps({"a": number, "x": "y" * 300_000}) + "\n" for number in range(4)) + '{"a": 9')
+    assert (records.last(path) or {})["a"] == 3
 
 
 def test_a_run_on_a_full_disk_trains_to_its_end_and_says_what_it_lost(

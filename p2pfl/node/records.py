@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ the name of a life, here as in every other file. A result.json or summary.json t
 
 
 class Measured(NamedTuple):
-    """A record of metrics.jsonl: one node in one round. Scores are None in rounds that are not evaluated.
+    """A record of metrics.jsonl: one node in one round, or in several, see `recorded`: then bytes and seconds are those
+    of all, what else there is that of the last. Scores are None in rounds that are not evaluated.
 
     In the file `score_` is the name of what the task is scored by, as in accuracy_own: see `Lines`.
     """
@@ -38,6 +40,8 @@ class Measured(NamedTuple):
     seconds: float  # from the end of the round before to the end of this one
     waited: float  # of these, for neighbours
     time: float  # the node's own monotonic clock, seconds
+    rounds: int | None = None  # that the record stands for, this one and those just before it; None: this one alone,
+    booked: int | None = None  # ... and else how many exchanges were booked in them. Neither field is in the file then
 
 
 class Traced(NamedTuple):
@@ -105,8 +109,52 @@ def sketched(round: int) -> bool:
     return round <= 1000 or round % (10 if round <= 10_000 else 100) == 0
 
 
+def recorded(round: int) -> bool:
+    """Return whether a round ends a record of metrics.jsonl: each up to 100,000, each hundredth up to 10 million, and
+    each ten thousandth after that. The record has the sums of those that it stands for, so that none is lost.
+    """
+    return round <= 100_000 or round % (100 if round <= 10_000_000 else 10_000) == 0
+
+
+def together(earlier: Measured, later: Measured) -> Measured:
+    """Return one record of rounds that follow one another in a life."""
+    return later._replace(
+        train_loss=later.train_loss if math.isfinite(earlier.train_loss) else earlier.train_loss,
+        score_before_mixing=_latest(later.score_before_mixing, earlier.score_before_mixing),
+        score_after_mixing=_latest(later.score_after_mixing, earlier.score_after_mixing),
+        score_own=_latest(later.score_own, earlier.score_own),
+        bytes_sent=earlier.bytes_sent + later.bytes_sent,
+        bytes_received=earlier.bytes_received + later.bytes_received,
+        seconds=round(earlier.seconds + later.seconds, 6),
+        waited=round(earlier.waited + later.waited, 6),
+        rounds=(earlier.rounds or 1) + (later.rounds or 1),
+        booked=_booked(earlier) + _booked(later),
+    )
+
+
+def _latest(later: float | None, earlier: float | None) -> float | None:
+    return earlier if later is None else later
+
+
+def _booked(record: Measured) -> int:
+    return len(record.arrived) if record.booked is None else record.booked
+
+
+def span(row: Mapping[str, Any]) -> int:
+    """Return how many rounds a record of metrics.jsonl stands for."""
+    return int(row.get("rounds", 1))
+
+
+def exchanges(row: Mapping[str, Any]) -> int:
+    """Return how many exchanges were booked in them."""
+    return int(row["booked"]) if "booked" in row else len(row["arrived"])
+
+
 CAPS = {"trace.jsonl": 64 << 20, "events.jsonl": 16 << 20}
-"""Bytes of a file at most, by its name; the rest is dropped. metrics.jsonl, from which sums are taken, has no bound."""
+"""Bytes of a file at most, by its name; the rest is dropped. metrics.jsonl grows ever slower instead: `recorded`."""
+
+OPTIONAL = ("exchanged", "model", "rounds", "booked")
+"""Fields that a record without them does not have."""
 
 
 class Lines:
@@ -129,7 +177,7 @@ class Lines:
         fields = {
             f"{self._score}{k[5:]}" if k.startswith("score_") else k: value
             for k, value in table.items()
-            if value is not None or k not in ("exchanged", "model")
+            if value is not None or k not in OPTIONAL
         }
         text = (json.dumps(tree.plain(fields), separators=(",", ":")) + "\n").encode()
         if self._cap is not None and self._size + len(text) > self._cap:
@@ -172,6 +220,23 @@ def read(path: Path) -> list[dict[str, Any]]:
         return []
     text = path.read_text("utf-8")
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def last(path: Path) -> dict[str, Any] | None:
+    """Read the last whole record of a file of JSON lines, and not what is before it; None where there is none."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        size, part = file.seek(0, os.SEEK_END), 1 << 16
+        while True:
+            file.seek(max(0, size - part))
+            text = file.read()
+            lines = text[: text.rfind(b"\n") + 1].splitlines()
+            if len(lines) > 1 or (lines and part >= size):  # the first may begin in the middle
+                return dict(json.loads(lines[-1]))
+            if part >= size:
+                return None
+            part *= 8
 
 
 def pack(array: np.ndarray) -> str:

@@ -77,6 +77,7 @@ class Worker:
         self._kept_sketches: Sequence[Any] | None = None  # the fields of records.Sketches, at that round
         self._began = host.now()
         self._learned = False  # what the statistics of all data say of this node's own
+        self._measured: records.Measured | None = None  # since the last record
         self._saved = 0  # the last round that a checkpoint was made after
         self._bytes = (0, 0)
 
@@ -103,9 +104,9 @@ class Worker:
 
     def begin(self, life: int) -> None:
         """Open the records of this life, behind those of earlier ones; the clock of the first round starts now."""
-        earlier = records.read(self.directory / "metrics.jsonl")
+        earlier = records.last(self.directory / "metrics.jsonl")
         if earlier:
-            self.last_round = earlier[-1]["round"]
+            self.last_round = earlier["round"]
         self._metrics = records.Lines(self.directory / "metrics.jsonl", self.task.score, self._host.say)
         self._trace = records.Lines(self.directory / "trace.jsonl", say=self._host.say)
         if self.kept is None:
@@ -131,6 +132,8 @@ class Worker:
                 return Finished()
             # of rounds that are trained again nothing happens twice, but the network is as it was
             for round in range(min(effect.finished or effect.next, effect.next - 1) + 1, effect.next + 1):
+                if any((each.node, each.round) == (self.task.node, round) for each in self.task.events):
+                    self._record()  # this process may be about to end
                 fate = self._host.happens(round)
                 if fate is not None:
                     return Leave(idle=True) if fate == "leave" else None
@@ -143,6 +146,7 @@ class Worker:
     def _enter(self, round: int, members: tuple[int, ...], life: int) -> None:
         """Enter another epoch, as another life where the node was held for dead."""
         if life != self.life:
+            self._record()
             self._sketch()
             self._trace.write(self.replica.renew(life, round))
         if note := self.replica.note(members):
@@ -191,10 +195,18 @@ class Worker:
         measured = self.replica.measured(round, booked, cost)
         for score in (measured.score_after_mixing, measured.score_own):
             self.score = self.score if score is None else score
-        self._metrics.write(measured)
+        self._measured = measured if self._measured is None else records.together(self._measured, measured)
+        if records.recorded(round) or effect.next is None:
+            self._record()
         self._began, self._bytes = now, (sent, received)
         if self._host.every and (round % self._host.every == 0 or effect.next is None):
             self.checkpoint()
+
+    def _record(self) -> None:
+        """Write down what has been measured."""
+        if self._measured is not None:
+            self._metrics.write(self._measured)
+            self._measured = None
 
     def _learn(self, round: int) -> None:
         """Say what the statistics of all data say of this node's own rows, as soon as they are known."""
@@ -268,6 +280,7 @@ class Worker:
 
     def close(self) -> None:
         """Close the files."""
+        self._record()
         self._metrics.close()
         self._trace.close()
 

@@ -451,6 +451,7 @@ def _nodes(path: Path, score: str, last: int, unread: list[str]) -> Nodes:
         row.life[column] = int(measured(record.get("life")) or 1)
         waited = measured(record.get("waited"))
         if waited is not None:
+            waited /= measured(record.get("rounds")) or 1
             row.count[column] += 1
             before = 0.0 if row.count[column] == 1 else row.waited[column]
             row.waited[column] = before + (waited - before) / row.count[column]

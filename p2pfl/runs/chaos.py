@@ -173,7 +173,8 @@ def work(rows: Iterable[Mapping[str, Any]], steps: Sequence[int], seconds: float
     """
     inside = sorted(rows, key=lambda row: float(row["time"]))
     began = float(inside[0]["time"]) if inside else 0.0
-    seen = {(row["node"], row["round"]) for row in inside if began < row["time"] <= began + seconds}
+    counted = [row for row in inside if began < row["time"] <= began + seconds]
+    seen = {(row["node"], row["round"] - before) for row in counted for before in range(records.span(row))}
     return Work(began, seconds, max(0, sum(int(steps[node]) for node, _ in seen) - alone))
 
 

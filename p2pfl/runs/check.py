@@ -140,8 +140,11 @@ def _apart(rows: Mapping[int, Sequence[dict[str, Any]]], facts: About) -> list[s
     """Nodes that have trained and mixed with nobody, where their algorithm mixes."""
     if facts.link == "none" or facts.nodes < 2:
         return []
-    alone = [node for node, each in rows.items() if each and not any(row["arrived"] for row in each)]
-    return [f"node {node} has trained {len(rows[node])} rounds alone: it has mixed with nobody" for node in alone]
+    alone = [node for node, each in rows.items() if each and not any(map(records.exchanges, each))]
+    return [
+        f"node {node} has trained {sum(map(records.span, rows[node]))} rounds alone: it has mixed with nobody"
+        for node in alone
+    ]
 
 
 def _lost(results: Mapping[int, NodeResult | None], rows: Mapping[int, Sequence[dict[str, Any]]]) -> dict[int, str]:
@@ -157,14 +160,14 @@ def _lost(results: Mapping[int, NodeResult | None], rows: Mapping[int, Sequence[
 
 def _end(node: int, ended: NodeResult | None, rows: Sequence[dict[str, Any]]) -> NodeEnd:
     skipped = sum(
-        after["round"] - before["round"] - 1
+        after["round"] - before["round"] - records.span(after)
         for before, after in itertools.pairwise(rows)
         if before["life"] == after["life"]
     )
     last = rows[-1]["round"] if rows else 0
     if ended is None:
         how = f"no result: it died after round {last}, or is still at work"
-        return NodeEnd(node, how, last, sum(len(row["arrived"]) for row in rows), 0, skipped)
+        return NodeEnd(node, how, last, sum(map(records.exchanges, rows)), 0, skipped)
     if ended.error:
         how = f"failed in round {ended.round}: {ended.error}"
     else:

@@ -199,8 +199,8 @@ def _round(number: int, rows: Rows, models: list[np.ndarray], key: str, began: f
         score_mean=fmean(scores) if scores else None,
         score_worst=min(scores, default=None),
         consensus_distance=tree.spread(np.stack(models)) if models else None,
-        bytes_sent=sum(row["bytes_sent"] for row in rows),
-        seconds_median=median(row["seconds"] for row in rows),
+        bytes_sent=sum(row["bytes_sent"] // records.span(row) for row in rows),
+        seconds_median=median(row["seconds"] / records.span(row) for row in rows),
         seconds=None if began is None else round(max(row["time"] for row in rows) - began, 6),
     )
 
@@ -228,11 +228,14 @@ def traffic(metrics: Rows) -> dict[str, Any]:
     first: dict[tuple[int, int], int] = {}
     for row in metrics:
         first.setdefault((row["node"], row["life"]), row["round"])
-    seconds = [row["seconds"] for row in metrics if row["round"] != first[row["node"], row["life"]]]
+    later = (row for row in metrics if row["round"] != first[row["node"], row["life"]])
+    seconds = [row["seconds"] / records.span(row) for row in later]
     return {
         "seconds_per_round_median": median(seconds) if seconds else None,
         "seconds_per_round_longest": max(seconds, default=None),
-        "bytes_sent_per_node_round": fmean(row["bytes_sent"] for row in metrics) if metrics else None,
+        "bytes_sent_per_node_round": sum(row["bytes_sent"] for row in metrics) / max(1, sum(map(records.span, metrics)))
+        if metrics
+        else None,
     }
 
 
@@ -246,7 +249,7 @@ def outcome(metrics: Rows, results: Mapping[int, NodeResult], link: str) -> dict
         dropped.update(each.dropped)
     peaks = [each.memory_peak for each in results.values() if each.memory_peak is not None]
     return {
-        "exchanges_booked": sum(len(row["arrived"]) for row in metrics) // (2 if link == "exchange" else 1),
+        "exchanges_booked": sum(map(records.exchanges, metrics)) // (2 if link == "exchange" else 1),
         "exchanges_voided": sum(each.voided for each in results.values()),
         "memory_peak_per_node": max(peaks, default=None),
         "messages_dropped": dict(sorted(dropped.items())),
