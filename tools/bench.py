@@ -1,8 +1,9 @@
 """Speed of a live round and of the simulator, beside the limits measured in the same run: ratios first, seconds second;
-and goodput: what is left of the useful local steps when a node is killed every ten seconds.
+goodput: what is left of the useful local steps when a node is killed every ten seconds; and what it costs the rounds of
+the others that a node joins, with a model of 44 MB.
 
 python tools/bench.py                    # the figures of the README
-python tools/bench.py --only simulate    # or live, or goodput
+python tools/bench.py --only simulate    # or live, or goodput, or joining
 python tools/bench.py --only goodput --for 10min
 python tools/bench.py --smoke            # one short run of each: does the benchmark itself still work?
 """
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,22 @@ DEMO = ROOT / "experiments" / "ring-digits" / "experiment.toml"
 # Goodput: a node dies every ten seconds. A round of the virtual and the simulated nodes takes 0.3 s
 EVERY = "10s"
 CHAOS = ("model.hidden=[128]", "evaluation.every=50", "evaluation.metrics=false", "virtual.step_seconds=0.05")
+
+# Joining: a ring of four, and a fifth node at node 0, so that the four exchange the same with and without it
+JOINING = """
+name = "joining"
+rounds = 100000
+baselines = false
+data = {{ source = "digits", partition = "iid" }}
+model = {{ name = "mlp", hidden = {hidden} }}
+training = {{ optimizer = {{ name = "sgd", learning_rate = 0.01 }}, batch_size = 32, local_steps = 2 }}
+topology = {{ file = "ring.toml" }}
+algorithm = {{ name = "dsgd" }}
+network = {{ preset = "lan", timing = {{ start_timeout = 5.0 }} }}
+evaluation = {{ every = 100000, metrics = false }}
+driver = {{ checkpoint = 0 }}
+"""
+RING = "edges = [[0, 1], [1, 2], [2, 3], [3, 0], [0, 4]]\n"
 
 # Small work: rows like digits, MLP 64-128-10 (9,610 parameters, 38 kB), SGD, 6 local steps of 32 rows a round
 TRAINING = 'training={optimizer={name="sgd", learning_rate=0.1}, batch_size=32, local_steps=6}'
@@ -122,6 +140,105 @@ def bench_goodput(cases: Sequence[tuple[str, int, str]]) -> None:
         )
 
 
+class Five:
+    """Five nodes that were started by hand, of which the last is told to begin later."""
+
+    def __init__(self, folder: Path, hidden: str) -> None:
+        from p2pfl.drivers.live.ports import reserved
+
+        (folder / "ring.toml").write_text(RING)
+        (folder / "experiment.toml").write_text(JOINING.format(hidden=hidden))
+        self.places = [folder / str(node) for node in range(5)]
+        with reserved(5) as ports:
+            addresses = [f"tcp://127.0.0.1:{port}" for port in ports]
+        self.nodes = []
+        for node, place in enumerate(self.places):
+            place.mkdir()
+            text = f'experiment = "../experiment.toml"\nnode = {node}\nlisten = "{addresses[node]}"\nout = "."\n'
+            (place / "node.toml").write_text(text + f"peers = {json.dumps(addresses[:4])}\n")
+            command = [sys.executable, "-m", "p2pfl", "node", str(place / "node.toml"), "--hold"]
+            log = (place / "log.txt").open("w")
+            self.nodes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log))
+        self.wait(lambda: all("ready" in (place / "log.txt").read_text().split() for place in self.places))
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """Until it holds. SystemExit where it never does."""
+        limit = time.monotonic() + 300
+        while not condition():
+            if time.monotonic() > limit or any(each.poll() for each in self.nodes):
+                raise SystemExit("\n".join((place / "log.txt").read_text()[-500:] for place in self.places))
+            time.sleep(0.05)
+
+    def begin(self, *nodes: int) -> None:
+        """Tell nodes to begin."""
+        for node in nodes:
+            pipe = self.nodes[node].stdin
+            assert pipe is not None
+            pipe.write(b"go\n")
+            pipe.flush()
+
+    def rows(self, node: int, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        """The whole records of a node so far."""
+        path = self.places[node] / file
+        text = path.read_text() if path.exists() else ""
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def times(self, event: str, nodes: Iterable[int]) -> list[float]:
+        """When these nodes have noted it of node 4."""
+        rows = [row for node in nodes for row in self.rows(node, "events.jsonl")]
+        return [row["time"] for row in rows if row["event"] == event and row["node"] == 4]
+
+    def end(self) -> None:
+        """Let them leave."""
+        for node in self.nodes:
+            node.terminate()
+        for node in self.nodes:
+            node.wait(60)
+
+
+def joining(hidden: str, rounds: int, joins: bool) -> dict[str, Any]:
+    """Seconds of a round of the four nodes, before the fifth came and while it got its model; or while it did not."""
+    with tempfile.TemporaryDirectory() as name:
+        five = Five(Path(name), hidden)
+        try:
+            five.begin(0, 1, 2, 3)
+            five.wait(lambda: len(five.rows(0)) >= rounds)
+            if joins:
+                five.begin(4)
+                five.wait(lambda: bool(five.times("joined", [4])))
+            else:
+                five.wait(lambda: len(five.rows(0)) >= 2 * rounds)
+            rows = [five.rows(node) for node in range(4)]
+            came = five.times("added", range(4)) if joins else [each[rounds]["time"] for each in rows]
+            has = five.times("joined", [4])[0] if joins else math.inf
+        finally:
+            five.end()
+    before, meanwhile = [], []
+    for each in rows:
+        before += [row["seconds"] for row in each[4:] if row["time"] < min(came)]
+        under_way = [row["seconds"] for row in each if max(came) < row["time"] - row["seconds"] and row["time"] < has]
+        meanwhile += under_way[1:]  # the first is that of the new epoch
+    return {
+        "seconds_before": statistics.fmean(before),
+        "seconds_meanwhile": statistics.fmean(meanwhile),
+        "ratio": statistics.fmean(meanwhile) / statistics.fmean(before),
+        "ratio_of_medians": statistics.median(meanwhile) / statistics.median(before),
+        "rounds_before": len(before) / 4,
+        "rounds_meanwhile": len(meanwhile) / 4,
+        "seconds_of_the_transfer": has - max(came) if joins else None,
+    }
+
+
+def bench_joining(repeats: int, hidden: str, rounds: int) -> None:
+    """What a node that joins costs the rounds of the others, beside the same run that nobody joins."""
+    runs: dict[str, list[dict[str, Any]]] = {"joined by one": [], "joined by nobody": []}
+    for _ in range(repeats):  # in turns, so that what else changes changes both
+        runs["joined by one"].append(joining(hidden, rounds, joins=True))
+        runs["joined by nobody"].append(joining(hidden, rounds, joins=False))
+    for name, each in runs.items():
+        say(f"rounds of a ring of 4, {name}", **spread(each, "ratio"), runs=each)
+
+
 def say(figure: str, **values: Any) -> None:
     """One JSON object a line."""
     print(json.dumps({"figure": figure, **values}), flush=True)
@@ -183,18 +300,20 @@ def main() -> None:
     """Print one JSON object per figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="one short run of each")
-    parser.add_argument("--only", choices=["live", "simulate", "goodput"], help="one part of the benchmark")
+    parser.add_argument("--only", choices=["live", "simulate", "goodput", "joining"], help="one part of the benchmark")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--for", dest="length", help="how long each run of goodput is, as in 10min")
     arguments = parser.parse_args()
     smoke, repeats = arguments.smoke, 1 if arguments.smoke else arguments.repeats
-    if arguments.only != "goodput":
+    if arguments.only not in ("goodput", "joining"):
         bench_speed(arguments.only, repeats, smoke)
     if arguments.only in (None, "goodput"):
         # minutes where time is not the clock's; of real processes one
         whole = (("simulate", 16, "5min"), ("virtual", 16, "2min"), ("live", 8, "60s"))
         cases = (("virtual", 4, "15s"),) if smoke else whole
         bench_goodput([(driver, nodes, arguments.length or length) for driver, nodes, length in cases])
+    if arguments.only in (None, "joining"):
+        bench_joining(repeats, "[2400, 2000]" if smoke else "[3400, 3200]", 10 if smoke else 30)
 
 
 def bench_speed(only: str | None, repeats: int, smoke: bool) -> None:
