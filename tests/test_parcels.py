@@ -236,6 +236,23 @@ def test_a_model_for_one_that_joins_gives_way_to_rounds_and_does_not_stand_still
     assert out.next(1, now) is not None
 
 
+@pytest.mark.parametrize("come", [1, 3])
+def test_a_joiner_that_asks_again_after_a_break_gets_the_rest_of_the_model(come: int) -> None:
+    """A later model would make what has come of the first one useless; only of one that waits, it does."""
+    link = Link()
+    link.say(large(1, "Model"))
+    while link.pieces < come:
+        link.pump()
+        link.arrive()
+        link.answer()
+    link.cut()
+    link.now += 20.0
+    link.say(large(2, "Model"))
+    link.run()
+    assert link.came == [plain(large(1, "Model").frames)]
+    assert link.progress == TOTAL and link.nbytes < TOTAL + 2 * PIECE + 100 * link.pieces
+
+
 PARCEL = parcels.ParcelId(5, 9, 1)
 
 

@@ -172,7 +172,12 @@ class ParcelsOut:
         return True
 
     def _again(self, way: _Way, letter: Letter) -> bool:
-        """The very message is under way: the header names the exchange, the round, or the digest."""
+        """The very message is under way: the header names the exchange, the round, or the digest. Or some model is.
+
+        Who asks for one again, since the link was broken for a while, gets the rest of what has come in part.
+        """
+        if way.parcel is not None and letter.kind == ASIDE == way.parcel.letter.kind:
+            return True
         under_way = [*way.queue, *([way.parcel.letter] if way.parcel else [])]
         return any(each.nbytes > self._whole and each.frames[0] == letter.frames[0] for each in under_way)
 
