@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from p2pfl.errors import RemoteError
 from p2pfl.federation import federation as stage
 from p2pfl.federation.federation import Federation, build
 from p2pfl.protocol.agreement import pack
-from p2pfl.protocol.strangers import CAP, Stranger, Strangers, unfit
+from p2pfl.protocol.strangers import CAP, Stranger, Strangers
 
 FIELDS = {"name": "tiny", "rounds": "20", "seed": "0", "training.batch_size": "16", "graph": "a1",
           "topology.graph": "ring", "topology.nodes": "4"}  # fmt: skip
@@ -27,7 +29,7 @@ def met(theirs: dict[str, str], ours: dict[str, str] = FIELDS) -> tuple[Stranger
     """Node 1 asks node 0: what it learns, and what node 0 does."""
     asked, asks = Strangers(0, ours, 0.0), Strangers(1, theirs, 0.0)
     learnt = asks.understand(asked.answer(asks.question(), 1.0))
-    assert asked.askers == {1} and not asks.askers
+    assert asked._askers == {1} and not asks._askers
     return learnt, asked.news()
 
 
@@ -61,7 +63,7 @@ def test_who_knows_little_of_the_experiment_is_told_nothing() -> None:
         asked = Strangers(0, FIELDS, 0.0)
         with pytest.raises(RemoteError, match="handshake: node 1 of something else altogether"):
             asked.answer(Strangers(1, theirs, 0.0).question(), 1.0)
-        assert not asked.news() and not asked.askers
+        assert not asked.news() and not asked._askers
 
 
 def test_the_answer_has_nothing_but_what_differs() -> None:
@@ -113,9 +115,46 @@ def test_no_terminal_obeys_a_stranger_and_no_line_is_long() -> None:
 
 def test_who_differs_from_most_of_its_neighbors_does_not_belong() -> None:
     strangers = [Stranger(1, "rounds: 7 there, 20 here"), Stranger(3, "seed: 1 there, 0 here")]
-    assert unfit([1, 3], strangers) == "node 1: rounds: 7 there, 20 here\nnode 3: seed: 1 there, 0 here"
-    assert unfit([1], strangers) == "node 1: rounds: 7 there, 20 here"
-    assert unfit([1, 2], strangers) == unfit([2], strangers) == unfit([], strangers) == ""  # others may yet come
+
+    def judged(*neighbors: int) -> str:
+        node = Strangers(0, FIELDS, 0.0)
+        assert not node.unfit(neighbors, strangers, 1.0)  # they have not asked this node yet
+        return node.unfit(neighbors, strangers, 13.0)
+
+    assert judged(1, 3) == "node 1: rounds: 7 there, 20 here\nnode 3: seed: 1 there, 0 here"
+    assert judged(1) == "node 1: rounds: 7 there, 20 here"
+    assert judged(1, 2) == judged(2) == judged() == ""  # others may yet come
+
+
+@pytest.mark.parametrize("lost", [(), (0,), (1,), (0, 1)])
+@pytest.mark.parametrize("peers", [True, False])
+def test_two_nodes_whose_experiments_differ_both_know_before_either_leaves(lost: Sequence[int], peers: bool) -> None:
+    """In virtual time. Node 1 comes later, and looks at once; node 0 looks each ten seconds, and when it is asked.
+
+    `lost`: whose first question gets no answer. Without an address of node 1, node 0 is told, and stays: whoever asks
+    it ends nothing.
+    """
+    now, comes, losses = 0.0, 3.0, [*lost]
+    nodes = [Strangers(0, FIELDS, 0.0), Strangers(1, other(rounds="7"), 0.0)]
+    looks, learnt, left = [10.0 if peers else math.inf, comes], [[], []], [math.inf, math.inf]  # type: ignore[var-annotated]
+    told: list[list[Stranger]] = [[], []]
+    while now < 60.0:
+        now += 0.05
+        for me, you in ((0, 1), (1, 0)):
+            there = now >= comes and left[you] == math.inf
+            if left[me] == math.inf and now >= looks[me] and (me == 0 or now >= comes):
+                looks[me] = now + 10.0
+                if there and me in losses:
+                    losses.remove(me)
+                elif there:
+                    learnt[me] = [nodes[me].understand(nodes[you].answer(nodes[me].question(), now))]
+            if news := nodes[me].news():
+                told[me] += news
+                looks[me] = min(looks[me], now + 0.3) if peers or me else math.inf
+            if nodes[me].unfit([you], learnt[me], now):
+                left[me] = min(left[me], now)
+    assert left[1] < 60.0 and told[0] == [Stranger(1, "rounds: 7 there, 20 here")]
+    assert (left[0] < 60.0 and told[1] == [Stranger(0, "rounds: 20 there, 7 here")]) == peers
 
 
 TABLE: dict[str, Any] = {

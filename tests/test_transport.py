@@ -610,7 +610,7 @@ def test_a_node_of_another_federation_is_asked_in_what_it_differs(monkeypatch: p
             link.sendall(zmtp.GREETING + zmtp.ready(b"DEALER", zmtp.COMPARES) + b"\2" + (1 << 40).to_bytes(8, "big"))
             while not listening.dropped["size"]:
                 list(listening.receive(clock.now()))
-        assert seen == [Stranger(0, "rounds: 20 there, 7 here"), None, None] and there.askers == {1}
+        assert seen == [Stranger(0, "rounds: 20 there, 7 here"), None, None] and there._askers == {1}
         assert listening.dropped == {"handshake": 1, "size": 1}
 
 

@@ -25,6 +25,10 @@ _NAME, _VALUE = 120, 100
 _RATE = 1.0, 8.0
 """Questions that are answered: a second for long, and at once."""
 
+_PATIENCE = 12.0
+"""Seconds for which one whose neighbours run another experiment lets them ask what differs, before it leaves: they look
+at an address each ten."""
+
 _TOLD = 16
 """Strangers that a person is told of because they have asked."""
 
@@ -51,7 +55,8 @@ class Strangers:
         self._budget = Budget(*_RATE, now)
         self._told: dict[Stranger, None] = {}
         self._news: list[Stranger] = []
-        self.askers: set[int] = set()  # nodes that have asked this one, and know what differs
+        self._askers: set[int] = set()  # nodes that have asked this one, and know what differs
+        self._since: float | None = None  # since when most neighbours are known to be strangers
 
     def question(self) -> bytes:
         """Return what this node asks at an address where it is not let in."""
@@ -70,7 +75,7 @@ class Strangers:
             raise RemoteError("handshake", f"node {node} of something else altogether asks what differs")
         differing = _differing(theirs, self._fields)
         if differing and node != self._node:
-            self.askers.add(node)
+            self._askers.add(node)
             self._hear(Stranger(node, _lines(theirs, self._fields, differing)))
         return pack(json.dumps({"node": self._node, "differs": {name: self._fields.get(name) for name in differing}}))
 
@@ -87,6 +92,21 @@ class Strangers:
             raise RemoteError("handshake", f"node {node} says nothing that differs")
         return Stranger(node, _lines(theirs, self._fields, differing))
 
+    def unfit(self, neighbors: Iterable[int], strangers: Iterable[Stranger], now: float) -> str:
+        """Return why a node that has met nobody does not belong here, one line a neighbour; "" where it may.
+
+        Most of its neighbours must be strangers, who have answered this node; those get the time to ask it, in turn.
+        """
+        near, unlike = {*neighbors}, {stranger.node: stranger for stranger in strangers}
+        differ = sorted(near & unlike.keys())
+        if 2 * len(differ) <= len(near):
+            self._since = None
+            return ""
+        self._since = now if self._since is None else self._since
+        if not self._askers.issuperset(differ) and now - self._since < _PATIENCE:
+            return ""
+        return "\n".join(f"node {node}: {unlike[node].said}" for node in differ)
+
     def _hear(self, stranger: Stranger) -> None:
         if stranger not in self._told and len(self._told) < _TOLD:
             self._told[stranger] = None
@@ -96,14 +116,6 @@ class Strangers:
         """Return who has asked since the last call, each once."""
         news, self._news = self._news, []
         return news
-
-
-def unfit(neighbors: Iterable[int], strangers: Iterable[Stranger]) -> str:
-    """Return why a node that has met nobody does not belong here; "" unless most of its neighbours are strangers."""
-    near, unlike = {*neighbors}, {stranger.node: stranger for stranger in strangers}
-    if 2 * len(near & unlike.keys()) <= len(near):
-        return ""
-    return "\n".join(f"node {node}: {unlike[node].said}" for node in sorted(near & unlike.keys()))
 
 
 def _read(packed: bytes) -> dict[str, Any]:

@@ -58,16 +58,13 @@ from p2pfl.protocol.membership.events import Changed, Gone
 from p2pfl.protocol.membership.table import Me, Member
 from p2pfl.protocol.messages import Hello, Model, Offer, Push
 from p2pfl.protocol.peer import Peer
-from p2pfl.protocol.strangers import Strangers, unfit
+from p2pfl.protocol.strangers import Strangers
 
 _TICK = 0.05
 """Seconds between looks at the clock when nothing comes in."""
 
 _REASONS = 3.0
 """Seconds that a node which met nobody looks for the reasons in the end, where it does not know them yet."""
-
-_ASKERS = 5.0
-"""Seconds for which one whose neighbours run another experiment lets them ask what differs, before it leaves."""
 
 _RECOMPILES = 30.0
 """Seconds that a new epoch may keep a node busy compiling, as it tells the others."""
@@ -121,7 +118,6 @@ class LiveNode:
         self._done = self._busy = False
         self._unfit = ""  # why it does not belong here: the rows or the model ...
         self._unlike = ""  # ... or the experiment, which is
-        self._unlike_since: float | None = None
         self._fault_plan = FaultPlan(task.events, task.node, place.terms.nodes)
         self._table: tuple[Member, ...] = ()  # as the membership last told it
         self._strangers = Strangers(task.node, place.terms.fields, clock.now())
@@ -356,12 +352,8 @@ class LiveNode:
             self._reach.again()
         if self._unlike or self._peer.booked or any(m.present and m.node != self._task.node for m in self._table):
             return
-        strangers = tuple(self._reach.strangers.values())
-        reason = unfit(self._task.neighbors, strangers)
-        self._unlike_since = (self._unlike_since or now) if reason else None
-        known = {stranger.node for stranger in strangers} <= self._strangers.askers
-        if self._unlike_since is not None and (known or now - self._unlike_since >= _ASKERS):
-            self._unlike = reason
+        self._unlike = self._strangers.unfit(self._task.neighbors, tuple(self._reach.strangers.values()), now)
+        if self._unlike:
             self._say("leaving: its experiment is not that of its neighbours")
             self._handle(Leave(idle=False), now)
 
