@@ -253,6 +253,24 @@ def test_a_joiner_that_asks_again_after_a_break_gets_the_rest_of_the_model(come:
     assert link.progress == TOTAL and link.nbytes < TOTAL + 2 * PIECE + 100 * link.pieces
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_who_has_joined_gets_no_model_any_more_and_what_is_behind_it_at_once(begun: bool) -> None:
+    link = Link()
+    link.say(large(1, "Model"))
+    if begun:
+        link.pump()
+        link.arrive()
+    link.say(small("behind"))
+    link.say(large(2, "Offer"))
+    link.out.withdraw(1)
+    sent = link.nbytes
+    link.run()
+    assert link.came == [[b"behind"], plain(large(2, "Offer").frames)]
+    assert link.nbytes - sent < TOTAL + PIECE + 100 * link.pieces
+    link.out.withdraw(1)  # there is nothing
+    assert link.out.idle and not link.out.dropped
+
+
 PARCEL = parcels.ParcelId(5, 9, 1)
 
 

@@ -262,6 +262,15 @@ class ParcelsOut:
         if (way := self._ways.get(to)) is not None:
             self._drop(to, way)
 
+    def withdraw(self, to: int) -> None:
+        """Drop what is under way of a model to a node that has joined: it has another, and what is behind it waits."""
+        way = self._ways.get(to)
+        if way is not None:
+            if way.parcel is not None and way.parcel.letter.kind == ASIDE:
+                way.parcel = None
+            way.queue = deque(each for each in way.queue if each.kind != ASIDE or each.nbytes <= self._whole)
+            self._tidy(to, way)
+
     def _drop(self, to: int, way: _Way) -> None:
         self.dropped["unsent"] += len(way.queue) + (way.parcel is not None)
         del self._ways[to]

@@ -134,6 +134,11 @@ class Transport:
         """A node is not there any more: what is under way to it is for nobody."""
         self._parcels_out.lose(node)
 
+    def withdraw(self, node: int) -> None:
+        """A node has joined: it needs no model any more."""
+        self._parcels_out.withdraw(node)
+        self._pump(node, clock.now())
+
     def _dealer(self, node: int, now: float) -> zmq.Socket[bytes]:
         """Return the socket to a node. Raises ZMQError; Again while its name is not known."""
         numbers = self._names.numbers(self._addresses[node], now)
