@@ -120,7 +120,8 @@ class Listener:
         compare: Callable[[bytes, float], bytes] | None = None,
     ) -> None:  # fmt: skip
         """`address`: tcp://HOST:PORT. `nodes`: that there can be; others are strangers. `about`: what is said to
-        whoever connects. `answer`: told which node has connected, returns what it is told if it asks. `compare`: what those of another federation ask.
+        whoever connects. `answer`: told which node has connected, returns what it is told if it asks. `compare`: given
+        what a node of another federation asks, returns what it is told.
         """
         self._federation, self._nodes, self._allowance = federation, nodes, allowance
         self._hello, self._answer = zmtp.GREETING + zmtp.ready(b"ROUTER", about=about), answer
