@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -218,22 +218,22 @@ def test_a_receiver_that_says_for_ever_that_it_has_nothing_is_given_up() -> None
     assert sent <= (parcels._TURNS + 1) * WINDOW
 
 
-def test_a_model_for_one_that_joins_gives_way_to_rounds_and_does_not_stand_still() -> None:
-    out, now, sent = ParcelsOut(FORMATS, PIECE), 0.0, 0
-    out.add(1, large(1, "Model"), now)
-    out.add(2, large(2, "Offer"), now)
-    assert out.next(2, now) is not None
-    for _ in range(40):  # the round's exchange stays where it is
+def test_a_model_for_one_that_joins_goes_slowly_and_does_not_stand_still() -> None:
+    """Whatever else is under way, to others or behind it; and one for another joiner costs as much again."""
+    out, now, sent = ParcelsOut(FORMATS, PIECE), 0.0, Counter[int]()
+    for to, kind in ((1, "Model"), (2, "Offer"), (3, "Model")):
+        out.add(to, large(to, kind), now)
+    out.add(1, small("a pong"), now)
+    while sent[1] * PIECE < TOTAL:
         now += 0.05
-        portion = out.next(1, now)
-        if portion is not None:
-            out.took(1, portion, now)
-            head = parcels._head(portion.frames[0])
-            out.answered(1, [parcels._answer(head, portion.end or 0, gap=False)], now)
-            sent += 1
-    assert 2.0 / parcels._AT_LEAST - 1 <= sent <= 2.0 / parcels._AT_LEAST + 1
-    out.add(1, small("what a round waits for comes behind it"), now)
-    assert out.next(1, now) is not None
+        for to in (1, 3):
+            if (portion := out.next(to, now)) is not None:
+                out.took(to, portion, now)
+                head = parcels._head(portion.frames[0])
+                out.answered(to, [parcels._answer(head, portion.end or 0, gap=False)], now)
+                sent[to] += 1
+    assert sent[1] == sent[3] == -(-TOTAL // PIECE)
+    assert (sent[1] - 1) * parcels._APART <= now < sent[1] * parcels._APART + 0.1 * sent[1]
 
 
 @pytest.mark.parametrize("come", [1, 3])
@@ -242,6 +242,7 @@ def test_a_joiner_that_asks_again_after_a_break_gets_the_rest_of_the_model(come:
     link = Link()
     link.say(large(1, "Model"))
     while link.pieces < come:
+        link.now += parcels._APART
         link.pump()
         link.arrive()
         link.answer()
@@ -258,6 +259,7 @@ def test_who_has_joined_gets_no_model_any_more_and_what_is_behind_it_at_once(beg
     link = Link()
     link.say(large(1, "Model"))
     if begun:
+        link.now += parcels._APART
         link.pump()
         link.arrive()
     link.say(small("behind"))

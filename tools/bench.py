@@ -11,9 +11,12 @@ python tools/bench.py --smoke            # one short run of each: does the bench
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
+import multiprocessing
 import os
+import select
 import statistics
 import subprocess
 import sys
@@ -229,8 +232,58 @@ def joining(hidden: str, rounds: int, joins: bool) -> dict[str, Any]:
     }
 
 
+def _take_model(port: int, donor: int, sizes: Sequence[int], pipe: Any) -> None:
+    """Take a model in, as a joiner does."""
+    from p2pfl.drivers.live.transport import Transport
+    from p2pfl.protocol.codec import Schema
+
+    here = Transport(f"tcp://127.0.0.1:{port}", 1, 2, "joining", [Schema("", tuple(sizes))])
+    here.know(0, f"tcp://127.0.0.1:{donor}")
+    pipe.send(0.0)
+    began, come = time.process_time(), False
+    while not come:
+        select.select([here.fileno()], [], [], 0.05)
+        come = any(len(message.frames) > 1 for message in here.receive())
+        here.step()
+    pipe.send(time.process_time() - began)
+    here.close(1.0)
+
+
+def donor_seconds(sizes: Sequence[int]) -> dict[str, float]:
+    """Seconds of a core that a model costs its donor, and the joiner. What else runs hardly changes them."""
+    from p2pfl.drivers.live.ports import reserved
+    from p2pfl.drivers.live.transport import Letter, Transport
+    from p2pfl.protocol.codec import Schema, digest
+
+    with reserved(2) as (first, second):
+        pass
+    mine, its = multiprocessing.Pipe()
+    joiner = multiprocessing.Process(target=_take_model, args=(second, first, sizes, its))
+    joiner.start()
+    mine.recv()
+    here = Transport(f"tcp://127.0.0.1:{first}", 0, 2, "joining", [Schema("", tuple(sizes))])
+    here.know(1, f"tcp://127.0.0.1:{second}")
+    frames = [np.zeros(size, np.uint8) for size in sizes]
+    cores, clock = time.process_time(), time.perf_counter()
+    digest(frames)
+    here.send(1, Letter((b"model", *frames), sum(sizes) + 5, "Model", (1, 1)))
+    while not mine.poll():
+        select.select([here.fileno()], [], [], 0.05)
+        for _ in here.receive():
+            pass
+        here.step()
+    cores, clock = time.process_time() - cores, time.perf_counter() - clock
+    taken = mine.recv()
+    joiner.join()
+    here.close(0.0)
+    return {"seconds_of_a_core": cores, "seconds": clock, "share": cores / clock, "seconds_of_the_joiners": taken}
+
+
 def bench_joining(repeats: int, hidden: str, rounds: int) -> None:
     """What a node that joins costs the rounds of the others, beside the same run that nobody joins."""
+    widths = [64, *json.loads(hidden), 10]
+    models = [donor_seconds([4 * a * b for a, b in itertools.pairwise(widths)]) for _ in range(repeats)]
+    say("a model for a joiner, at its donor", **spread(models, "share"), runs=models)
     runs: dict[str, list[dict[str, Any]]] = {"joined by one": [], "joined by nobody": []}
     for _ in range(repeats):  # in turns, so that what else changes changes both
         runs["joined by one"].append(joining(hidden, rounds, joins=True))

@@ -471,7 +471,7 @@ class LiveNode:
             self._heard[envelope.node] = now
         dropped = self._event_log.dropped.total()
         self._handle(Received(envelope), now)
-        if isinstance(envelope.message, Hello) and envelope.message.round:
+        if isinstance(envelope.message, Hello | Offer | Push) and envelope.message.round:
             self._transport.withdraw(envelope.node)
         if self._event_log.dropped.total() > dropped:
             self._transport.blame(message)

@@ -30,10 +30,10 @@ WINDOW = 4
 trip of 50 ms leaves 80 MB/s ..."""
 
 ASIDE = "Model"
-"""... and of this kind, which is for a node that joins, one at a time; it gives way to what rounds wait for."""
+"""... and of this kind, which is for a node that joins, one ..."""
 
-_AT_LEAST = 0.25
-"""Seconds after which a parcel that gives way sends a piece all the same: its receiver shall not take it for lost."""
+_APART = 0.25
+"""... each so many seconds: 4 MB/s, so that the rounds of its donor are not disturbed."""
 
 _ASK = 0.5
 """Seconds without a word after which the sender asks what is held."""
@@ -195,10 +195,10 @@ class ParcelsOut:
             tag = ParcelId(*letter.lives, self._number)
             way.parcel = _Parcel(way.queue.popleft(), tag, self._formats.index(sizes), now)
         parcel = way.parcel
-        aside = parcel.letter.kind == ASIDE and not way.queue
+        aside = parcel.letter.kind == ASIDE
         most = min(parcel.held + (1 if aside else WINDOW) * self._piece, parcel.total)
         end = min(parcel.sent + self._piece, most)
-        if aside and now - parcel.said < _AT_LEAST and self._rounds_wait():
+        if aside and parcel.sent and now - parcel.said < _APART:
             end = 0
         if end <= parcel.sent:
             if now - max(parcel.said, way.moved) < _ASK:
@@ -208,9 +208,6 @@ class ParcelsOut:
         head = _Head(_ASKS if asks else _PIECE, parcel.tag, parcel.sent, parcel.turn, parcel.form).packed()
         parts = [head, parcel.letter.frames[0], *_cut(parcel.letter.frames[1:], parcel.sent, end)]
         return Portion(parts, len(head) + len(parcel.letter.frames[0]) + end - parcel.sent, end)
-
-    def _rounds_wait(self) -> bool:
-        return any(way.parcel is not None and way.parcel.letter.kind != ASIDE for way in self._ways.values())
 
     def took(self, to: int, portion: Portion, now: float) -> None:
         """The socket has taken it."""
