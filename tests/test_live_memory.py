@@ -16,26 +16,27 @@ from p2pfl.runs import live
 MB = 1 << 20
 SMALL = Needs([40], 40, 40, 40, 2, 100, 1000)
 
-PEAKS = [  # of real nodes (memory_peak): 11 and 4 million numbers, dsgd and gradient tracking, two and four neighbours
-    (1093, 902, Needs([42 * MB, 1 * MB], 85 * MB, 43 * MB, 43 * MB, 2, 0, 1 * MB)),
-    (1360, 1252, Needs([42 * MB, 1 * MB], 85 * MB, 43 * MB, 43 * MB, 4, 0, 1 * MB)),
-    (1144, 1231, Needs([15 * MB], 15 * MB, 15 * MB, 15 * MB, 2, 31 * MB, 397 * MB)),
-    (1432, 1600, Needs([15 * MB], 46 * MB, 31 * MB, 31 * MB, 2, 31 * MB, 397 * MB)),
+PEAKS = [  # of real nodes (memory_peak): dsgd with two and four neighbours; dsgd, gradient tracking, push-sum with two
+    (941, 902, Needs([42 * MB, 1 * MB], 85 * MB, 43 * MB, 43 * MB, 2, 0, 1 * MB)),
+    (1312, 1252, Needs([42 * MB, 1 * MB], 85 * MB, 43 * MB, 43 * MB, 4, 0, 1 * MB)),
+    (1190, 1231, Needs([15 * MB], 15 * MB, 15 * MB, 15 * MB, 2, 31 * MB, 397 * MB)),
+    (1702, 1600, Needs([15 * MB], 46 * MB, 31 * MB, 31 * MB, 2, 31 * MB, 397 * MB)),
+    (1513, 1489, Needs([12 * MB], 120 * MB, 48 * MB, 24 * MB, 2, 0, 1 * MB)),
+    (2313, 2250, Needs([42 * MB, 1 * MB], 425 * MB, 170 * MB, 85 * MB, 2, 0, 1 * MB)),
 ]
 
 
 @pytest.mark.parametrize(("planned", "measured", "needs"), PEAKS)
-def test_the_plan_is_within_a_quarter_of_what_was_measured(planned: int, measured: int, needs: Needs) -> None:
+def test_the_plan_is_within_a_tenth_of_what_was_measured(planned: int, measured: int, needs: Needs) -> None:
     megabytes = (memory.each(needs) + SHARED / 2) / 1e6  # the peak counts about half of what all share
-    assert megabytes == pytest.approx(measured, rel=0.25) and megabytes == pytest.approx(planned, rel=0.05)
+    assert megabytes == pytest.approx(measured, rel=0.1) and megabytes == pytest.approx(planned, rel=0.01)
 
 
 def test_more_of_anything_needs_more() -> None:
     base = memory.each(SMALL)
     for field in ("state", "payload", "received", "neighbors", "batches", "data"):
         assert memory.each(SMALL._replace(**{field: getattr(SMALL, field) + 1})) > base
-    assert memory.each(SMALL._replace(leaves=[40, 40])) > base
-    assert memory.each(SMALL._replace(leaves=[40, 1 << 40])) == base  # a large one goes back to the machine when freed
+    assert memory.each(SMALL._replace(leaves=[1 << 40])) < base  # a large one goes back to the machine when freed
 
 
 def test_what_does_not_fit_is_refused_and_what_would_is_said() -> None:

@@ -1,7 +1,7 @@
 """Memory of nodes that share a machine: what one will need, what there is, and whether the kernel has killed for it.
 
 The factors are fitted to the peaks of real nodes (`memory_peak`, tests/test_live_memory.py): a plan that is
-right to about a third, made before anything starts, in place of processes that are killed in the first round.
+right to about a quarter, made before anything starts, in place of processes that are killed in the first round.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ SHARED = 280 << 20
 PRIVATE = 140 << 20
 """Bytes that a node has to itself with a model of no size, its membership process included."""
 
-STATES, PAYLOADS, PER_NEIGHBOR = 4, 4, 3
-"""Copies of the algorithm's state (before and after, of a checkpoint, of gradients), of what is sent, and of what a
-neighbour sends: as it came in, stacked for mixing, and the next one that is on its way."""
+STATES, PAYLOADS, PER_NEIGHBOR = 2, 2, 4
+"""Copies of the algorithm's state (before and after), of what is sent (as it is sent, and of gradients), and of what a
+neighbour sends: as it came in, both sides stacked for mixing, and the next one that is on its way."""
 
-SCATTERED, MAPPED = 10, 32 << 20
-"""Copies that are kept of leaves of less than so many bytes: what is freed of them stays with the process."""
+SCATTERED, MAPPED = 2.2, 32 << 20
+"""So many times as much for leaves of less than so many bytes: what is freed of them stays with the process."""
 
 BATCHES = 2
 """Copies of a round's batches: as they are gathered, and as the compiled program has them."""
@@ -45,15 +45,9 @@ class Needs(NamedTuple):
 
 def each(needs: Needs) -> int:
     """Return the bytes that a node needs at its peak, besides what all share."""
-    return (
-        PRIVATE
-        + STATES * needs.state
-        + PAYLOADS * needs.payload
-        + PER_NEIGHBOR * needs.neighbors * needs.received
-        + SCATTERED * sum(leaf for leaf in needs.leaves if leaf < MAPPED)
-        + BATCHES * needs.batches
-        + needs.data
-    )
+    copies = STATES * needs.state + PAYLOADS * needs.payload + PER_NEIGHBOR * needs.neighbors * needs.received
+    small = sum(leaf for leaf in needs.leaves if leaf < MAPPED) / max(sum(needs.leaves), 1)
+    return PRIVATE + int(copies * (1 + (SCATTERED - 1) * small)) + BATCHES * needs.batches + needs.data
 
 
 def fits(needs: Needs, nodes: int, free: int | None) -> None:
