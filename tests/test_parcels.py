@@ -242,7 +242,7 @@ def test_a_joiner_that_asks_again_after_a_break_gets_the_rest_of_the_model(come:
     link = Link()
     link.say(large(1, "Model"))
     while link.pieces < come:
-        link.now += parcels._APART
+        link.now += 2 * parcels._APART
         link.pump()
         link.arrive()
         link.answer()
@@ -259,7 +259,7 @@ def test_who_has_joined_gets_no_model_any_more_and_what_is_behind_it_at_once(beg
     link = Link()
     link.say(large(1, "Model"))
     if begun:
-        link.now += parcels._APART
+        link.now += 2 * parcels._APART
         link.pump()
         link.arrive()
     link.say(small("behind"))

@@ -32,8 +32,8 @@ trip of 50 ms leaves 80 MB/s ..."""
 ASIDE = "Model"
 """... and of this kind, which is for a node that joins, one ..."""
 
-_APART = 0.25
-"""... each so many seconds: 4 MB/s, so that the rounds of its donor are not disturbed."""
+_APART = 0.3
+"""... each so many seconds: 3.5 MB/s, so that the rounds of its donor are not disturbed."""
 
 _ASK = 0.5
 """Seconds without a word after which the sender asks what is held."""
