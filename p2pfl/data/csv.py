@@ -57,8 +57,10 @@ from p2pfl.data import derive as forms
 from p2pfl.data.columns import NOT_APPLICABLE, Coding, encode, one_spelling, scales
 from p2pfl.data.dataset import (
     INDICATOR,
+    NO_SITE,
     Column,
     Dataset,
+    Flow,
     Moments,
     Numbers,
     Recipe,
@@ -157,6 +159,7 @@ def from_table(table: Table, wanted: CsvTable, chosen: bool = True) -> Dataset:
     columns = _check(wanted)
     site, split, group = wanted.site, wanted.split, wanted.group
     table, features = _prepared(table, wanted, columns)
+    table = table._replace(site=site)
     if split is not None:
         table = _given_split(table, split)
     coding = _coding(wanted, features)
@@ -172,6 +175,7 @@ def from_table(table: Table, wanted: CsvTable, chosen: bool = True) -> Dataset:
         table = table._replace(in_test=in_test)
     in_test, part_notes = _judge_parts(table, place, sites)
     raw, names, made_of, fill, code_notes = encode(table, features, coding, place, sites)
+    flow = Flow(table.left_out, _gaps(table, features))
     known = raw if fill is None else np.where(np.isnan(raw), fill[place], raw)
     moments, strange = _beside_others(table, made_of, names, known, place, sites)
     mean, sd = scales(known, place, in_test, wanted.standardize, max(len(sites), 1))
@@ -198,7 +202,7 @@ def from_table(table: Table, wanted: CsvTable, chosen: bool = True) -> Dataset:
     )
     recipe = Recipe("table", _fields(wanted, features, coding, made_of), scaling)
     dataset = Dataset(
-        train, test, class_names, sites, names, said, None, wanted.kind, made_of, None, columns, recipe, moments
+        train, test, class_names, sites, names, said, None, wanted.kind, made_of, None, columns, recipe, flow, moments
     )
     validate(dataset, table.where)
     return dataset
@@ -257,6 +261,13 @@ def _beside_others(
             cells = table.column(column.name)
             lines += apart(column.name, {sites[site]: {*cells[place == site]} - {""} for site in enough})
     return moments, lines
+
+
+def _gaps(table: Table, features: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Column -> site -> missing cells, of the columns that have any."""
+    places = np.full(len(table.cells), NO_SITE, object) if table.places is None else table.places
+    gaps = {name: dict(Counter(places[table.column(name) == ""].tolist())) for name in features}
+    return {name: counts for name, counts in gaps.items() if counts}
 
 
 def _moments(x: np.ndarray, place: np.ndarray, in_test: np.ndarray) -> Moments:
@@ -454,7 +465,8 @@ def _given_split(table: Table, split: str) -> Table:
     if validation:
         notes.append(f"left out {validation} rows whose {split!r} says validation")
     kept = np.isin(values, ("train", "test"))
-    return table._replace(in_test=values == "test").keep(kept, *notes)
+    why = np.where(values == "", f"{split!r} is empty", f"{split!r} says validation")
+    return table._replace(in_test=values == "test").keep(kept, why, *notes)
 
 
 def _judge_missing(table: Table, features: Sequence[str], never_filled: Sequence[str], missing: str) -> Table:
@@ -481,8 +493,9 @@ def _judge_missing(table: Table, features: Sequence[str], never_filled: Sequence
     if gone.all():
         raise DataError(f"{table.where}: every row misses a cell: {said}; leave out the emptiest columns with drop")
     columns = ", ".join(f"{name!r} ({counts[name]})" for name in judged if name in counts)
+    why = np.select([gaps[name] for name in judged], [f"{name!r} is missing" for name in judged], "")
     never = " (a label or site is never filled)" if missing in ("mean", "gossip") else ""
-    return table.keep(~gone, f"left out {int(gone.sum())} rows with missing cells in {columns}{never}")
+    return table.keep(~gone, why, f"left out {int(gone.sum())} rows with missing cells in {columns}{never}")
 
 
 def _judge_sites(table: Table, site: str, min_rows: int, small_sites: str) -> Table:
@@ -500,7 +513,9 @@ def _judge_sites(table: Table, site: str, min_rows: int, small_sites: str) -> Ta
     kept = ~np.isin(table.column(site), small)
     if not kept.any():
         raise DataError(f"{table.where}: every site has fewer than min_rows={min_rows} rows: {said}; lower min_rows")
-    return table.keep(kept, f"left out sites with fewer than {min_rows} rows: {said}")
+    return table.keep(
+        kept, f"a site of fewer than {min_rows} rows", f"left out sites with fewer than {min_rows} rows: {said}"
+    )
 
 
 def _places(table: Table, site: str | None) -> tuple[tuple[str, ...], np.ndarray]:

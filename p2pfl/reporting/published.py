@@ -190,6 +190,60 @@ def events(part: Mapping[str, Any]) -> int | None:
     return int(classes[1]) if len(classes) == 2 else None
 
 
+class FlowTable(NamedTuple):
+    """Who is in the data and who is not."""
+
+    steps: list[str]  # of all sites, from what was read to the parts
+    rows: list[tuple[str, ...]]  # of each site: its name, read, left out, why, training, validation, test
+    sites: list[str]
+    missing: list[tuple[str, list[str]]]  # of each column with missing cells: its name, and a text for each site
+
+
+PARTS = ("training", "validation", "test")
+
+
+def flow(table: Mapping[str, Any]) -> FlowTable | None:
+    """From the `flow` of a summary: rows read, left out and why, and missing cells, of each site; None without one."""
+    sites = {str(site): each for site, each in table.items() if isinstance(each, dict)}
+    if not sites:
+        return None
+    names = {site: site or ("no site named" if len(sites) > 1 else "all") for site in sites}
+    gone: dict[str, int] = {}
+    missing: dict[str, dict[str, int]] = {}
+    for site, each in sites.items():
+        for why, rows in (each.get("left_out") or {}).items():
+            gone[why] = gone.get(why, 0) + int(rows)
+        for column, cells in (each.get("missing") or {}).items():
+            missing.setdefault(str(column), {})[site] = int(cells)
+    counts = {name: sum(int(each.get(name) or 0) for each in sites.values()) for name in ("read", "cut", *PARTS)}
+    steps = [f"{counts['read']:,} rows read", *(f"{rows:,} left out: {why}" for why, rows in gone.items())]
+    steps += [f"{counts['cut']:,} cut into slices, a row each"] if counts["cut"] else []
+    steps.append(", ".join(f"{counts[part]:,} {part}" for part in PARTS if counts[part]))
+    rows = [(names[site], *_flow_row(each)) for site, each in sites.items()]
+    if len(sites) > 1:
+        rows.append(("all", *_flow_row({**counts, "left_out": gone})))
+    filled = [site for site in sites if any(sites[site].get(part) for part in PARTS)]
+    shares = [
+        (
+            column,
+            [_share(cells.get(site, 0), sum(int(sites[site].get(part) or 0) for part in PARTS)) for site in filled],
+        )
+        for column, cells in missing.items()
+    ]
+    return FlowTable(steps, rows, [names[site] for site in filled], shares)
+
+
+def _flow_row(each: Mapping[str, Any]) -> tuple[str, ...]:
+    gone = each.get("left_out") or {}
+    why = ", ".join(f"{reason} ({rows:,})" if len(gone) > 1 else str(reason) for reason, rows in gone.items())
+    read, *parts = (f"{int(each.get(name) or 0):,}" for name in ("read", *PARTS))
+    return read, f"{sum(gone.values()):,}", why, *parts
+
+
+def _share(count: int, of: int) -> str:
+    return f"{count:,} ({100 * count / of:.0f} %)" if count and of else f"{count:,}"
+
+
 class Cohort(NamedTuple):
     """Rows of every site: what papers call table 1."""
 

@@ -155,6 +155,7 @@ class Summary:
     incomplete: tuple[str, ...] = ()  # why the run is not whole, each a line for a person
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    flow: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # site -> rows read, left out by reason, parts
     intervals: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # figure -> [low, high], 95 %
     differences: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # figure -> baseline -> [value, low, high]
     extra_metrics: tuple[str, ...] = ()  # of these, what the experiment has brought itself
