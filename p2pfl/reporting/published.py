@@ -35,11 +35,11 @@ def number(value: object, digits: int | None = None) -> str:
     return DASH if known is None else f"{known:.3f}" if digits is None else f"{known:,.{digits}g}"
 
 
-def between(value: object, interval: object, signed: bool = False) -> str:
-    """A value with its interval in brackets, as far as they are known.
+def between(value: object, interval: object, signed: bool = False, few: object = None) -> str:
+    """A value with its interval in brackets, as far as they are known; `few`: on how little it rests for one.
 
-    >>> between(0.8, [0.7, 0.9]), between(0.8, None)
-    ('0.800 (0.700 to 0.900)', '0.800')
+    >>> between(0.8, [0.7, 0.9]), between(0.8, None), between(0.8, None, few={"n": 1, "of": "events"})
+    ('0.800 (0.700 to 0.900)', '0.800', '0.800, too few events (n=1)')
     """
     known = measured(value)
     if known is None:
@@ -48,6 +48,8 @@ def between(value: object, interval: object, signed: bool = False) -> str:
     text = form.format(known)
     if isinstance(interval, list) and len(interval) == 2 and None not in map(measured, interval):
         text += f" ({form.format(interval[0])} to {form.format(interval[1])})"
+    elif isinstance(few, Mapping):
+        text += f", too few {few.get('of')} (n={few.get('n')})"
     return text
 
 
@@ -80,7 +82,7 @@ def compared(summary: Summary) -> list[Compared]:
     """Return the figures that have an interval, in the order of SHOWN; then those of metrics of one's own."""
     rows = []
     for key, label in figures(summary.score, summary.extra_metrics):
-        if key not in summary.intervals:
+        if key not in summary.intervals and key not in summary.too_few:
             continue
         less = summary.differences.get(key, {})
         value = summary.metrics.get(key, summary.as_dict().get(key))
@@ -88,7 +90,8 @@ def compared(summary: Summary) -> list[Compared]:
             between(found[0], found[1:], signed=True) if isinstance(found := less.get(which), list) else DASH
             for which in ("local_only", "pooled")
         ]
-        rows.append(Compared(label, between(value, summary.intervals[key]), *texts))
+        shown = between(value, summary.intervals.get(key), few=summary.too_few.get(key))
+        rows.append(Compared(label, shown, *texts))
     return rows
 
 
@@ -100,11 +103,12 @@ def told(summary: Summary) -> list[str]:
     for metric in (first, *summary.extra_metrics):
         for end, words in MEANS.items():
             key = f"{metric}_{end}"
-            value = summary.as_dict().get(key)
-            if key in summary.intervals and measured(value) is not None:
+            value, few = summary.as_dict().get(key), summary.too_few.get(key)
+            if (few or key in summary.intervals) and measured(value) is not None:
                 less = summary.differences.get(key, {}).get("local_only")
                 more = f"; less alone {between(less[0], less[1:], signed=True)}" if isinstance(less, list) else ""
-                lines.append(f"{named(metric)} {words.format(unit)}: {between(value, summary.intervals[key])}{more}")
+                shown = between(value, summary.intervals.get(key), few=few)
+                lines.append(f"{named(metric)} {words.format(unit)}: {shown}{more}")
     return [*lines, *verdicts(summary)]
 
 
@@ -159,7 +163,7 @@ def sites(assessed: Mapping[str, Any]) -> Sites | None:
     if not nodes:
         return None
     metrics = [name for name in next(iter(nodes.values())).get("", {}).get("own", {}) if not name.startswith("dice_")]
-    counted, limits = _nodes(assessed, "rows"), _nodes(assessed, "intervals")
+    counted, limits, few = (_nodes(assessed, key) for key in ("rows", "intervals", "too_few"))
     some = any(events(each.get("test", {})) is not None for each in counted.values())
     majority = any("majority" in each for each in counted.values())
     chosen = _nodes(assessed, "threshold")
@@ -171,7 +175,8 @@ def sites(assessed: Mapping[str, Any]) -> Sites | None:
         head = [str(test.get("rows", DASH)), str(events(test) if events(test) is not None else DASH)][: len(heads)]
         for answer, result in answers.items():
             known = limits.get(node, {}).get("own", {}) if not answer else {}
-            values = [between(result["own"].get(name), known.get(name)) for name in metrics]
+            rare = few.get(node, {}).get("own", {}) if not answer else {}
+            values = [between(result["own"].get(name), known.get(name), few=rare.get(name)) for name in metrics]
             last = [number(beside.get("majority"))] if majority else []
             if chosen:
                 at = chosen.get(node, {}) if not answer else {}
@@ -346,7 +351,8 @@ def left_out(table: Mapping[str, Any], extra: Sequence[str] = ()) -> Learned | N
     metrics += extra if metrics else ()
     rows = []
     for site, found in table.items():
-        values = [between(found["figures"].get(m), found.get("intervals", {}).get(m)) for m in metrics]
+        limits, few = found.get("intervals", {}), found.get("too_few", {})
+        values = [between(found["figures"].get(m), limits.get(m), few=few.get(m)) for m in metrics]
         less = found.get("less", {}).get(metrics[0]) if metrics else None
         more = between(less[0], less[1:], signed=True) if isinstance(less, list) else DASH
         rows.append([str(site), f"{found.get('rows'):,}", *values, more])

@@ -167,6 +167,7 @@ def _whole(federation: Federation, graph: str, result: Collected, compared: Base
         intervals=intervals,
         differences=differences,
         extra_metrics=tuple(each.label for each in federation.metrics),
+        too_few={key: each._asdict() for key, each in assessed.few.items()},
         notes=(*federation.notes, *result.notes, *stratified, *fitted),
         flow=flow.flow(federation),
     )

@@ -163,6 +163,9 @@ def left_out(federation: Federation, out: Path, view: View) -> dict[str, Any]:
             "rows": len(built.dataset.test.y),
             "figures": {key.removesuffix("_mean"): runs.this.figures[key] for key in names},
             "intervals": {key.removesuffix("_mean"): known[key] for key in names if key in known},
+            "too_few": {
+                key.removesuffix("_mean"): runs.this.few[key]._asdict() for key in names if key in runs.this.few
+            },
             "less": {key.removesuffix("_mean"): less[key]["pooled"] for key in names if key in less},
         }
     return table
