@@ -46,6 +46,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -72,7 +73,7 @@ from p2pfl.data.dataset import (
 )  # fmt: skip
 from p2pfl.data.dataset import split as draw_split
 from p2pfl.data.derive import Derived
-from p2pfl.data.far_off import apart, far_off
+from p2pfl.data.far_off import ENOUGH, apart, far_off, goes_along, turned_round
 from p2pfl.data.numerals import normalized
 from p2pfl.data.outcomes import answers
 from p2pfl.data.suspects import refuse_suspects
@@ -83,8 +84,6 @@ ANSWERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"classes": ("label",), "labels": ("labels",), "regression": ("targets",), "survival": ("time", "event")}
 )
 """Kind -> the arguments that name its columns."""
-_ENOUGH = 20
-"""Train rows of a site whose means are compared with those of others."""
 _VALIDATION = ("val", "valid", "validation")
 
 
@@ -252,15 +251,45 @@ def _beside_others(
     in_train, known = ~np.asarray(table.in_test), x.copy()
     for f in numeric:
         known[table.column(names[f]) == "", f] = np.nan
-    moments = _moments(known, place, ~in_train)
-    enough = [site for site in range(len(sites)) if ((place == site) & in_train).sum() >= _ENOUGH]
+    two = {
+        column.name: counts
+        for column in made_of
+        if (counts := _values(table.column(column.name), place, in_train)) is not None
+    }
+    moments = _moments(known, place, ~in_train)._replace(two=two)
+
+    def natural(name: str, site: str) -> bool:
+        own = [f for f, each in enumerate(names) if each == name or each.startswith(f"{name}=")]
+        value = (known[:, own[-1]] == np.nanmax(known[:, own[-1]])).astype(np.float64)
+        others = np.delete(known, own, axis=1)[in_train]
+        return goes_along(value[in_train], others, place[in_train] == sites.index(site))
+
+    turned = {
+        name: turned_round(
+            f"column {name!r}", dict(zip(sites or (NO_SITE,), counts, strict=True)), partial(natural, name)
+        )
+        for name, counts in two.items()
+    }
+    lines = tuple(line for each in turned.values() for line in each)
+    numeric = [f for f in numeric if not turned.get(names[f])]  # it has no other unit
+    enough = [site for site in range(len(sites)) if ((place == site) & in_train).sum() >= ENOUGH]
     named, at = [sites[site] for site in enough], np.ix_(enough, numeric)
-    lines = far_off(moments.mean[at], moments.sd[at], [names[f] for f in numeric], named)
+    lines += far_off(moments.mean[at], moments.sd[at], [names[f] for f in numeric], named)
     for column in made_of:
         if column.kind == "category":
             cells = table.column(column.name)
             lines += apart(column.name, {sites[site]: {*cells[place == site]} - {""} for site in enough})
     return moments, lines
+
+
+def _values(cells: np.ndarray, place: np.ndarray, in_train: np.ndarray) -> tuple[dict[str, int], ...] | None:
+    """Value -> train rows of each site, of a column of at most two values; None of others."""
+    known = in_train & (cells != "") & (cells != NOT_APPLICABLE)
+    spelled = {cell: f"{float(cell):g}" if is_number(cell) else str(cell) for cell in set(cells[known])}
+    if len(set(spelled.values())) > 2:
+        return None
+    sites = range(int(place.max()) + 1)
+    return tuple(dict(Counter(spelled[cell] for cell in cells[known & (place == site)])) for site in sites)
 
 
 def _gaps(table: Table, features: Sequence[str]) -> dict[str, dict[str, int]]:

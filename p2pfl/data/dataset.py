@@ -83,6 +83,8 @@ class Moments(NamedTuple):
 
     mean: np.ndarray  # [S, F] float64, of cells that are not missing; NaN where all are
     sd: np.ndarray  # [S, F] float64; 0 where a column is constant
+    two: Mapping[str, tuple[Mapping[str, int], ...]] = MappingProxyType({})  # column of at most two values -> of each
+    # site, value -> train rows
 
 
 class Numbers(NamedTuple):

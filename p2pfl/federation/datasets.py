@@ -29,6 +29,7 @@ from p2pfl.data import Dataset, dictionary, partition
 from p2pfl.data.csv import CsvTable
 from p2pfl.data.dataset import left_out
 from p2pfl.data.dictionary import Dictionary
+from p2pfl.data.far_off import answers_turned
 from p2pfl.data.partition import Partition
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.federation import events, plugins
@@ -84,7 +85,8 @@ def resolve_datasets(experiment: Experiment, topology: Topology, dataset: Datase
     if events.by_label(experiment):
         labels = [events.labels(dataset, rows) for rows in parts.train]
         planned = events.planned(experiment, topology.schedule, labels)
-    return Datasets(dataset, parts, True, (*dataset.notes, *partition.describe(parts, dataset)), planned)
+    notes = (*dataset.notes, *answers_turned(dataset), *partition.describe(parts, dataset))
+    return Datasets(dataset, parts, True, notes, planned)
 
 
 def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data) -> Datasets:
