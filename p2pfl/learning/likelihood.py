@@ -18,6 +18,8 @@ _ALIASED = 1e-9
 """Share of a column that is its own, below which it is a combination of those before it."""
 _RISE = 1e-10
 """What the logarithm of the likelihood still rises in the last step."""
+_HALVINGS = 30
+"""Times that a step which goes too far is halved."""
 _FLAT = 1e-8
 """Information of a direction, as a share of the largest, below which there is none."""
 _STILL = 1e-3
@@ -120,34 +122,74 @@ class Maximum(NamedTuple):
     converged: bool
 
 
+class Ascent(NamedTuple):
+    """Newton's method under way: it asks for the sums over all rows at `trial`, and `ascended` takes them in."""
+
+    beta: np.ndarray  # [P] the best so far
+    step: np.ndarray  # [P] from there
+    found: Sums | None = None  # at beta
+    kept: np.ndarray | None = None  # [P] bool, as in Maximum
+    halvings: int = 0
+    steps: int = 0
+    converged: bool = False  # this step is the last
+    done: bool = False
+
+    @property
+    def trial(self) -> np.ndarray:
+        """The coefficients [P] at which sums are asked for."""
+        return self.beta + self.step / 2**self.halvings
+
+
+def ascent(columns: int) -> Ascent:
+    """Return the beginning of Newton's method for so many coefficients: all 0."""
+    return Ascent(np.zeros(columns), np.zeros(columns))
+
+
+def ascended(before: Ascent, sums: Sums, slack: float = _RISE, rise: float = _RISE) -> Ascent:
+    """Return what follows from the sums at `before.trial`: another step, or half of the one that went too far.
+
+    slack: what the likelihood may fall by in a step, as its sums are exact to no less. rise: what it is to rise by in
+    the last one, at most.
+    """
+    if before.done:
+        return before
+    if before.found is not None and sums.likelihood < before.found.likelihood - slack:
+        halvings = before.halvings + 1
+        return before._replace(halvings=halvings, done=halvings == _HALVINGS)
+    after = before._replace(beta=before.trial, found=sums, halvings=0, step=np.zeros(len(before.beta)))
+    kept = independent(sums.information) if before.kept is None else before.kept
+    if before.converged or not kept.any() or before.steps == STEPS:
+        return after._replace(kept=kept, converged=before.converged or not kept.any(), done=True)
+    step = np.zeros(len(after.beta))
+    step[kept] = np.linalg.lstsq(sums.information[np.ix_(kept, kept)], sums.score[kept], rcond=1e-15)[0]
+    return after._replace(kept=kept, step=step, steps=before.steps + 1, converged=float(sums.score @ step) < rise)
+
+
+def concluded(after: Ascent) -> Maximum:
+    """Return the maximum that was found; after sums have been taken in at least once."""
+    assert after.found is not None and after.kept is not None
+    kept, columns = after.kept, len(after.beta)
+    covariance, finite = np.full((columns, columns), np.nan), kept.copy()
+    if after.converged and kept.any():
+        value, vector = np.linalg.eigh(after.found.information[np.ix_(kept, kept)])
+        flat = value <= _FLAT * max(value.max(), 0)  # directions in which the likelihood rose for ever
+        finite[kept] = (np.abs(vector[:, flat]) < _STILL).all(axis=1)
+        inverse = (vector[:, ~flat] / value[~flat]) @ vector[:, ~flat].T
+        chosen = finite[kept]
+        covariance[np.ix_(finite, finite)] = inverse[np.ix_(chosen, chosen)]
+    return Maximum(after.beta, covariance, kept, finite, after.found.likelihood, after.steps, after.converged)
+
+
 def maximum(sites: Sequence[Likelihood], columns: int) -> Maximum:
     """Maximise the sum of the sites' likelihoods over `columns` coefficients by Newton's method, from 0.
 
     Where a column parts the outcomes (as one of which no row has an event), the likelihood rises for ever with its
     coefficient, and comes no further: such coefficients are not `finite`, and all others are what they tend to.
     """
-    beta, found, steps = np.zeros(columns), added(sites, np.zeros(columns)), 0
-    kept = independent(found.information)
-    converged = not kept.any()
-    while not converged and steps < STEPS:
-        steps += 1
-        step = np.zeros(columns)
-        step[kept] = np.linalg.lstsq(found.information[np.ix_(kept, kept)], found.score[kept], rcond=1e-15)[0]
-        converged = float(found.score @ step) < _RISE
-        for halving in range(30):
-            there = added(sites, beta + step / 2**halving)
-            if there.likelihood >= found.likelihood - _RISE:
-                beta, found = beta + step / 2**halving, there
-                break
-    covariance, finite = np.full((columns, columns), np.nan), kept.copy()
-    if converged and kept.any():
-        value, vector = np.linalg.eigh(found.information[np.ix_(kept, kept)])
-        flat = value <= _FLAT * max(value.max(), 0)  # directions in which the likelihood rose for ever
-        finite[kept] = (np.abs(vector[:, flat]) < _STILL).all(axis=1)
-        inverse = (vector[:, ~flat] / value[~flat]) @ vector[:, ~flat].T
-        chosen = finite[kept]
-        covariance[np.ix_(finite, finite)] = inverse[np.ix_(chosen, chosen)]
-    return Maximum(beta, covariance, kept, finite, found.likelihood, steps, converged)
+    at = ascent(columns)
+    while not at.done:
+        at = ascended(at, added(sites, at.trial))
+    return concluded(at)
 
 
 def penalized(sites: Sequence[Likelihood], penalty: np.ndarray) -> np.ndarray | None:
