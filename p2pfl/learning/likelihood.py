@@ -57,7 +57,7 @@ class LogisticRows(NamedTuple):
 
 
 class CoxRows(NamedTuple):
-    """Likelihood of a Cox model whose risk sets are among these rows: one stratum; ties are those of Breslow."""
+    """Likelihood of a Cox model whose risk sets are among these rows: one stratum; ties are those of Efron."""
 
     x: np.ndarray  # [N, P] float64
     time: np.ndarray  # [N]
@@ -84,24 +84,31 @@ class OneStratum(NamedTuple):
         eta = [site.x @ beta for site in self.sites]
         shift = max((each.max() for each in eta if len(each)), default=0.0)  # common to all, so that it cancels out
         risk = [np.exp(each - shift) for each in eta]
-        zero, one = np.zeros(len(grid)), np.zeros((len(grid), len(beta)))
-        deaths, value, score = np.zeros(len(grid)), 0.0, np.zeros(len(beta))
+        at_risk, dying = (np.zeros((len(grid), 1 + len(beta))) for _ in range(2))  # sums of r and of r x at each time
+        deaths, value, score = np.zeros(len(grid), np.int64), 0.0, np.zeros(len(beta))
         for site, each, r in zip(self.sites, eta, risk, strict=True):
             order = np.argsort(site.time, kind="stable")
             first = np.searchsorted(site.time[order], grid)  # the risk set of a time: all that are not before it
-            zero += _after(r[order], first)
-            one += _after((site.x * r[:, None])[order], first)
-            deaths += np.bincount(np.searchsorted(grid, site.time[site.event]), minlength=len(grid))
+            both = np.column_stack([r, site.x * r[:, None]])
+            at_risk += _after(both[order], first)
+            then = np.searchsorted(grid, site.time[site.event])
+            np.add.at(dying, then, both[site.event])
+            deaths += np.bincount(then, minlength=len(grid))
             value += float(each[site.event].sum()) - shift * int(site.event.sum())
             score = score + site.x[site.event].sum(axis=0)
-        mean = one / zero[:, None]
-        hazard = np.concatenate([[0.0], np.cumsum(deaths / zero)])
+        # Efron: of d that die at one time each finds 0, 1/d, ..., (d - 1)/d of them dead already
+        at = np.repeat(np.arange(len(grid)), deaths)
+        part = (np.arange(len(at)) - np.repeat(np.cumsum(deaths) - deaths, deaths)) / deaths[at]
+        left = at_risk[at] - part[:, None] * dying[at]
+        mean = left[:, 1:] / left[:, :1]
+        hazard = np.concatenate([[0.0], np.cumsum(np.bincount(at, 1 / left[:, 0], len(grid)))])
+        dead = np.bincount(at, part / left[:, 0], len(grid))
         second = np.zeros((len(beta), len(beta)))
         for site, r in zip(self.sites, risk, strict=True):
             weight = r * hazard[np.searchsorted(grid, site.time, side="right")]
+            weight[site.event] -= r[site.event] * dead[np.searchsorted(grid, site.time[site.event])]
             second += (site.x * weight[:, None]).T @ site.x
-        information = second - (mean * deaths[:, None]).T @ mean
-        return Sums(value - float((deaths * np.log(zero)).sum()), score - deaths @ mean, information)
+        return Sums(value - float(np.log(left[:, 0]).sum()), score - mean.sum(axis=0), second - mean.T @ mean)
 
 
 def _after(values: np.ndarray, first: np.ndarray) -> np.ndarray:
