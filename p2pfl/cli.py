@@ -309,7 +309,7 @@ def node(file: Path, out: Path | None, hold: bool, resume: bool, returns: int | 
 
 @main.command()
 @click.argument("file", metavar="NODE.toml", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Directory of the result; must be new.")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory of the result; must hold none.")
 def coefficients(file: Path, out: Path | None) -> None:
     """Find the coefficients of a linear model, with standard errors, together with the other nodes: by sums alone."""
     with _errors(disk=Exit.FAILED):

@@ -120,10 +120,13 @@ def test_whoever_never_comes_is_named_and_the_others_find_their_own() -> None:
         np.testing.assert_allclose(found(state), pooled("classes", (0, 1, 2)), rtol=1e-3)
         assert state.best is not None and (state.best.share > 0).tolist() == [True] * 3 + [False]
     ended = NodeResult(0, 1, 9, 1, 0, {}, False, "")
-    run = gossiped.FitRun(ended, gossiped.Fitted({}, (3,), True))
+    fit = {"logistic": {}}
+    run = gossiped.FitRun(ended, gossiped.Fitted(fit, (3,), True))
     assert run.verdict.code == Exit.NOT_WHOLE and "the rows of node 3" in run.verdict.reasons[0]
-    assert gossiped.FitRun(ended, gossiped.Fitted({}, (), True)).verdict.code == Exit.DONE
-    assert gossiped.FitRun(ended, gossiped.Fitted({}, (), False)).verdict.code == Exit.NOT_WHOLE
+    assert gossiped.FitRun(ended, gossiped.Fitted(fit, (), True)).verdict.code == Exit.DONE
+    assert gossiped.FitRun(ended, gossiped.Fitted(fit, (), False)).verdict.code == Exit.NOT_WHOLE
+    alone = gossiped.FitRun(ended, gossiped.Fitted({}, (0, 1, 2, 3), False))
+    assert alone.verdict.reasons == ("nothing was found out together with other nodes",) and alone.lines() == []
 
 
 @pytest.mark.parametrize("kind", [pytest.param("classes", marks=pytest.mark.more), "survival"])
@@ -182,4 +185,4 @@ def test_two_hospitals_find_them_by_hand(tmp_path: Path) -> None:
         assert [row["coefficient"] for row in rows] == pytest.approx(sk.coef_[0], abs=1e-3)
         assert "odds ratios of '1' over 192 training rows of 2 sites" in text and "a: " in text
     again = subprocess.run([*P2PFL, "coefficients", str(files[0])], capture_output=True, text=True, check=False)
-    assert again.returncode == 1 and "is not empty" in again.stderr
+    assert again.returncode == 1 and "holds an earlier fit" in again.stderr

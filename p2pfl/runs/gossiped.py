@@ -48,6 +48,9 @@ from p2pfl.runs.node import address_of
 from p2pfl.runs.verdict import RunVerdict
 from p2pfl.types import Inbox, Neighborhood, Params, Payload, Schedule
 
+KEYS = ("logistic", "stratified_by_site")
+"""The fits of coefficients.json that are found here."""
+_FILE = "coefficients.json"
 TOLERANCE = 1e-7
 """Share of a sum by which an average may be off, at any node."""
 PHASES = 32
@@ -358,6 +361,11 @@ class Fitted(NamedTuple):
     missing: tuple[int, ...]  # nodes whose rows are not in it, or not as much as those of others
     ended: bool  # Newton's method has come to its end
 
+    @property
+    def known(self) -> bool:
+        """The flag that there is a fit."""
+        return any(key in self.table for key in KEYS)
+
 
 def found(federation: Federation, directory: Path) -> Fitted:
     """What a node's directory holds after a fit."""
@@ -396,10 +404,12 @@ class FitRun(NamedTuple):
     def verdict(self) -> RunVerdict:
         """Whether what was found is that of all nodes."""
         reasons = []
-        if self.fit.missing:
+        if not self.fit.known:
+            reasons.append("nothing was found out together with other nodes")
+        elif self.fit.missing:
             listed = ", ".join(map(str, self.fit.missing))
             reasons.append(f"the rows of node {listed} are not in the result as all others are; run it again")
-        if not self.fit.ended:
+        elif not self.fit.ended:
             reasons.append("Newton's method has not come to an end; run it again")
         if reasons and self.result.unreached:
             reasons.append(f"not reached: {', '.join(self.result.unreached)}")
@@ -411,9 +421,9 @@ class FitRun(NamedTuple):
     def lines(self) -> list[str]:
         """For a person: a line for each coefficient."""
         table = self.fit.table
-        key = next((each for each in ("logistic", "stratified_by_site") if each in table), None)
-        if key is None:
-            return ["no coefficients: the nodes have not agreed on anything"]
+        if not self.fit.known:
+            return []
+        key = next(each for each in KEYS if each in table)
         said = [
             f"{table['ratio']}s of {table['outcome']!r} over {table['rows']} training rows of {table['sites']} sites "
             f"with {table['events']} of it, each for {table['unit']}, with 95 % intervals"
@@ -440,8 +450,8 @@ def run(file: Path, out: Path | None, say: Callable[[str], None]) -> FitRun:
     experiment = experiment_of(config.load(source))
     base = file.parent / given.out if given.out else Path(f"p2pfl-node-{given.node}")
     directory = out or base / "coefficients"
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ConfigError(f"out={str(directory)!r}: is not empty; give another with --out, or remove it")
+    if (directory / _FILE).exists():
+        raise ConfigError(f"out={str(directory)!r}: holds an earlier fit; give another with --out, or remove it")
     ports.demand((given.listen, membership_address(given.listen)), say)
     limit = files.raised()  # before anything is started that inherits it
     membership = sidecar.start()
@@ -467,6 +477,9 @@ def run(file: Path, out: Path | None, say: Callable[[str], None]) -> FitRun:
     finally:
         membership.close()
     fit = found(federation, directory)
-    (directory / "coefficients.json").write_text(json.dumps(fit.table, indent=1) + "\n", "utf-8")
-    say(f"done at round {ended.round}: {ended.booked} exchanges booked; coefficients.json in {directory}")
-    return FitRun(ended, fit)
+    found_out = FitRun(ended, fit)
+    say(f"done at round {ended.round}: {ended.booked} exchanges booked")
+    if not found_out.verdict.reasons:  # else it is to be run again, here
+        (directory / _FILE).write_text(json.dumps(fit.table, indent=1) + "\n", "utf-8")
+        say(f"coefficients: {directory / _FILE}")
+    return found_out
