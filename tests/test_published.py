@@ -249,6 +249,11 @@ def test_a_whole_run_is_learned_again(tmp_path: Path) -> None:
     assert len(set(repeated["values"])) == 2 and set(repeated["less"]) == {"local_only", "pooled"}
     found = json.loads((out / "left_out.json").read_text())
     assert {site: each["rows"] for site, each in found.items()} == dict.fromkeys(SITES, 30)
+    told = published.repeated_told(json.loads((out / "splits.json").read_text()), found, "accuracy")
+    assert [line.partition(":")[0] for line in told] == ["2 other splits"] * 3 + [
+        f"left out {s} (30 rows)" for s in SITES
+    ]
+    assert all("AUC" in line and "less pooled" in line for line in told)
     text = (out / "report.html").read_text()
     for words in ("Learned again", "less every node alone", "Each site left out"):
         assert words in text

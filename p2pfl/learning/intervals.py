@@ -37,7 +37,7 @@ class Basis(NamedTuple):
     """The rows that a score rests on."""
 
     n: int
-    of: str  # "events", "rows of the rarest class", "rows of the class", "rows"
+    of: str  # "events", "rows of a class", "rows"
 
     @property
     def few(self) -> bool:
@@ -56,19 +56,19 @@ def basis(kind: str, metric: str, y: np.ndarray, classes: Sequence[str]) -> Basi
     if kind == "survival":
         return Basis(int((y[:, 1] > 0).sum()), "events")
     if kind == "classes" and metric in ("sensitivity", "specificity"):
-        return Basis(int((y == (metric == "sensitivity")).sum()), "rows of the class")
+        return Basis(int((y == (metric == "sensitivity")).sum()), _CLASS)
     if kind == "classes" and metric in _BETWEEN:
         counts = np.bincount(y, minlength=len(classes))
-        return Basis(int((counts if len(classes) == 2 else counts[counts > 0]).min(initial=len(y))), _RAREST)
+        return Basis(int((counts if len(classes) == 2 else counts[counts > 0]).min(initial=len(y))), _CLASS)
     if kind == "labels" and metric in _BETWEEN and len(y):
         there = (y > 0).sum(axis=0)
-        return Basis(int(np.minimum(there, len(y) - there).min()), _RAREST)
+        return Basis(int(np.minimum(there, len(y) - there).min()), _CLASS)
     return Basis(len(y), "rows")
 
 
 _BETWEEN = frozenset({"auc", "average_precision", "balanced_accuracy"})
 """Metrics that compare rows of one class with those of others."""
-_RAREST = "rows of the rarest class"
+_CLASS = "rows of a class"
 
 
 def resampled(site: np.ndarray, draws: int, seed: int) -> np.ndarray:

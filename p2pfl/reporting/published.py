@@ -364,6 +364,24 @@ def left_out(table: Mapping[str, Any], extra: Sequence[str] = ()) -> Learned | N
     return Learned(caption, heads, rows) if rows else None
 
 
+def repeated_told(splits: Mapping[str, Any], left: Mapping[str, Any], score: str) -> list[str]:
+    """Return lines for the terminal: of splits.json and left_out.json the first metric, of at most ten sites."""
+    lines, over, out = [], over_splits(splits, score), left_out(left)
+    if over is not None:
+        metric = next(named(each) for each in SHOWN if any(row[0].startswith(f"{named(each)} ") for row in over.rows))
+        for label, spread, alone, pooled in over.rows:
+            if label.startswith(f"{metric} "):
+                lines.append(
+                    f"{splits.get('splits')} other splits: {label}: {spread}; less alone {alone}; less pooled {pooled}"
+                )
+    if out is not None:
+        lines += [
+            f"left out {row[0]} ({row[1]} rows): {out.heads[2]} {row[2]}, {row[-1]} less pooled" for row in out.rows
+        ]
+        lines = lines[: len(lines) - len(out.rows) + 10]
+    return lines
+
+
 # ---------------------------------------------------------------- coefficients
 
 TITLES = {
