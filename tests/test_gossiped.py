@@ -135,6 +135,15 @@ def test_whoever_never_comes_is_named_and_the_others_find_their_own() -> None:
     assert alone.verdict.reasons == ("nothing was found out together with other nodes",) and alone.lines() == []
 
 
+def test_whoever_leaves_for_good_in_the_last_phase_that_matters_is_not_half_in_the_result() -> None:
+    """After three rounds of averaging its sums are at the others in other parts at each: the phase does not count."""
+    gone = 6 * sum(PHASE) + PHASE.asking + 3
+    states = played("classes", lambda round: {1} if round >= gone else (), 14 * sum(PHASE) + 1)
+    for state in (states[0], states[2], states[3]):
+        assert state.best is not None and np.count_nonzero(state.best.share > 0) == 3
+        np.testing.assert_allclose(found(state), pooled("classes", (0, 2, 3)), rtol=1e-3)
+
+
 @pytest.mark.parametrize("kind", [pytest.param("classes", marks=pytest.mark.more), "survival"])
 def test_a_federation_on_a_network_finds_what_the_sums_of_all_say(tmp_path: Path, kind: str) -> None:
     wanted = given(tmp_path, kind)
