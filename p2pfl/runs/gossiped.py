@@ -372,9 +372,9 @@ def found(federation: Federation, directory: Path) -> Fitted:
     arrays = safetensors.numpy.load_file(directory / "model.safetensors")
     leaf = {name.rpartition("/")[2]: value for name, value in arrays.items()}
     likelihood, steps, converged, done, known = leaf["flags"]
-    columns, nodes = len(leaf["beta"]), len(leaf["share"])
+    columns = len(leaf["beta"])
     count, events, sites = (round(float(value)) for value in leaf["counts"])
-    missing = tuple(int(i) for i in np.flatnonzero(np.abs(nodes * leaf["share"] - 1) > _HELD))
+    missing = lacking(leaf["share"])
     dataset = federation.dataset
     table: dict[str, Any] = {
         "kind": dataset.kind,
@@ -392,6 +392,16 @@ def found(federation: Federation, directory: Path) -> Fitted:
         key = "logistic" if dataset.kind == "classes" else "stratified_by_site"
         table[key] = coefficients.fit(federation, concluded(ended), scale(leaf["width"]), [])
     return Fitted(table, missing, bool(done))
+
+
+def lacking(share: np.ndarray) -> tuple[int, ...]:
+    """Return the nodes whose rows do not count as those of most do; `share` [nodes]: how much the sums of each do.
+
+    >>> lacking(np.array([0.5, 0.5, 0.0])), lacking(np.zeros(2))
+    ((2,), (0, 1))
+    """
+    there = np.count_nonzero(share > 0)
+    return tuple(int(i) for i in np.flatnonzero(np.abs(there * share - 1) > _HELD))
 
 
 class FitRun(NamedTuple):
