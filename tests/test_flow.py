@@ -12,7 +12,7 @@ from p2pfl.config import experiment
 from p2pfl.data import csv
 from p2pfl.data.csv import CsvTable
 from p2pfl.federation.federation import build
-from p2pfl.reporting import page, published
+from p2pfl.reporting import page, published, run_data, tables
 from p2pfl.reporting.run_data import Summary
 from p2pfl.runs import flow
 
@@ -99,6 +99,8 @@ def test_the_page_shows_the_flow(tmp_path: Path) -> None:
     kept = sum(found[site][part] for site in ("north", "south") for part in ("training", "test"))
     assert sum(int(number.split()[0]) for number in shown.steps[-1].split(", ")) == kept
     assert shown.rows[-1][:3] == ("all", "44", "12") and shown.sites == ["north", "south"]
+    (table,) = [each for each in tables.tables(run_data.read(tmp_path)) if each.name == "flow"]
+    assert table.rows[-1][:3] == ["all", 44, 12]
     text = page.write(tmp_path).read_text()
     for words in ("44 rows read", "no site named", "&#39;site&#39; is missing", "Missing cells of the rows"):
         assert words in text
