@@ -308,6 +308,22 @@ def node(file: Path, out: Path | None, hold: bool, resume: bool, returns: int | 
 
 
 @main.command()
+@click.argument("file", metavar="NODE.toml", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Directory of the result; must hold none.")
+def coefficients(file: Path, out: Path | None) -> None:
+    """Find the coefficients of a linear model, with standard errors, together with the other nodes: by sums alone."""
+    with _errors(disk=Exit.FAILED):
+        from p2pfl.runs import gossiped
+
+        ended = gossiped.run(file, out, lambda text: click.echo(text))
+    for line in ended.lines():
+        click.echo(line)
+    if ended.result.error:
+        raise _Failure(ended.result.error, Exit.FAILED)
+    _judge(ended.verdict)
+
+
+@main.command()
 @click.argument("what", metavar="FILE|RUN", type=click.Path(path_type=Path))
 @click.option("--every", type=_Seconds(), required=True, help="A node is killed every so often, as in 10s.")
 @click.option("--for", "length", type=_Seconds(), help="How long, as in 10min; to the last round unless given.")

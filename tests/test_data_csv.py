@@ -96,7 +96,8 @@ def test_delimiters_quotes_bom_line_ends_and_blank_lines(tmp_path: Path) -> None
     ):  # fmt: skip
         assert same(plain, load(write(tmp_path, variant.encode()), label="out", site="site")), variant[:60]
     marked = load(write(tmp_path, (text + ",,,\n,,,\n").encode()), label="out", site="site")
-    assert marked.notes == ("left out 2 rows of empty cells",) and same(plain, marked._replace(notes=()))
+    assert marked.notes == ("left out 2 rows of empty cells",) and marked.flow.left_out == (("an empty row", {"": 2}),)
+    assert same(plain, marked._replace(notes=(), flow=plain.flow))
 
 
 def test_quoted_delimiters_and_line_breaks_and_line_numbers_after_them(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from test_data_folder import FILES, HEAD, dicom, pixels, plane, read, save, volume, wanted
 
-from p2pfl.data import layout
+from p2pfl.data import dictionary, layout
+from p2pfl.data.dictionary import Dictionary
 from p2pfl.data.image import ReadImage
 from p2pfl.data.pixels import Arrays, Entry, arrays
 from p2pfl.errors import DataError
@@ -365,3 +366,17 @@ def test_channels_and_metaimages_lie_on_one_another(tmp_path: Path) -> None:
 def test_a_read_image_says_no_more_than_its_file() -> None:
     found = ReadImage(np.zeros((2, 2)), False)
     assert (found.unit, found.affine, found.mirror, found.notes) == ("unknown", None, None, ())
+
+
+@pytest.mark.parametrize(("intensity", "differ"), [("range", False), ("zscore", False), ("none", True)])
+def test_activity_in_bq_and_in_suv_is_one_picture_where_each_file_is_scaled_by_itself(
+    tmp_path: Path, intensity: str, differ: bool
+) -> None:
+    stored, found = np.random.default_rng(0).integers(1, 900, (8, 9)).astype(np.uint16), []
+    for unit, slope in (("BQML", 12.5), ("GML", 0.0021)):
+        fields = {"RescaleSlope": slope, "RescaleIntercept": 0, "Modality": "PT", "Units": unit}
+        path = dicom(tmp_path / f"{unit}.dcm", stored, ImageOrientationPatient=AXIAL, **fields)
+        found.append(arrays(wanted("dicom", intensity=intensity), Entry((path,))))
+    assert np.allclose(found[0].x[0], found[1].x[0], atol=1e-5) != differ
+    lines = dictionary.differences(*(Dictionary("classes", ("a", "b"), image=each.facts) for each in found))
+    assert bool(lines) == differ and all("Bq/ml" in line and 'pixels.intensity = "range"' in line for line in lines)

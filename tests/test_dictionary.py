@@ -174,16 +174,38 @@ def test_images_are_compared_as_they_become_rows() -> None:
         return Dictionary("classes", ("no", "yes"), (), (64, 64, 1), (), CT._replace(**facts))
 
     assert dictionary.differences(other(bit_depth=16), scans) == ()
-    assert dictionary.differences(other(bit_depth=16, unit="stored"), scans) == (
-        "images: bit_depth 16 there, 12 here",
-        "images: unit 'stored' there, 'HU' here",
-    )
-    assert dictionary.differences(other(orientation="RAS"), scans) == ("images: orientation 'RAS' there, 'LPS' here",)
+    depth, unit = dictionary.differences(other(bit_depth=16, unit="stored"), scans)
+    assert depth.startswith("images: bit_depth 16 there, 12 here: ") and "pixels.window" in depth
+    assert unit.startswith("images: unit 'stored' there, 'HU' here: ")
+    (turned,) = dictionary.differences(other(orientation="RAS"), scans)
+    assert turned.startswith("images: orientation 'RAS' there, 'LPS' here: ") and "as NIfTI (dcm2niix" in turned
     assert dictionary.differences(Dictionary("classes", ("no", "yes"), (), (64, 64, 1)), scans) == (
         "images: none there",
     )
+    for field in ImageFacts._fields:
+        odd = {"shape": (32, 32), "channels": 3, "bit_depth": 16, "intensity": (0.0, 1.0)}.get(field, "another")
+        unlike = [scans, other(**{field: odd, **({"unit": "stored"} if field == "bit_depth" else {})})]
+        lines = dictionary.differences(*unlike)
+        (line,) = [line for line in lines if line.startswith(f"images: {field} ")]
+        assert ": " in line.removeprefix(f"images: {field} ") and len(line) < 300, "with the way out, and none is cut"
     unscaled = other(scaling="percentiles", intensity=None)
     assert dictionary.from_json(dictionary.to_json(unscaled)) == unscaled
+
+
+@pytest.mark.parametrize("scaling", ["percentiles", "zscore", "fixed"])
+def test_activity_in_another_unit_cancels_out_where_each_file_is_scaled_by_itself(scaling: str) -> None:
+    """CT beside it is another picture."""
+
+    def pet(unit: str) -> Dictionary:
+        facts = CT._replace(unit=unit, scaling=scaling, intensity=None)
+        return Dictionary("classes", ("no", "yes"), (), (64, 64, 1), (), facts)
+
+    lines = dictionary.differences(pet("Bq/ml"), pet("SUV"))
+    if scaling == "fixed":
+        (line,) = lines
+        assert line.startswith("images: unit 'Bq/ml' there, 'SUV' here: ") and 'pixels.intensity = "range"' in line
+    else:
+        assert lines == () and dictionary.differences(pet("HU"), pet("SUV"))
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,43 @@ def test_a_site_whose_one_event_is_not_drawn_stays_in_the_mean() -> None:
     assert found["c_index_own_weighted"].tolist() == [0.75, 0.75]
 
 
+def test_below_ten_events_no_interval_is_given_and_it_is_said(tmp_path: Path) -> None:
+    """At no site alone, nor in the mean that counts sites alike; weighed by events the mean rests on those of all."""
+    made, out = build(given(tmp_path, "survival")), tmp_path
+    assessed = assessment.assess(made, {node: made.learner.init(jax.random.key(node)) for node in made.graph}, out)
+    table = json.loads((out / "assessment.json").read_text())
+    events = [table["rows"][node]["test"]["events"] for node in "012"]
+    assert max(events) < 10 <= sum(events)
+    for node, n in zip("012", events, strict=True):
+        assert "c_index" not in table["intervals"][node]["own"] and "c_index" in table["intervals"][node]["pooled"]
+        assert table["too_few"][node] == {"own": {"c_index": {"n": n, "of": "events"}}}
+    assert {key: each.n for key, each in assessed.few.items()} == {"c_index_own_mean": min(events)}
+    this = Assessment(assessed.figures, assessed.draws, assessed.few)
+    known, more = assessment.compared(this, {"pooled": this})
+    assert set(known) == {"c_index_mean", "c_index_own_weighted"}
+    assert more["c_index_own_mean"]["pooled"] == [0.0, None, None]
+    few = {key: each._asdict() for key, each in assessed.few.items()}
+    summary = Summary.of({"score": "concordance", "intervals": known, "too_few": few, **assessed.figures})
+    summary.write(out)
+    page.write(out)
+    words = f"too few events (n={min(events)})"
+    assert any(line.endswith(words) and "mean of the sites" in line for line in published.told(summary))
+    assert (out / "report.html").read_text().count("too few events (n=") == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "y", "n"),
+    [
+        ("classes", "auc", [0] * 30 + [1] * 4, 4), ("classes", "accuracy", [0] * 30 + [1] * 4, 34),
+        ("classes", "sensitivity", [0] * 30 + [1] * 4, 4), ("classes", "specificity", [0] * 30 + [1] * 4, 30),
+        ("labels", "auc", [[0, 1]] * 28 + [[1, 1], [0, 0]], 1), ("regression", "r2", [[0.5]] * 12, 12),
+    ],
+)  # fmt: skip
+def test_what_a_score_rests_on(kind: str, metric: str, y: list[Any], n: int) -> None:
+    found = intervals.basis(kind, metric, np.array(y), ("no", "yes"))
+    assert found.n == n and found.few == (n < 10)
+
+
 def test_differences_are_paired() -> None:
     """Two models that err on the same rows differ by nothing, however wide their own intervals are."""
     draws = np.random.default_rng(0).normal(0.7, 0.1, 500)
@@ -212,6 +249,11 @@ def test_a_whole_run_is_learned_again(tmp_path: Path) -> None:
     assert len(set(repeated["values"])) == 2 and set(repeated["less"]) == {"local_only", "pooled"}
     found = json.loads((out / "left_out.json").read_text())
     assert {site: each["rows"] for site, each in found.items()} == dict.fromkeys(SITES, 30)
+    told = published.repeated_told(json.loads((out / "splits.json").read_text()), found, "accuracy")
+    assert [line.partition(":")[0] for line in told] == ["2 other splits"] * 3 + [
+        f"left out {s} (30 rows)" for s in SITES
+    ]
+    assert all("AUC" in line and "less pooled" in line for line in told)
     text = (out / "report.html").read_text()
     for words in ("Learned again", "less every node alone", "Each site left out"):
         assert words in text

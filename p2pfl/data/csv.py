@@ -46,6 +46,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -57,8 +58,10 @@ from p2pfl.data import derive as forms
 from p2pfl.data.columns import NOT_APPLICABLE, Coding, encode, one_spelling, scales
 from p2pfl.data.dataset import (
     INDICATOR,
+    NO_SITE,
     Column,
     Dataset,
+    Flow,
     Moments,
     Numbers,
     Recipe,
@@ -70,7 +73,7 @@ from p2pfl.data.dataset import (
 )  # fmt: skip
 from p2pfl.data.dataset import split as draw_split
 from p2pfl.data.derive import Derived
-from p2pfl.data.far_off import apart, far_off
+from p2pfl.data.far_off import ENOUGH, apart, far_off, goes_along, turned_round
 from p2pfl.data.numerals import normalized
 from p2pfl.data.outcomes import answers
 from p2pfl.data.suspects import refuse_suspects
@@ -81,8 +84,6 @@ ANSWERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"classes": ("label",), "labels": ("labels",), "regression": ("targets",), "survival": ("time", "event")}
 )
 """Kind -> the arguments that name its columns."""
-_ENOUGH = 20
-"""Train rows of a site whose means are compared with those of others."""
 _VALIDATION = ("val", "valid", "validation")
 
 
@@ -157,6 +158,7 @@ def from_table(table: Table, wanted: CsvTable, chosen: bool = True) -> Dataset:
     columns = _check(wanted)
     site, split, group = wanted.site, wanted.split, wanted.group
     table, features = _prepared(table, wanted, columns)
+    table = table._replace(site=site)
     if split is not None:
         table = _given_split(table, split)
     coding = _coding(wanted, features)
@@ -172,6 +174,7 @@ def from_table(table: Table, wanted: CsvTable, chosen: bool = True) -> Dataset:
         table = table._replace(in_test=in_test)
     in_test, part_notes = _judge_parts(table, place, sites)
     raw, names, made_of, fill, code_notes = encode(table, features, coding, place, sites)
+    flow = Flow(table.left_out, _gaps(table, features))
     known = raw if fill is None else np.where(np.isnan(raw), fill[place], raw)
     moments, strange = _beside_others(table, made_of, names, known, place, sites)
     mean, sd = scales(known, place, in_test, wanted.standardize, max(len(sites), 1))
@@ -198,7 +201,7 @@ def from_table(table: Table, wanted: CsvTable, chosen: bool = True) -> Dataset:
     )
     recipe = Recipe("table", _fields(wanted, features, coding, made_of), scaling)
     dataset = Dataset(
-        train, test, class_names, sites, names, said, None, wanted.kind, made_of, None, columns, recipe, moments
+        train, test, class_names, sites, names, said, None, wanted.kind, made_of, None, columns, recipe, flow, moments
     )
     validate(dataset, table.where)
     return dataset
@@ -248,15 +251,52 @@ def _beside_others(
     in_train, known = ~np.asarray(table.in_test), x.copy()
     for f in numeric:
         known[table.column(names[f]) == "", f] = np.nan
-    moments = _moments(known, place, ~in_train)
-    enough = [site for site in range(len(sites)) if ((place == site) & in_train).sum() >= _ENOUGH]
+    two = {
+        column.name: counts
+        for column in made_of
+        if (counts := _values(table.column(column.name), place, in_train)) is not None
+    }
+    moments = _moments(known, place, ~in_train)._replace(two=two)
+
+    def natural(name: str, site: str) -> bool:
+        own = [f for f, each in enumerate(names) if each == name or each.startswith(f"{name}=")]
+        value = (known[:, own[-1]] == np.nanmax(known[:, own[-1]])).astype(np.float64)
+        others = np.delete(known, own, axis=1)[in_train]
+        return goes_along(value[in_train], others, place[in_train] == sites.index(site))
+
+    turned = {
+        name: turned_round(
+            f"column {name!r}", dict(zip(sites or (NO_SITE,), counts, strict=True)), partial(natural, name)
+        )
+        for name, counts in two.items()
+    }
+    lines = tuple(line for each in turned.values() for line in each)
+    numeric = [f for f in numeric if not turned.get(names[f])]  # it has no other unit
+    enough = [site for site in range(len(sites)) if ((place == site) & in_train).sum() >= ENOUGH]
     named, at = [sites[site] for site in enough], np.ix_(enough, numeric)
-    lines = far_off(moments.mean[at], moments.sd[at], [names[f] for f in numeric], named)
+    lines += far_off(moments.mean[at], moments.sd[at], [names[f] for f in numeric], named)
     for column in made_of:
         if column.kind == "category":
             cells = table.column(column.name)
             lines += apart(column.name, {sites[site]: {*cells[place == site]} - {""} for site in enough})
     return moments, lines
+
+
+def _values(cells: np.ndarray, place: np.ndarray, in_train: np.ndarray) -> tuple[dict[str, int], ...] | None:
+    """Value -> train rows of each site, of a column of at most two values; None of others."""
+    known = in_train & (cells != "") & (cells != NOT_APPLICABLE)
+    spelled = {cell: f"{float(cell):g}" if is_number(cell) else str(cell) for cell in set(cells[known])}
+    if len(set(spelled.values())) > 2:
+        return None
+    sites = range(int(place.max()) + 1)
+    return tuple(dict(Counter(spelled[cell] for cell in cells[known & (place == site)])) for site in sites)
+
+
+def _gaps(table: Table, features: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Column -> site -> missing cells, of the columns that have any."""
+    places = np.full(len(table.cells), NO_SITE, object) if table.places is None else table.places
+    gaps = {name: dict(Counter(places[table.column(name) == ""].tolist())) for name in features}
+    return {name: counts for name, counts in gaps.items() if counts}
 
 
 def _moments(x: np.ndarray, place: np.ndarray, in_test: np.ndarray) -> Moments:
@@ -454,7 +494,8 @@ def _given_split(table: Table, split: str) -> Table:
     if validation:
         notes.append(f"left out {validation} rows whose {split!r} says validation")
     kept = np.isin(values, ("train", "test"))
-    return table._replace(in_test=values == "test").keep(kept, *notes)
+    why = np.where(values == "", f"{split!r} is empty", f"{split!r} says validation")
+    return table._replace(in_test=values == "test").keep(kept, why, *notes)
 
 
 def _judge_missing(table: Table, features: Sequence[str], never_filled: Sequence[str], missing: str) -> Table:
@@ -481,8 +522,9 @@ def _judge_missing(table: Table, features: Sequence[str], never_filled: Sequence
     if gone.all():
         raise DataError(f"{table.where}: every row misses a cell: {said}; leave out the emptiest columns with drop")
     columns = ", ".join(f"{name!r} ({counts[name]})" for name in judged if name in counts)
+    why = np.select([gaps[name] for name in judged], [f"{name!r} is missing" for name in judged], "")
     never = " (a label or site is never filled)" if missing in ("mean", "gossip") else ""
-    return table.keep(~gone, f"left out {int(gone.sum())} rows with missing cells in {columns}{never}")
+    return table.keep(~gone, why, f"left out {int(gone.sum())} rows with missing cells in {columns}{never}")
 
 
 def _judge_sites(table: Table, site: str, min_rows: int, small_sites: str) -> Table:
@@ -500,7 +542,9 @@ def _judge_sites(table: Table, site: str, min_rows: int, small_sites: str) -> Ta
     kept = ~np.isin(table.column(site), small)
     if not kept.any():
         raise DataError(f"{table.where}: every site has fewer than min_rows={min_rows} rows: {said}; lower min_rows")
-    return table.keep(kept, f"left out sites with fewer than {min_rows} rows: {said}")
+    return table.keep(
+        kept, f"a site of fewer than {min_rows} rows", f"left out sites with fewer than {min_rows} rows: {said}"
+    )
 
 
 def _places(table: Table, site: str | None) -> tuple[tuple[str, ...], np.ndarray]:

@@ -83,6 +83,8 @@ class Moments(NamedTuple):
 
     mean: np.ndarray  # [S, F] float64, of cells that are not missing; NaN where all are
     sd: np.ndarray  # [S, F] float64; 0 where a column is constant
+    two: Mapping[str, tuple[Mapping[str, int], ...]] = MappingProxyType({})  # column of at most two values -> of each
+    # site, value -> train rows
 
 
 class Numbers(NamedTuple):
@@ -105,6 +107,45 @@ class Recipe(NamedTuple):
     numbers: Numbers
 
 
+NO_SITE = ""
+"""The site of a row that names none, and of all rows where there are no sites."""
+
+
+class LeftOut(NamedTuple):
+    """Rows that a source has read and left out for one reason."""
+
+    why: str
+    rows: Mapping[str, int]  # site -> how many
+
+
+class Flow(NamedTuple):
+    """What became of the rows that were read; the rest are those of the data set."""
+
+    left_out: tuple[LeftOut, ...] = ()  # in the order in which they were
+    missing: Mapping[str, Mapping[str, int]] = MappingProxyType({})  # column -> site -> empty cells of the rows kept
+    cut: Mapping[str, int] = MappingProxyType({})  # site -> rows of the source that were cut into several, as slices
+
+
+def left_out(why: str | np.ndarray, gone: np.ndarray, site: np.ndarray | None) -> tuple[LeftOut, ...]:
+    """Count the rows that are left out by reason and site; nothing for none.
+
+    Args:
+        why: the reason, or one for each row, [N].
+        gone: [N] bool.
+        site: [N] names of the sites; None: there are none.
+
+    Example:
+        >>> left_out("no answer", np.array([True, False, True]), np.array(["a", "a", "b"]))
+        (LeftOut(why='no answer', rows={'a': 1, 'b': 1}),)
+    """
+    places = np.full(len(gone), NO_SITE, object) if site is None else site
+    counts: dict[str, dict[str, int]] = {}
+    for reason, place in zip(np.broadcast_to(np.asarray(why, object), len(gone))[gone], places[gone], strict=True):
+        own = counts.setdefault(str(reason), {})
+        own[str(place)] = own.get(str(place), 0) + 1
+    return tuple(LeftOut(reason, rows) for reason, rows in counts.items())
+
+
 class Dataset(NamedTuple):
     """Train and test rows with the names of what is in them."""
 
@@ -120,6 +161,7 @@ class Dataset(NamedTuple):
     image: ImageFacts | None = None  # of a source that reads images
     predicts: tuple[str, ...] = ()  # of a table: the columns that y is made of
     recipe: Recipe | None = None  # None: nobody says how x was made, as of a function of the user's own
+    flow: Flow = Flow()  # who was left out and why, and what was missing
     moments: Moments | None = None  # of a table
 
 

@@ -10,19 +10,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from p2pfl.data.image import ReadImage, extra
+from p2pfl.data.image import PET, ReadImage, extra
 from p2pfl.errors import USER_FAULTS, DataError
 
 UNEVEN = 0.1
 """Slices whose distances differ by a larger part: one of them may be missing."""
 PLACES = 3  # decimals of a millimetre in which positions are compared
-PET: Mapping[str, str] = MappingProxyType({"GML": "SUV", "BQML": "Bq/ml", "CNTS": "counts"})
-"""Units (0054,1001) of PET -> unit."""
 
 
 class NoImage(DataError):

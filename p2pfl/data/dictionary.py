@@ -18,6 +18,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import tomli_w
@@ -28,6 +29,7 @@ from p2pfl.check import LIST, STRICT, Texts, one_of
 from p2pfl.data import toml_file
 from p2pfl.data.columns import NOT_APPLICABLE
 from p2pfl.data.dataset import INDICATOR, KINDS, Column, Dataset, ImageFacts
+from p2pfl.data.image import PET
 from p2pfl.errors import ConfigError, DataError, nearest
 
 FORMAT = 1
@@ -176,15 +178,39 @@ def _of_column(theirs: Column, ours: Column) -> list[str]:
     return lines
 
 
+_WAYS: Mapping[str, str] = MappingProxyType(
+    {
+        "shape": "give pixels.size (or side) alike",
+        "channels": 'give pixels.mode ("grey", "rgb") or pixels.channels alike',
+        "bit_depth": "say what is white with pixels.window, or write all files alike",
+        "unit": 'of PET either all files in one unit, or at every site pixels.intensity = "range" or "zscore", by '
+        "which it cancels out; others are different pictures",
+        "scaling": "give pixels.window or pixels.intensity alike",
+        "intensity": "give pixels.window, of npz intensity, alike",
+        "orientation": "write all files as NIfTI (dcm2niix makes it of DICOM), whose axes are turned to right, "
+        "anterior, superior, and cut the same pixels.axis",
+        "photometric": 'give pixels.mode ("grey", "rgb") alike',
+    }
+)
+"""Field of ImageFacts -> what to do where it differs."""
+
+
 def _of_images(theirs: ImageFacts | None, ours: ImageFacts | None) -> list[str]:
-    """What differs in images. In a physical unit it does not matter in how many bits they are stored."""
+    """What differs in images, and the way out.
+
+    In a physical unit it does not matter in how many bits they are stored; where each file is scaled by itself not
+    whether activity is in Bq/ml or SUV, of which one is a multiple of the other in each scan.
+    """
     if theirs is None or ours is None:
         return [] if theirs == ours else [f"images: {'none' if theirs is None else 'some'} there"]
     physical = theirs.unit == ours.unit not in ("stored", "unknown")
+    each = theirs.scaling == ours.scaling in ("percentiles", "zscore")
+    alike = {"bit_depth"} if physical else set()
+    alike |= {"unit", "bit_depth"} if each and {theirs.unit, ours.unit} <= {*PET.values()} else set()
     return [
-        f"images: {field} {there!r} there, {here!r} here"
+        f"images: {field} {there!r} there, {here!r} here: {_WAYS[field]}"
         for field, there, here in zip(ImageFacts._fields, theirs, ours, strict=True)
-        if there != here and not (field == "bit_depth" and physical)
+        if there != here and field not in alike
     ]
 
 

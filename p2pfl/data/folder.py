@@ -21,7 +21,18 @@ from p2pfl.check import at_least, fraction, one_of
 from p2pfl.data import csv
 from p2pfl.data import layout as layouts
 from p2pfl.data import rows as found_rows
-from p2pfl.data.dataset import Dataset, ImageFacts, Numbers, Recipe, Samples, apportion, split, validate
+from p2pfl.data.dataset import (
+    NO_SITE,
+    Dataset,
+    Flow,
+    ImageFacts,
+    Numbers,
+    Recipe,
+    Samples,
+    apportion,
+    split,
+    validate,
+)  # fmt: skip
 from p2pfl.data.folder_labels import labels
 from p2pfl.data.image import DARK, is_far, together
 from p2pfl.data.layout import Layout
@@ -35,6 +46,7 @@ LIMIT_PURPOSE = 0x11417
 MOST_THREADS = 8  # decoders leave the interpreter free; more only wait for the disk
 TRAIN, TEST, VALIDATION = 0, 1, 2
 PARTS = ("train", "test", "validation")
+NO_PART = "belongs to no part"
 
 
 def load(
@@ -99,10 +111,10 @@ class _Chosen(NamedTuple):
     y: np.ndarray
     part: np.ndarray  # [N] TRAIN, TEST, VALIDATION; -1: belongs to none
 
-    def keep(self, mask: np.ndarray, *notes: str) -> _Chosen:
+    def keep(self, mask: np.ndarray, why: str, *notes: str) -> _Chosen:
         if not mask.any():
             raise DataError(f"{self.rows.root}: no row is left; {'; '.join(notes)}")
-        return _Chosen(self.rows.keep(mask, *notes), self.y[mask], self.part[mask])
+        return _Chosen(self.rows.keep(mask, why, *notes), self.y[mask], self.part[mask])
 
 
 def _with_size(layout: Layout, size: tuple[int, ...]) -> Layout:
@@ -134,7 +146,7 @@ def _known(layout: Layout, chosen: _Chosen) -> _Chosen:
     """Without the rows that no part wants; site and group of every other row must be known."""
     gone = chosen.part < 0
     if gone.any():
-        chosen = chosen.keep(~gone, f"left out {int(gone.sum())} rows that belong to no part")
+        chosen = chosen.keep(~gone, NO_PART, f"left out {int(gone.sum())} rows that belong to no part")
     for field, name in (("site", layout.site), ("group", layout.group)):
         if name is None:
             continue
@@ -156,7 +168,9 @@ def _small_sites(layout: Layout, chosen: _Chosen) -> _Chosen:
     if not small:
         return chosen
     return chosen.keep(
-        ~np.isin(cells, small), f"left out sites with fewer than {layout.min_rows} rows: {', '.join(small)}"
+        ~np.isin(cells, small),
+        f"a site of fewer than {layout.min_rows} rows",
+        f"left out sites with fewer than {layout.min_rows} rows: {', '.join(small)}",
     )
 
 
@@ -169,7 +183,7 @@ def _limited(chosen: _Chosen, limit: int | None, seed: int) -> _Chosen:
     sizes = np.bincount(chosen.part, minlength=len(PARTS))
     for part, size in enumerate(apportion(limit, sizes)):
         kept[rng.permutation(np.flatnonzero(chosen.part == part))[:size]] = True
-    return chosen.keep(kept, f"limit = {limit}: {count - limit} rows were not read")
+    return chosen.keep(kept, f"beyond limit = {limit}", f"limit = {limit}: {count - limit} rows were not read")
 
 
 def _entries(layout: Layout, chosen: _Chosen, missing: str) -> tuple[_Chosen, list[Entry]]:
@@ -189,7 +203,9 @@ def _entries(layout: Layout, chosen: _Chosen, missing: str) -> tuple[_Chosen, li
                 f"{rows.places[row]}: {field}={template!r}: no such file below {rows.root} ({int(gone.sum())} of "
                 f'{len(gone)} rows have none); missing = "drop_row" leaves such rows out'
             )
-        chosen = chosen.keep(~gone, f"left out {int(gone.sum())} rows whose files are not there")
+        chosen = chosen.keep(
+            ~gone, "its file is not there", f"left out {int(gone.sum())} rows whose files are not there"
+        )
     frames = _frames(chosen.rows, pixels.frames)
     kept = [[file for file, lost in zip(column, gone, strict=True) if not lost] for column in files]
     entries = []
@@ -268,8 +284,13 @@ def _dataset(
     if len(validation.y):
         notes.append(f'kept {len(validation.y)} validation rows for [evaluation] rows = "validation"')
     kept = validation if len(validation.y) else None
+    cells = rows.columns[layout.site] if layout.site is not None else np.full(len(rows.places), NO_SITE, object)
+    cut = Counter(cells.tolist()) if len(x) != len(rows.places) else {}
     recipe = Recipe("files", {"layout": _plain(layout)}, Numbers(((0.0,),), ((1.0,),)))
-    dataset = Dataset(train, test, classes, names, (), tuple(notes), kept, layout.kind, image=image, recipe=recipe)
+    dataset = Dataset(
+        train, test, classes, names, (), tuple(notes), kept, layout.kind, image=image, recipe=recipe,
+        flow=Flow(rows.left_out, cut=dict(cut)),
+    )  # fmt: skip
     validate(dataset, f"{rows.root} ({layout.name})")
     return dataset
 
@@ -348,16 +369,16 @@ def _table(layout: Layout, rows: Rows, limit: int | None, test_fraction: float, 
     chosen = _Chosen(rows, cells, _parts(layout, rows))
     gone = int((chosen.part < 0).sum())
     if gone:
-        chosen = chosen.keep(chosen.part >= 0, f"left out {gone} rows that belong to no part")
+        chosen = chosen.keep(chosen.part >= 0, NO_PART, f"left out {gone} rows that belong to no part")
     chosen = _limited(chosen, limit, seed)
     in_test, notes = None, chosen.rows.notes
     if layout.split is not None:
         validation = chosen.part == VALIDATION
         notes = (*notes, f"left out {int(validation.sum())} validation rows") if validation.any() else notes
-        chosen = chosen.keep(~validation)
+        chosen = chosen.keep(~validation, "validation row")
         in_test = chosen.part == TEST if (chosen.part == TEST).any() else None
     where = rows.root / layout.tables[0].file if len(layout.tables) == 1 else rows.root
-    table = Table(str(where), names, chosen.y, chosen.rows.lines, in_test, notes)
+    table = Table(str(where), names, chosen.y, chosen.rows.lines, in_test, notes, chosen.rows.left_out)
     wanted = csv.CsvTable(
         label=label.column, site=layout.site, missing=features.missing, min_rows=layout.min_rows,
         small_sites=features.small_sites, classes=layout.classes or None, categories=features.categories,

@@ -29,7 +29,8 @@ def labels(layout: Layout, rows: Rows) -> tuple[Rows, np.ndarray, tuple[str, ...
     if gone.any():
         if gone.all():
             raise DataError(f"{rows.root}: label.drop={list(label.drop)!r}: leaves out all {len(gone)} rows")
-        rows = rows.keep(~gone, f"left out {int(gone.sum())} rows with a label {', '.join(map(repr, label.drop))}")
+        words = ", ".join(map(repr, label.drop))
+        rows = rows.keep(~gone, f"the label is {words}", f"left out {int(gone.sum())} rows with a label {words}")
         columns = {name: cells[~gone] for name, cells in columns.items()}
     if kind == "classes" and label.column is not None:
         y = _classes(rows, label, layout.classes, label.column)

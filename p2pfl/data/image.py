@@ -14,6 +14,8 @@ from p2pfl.errors import DataError
 
 WHITE: Mapping[str, float] = MappingProxyType({"bool": 1.0, "uint8": 255.0, "uint16": 65535.0})
 """Type of an array -> its largest value, where that is what white is."""
+PET: Mapping[str, str] = MappingProxyType({"GML": "SUV", "BQML": "Bq/ml", "CNTS": "counts"})
+"""Units of activity as DICOM has them (0054,1001) -> unit."""
 DARK = 8
 """Images of 16 bits that use less than this part of their type are of 12 bits or of 8: by the type, nearly black."""
 

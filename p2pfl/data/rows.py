@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from p2pfl.data.dataset import LeftOut, left_out
 from p2pfl.data.layout import Join, Layout, TableFile
 from p2pfl.data.table import Table
 from p2pfl.data.table import read as read_table
@@ -36,6 +37,8 @@ class Rows(NamedTuple):
     places: np.ndarray  # [N] object: where a row stands, for errors
     lines: np.ndarray  # [N] line of its table, 0 of a file
     notes: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    site: str | None = None  # the column of the sites
 
     def column(self, name: str, field: str) -> np.ndarray:
         """The cells [N] of a column that the `field` of the layout names. Raises DataError where there is none."""
@@ -43,11 +46,16 @@ class Rows(NamedTuple):
             raise DataError(f"{self.root}: {field}={name!r}: no such column; {nearest(name, self.columns)}")
         return self.columns[name]
 
-    def keep(self, mask: np.ndarray, *notes: str) -> Rows:
-        """The rows where `mask` [N] is true, with what is to be said about the others."""
+    def keep(self, mask: np.ndarray, why: str, *notes: str) -> Rows:
+        """The rows where `mask` [N] is true; `why` the others are left out, and what is to be said about them."""
         columns = {name: cells[mask] for name, cells in self.columns.items()}
+        places = self.columns.get(self.site) if self.site is not None else None  # it may still have to be joined
         return self._replace(
-            columns=columns, places=self.places[mask], lines=self.lines[mask], notes=(*self.notes, *notes)
+            columns=columns,
+            places=self.places[mask],
+            lines=self.lines[mask],
+            notes=(*self.notes, *notes),
+            left_out=(*self.left_out, *left_out(why, ~mask, places)),
         )
 
 
@@ -59,6 +67,7 @@ def find(layout: Layout, root: Path) -> Rows:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder ({root.resolve()}); data.path is the root of the data set")
     rows = _from_files(layout, root) if layout.files else _from_tables(layout.tables, root)
+    rows = rows._replace(site=layout.site)
     for index, join in enumerate(layout.join):
         rows = _joined(rows, join, f"join[{index}]")
     for name, column in layout.columns.items():
@@ -73,12 +82,14 @@ def find(layout: Layout, root: Path) -> Rows:
         if not kept.any():
             raise DataError(f"{rows.root}: keep.{name}={list(values)!r}: no row of {len(kept)} has such a value")
         wanted = ", ".join(map(repr, values))
-        rows = rows.keep(kept, *([f"left out {gone} rows whose {name!r} is not {wanted}"] if gone else []))
+        why = f"{name!r} is not {wanted}"
+        rows = rows.keep(kept, why, *([f"left out {gone} rows whose {why}"] if gone else []))
     if layout.unique is not None:
         first = np.zeros(len(rows.places), bool)
         first[np.unique(rows.column(layout.unique, "unique").astype(str), return_index=True)[1]] = True
         gone = int((~first).sum())
-        rows = rows.keep(first, *([f"left out {gone} rows that repeat a {layout.unique!r}"] if gone else []))
+        why = f"repeats a {layout.unique!r}"
+        rows = rows.keep(first, why, *([f"left out {gone} rows that repeat a {layout.unique!r}"] if gone else []))
     return rows
 
 
@@ -198,7 +209,9 @@ def _joined(rows: Rows, join: Join, field: str) -> Rows:
                 f"{rows.places[row]}: {field}: {join.on} is {cells[row]!r}, which {table.where} does not have in "
                 f"{key!r} ({gone} of {len(known)} rows); required = false leaves such rows out"
             )
-        rows = rows.keep(known, f"left out {gone} rows that {table.where} does not list")
+        rows = rows.keep(
+            known, f"not listed in {table.where}", f"left out {gone} rows that {table.where} does not list"
+        )
     order = np.array([index[cell] for cell in rows.columns[join.on]])
     more = {name: table.column(name)[order] for name in table.names if name not in rows.columns}
     return rows._replace(columns={**rows.columns, **more})

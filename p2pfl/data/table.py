@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from p2pfl.data.dataset import NO_SITE, LeftOut, left_out
 from p2pfl.errors import USER_FAULTS, DataError, nearest
 
 MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})
@@ -36,16 +37,27 @@ class Table(NamedTuple):
     lines: np.ndarray  # [N] line in the file at which the row begins, counted from 1; of a sheet its row
     in_test: np.ndarray | None = None  # [N] bool, once the split is known
     notes: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    site: str | None = None  # the column of the sites, as soon as it is known
 
     def column(self, name: str) -> np.ndarray:
         """The cells [N] of one column."""
         return self.cells[:, self.names.index(name)]
 
-    def keep(self, mask: np.ndarray, *notes: str) -> Table:
-        """The rows where `mask` [N] is true, with what is to be said about the others."""
+    @property
+    def places(self) -> np.ndarray | None:
+        """The site [N] of every row, as it is written; None where there are no sites."""
+        return None if self.site is None else self.column(self.site)
+
+    def keep(self, mask: np.ndarray, why: str | np.ndarray, *notes: str) -> Table:
+        """The rows where `mask` [N] is true; `why` the others are left out (of each, [N]), and what is said of them."""
         in_test = None if self.in_test is None else self.in_test[mask]
         return self._replace(
-            cells=self.cells[mask], lines=self.lines[mask], in_test=in_test, notes=(*self.notes, *notes)
+            cells=self.cells[mask],
+            lines=self.lines[mask],
+            in_test=in_test,
+            notes=(*self.notes, *notes),
+            left_out=(*self.left_out, *left_out(why, ~mask, self.places)),
         )
 
     def with_column(self, name: str, cells: np.ndarray) -> Table:
@@ -121,7 +133,8 @@ def read(
         raise DataError(f"{where}: a header only; rows are needed")
     blank = len(full) - first - int(full[first:].sum())
     notes = (*found.notes, *([f"left out {blank} rows of empty cells"] if blank else []))
-    return Table(where, names, found.rows[full], found.lines[full], notes=notes)
+    gone = (LeftOut("an empty row", {NO_SITE: blank}),) if blank else ()
+    return Table(where, names, found.rows[full], found.lines[full], notes=notes, left_out=gone)
 
 
 def _header(names: list[str], where: str, drop: Sequence[str]) -> tuple[str, ...]:

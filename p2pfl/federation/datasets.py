@@ -27,7 +27,9 @@ from p2pfl.config.data import (
 from p2pfl.config.experiment import Experiment
 from p2pfl.data import Dataset, dictionary, partition
 from p2pfl.data.csv import CsvTable
+from p2pfl.data.dataset import left_out
 from p2pfl.data.dictionary import Dictionary
+from p2pfl.data.far_off import answers_turned
 from p2pfl.data.partition import Partition
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.federation import events, plugins
@@ -83,7 +85,8 @@ def resolve_datasets(experiment: Experiment, topology: Topology, dataset: Datase
     if events.by_label(experiment):
         labels = [events.labels(dataset, rows) for rows in parts.train]
         planned = events.planned(experiment, topology.schedule, labels)
-    return Datasets(dataset, parts, True, (*dataset.notes, *partition.describe(parts, dataset)), planned)
+    notes = (*dataset.notes, *answers_turned(dataset), *partition.describe(parts, dataset))
+    return Datasets(dataset, parts, True, notes, planned)
 
 
 def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data) -> Datasets:
@@ -203,4 +206,11 @@ def _tested_on(dataset: Dataset, rows: str) -> Dataset:
         return dataset
     if dataset.validation is None:
         raise ConfigError('evaluation.rows="validation": the data have no such rows; use "test", or data that has them')
-    return dataset._replace(test=dataset.validation)
+    held = left_out("a test row, kept for the end", np.ones(len(dataset.test.y), bool), _named(dataset))
+    flow = dataset.flow._replace(left_out=(*dataset.flow.left_out, *held))
+    return dataset._replace(test=dataset.validation, validation=None, flow=flow)
+
+
+def _named(dataset: Dataset) -> np.ndarray | None:
+    """The names of the sites of the test rows, [N]."""
+    return None if dataset.test.site is None else np.array(dataset.sites, object)[dataset.test.site]

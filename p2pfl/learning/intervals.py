@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats  # type: ignore[import-untyped]
@@ -19,11 +20,55 @@ LEVEL = 0.95
 DRAWS = 1000
 PAIRS = 2000
 """Rows up to which a C-index gets an interval: it compares all of them with all."""
+LEAST = 10
+"""Events, or rows of the rarer class, below which a score has no interval: as many of each kind as the usual rule asks
+for the normal approximation of a share (Moore, McCabe and Craig, "Introduction to the practice of statistics"), which a
+C-index or an AUC is: of pairs, as many as there are events. With fewer a bootstrap draws the same few again, or none,
+and its intervals are too narrow. To judge a model by, a hundred events and more are asked for (Vergouwe et al. 2005;
+Collins, Ogundimu and Altman 2016)."""
 _PURPOSE = 0xB007
 _ENOUGH = 0.9
 """Share of the resamplings in which a metric must be defined to have an interval."""
 
 Interval = tuple[float, float]
+
+
+class Basis(NamedTuple):
+    """The rows that a score rests on."""
+
+    n: int
+    of: str  # "events", "rows of a class", "rows"
+
+    @property
+    def few(self) -> bool:
+        """The flag that they are too few for an interval."""
+        return self.n < LEAST
+
+
+def basis(kind: str, metric: str, y: np.ndarray, classes: Sequence[str]) -> Basis:
+    """Return what a metric of these rows rests on; arguments as for `metrics.assess`.
+
+    >>> basis("survival", "c_index", np.array([[5.0, 1.0], [7.0, 0.0]]), ("risk",))
+    Basis(n=1, of='events')
+    >>> basis("classes", "specificity", np.array([1, 1, 0, 1]), ("well", "ill")).few
+    True
+    """
+    if kind == "survival":
+        return Basis(int((y[:, 1] > 0).sum()), "events")
+    if kind == "classes" and metric in ("sensitivity", "specificity"):
+        return Basis(int((y == (metric == "sensitivity")).sum()), _CLASS)
+    if kind == "classes" and metric in _BETWEEN:
+        counts = np.bincount(y, minlength=len(classes))
+        return Basis(int((counts if len(classes) == 2 else counts[counts > 0]).min(initial=len(y))), _CLASS)
+    if kind == "labels" and metric in _BETWEEN and len(y):
+        there = (y > 0).sum(axis=0)
+        return Basis(int(np.minimum(there, len(y) - there).min()), _CLASS)
+    return Basis(len(y), "rows")
+
+
+_BETWEEN = frozenset({"auc", "average_precision", "balanced_accuracy"})
+"""Metrics that compare rows of one class with those of others."""
+_CLASS = "rows of a class"
 
 
 def resampled(site: np.ndarray, draws: int, seed: int) -> np.ndarray:

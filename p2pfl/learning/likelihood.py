@@ -18,6 +18,8 @@ _ALIASED = 1e-9
 """Share of a column that is its own, below which it is a combination of those before it."""
 _RISE = 1e-10
 """What the logarithm of the likelihood still rises in the last step."""
+_HALVINGS = 30
+"""Times that a step which goes too far is halved."""
 _FLAT = 1e-8
 """Information of a direction, as a share of the largest, below which there is none."""
 _STILL = 1e-3
@@ -55,7 +57,7 @@ class LogisticRows(NamedTuple):
 
 
 class CoxRows(NamedTuple):
-    """Likelihood of a Cox model whose risk sets are among these rows: one stratum; ties are those of Breslow."""
+    """Likelihood of a Cox model whose risk sets are among these rows: one stratum; ties are those of Efron."""
 
     x: np.ndarray  # [N, P] float64
     time: np.ndarray  # [N]
@@ -82,24 +84,31 @@ class OneStratum(NamedTuple):
         eta = [site.x @ beta for site in self.sites]
         shift = max((each.max() for each in eta if len(each)), default=0.0)  # common to all, so that it cancels out
         risk = [np.exp(each - shift) for each in eta]
-        zero, one = np.zeros(len(grid)), np.zeros((len(grid), len(beta)))
-        deaths, value, score = np.zeros(len(grid)), 0.0, np.zeros(len(beta))
+        at_risk, dying = (np.zeros((len(grid), 1 + len(beta))) for _ in range(2))  # sums of r and of r x at each time
+        deaths, value, score = np.zeros(len(grid), np.int64), 0.0, np.zeros(len(beta))
         for site, each, r in zip(self.sites, eta, risk, strict=True):
             order = np.argsort(site.time, kind="stable")
             first = np.searchsorted(site.time[order], grid)  # the risk set of a time: all that are not before it
-            zero += _after(r[order], first)
-            one += _after((site.x * r[:, None])[order], first)
-            deaths += np.bincount(np.searchsorted(grid, site.time[site.event]), minlength=len(grid))
+            both = np.column_stack([r, site.x * r[:, None]])
+            at_risk += _after(both[order], first)
+            then = np.searchsorted(grid, site.time[site.event])
+            np.add.at(dying, then, both[site.event])
+            deaths += np.bincount(then, minlength=len(grid))
             value += float(each[site.event].sum()) - shift * int(site.event.sum())
             score = score + site.x[site.event].sum(axis=0)
-        mean = one / zero[:, None]
-        hazard = np.concatenate([[0.0], np.cumsum(deaths / zero)])
+        # Efron: of d that die at one time each finds 0, 1/d, ..., (d - 1)/d of them dead already
+        at = np.repeat(np.arange(len(grid)), deaths)
+        part = (np.arange(len(at)) - np.repeat(np.cumsum(deaths) - deaths, deaths)) / deaths[at]
+        left = at_risk[at] - part[:, None] * dying[at]
+        mean = left[:, 1:] / left[:, :1]
+        hazard = np.concatenate([[0.0], np.cumsum(np.bincount(at, 1 / left[:, 0], len(grid)))])
+        dead = np.bincount(at, part / left[:, 0], len(grid))
         second = np.zeros((len(beta), len(beta)))
         for site, r in zip(self.sites, risk, strict=True):
             weight = r * hazard[np.searchsorted(grid, site.time, side="right")]
+            weight[site.event] -= r[site.event] * dead[np.searchsorted(grid, site.time[site.event])]
             second += (site.x * weight[:, None]).T @ site.x
-        information = second - (mean * deaths[:, None]).T @ mean
-        return Sums(value - float((deaths * np.log(zero)).sum()), score - deaths @ mean, information)
+        return Sums(value - float(np.log(left[:, 0]).sum()), score - mean.sum(axis=0), second - mean.T @ mean)
 
 
 def _after(values: np.ndarray, first: np.ndarray) -> np.ndarray:
@@ -120,34 +129,74 @@ class Maximum(NamedTuple):
     converged: bool
 
 
+class Ascent(NamedTuple):
+    """Newton's method under way: it asks for the sums over all rows at `trial`, and `ascended` takes them in."""
+
+    beta: np.ndarray  # [P] the best so far
+    step: np.ndarray  # [P] from there
+    found: Sums | None = None  # at beta
+    kept: np.ndarray | None = None  # [P] bool, as in Maximum
+    halvings: int = 0
+    steps: int = 0
+    converged: bool = False  # this step is the last
+    done: bool = False
+
+    @property
+    def trial(self) -> np.ndarray:
+        """The coefficients [P] at which sums are asked for."""
+        return self.beta + self.step / 2**self.halvings
+
+
+def ascent(columns: int) -> Ascent:
+    """Return the beginning of Newton's method for so many coefficients: all 0."""
+    return Ascent(np.zeros(columns), np.zeros(columns))
+
+
+def ascended(before: Ascent, sums: Sums, slack: float = _RISE, rise: float = _RISE) -> Ascent:
+    """Return what follows from the sums at `before.trial`: another step, or half of the one that went too far.
+
+    slack: what the likelihood may fall by in a step, as its sums are exact to no less. rise: what it is to rise by in
+    the last one, at most.
+    """
+    if before.done:
+        return before
+    if before.found is not None and sums.likelihood < before.found.likelihood - slack:
+        halvings = before.halvings + 1
+        return before._replace(halvings=halvings, done=halvings == _HALVINGS)
+    after = before._replace(beta=before.trial, found=sums, halvings=0, step=np.zeros(len(before.beta)))
+    kept = independent(sums.information) if before.kept is None else before.kept
+    if before.converged or not kept.any() or before.steps == STEPS:
+        return after._replace(kept=kept, converged=before.converged or not kept.any(), done=True)
+    step = np.zeros(len(after.beta))
+    step[kept] = np.linalg.lstsq(sums.information[np.ix_(kept, kept)], sums.score[kept], rcond=1e-15)[0]
+    return after._replace(kept=kept, step=step, steps=before.steps + 1, converged=float(sums.score @ step) < rise)
+
+
+def concluded(after: Ascent) -> Maximum:
+    """Return the maximum that was found; after sums have been taken in at least once."""
+    assert after.found is not None and after.kept is not None
+    kept, columns = after.kept, len(after.beta)
+    covariance, finite = np.full((columns, columns), np.nan), kept.copy()
+    if after.converged and kept.any():
+        value, vector = np.linalg.eigh(after.found.information[np.ix_(kept, kept)])
+        flat = value <= _FLAT * max(value.max(), 0)  # directions in which the likelihood rose for ever
+        finite[kept] = (np.abs(vector[:, flat]) < _STILL).all(axis=1)
+        inverse = (vector[:, ~flat] / value[~flat]) @ vector[:, ~flat].T
+        chosen = finite[kept]
+        covariance[np.ix_(finite, finite)] = inverse[np.ix_(chosen, chosen)]
+    return Maximum(after.beta, covariance, kept, finite, after.found.likelihood, after.steps, after.converged)
+
+
 def maximum(sites: Sequence[Likelihood], columns: int) -> Maximum:
     """Maximise the sum of the sites' likelihoods over `columns` coefficients by Newton's method, from 0.
 
     Where a column parts the outcomes (as one of which no row has an event), the likelihood rises for ever with its
     coefficient, and comes no further: such coefficients are not `finite`, and all others are what they tend to.
     """
-    beta, found, steps = np.zeros(columns), added(sites, np.zeros(columns)), 0
-    kept = independent(found.information)
-    converged = not kept.any()
-    while not converged and steps < STEPS:
-        steps += 1
-        step = np.zeros(columns)
-        step[kept] = np.linalg.lstsq(found.information[np.ix_(kept, kept)], found.score[kept], rcond=1e-15)[0]
-        converged = float(found.score @ step) < _RISE
-        for halving in range(30):
-            there = added(sites, beta + step / 2**halving)
-            if there.likelihood >= found.likelihood - _RISE:
-                beta, found = beta + step / 2**halving, there
-                break
-    covariance, finite = np.full((columns, columns), np.nan), kept.copy()
-    if converged and kept.any():
-        value, vector = np.linalg.eigh(found.information[np.ix_(kept, kept)])
-        flat = value <= _FLAT * max(value.max(), 0)  # directions in which the likelihood rose for ever
-        finite[kept] = (np.abs(vector[:, flat]) < _STILL).all(axis=1)
-        inverse = (vector[:, ~flat] / value[~flat]) @ vector[:, ~flat].T
-        chosen = finite[kept]
-        covariance[np.ix_(finite, finite)] = inverse[np.ix_(chosen, chosen)]
-    return Maximum(beta, covariance, kept, finite, found.likelihood, steps, converged)
+    at = ascent(columns)
+    while not at.done:
+        at = ascended(at, added(sites, at.trial))
+    return concluded(at)
 
 
 def penalized(sites: Sequence[Likelihood], penalty: np.ndarray) -> np.ndarray | None:

@@ -174,6 +174,7 @@ def _render(run: RunData) -> str:
         dash=DASH,
         incomplete=any(DASH in row[:3] for row in rows),
         assessed=published.sites(run.assessed),
+        flow=published.flow(summary.flow),
         cohort=published.cohort(run.assessed),
         confusion=published.confusion(run.assessed),
         intervals=published.compared(summary),

@@ -35,11 +35,11 @@ def number(value: object, digits: int | None = None) -> str:
     return DASH if known is None else f"{known:.3f}" if digits is None else f"{known:,.{digits}g}"
 
 
-def between(value: object, interval: object, signed: bool = False) -> str:
-    """A value with its interval in brackets, as far as they are known.
+def between(value: object, interval: object, signed: bool = False, few: object = None) -> str:
+    """A value with its interval in brackets, as far as they are known; `few`: on how little it rests for one.
 
-    >>> between(0.8, [0.7, 0.9]), between(0.8, None)
-    ('0.800 (0.700 to 0.900)', '0.800')
+    >>> between(0.8, [0.7, 0.9]), between(0.8, None), between(0.8, None, few={"n": 1, "of": "events"})
+    ('0.800 (0.700 to 0.900)', '0.800', '0.800, too few events (n=1)')
     """
     known = measured(value)
     if known is None:
@@ -48,6 +48,8 @@ def between(value: object, interval: object, signed: bool = False) -> str:
     text = form.format(known)
     if isinstance(interval, list) and len(interval) == 2 and None not in map(measured, interval):
         text += f" ({form.format(interval[0])} to {form.format(interval[1])})"
+    elif isinstance(few, Mapping):
+        text += f", too few {few.get('of')} (n={few.get('n')})"
     return text
 
 
@@ -80,7 +82,7 @@ def compared(summary: Summary) -> list[Compared]:
     """Return the figures that have an interval, in the order of SHOWN; then those of metrics of one's own."""
     rows = []
     for key, label in figures(summary.score, summary.extra_metrics):
-        if key not in summary.intervals:
+        if key not in summary.intervals and key not in summary.too_few:
             continue
         less = summary.differences.get(key, {})
         value = summary.metrics.get(key, summary.as_dict().get(key))
@@ -88,7 +90,8 @@ def compared(summary: Summary) -> list[Compared]:
             between(found[0], found[1:], signed=True) if isinstance(found := less.get(which), list) else DASH
             for which in ("local_only", "pooled")
         ]
-        rows.append(Compared(label, between(value, summary.intervals[key]), *texts))
+        shown = between(value, summary.intervals.get(key), few=summary.too_few.get(key))
+        rows.append(Compared(label, shown, *texts))
     return rows
 
 
@@ -100,11 +103,12 @@ def told(summary: Summary) -> list[str]:
     for metric in (first, *summary.extra_metrics):
         for end, words in MEANS.items():
             key = f"{metric}_{end}"
-            value = summary.as_dict().get(key)
-            if key in summary.intervals and measured(value) is not None:
+            value, few = summary.as_dict().get(key), summary.too_few.get(key)
+            if (few or key in summary.intervals) and measured(value) is not None:
                 less = summary.differences.get(key, {}).get("local_only")
                 more = f"; less alone {between(less[0], less[1:], signed=True)}" if isinstance(less, list) else ""
-                lines.append(f"{named(metric)} {words.format(unit)}: {between(value, summary.intervals[key])}{more}")
+                shown = between(value, summary.intervals.get(key), few=few)
+                lines.append(f"{named(metric)} {words.format(unit)}: {shown}{more}")
     return [*lines, *verdicts(summary)]
 
 
@@ -159,7 +163,7 @@ def sites(assessed: Mapping[str, Any]) -> Sites | None:
     if not nodes:
         return None
     metrics = [name for name in next(iter(nodes.values())).get("", {}).get("own", {}) if not name.startswith("dice_")]
-    counted, limits = _nodes(assessed, "rows"), _nodes(assessed, "intervals")
+    counted, limits, few = (_nodes(assessed, key) for key in ("rows", "intervals", "too_few"))
     some = any(events(each.get("test", {})) is not None for each in counted.values())
     majority = any("majority" in each for each in counted.values())
     chosen = _nodes(assessed, "threshold")
@@ -171,7 +175,8 @@ def sites(assessed: Mapping[str, Any]) -> Sites | None:
         head = [str(test.get("rows", DASH)), str(events(test) if events(test) is not None else DASH)][: len(heads)]
         for answer, result in answers.items():
             known = limits.get(node, {}).get("own", {}) if not answer else {}
-            values = [between(result["own"].get(name), known.get(name)) for name in metrics]
+            rare = few.get(node, {}).get("own", {}) if not answer else {}
+            values = [between(result["own"].get(name), known.get(name), few=rare.get(name)) for name in metrics]
             last = [number(beside.get("majority"))] if majority else []
             if chosen:
                 at = chosen.get(node, {}) if not answer else {}
@@ -188,6 +193,60 @@ def events(part: Mapping[str, Any]) -> int | None:
         return int(part["events"])
     classes = part.get("classes", [])
     return int(classes[1]) if len(classes) == 2 else None
+
+
+class FlowTable(NamedTuple):
+    """Who is in the data and who is not."""
+
+    steps: list[str]  # of all sites, from what was read to the parts
+    rows: list[tuple[str, ...]]  # of each site: its name, read, left out, why, training, validation, test
+    sites: list[str]
+    missing: list[tuple[str, list[str]]]  # of each column with missing cells: its name, and a text for each site
+
+
+PARTS = ("training", "validation", "test")
+
+
+def flow(table: Mapping[str, Any]) -> FlowTable | None:
+    """From the `flow` of a summary: rows read, left out and why, and missing cells, of each site; None without one."""
+    sites = {str(site): each for site, each in table.items() if isinstance(each, dict)}
+    if not sites:
+        return None
+    names = {site: site or ("no site named" if len(sites) > 1 else "all") for site in sites}
+    gone: dict[str, int] = {}
+    missing: dict[str, dict[str, int]] = {}
+    for site, each in sites.items():
+        for why, rows in (each.get("left_out") or {}).items():
+            gone[why] = gone.get(why, 0) + int(rows)
+        for column, cells in (each.get("missing") or {}).items():
+            missing.setdefault(str(column), {})[site] = int(cells)
+    counts = {name: sum(int(each.get(name) or 0) for each in sites.values()) for name in ("read", "cut", *PARTS)}
+    steps = [f"{counts['read']:,} rows read", *(f"{rows:,} left out: {why}" for why, rows in gone.items())]
+    steps += [f"{counts['cut']:,} cut into slices, a row each"] if counts["cut"] else []
+    steps.append(", ".join(f"{counts[part]:,} {part}" for part in PARTS if counts[part]))
+    rows = [(names[site], *_flow_row(each)) for site, each in sites.items()]
+    if len(sites) > 1:
+        rows.append(("all", *_flow_row({**counts, "left_out": gone})))
+    filled = [site for site in sites if any(sites[site].get(part) for part in PARTS)]
+    shares = [
+        (
+            column,
+            [_share(cells.get(site, 0), sum(int(sites[site].get(part) or 0) for part in PARTS)) for site in filled],
+        )
+        for column, cells in missing.items()
+    ]
+    return FlowTable(steps, rows, [names[site] for site in filled], shares)
+
+
+def _flow_row(each: Mapping[str, Any]) -> tuple[str, ...]:
+    gone = each.get("left_out") or {}
+    why = ", ".join(f"{reason} ({rows:,})" if len(gone) > 1 else str(reason) for reason, rows in gone.items())
+    read, *parts = (f"{int(each.get(name) or 0):,}" for name in ("read", *PARTS))
+    return read, f"{sum(gone.values()):,}", why, *parts
+
+
+def _share(count: int, of: int) -> str:
+    return f"{count:,} ({100 * count / of:.0f} %)" if count and of else f"{count:,}"
 
 
 class Cohort(NamedTuple):
@@ -292,7 +351,8 @@ def left_out(table: Mapping[str, Any], extra: Sequence[str] = ()) -> Learned | N
     metrics += extra if metrics else ()
     rows = []
     for site, found in table.items():
-        values = [between(found["figures"].get(m), found.get("intervals", {}).get(m)) for m in metrics]
+        limits, few = found.get("intervals", {}), found.get("too_few", {})
+        values = [between(found["figures"].get(m), limits.get(m), few=few.get(m)) for m in metrics]
         less = found.get("less", {}).get(metrics[0]) if metrics else None
         more = between(less[0], less[1:], signed=True) if isinstance(less, list) else DASH
         rows.append([str(site), f"{found.get('rows'):,}", *values, more])
@@ -302,6 +362,24 @@ def left_out(table: Mapping[str, Any], extra: Sequence[str] = ()) -> Learned | N
     )
     heads = ["site", "rows", *map(named, metrics), f"{named(metrics[0])} less pooled" if metrics else ""]
     return Learned(caption, heads, rows) if rows else None
+
+
+def repeated_told(splits: Mapping[str, Any], left: Mapping[str, Any], score: str) -> list[str]:
+    """Return lines for the terminal: of splits.json and left_out.json the first metric, of at most ten sites."""
+    lines, over, out = [], over_splits(splits, score), left_out(left)
+    if over is not None:
+        metric = next(named(each) for each in SHOWN if any(row[0].startswith(f"{named(each)} ") for row in over.rows))
+        for label, spread, alone, pooled in over.rows:
+            if label.startswith(f"{metric} "):
+                lines.append(
+                    f"{splits.get('splits')} other splits: {label}: {spread}; less alone {alone}; less pooled {pooled}"
+                )
+    if out is not None:
+        lines += [
+            f"left out {row[0]} ({row[1]} rows): {out.heads[2]} {row[2]}, {row[-1]} less pooled" for row in out.rows
+        ]
+        lines = lines[: len(lines) - len(out.rows) + 10]
+    return lines
 
 
 # ---------------------------------------------------------------- coefficients

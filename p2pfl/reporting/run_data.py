@@ -155,7 +155,9 @@ class Summary:
     incomplete: tuple[str, ...] = ()  # why the run is not whole, each a line for a person
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    flow: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # site -> rows read, left out by reason, parts
     intervals: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # figure -> [low, high], 95 %
+    too_few: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # figure without an interval -> n, of what
     differences: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # figure -> baseline -> [value, low, high]
     extra_metrics: tuple[str, ...] = ()  # of these, what the experiment has brought itself
     metrics: Mapping[str, float | None] = dataclasses.field(default_factory=dict)  # of the assessment, by name

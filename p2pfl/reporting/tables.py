@@ -11,7 +11,7 @@ from p2pfl.reporting.run_data import RunData, Summary
 NAMES = (
     "results", "intervals", "other-splits", "sites-left-out",
     *(f"coefficients-{key.replace('_', '-')}" for key in published.TITLES),
-    "rows-of-each-site", "metrics-of-each-site", "confusion", "events", "run",
+    "flow", "rows-of-each-site", "metrics-of-each-site", "confusion", "events", "run",
 )  # fmt: skip
 """Of the files of all tables that there may be."""
 Cell = str | int | float | None
@@ -32,7 +32,7 @@ def tables(run: RunData) -> list[ReportTable]:
     """Return every table that the run has data for, in the order of the page."""
     made = [
         _results(run.summary), _intervals(run.summary), _over_splits(run), _left_out(run),
-        *(_coefficients(run.coefficients, key) for key in published.TITLES), _cohort(run.assessed),
+        *(_coefficients(run.coefficients, key) for key in published.TITLES), _flow(run.summary), _cohort(run.assessed),
         _sites(run.assessed), _confusion(run.assessed), _events(run), _facts(run.summary),
     ]  # fmt: skip
     return [table for table in made if table is not None and table.rows]
@@ -74,14 +74,14 @@ def _intervals(summary: Summary) -> ReportTable:
     rows: list[list[Cell]] = []
     figures = summary.as_dict()
     for key, words in published.figures(summary.score, summary.extra_metrics):
-        if key in summary.intervals:
+        if key in summary.intervals or key in summary.too_few:
             less = summary.differences.get(key, {})
-            value = _three(figures.get(key), summary.intervals[key])
+            value = _three(figures.get(key), summary.intervals.get(key))
             rows.append([key, words, *value, *_less(less.get("local_only")), *_less(less.get("pooled"))])
     heads = ["figure", "in_words", *_with_limits(("value", "less_every_node_alone", "less_all_data_pooled"))]
     caption = (
         "Figures of the run with 95 % intervals: test rows resampled within sites. Differences are paired, this run "
-        "less the other on the same resampled rows."
+        "less the other on the same resampled rows. No interval: too few events, or rows of a class, at a site."
     )
     return ReportTable("intervals", caption, heads, rows)
 
@@ -138,6 +138,18 @@ def _coefficients(table: Mapping[str, Any], key: str) -> ReportTable | None:
 def _counted(assessed: Mapping[str, Any]) -> dict[str, Any]:
     counted = assessed.get("rows")
     return counted if isinstance(counted, dict) else {}
+
+
+def _flow(summary: Summary) -> ReportTable | None:
+    shown = published.flow(summary.flow)
+    if shown is None:
+        return None
+    rows: list[list[Cell]] = []
+    for site, read, gone, why, *parts in shown.rows:
+        read, gone, *parts = (text.replace(",", "") for text in (read, gone, *parts))
+        rows.append([site, int(read), int(gone), why, *map(int, parts)])
+    heads = ["site", "read", "left_out", "why", *published.PARTS]
+    return ReportTable("flow", "Rows of every site, from what was read to the parts.", heads, rows)
 
 
 def _cohort(assessed: Mapping[str, Any]) -> ReportTable | None:

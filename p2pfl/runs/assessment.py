@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -60,6 +60,7 @@ class Assessment(NamedTuple):
 
     figures: Mapping[str, float | None] = MappingProxyType({})  # of a summary, by name
     draws: Mapping[str, np.ndarray] = MappingProxyType({})  # figure of a node's own model -> [draws] resampled
+    few: Mapping[str, intervals.Basis] = MappingProxyType({})  # figure -> on how few events it rests for an interval
 
 
 def assess(federation: Federation, models: Mapping[int, Params], out: Path | None = None) -> Assessment:
@@ -87,9 +88,8 @@ def assess(federation: Federation, models: Mapping[int, Params], out: Path | Non
     sizes = [rows(federation, node)[1] for node in models]
     drawn = {node: _drawn(federation, node, outputs[node][""], weight) for node in models}
     lower = LOWER | {each.label for each in federation.metrics if each.lower}
-    whole = Assessment(
-        figures(list(result.values()), sizes, lower), summed(list(drawn.values()), list(result.values()), sizes)
-    )
+    draws = summed(list(drawn.values()), list(result.values()), sizes)
+    whole = Assessment(figures(list(result.values()), sizes, lower), draws, _few(federation, result, draws))
     if out is not None:
         table = {
             "kind": dataset.kind,
@@ -98,6 +98,7 @@ def assess(federation: Federation, models: Mapping[int, Params], out: Path | Non
             "nodes": {str(node): each for node, each in result.items()},
             "rows": {str(node): _counted(federation, node) for node in models},
             "intervals": {str(node): _intervals(federation, node, outputs[node][""], drawn[node]) for node in models},
+            "too_few": {str(node): _too_few(federation, node, drawn[node]) for node in models},
             "resampled": len(weight),
             "threshold": _thresholds(federation, models, {node: each[""] for node, each in outputs.items()}),
             "confusion": _confusion(federation, {node: each[""] for node, each in outputs.items()}),
@@ -195,7 +196,46 @@ def _intervals(federation: Federation, node: int, outputs: np.ndarray, drawn: Dr
             if np.isfinite(margin).all():
                 of_scope = found.setdefault(scope, {})
                 of_scope["auc"] = intervals.delong_interval(margin, dataset.test.y[tested] == 1)
-    return found
+    few = _too_few(federation, node, drawn)
+    return {
+        scope: {name: each for name, each in of_scope.items() if name not in few.get(scope, {})}
+        for scope, of_scope in found.items()
+    }
+
+
+def _too_few(federation: Federation, node: int, drawn: Drawn) -> dict[str, dict[str, dict[str, Any]]]:
+    """Scope -> metric -> what it rests on, of the metrics that have too few events at a node for an interval."""
+    dataset, scopes = federation.dataset, _scopes(federation, node)
+    result: dict[str, dict[str, dict[str, Any]]] = {}
+    for scope, each in drawn.items():
+        for name in each:
+            found = intervals.basis(dataset.kind, name, dataset.test.y[scopes[scope][1]], dataset.classes)
+            if found.few:
+                result.setdefault(scope, {})[name] = found._asdict()
+    return result
+
+
+def _few(federation: Federation, known: Mapping[int, Assessed], figures: Iterable[str]) -> dict[str, intervals.Basis]:
+    """Of figures that are means over nodes, those that rest on too few events for an interval, and on how many.
+
+    In a mean over sites alike, the site with the fewest counts as much as any other; where sites count by their rows or
+    events, the figure rests on those of all.
+    """
+    dataset, result = federation.dataset, {}
+    for key in figures:
+        name = re.sub("(_own_mean|_own_weighted|_mean)$", "", key)
+        scope = "own" if "_own_" in key[len(name) :] else "pooled"
+        found = [
+            intervals.basis(dataset.kind, name, dataset.test.y[_scopes(federation, node)[scope][1]], dataset.classes)
+            for node, each in known.items()
+            if each[""].get(scope, {}).get(name) is not None
+        ]
+        if not found:
+            continue
+        rests = found[0]._replace(n=sum(each.n for each in found)) if key.endswith("_weighted") else min(found)
+        if rests.few:
+            result[key] = rests
+    return result
 
 
 def _counted(federation: Federation, node: int) -> dict[str, Any]:
@@ -295,24 +335,27 @@ def _weights(name: str, scope: str, sizes: list[int]) -> list[tuple[str, list[in
 
 def compared(
     this: Assessment, others: Mapping[str, Assessment]
-) -> tuple[dict[str, list[float]], dict[str, dict[str, list[float]]]]:
+) -> tuple[dict[str, list[float]], dict[str, dict[str, list[float | None]]]]:
     """Return the intervals of figures, [low, high]; and of each what this run has more than each baseline, paired.
 
-    The latter are figure -> baseline -> [difference, low, high]. Paired: both on the same resampled rows.
+    The latter are figure -> baseline -> [difference, low, high]. Paired: both on the same resampled rows. Where a
+    figure rests on too few events there is no interval, and low and high are None.
     """
     known: dict[str, list[float]] = {}
-    more: dict[str, dict[str, list[float]]] = {}
+    more: dict[str, dict[str, list[float | None]]] = {}
     for key, drawn in this.draws.items():
         value, found = this.figures.get(key), intervals.interval(drawn)
         if value is None or found is None:
             continue
-        known[key] = [*found]
+        if key not in this.few:
+            known[key] = [*found]
         for name, other in others.items():
             theirs, those = other.figures.get(key), other.draws.get(key)
             if theirs is not None and those is not None and len(those) == len(drawn):
                 between = intervals.interval(drawn - those)
                 if between is not None:
-                    more.setdefault(key, {})[name] = [value - theirs, *between]
+                    limits = (None, None) if key in this.few else between
+                    more.setdefault(key, {})[name] = [value - theirs, *limits]
     return known, more
 
 

@@ -13,8 +13,9 @@ from p2pfl.errors import ConfigError
 from p2pfl.node import records, result
 from p2pfl.node.result import NodeResult
 from p2pfl.reporting.run_data import Summary
-from p2pfl.runs import about, ledger, summary
+from p2pfl.runs import about, flow, ledger, summary
 from p2pfl.runs.about import About
+from p2pfl.runs.flow import FlowOfSites
 from p2pfl.runs.verdict import RunVerdict, verdict
 
 BALANCED = 1e-6
@@ -41,6 +42,7 @@ class Checked(NamedTuple):
     missing: tuple[int, ...]  # nodes whose records are not here
     summary: Summary
     verdict: RunVerdict
+    flow: FlowOfSites  # of the sites of all nodes
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -53,6 +55,7 @@ class Checked(NamedTuple):
             **{name: table[name] for name in names},
             "rounds_skipped": sum(end.skipped for end in self.ends),
             "incomplete": [*self.verdict.reasons],
+            "flow": self.flow,
         }
 
     def lines(self) -> list[str]:
@@ -70,6 +73,7 @@ class Checked(NamedTuple):
             balance += f" (drift {books.residue_drift:.3g})" if books.residue else ""
         dropped = ", ".join(f"{reason} {count}" for reason, count in (books.messages_dropped or {}).items())
         return [
+            *flow.lines(self.flow),
             *told,
             balance,
             f"{books.exchanges_booked} exchanges booked, {books.exchanges_voided} ends voided, "
@@ -109,7 +113,17 @@ def check(paths: Sequence[Path]) -> Checked:
             *(f"the records of node {node} are missing" for node in missing),
         ),
     )
-    return Checked(ends, missing, whole, verdict(whole))
+    return Checked(ends, missing, whole, verdict(whole), _flow(places))
+
+
+def _flow(places: Mapping[int, Path]) -> FlowOfSites:
+    """The rows of the sites of all nodes; a node whose data name no site is called by its number."""
+    result: FlowOfSites = {}
+    for node, place in places.items():
+        for site, rows in flow.read(place).items():
+            name = site or f"node {node}"
+            result[f"{name} (node {node})" if name in result else name] = rows
+    return result
 
 
 def _diverged(paths: Sequence[Path], ended: Mapping[int, NodeResult]) -> Mapping[str, int]:

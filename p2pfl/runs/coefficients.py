@@ -56,12 +56,12 @@ def asked(federation: Federation) -> bool:
     linear = experiment.model is not None and experiment.model.name == "logistic"
     flat = dataset.train.x.ndim == 2 and dataset.train.x.shape[1] <= MOST
     known = dataset.kind == "survival" or (dataset.kind == "classes" and len(dataset.classes) == 2)
-    return linear and flat and known and federation.pooled
+    return linear and flat and known
 
 
 def write(federation: Federation, models: Mapping[int, Params], out: Path) -> tuple[str, ...]:
     """Write coefficients.json, for the models that have such a table; returns what a person should know of it."""
-    if not asked(federation):
+    if not asked(federation) or not federation.pooled:
         return ()
     dataset = federation.dataset
     sites = [rows for rows in federation.partition.train if len(rows)]
@@ -71,7 +71,7 @@ def write(federation: Federation, models: Mapping[int, Params], out: Path) -> tu
         "kind": dataset.kind,
         "outcome": "event" if dataset.kind == "survival" else dataset.classes[1],
         "ratio": "hazard ratio" if dataset.kind == "survival" else "odds ratio",
-        "unit": _unit(federation),
+        "unit": unit(federation),
         "rows": len(dataset.train.y),
         "events": _events(dataset.train.y, dataset.kind),
         "sites": len(sites),
@@ -79,7 +79,7 @@ def write(federation: Federation, models: Mapping[int, Params], out: Path) -> tu
     notes = []
     for name, made in _fits(federation, sites, scale).items():
         found = maximum(made, len(_names(federation)))
-        table[name] = _fit(federation, found, scale, trained)
+        table[name] = fit(federation, found, scale, trained)
         if name in ("logistic", "stratified_by_site"):
             table["penalty"] = _penalty(federation, sites, scale)
         endless = [each["name"] for each in table[name]["rows"] if "endless" in each]
@@ -147,7 +147,8 @@ def _names(federation: Federation) -> list[str]:
     return names if dataset.kind == "survival" else [INTERCEPT, *names]
 
 
-def _unit(federation: Federation) -> str:
+def unit(federation: Federation) -> str:
+    """Return in words what a ratio is for."""
     data = federation.experiment.data
     if not isinstance(data, CsvData) or data.standardize == "none":
         return "a unit of the column"
@@ -172,7 +173,7 @@ def _fits(federation: Federation, sites: Sequence[np.ndarray], scale: Scale) -> 
     return {"stratified_by_site": cox, "one_baseline_hazard": [OneStratum(tuple(cox))]}
 
 
-def _fit(federation: Federation, found: Maximum, scale: Scale, trained: list[np.ndarray]) -> dict[str, Any]:
+def fit(federation: Federation, found: Maximum, scale: Scale, trained: list[np.ndarray]) -> dict[str, Any]:
     """The table of one fit, per unit of each column."""
     names, first = _names(federation), int(federation.dataset.kind == "classes")
     to_units = np.diag(np.concatenate([np.ones(first), 1 / scale.sd]))
@@ -208,7 +209,7 @@ def _fit(federation: Federation, found: Maximum, scale: Scale, trained: list[np.
         "numbers_of_a_site": found.steps * (1 + len(names) + len(names) * (len(names) + 1) // 2),
         "rows": rows,
     }
-    if found.converged:
+    if found.converged and federation.pooled:
         table["tested"] = _tested(federation, found.beta, scale)
     return table
 

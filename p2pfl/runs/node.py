@@ -23,7 +23,7 @@ from p2pfl.federation.federation import Federation, build, build_own, precision,
 from p2pfl.node import result
 from p2pfl.node.result import NodeResult
 from p2pfl.node.task import Task
-from p2pfl.runs import about, assessment, models
+from p2pfl.runs import about, assessment, flow, models
 from p2pfl.runs.verdict import RunVerdict
 
 
@@ -66,7 +66,7 @@ def run(
             raise ConfigError(f"{file}: node={given.node}: the topology has nodes 0 to {len(federation.graph) - 1}")
         files.fits(len(federation.graph), limit, here=False)
         task = tasks.task(federation, given.node)
-        for note in federation.notes:
+        for note in (*federation.notes, *flow.lines(flow.flow(federation, given.node))):
             say(note)
         say(
             f"node {given.node} of {len(federation.graph)}: {len(task.y)} training rows, "
@@ -85,6 +85,7 @@ def run(
         )
         directory.mkdir(parents=True, exist_ok=True)
         _describe(federation, task, directory, alone=not hold)
+        flow.write(flow.flow(federation, given.node), directory)
 
         def ready() -> None:
             if lifeline is not None:

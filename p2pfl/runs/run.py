@@ -20,7 +20,18 @@ from p2pfl.node import records
 from p2pfl.reporting import page, terminal
 from p2pfl.reporting.run_data import Summary
 from p2pfl.reporting.terminal import View
-from p2pfl.runs import assessment, baselines, coefficients, divergence, drivers, models, splits, summary, survival
+from p2pfl.runs import (
+    assessment,
+    baselines,
+    coefficients,
+    divergence,
+    drivers,
+    flow,
+    models,
+    splits,
+    summary,
+    survival,
+)  # fmt: skip
 from p2pfl.runs.assessment import Assessment
 from p2pfl.runs.baselines import Baselines
 from p2pfl.runs.callbacks import Callbacks, RunInfo
@@ -55,7 +66,7 @@ def run(
             return start(federation, out, terminal.quiet(), callbacks).summary
         out.mkdir(parents=True, exist_ok=True)
         graph = _describe(federation, out)
-        for note in federation.notes:
+        for note in (*federation.notes, *flow.lines(flow.flow(federation))):
             view.say(note)
         compared = Baselines()
         if experiment.baselines and not federation.task:
@@ -156,8 +167,10 @@ def _whole(federation: Federation, graph: str, result: Collected, compared: Base
         intervals=intervals,
         differences=differences,
         extra_metrics=tuple(each.label for each in federation.metrics),
+        too_few={key: each._asdict() for key, each in assessed.few.items()},
         notes=(*federation.notes, *result.notes, *stratified, *fitted),
         incomplete=(*result.summary.incomplete, *apart(federation, result.summary)),
+        flow=flow.flow(federation),
     )
     return known.adding({**compared.figures, **assessed.figures, **summary.distances(federation, result.models)})
 

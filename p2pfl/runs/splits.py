@@ -18,9 +18,12 @@ from p2pfl.config.data import EvenPartition
 from p2pfl.config.experiment import Experiment
 from p2pfl.data import Dataset, Samples
 from p2pfl.data.dataset import split as draw_split
+from p2pfl.drivers.live import clock
 from p2pfl.errors import ConfigError
 from p2pfl.federation.federation import Federation, build
 from p2pfl.learning import intervals
+from p2pfl.learning.targets import TARGETS
+from p2pfl.reporting import published, terminal
 from p2pfl.reporting.terminal import View
 from p2pfl.runs import assessment, baselines, simulated
 from p2pfl.runs.assessment import Assessment
@@ -50,13 +53,15 @@ def check(experiment: Experiment) -> None:
 
 def write(federation: Federation, out: Path, view: View) -> None:
     """Write splits.json and left_out.json, as far as [evaluation] asks for them."""
-    wanted = federation.experiment.evaluation
+    wanted, table, found = federation.experiment.evaluation, {}, {}
     if wanted.splits:
         table = repeated(federation, out, view)
         (out / "splits.json").write_text(json.dumps(table, indent=1) + "\n", "utf-8")
     if wanted.leave_site_out:
         found = left_out(federation, out, view)
         (out / "left_out.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    for line in published.repeated_told(table, found, TARGETS[federation.dataset.kind].key):
+        view.say(line)
 
 
 # --- other splits
@@ -69,10 +74,11 @@ def repeated(federation: Federation, out: Path, view: View) -> dict[str, Any]:
     resampled t-test's, since splits share rows. Source: Nadeau and Bengio (2003), "Inference for the generalization
     error", equation 21.
     """
-    many = federation.experiment.evaluation.splits
+    many, began = federation.experiment.evaluation.splits, clock.now()
     runs, rows = [], []
     for k in range(1, many + 1):
-        view.say(f"split {k} of {many}")
+        left = f", {terminal.duration((clock.now() - began) / (k - 1) * (many - k + 1))} left" if k > 1 else ""
+        view.say(f"split {k} of {many}{left}")
         experiment = replace(federation.experiment, seed=federation.experiment.seed + k, churn=())
         built = build(experiment)
         if np.array_equal(built.dataset.train.x, federation.dataset.train.x):  # the data bring a split of their own
@@ -163,6 +169,9 @@ def left_out(federation: Federation, out: Path, view: View) -> dict[str, Any]:
             "rows": len(built.dataset.test.y),
             "figures": {key.removesuffix("_mean"): runs.this.figures[key] for key in names},
             "intervals": {key.removesuffix("_mean"): known[key] for key in names if key in known},
+            "too_few": {
+                key.removesuffix("_mean"): runs.this.few[key]._asdict() for key in names if key in runs.this.few
+            },
             "less": {key.removesuffix("_mean"): less[key]["pooled"] for key in names if key in less},
         }
     return table
