@@ -14,7 +14,7 @@ import select
 import signal
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,6 +24,7 @@ from rich.console import Console
 from p2pfl.errors import Exit, Stopped, stopping
 
 if TYPE_CHECKING:
+    from p2pfl.config.experiment import Experiment
     from p2pfl.runs.verdict import RunVerdict
     from p2pfl.types import Schedule
 
@@ -233,7 +234,7 @@ def doctor(file: Path | None, wait: float | None, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a field; VALUE is read as TOML.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run directory; must be new or empty.")
 @click.option("--driver", type=click.Choice(["live", "virtual", "simulate"]), help="Short for --set driver.kind=...")
@@ -241,10 +242,15 @@ def doctor(file: Path | None, wait: float | None, as_json: bool) -> None:
 @click.option(
     "--hosts", metavar="ADDRESS,N,I", help="Simulate on N hosts, of which this is number I; ADDRESS of host 0."
 )
+@click.option(
+    "--resume", metavar="RUN", type=click.Path(path_type=Path), help="Go on with the run in this directory; no FILE."
+)
 def run(
-    file: Path, overrides: tuple[str, ...], out: Path | None, driver: str | None, as_json: bool, hosts: str | None
-) -> None:
+    file: Path | None, overrides: tuple[str, ...], out: Path | None, driver: str | None, as_json: bool,
+    hosts: str | None, resume: Path | None,
+) -> None:  # fmt: skip
     """Run the experiment in FILE: all its nodes on this machine, and its baselines."""
+    _one_of(file, resume, {"--out": out, "--driver": driver, "--hosts": hosts})
     # jax and the rest take a second to import: not for --help, nor for a mistake in the file
     from p2pfl.config import experiment
     from p2pfl.reporting import terminal
@@ -252,19 +258,24 @@ def run(
     overrides = (*overrides, *([f'driver.kind="{driver}"'] if driver else []))
     console = Console(highlight=False)
     with _errors():
-        wanted = experiment.load(file, overrides, find=True)
+        if resume is not None:
+            wanted, folder = _resumed(resume, overrides)
+        else:
+            assert file is not None
+            wanted, folder = experiment.load(file, overrides, find=True), str(file.resolve().parent)
         if wanted.driver.kind == "simulate":
             _cores_as_devices()
         first = _join_hosts(hosts, wanted.driver.kind, wanted.baselines)
-        sys.path[:0] = [str(Path.cwd()), str(file.resolve().parent)]
+        sys.path[:0] = [str(Path.cwd()), folder]
         from p2pfl.runs.run import default_out, fresh
         from p2pfl.runs.run import run as run_experiment
         from p2pfl.runs.verdict import verdict
 
-        out = out or default_out(wanted.name)
-        fresh(out)
-    with _errors(f"{file}: "), terminal.make(console, quiet=as_json) as shown:
-        summary = run_experiment(wanted, out, shown)
+        out = resume or out or default_out(wanted.name)
+        if resume is None:
+            fresh(out)
+    with _told_how_to_go_on(out), _errors(f"{resume or file}: "), terminal.make(console, quiet=as_json) as shown:
+        summary = run_experiment(wanted, out, shown, folder=folder, resumes=resume is not None)
     if not first:  # of several hosts the first one tells
         return
     if as_json:
@@ -275,7 +286,39 @@ def run(
             planned = " (as planned)" if not summary.lost_unplanned else ""
             console.print(f"lost: node {', '.join(map(str, summary.lost))}{planned}")
         console.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)
+        if summary.interrupted:
+            console.print(f"to go on: p2pfl run --resume {out}", soft_wrap=True, markup=False)
     _judge(verdict(summary))
+
+
+@contextlib.contextmanager
+def _told_how_to_go_on(out: Path) -> Iterator[None]:
+    """Say, where a signal ends a run that has begun, how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (out / "run.json").is_file():
+            click.echo(f"to go on: p2pfl run --resume {out}", err=True)
+        raise
+
+
+def _one_of(file: Path | None, resume: Path | None, others: Mapping[str, object]) -> None:
+    """Raises UsageError unless a run is either begun or resumed. `others`: options that a run has been begun with."""
+    if (file is None) == (resume is None):
+        said = "give FILE or --resume RUN" + (", not both: RUN has its experiment" if file else "")
+        raise click.UsageError(said)
+    given = [name for name, value in others.items() if value is not None]
+    if resume is not None and given:
+        raise click.UsageError(f"--resume RUN goes on as RUN began; leave {' and '.join(given)} out")
+
+
+def _resumed(run: Path, overrides: tuple[str, ...]) -> tuple[Experiment, str]:
+    """The experiment of a run that goes on, and where its modules lie. Raises ConfigError."""
+    from p2pfl.runs import origin, resume
+
+    wanted = resume.wanted(run, overrides)
+    known = origin.read(run)
+    return wanted, known.folder if known else ""
 
 
 def _judge(verdict: RunVerdict) -> None:
@@ -294,12 +337,23 @@ def _judge(verdict: RunVerdict) -> None:
 @click.option(
     "--return-in", "returns", type=click.IntRange(1), metavar="ROUND", help="It comes back in this round, as planned."
 )
-def node(file: Path, out: Path | None, hold: bool, resume: bool, returns: int | None) -> None:
+@click.option(
+    "--after",
+    type=click.IntRange(1),
+    metavar="ROUND",
+    help="All nodes were stopped, and begin together after it.",
+)
+@click.option("--without", multiple=True, type=click.IntRange(0), metavar="NODE", help="Of these, who comes in later.")
+def node(
+    file: Path, out: Path | None, hold: bool, resume: bool, returns: int | None, after: int | None,
+    without: tuple[int, ...],
+) -> None:  # fmt: skip
     """Run one node of a federation, as FILE describes it."""
     with _errors(disk=Exit.FAILED):
         from p2pfl.runs import node as one
 
-        ended = one.run(file, out, hold, resume, lambda text: click.echo(text), returns)
+        together = one.Together(after or 0, without)
+        ended = one.run(file, out, hold, resume, lambda text: click.echo(text), returns, together)
     if ended.result.error:
         raise _Failure(ended.result.error, Exit.FAILED)
     if hold and ended.verdict.code == Exit.NOT_WHOLE:  # whoever has started it judges all nodes together

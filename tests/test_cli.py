@@ -109,7 +109,7 @@ def test_version() -> None:
     ("arguments", "said"),
     [
         (["ru"], "No such command 'ru'"),
-        (["run"], "Missing argument 'FILE'"),
+        (["run"], "give FILE or --resume RUN"),
         (["run", "exp.toml", "--driver", "liv"], "'liv' is not one of 'live', 'virtual', 'simulate'"),
         (["run", "exp.toml", "--seed", "3"], "No such option"),
         (["run", "exp.toml", "--set"], "requires an argument"),
@@ -339,7 +339,7 @@ def test_a_signal_ends_a_command_with_the_code_for_it(monkeypatch: pytest.Monkey
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     tidied: list[bool] = []
 
-    def killed(*given: Any) -> None:
+    def killed(*given: Any, **more: Any) -> None:
         try:
             os.kill(os.getpid(), number)
             signal.sigtimedwait([], 60.0)
@@ -364,7 +364,7 @@ def test_a_signal_ends_a_command_with_the_code_for_it(monkeypatch: pytest.Monkey
 def test_an_error_ends_a_command_with_the_code_for_it(
     monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, said: str
 ) -> None:
-    def fails(*given: Any) -> None:
+    def fails(*given: Any, **more: Any) -> None:
         raise error
 
     monkeypatch.setattr("p2pfl.runs.run.run", fails)
@@ -374,7 +374,7 @@ def test_an_error_ends_a_command_with_the_code_for_it(
 
 def test_a_run_that_is_not_whole_says_why_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     told = Summary(nodes=3, lost=(1,), lost_unplanned={"1": "was killed (SIGKILL)"})
-    monkeypatch.setattr("p2pfl.runs.run.run", lambda *given: told)
+    monkeypatch.setattr("p2pfl.runs.run.run", lambda *given, **more: told)
     for arguments in ([], ["--json"]):
         result = call("run", "exp.toml", "--out", "out", *arguments)
         assert result.exit_code == Exit.NOT_WHOLE

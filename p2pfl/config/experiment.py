@@ -121,7 +121,7 @@ class Driver:
     loop: bool = False  # simulate: node after node, with the records of a live run
     chunk: Count | None = None  # simulate: nodes that are computed at once; without it, by measurement
     devices: Count | None = None  # simulate: devices to spread the nodes over
-    checkpoint: Annotated[int, Field(ge=0, lt=2**31)] = 10  # live: rounds from one checkpoint to the next; 0: none
+    checkpoint: Annotated[int, Field(ge=0, lt=2**31)] = 10  # rounds from one to the next; 0: none
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -289,17 +289,23 @@ def model_shape(federation: Federation) -> Any:
     return stage.shape(federation.learner, federation.sites)
 
 
-def _common(federation: Federation) -> dict[str, Any]:
-    """Return what all nodes must have in common: not where the data lies, nor the driver."""
+def _private_left_out(federation: Federation) -> dict[str, Any]:
+    """The experiment, without what is a machine's own matter."""
     table, data = asdict(federation.experiment), federation.experiment.data
     for private in ("path", "root", "limit", "missing", "dictionary"):  # what it says is compared column by column
         table["data"].pop(private, None)
     if isinstance(data, FolderData):  # its classes and values of labels are meant, wherever the file lies
         table["data"]["layout"] = hashlib.blake2b(Path(data.layout).read_bytes()).hexdigest()
     table["loss"], table["alone"] = federation.experiment.network.loss, federation.experiment.network.alone
-    table["churn"] = [event._asdict() for event in federation.churn]  # what is meant, wherever a trace's file lies
     for private in ("driver", "baselines", "evaluation", "network", "topology", "virtual"):
         del table[private]
+    return table
+
+
+def _common(federation: Federation) -> dict[str, Any]:
+    """Return what all nodes must have in common: not where the data lies, nor the driver."""
+    table = _private_left_out(federation)
+    table["churn"] = [event._asdict() for event in federation.churn]  # what is meant, wherever a trace's file lies
     table["schedule"] = [hashlib.blake2b(part.tobytes()).hexdigest() for part in federation.schedule]
     return table
 
@@ -307,6 +313,21 @@ def _common(federation: Federation) -> dict[str, Any]:
 def digest(federation: Federation) -> str:
     """Return 32 hex digits of what all nodes must have in common."""
     return hashlib.blake2b(json.dumps(_common(federation), sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def identity(federation: Federation) -> str:
+    """Return 32 hex digits of what states of nodes must have in common that are to go on with each other.
+
+    As `digest`, but the same for every number of rounds: a run that has ended may be given more.
+    """
+    table = _private_left_out(federation)
+    table["churn"] = [{k: v for k, v in each.items() if k != "path"} for each in table["churn"]]
+    del table["rounds"]
+    neighbor, weight, out_weight, trains = (part[0] for part in federation.schedule)
+    used = neighbor >= 0  # how many slots there are depends on the rounds where a graph is drawn
+    parts = (neighbor[used], weight[used], out_weight[used], trains)
+    table["schedule"] = [hashlib.blake2b(part.tobytes()).hexdigest() for part in parts]
+    return hashlib.blake2b(json.dumps(table, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def fields(federation: Federation) -> dict[str, str]:

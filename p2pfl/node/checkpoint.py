@@ -39,6 +39,15 @@ class Checkpoint(NamedTuple):
     table: Table
 
 
+class _Opened(NamedTuple):
+    """A file that is whole, and of this federation."""
+
+    table: Table
+    schema: list[tuple[str, str, tuple[int, ...]]]
+    parts: list[bytes]  # of the leaves
+    keys: dict[str, str]  # of leaves that are random keys, the name of their algorithm
+
+
 class _Unusable(ValueError):
     """A file that is there and can't be used; the text says why and what to do."""
 
@@ -84,7 +93,7 @@ class Store:
         for name in (CURRENT, PREVIOUS):
             path = self.directory / name
             try:
-                found = self._read(path, like)
+                found = _made(self._opened(path), like)
             except FileNotFoundError:
                 continue
             except (_Unusable, OSError) as error:
@@ -96,6 +105,24 @@ class Store:
                 notes.append(f"{path}: used instead")
             return found, notes
         return None, notes
+
+    def tables(self) -> list[Table]:
+        """The tables of the checkpoints that are whole, the newest first."""
+        found = []
+        for name in (CURRENT, PREVIOUS):
+            with contextlib.suppress(_Unusable, OSError):
+                found.append(self._opened(self.directory / name).table)
+        return found
+
+    def rewind(self, round: int) -> None:
+        """Drop the checkpoints that are from after a later round, by the table's `round`; one that is torn stays."""
+        current, previous = self.directory / CURRENT, self.directory / PREVIOUS
+        for path in (previous, current):
+            with contextlib.suppress(_Unusable, FileNotFoundError):
+                if self._opened(path).table.get("round", 0) > round:
+                    path.unlink()
+        if previous.exists() and not current.exists():
+            os.replace(previous, current)
 
     # --- the file
 
@@ -114,7 +141,7 @@ class Store:
         meta["digest"] = _digest(meta, map(_bytes, arrays.values()))
         return save({name: array if _has_name(array.dtype) else _bytes(array) for name, array in arrays.items()}, meta)
 
-    def _read(self, path: Path, like: State | Callable[[Table], State]) -> Checkpoint:
+    def _opened(self, path: Path) -> _Opened:
         raw = path.read_bytes()
         try:
             with safetensors.safe_open(path, "np") as file:
@@ -141,17 +168,23 @@ class Store:
             raise _Unusable(f"is torn or garbled ({error}); remove it") from error
         if not whole:
             raise _Unusable("is garbled: its contents are not those that were written; remove it")
-        wanted = like(table) if callable(like) else like
-        leaves = _leaves(wanted)
-        if differing := sorted(set(schema) ^ set(_schema(leaves))):
-            name = differing[0][0]
-            was, now = (next((each[1:] for each in s if each[0] == name), "nothing") for s in (schema, _schema(leaves)))
-            raise _Unusable(
-                f"holds another state: {name} is {was} there, {now} here ({len(differing)} differences); use the same "
-                "model, algorithm and dtype"
-            )
-        made = [_restored(leaf, part, keys.get(name)) for (name, leaf), part in zip(leaves, parts, strict=True)]
-        return Checkpoint(jax.tree.unflatten(jax.tree.structure(wanted), made), table)
+        return _Opened(table, schema, parts, keys)
+
+
+def _made(opened: _Opened, like: State | Callable[[Table], State]) -> Checkpoint:
+    """The checkpoint in a file, if it holds such a state."""
+    table, schema, parts, keys = opened
+    wanted = like(table) if callable(like) else like
+    leaves = _leaves(wanted)
+    if differing := sorted(set(schema) ^ set(_schema(leaves))):
+        name = differing[0][0]
+        was, now = (next((each[1:] for each in s if each[0] == name), "nothing") for s in (schema, _schema(leaves)))
+        raise _Unusable(
+            f"holds another state: {name} is {was} there, {now} here ({len(differing)} differences); use the same "
+            "model, algorithm and dtype"
+        )
+    made = [_restored(leaf, part, keys.get(name)) for (name, leaf), part in zip(leaves, parts, strict=True)]
+    return Checkpoint(jax.tree.unflatten(jax.tree.structure(wanted), made), table)
 
 
 def _write(path: Path, whole: bytes) -> None:

@@ -29,8 +29,16 @@ class Terms(NamedTuple):
     fields: Mapping[str, str] = MappingProxyType({})  # what all have in common, in words
 
 
-def facts(task: Task, work: Worker, terms: Terms, life: int, join_round: int, compiled: float = 0.0) -> Facts:
-    """Return the facts that a life of a node knows from the start; `join_round` as in `Facts`.
+def facts(
+    task: Task,
+    work: Worker,
+    terms: Terms,
+    life: int,
+    join_round: int,
+    compiled: float = 0.0,
+    together: bool = False,
+) -> Facts:
+    """Return the facts that a life of a node knows from the start; `join_round` and `together` as in `Facts`.
 
     `compiled`: seconds that this node has taken to compile.
     """
@@ -52,6 +60,7 @@ def facts(task: Task, work: Worker, terms: Terms, life: int, join_round: int, co
         sync=terms.sync,
         join_round=join_round,
         kept_round=work.kept[1] if work.kept else 0,
+        together=together,
         alone=terms.alone,
         there=terms.there,
         description=description,

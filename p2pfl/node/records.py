@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import math
 import os
@@ -201,6 +202,11 @@ class Lines:
             lost = "; the run can't be replayed, and has no ledger" if self._path.name == "trace.jsonl" else ""
             self._say(f"{self._path} {why}: records are dropped from here on, and training goes on{lost}")
 
+    def sync(self) -> None:
+        """Let what is written outlive a power failure, as far as the disk can."""
+        with contextlib.suppress(OSError):
+            os.fsync(self._file)
+
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
@@ -237,6 +243,15 @@ def last(path: Path) -> dict[str, Any] | None:
             if part >= size:
                 return None
             part *= 8
+
+
+def cut(path: Path, keeps: Callable[[dict[str, Any]], bool]) -> None:
+    """Keep the records of a file for which that holds, whole or not at all; a torn last line goes."""
+    if path.exists():
+        kept = [json.dumps(row, separators=(",", ":")) + "\n" for row in read(path) if keeps(row)]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(kept), "utf-8")
+        partial.replace(path)
 
 
 def pack(array: np.ndarray) -> str:

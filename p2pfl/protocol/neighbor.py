@@ -61,6 +61,7 @@ class Facts(NamedTuple):
     sync: str = DEADLINE
     join_round: int = 0  # a returning node takes part from this round on, or from the first it finds
     kept_round: int = 0  # it comes back with its own state from after this round; 0: with nothing
+    together: bool = False  # with all others, who were stopped as well: nobody has begun, and all begin in join_round
     alone: str = WAIT  # or TRAIN
     there: Callable[[int], frozenset[int]] | None = None  # nodes that should be there in a round; None: all, always
     description: str = ""  # of the data and of the model, which all nodes must have alike

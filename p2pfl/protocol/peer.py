@@ -210,6 +210,8 @@ class Peer:
     @property
     def told(self) -> int:
         """The round that the others are told: one that ends without half of them has not seen the last one."""
+        if self.stage == STARTING and self.state.facts.together:
+            return 0
         ends = self.stage in (CLOSING, DONE) and self._rounds.lonely
         return min(self.round, self.state.facts.rounds - 1) if ends else self.round
 

@@ -208,7 +208,8 @@ class Presence:
         other.heard, other.pinged = state.now, None
         other.round = max(other.round, hello.round)
         other.since = other.since or hello.round
-        other.ready = other.ready or hello.round > 0 or state.round == 0
+        together = state.round == 0 or (state.facts.together and state.stage == STARTING)
+        other.ready = other.ready or hello.round > 0 or together
         other.sees_me = hello.sees == state.life
         if new or not other.sees_me:
             self.hello(other)

@@ -149,6 +149,7 @@ class Summary:
     lost: tuple[int, ...] = ()
     lost_unplanned: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of these, and how it came about
     left: tuple[int, ...] = ()
+    resumed: tuple[int, ...] = ()  # the round after which it went on, each time
     interrupted: bool = False
     stopped_by: str = ""  # the signal that did it
     stopped_early: str = ""  # by a callback: "at round 12 of 60 by EarlyStopping"; `rounds` are then those that count

@@ -30,7 +30,8 @@ class Baselines(NamedTuple):
 def train(federation: Federation, out: Path, view: View) -> Baselines:
     """Train every node alone, and one model on all data."""
     experiment, nodes, shown = federation.experiment, len(federation.graph), score(federation)
-    view.say("baselines: training every node alone, then one model on all data pooled")
+    more = "; what is trained already stays as it is" if (out / "baselines").is_dir() else ""
+    view.say(f"baselines: training every node alone, then one model on all data pooled{more}")
     figures: dict[str, float | None] = {**assessment.majority(federation)}
     assessed = {}
     for name, other, key in (
@@ -38,9 +39,9 @@ def train(federation: Federation, out: Path, view: View) -> Baselines:
         ("pooled", pooled(experiment, nodes), "pooled"),
     ):
         place = out / "baselines" / name
-        place.mkdir(parents=True)
-        more, assessed[key] = baseline(federation, other, place, key)
-        figures.update(more)
+        place.mkdir(parents=True, exist_ok=True)  # of a run that is resumed it is there, with what is known by now
+        known, assessed[key] = baseline(federation, other, place, key, experiment.driver.checkpoint)
+        figures.update(known)
     exact = FIRST.get(shown.key)
     shown = exact if exact is not None and figures.get(f"{exact.key}_pooled") is not None else shown
     by_itself, together = (shown.text(figures.get(f"{shown.key}_{key}")) for key in ("local_only", "pooled"))
@@ -49,12 +50,15 @@ def train(federation: Federation, out: Path, view: View) -> Baselines:
 
 
 def baseline(
-    federation: Federation, other: Experiment, place: Path, name: str
+    federation: Federation, other: Experiment, place: Path, name: str, every: int = 0
 ) -> tuple[dict[str, float | None], Assessment]:
-    """Train a baseline; returns its figures (accuracy_NAME for accuracy_mean, accuracy_NAME_worst, ...) and draws."""
+    """Train a baseline; returns its figures (accuracy_NAME for accuracy_mean, accuracy_NAME_worst, ...) and draws.
+
+    `every`: rounds from one checkpoint to the next, 0 for none; it goes on from one that is there.
+    """
     built = build(other, federation.dataset)
     models.describe(built).write(place)
-    result = simulated.into(built, place, lambda status: None)
+    result = simulated.into(built, place, lambda status: None, every=every)
     if len(result.whole) == 1:  # one model of all data, at each site
         model = next(iter(result.whole.values()))
         built = built._replace(topology=federation.topology, data=federation.data)

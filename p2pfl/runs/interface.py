@@ -327,7 +327,7 @@ def run(
     before = sys.path[:]
     sys.path[:0] = beside
     try:
-        run_experiment(experiment, directory, callbacks=told)
+        run_experiment(experiment, directory, callbacks=told, folder="".join(beside))
         result = load_run(directory)
         told.end(result)
         return result

@@ -21,6 +21,7 @@ from p2pfl.errors import stopping
 from p2pfl.federation.federation import Federation, model_shape
 from p2pfl.node import records, result
 from p2pfl.reporting.terminal import View
+from p2pfl.runs.again import Again, plan, prepare
 from p2pfl.runs.callbacks import Callbacks
 from p2pfl.runs.progress import Watch
 from p2pfl.runs.summary import Collected, collect, left, planned_losses, score
@@ -117,25 +118,31 @@ def needs(federation: Federation) -> memory.Needs:
     )
 
 
-def _orders(federation: Federation, out: Path, held: Sequence[int]) -> list[Order]:
-    """Write the node files, as a person would for several machines. `held`: a port for each."""
-    nodes = len(federation.graph)
+def _orders(federation: Federation, out: Path, held: Sequence[int], again: Again) -> list[Order]:
+    """Write the node files, as a person would for several machines. `held`: a port for each.
+
+    Who is not there any more when the nodes begin, and is not to come back, has none.
+    """
+    nodes, events = len(federation.graph), again.events(federation.churn)
     address = {node: f"tcp://127.0.0.1:{port}" for node, port in enumerate(held)}
+    together: tuple[str, ...] = ("--resume", "--after", str(again.round)) if again.round else ()
+    together += tuple(word for node in again.without for word in ("--without", str(node))) if again.round else ()
     orders = []
     for node in range(nodes):
         directory = out / "nodes" / str(node)
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
         peers = tuple(address[other] for other in range(nodes) if other != node)
         file = NodeFile("../../experiment.toml", node, address[node], peers, out=".")
         (directory / "node.toml").write_text(config.dump(file), "utf-8")
         argument = ("node", str(directory / "node.toml"), "--hold")
-        back = [event for event in federation.churn if event.node == node and event.event in ("rejoin", "join")]
+        back = sorted((e for e in events if e.node == node and e.event in ("rejoin", "join")), key=lambda e: e.round)
         returns = tuple(
             (*argument, "--return-in", str(event.round), *(("--resume",) if event.state == "kept" else ()))
             for event in back
         )
-        later = node not in churn.expected(federation.churn, nodes)
-        orders.append(Order(node, argument, directory, returns, later))
+        later = node not in again.there or node in again.without
+        if not later or returns:
+            orders.append(Order(node, (*argument, *together), directory, returns, later))
     return orders
 
 
@@ -143,8 +150,11 @@ def _run(
     server: Launcher, look: Look, federation: Federation, out: Path, view: View, callbacks: Callbacks
 ) -> Collected:
     """Run a process for each node to their end, and collect what they leave."""
+    again = plan(federation, out)
+    if text := prepare(federation, out, again):
+        view.say(text)
     with ports.reserved(len(federation.graph)) as held:
-        return _run_at(server, look, federation, out, view, callbacks, _orders(federation, out, held))
+        return _run_at(server, look, federation, out, view, callbacks, _orders(federation, out, held, again), again)
 
 
 def _told(callbacks: Callbacks, look: Look) -> Look:
@@ -163,7 +173,7 @@ def _told(callbacks: Callbacks, look: Look) -> Look:
 
 def _run_at(
     server: Launcher, look: Look, federation: Federation, out: Path, view: View, callbacks: Callbacks,
-    orders: Sequence[Order],
+    orders: Sequence[Order], again: Again,
 ) -> Collected:  # fmt: skip
     began = clock.now()
     view.say(f"starting {len(orders)} node processes")
@@ -179,7 +189,8 @@ def _run_at(
     server.go()
     stopped_by = ""
     try:
-        if _follow(federation, server, watch, view, _told(callbacks, look), elsewhere):
+        returns = _Returns(again.events(federation.churn))
+        if _follow(returns, server, watch, view, _told(callbacks, look), elsewhere):
             elsewhere.stop()
             _ask_to_leave(server)
     except KeyboardInterrupt as interrupt:
@@ -194,6 +205,8 @@ def _run_at(
     lost = _lost(server, watch, elsewhere.late)
     cut_off = stopped_by or callbacks.early
     planned = planned_losses(federation, max(watch.rounds_of.values()) if cut_off else None)
+    gone = left(out, callbacks.until)  # with those who were gone before all were started again
+    lost |= {node: "crashed" for node in planned - server.members.keys() if node not in gone}
     summary = replace(
         collected.summary,
         driver="live",
@@ -201,7 +214,7 @@ def _run_at(
         seconds_running=seconds,
         lost=tuple(sorted(lost)),
         lost_unplanned={str(node): how for node, how in sorted(lost.items()) if node not in planned},
-        left=tuple(node for node in left(out, callbacks.until) if node not in lost),
+        left=tuple(node for node in gone if node not in lost),
         interrupted=bool(stopped_by),
         stopped_by=stopped_by,
         incomplete=(server.broken,) if server.broken else (),
@@ -275,14 +288,11 @@ class Elsewhere:
                 self.late.add(node)
 
 
-def _follow(
-    federation: Federation, server: Launcher, watch: Watch, view: View, look: Look, elsewhere: Elsewhere
-) -> bool:
+def _follow(plan: _Returns, server: Launcher, watch: Watch, view: View, look: Look, elsewhere: Elsewhere) -> bool:
     """Show what happens until no node is at work any more; start and thaw the nodes that the experiment has planned.
 
     Returns whether it is to be ended before that.
     """
-    plan = _Returns(federation.churn)
     while server.running or elsewhere.nodes(clock.now()):
         server.poll(0.05)
         now = clock.now()

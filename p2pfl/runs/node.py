@@ -19,12 +19,20 @@ from p2pfl.drivers.live.lifeline import Lifeline
 from p2pfl.drivers.live.settings import Place, membership_address
 from p2pfl.errors import ConfigError, Exit
 from p2pfl.federation import tasks
-from p2pfl.federation.federation import Federation, build, build_own, precision, terms
+from p2pfl.federation.federation import Federation, build, build_own, identity, precision, terms
 from p2pfl.node import result
+from p2pfl.node.plan import Terms
 from p2pfl.node.result import NodeResult
 from p2pfl.node.task import Task
 from p2pfl.runs import about, assessment, flow, models
 from p2pfl.runs.verdict import RunVerdict
+
+
+class Together(NamedTuple):
+    """All nodes of a run were stopped, and this one begins with the others."""
+
+    after: int = 0  # this round; 0: none of that
+    without: tuple[int, ...] = ()  # nodes that have kept nothing, and come in later
 
 
 class NodeRun(NamedTuple):
@@ -35,7 +43,13 @@ class NodeRun(NamedTuple):
 
 
 def run(
-    file: Path, out: Path | None, hold: bool, resume: bool, say: Callable[[str], None], returns: int | None = None
+    file: Path,
+    out: Path | None,
+    hold: bool,
+    resume: bool,
+    say: Callable[[str], None],
+    returns: int | None = None,
+    again: Together = Together(),  # noqa: B008 (a constant)
 ) -> NodeRun:
     """Run the node in `file` to its end; returns how it ended, and the verdict on that. Raises ConfigError at once.
 
@@ -68,20 +82,20 @@ def run(
         task = tasks.task(federation, given.node)
         for note in (*federation.notes, *flow.lines(flow.flow(federation, given.node))):
             say(note)
-        say(
-            f"node {given.node} of {len(federation.graph)}: {len(task.y)} training rows, "
-            f"neighbours {list(task.neighbors)}"
-        )
+        rows = f"{len(task.y)} training rows, neighbours {list(task.neighbors)}"
+        say(f"node {given.node} of {len(federation.graph)}: {rows}")
         place = Place(
             listen=given.listen,
             address=address,
             peers=given.peers,
-            terms=terms(federation),
+            terms=_terms(federation, again),
             probe_timing=experiment.network.preset,
             directory=directory,
             every=experiment.driver.checkpoint,
             resume=resume,
             returns=returns or 0,
+            after=again.after,
+            kept_by=identity(federation),
         )
         directory.mkdir(parents=True, exist_ok=True)
         _describe(federation, task, directory, alone=not hold)
@@ -108,6 +122,15 @@ def run(
 def records_of(file: Path, given: NodeFile) -> Path:
     """Return the directory of a node's records."""
     return file.parent / given.out if given.out else Path(f"p2pfl-node-{given.node}")
+
+
+def _terms(federation: Federation, again: Together) -> Terms:
+    """What the nodes agree on; a start in the middle waits for whoever should be there then, and can be."""
+    known = terms(federation)
+    if not again.after:
+        return known
+    there = known.there(min(again.after + 1, federation.experiment.rounds)) if known.there else range(known.nodes)
+    return known._replace(expected=sorted({*there} - {*again.without}))
 
 
 def judged(ended: NodeResult, task: Task) -> RunVerdict:

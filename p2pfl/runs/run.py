@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -28,6 +29,8 @@ from p2pfl.runs import (
     drivers,
     flow,
     models,
+    origin,
+    resume,
     splits,
     summary,
     survival,
@@ -35,6 +38,7 @@ from p2pfl.runs import (
 from p2pfl.runs.assessment import Assessment
 from p2pfl.runs.baselines import Baselines
 from p2pfl.runs.callbacks import Callbacks, RunInfo
+from p2pfl.runs.origin import Origin
 from p2pfl.runs.summary import Collected
 from p2pfl.runs.verdict import apart, verdict
 
@@ -45,17 +49,38 @@ def run(
     view: View | None = None,
     driver: drivers.RunDriver | None = None,
     callbacks: Callbacks | None = None,
+    folder: str = "",
+    resumes: bool = False,
 ) -> Summary:
     """Run an experiment into the directory `out`, which must be new or empty; returns the summary that it leaves there.
 
     `view`: who is told how it goes; nobody where it is None. `driver`: the one that the experiment names unless given.
-    `callbacks`: told of the beginning and of the rounds; what they raise is left to the caller. Of several hosts that
-    simulate together the first alone writes, and trains the baselines. Raises ConfigError before anything starts.
+    `callbacks`: told of the beginning and of the rounds; what they raise is left to the caller. `folder`: where modules
+    lie that the experiment names. `resumes`: go on with the run in `out`, whose experiment is that of `resume.wanted`.
+    Of several hosts that simulate together the first alone writes, and trains the baselines. Raises ConfigError before
+    anything starts.
     """
-    started, view, callbacks = clock.now(), view or terminal.quiet(), callbacks or Callbacks()
+    told = callbacks or Callbacks()
+    with contextlib.ExitStack() as working:
+        return _run(experiment, out, view or terminal.quiet(), driver, told, folder, resumes, working)
+
+
+def _run(
+    experiment: Experiment,
+    out: Path,
+    view: View,
+    driver: drivers.RunDriver | None,
+    callbacks: Callbacks,
+    folder: str,
+    resumes: bool,
+    working: contextlib.ExitStack,
+) -> Summary:
+    """`working`: the directory is held for as long as this is open."""
+    started = clock.now()
     if callbacks and jax.process_count() > 1:
         raise ConfigError("callbacks: can't be where several hosts simulate together; leave them out")
-    fresh(out)
+    if not resumes:
+        fresh(out)
     precision(experiment)
     splits.check(experiment)
     driver = driver or drivers.chosen(experiment.driver)
@@ -64,8 +89,13 @@ def run(
         driver.check(federation)
         if driver.several_hosts and jax.process_index() > 0:
             return start(federation, out, terminal.quiet(), callbacks).summary
+        rows = origin.rows_digest(federation)
+        known = resume.check(federation, out, rows) if resumes else Origin(resume.meaning(experiment), rows, 0, folder)
         out.mkdir(parents=True, exist_ok=True)
-        graph = _describe(federation, out)
+        working.enter_context(origin.held(out))
+        if resumes:
+            resume.begin(out)
+        graph = _describe(federation, out, known)
         for note in (*federation.notes, *flow.lines(flow.flow(federation))):
             view.say(note)
         compared = Baselines()
@@ -134,10 +164,13 @@ def _stopped(whole: Summary, callbacks: Callbacks) -> Summary:
     return replace(whole, rounds=callbacks.early.round, stopped_early=callbacks.when)
 
 
-def _describe(federation: Federation, out: Path) -> str:
-    """Write down what is run; returns the name of the graph."""
-    (out / "experiment.toml").write_text(config.dump(federation.experiment), "utf-8")
+def _describe(federation: Federation, out: Path, known: Origin) -> str:
+    """Write down what is run; returns the name of the graph. `known`: with what it has begun."""
+    partial = out / "experiment.partial"
+    partial.write_text(config.dump(federation.experiment), "utf-8")
+    partial.replace(out / "experiment.toml")
     models.describe(federation).write(out)
+    known._replace(rounds=federation.experiment.rounds).write(out)
     edges = sorted(sorted(edge) for edge in federation.graph.edges)
     table = federation.experiment.topology
     graph = table.graph or Path(str(table.file)).stem
@@ -154,6 +187,7 @@ def _whole(federation: Federation, graph: str, result: Collected, compared: Base
     intervals, differences = assessment.compared(assessed, compared.assessed)
     fitted = coefficients.write(federation, result.whole, out) if experiment.evaluation.metrics else ()
     stratified = (survival.NOTE,) if federation.dataset.kind == "survival" else ()
+    began = origin.read(out)
     known = replace(
         result.summary,
         format=records.FORMAT,
@@ -168,7 +202,8 @@ def _whole(federation: Federation, graph: str, result: Collected, compared: Base
         differences=differences,
         extra_metrics=tuple(each.label for each in federation.metrics),
         too_few={key: each._asdict() for key, each in assessed.few.items()},
-        notes=(*federation.notes, *result.notes, *stratified, *fitted),
+        resumed=began.resumed if began else (),
+        notes=(*(began.notes if began else ()), *federation.notes, *result.notes, *stratified, *fitted),
         incomplete=(*result.summary.incomplete, *apart(federation, result.summary)),
         flow=flow.flow(federation),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -17,16 +17,19 @@ from p2pfl.churn import Event
 from p2pfl.churn.course import Course, course
 from p2pfl.drivers.live import clock
 from p2pfl.drivers.simulate import engine, feed, loop
+from p2pfl.drivers.simulate.keeping import Keeper
+from p2pfl.drivers.simulate.plan import tested_in
 from p2pfl.drivers.simulate.simulation import Evaluated, How, Look, Outcome, Simulation, by_step, make_work
 from p2pfl.drivers.simulate.voids import Divergence
-from p2pfl.federation.federation import Federation, model_shape
+from p2pfl.federation.federation import Federation, identity, model_shape
 from p2pfl.federation.tasks import tasks
 from p2pfl.node import model_file, records
+from p2pfl.node.checkpoint import Store
 from p2pfl.node.result import NodeResult
-from p2pfl.reporting.run_data import RoundRow, Score, Summary, write_rounds
+from p2pfl.reporting.run_data import RoundRow, Score, Summary
 from p2pfl.reporting.terminal import NodeStatus, Status, View
 from p2pfl.runs import models as models_of
-from p2pfl.runs import summary
+from p2pfl.runs import origin, resume, summary
 from p2pfl.runs.assessment import MOST
 from p2pfl.runs.callbacks import Callbacks
 from p2pfl.runs.progress import Watch
@@ -106,12 +109,15 @@ def _quiet(round: int, evaluated: list[Evaluated]) -> None:
 def run(federation: Federation, out: Path, view: View, callbacks: Callbacks) -> Collected:
     """Simulate a federation, all nodes at once."""
     began = clock.now()
-    return _timed(into(federation, out, view.update, callbacks), clock.now() - began)
+    every = federation.experiment.driver.checkpoint
+    result = into(federation, out, view.update, callbacks, every, view.say)
+    return _timed(result, clock.now() - began)
 
 
 def run_loop(federation: Federation, out: Path, view: View, callbacks: Callbacks) -> Collected:
     """Run the plain loop, and collect what its nodes leave."""
     began = clock.now()
+    resume.again(out, view.say)
     loop_into(federation, out, view.update, callbacks)
     result = collect(federation, out, until=callbacks.until)
     return _timed(result, clock.now() - began)
@@ -123,43 +129,41 @@ def _timed(result: Collected, seconds: float) -> Collected:
 
 
 def into(
-    federation: Federation, out: Path, update: Callable[[Status], None], callbacks: Callbacks | None = None
+    federation: Federation,
+    out: Path,
+    update: Callable[[Status], None],
+    callbacks: Callbacks | None = None,
+    every: int = 0,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Collected:
-    """Simulate all nodes at once; writes metrics.jsonl, rounds.jsonl, events.jsonl and models.safetensors."""
-    driver = federation.experiment.driver
-    payload, shown = payload_bytes(federation), score(federation)
-    rows: list[RoundRow] = []
-    began = clock.now()
-    work = work_of(federation)
-    writes = jax.process_index() == 0
-    lines = records.Lines(out / "metrics.jsonl", shown.key) if writes else None
-    last: list[Evaluated] = []
+    """Simulate all nodes at once; writes metrics.jsonl, rounds.jsonl, events.jsonl and models.safetensors.
 
-    def progress(round: int, evaluated: list[Evaluated]) -> None:
-        for one in evaluated:
-            last[:] = [one]
-            rows.append(_round(one, payload, (clock.now() - began) / max(round, 1)))
-            if lines is not None:
-                for record in _measured(work, one, payload, clock.now() - began):
-                    lines.write(record)
-        update(_status(work, round, last[0] if last else None, began, shown))
-
-    look = looked(callbacks) if callbacks else None
-    outcome = engine.run(work, How(driver.chunk, driver.devices), progress, clock.now, look)
-    if lines:
-        lines.close()
-        write_rounds(out, rows, shown.key)
+    `every`: rounds from one checkpoint to the next, 0 for none. It goes on from a checkpoint that is there already.
+    """
+    driver, look = federation.experiment.driver, looked(callbacks) if callbacks else None
+    work, writes = work_of(federation), jax.process_index() == 0
+    kept = _Records(federation, work, out if writes else None, update, say)
+    keeper = None
+    if every and jax.process_count() == 1:
+        store = Store(out, identity(federation))
+        keeper = Keeper(store, every, clock.now, kept.beside, kept.begin, say)
+    else:
+        kept.begin(0, {}, None)
+    outcome = engine.run(work, How(driver.chunk, driver.devices), kept.progress, clock.now, look, keeper)
+    (last,) = kept.last
+    if writes:
+        kept.close()
         summary.write_lines(out / "events.jsonl", _events(federation, outcome.rounds))
         model_file.write(out / models_of.STACKED, outcome.models)
-    known = _figures(federation, outcome, last[0], payload, (clock.now() - began) / outcome.rounds)
+    known = _figures(federation, outcome, last, kept.payload, kept.seconds / outcome.rounds)
     known = replace(known, **_membership(federation, work.course, outcome.rounds))
     since = {node: int(round) for node, round in enumerate(outcome.diverged) if round and node not in known.lost}
     known = replace(known, diverged={str(node): round for node, round in since.items()})
     names = tree.named_leaves(tree.mixed(outcome.models))
-    ends = [i for i in range(len(federation.graph)) if last[0].active[i]]
+    ends = [i for i in range(len(federation.graph)) if last.active[i]]
     models = [{name: leaf[i] for name, leaf in names.items()} for i in ends] if len(ends) <= 4096 else []
     whole = {i: jax.tree.map(lambda leaf, i=i: leaf[i], outcome.models) for i in ends[: MOST + 1]}
-    loss = {i: float(last[0].train_loss[i]) for i in whole}
+    loss = {i: float(last.train_loss[i]) for i in whole}
     return Collected(known, models, work.course.notes if work.course else (), whole, loss)
 
 
@@ -171,6 +175,68 @@ def looked(callbacks: Callbacks) -> Look:
         return callbacks.round(one.round, one.active, values, models)
 
     return look
+
+
+class _Records:
+    """The records of a simulation while it goes on. `out`: where they are written; None: nowhere."""
+
+    def __init__(
+        self,
+        federation: Federation,
+        work: Simulation,
+        out: Path | None,
+        update: Callable[[Status], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._say = say
+        self.payload, self.last = payload_bytes(federation), list[Evaluated]()
+        self._work, self._out, self._update, self._shown = work, out, update, score(federation)
+        self._files: tuple[records.Lines, ...] = ()  # of nodes, of rounds
+        self._began = clock.now()
+
+    @property
+    def seconds(self) -> float:
+        """Since it began, in all processes; not what lay between them."""
+        return clock.now() - self._began
+
+    def begin(self, round: int, table: Mapping[str, Any], last: Evaluated | None) -> None:
+        """Go on after a round, 0 for the beginning: what is recorded of later ones will come again."""
+        self._began = clock.now() - table.get("seconds", 0.0)
+        self.last[:] = [] if last is None else [last]
+        if self._out is None:
+            return
+        paths = [self._out / name for name in ("metrics.jsonl", "rounds.jsonl")]
+        if (start := origin.begins(self._out, round, reached(paths[1]))) is not None:
+            self._say(origin.note(start))
+        for path in paths:
+            records.cut(path, lambda row: row["round"] <= round and tested_in(self._work, row["round"]))
+        self._files = tuple(records.Lines(path, self._shown.key) for path in paths)
+
+    def beside(self) -> dict[str, Any]:
+        """Return what a checkpoint is to hold of these; what is recorded so far is not lost any more."""
+        for lines in self._files:
+            lines.sync()
+        return {"seconds": self.seconds}
+
+    def progress(self, round: int, evaluated: list[Evaluated]) -> None:
+        """Write down what was evaluated, and show it."""
+        for one in evaluated:
+            self.last[:] = [one]
+            if self._files:
+                for record in _measured(self._work, one, self.payload, self.seconds):
+                    self._files[0].write(record)
+                self._files[1].write(_round(one, self.payload, self.seconds / max(round, 1))._asdict())
+        self._update(_status(self._work, round, self.last[0] if self.last else None, self._began, self._shown))
+
+    def close(self) -> None:
+        """Close the files."""
+        for lines in self._files:
+            lines.close()
+
+
+def reached(path: Path) -> int:
+    """The last round in a file of records; 0 for none."""
+    return max((row["round"] for row in records.read(path)), default=0)
 
 
 def payload_bytes(federation: Federation) -> int:

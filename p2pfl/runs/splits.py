@@ -143,7 +143,7 @@ def _all(federation: Federation, place: Path) -> Runs:
         ("pooled", baselines.pooled(experiment, len(federation.graph))),
     ):
         directory = place / name
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
         others[name] = baselines.baseline(federation, other, directory, name)[1]
     result = simulated.into(federation, place, lambda status: None)
     return Runs(assessment.assess(federation, result.whole), others)

@@ -18,6 +18,7 @@ from p2pfl.federation import tasks
 from p2pfl.federation.federation import Federation, terms
 from p2pfl.protocol.membership.timing import PROBE_TIMINGS
 from p2pfl.reporting.terminal import View
+from p2pfl.runs import resume
 from p2pfl.runs.callbacks import Callbacks
 from p2pfl.runs.progress import Watch
 from p2pfl.runs.summary import Collected, collect, left, score
@@ -77,6 +78,7 @@ def run(
     `unplanned`: what befalls nodes beside the churn of the experiment, and nobody expects.
     """
     began = clock.now()
+    resume.again(out, view.say)
     nodes = list(federation.graph)
     directories = {node: out / "nodes" / str(node) for node in nodes}
     every = federation.experiment.evaluation.every if callbacks else 0

@@ -304,6 +304,8 @@ class Launcher:
             stopped = good and now is not None and now.left
         else:
             good, stopped = status == Exit.DONE or status in ASKED, status in ASKED
+            ended = result.read(member.order.directory) if good else None
+            stopped = stopped or (ended is not None and ended.left)  # as planned
         if before == "starting":
             member.state, member.how = ("failed" if (status or 0) >= 0 else "lost"), how
         elif good:

@@ -100,7 +100,7 @@ class LiveNode:
         self._within = within
         place.directory.mkdir(parents=True, exist_ok=True)
         self._counters = (0, 0)
-        store = Store(place.directory, place.terms.federation)
+        store = Store(place.directory, place.kept_by or place.terms.federation)
         host = Host(clock.now, lambda: self._counters, self._happens, say, store, place.every)
         with within():
             self._work = Worker(task, place.directory, host, replica)
@@ -221,7 +221,9 @@ class LiveNode:
         join_round = place.returns or join_round
         # what was planned for an earlier process has befallen it, also in the round that it did not finish
         self._past = max(join_round - 1, work.last_round + 1 if work.last_round else 0)
-        self._peer = Peer(facts(task, work, place.terms, life, join_round, self._compiled))
+        if place.after:  # whatever came later comes again
+            join_round, self._past = place.after + 1, place.after
+        self._peer = Peer(facts(task, work, place.terms, life, join_round, self._compiled, place.after > 0))
         me = Me(task.node, life, membership_address(place.address), place.terms.nodes)
         seeds = [membership_address(address) for address in place.peers]
         self._membership.begin(me, place.terms.federation, seeds, place.probe_timing, own)

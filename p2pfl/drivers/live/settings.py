@@ -21,6 +21,8 @@ class Place(NamedTuple):
     every: int  # rounds from checkpoint to checkpoint; 0: none
     resume: bool  # go on from the checkpoint in the directory
     returns: int = 0  # the round of the planned return or join that this process is; 0: it is none, or not said
+    after: int = 0  # all nodes were stopped, and begin together after this round; 0: they were not
+    kept_by: str = ""  # digest of what checkpoints must have in common; "": that of the terms
 
 
 def membership_address(address: str) -> str:

@@ -17,6 +17,7 @@ from p2pfl.drivers.simulate import shapes as shape
 from p2pfl.drivers.simulate.compiled import fetch
 from p2pfl.drivers.simulate.evaluation import Testing
 from p2pfl.drivers.simulate.feed import Feed
+from p2pfl.drivers.simulate.keeping import Keeper, KeptSimulation, Timed
 from p2pfl.drivers.simulate.layout import samples
 from p2pfl.drivers.simulate.plan import Clock, EnginePlan, plan, stops, tested_in
 from p2pfl.drivers.simulate.simulation import Evaluated, How, Look, Outcome, Progress, Simulation
@@ -44,15 +45,20 @@ class _Judged(NamedTuple):
 
     voids: Voids
     divergence: Divergence
+    last: list[Evaluated]  # the latest evaluation alone
 
 
-def run(work: Simulation, how: How, progress: Progress, now: Clock, look: Look | None = None) -> Outcome:
+def run(
+    work: Simulation, how: How, progress: Progress, now: Clock, look: Look | None = None, keeper: Keeper | None = None
+) -> Outcome:
     """Simulate. Raises ConfigError when it does not fit into memory.
 
     `look`: no round is begun before it has seen the one before; without it, the next rounds are under way meanwhile.
+    `keeper`: keeps it, and knows where to go on where an earlier process has ended.
     """
     began = now()
-    return _run(compile(plan(work, how, now)), progress, _Stopwatch(began, now), look)
+    how = how if keeper is None else keeper.chosen(how)
+    return _run(compile(plan(work, how, now)), progress, _Stopwatch(began, now), look, keeper)
 
 
 # --- compiling
@@ -91,6 +97,7 @@ class _Stopwatch:
         self.first = self.seconds = 0.0  # until then; from then on
         self.rounds = self.steps = 0
         self.pace = 1
+        self.earlier = Timed()  # processes
 
     def begin(self) -> None:
         """The first stretch is done."""
@@ -101,15 +108,25 @@ class _Stopwatch:
         """The rounds are done, but for the last test."""
         self.seconds = self._now() - self.begun
 
+    @property
+    def timed(self) -> Timed:
+        """The time of all rounds up to now, by all processes."""
+        before, seconds = self.earlier, self.seconds or (self._now() - self.begun if self.begun else 0.0)
+        first = before.first or self.first
+        return Timed(first, before.seconds + seconds, before.rounds + self.rounds, before.steps + self.steps)
+
+    def leave_out(self, seconds: float) -> None:
+        """So long it did something else."""
+        self.begun += seconds
+
     def adapt(self, longest: int) -> None:
         """Let the next stretch take about `_STRETCH` seconds."""
         took = max(self._now() - self.begun, 1e-6)
         self.pace = max(1, min(longest, 8 * self.pace, int(_STRETCH * self.rounds / took)))
 
 
-def _stretches(plan: EnginePlan, watch: _Stopwatch) -> Iterator[tuple[int, int]]:
-    """(first round, number of rounds), cut at stops."""
-    done = 0
+def _stretches(plan: EnginePlan, watch: _Stopwatch, done: int) -> Iterator[tuple[int, int]]:
+    """(first round, number of rounds), cut at stops. `done`: rounds of an earlier process."""
     for stop in stops(plan.work):
         while done < stop:
             count = min(stop - done, plan.longest, watch.pace)
@@ -117,7 +134,32 @@ def _stretches(plan: EnginePlan, watch: _Stopwatch) -> Iterator[tuple[int, int]]
             done += count
 
 
-def _run(program: CompiledSimulation, progress: Progress, watch: _Stopwatch, look: Look | None) -> Outcome:
+def _resumed(
+    program: CompiledSimulation, carry: shape.Carry, judged: _Judged, watch: _Stopwatch, keeper: Keeper | None
+) -> tuple[int, shape.Carry]:
+    """The round after which an earlier process was, and what it had then; 0 and this carry where there was none."""
+    work = program.plan.work
+    kept = keeper.load(program.plan.shape, carry, work.rounds, work.late) if keeper is not None else None
+    if kept is None:
+        return 0, carry
+    program.feed.skip(kept.round)
+    judged.voids.before, judged.voids.messages = kept.before, kept.voided
+    judged.divergence.since, watch.earlier = kept.since, kept.timed
+    judged.last[:] = [kept.last] if kept.last else []
+    return kept.round, kept.carry
+
+
+def _keep(
+    program: CompiledSimulation, carry: shape.Carry, judged: _Judged, watch: _Stopwatch, round: int
+) -> KeptSimulation:
+    """All that is to be kept after a round."""
+    voids, last = judged.voids, judged.last[0] if judged.last else None
+    return KeptSimulation(round, carry, judged.divergence.since, voids.before, voids.messages, last, watch.timed)
+
+
+def _run(
+    program: CompiledSimulation, progress: Progress, watch: _Stopwatch, look: Look | None, keeper: Keeper | None
+) -> Outcome:
     plan, feed = program.plan, program.feed
     work, at, alone = plan.work, plan.shape.layout, jax.process_count() == 1
     sites = jax.tree.map(lambda rows: compiled.put(plan.mesh, shape.OVER, at.padded(rows)), work.sites)
@@ -126,9 +168,10 @@ def _run(program: CompiledSimulation, progress: Progress, watch: _Stopwatch, loo
     if not alone:
         watch.pace = plan.longest
     waiting: list[tuple[int, Any, Delivery, Any]] = []
-    judged = _Judged(Voids(work.algorithm, work.schedule, work.late), Divergence(at.nodes))
-    last = 0
-    for start, count in _stretches(plan, watch):
+    judged = _Judged(Voids(work.algorithm, work.schedule, work.late), Divergence(at.nodes), [])
+    done, carry = _resumed(program, carry, judged, watch, keeper)
+    last = done
+    for start, count in _stretches(plan, watch, done):
         given, delivery = feed.take(start, count)
         carry, *measured = program.stretch(carry, given._replace(first=first))
         last = start + count - 1
@@ -151,6 +194,10 @@ def _run(program: CompiledSimulation, progress: Progress, watch: _Stopwatch, loo
             watch.begin()
         elif watch.rounds and alone:
             watch.adapt(plan.longest)
+        if keeper is not None and keeper.due(last, work.rounds, work.late):
+            while waiting:
+                _tell(program, judged, progress, *waiting.pop(0))
+            watch.leave_out(keeper.save(plan.shape, _keep(program, carry, judged, watch, last)))
     for item in waiting:
         _tell(program, judged, progress, *item)
     return _outcome(program, judged, carry, watch, last)
@@ -168,9 +215,10 @@ def _outcome(program: CompiledSimulation, judged: _Judged, carry: shape.Carry, w
     drift = [np.asarray(fetch(leaf), np.float64).sum(axis=0).ravel() for leaf in jax.tree.leaves(carry.drift)]
     vectors = np.concatenate(drift)
     residual = float(np.linalg.norm(vectors)) / at.nodes / max(vectors.size, 1) ** 0.5
+    timed = watch.timed
     return Outcome(
-        result, residual, feed.booked - judged.voids.messages, feed.planned, watch.first, watch.seconds, watch.rounds,
-        watch.steps, at.chunk, at.devices, plan.shape.mixing, plan.measured,
+        result, residual, feed.booked - judged.voids.messages, feed.planned, timed.first, timed.seconds, timed.rounds,
+        timed.steps, at.chunk, at.devices, plan.shape.mixing, plan.measured,
         judged.divergence.judged(result, last), last,
     )  # fmt: skip
 
@@ -189,5 +237,6 @@ def _tell(
         return None
     neighbor = program.plan.work.schedule.neighbor[rows[-1]]
     seen = program.testing.finish(last, delivery.active[-1], loss[-1], arrived, neighbor, tested)
+    judged.last[:] = [seen]
     progress(last, [seen])
     return seen

@@ -53,9 +53,7 @@ class Feed:
         for r in range(count):
             if trains[r]:
                 rows[r, : at.nodes] = self._samples(start + r) + self._first[: at.nodes, None, None]
-        planned = work.schedule.weight[t[:count]] > 0
-        self.planned += int(planned.sum())
-        self.booked += int(delivery.arrived.sum())
+        planned = self._count(t[:count], delivery)
 
         def over(array: np.ndarray, used: bool) -> Any:
             if not used:
@@ -79,6 +77,20 @@ class Feed:
             **(self._changes(work.course, start, count, over) if work.course else {}),
         )
         return Stretch(np.int32(count), graph, rounds, self._x, self._y), delivery
+
+    def skip(self, rounds: int) -> None:
+        """Leave out the first rounds, which an earlier process has computed; their messages are counted."""
+        most = self._plan.longest
+        for start in range(1, rounds + 1, most):
+            count = min(most, rounds + 1 - start)
+            self._count(self.schedule_rows(np.arange(start, start + count)), self._deliveries.take(count))
+
+    def _count(self, t: np.ndarray, delivery: Delivery) -> np.ndarray:
+        """[R, n, K] what is planned in these rows of the schedule; counted, with what is booked."""
+        planned = self._plan.work.schedule.weight[t] > 0
+        self.planned += int(planned.sum())
+        self.booked += int(delivery.arrived.sum())
+        return np.asarray(planned)
 
     def schedule_rows(self, numbers: np.ndarray) -> np.ndarray:
         """Return the rows of the schedule that these rounds use."""

@@ -126,7 +126,8 @@ class _Replay:
 
     def _unfinished(self, life: _Life) -> bool:
         due = {round for name, round in self._states if name == life.name} - set(life.states)
-        return life.done < len(life.lines) or life.node.round < life.wanted or bool(due)
+        begun = life.kept is None and life.adopted is None  # one that ends at once has no line
+        return not begun or life.done < len(life.lines) or life.node.round < life.wanted or bool(due)
 
     def _forth(self, life: _Life) -> bool:
         """Compute a life as far as it gets with what is there; return whether it moved."""

@@ -11,11 +11,14 @@ from p2pfl.types import Algorithm, Delivery, Params, Schedule
 
 
 class Voids:
-    """Follows the rounds of a simulation. `messages`: those that were to be mixed, and were not."""
+    """Follows the rounds of a simulation. `messages`: those that were to be mixed, and were not.
+
+    `before`: whether payloads were finite, in the latest `late` rounds.
+    """
 
     def __init__(self, algorithm: Algorithm, schedule: Schedule, late: int) -> None:
         self._algorithm, self._schedule, self._late = algorithm, schedule, late
-        self._before: list[np.ndarray] = []  # whether payloads were finite, in the latest `late` rounds
+        self.before: list[np.ndarray] = []
         self.messages = 0
 
     def arrived(self, delivery: Delivery, rows: np.ndarray, finite: np.ndarray) -> np.ndarray:
@@ -23,8 +26,8 @@ class Voids:
 
         `rows` [R]: of the schedule. `finite` [R, n] bool, [R, n, K] where a payload has a part for each slot.
         """
-        known = [*self._before, *finite]
-        self._before = known[len(known) - self._late :]
+        known = [*self.before, *finite]
+        self.before = known[len(known) - self._late :]
         if all(each.all() for each in known):
             return delivery.arrived
         first = len(known) - len(finite)
