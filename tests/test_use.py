@@ -307,8 +307,10 @@ def test_an_export_is_a_model_with_its_card(gossiped: tuple[Path, pd.DataFrame],
     known = json.loads((place / "assessment.json").read_text("utf-8"))
     counts = known["rows"]["0"]["train"]
     assert f"| node 0 (Bonn) | {counts['rows']} (no {counts['classes'][0]}, yes {counts['classes'][1]}) |" in card
-    low, high = known["intervals"]["0"]["own"]["auc"]
-    assert f"{known['nodes']['0']['']['own']['auc']:.3f} ({low:.3f} to {high:.3f})" in card
+    low, high = known["intervals"]["0"]["pooled"]["auc"]
+    assert f"{known['nodes']['0']['']['pooled']['auc']:.3f} ({low:.3f} to {high:.3f})" in card
+    few = known["too_few"]["0"]["own"]["auc"]  # of a site by itself there is too little for an interval
+    assert f"{known['nodes']['0']['']['own']['auc']:.3f}, too few {few['of']} (n={few['n']})" in card
     for words in ("Sums over each site's rows: moments, of at least 10 rows", "dsgd, 6 rounds on complete", "jax "):
         assert words in card, words
     assert str(tmp_path.parent) not in (made / "model.json").read_text("utf-8")  # not where anybody's files lie

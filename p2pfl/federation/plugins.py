@@ -71,7 +71,9 @@ def chosen(name: object, where: str, own: Mapping[str, Callable[..., Any]], grou
 
 def unknown(name: str, own: Collection[str], group: str) -> str:
     """The end of an error text on a name that nobody has: the nearest ones, of packages too."""
-    return f'{nearest(name, {*own, *registered(group)})}; or "module:function"'
+    names = {*own, *registered(group)}
+    listed = f"{nearest(name, names)}; or" if names else "must be written"
+    return f'{listed} "module:function"'
 
 
 def called(

@@ -170,8 +170,11 @@ def _scores(model: Carded, assessment: Mapping[str, Any]) -> list[str]:
             found = each.get(model.answer, {}).get(scope)
             if found is None:
                 continue
-            bounds = (assessment.get("intervals") or {}).get(node, {}).get(scope, {}) if not model.answer else {}
-            cells = [between(found.get(metric), bounds.get(metric)) for metric in shown]
+            bounds, few = (
+                (assessment.get(name) or {}).get(node, {}).get(scope, {}) if not model.answer else {}
+                for name in ("intervals", "too_few")
+            )
+            cells = [between(found.get(metric), bounds.get(metric), few=few.get(metric)) for metric in shown]
             lines.append(f"| {_cell(name)} | {word} | {' | '.join(cells)} |")
     return ["\n".join(lines), "Nothing is known of other sites, or of other times."]
 
