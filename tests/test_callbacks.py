@@ -69,7 +69,7 @@ def nobody_left(out: Path) -> bool:
 # ------------------------------------------------------------------------------------------------- ends of whole runs
 
 
-@pytest.mark.parametrize("driver", rows("virtual"))
+@pytest.mark.parametrize("driver", rows("simulate"))
 def test_a_run_that_is_stopped_early_is_whole(tmp_path: Path, driver: str) -> None:
     """Its figures are those of the round in which it was stopped; it ends with 0, and says who has stopped it."""
     ends, after = Ends(4), Ends(40)
@@ -155,6 +155,7 @@ def quickly() -> Any:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.mark.more
 def test_a_simulation_that_is_stopped_is_one_of_fewer_rounds(quickly: None) -> None:
     """Models, history and the models that the callback saw, to the bit."""
     models: list[Any] = []

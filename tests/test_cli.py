@@ -439,6 +439,7 @@ def test_without_a_terminal_the_output_is_plain_and_names_the_report() -> None:
     assert "\x1b" not in result.stdout and "start: 3 nodes, 3 rounds" in result.stdout
 
 
+@pytest.mark.more
 def test_driver_is_short_for_set() -> None:
     Path("exp.toml").write_text(TINY.replace('"simulate"', '"live"'))
     out = run("--driver", "simulate", "--set", "baselines=false", "--set", "rounds=1")

@@ -213,7 +213,7 @@ def test_its_nodes_leave_one_kind_of_result(ran: Ran, driver: str) -> None:
 @pytest.mark.parametrize(
     ("driver", "wrong", "text"),
     [
-        pytest.param("live", {"network": {"late": 2}}, "network.late", marks=pytest.mark.live),
+        pytest.param("live", {"network": {"late": 2}}, "network.late", marks=(pytest.mark.live, pytest.mark.more)),
         ("virtual", {"network": {"detection": 3}}, "network.detection=3"),
         ("virtual", {"virtual": {"node_step_seconds": [1.0]}}, "1 numbers for 4 nodes"),
         ("simulate", {"network": {"sync": "async"}}, "network.sync='async'"),

@@ -128,6 +128,7 @@ def test_what_is_private_stays_so() -> None:
     assert np.ptp(shared, axis=0).max() < 1e-6 < 1e-4 < np.ptp(private, axis=0).max()
 
 
+@pytest.mark.more
 def test_double_precision_is_that_of_the_model() -> None:
     jax.config.update("jax_enable_x64", True)
     learner = p2pfl.learning.cast(linear(), "float64")

@@ -124,7 +124,7 @@ def test_batch_statistics_are_carried(model: Any) -> None:
     assert not np.allclose(untouched["loss"], whole, rtol=1e-3)
 
 
-@pytest.mark.parametrize("model", [Drops, LinenDrops()], ids=["nnx", "linen"])
+@pytest.mark.parametrize("model", [pytest.param(Drops, marks=pytest.mark.more), LinenDrops()], ids=["nnx", "linen"])
 def test_dropout_depends_on_the_key_and_is_off_in_evaluation(model: Any) -> None:
     it = from_flax(model, jnp.ones((1, 400)), 2)
     params = it.init(jax.random.key(0))
@@ -329,7 +329,7 @@ def close(a: Tree, b: Tree, tolerance: float) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
 
 
-@pytest.mark.parametrize("model", [Net, LinenNet()], ids=["nnx", "linen"])
+@pytest.mark.parametrize("model", [Net, pytest.param(LinenNet(), marks=pytest.mark.more)], ids=["nnx", "linen"])
 def test_descend_is_the_steps_one_by_one(model: Any) -> None:
     """The optimizer's momentum is kept across calls; with `steps`, what lies beyond is left as it is."""
     it, optimizer = from_flax(model, EXAMPLE, CLASSES), optax.sgd(0.3, momentum=0.9)

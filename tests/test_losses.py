@@ -153,6 +153,7 @@ def by_pairs(outputs: Any, y: Any, mask: Any) -> Any:
     return jnp.where(there, jax.nn.relu(outputs - outputs[None, :, 0]), 0).sum(axis=1) / mask.sum()
 
 
+@pytest.mark.more
 def test_rows_that_see_each_other_get_a_mask() -> None:
     y = np.ones((ROWS, 2), np.float32)
     loss = own(by_pairs, {}, (1,), y, "survival")

@@ -182,10 +182,13 @@ def test_what_an_option_adds_changes_no_first_value(name: str, options: dict[str
     "make, dtype",
     [
         (models.mlp(IMAGE, CLASSES, hidden=(8,), norm="group"), "float32"),
-        (models.cnn(IMAGE, CLASSES, (4,), norm="batch", dropout=0.3, residual=True), "float64"),
+        pytest.param(
+            models.cnn(IMAGE, CLASSES, (4,), norm="batch", dropout=0.3, residual=True), "float64",
+            marks=pytest.mark.more,
+        ),
     ],
     ids=["mlp", "cnn"],
-)
+)  # fmt: skip
 def test_a_step_of_several_nodes_at_once(make: models.Make, dtype: str) -> None:
     """Gradient of every layer, new statistics of every normalisation, and nothing changes its dtype."""
     jax.config.update("jax_enable_x64", dtype == "float64")

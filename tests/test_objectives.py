@@ -461,6 +461,7 @@ def test_augment_moves_and_flips_each_image_with_its_mask() -> None:
     assert len({rest for _, *rest in map(tuple, found) for rest in [tuple(rest)]}) > 2  # and not all alike
 
 
+@pytest.mark.more
 def test_augment_turns_about_the_middle_and_changes_the_light() -> None:
     size = 9
     x = jnp.zeros((40, size, size, 1)).at[:, 4, 7, 0].set(1.0)

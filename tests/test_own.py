@@ -245,6 +245,7 @@ def test_ones_own_objective_is_in_the_gradient() -> None:
     jax.tree.map(lambda a, b, w: np.testing.assert_allclose(a - b, 0.5 * w, atol=1e-6), more, less, params["trained"])
 
 
+@pytest.mark.more
 def test_ones_own_combinator_is_around_the_algorithm() -> None:
     alone = federation_of({**CLASSES, "algorithm": {"name": "local"}})
     np.testing.assert_array_equal(looped(built("algorithm.wrap", [{"name": f"{HERE}:deaf"}])), looped(alone))

@@ -92,6 +92,7 @@ def test_the_index_names_every_file_with_what_the_page_says(written: tuple[Path,
             assert re.sub("'", "&#39;", caption) in text, name
 
 
+@pytest.mark.more
 def test_figures_are_those_of_the_page_in_light_colours(written: tuple[Path, Path]) -> None:
     _, out = written
     known = {*LIGHT, "#000000"}

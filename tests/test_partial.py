@@ -133,6 +133,7 @@ def shapes(params: Any) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in tree.named_leaves(params["trained"]).items()}
 
 
+@pytest.mark.more
 def test_the_scaler_divides_what_hidden_layers_put_out() -> None:
     """By hand: relu(relu(x A / r) B / r) C, and with batch normalisation no such thing."""
     r, shape = 0.5, (4,)

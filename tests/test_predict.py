@@ -218,6 +218,7 @@ def test_statistics_that_are_no_running_means_are_refused() -> None:
         answers(["recalibrated"], learner, Own(1, learner.init(KEY), line(20, 0)))
 
 
+@pytest.mark.more
 def test_adaptation_makes_up_for_inverted_film(optax_promotes: None) -> None:
     learner = normed()
     params = trained(learner, texture(400, 0))

@@ -204,6 +204,7 @@ def test_without_a_pooled_test_set_the_own_one_counts(tmp_path: Path) -> None:
     assert "accuracy on own test data" in text
 
 
+@pytest.mark.more
 def test_another_score_is_called_by_its_name(tmp_path: Path) -> None:
     run = make_run(tmp_path, score="explained", score_name="R2", score_in_percent=False)
     for path in (run / "metrics.jsonl", run / "rounds.jsonl", run / "summary.json"):

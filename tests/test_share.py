@@ -134,9 +134,8 @@ def batches(seed: int = 0, steps: int = 5) -> dict[str, jax.Array]:
 @pytest.mark.parametrize(
     "learner, given",
     [
-        (NNX, "private_head"),
         (LINEN, "silobn"),
-        *(pytest.param(NNX, given, marks=pytest.mark.more) for given in ("fedbn", "silobn", "split")),
+        *(pytest.param(NNX, given, marks=pytest.mark.more) for given in ("fedbn", "private_head", "silobn", "split")),
         *(pytest.param(LINEN, given, marks=pytest.mark.more) for given in ("fedbn", "private_head", "split")),
     ],
     ids=lambda it: it if isinstance(it, str) else "nnx" if it is NNX else "linen",

@@ -35,7 +35,7 @@ from p2pfl.topology import plan
 AGAIN = {
     "dsgd cta", "dmsgd", "qg_dsgdm", "gradient_tracking", "diging", "exact_diffusion", "d2", "push_sum",
     "epidemic oracle", "dfedavg", "outer", "outer pairs", "fedavg complete", "fedprox", "local", "base graph",
-    "complete", "loss", "self", "loss, fedavg", "churn",
+    "complete", "loss", "self", "loss, fedavg", "churn", "scheduled", "epidemic",
     "objectives", "more objectives", "weights and widths",
     "share, corrections", "share, push", "share, churn", "share, outer", "share, gossip",
 }  # fmt: skip
@@ -74,10 +74,10 @@ def test_all_nodes_at_once_are_the_plain_loop_also_with_what_a_study_adds(case: 
 
 @pytest.mark.parametrize(
     "case", [
-        "push_sum",
+        "dsgd",
         *(
             pytest.param(case, marks=pytest.mark.more)
-            for case in ("late", "dsgd", "gradient_tracking", "epidemic", "fedavg star", "churn, push", "local")
+            for case in ("push_sum", "late", "gradient_tracking", "epidemic", "fedavg star", "churn, push", "local")
         ),
     ],
 )  # fmt: skip
@@ -206,6 +206,7 @@ def test_the_drift_is_measured() -> None:
         assert simulated.simulate_federation(federation(network={"loss": 0.3, "rule": rule})).drift > 1e-4
 
 
+@pytest.mark.more
 def test_hundreds_of_nodes_with_an_own_algorithm() -> None:
     """What a researcher does: an algorithm in a few lines, and it is simulated."""
     made = federation(topology={"graph": "random_regular", "nodes": 300}, rounds=3)

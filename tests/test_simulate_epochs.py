@@ -73,7 +73,7 @@ def course(made: Federation) -> Course:
         ("dsgd", "ring", {}),
         ("gradient_tracking", "ring", {"network": {"loss": 0.1, "detection": 2}}),
         pytest.param("exact_diffusion", "base", {}, marks=pytest.mark.more),
-        ("push_sum", "one_peer_exponential", {}),
+        pytest.param("push_sum", "one_peer_exponential", {}, marks=pytest.mark.more),
         pytest.param("gossip_learning", "ring", {}, marks=pytest.mark.more),
         pytest.param("gradient_tracking", "path", {"network": {"late": 2, "detection": 0}}, marks=pytest.mark.soak),
         pytest.param("fedavg", "star", {}, marks=pytest.mark.soak),

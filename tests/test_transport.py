@@ -403,6 +403,7 @@ def test_pieces_that_bring_nothing_are_hung_up() -> None:
         assert number > listener._USELESS[1]
 
 
+@pytest.mark.more
 def test_a_node_that_closes_lets_what_is_under_way_arrive() -> None:
     sizes = (20_000_000,)
     with ExitStack() as stack:

@@ -440,7 +440,7 @@ def test_what_is_under_way_when_a_link_is_cut_is_lost() -> None:
 # --- no single voice
 
 
-@pytest.mark.parametrize("alone", [WAIT, TRAIN])
+@pytest.mark.parametrize("alone", [WAIT, pytest.param(TRAIN, marks=pytest.mark.more)])
 @pytest.mark.parametrize("seed", seeds(2))
 def test_one_that_is_cut_off_takes_no_round_from_the_others(seed: int, alone: str) -> None:
     """Link by link for ten seconds, as when a cable is pulled. Whatever it does meanwhile, the others train on."""

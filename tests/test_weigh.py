@@ -251,6 +251,7 @@ def test_a_factor_by_hand(kind: str) -> None:
     assert distance(after, moved(nodes, factor, before)) < 1e-14
 
 
+@pytest.mark.more
 def test_factors_keep_the_mean_also_of_late_and_lost_and_rounded_messages() -> None:
     nodes = bench("gradient_tracking", *(make() for make in KINDS.values()), cast(), rate=1.0)
     assert nodes.algorithm.keeps_mean == "exchange"
