@@ -33,7 +33,7 @@ from p2pfl.node import records
 from p2pfl.protocol.codec import encode
 from p2pfl.protocol.messages import Envelope, Receipt
 
-pytestmark = [pytest.mark.live, pytest.mark.faults]
+pytestmark = pytest.mark.live
 
 Start = Callable[..., "Run"]
 
@@ -170,6 +170,7 @@ def balanced(summary: dict[str, Any]) -> None:
     assert set(summary["messages_dropped"]) <= {"connection", "denied", "number", "stale", "stranger", "unsent"}
 
 
+@pytest.mark.faults
 def test_the_twin(begin: Start) -> None:
     summary = begin(rounds=300).end()
     assert summary["accuracy_worst"] > twin(8) - 0.005
@@ -177,6 +178,7 @@ def test_the_twin(begin: Start) -> None:
     balanced(summary)
 
 
+@pytest.mark.soak
 def test_each_node_is_killed_in_turn_the_first_one_first(begin: Start) -> None:
     """The last two of five are less than half: they go on since they are told to."""
     run = begin(5, more='[network]\nalone = "train"\n')
@@ -194,6 +196,7 @@ def test_each_node_is_killed_in_turn_the_first_one_first(begin: Start) -> None:
     run.fine(left)
 
 
+@pytest.mark.soak
 def test_four_of_eight_are_killed_at_once(begin: Start) -> None:
     run = begin()
     run.reaches(0, 100)
@@ -208,6 +211,7 @@ def test_four_of_eight_are_killed_at_once(begin: Start) -> None:
     assert {tuple(row["arrived"]) for row in run.rows(0)[-50:-5]} >= {(3, 6)}  # the ring has closed
 
 
+@pytest.mark.soak
 def test_a_node_is_frozen_for_ten_seconds(begin: Start) -> None:
     run = begin()
     run.reaches(0, 100)
@@ -225,6 +229,7 @@ def test_a_node_is_frozen_for_ten_seconds(begin: Start) -> None:
     run.fine(others)
 
 
+@pytest.mark.faults
 def test_all_are_restarted_one_after_the_other_with_what_they_had(begin: Start) -> None:
     rolling = '[[churn]]\nmodel = "rolling_restart"\nstart = 100\nevery = 150\ndown = 60\nstate = "kept"\n'
     run = begin(6, rounds=1300, more=rolling + "[driver]\ncheckpoint = 5\n")
@@ -238,6 +243,7 @@ def test_all_are_restarted_one_after_the_other_with_what_they_had(begin: Start) 
     assert summary["accuracy_worst"] > twin(run.nodes) - 0.015
 
 
+@pytest.mark.faults
 def test_two_join_at_once(begin: Start) -> None:
     joins = "".join(f'[[churn]]\nevent = "join"\nnode = {node}\nround = 120\n' for node in (6, 7))
     run = begin(8, rounds=600, more=joins)
@@ -250,6 +256,7 @@ def test_two_join_at_once(begin: Start) -> None:
     assert not any(row["waited"] > WAIT for node in range(6) for row in run.rows(node)[1:])
 
 
+@pytest.mark.soak
 def test_a_node_comes_back_after_thirty_seconds(begin: Start, tmp_path: Path) -> None:
     run = begin(5)
     run.reaches(0, 100)
@@ -273,6 +280,7 @@ def test_a_node_comes_back_after_thirty_seconds(begin: Start, tmp_path: Path) ->
         again.communicate()
 
 
+@pytest.mark.soak
 def test_a_network_in_two_halves_becomes_one_again(begin: Start) -> None:
     """Each half goes on by itself, and finds the other again by itself."""
     parted = (
@@ -293,6 +301,7 @@ def test_a_network_in_two_halves_becomes_one_again(begin: Start) -> None:
     assert max(row["waited"] for node in range(8) for row in run.rows(node)[1:]) < WAIT
 
 
+@pytest.mark.faults
 def test_one_that_is_cut_off_takes_no_round_from_the_others(begin: Start) -> None:
     """Alone it would be faster, and far ahead when it is back: it waits instead, and follows the others then."""
     parted = '[[churn]]\nevent = "partition"\nround = 100\ngroups = [[1]]\n[[churn]]\nevent = "heal"\nround = 1500\n'
@@ -311,6 +320,7 @@ def test_one_that_is_cut_off_takes_no_round_from_the_others(begin: Start) -> Non
     assert summary["accuracy_worst"] > twin(run.nodes) - 0.015
 
 
+@pytest.mark.faults
 def test_who_is_left_of_four_waits_and_the_run_ends_when_nobody_comes(begin: Start) -> None:
     run = begin(4)
     run.reaches(0, 100)
@@ -323,6 +333,7 @@ def test_who_is_left_of_four_waits_and_the_run_ends_when_nobody_comes(begin: Sta
     assert run.rows(0)[-1]["round"] == waits["round"]  # it has not trained on alone
 
 
+@pytest.mark.faults
 def test_short_sessions_tell_the_story_that_is_planned(begin: Start) -> None:
     """Sessions of 20 rounds of some milliseconds, far shorter than it takes to start: live as in virtual time."""
     sessions = '[[churn]]\nmodel = "exponential"\nup = 20\ndown = 9\n'
@@ -340,6 +351,7 @@ def test_short_sessions_tell_the_story_that_is_planned(begin: Start) -> None:
     assert abs(told["accuracy_mean"] - summary["accuracy_mean"]) < 0.015
 
 
+@pytest.mark.faults
 def test_models_of_44_mb_on_every_link_delay_no_death_and_cause_none(begin: Start) -> None:
     more = '[network]\npreset = "lan"\n'
     run = begin(4, more=more, model='name = "mlp"\nhidden = [3400, 3200]', algorithm="dsgd")
@@ -378,9 +390,10 @@ def server(run: Run) -> int:
     ("name", "moment"),
     [
         *((name, moment) for name in ("SIGKILL", "SIGINT", "SIGTERM") for moment in ("forks", "trains")),
-        ("SIGHUP", "trains"),
+        ("SIGHUP", "forks"),
     ],
 )
+@pytest.mark.faults
 def test_nothing_that_a_run_has_started_outlives_it(begin: Start, name: str, moment: str) -> None:
     run = begin(4)
     number = signal.Signals[name]
@@ -406,6 +419,7 @@ def test_nothing_that_a_run_has_started_outlives_it(begin: Start, name: str, mom
         assert all((run.out / "nodes" / str(node) / "result.json").exists() for node in range(3))
 
 
+@pytest.mark.faults
 def test_nodes_end_with_their_run_also_when_the_process_that_forks_them_is_killed_with_it(begin: Start) -> None:
     run = begin(3)
     run.reaches(0, 20)
@@ -417,6 +431,7 @@ def test_nodes_end_with_their_run_also_when_the_process_that_forks_them_is_kille
         assert time.monotonic() < ended + STARTED, left
 
 
+@pytest.mark.faults
 def test_the_rounds_done_are_not_lost_with_the_process_that_forks_the_nodes(begin: Start) -> None:
     run = begin(4, rounds=600)
     run.reaches(0, 100)
@@ -431,6 +446,7 @@ def test_the_rounds_done_are_not_lost_with_the_process_that_forks_the_nodes(begi
     assert (run.out / "report.html").exists()
 
 
+@pytest.mark.faults
 def test_a_node_that_fails_is_told_with_its_reason_and_the_others_go_on(begin: Start) -> None:
     run = begin(4, rounds=400)
     run.reaches(0, 20)
@@ -440,12 +456,14 @@ def test_a_node_that_fails_is_told_with_its_reason_and_the_others_go_on(begin: S
     balanced(summary)
 
 
+@pytest.mark.faults
 def test_a_crash_that_is_planned_is_no_loss(begin: Start) -> None:
     crash = '[[churn]]\nevent = "crash"\nnode = 1\nround = 30\n'
     summary = begin(4, rounds=80, more=crash).end()
     assert summary["lost"] == [1] and summary["lost_unplanned"] == {} == dict(enumerate(summary["incomplete"]))
 
 
+@pytest.mark.faults
 def test_a_run_that_nobody_lives_to_the_end_of_says_so(begin: Start) -> None:
     run = begin(2)
     run.reaches(0, 20)
@@ -456,6 +474,7 @@ def test_a_run_that_nobody_lives_to_the_end_of_says_so(begin: Start) -> None:
 
 
 @pytest.mark.parametrize("console", [">&-", "<&- >&- 2>&-", "| cat"])
+@pytest.mark.faults
 def test_a_run_without_a_console_that_shows_everything_is_whole(tmp_path: Path, console: str) -> None:
     file = tmp_path / "experiment.toml"
     file.write_text(FILE.format(nodes=2, rounds=3, algorithm="dsgd", more="", model=LOGISTIC))
@@ -465,6 +484,7 @@ def test_a_run_without_a_console_that_shows_everything_is_whole(tmp_path: Path, 
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["incomplete"] == []
 
 
+@pytest.mark.faults
 def test_nodes_that_meet_nobody_say_why_and_give_no_result(tmp_path: Path) -> None:
     """One trains alone to its end; the other waits until it is asked to stop, and has trained nothing."""
     files = by_hand(tmp_path, 5)
@@ -503,6 +523,7 @@ def test_nodes_that_meet_nobody_say_why_and_give_no_result(tmp_path: Path) -> No
     assert not (tmp_path / "records1" / "assessment.json").exists()
 
 
+@pytest.mark.faults
 def test_a_node_that_was_killed_is_started_again_at_once(tmp_path: Path) -> None:
     file = by_hand(tmp_path, 5)[0]
     began: list[subprocess.Popen[str]] = []
@@ -557,6 +578,7 @@ class Gate:
             each.close()
 
 
+@pytest.mark.faults
 def test_a_node_says_which_direction_a_firewall_closes(tmp_path: Path) -> None:
     """The members meet, since their port is open; the models of node 1 are asked for at one that is not."""
     files = by_hand(tmp_path, 1_000_000)
@@ -617,6 +639,7 @@ class SlowGate(Gate):
                 each.shutdown(socket.SHUT_RDWR)
 
 
+@pytest.mark.faults
 def test_a_model_of_44_mb_that_takes_longer_than_a_deadline_and_is_cut_half_way_is_waited_for(tmp_path: Path) -> None:
     """At 12 MB/s a model takes 3.6 s, and a deadline is 2.1 s; in each second model the connection breaks half way."""
     files, rounds, size = by_hand(tmp_path, 4), 4, 4 * 3200 * 3400
@@ -658,6 +681,7 @@ def member_of(pid: int) -> int:
     return next((each for child in children.get(pid, []) for each in children.get(child, [])), 0)
 
 
+@pytest.mark.faults
 def test_a_node_whose_membership_process_dies_goes_on_and_leaves_when_it_dies_again_and_again(begin: Start) -> None:
     run = begin(4)
     run.reaches(0, 100)
@@ -727,6 +751,7 @@ TRIES = 3
 """A flood that costs rounds costs them each time; what else goes on on the machine does not."""
 
 
+@pytest.mark.faults
 def test_a_flood_costs_a_fifth_of_the_rounds_at_most_and_no_memory(begin: Start) -> None:
     run = begin(4)
     run.reaches(0, 200)
@@ -772,6 +797,7 @@ FULL = ["bash", "-c", 'ulimit -f 20; exec "$@"', "full"]
 """No file may grow beyond 20 kB: as on a full disk, the writes fail."""
 
 
+@pytest.mark.faults
 def test_a_node_on_a_full_disk_says_so_and_harms_nobody(tmp_path: Path) -> None:
     files = by_hand(tmp_path, 400)
     good = subprocess.Popen(
@@ -798,6 +824,7 @@ def test_a_node_on_a_full_disk_says_so_and_harms_nobody(tmp_path: Path) -> None:
             process.communicate()
 
 
+@pytest.mark.faults
 def test_no_process_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> None:
     command = ["ps", "-ww", "-eo", "pid=,args="]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -813,6 +840,7 @@ def chaos(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*P2PFL, "chaos", *map(str, arguments)], capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.faults
 def test_nodes_that_are_killed_every_few_seconds_and_started_again_lose_little(begin: Start, tmp_path: Path) -> None:
     """No claim on how little, which is for `make bench`: other things run beside this test."""
     file = tmp_path / "chaos.toml"
@@ -826,6 +854,7 @@ def test_nodes_that_are_killed_every_few_seconds_and_started_again_lose_little(b
     assert table["disturbed"]["mean_residual"] < 1e-6
 
 
+@pytest.mark.faults
 def test_a_live_run_whose_nodes_are_killed_and_started_again_by_another_is_whole(begin: Start) -> None:
     run = begin(nodes=4, rounds=ENDLESS)
     run.reaches(0, 20)
