@@ -406,7 +406,7 @@ def test_live_nodes_find_what_lies_beside_the_experiment_from_anywhere(tmp_path:
         ("algorithm.wrap", [{"name": "clap"}], r"algorithm.wrap\[0\].name='clap': did you mean 'clip'"),
         ("evaluation.extra_metrics", [{"name": f"{HERE}:broken"}], r"ValueError: it is broken \(.*test_own.py, line"),
         ("evaluation.extra_metrics", [{"name": f"{HERE}:text"}], r"returned a str for outputs \[40, 3\] and y \[40\]"),
-        ("evaluation.extra_metrics", [{"name": "top3"}], "name='top3': .*or \"module:function\""),
+        ("evaluation.extra_metrics", [{"name": "top3"}], "name='top3': must be written \"module:function\""),
         ("evaluation.extra_metrics", [{"name": f"{HERE}:top2", "label": "auc"}], "'auc' is what a summary calls"),
         ("evaluation.extra_metrics", [{"name": f"{HERE}:top2"}] * 2, "two are called 'top2'"),
         ("evaluation.extra_metrics", [{"name": f"{HERE}:top2", "arguments": {"pow": 1}}], "did you mean 'power'"),

@@ -201,6 +201,7 @@ def seen() -> dict[str, Any]:
     return found
 
 
+@pytest.mark.more  # the play takes 14 s of real time; live runs have a membership process each
 @pytest.mark.parametrize("scene", [
     "meet", "progress", "busy", "busy over", "signals", "nonsense", "another goes on", "where it was",
     "what stands still", "nobody died", "dead", "back", "cut", "accused", "healed", "lag",
