@@ -87,6 +87,8 @@ class Handover(Replica):
 
     def steps(self, batches: Tree) -> None:
         """Hand in batches for the next round; `loss` waits until the steps are taken."""
+        while not self._losses.empty():  # of steps whose loss nobody has waited for
+            self._losses.get()
         self._requests.put(Steps(batches))
 
     def loss(self, timeout: float) -> float | None:

@@ -128,6 +128,8 @@ class Peers:
             LocalError: the node has ended, for that reason.
         """
         self._wait(lambda seconds: self._handover.entered.wait(seconds) or _later(), self._limit(timeout))
+        if self._over:
+            self._end()
         return self.params
 
     def mix(self, params: Tree = None, *, loss: float | None = None, timeout: float | None = None) -> Tree:
@@ -235,7 +237,7 @@ class Peers:
         returned = self._wait(self._handover.take, limit)
         if returned is None:
             return None
-        if returned.version != self._version:
+        if self._owed is not None and returned.version != self._version:
             log.warning(
                 "node %d goes on with the model of the others (or its own kept one): what was trained on another one "
                 "is dropped. Begin with params = peers.start(), and nothing is", self.node,
@@ -250,10 +252,12 @@ class Peers:
         None: it has not come, or will not. Raises what the node has ended with.
         """
         since = clock.now()
-        while not self._over:
+        while True:
             try:
                 found = get(_LOOK)
             except queue.Empty:
+                if self._over:  # and whatever came before its end has been taken
+                    break
                 if self._live.peer.stage not in (STARTING, JOINING, WAITING):
                     since = clock.now()
                 elif clock.now() - since > limit:
