@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,14 @@ LANES = ("more", "faults", "soak")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--rewrite-transcripts`: write the transcripts that tests compare with anew."""
     parser.addoption("--rewrite-transcripts", action="store_true", help="write tests/transcripts anew")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no file that has nothing of a lane: most of the time of a lane of ten tests is that of all imports."""
+    lane = re.match(r"(?:more and )?(live|faults)\b", config.option.markexpr or "")
+    if lane is None or collection_path.suffix != ".py":
+        return None
+    return True if f"mark.{lane[1]}" not in collection_path.read_text("utf-8") else None
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` deselects

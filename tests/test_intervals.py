@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from test_metrics import CLASSES, rows
 
 from p2pfl.learning import intervals, metrics
-from tests.test_metrics import CLASSES, rows
 
 
 @pytest.mark.parametrize("kind", [*CLASSES, "two"])
