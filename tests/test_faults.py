@@ -229,7 +229,7 @@ def test_a_node_is_frozen_for_ten_seconds(begin: Start) -> None:
     run.fine(others)
 
 
-@pytest.mark.faults
+@pytest.mark.soak
 def test_all_are_restarted_one_after_the_other_with_what_they_had(begin: Start) -> None:
     rolling = '[[churn]]\nmodel = "rolling_restart"\nstart = 100\nevery = 150\ndown = 60\nstate = "kept"\n'
     run = begin(6, rounds=1300, more=rolling + "[driver]\ncheckpoint = 5\n")

@@ -109,7 +109,7 @@ def test_the_command_has_all_templates_and_the_package_their_files() -> None:
 # --- they run
 
 
-@pytest.mark.more
+@pytest.mark.soak
 @pytest.mark.live
 def test_a_template_runs_as_it_is(folder: Path) -> None:
     done = command(folder, "run", "experiment.toml", "--json")

@@ -307,15 +307,21 @@ import p2pfl
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 node, resume = int(sys.argv[1]), len(sys.argv) > 2
+
+
+def say(*words):  # at once, since the node has its own lines
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")
+
+
 with p2pfl.join(f"{node}.toml", {"x": np.full(4, float(node)), "seen": np.int64(0)}, resume=resume) as peers:
     params = peers.start()
-    print("begins", peers.round, params["x"][0], flush=True)
+    say("begins", peers.round, params["x"][0])
     while not os.path.exists("stop"):
         params["x"] -= 0.1 * (params["x"] - node)  # its own optimum
         params = peers.mix(params)
         if peers.round % 20 == 0:
-            print("round", peers.round, flush=True)
-    print("ends", peers.round, *params["x"], peers.report().booked, flush=True)
+            say("round", peers.round)
+    say("ends", peers.round, *params["x"], peers.report().booked)
 """
 
 
