@@ -208,7 +208,7 @@ def test_a_full_mesh_agrees_and_a_ring_has_a_worst_node(sweep: Sweep) -> None:
     assert spread["full mesh"] < spread["ring"]
 
 
-@pytest.mark.more
+@pytest.mark.soak
 def test_a_graph_in_a_file_runs_as_one_by_name(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(FOLDER.parent)  # the paths of the sweep are taken from there
     found, _ = sweep("mesh-digits/sweep-files.toml", *only("file", "two-wards", "one-way-firewall"), *only("seed", "0"))

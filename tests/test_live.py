@@ -134,6 +134,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Started]]:
         each.over()
 
 
+FEW = ("gradient_tracking", "fedavg")
+"""Besides those under loss: exchanges of more than a model, and rounds that only mix. The others are for the night."""
+
+
 def models(out: Path, nodes: int) -> list[dict[str, np.ndarray]]:
     return [safetensors.numpy.load_file(out / "nodes" / str(node) / "model.safetensors") for node in range(nodes)]
 
@@ -196,7 +200,14 @@ def same_everywhere(start: Callable[..., Started], folder: Path, case: Case) -> 
     assert all(verdict.equal for verdict in replay(run.out))
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.more) for case in CASES], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=pytest.mark.more if case.loss or case.algorithm in FEW else pytest.mark.soak)
+        for case in CASES
+    ],
+    ids=str,
+)
 def test_every_kind_of_algorithm_is_the_same_live(start: Callable[..., Started], tmp_path: Path, case: Case) -> None:
     same_everywhere(start, tmp_path / "case", case)
 
