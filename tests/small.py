@@ -11,6 +11,24 @@ PATIENT = {"start_timeout": 60.0, "silence": 60.0, "deadline_min": 61.0, "deadli
 """A slow machine must not turn a barrier into a deadline where results are compared to the bit."""
 
 
+LEAST = """
+name = "tiny"
+rounds = 3
+[data]
+source = "digits"
+[model]
+name = "logistic"
+[training]
+optimizer = { name = "sgd", learning_rate = 0.1 }
+[topology]
+graph = "ring"
+nodes = 3
+[algorithm]
+name = "dsgd"
+"""
+"""An experiment file that says no more than it must; tests replace parts of it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """An algorithm and the graph it is tried on."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small import LEAST
 
 from p2pfl.config import experiment
 from p2pfl.config.churn import NodeEvent, RejoinEvent
@@ -15,21 +16,6 @@ from p2pfl.config.data import CsvData, DataFile, DirichletPartition, given
 from p2pfl.config.experiment import TABLES, Experiment, NodeFile
 from p2pfl.errors import ConfigError
 
-LEAST = """
-name = "tiny"
-rounds = 3
-[data]
-source = "digits"
-[model]
-name = "logistic"
-[training]
-optimizer = { name = "sgd", learning_rate = 0.1 }
-[topology]
-graph = "ring"
-nodes = 3
-[algorithm]
-name = "dsgd"
-"""
 # a source, a partition and a model with fields of their own
 WIDE = LEAST.replace('"digits"', '"csv"\npath = "/x.csv"\npartition = "dirichlet"\nalpha = 2.0').replace(
     "logistic", "mlp"

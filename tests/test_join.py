@@ -24,6 +24,7 @@ from small import Case, write
 
 import p2pfl
 from p2pfl import tree
+from p2pfl.drivers.live.node import LiveNode
 from p2pfl.drivers.live.ports import reserved
 from p2pfl.drivers.simulate import loop
 from p2pfl.federation.tasks import tasks
@@ -263,13 +264,15 @@ RING = {"node": 0, "listen": "tcp://127.0.0.1:5700", "topology": {"graph": "ring
         (W, {"rounds": 0}, "rounds=0"),
         (W, {"optimizer": optax.sgd(0.1)}, "needs both"),
         (W, {"file": "node.toml"}, "given beside node.toml"),
+        (W, {**dict.fromkeys(RING), "file": "node.toml", "rounds": 5, "seed": 0}, "rounds, seed: given beside"),
+        (W, {"algorithm": "fedavg", "topology": {"graph": "star", "nodes": 3}}, "weighs nodes by their training rows"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_joined_is_refused_before_anything_starts(
     params: Any, given: dict[str, Any], text: str, tmp_path: Path
 ) -> None:
     with pytest.raises(p2pfl.ConfigError, match=text):
-        p2pfl.join(params=params, out=tmp_path / "out", **{**RING, **given})
+        p2pfl.join(**{"params": params, "out": tmp_path / "out", **RING, **given})
     assert not (tmp_path / "out").exists()
 
 
@@ -290,6 +293,46 @@ def test_a_model_that_changes_its_shape_is_refused_and_the_node_goes_on(tmp_path
         models = [{"a": np.full(2, value), "b": np.ones(1)} for value in (1.0, 2.0)]
         mixed = together([lambda: one.mix(models[0]), lambda: other.mix(models[1])])
         assert [each["a"].tolist() for each in mixed] == [[1.5, 1.5]] * 2
+
+
+@pytest.mark.more
+def test_what_is_not_shared_stays_as_it_was_given(tmp_path: Path) -> None:
+    """Also in `start`, whatever has become of the arrays that were given."""
+    given = {"w": np.ones(2), "head": np.arange(3.0), "other": jnp.arange(2.0), "step": jnp.int32(7)}
+    table = {"algorithm": {"name": "dsgd", "share": ["w"]}}
+    with federation(tmp_path, [given, dict(given)], **table) as made:
+        given["head"][:] = np.nan
+        given["other"].delete()
+        for begins in together([each.start for each in made]):
+            assert begins["head"].tolist() == [0, 1, 2] and begins["w"].tolist() == [1, 1]
+            assert isinstance(begins["other"], jax.Array) and begins["other"].tolist() == [0, 1]
+            assert begins["step"] == 7
+        models = [{"w": np.full(2, i), "head": np.full(3, i), "other": jnp.full(2, i), "step": jnp.int32(i)}
+                  for i in (1.0, 2.0)]  # fmt: skip
+        mixed = together(
+            [lambda each=each, model=model: each.mix(model) for each, model in zip(made, models, strict=True)]
+        )
+    for i, each in enumerate(mixed, 1):
+        assert each["w"].tolist() == [1.5, 1.5]
+        assert each["head"].tolist() == [i] * 3 and each["other"].tolist() == [i] * 2 and each["step"] == i
+
+
+@pytest.mark.more
+def test_a_node_whose_loop_fails_is_waited_for_by_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its computing thread waits for the script at that moment, and the script for it at the next."""
+    fails = threading.Event()
+
+    def tell(node: LiveNode, now: float) -> None:
+        if fails.is_set():
+            raise ValueError("a fault of the loop")
+
+    monkeypatch.setattr(LiveNode, "_tell", tell)
+    models = [{"w": np.zeros(2)}] * 2
+    with pytest.raises(p2pfl.LocalError, match="a fault of the loop"), federation(tmp_path, models) as made:
+        together([lambda each=each: each.mix(models[0]) for each in made])
+        fails.set()
+        made[0].mix(models[0])
+        made[0].mix(models[0])
 
 
 @pytest.mark.more

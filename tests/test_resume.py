@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from federations import TABLE, federation_of
+from small import LEAST
 from test_live import P2PFL
 from test_peer import Node, World
 from test_simulate_epochs import MUCH
@@ -255,6 +257,8 @@ def test_what_is_no_run_that_can_go_on_is_refused(stopped: Path, tmp_path: Path)
     refused("has finished its 10 rounds")
     Summary(rounds=10, interrupted=True).write(stopped)
     assert resume.wanted(stopped).rounds == 10
+    Summary(rounds=4, stopped_early="at round 4 of 10 by Log").write(stopped)
+    assert resume.wanted(stopped).rounds == 10, "whoever has ended it early, or failed in it, may let it go on"
     with origin.held(stopped):
         refused("the run is still going on")
     text = (stopped / "experiment.toml").read_text()
@@ -413,24 +417,12 @@ def test_the_end_of_nodes_that_go_on_is_told_no_more(tmp_path: Path) -> None:
     assert kept == [("late", 20), ("detected", 19)]
 
 
-LIVE = """
-name = "resumed"
-rounds = 200
-baselines = false
-[data]
-source = "digits"
-[model]
-name = "logistic"
-[training]
-optimizer = { name = "sgd", learning_rate = 0.1 }
-[topology]
-graph = "ring"
-nodes = 4
-[algorithm]
-name = "gradient_tracking"
-[evaluation]
-every = 10
-"""
+LIVE = (
+    LEAST.replace("rounds = 3", "rounds = 200\nbaselines = false")
+    .replace("nodes = 3", "nodes = 4")
+    .replace('"dsgd"', '"gradient_tracking"')
+    + "[evaluation]\nevery = 10\n"
+)
 
 
 def _command(*arguments: str) -> subprocess.Popen[str]:
@@ -446,6 +438,18 @@ def _reaches(process: subprocess.Popen[str], out: Path, round: int) -> None:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < limit
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def _under_way(folder: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A live run of which every node has finished 60 rounds, and its directory."""
+    (folder / "experiment.toml").write_text(LIVE)
+    with _command(str(folder / "experiment.toml"), "--out", str(folder / "run")) as process:
+        try:
+            _reaches(process, folder / "run", 60)
+            yield process, folder / "run"
+        finally:
+            process.kill()  # nothing, if it has ended
 
 
 def _resumed(out: Path, *arguments: str) -> dict[str, Any]:
@@ -468,10 +472,7 @@ def _whole(out: Path, rounds: int) -> None:
 @MORE
 def test_a_live_run_of_which_every_process_is_killed_goes_on(tmp_path: Path) -> None:
     """Then it is given more rounds, then once more with a torn checkpoint, and one node without any."""
-    file, out = tmp_path / "experiment.toml", tmp_path / "run"
-    file.write_text(LIVE)
-    with _command(str(file), "--out", str(out)) as process:
-        _reaches(process, out, 60)
+    with _under_way(tmp_path) as (process, out):
         pids = json.loads((out / "pids.json").read_text())
         for pid in (process.pid, *itertools.chain.from_iterable(pids.values())):
             os.kill(pid, signal.SIGKILL)
@@ -513,10 +514,7 @@ def _gone(out: Path) -> None:
 @pytest.mark.live
 @MORE
 def test_a_live_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
-    file, out = tmp_path / "experiment.toml", tmp_path / "run"
-    file.write_text(LIVE)
-    with _command(str(file), "--out", str(out)) as process:
-        _reaches(process, out, 60)
+    with _under_way(tmp_path) as (process, out):
         process.send_signal(signal.SIGINT)
         stopped, _ = process.communicate(timeout=60)
     assert process.returncode == Exit.INTERRUPTED and json.loads(stopped)["left"] == [0, 1, 2, 3]

@@ -44,11 +44,11 @@ def join(
     peers: Sequence[str] = (),
     address: str | None = None,
     topology: Mapping[str, Any] | None = None,
-    algorithm: Mapping[str, Any] | str = "dsgd",
+    algorithm: Mapping[str, Any] | str | None = None,
     network: Mapping[str, Any] | None = None,
-    rounds: int = ROUNDS,
-    seed: int = 0,
-    checkpoint: int = 10,
+    rounds: int | None = None,
+    seed: int | None = None,
+    checkpoint: int | None = None,
     learner: Learner | None = None,
     optimizer: optax.GradientTransformation | None = None,
     out: Path | str | None = None,
@@ -70,15 +70,15 @@ def join(
         peers: such addresses of other nodes; one that is there is enough.
         address: how the others reach this node; as `listen`.
         topology: the table [topology] of an experiment, as in {"graph": "ring", "nodes": 4}.
-        algorithm: the table [algorithm], or a name.
+        algorithm: the table [algorithm], or a name; "dsgd" unless given.
         network: the table [network]; the preset is "lan" unless it says another.
-        rounds: how many there are at most; the same at all nodes.
-        seed: of what is drawn, the same at all nodes.
-        checkpoint: rounds from one to the next; 0: none. In a file it is driver.checkpoint.
+        rounds: how many there are at most; the same at all nodes. A million unless given.
+        seed: of what is drawn, the same at all nodes; 0 unless given.
+        checkpoint: rounds from one to the next, 10 unless given; 0: none. In a file it is driver.checkpoint.
         learner: for `Peers.local`: whose gradients are taken; its model has the leaves of `params`.
         optimizer: for `Peers.local`: of the local steps.
         out: directory of the node's records; "p2pfl-node-N" unless given here or in the file.
-        resume: go on from the checkpoint in `out`, if there is one; `Peers.params` has the model then.
+        resume: go on from the checkpoint in `out`, if there is one; `Peers.start` has the model then.
 
     Returns:
         The peers, to be used in a `with`: at its end the node leaves in good order.
@@ -93,12 +93,15 @@ def join(
         ...
         p2pfl.errors.ConfigError: join: topology: missing; give it as in topology={"graph": "ring", "nodes": 4}
     """
-    tables = {"topology": topology, "algorithm": algorithm, "network": network}
-    place = {"node": node, "listen": listen, "peers": list(peers), "address": address}
+    place = {"node": node, "listen": listen, "peers": list(peers) or None, "address": address}
+    told = {
+        "topology": topology, "algorithm": algorithm, "network": network, "rounds": rounds, "seed": seed,
+        "checkpoint": checkpoint,
+    }  # fmt: skip
     if file is None:
-        given, experiment, where = _told(place, tables, rounds, seed, checkpoint)
+        given, experiment, where = _told(place, told)
     else:
-        _only_file(file, place, topology, network)
+        _only_file(file, {**place, **told})
         given, where = config.load_node(Path(file)), str(file)
         experiment = config.load(Path(given.experiment))
     directory = Path(out) if out else _directory(file, given)
@@ -138,32 +141,35 @@ def _started(federation: Federation, shapes: ScriptModel, place: Place, node: in
     place.directory.mkdir(parents=True, exist_ok=True)
     about.about(federation, node, task.score).write(place.directory)
     handover = Handover(task)
-    live = LiveNode(task, place, sidecar.spawn(), log.info, handover, shapes.precision)
+    membership = sidecar.spawn()
+    try:
+        live = LiveNode(task, place, membership, log.info, handover, shapes.precision)
+    except BaseException:
+        membership.close()
+        raise
     limits = starting(timing(federation.experiment), len(federation.graph))
     made = Peers(live, handover, shapes, limits.start_timeout + 2 * limits.silence, place, node)
     made._start()
     return made
 
 
-def _told(
-    place: Mapping[str, Any], tables: Mapping[str, Any], rounds: int, seed: int, checkpoint: int
-) -> tuple[NodeFile, Experiment, str]:
+def _told(place: Mapping[str, Any], told: Mapping[str, Any]) -> tuple[NodeFile, Experiment, str]:
     """The node file and the experiment that the arguments of `join` stand for."""
     for name in ("node", "listen"):
         if place[name] is None:
             raise ConfigError(f"join: {name}: missing; give it, or a node file")
-    if tables["topology"] is None:
+    if told["topology"] is None:
         raise ConfigError('join: topology: missing; give it as in topology={"graph": "ring", "nodes": 4}')
-    algorithm = tables["algorithm"]
+    algorithm = told["algorithm"] or "dsgd"
     table = {
         "name": "script",
         "data": {"source": "script"},
-        "topology": {**tables["topology"]},
+        "topology": {**told["topology"]},
         "algorithm": {"name": algorithm} if isinstance(algorithm, str) else {**algorithm},
-        "network": {"preset": "lan", **(tables["network"] or {})},
-        "rounds": rounds,
-        "seed": seed,
-        "driver": {"checkpoint": checkpoint},
+        "network": {"preset": "lan", **(told["network"] or {})},
+        "rounds": ROUNDS if told["rounds"] is None else told["rounds"],
+        **({} if told["seed"] is None else {"seed": told["seed"]}),
+        **({} if told["checkpoint"] is None else {"driver": {"checkpoint": told["checkpoint"]}}),
     }
     written = {name: value for name, value in place.items() if value is not None}
     given: NodeFile = config.parse({"experiment": "", **written}, "join", NodeFile)
@@ -171,9 +177,9 @@ def _told(
     return given, experiment, "join"
 
 
-def _only_file(file: Path | str, place: Mapping[str, Any], topology: object, network: object) -> None:
+def _only_file(file: Path | str, told: Mapping[str, Any]) -> None:
     """Raises ConfigError for arguments that stand in the file already."""
-    both = [name for name, value in {**place, "topology": topology, "network": network}.items() if value]
+    both = [name for name, value in told.items() if value is not None]
     if both:
         raise ConfigError(f"join: {', '.join(both)}: given beside {file}, where that stands; leave it out")
 

@@ -74,7 +74,7 @@ class Peers:
         self._opened = threading.Event()
         self._ended: NodeResult | None = None
         self._error: P2PFLError | None = None
-        self._over = self._told = self._lonely = False
+        self._over = self._told = self._lonely = self._left = False
         self._thread = threading.Thread(target=self._run, name=f"p2pfl-node-{node}", daemon=True)
 
     # --- what there is to know
@@ -97,9 +97,7 @@ class Peers:
     @property
     def params(self) -> Tree:
         """The model after the latest round that is mixed, of the structure of what was given to `join`."""
-        latest = self._handover.newest
-        self._version = latest.version
-        return self._shapes.back(latest.model)
+        return self._shapes.back(self._handover.newest.model)
 
     def report(self) -> Report:
         """How the node stands."""
@@ -130,7 +128,9 @@ class Peers:
         self._wait(lambda seconds: self._handover.entered.wait(seconds) or _later(), self._limit(timeout))
         if self._over:
             self._end()
-        return self.params
+        latest = self._handover.newest
+        self._version = latest.version
+        return self._shapes.back(latest.model)
 
     def mix(self, params: Tree = None, *, loss: float | None = None, timeout: float | None = None) -> Tree:
         """Hand in the model, take part in a round, and return the model that it is mixed to.
@@ -186,14 +186,15 @@ class Peers:
 
         Raises:
             ConfigError: the node has no learner, or it does not take such batches; the steps of this round are taken.
-            LocalError: the node has ended, or nobody was there to begin with within `timeout`: call it again.
+            LocalError: the node has ended; or too few were there within `timeout`, and the text says whether to call it
+                again, or `mix`.
         """
         if self._stepped:
             raise ConfigError("local(batches): the steps of this round are taken; call mix() first")
         batches = self._shapes.batches(batches)
         limit = self._limit(timeout)
         if not self._settled(limit, None):
-            raise self._gone("the round before is still open: nobody is there to mix with")
+            raise self._gone("the round before is still open, for too few are there to mix with; call local again")
         self._handover.steps(batches)
         self._stepped = True
         loss = self._wait(self._handover.loss, limit)
@@ -294,16 +295,13 @@ class Peers:
         Raises:
             LocalError, ConfigError: what the node has ended with; a second call returns the result again.
         """
+        self._live.ask_to_leave()
+        self._thread.join()
         atexit.unregister(self._quit)
-        if self._ended is None and self._error is None:
-            self._live.ask_to_leave()
-            self._thread.join()
-            self._over = self._told = True
-            if self._error is not None:
-                raise self._error
-        if self._ended is None:
-            assert self._error is not None
+        first, self._left, self._over, self._told = not self._left, True, True, True
+        if self._error is not None and (first or self._ended is None):
             raise self._error
+        assert self._ended is not None
         return self._ended
 
     def __enter__(self) -> Self:

@@ -121,9 +121,12 @@ def _reached(run: Path) -> int:
 
 
 def _finished(run: Path, rounds: int) -> bool:
-    """A run has its summary, and no signal has ended it; of one with nodes, some have reached its last round."""
+    """A run has its summary, and was not ended before; of one with nodes, some have reached its last round."""
     file = run / "summary.json"
-    if not file.is_file() or Summary.of(json.loads(file.read_text("utf-8"))).interrupted:
+    if not file.is_file():
+        return False
+    summary = Summary.of(json.loads(file.read_text("utf-8")))
+    if summary.interrupted or summary.stopped_early:
         return False
     ended = [result.read(path) for path in (run / "nodes").glob("*")]
     return not ended or any(each is not None and not each.left and each.round >= rounds for each in ended)

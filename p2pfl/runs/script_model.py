@@ -40,6 +40,11 @@ def leaves_of(params: Tree) -> dict[str, Any]:
     return leaves
 
 
+def _copied(leaf: Any) -> Any:
+    """The same in memory of its own: the script may change or donate either."""
+    return leaf if isinstance(leaf, np.generic) else leaf.copy()
+
+
 def _floating(leaf: Any) -> bool:
     return bool(jnp.issubdtype(leaf.dtype, jnp.floating))
 
@@ -91,8 +96,9 @@ class ScriptModel:
         self._model = jax.tree.structure(model)
         self._names = self._matched(model, federation.experiment.algorithm.share is not None)
         self._wide = any(self._kinds[name].dtype == np.float64 for name in self._names)
-        self._first = jax.tree.map(self._kept, params)
+        self._first = jax.tree_util.tree_map_with_path(self._kept, params)
         self.begin = self.travelling(params)
+        self._fits: object = None  # the kind of the latest batches that the learner takes
         if not tree.finite(self.begin):
             raise ConfigError("join: params: holds NaN or infinity, which no other node would mix with")
 
@@ -115,10 +121,10 @@ class ScriptModel:
             raise ConfigError(f"join: params: {left[0]} is not in the model of the federation; leave it out")
         return names
 
-    def _kept(self, leaf: Any) -> Any:
-        """Of a leaf that is given first: what it is, without its numbers, where they travel."""
-        if not _floating(leaf):
-            return leaf
+    def _kept(self, path: tuple[Any, ...], leaf: Any) -> Any:
+        """Of a leaf that is given first: a copy; of one that travels, what it is, without its numbers."""
+        if (tree.path_name(path) or "params") not in self._names:
+            return _copied(leaf)
         return leaf.sharding if isinstance(leaf, jax.Array) else np.empty(0)
 
     @property
@@ -161,7 +167,7 @@ class ScriptModel:
         def leaf(path: tuple[Any, ...], old: Any) -> Any:
             name = tree.path_name(path) or "params"
             if name not in came:
-                return old
+                return _copied(old) if like is None else old
             if isinstance(old, jax.Array | jax.sharding.Sharding):
                 return jax.device_put(came[name].copy(), old.sharding if isinstance(old, jax.Array) else old)
             return came[name].dtype.type(came[name]) if isinstance(old, np.generic) else came[name].copy()
@@ -181,6 +187,9 @@ class ScriptModel:
             return array.astype(dtype) if array.dtype.kind == "f" else array
 
         whole = jax.tree.map(copied, batches)
+        kind = jax.tree.structure(whole), tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(whole))
+        if kind == self._fits:
+            return whole
         try:
             with self.precision():
                 state = jax.eval_shape(lambda params: algorithm.init(params, 1), model)
@@ -189,4 +198,5 @@ class ScriptModel:
             raise ConfigError(
                 f'local: the learner does not take such batches: {error}. Give {{"x": [S, B, ...], "y": [S, B, ...]}}'
             ) from error
+        self._fits = kind
         return whole

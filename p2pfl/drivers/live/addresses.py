@@ -85,7 +85,7 @@ def local(host: str) -> bool:
     except (OSError, UnicodeError):
         return False
     for family, kind, protocol, _, where in places:
-        with socket.socket(family, kind, protocol) as tried, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as tried:
             tried.bind(where)
             return True
     return False

@@ -21,6 +21,7 @@ from p2pfl.drivers.live.listener import Allowance, Listener
 from p2pfl.drivers.live.reach import Look, LookEnd
 from p2pfl.drivers.live.settings import membership_address
 from p2pfl.drivers.live.zmtp import Limits
+from p2pfl.protocol.agreement import printable
 from p2pfl.protocol.membership import wire
 
 _ALLOWANCE = Allowance(Limits(wire.MESSAGE_CAP, 8, wire.MESSAGE_CAP), rate=100.0, burst=200.0, unit=8192.0)
@@ -212,7 +213,10 @@ class Checkup:
                 self._say(f"node {node} reaches the port for {port} here")
             callers.add(node)
             accounts = [_account(each) for each in self._others if each.node in (-1, node)]
-            return zmtp.message(json.dumps({"accounts": accounts[:_ACCOUNTS]}).encode())
+            del accounts[_ACCOUNTS:]
+            while len(told := json.dumps({"accounts": accounts}).encode()) > reach.ANSWER.frame:
+                accounts.pop()  # or the other end would take this for no node at all
+            return zmtp.message(told)
 
         return answer
 
@@ -232,7 +236,7 @@ class Checkup:
     # --- the way there
 
     def _look(self, now: float) -> None:
-        for address, due in self._due.items():
+        for address, due in sorted(self._due.items(), key=lambda each: each[1]):  # whoever has waited longest
             contact = self._contacts[address]
             again = not contact.reached or contact.accounts is not None
             if again and now >= due and address not in self._under_way and len(self._under_way) < _AT_ONCE:
@@ -293,10 +297,5 @@ def _checked(row: Any) -> Account | None:
         return None
     if not all(text is None or isinstance(text, str) for text in row[2:]):
         return None
-    models, membership = (None if text is None else _printable(text) for text in row[2:])
-    return Account(_printable(row[0]), row[1], models, membership)
-
-
-def _printable(text: str) -> str:
-    """It is shown on a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:_TEXT])
+    models, membership = (None if text is None else printable(text[:_TEXT]) for text in row[2:])
+    return Account(printable(row[0][:_TEXT]), row[1], models, membership)

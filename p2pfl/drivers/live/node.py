@@ -82,7 +82,7 @@ def run(
 
 
 class LiveNode:
-    """One node; see `run`. `asked_to_leave` is for other threads, and so is what tells how it stands.
+    """One node; see `run`. `ask_to_leave` is for other threads, and so is what tells how it stands.
 
     `replica`: of the task, as `Worker` has it. `within`: entered by each thread that computes, such as a precision.
     """
@@ -138,9 +138,9 @@ class LiveNode:
             return self._ran(ready, listening)
 
     def _ran(self, ready: Callable[[], None], listening: Callable[[], None]) -> NodeResult:
-        self.warm()
-        ready()
         try:
+            self.warm()
+            ready()
             self.open()
             self._say(f"listening on {self._place.listen}")
             listening()
@@ -559,6 +559,7 @@ class LiveNode:
 
     def result(self) -> NodeResult:
         """Save the model and say how it went. Only after `loop`."""
+        self._work.replica.stop()  # after a fault of the loop it may still wait for what a script hands in
         self._jobs.put(None)
         self._worker.join()
         self._work.checkpoint()

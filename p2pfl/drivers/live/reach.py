@@ -31,7 +31,7 @@ _PATIENCE = 2.0
 _HANGS_UP = 0.5
 """Seconds in which a node of another federation hangs up."""
 
-_ANSWER = Limits(1 << 14, 1, 1 << 14)
+ANSWER = Limits(1 << 14, 1, 1 << 14)
 """What a node may say to who has introduced itself."""
 
 _OTHER = "is of another federation: its experiment differs from this one"
@@ -65,8 +65,9 @@ class Reachability:
 
     def _look(self, address: str) -> None:
         try:
-            seen = look(address, self._introduction)
-            stranger = ask(models_address(address), self._ours) if seen.endswith(_OTHER) else None
+            found = examine(address, self._introduction)
+            seen = found.why
+            stranger = ask(models_address(address), self._ours) if found.how == LookEnd.OTHER else None
             if stranger is None:
                 self.strangers.pop(address, None)
             else:
@@ -133,11 +134,6 @@ class LookEnd(enum.Enum):
     OTHER = "other"  # a node of another federation
 
 
-def look(address: str, introduction: bytes) -> str:
-    """Return why nobody is reached at an address by who introduces itself so, or REACHED. Takes seconds."""
-    return examine(address, introduction).why
-
-
 def examine(address: str, introduction: bytes) -> Look:
     """Return what is seen at an address by who introduces itself so. Takes seconds."""
     host, port = addresses.parsed(address)
@@ -148,13 +144,18 @@ def examine(address: str, introduction: bytes) -> Look:
             LookEnd.NO_NAME, f"can't be resolved: {error.strerror if isinstance(error, OSError) else 'no name'}"
         )
     seen = [_call(family, where, introduction) for family, _, _, _, where in places]
-    best = next((each for each in seen if each.how == LookEnd.REACHED), seen[0])
+    telling = {LookEnd.REACHED: 0, LookEnd.OTHER: 1}  # of several addresses of a name, what is most to the point
+    best = min(seen, key=lambda each: telling.get(each.how, 2))
     return best if best.how == LookEnd.REACHED else best._replace(why="; ".join(dict.fromkeys(one.why for one in seen)))
 
 
 def _call(family: int, where: tuple[str, int], introduction: bytes) -> Look:
     port = f"port {where[1]}"
-    with socket.socket(family) as link:
+    try:
+        link = socket.socket(family)
+    except OSError as error:  # a machine without IPv6, or without a file to spare
+        return Look(LookEnd.NO_WAY, f"{error.strerror}")
+    with link:
         link.settimeout(_PATIENCE)
         try:
             link.connect(where)
@@ -180,7 +181,7 @@ def _listen(link: socket.socket, port: str) -> Look:
             if isinstance(item, Command):
                 if not ready:  # it has greeted: from here on only who finds no fault with the introduction stays
                     kind, ready = zmtp.kind(item), True
-                    reader.limits, limit = _ANSWER, clock.now() + _HANGS_UP
+                    reader.limits, limit = ANSWER, clock.now() + _HANGS_UP
             else:
                 return Look(LookEnd.REACHED, REACHED, kind, bytes(item[0]))
         if (left := limit - clock.now()) <= 0:
