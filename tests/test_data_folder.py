@@ -308,7 +308,7 @@ def test_a_bad_image_is_named(pets: Path) -> None:
     with pytest.raises(DataError, match=r"cat/cat3_1\.png: can't be read as image.*leave its row out"):
         read(pets, HEAD + FILES)
     save(pets / "cat" / "cat3_1.png", plane(1, (9, 9)))
-    with pytest.raises(DataError, match=r"cat3_1\.png: has shape \(9, 9, 1\), .*cat0_0\.png \(6, 5, 1\).*pixels\.size"):
+    with pytest.raises(DataError, match=r"cat3_1\.png: has shape \[9, 9, 1\], .*cat0_0\.png \[6, 5, 1\].*pixels\.size"):
         read(pets, HEAD + FILES)
     assert read(pets, HEAD + FILES, side=4).train.x.shape[1:] == (4, 4, 1)
 

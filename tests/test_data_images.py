@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from test_data_folder import FILES, HEAD, dicom, pixels, plane, read, save, volume, wanted
 
-from p2pfl.data import dictionary, layout
+from p2pfl.data import dictionary, layout, new_rows
 from p2pfl.data.dictionary import Dictionary
 from p2pfl.data.image import ReadImage
 from p2pfl.data.pixels import Arrays, Entry, arrays
@@ -214,6 +214,21 @@ def test_colours_of_a_palette_are_those_of_its_table(tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- stray files
+
+
+def test_new_rows_of_series_are_read_as_those_of_the_training(tmp_path: Path) -> None:
+    """A folder is a row: scaled as a whole, its slices in their order; what is no image is said."""
+    wanted_layout = wanted("dicom", slices="volume", intensity="range")
+    for name in ("a", "b"):
+        single_files(tmp_path / "new" / name)
+    (tmp_path / "new" / "a" / "notes.txt").write_text("no image")
+    fields = {"layout": {"format": "dicom", "pixels": dataclasses.asdict(wanted_layout.pixels), "series": True}}
+    found = new_rows.of_files(tmp_path / "new", fields, (), ())
+    (volume,) = arrays(wanted_layout, Entry((tmp_path / "new" / "b",))).x
+    np.testing.assert_array_equal(found.x, [volume, volume])
+    assert found.known_as["file"] == ["a", "b"] and "not DICOM" in found.notes[0]
+    with pytest.raises(DataError, match="a row is a folder that holds the slices of a series"):
+        new_rows.of_files(next((tmp_path / "new" / "b").glob("*.dcm")), fields, (), ())
 
 
 def test_stray_files_of_a_series_are_left_out_and_said(tmp_path: Path) -> None:

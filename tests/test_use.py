@@ -128,6 +128,12 @@ def test_a_run_directory_predicts_what_the_run_did(gossiped: tuple[Path, pd.Data
     assert apart(place, frame[frame.columns[::-1]]) < 1e-6  # columns go by their names
 
 
+def test_a_table_with_other_words_for_nothing_is_the_same(gossiped: tuple[Path, pd.DataFrame]) -> None:
+    place, frame = gossiped
+    model = p2pfl.load_model(place)
+    np.testing.assert_array_equal(model(frame.convert_dtypes()), model(frame))
+
+
 def test_predict_writes_what_load_model_says(gossiped: tuple[Path, pd.DataFrame], tmp_path: Path) -> None:
     place, frame = gossiped
     frame.drop(columns=["note"]).assign(more=1).to_csv(tmp_path / "new.csv", index=False)
@@ -151,7 +157,7 @@ def test_without_a_node_it_is_the_mean_of_what_is_mixed(gossiped: tuple[Path, pd
     factor = np.array([1.0, 2.0, 6.0], np.float32)
     leaves = {name: leaf * factor.reshape(3, *(1,) * (leaf.ndim - 1)) if name.startswith("trained") else leaf
               for name, leaf in leaves.items()}  # fmt: skip
-    safetensors.numpy.save_file(leaves, tmp_path / "models.safetensors")
+    safetensors.numpy.save_file(leaves, tmp_path / "models.safetensors", {"nodes": "0,1,2"})
     for gone, who in (([], [0, 1, 2]), ([1], [0, 2])):
         (tmp_path / "summary.json").write_text(json.dumps({"lost": gone}))
         model = p2pfl.load_model(tmp_path)
@@ -159,7 +165,7 @@ def test_without_a_node_it_is_the_mean_of_what_is_mixed(gossiped: tuple[Path, pd
         kernel = leaves["trained/layers/0/kernel"][who].mean(axis=0)
         np.testing.assert_allclose(model.params["trained"]["layers"][0]["kernel"], kernel, rtol=1e-6)
     leaves["trained/layers/0/kernel"][2, 0, 0] = np.nan
-    safetensors.numpy.save_file(leaves, tmp_path / "models.safetensors")
+    safetensors.numpy.save_file(leaves, tmp_path / "models.safetensors", {"nodes": "0,1,2"})
     (tmp_path / "damaged").mkdir()
     shutil.copy(place / "model.json", tmp_path / "damaged")
     (tmp_path / "damaged" / "models.safetensors").write_bytes((place / "models.safetensors").read_bytes()[:-4])
@@ -167,6 +173,38 @@ def test_without_a_node_it_is_the_mean_of_what_is_mixed(gossiped: tuple[Path, pd
         p2pfl.load_model(tmp_path / "damaged")
     with pytest.raises(DataError, match=r"is not finite \(trained/layers/0/kernel\)"):
         p2pfl.load_model(tmp_path)
+
+
+class Stops(p2pfl.Callback):
+    """After the first evaluated round."""
+
+    def round(self, info: p2pfl.RoundInfo) -> bool:
+        return True
+
+
+@pytest.mark.more
+@pytest.mark.parametrize(
+    ("driver", "churn"),
+    [
+        ({"kind": "simulate", "loop": True}, {"event": "leave", "node": 1, "round": 3}),
+        ({"kind": "simulate"}, {"event": "leave", "node": 1, "round": 3}),
+        ({"kind": "simulate"}, {"event": "join", "node": 1, "round": 6}),
+    ],
+    ids=["left, loop", "left", "never came"],
+)  # fmt: skip
+def test_who_was_not_there_at_the_end_is_not_in_the_mean(tmp_path: Path, driver: Any, churn: Any) -> None:
+    frame = write(tmp_path / "data.csv")
+    data = {**TABLE["data"], "standardize": "node", "missing": "mean", "path": str(tmp_path / "data.csv")}
+    table = {**TABLE, "data": data, "statistics": {}, "driver": driver, "churn": [churn], "evaluation": {"every": 2}}
+    stops = [Stops()] if churn["event"] == "join" else []
+    ran = p2pfl.run(experiment.parse(table, "use.toml", Experiment), tmp_path / "run", callbacks=stops)
+    assert sorted(ran.models) == ([0, 2] if "loop" in driver or stops else [0, 1, 2])
+    model = p2pfl.load_model(tmp_path / "run")
+    assert model.said == "the mean of the models of 2 nodes"
+    name = "trained/layers/0/kernel"
+    kernel = np.mean([ran.models[node][name] for node in (0, 2)], axis=0)
+    np.testing.assert_allclose(model.params["trained"]["layers"][0]["kernel"], kernel, rtol=1e-6)
+    assert model(frame.drop(columns=["ill"])).shape == (120, 2)
 
 
 def test_what_answers_beside_the_model_is_saved(gossiped: tuple[Path, pd.DataFrame]) -> None:

@@ -260,7 +260,7 @@ def _beside_others(
 
     def natural(name: str, site: str) -> bool:
         own = [f for f, each in enumerate(names) if each == name or each.startswith(f"{name}=")]
-        value = (known[:, own[-1]] == np.nanmax(known[:, own[-1]])).astype(np.float64)
+        value = (known[:, own[0]] == np.nanmax(known[:, own[0]])).astype(np.float64)  # behind it: where it is missing
         others = np.delete(known, own, axis=1)[in_train]
         return goes_along(value[in_train], others, place[in_train] == sites.index(site))
 

@@ -36,7 +36,7 @@ from p2pfl.data.dataset import (
 from p2pfl.data.folder_labels import labels
 from p2pfl.data.image import DARK, is_far, together
 from p2pfl.data.layout import Layout
-from p2pfl.data.pixels import Arrays, Entry, arrays
+from p2pfl.data.pixels import Arrays, Entry, add, arrays
 from p2pfl.data.rows import FILE, Rows
 from p2pfl.data.table import Table, is_number
 from p2pfl.errors import DataError
@@ -101,7 +101,9 @@ def load(
     chosen = _small_sites(wanted, _known(wanted, chosen))
     chosen = _limited(chosen, limit, seed)
     chosen, entries = _entries(wanted, chosen, missing)
-    return _dataset(wanted, chosen, classes, _read(wanted, entries), test_fraction, seed)
+    series = any(file.is_dir() for entry in entries for file in entry.files)
+    dataset = _dataset(wanted, chosen, classes, _read(wanted, entries), test_fraction, seed)
+    return dataset._replace(recipe=Recipe("files", {"layout": _plain(wanted, series)}, Numbers(((0.0,),), ((1.0,),))))
 
 
 class _Chosen(NamedTuple):
@@ -247,12 +249,8 @@ def _dataset(
             said.setdefault(what, []).append(where)
         facts += [found.facts] if found.facts is not None else []
         for array in found.x:
-            if x and array.shape != x[0].shape:
-                raise DataError(
-                    f"{rows.places[index]}: has shape {array.shape}, {rows.places[owner[0]]} {x[0].shape}; rows must "
-                    "be of one shape. Give pixels.size in the layout, or side"
-                )
-            x.append(array)
+            way = ". Give pixels.size in the layout, or side"
+            add(x, array, rows.places[index], rows.places[owner[0] if owner else index], way)
             owner.append(index)
         masks.extend(found.y)
     notes = [*rows.notes, *(f"{what}: {len(places)}, such as {places[0]}" for what, places in said.items())]
@@ -286,19 +284,21 @@ def _dataset(
     kept = validation if len(validation.y) else None
     cells = rows.columns[layout.site] if layout.site is not None else np.full(len(rows.places), NO_SITE, object)
     cut = Counter(cells.tolist()) if len(x) != len(rows.places) else {}
-    recipe = Recipe("files", {"layout": _plain(layout)}, Numbers(((0.0,),), ((1.0,),)))
     dataset = Dataset(
-        train, test, classes, names, (), tuple(notes), kept, layout.kind, image=image, recipe=recipe,
+        train, test, classes, names, (), tuple(notes), kept, layout.kind, image=image,
         flow=Flow(rows.left_out, cut=dict(cut)),
     )  # fmt: skip
     validate(dataset, f"{rows.root} ({layout.name})")
     return dataset
 
 
-def _plain(layout: Layout) -> dict[str, Any]:
-    """What a layout says of the pixels of a file, as plain values: not where files lie, nor what they show."""
+def _plain(layout: Layout, series: bool) -> dict[str, Any]:
+    """What a layout says of the pixels of a file, as plain values: not where files lie, nor what they show.
+
+    `series`: a row is a folder that holds the slices of a series.
+    """
     pixels = {name: value for name, value in asdict(layout.pixels).items() if value is not None}
-    return {"format": layout.format, "pixels": pixels}
+    return {"format": layout.format, "pixels": pixels, "series": series}
 
 
 def _image(layout: Layout, x: Sequence[np.ndarray], facts: Sequence[ImageFacts], root: Path) -> ImageFacts | None:

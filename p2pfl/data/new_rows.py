@@ -26,7 +26,7 @@ from p2pfl.data.derive import Derived, derived
 from p2pfl.data.layout import Label, Layout, Pixels
 from p2pfl.data.npz import images
 from p2pfl.data.numerals import normalized
-from p2pfl.data.pixels import Entry, arrays
+from p2pfl.data.pixels import Entry, add, arrays
 from p2pfl.data.rows import listing
 from p2pfl.data.table import Table, is_number, of_frame, read, same
 from p2pfl.errors import DataError
@@ -258,22 +258,26 @@ def of_files(path: Path, fields: Mapping[str, Any], sites: Sequence[str], featur
     root = path.parent if path.is_file() else path
     if not names:
         raise DataError(f"{path}: no file that is read as {form} ({', '.join(ends)})")
+    if fields["layout"].get("series"):
+        if path.is_file():
+            raise DataError(f"{path}: a row is a folder that holds the slices of a series; give one, or one of several")
+        names = [*dict.fromkeys(str(Path(name).parent) for name in names)]
     x: list[np.ndarray] = []
     owner: list[str] = []
     part: list[int] = []
+    said: dict[str, list[str]] = {}
     for name in names:
-        for index, array in enumerate(arrays(layout, Entry((root / name,))).x):
-            if x and array.shape != x[0].shape:
-                raise DataError(
-                    f"{root / name}: has shape {[*array.shape]}, {root / owner[0]} {[*x[0].shape]}; rows must be of "
-                    "one shape"
-                )
-            x.append(array)
+        found = arrays(layout, Entry((root / name,)))
+        for what, where in found.notes:
+            said.setdefault(what, []).append(where)
+        for index, array in enumerate(found.x):
+            add(x, array, root / name, root / (owner[0] if owner else name))
             owner.append(name)
             part.append(index)
+    notes = tuple(f"{what}: {len(places)}, such as {places[0]}" for what, places in said.items())
     if not x:
-        raise DataError(f"{path}: no file holds an image")
-    return NewRows(np.stack(x).astype(np.float64), {"file": owner, "part": part})
+        raise DataError(f"{path}: no file holds an image{': ' if notes else ''}{'; '.join(notes)}")
+    return NewRows(np.stack(x).astype(np.float64), {"file": owner, "part": part}, None, notes)
 
 
 READERS: Mapping[str, Callable[[Path, Mapping[str, Any], Sequence[str], Sequence[str]], NewRows]] = MappingProxyType(

@@ -254,3 +254,10 @@ def _classes(plane: np.ndarray, layout: Layout, file: Path) -> np.ndarray:
             f"{', '.join(names)}; say what it means in label.values"
         )
     return np.array(index, np.int32)[inverse].reshape(plane.shape)
+
+
+def add(x: list[np.ndarray], array: np.ndarray, here: object, first: object, way: str = "") -> None:
+    """Append a row. Raises DataError for another shape than that of the first one; `way`: out of that."""
+    if x and array.shape != x[0].shape:
+        raise DataError(f"{here}: has shape {[*array.shape]}, {first} {[*x[0].shape]}; rows must be of one shape{way}")
+    x.append(array)

@@ -149,9 +149,10 @@ def _header(names: list[str], where: str, drop: Sequence[str]) -> tuple[str, ...
 def of_frame(frame: Any) -> Table:
     """The table of a pandas DataFrame: its cells as text, its rows counted from 1."""
     names = _header([str(name).strip() for name in frame.columns], "the table", ("",))
+    plain = frame.astype(object).where(frame.notna(), None)  # pandas has several words for nothing
     rows = [
         [_as_text(cell, f"the table: row {row}") for cell in line]
-        for row, line in enumerate(frame.astype(object).itertuples(index=False, name=None), 1)
+        for row, line in enumerate(plain.itertuples(index=False, name=None), 1)
     ]
     cells = np.array(rows, object).reshape(len(rows), len(names))
     return Table("the table", names, cells, np.arange(1, len(rows) + 1))

@@ -1,4 +1,4 @@
-"""The file of a model: safetensors, leaves by path, written whole or not at all."""
+"""The file of a model: safetensors, leaves by path, written whole or not at all; written and read here alone."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import safetensors.numpy
 
 from p2pfl import tree
+from p2pfl.errors import ConfigError
 from p2pfl.types import Params
 
 NAME = "model.safetensors"
@@ -30,3 +31,11 @@ def write(path: Path, model: Params, metadata: Mapping[str, str] | None = None) 
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Return the leaves of a file by path. Raises ConfigError for one that is no such file, or is damaged."""
+    try:
+        return dict(safetensors.numpy.load_file(path))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ConfigError(f"{path}: can't be read as models: {error}") from error

@@ -46,15 +46,16 @@ def write(run: Path, out: Path) -> Written:
     earlier = _earlier(out)
     made = tables.tables(read)
     out.mkdir(parents=True, exist_ok=True)
-    for name in earlier:
-        (out / name).unlink(missing_ok=True)
     drawn = figures.save(read, {name: out / file for name, file in FIGURES.items()})
     for table in made:
         _csv(out / f"{table.name}.csv", table.heads, table.rows)
     rows = [
         [f"{FIGURES[name]}.{kind}", each.alt, each.caption] for name, each in drawn.items() for kind in ("png", "svg")
     ]
-    _csv(out / INDEX, HEADS, [*rows, *([f"{table.name}.csv", "", table.caption] for table in made)])
+    rows += [[f"{table.name}.csv", "", table.caption] for table in made]
+    _csv(out / INDEX, HEADS, rows)
+    for name in {*earlier} - {INDEX, *(row[0] for row in rows)}:  # which this run does not have
+        (out / name).unlink(missing_ok=True)
     return Written(out / INDEX, len(drawn), len(made))
 
 

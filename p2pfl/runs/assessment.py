@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from p2pfl import tree
 from p2pfl.config.data import EvenPartition
 from p2pfl.data import Dataset, Samples
 from p2pfl.data.partition import names
@@ -29,6 +28,7 @@ from p2pfl.federation.federation import Federation, model_shape
 from p2pfl.federation.metrics import KNOWN
 from p2pfl.learning import intervals, metrics
 from p2pfl.methods import answers as predict
+from p2pfl.node import model_file
 from p2pfl.runs import models as models_of
 from p2pfl.runs import predictions
 from p2pfl.types import Params
@@ -91,14 +91,15 @@ def assess(federation: Federation, models: Mapping[int, Params], out: Path | Non
     draws = summed(list(drawn.values()), list(result.values()), sizes)
     whole = Assessment(figures(list(result.values()), sizes, lower), draws, _few(federation, result, draws))
     if out is not None:
+        judged = {node: _intervals(federation, node, outputs[node][""], drawn[node]) for node in models}
         table = {
             "kind": dataset.kind,
             "classes": list(dataset.classes),
             "names": {str(node): name for node, name in enumerate(names(federation.partition, dataset))},
             "nodes": {str(node): each for node, each in result.items()},
             "rows": {str(node): _counted(federation, node) for node in models},
-            "intervals": {str(node): _intervals(federation, node, outputs[node][""], drawn[node]) for node in models},
-            "too_few": {str(node): _too_few(federation, node, drawn[node]) for node in models},
+            "intervals": {str(node): each for node, (each, _) in judged.items()},
+            "too_few": {str(node): few for node, (_, few) in judged.items()},
             "resampled": len(weight),
             "threshold": _thresholds(federation, models, {node: each[""] for node, each in outputs.items()}),
             "confusion": _confusion(federation, {node: each[""] for node, each in outputs.items()}),
@@ -184,8 +185,13 @@ def _drawn_own(federation: Federation, outputs: np.ndarray, y: np.ndarray, weigh
     return {name: np.array([math.nan if one is None else one for one in values]) for name, values in found.items()}
 
 
-def _intervals(federation: Federation, node: int, outputs: np.ndarray, drawn: Drawn) -> dict[str, Any]:
-    """Scope -> metric -> [low, high] of a node's model; an AUC of two classes by DeLong, all else resampled."""
+def _intervals(
+    federation: Federation, node: int, outputs: np.ndarray, drawn: Drawn
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Scope -> metric -> [low, high] of a node's model; and of what has too few events for one, what it rests on.
+
+    An AUC of two classes is by DeLong, all else resampled.
+    """
     dataset = federation.dataset
     found = {
         scope: {name: intervals.interval(values) for name, values in each.items()} for scope, each in drawn.items()
@@ -196,18 +202,21 @@ def _intervals(federation: Federation, node: int, outputs: np.ndarray, drawn: Dr
             if np.isfinite(margin).all():
                 of_scope = found.setdefault(scope, {})
                 of_scope["auc"] = intervals.delong_interval(margin, dataset.test.y[tested] == 1)
-    few = _too_few(federation, node, drawn)
-    return {
+    few = _too_few(federation, node, found)
+    known = {
         scope: {name: each for name, each in of_scope.items() if name not in few.get(scope, {})}
         for scope, of_scope in found.items()
     }
+    return known, few
 
 
-def _too_few(federation: Federation, node: int, drawn: Drawn) -> dict[str, dict[str, dict[str, Any]]]:
-    """Scope -> metric -> what it rests on, of the metrics that have too few events at a node for an interval."""
+def _too_few(
+    federation: Federation, node: int, metrics_of: Mapping[str, Iterable[str]]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Scope -> metric -> what it rests on, of these metrics that have too few events at a node for an interval."""
     dataset, scopes = federation.dataset, _scopes(federation, node)
     result: dict[str, dict[str, dict[str, Any]]] = {}
-    for scope, each in drawn.items():
+    for scope, each in metrics_of.items():
         for name in each:
             found = intervals.basis(dataset.kind, name, dataset.test.y[scopes[scope][1]], dataset.classes)
             if found.few:
@@ -493,6 +502,4 @@ def _majority(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> float:
 
 def loaded(federation: Federation, arrays: Mapping[str, np.ndarray]) -> Params:
     """A node's model from its leaves by path, as model.safetensors holds them."""
-    like = model_shape(federation)
-    leaves = [jnp.asarray(arrays[name]) for name in tree.named_leaves(like)]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return jax.tree.map(jnp.asarray, models_of.unflattened(model_shape(federation), arrays, Path(model_file.NAME)))

@@ -175,7 +175,11 @@ def onnx(model: LoadedModel, chosen: ChosenModel) -> Write:
             "to='onnx': is made by jax2onnx, an extra: pip install 'p2pfl-jax[onnx]'; or export to stablehlo, which "
             "runs with jax"
         ) from error
-    double, x = model.dtype == "float64", np.random.default_rng(0).normal(size=(3, *model.shape)).astype(model.dtype)
+    double = model.dtype == "float64"
+    mean, sd = (np.asarray(part[0]) for part in model.numbers[:2])  # rows such as the model has seen
+    x = (mean + sd * np.random.default_rng(0).normal(size=(3, *model.shape))).astype(model.dtype)
+    if model.numbers.fill is not None:
+        x[0] = np.nan
     try:
         with jax.enable_x64(double):
             function = model.function()

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors.numpy
 
 from p2pfl import tree
 from p2pfl.config import experiment as config
@@ -39,6 +38,7 @@ from p2pfl.learning import batching
 from p2pfl.learning.batching import EvalSet
 from p2pfl.learning.likelihood import Ascent, CoxRows, Likelihood, LogisticRows, Sums, ascended, ascent, concluded
 from p2pfl.methods import statistics
+from p2pfl.node import model_file
 from p2pfl.node.program import Mixed, Program
 from p2pfl.node.result import NodeResult
 from p2pfl.node.task import Task
@@ -369,7 +369,7 @@ class Fitted(NamedTuple):
 
 def found(federation: Federation, directory: Path) -> Fitted:
     """What a node's directory holds after a fit."""
-    arrays = safetensors.numpy.load_file(directory / "model.safetensors")
+    arrays = model_file.read(directory / model_file.NAME)
     leaf = {name.rpartition("/")[2]: value for name, value in arrays.items()}
     likelihood, steps, converged, done, known = leaf["flags"]
     columns = len(leaf["beta"])

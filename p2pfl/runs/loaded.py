@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import safetensors.numpy
 
 from p2pfl.config import experiment as config
 from p2pfl.config.experiment import Experiment
 from p2pfl.errors import ConfigError
 from p2pfl.learning.targets import TARGETS
-from p2pfl.node import records, result
+from p2pfl.node import model_file, records, result
 from p2pfl.reporting import run_data
 from p2pfl.reporting.run_data import Summary
 from p2pfl.runs import about, summary
+from p2pfl.runs import models as models_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,15 +45,14 @@ class RunResult:
     @cached_property
     def models(self) -> Mapping[int, dict[str, np.ndarray]]:
         """Of each node that ended in good order, its final model: arrays by path, as in "trained/inner/kernel"."""
-        stacked = self.path / "models.safetensors"
+        stacked = self.path / models_of.STACKED
         if stacked.is_file():
-            arrays = safetensors.numpy.load_file(stacked)
-            known = self.metrics["node"].tolist() if "node" in self.metrics else []
-            there = {*known} - {*self.summary.lost}  # one that never came has no record
+            arrays = model_file.read(stacked)
+            there = {*models_of.nodes_of(stacked)} - {*self.summary.lost}
             return {node: {name: leaf[node] for name, leaf in arrays.items()} for node in sorted(there)}
         places = [(node, path) for node, path in _places(self.path).items() if result.read(path) is not None]
-        files = {node: path / "model.safetensors" for node, path in places}
-        return {node: safetensors.numpy.load_file(file) for node, file in files.items() if file.is_file()}
+        files = {node: path / model_file.NAME for node, path in places}
+        return {node: model_file.read(file) for node, file in files.items() if file.is_file()}
 
     @cached_property
     def split(self) -> Mapping[str, np.ndarray]:

@@ -33,14 +33,14 @@ from p2pfl.errors import ConfigError, DataError, nearest
 from p2pfl.federation import learning
 from p2pfl.federation.federation import Federation
 from p2pfl.methods.answers import SELECTOR, Selector, fitted
-from p2pfl.node import model_file
+from p2pfl.node import model_file, result
 from p2pfl.tree import named_leaves
 from p2pfl.types import Learner, Params
 
 FILE, FORMAT = "model.json", 1
 STACKED, ANSWERS = "models.safetensors", "answers"
 NODES = "nodes"
-"""In the metadata of a stacked file of answers: the nodes, in its order."""
+"""In the metadata of a stacked file: see `nodes_of`."""
 _PACKAGES = ("p2pfl-jax", "jax", "flax", "optax", "numpy")
 
 
@@ -174,24 +174,24 @@ class SavedModels(NamedTuple):
     def answers(self, node: int) -> list[str]:
         """The names of what answers at a node beside its model."""
         files = sorted((self.home(node) / ANSWERS).glob("*.safetensors"))
-        return [each.stem for each in files if each.stem != SELECTOR and (not self.stacked or node in _listed(each))]
+        return [each.stem for each in files if each.stem != SELECTOR and (not self.stacked or node in nodes_of(each))]
 
     def arrays(self, node: int, answer: str = "") -> dict[str, np.ndarray]:
         """The leaves of a model by path."""
         home = self.home(node)
         if not self.stacked:
             file = _answer(home, answer) if answer else home / model_file.NAME
-            return _loaded(file)
+            return model_file.read(file)
         file = _answer(home, answer) if answer else home / STACKED
-        place = _listed(file).index(node) if answer else node
+        place = nodes_of(file).index(node) if answer else node
         with _opened(file) as found:
             return {name: np.asarray(found.get_slice(name)[place]) for name in found.keys()}  # noqa: SIM118
 
 
-def _listed(file: Path) -> list[int]:
-    """The nodes whose models a stacked file of answers holds."""
+def nodes_of(file: Path) -> tuple[int, ...]:
+    """The nodes whose models a stacked file holds: of answers in its order, of a simulation those that ever came."""
     with _opened(file) as found:
-        return [int(node) for node in (found.metadata() or {}).get(NODES, "").split(",") if node]
+        return tuple(int(node) for node in (found.metadata() or {}).get(NODES, "").split(",") if node)
 
 
 @contextlib.contextmanager
@@ -202,11 +202,6 @@ def _opened(file: Path) -> Iterator[Any]:
             yield found
     except (OSError, safetensors.SafetensorError) as error:
         raise ConfigError(f"{file}: can't be read as models: {error}") from error
-
-
-def _loaded(file: Path) -> dict[str, np.ndarray]:
-    with _opened(file) as found:
-        return {name: found.get_tensor(name) for name in found.keys()}  # noqa: SIM118
 
 
 def find(path: Path) -> SavedModels:
@@ -222,13 +217,13 @@ def find(path: Path) -> SavedModels:
     whole = path.resolve()
     if not (whole / FILE).exists() and whole.parent.name == "nodes" and whole.name.isdecimal():
         whole, within = whole.parents[1], int(whole.name)
-    about = read(whole)
+    about, gone = read(whole), _gone(whole)
     if (whole / STACKED).exists():
-        with _opened(whole / STACKED) as found:
-            nodes = tuple(range(found.get_slice(next(iter(found.keys()))).get_shape()[0]))
+        nodes = nodes_of(whole / STACKED)
     elif (whole / "nodes").is_dir():
         homes = [each for each in (whole / "nodes").iterdir() if each.name.isdecimal()]
         nodes = tuple(sorted(int(each.name) for each in homes if (each / model_file.NAME).exists()))
+        gone |= {node for node in nodes if result.read(whole / "nodes" / str(node)) is None}
     else:
         own = -1 if about.node is None else about.node
         nodes = (own,) if (whole / model_file.NAME).exists() else ()
@@ -238,7 +233,6 @@ def find(path: Path) -> SavedModels:
         raise ConfigError(
             f"{path}: holds no model: the run has not ended, or nobody was there at its end; run it to its end"
         )
-    gone = _gone(whole)
     there = tuple(node for node in nodes if node not in gone)
     return SavedModels(whole, about, nodes, there or nodes, within)
 
@@ -345,8 +339,8 @@ def choose(path: Path, node: int | None = None, answer: str | None = None) -> Ch
 def _selector(saved: SavedModels, learner: Learner, like: Params, path: Path) -> Selector:
     """The choice among the personal models of all nodes, as it was fitted."""
     file = _answer(saved.directory, SELECTOR)
-    models = [unflattened(like, saved.arrays(node, personal(learner)), path) for node in _listed(file)]
-    return fitted(learner, models, _loaded(file))
+    models = [unflattened(like, saved.arrays(node, personal(learner)), path) for node in nodes_of(file)]
+    return fitted(learner, models, model_file.read(file))
 
 
 def _named(saved: SavedModels, node: int) -> str:

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors.numpy
-
 from p2pfl.config import experiment as config
 from p2pfl.config.experiment import NodeFile
 from p2pfl.drivers.live import addresses, files, ports, sidecar
@@ -20,7 +18,7 @@ from p2pfl.drivers.live.settings import Place, membership_address
 from p2pfl.errors import ConfigError, Exit
 from p2pfl.federation import tasks
 from p2pfl.federation.federation import Federation, build, build_own, identity, precision, terms
-from p2pfl.node import result
+from p2pfl.node import model_file, result
 from p2pfl.node.plan import Terms
 from p2pfl.node.result import NodeResult
 from p2pfl.node.task import Task
@@ -162,7 +160,7 @@ def _describe(federation: Federation, task: Task, directory: Path, alone: bool) 
 
 def _assess(federation: Federation, node: int, directory: Path, say: Callable[[str], None], alone: bool) -> None:
     """Test the model that the node has ended with on its own rows, and say how good it is."""
-    arrays = safetensors.numpy.load_file(directory / "model.safetensors")
+    arrays = model_file.read(directory / model_file.NAME)
     figures = assessment.assess(federation, {node: assessment.loaded(federation, arrays)}, directory).figures
     own_rows = {name.removesuffix("_own_mean"): value for name, value in figures.items() if name.endswith("_own_mean")}
     listed = [f"{name} {value:.3f}" for name, value in own_rows.items() if value is not None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +47,15 @@ def write(federation: Federation, outputs: Mapping[int, np.ndarray], out: Path) 
         lines.writerows(_rows(federation, outputs, own_only))
 
 
+def said_of(kind: str, classes: Sequence[str]) -> list[str]:
+    """The columns of what a model says of a row, an output each."""
+    head = "predicted_" if kind == "regression" else "p_"
+    return ["log_risk"] if kind == "survival" else [f"{head}{name}" for name in classes]
+
+
 def _columns(dataset: Dataset) -> tuple[list[str], list[str]]:
-    if dataset.kind == "survival":
-        return ["time", "event"], ["log_risk"]
-    if dataset.kind == "classes":
-        return ["class"], [f"p_{name}" for name in dataset.classes]
-    head = "p_" if dataset.kind == "labels" else "predicted_"
-    return [str(name) for name in dataset.classes], [f"{head}{name}" for name in dataset.classes]
+    truth = {"survival": ["time", "event"], "classes": ["class"]}
+    return truth.get(dataset.kind, [str(name) for name in dataset.classes]), said_of(dataset.kind, dataset.classes)
 
 
 def _rows(federation: Federation, outputs: Mapping[int, np.ndarray], own_only: bool) -> Iterator[tuple[object, ...]]:

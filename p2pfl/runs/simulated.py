@@ -154,7 +154,11 @@ def into(
     if writes:
         kept.close()
         summary.write_lines(out / "events.jsonl", _events(federation, outcome.rounds))
-        model_file.write(out / models_of.STACKED, outcome.models)
+        came = [*federation.graph]
+        if work.course:
+            came = np.flatnonzero(work.course.timeline.present[: outcome.rounds].any(axis=0)).tolist()
+        nodes = ",".join(map(str, came))
+        model_file.write(out / models_of.STACKED, outcome.models, {models_of.NODES: nodes})
     known = _figures(federation, outcome, last, kept.payload, kept.seconds / outcome.rounds)
     known = replace(known, **_membership(federation, work.course, outcome.rounds))
     since = {node: int(round) for node, round in enumerate(outcome.diverged) if round and node not in known.lost}

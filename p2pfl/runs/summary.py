@@ -13,14 +13,13 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors.numpy
 
 from p2pfl import churn, tree
 from p2pfl.config.experiment import Training
 from p2pfl.federation.federation import Federation, model_shape
 from p2pfl.learning import quadratic
 from p2pfl.learning.targets import TARGETS
-from p2pfl.node import records, result
+from p2pfl.node import model_file, records, result
 from p2pfl.node.result import NodeResult
 from p2pfl.reporting import run_data
 from p2pfl.reporting.run_data import RoundRow, Score, Summary
@@ -260,7 +259,7 @@ def leaves(run: Path, results: Mapping[int, NodeResult], until: int | None = Non
     """Return the final models of the nodes that reached the end: all leaves, by path. `until`: see `collect`."""
     places = directories(run)
     there = [node for node, each in results.items() if not _gone(each, until)]
-    return {node: safetensors.numpy.load_file(places[node] / "model.safetensors") for node in there}
+    return {node: model_file.read(places[node] / model_file.NAME) for node in there}
 
 
 def epochs(run: Path) -> dict[int, list[tuple[int, ...]]]:

@@ -17,6 +17,7 @@ from p2pfl.data.new_rows import NewRows
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.learning.targets import TARGETS
 from p2pfl.runs import models
+from p2pfl.runs.predictions import said_of
 from p2pfl.types import Array, Params
 
 _ROWS = 2048
@@ -199,14 +200,8 @@ def predict(
 
 def columns(kind: str, classes: Sequence[str]) -> list[str]:
     """The columns of a table of predictions."""
-    match kind:
-        case "classes":
-            return [*(f"p_{name}" for name in classes), "predicted"]
-        case "labels":
-            return [*(f"p_{name}" for name in classes), *(f"predicted_{name}" for name in classes)]
-        case "survival":
-            return ["log_risk", "risk"]
-    return [f"predicted_{name}" for name in classes]
+    more = {"classes": ["predicted"], "labels": [f"predicted_{name}" for name in classes], "survival": ["risk"]}
+    return [*said_of(kind, classes), *more.get(kind, [])]
 
 
 def _cells(kind: str, classes: Sequence[str], row: np.ndarray) -> list[Any]:
