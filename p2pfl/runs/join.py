@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,12 +142,11 @@ def _started(federation: Federation, shapes: ScriptModel, place: Place, node: in
     place.directory.mkdir(parents=True, exist_ok=True)
     about.about(federation, node, task.score).write(place.directory)
     handover = Handover(task)
-    membership = sidecar.spawn()
-    try:
+    with contextlib.ExitStack() as unless_made:
+        membership = sidecar.spawn()
+        unless_made.callback(membership.close)
         live = LiveNode(task, place, membership, log.info, handover, shapes.precision)
-    except BaseException:
-        membership.close()
-        raise
+        unless_made.pop_all()  # the node closes it itself
     limits = starting(timing(federation.experiment), len(federation.graph))
     made = Peers(live, handover, shapes, limits.start_timeout + 2 * limits.silence, place, node)
     made._start()
