@@ -3,8 +3,9 @@ of files that a person writes."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Annotated
+import inspect
+from collections.abc import Callable, Collection, Iterable
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
@@ -44,6 +45,20 @@ def share(**named: float) -> None:
     for name, value in named.items():
         if not 0 <= value < 1:
             raise ConfigError(f"{name}={value!r}: must be >= 0 and < 1")
+
+
+def unaccepted(function: Callable[..., Any], given: Iterable[str], first: int = 0) -> tuple[str, str] | None:
+    """Return the first of `given` that is no argument of a function, from its number `first` on, and what is; or None.
+
+    >>> unaccepted(one_of, ["named", "vaild"]), unaccepted(lambda a, b: a, ["a", "bb"], 1)
+    (None, ('a', 'Valid: b'))
+    """
+    accepted = inspect.signature(function).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in accepted.values()):
+        return None
+    names = [*accepted][first:]
+    wrong = next((each for each in given if each not in names), None)
+    return None if wrong is None else (wrong, nearest(wrong, names) if names else "it takes none")
 
 
 STRICT = ConfigDict(extra="forbid", strict=True)

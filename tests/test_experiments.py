@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from p2pfl.cli import main
 from p2pfl.config.experiment import load
 from p2pfl.federation.federation import build
+from p2pfl.federation.topology import resolve_topology
 from p2pfl.runs import assessment, coefficients
 from p2pfl.sweeps import plan
 
@@ -194,6 +195,8 @@ def test_all_that_is_called_a_mesh_can_be_built(monkeypatch: pytest.MonkeyPatch)
     for file, runs in (("sweep.toml", 15), ("sweep-files.toml", 15)):
         planned = plan.runs(plan.read(FOLDER / "mesh-digits" / file))
         assert len([each for each in planned if not each.baseline]) == runs
+        for each in planned:
+            assert resolve_topology(each.wanted).nodes > 2
     assert load(FOLDER / "mesh-digits" / "experiment.toml", find=True).topology.graph == "complete"
 
 
@@ -208,7 +211,7 @@ def test_a_full_mesh_agrees_and_a_ring_has_a_worst_node(sweep: Sweep) -> None:
     assert spread["full mesh"] < spread["ring"]
 
 
-@pytest.mark.soak
+@pytest.mark.more
 def test_a_graph_in_a_file_runs_as_one_by_name(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(FOLDER.parent)  # the paths of the sweep are taken from there
     found, _ = sweep("mesh-digits/sweep-files.toml", *only("file", "two-wards", "one-way-firewall"), *only("seed", "0"))

@@ -170,13 +170,26 @@ def test_a_federation_on_a_network_finds_what_the_sums_of_all_say(tmp_path: Path
     ("change", "message"),
     [
         (lambda e: replace(e, model=MlpModel("mlp", hidden=(4,))), "something else"),
-        (lambda e: replace(e, statistics=replace(e.statistics, minimum=50)), "statistics.minimum=50"),
+        (lambda e: replace(e, statistics=replace(e.statistics, minimum=50)), "training rows, fewer than .*minimum=50"),
+        (lambda e: replace(e, statistics=replace(e.statistics, minimum=15)), "rows of class '.*', fewer than .*=15"),
+        (lambda e: replace(e, statistics=replace(e.statistics, noise=0.1)), "leave noise out"),
     ],
 )
 def test_what_has_no_coefficients_or_too_few_rows_is_refused(tmp_path: Path, change: Any, message: str) -> None:
     made, phase = gossiped.planned(build(gossiped.experiment_of(change(given(tmp_path, "classes")))))
     with pytest.raises(ConfigError, match=message):
         gossiped.task(made, 0, phase)
+
+
+def test_answers_that_an_objective_is_needed_for_are_no_part_of_a_fit(tmp_path: Path) -> None:
+    wanted = given(tmp_path, "classes")
+    wanted = replace(
+        wanted,
+        training=replace(wanted.training, objective=({"name": "ditto", "strength": 0.1},)),
+        evaluation=replace(wanted.evaluation, answers=("personal",)),
+    )
+    made, phase = gossiped.planned(build(gossiped.experiment_of(wanted)))
+    assert gossiped.task(made, 0, phase).rounds == made.experiment.rounds
 
 
 @pytest.mark.live

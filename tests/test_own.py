@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 from federations import TABLE, federation_of, looped
-from small import Case, write
+from small import LEAST, Case, write
 
 import p2pfl
 from p2pfl import packages, topology, tree
@@ -333,6 +333,11 @@ def test_a_metric_of_ones_own_can_be_a_column_of_a_sweep(tmp_path: Path) -> None
     (tmp_path / "base.toml").write_text('[evaluation]\nextra_metrics = [{ name = "mine:top2", label = "other" }]\n')
     with pytest.raises(ConfigError, match="metrics: 'top2_own_mean': "):
         plan.read(tmp_path / "sweep.toml")
+    # where the table needs none, none is computed, and none refused
+    (tmp_path / "sweep.toml").write_text(text.replace("top2_own_mean", "accuracy_mean"))
+    (tmp_path / "base.toml").write_text(f'{LEAST}[evaluation]\nextra_metrics = [{{ name = "mine:top2" }}]\n')
+    for each in plan.runs(plan.read(tmp_path / "sweep.toml")):
+        assert p2pfl.build(each.wanted).metrics == ()
 
 
 OWN = """
@@ -379,7 +384,7 @@ def test_live_nodes_find_what_lies_beside_the_experiment_from_anywhere(tmp_path:
         ("training.loss", {"name": f"{HERE}:hing"}, f"module {HERE} has no function 'hing'"),
         ("training.loss", {"name": "no_such:hinge"}, "No module named 'no_such'; its folder must be the current one"),
         ("training.loss", {"name": f"{HERE}:broken"}, r"failed with ValueError: it is broken \(.*test_own.py, line"),
-        ("training.loss", {"name": f"{HERE}:hinge", "marg": 1}, "argument 'marg': .* has outputs, y, margin"),
+        ("training.loss", {"name": f"{HERE}:hinge", "marg": 1}, "argument 'marg': .* did you mean 'margin'"),
         (
             "training.loss",
             {"name": f"{HERE}:mean_loss"},

@@ -344,7 +344,7 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
         for key, each in value.items():
             yield from _flat(each, f"{name}.{key}" if name else str(key))
         return
-    text = value if isinstance(value, str) else "not set" if value is None else json.dumps(value)
+    text = value if isinstance(value, str) else "not set" if value is None else json.dumps(value, sort_keys=True)
     if len(text) > _SHOWN:
         text = f"{text[:_SHOWN]}... ({hashlib.blake2b(text.encode(), digest_size=6).hexdigest()})"
     yield name[:_SHOWN], text

@@ -169,7 +169,7 @@ def own_names(experiment: Experiment) -> set[tuple[str, str]]:
         "p2pfl.objectives": OBJECTIVES,
         "p2pfl.wraps": compose.WRAPS,
     }
-    return {(group, str(name)) for group, name in named if name in own[group]}
+    return {(group, name) for group, name in named if isinstance(name, str) and name in own[group]}
 
 
 def objectives(experiment: Experiment, optimizer: optax.GradientTransformation) -> list[Objective]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 import warnings
@@ -12,15 +11,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from p2pfl.check import unaccepted
 from p2pfl.config.experiment import Experiment, Metric
 from p2pfl.data import Dataset
-from p2pfl.errors import ConfigError, nearest
+from p2pfl.errors import ConfigError
 from p2pfl.federation.plugins import FAULTS, chosen
 from p2pfl.learning import flax, metrics
 from p2pfl.learning.targets import TARGETS
 
 ROWS = 256
-"""Rows that a metric is tried on, at most."""
+"""Rows that a metric is tried on, at most; ..."""
+NUMBERS = 1 << 22
+"""... and outputs of all these rows."""
 KNOWN = frozenset(
     name for kind in TARGETS for name in metrics.names(kind, ("no", "yes") if kind == "classes" else ("one",))
 )
@@ -80,14 +82,12 @@ def _made(table: Metric, where: str, dataset: Dataset, dtype: str) -> OwnMetric:
     if called.endswith(("_own", "_worst", "_mean", "_weighted", "_local_only", "_pooled")):
         raise ConfigError(f"{where}.label={called!r}: files put such an ending behind it; give another label")
     function = chosen(table.name, f"{where}.name", {}, "p2pfl.metrics")
-    accepted = inspect.signature(function).parameters
-    for argument in table.arguments:
-        if argument not in accepted and not any(each.kind is each.VAR_KEYWORD for each in accepted.values()):
-            raise ConfigError(f"{where}.arguments.{argument}: no such argument; {nearest(argument, accepted)}")
+    if wrong := unaccepted(function, table.arguments, 2):
+        raise ConfigError(f"{where}.arguments.{wrong[0]}: no such argument; {wrong[1]}")
     bound = partial(function, **table.arguments)
     samples = dataset.test if len(dataset.test.y) else dataset.train
-    y = samples.y[_spread(samples.y, dataset.kind)]
     row = TARGETS[dataset.kind].output(dataset.train.x.shape[1:], len(dataset.classes))
+    y = samples.y[_spread(samples.y, dataset.kind, max(1, min(ROWS, NUMBERS // max(1, math.prod(row)))))]
     outputs = np.random.default_rng(0).normal(size=(len(y), *row)).astype(dtype)
     try:
         value = bound(outputs, y)
@@ -101,10 +101,10 @@ def _made(table: Metric, where: str, dataset: Dataset, dtype: str) -> OwnMetric:
     return OwnMetric(called, table.better == "lower", bound)
 
 
-def _spread(y: np.ndarray, kind: str) -> np.ndarray:
-    """Places of rows, at most ROWS, in which all classes are as they are among all."""
+def _spread(y: np.ndarray, kind: str, most: int) -> np.ndarray:
+    """Places of rows, at most so many, in which all classes are as they are among all."""
     order: Sequence[int] | np.ndarray = np.argsort(y, kind="stable") if kind == "classes" else np.arange(len(y))
-    return np.asarray(order)[np.unique(np.linspace(0, len(y) - 1, min(ROWS, len(y))).astype(np.int64))]
+    return np.asarray(order)[np.unique(np.linspace(0, len(y) - 1, min(most, len(y))).astype(np.int64))]
 
 
 def _is_number(value: object) -> bool:

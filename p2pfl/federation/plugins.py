@@ -10,7 +10,9 @@ from typing import Any
 
 from flax.errors import FlaxError
 
+from p2pfl.check import unaccepted
 from p2pfl.errors import USER_FAULTS, ConfigError, nearest
+from p2pfl.learning import flax
 from p2pfl.packages import owner, registered, single
 
 FAULTS = (*USER_FAULTS, FlaxError)
@@ -80,20 +82,15 @@ def called(
     maker: Callable[..., Any], what: str, where: str, first: int, arguments: Mapping[str, Any], *positional: Any
 ) -> Any:
     """Call a maker whose arguments from number `first` on stand in the experiment."""
-    accepted = inspect.signature(maker).parameters
-    names = list(accepted)[first:]
-    anything = any(each.kind is each.VAR_KEYWORD for each in accepted.values())
-    for name, value in arguments.items():
-        if name not in names and not anything:
-            known = nearest(name, names) if names else "it takes none"
-            raise ConfigError(f"{where}.{name}={value!r}: {what} has no such argument; {known}")
+    if wrong := unaccepted(maker, arguments, first):
+        raise ConfigError(f"{where}.{wrong[0]}={arguments[wrong[0]]!r}: {what} has no such argument; {wrong[1]}")
     try:
         return maker(*positional, **arguments)
     except ConfigError as error:
         raise ConfigError(f"{where}: {what}: {error}") from error
     except FAULTS as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise ConfigError(f"{where}: {what}({given}): {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{where}: {what}({given}): {type(error).__name__}: {flax.reason(error)}") from error
 
 
 def seeded(maker: Callable[..., Any], arguments: Mapping[str, Any], **known: Any) -> dict[str, Any]:

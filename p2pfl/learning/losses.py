@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from p2pfl.check import at_least, positive, share
+from p2pfl.check import at_least, positive, share, unaccepted
 from p2pfl.errors import ConfigError
 from p2pfl.learning import targets
 from p2pfl.learning.targets import ABSENT, TARGETS, PerSample, masked
@@ -319,12 +319,9 @@ def own(
         >>> loss(jnp.full((2, 1), 3.0), jnp.zeros((2, 1)), jnp.asarray([1.0, 0.0])).tolist()
         [9.0, 0.0]
     """
-    accepted = inspect.signature(function).parameters
-    anything = any(each.kind is each.VAR_KEYWORD for each in accepted.values())
-    for name in arguments:
-        if name not in accepted and not anything:
-            raise ConfigError(f"argument {name!r}: the function has no such argument; it has {', '.join(accepted)}")
-    asks = "mask" in accepted
+    if wrong := unaccepted(function, arguments, 2):
+        raise ConfigError(f"argument {wrong[0]!r}: the function has no such argument; {wrong[1]}")
+    asks = "mask" in inspect.signature(function).parameters
     if kind == "survival" and not asks:
         raise ConfigError("of survival rows are compared with each other; it must take a mask, (outputs, y, mask)")
     bound = partial(function, **arguments)
@@ -361,7 +358,7 @@ def with_mask(function: Callable[..., Array]) -> PerSample:
 
 def _try(bound: Callable[..., Array], loss: PerSample, row: tuple[int, ...], y: np.ndarray, asks: bool) -> None:
     """Raises ConfigError where a loss is not one real number for each row, or has no gradient."""
-    rows = np.resize(y, (ROWS, *y.shape[1:]))
+    rows = np.resize(y[:ROWS], (ROWS, *y.shape[1:]))
     like = jax.ShapeDtypeStruct((ROWS, *row), np.float32)
     truth, mask = jax.ShapeDtypeStruct(rows.shape, rows.dtype), jax.ShapeDtypeStruct((ROWS,), np.float32)
     found = jax.eval_shape(bound, like, truth, **({"mask": mask} if asks else {}))

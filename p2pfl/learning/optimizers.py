@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from optax import contrib
 
+from p2pfl.check import unaccepted
 from p2pfl.errors import USER_FAULTS, ConfigError, nearest
 from p2pfl.types import Array, Tree
 
@@ -82,6 +83,10 @@ def optimizer_of(
         >>> [round(step.item(), 3) for step in made.update(gradient, made.init(gradient))[0]]
         [-0.06, -0.08]
     """
+    for i, table in enumerate([given] if isinstance(given, Mapping) else given):
+        if not isinstance(name := table.get("name"), str):
+            where = "optimizer" if isinstance(given, Mapping) else f"optimizer[{i}]"
+            raise ConfigError(f'{where} name={name!r}: must be given, as in {{ name = "sgd", learning_rate = 0.1 }}')
     if isinstance(given, Mapping):
         text = _shown("optimizer", given)
         return _tried(_part("optimizer", given, _optimizers(), choose), text)
@@ -104,7 +109,7 @@ def _chained(given: Sequence[tuple[str, Mapping[str, Any]]], choose: Choose) -> 
                 raise ConfigError(f"{where} {MULTI}: gathers gradients for what comes after it; put an optimizer there")
             inner = by_gradient(_chained(given[i + 1 :], choose), f"{where} {MULTI}")
             around = {MULTI: partial(optax.MultiSteps, inner)}
-            parts.append(_part(where, table, around, choose).gradient_transformation())
+            parts.append(_part(where, table, around, choose))
             break
         parts.append(_part(where, table, known, choose))
     return optax.chain(*parts)
@@ -113,9 +118,7 @@ def _chained(given: Sequence[tuple[str, Mapping[str, Any]]], choose: Choose) -> 
 def _part(where: str, table: Mapping[str, Any], makers: Mapping[str, Callable[..., Any]], choose: Choose) -> Any:
     """Call the maker that a table names with the table's arguments. Raises ConfigError."""
     arguments = {key: value for key, value in table.items() if key != "name"}
-    name = table.get("name")
-    if not isinstance(name, str):
-        raise ConfigError(f'{where} name={name!r}: must be given, as in {{ name = "sgd", learning_rate = 0.1 }}')
+    name = str(table["name"])
     if name in INSTEAD:
         raise ConfigError(f"{where} name={name!r}: {INSTEAD[name]}")
     if name not in makers and name in {*_parts(), MULTI}:
@@ -124,11 +127,9 @@ def _part(where: str, table: Mapping[str, Any], makers: Mapping[str, Callable[..
             '{ name = "sgd", learning_rate = 0.1 }]'
         )
     maker = choose(name, f"{where} name", makers, "p2pfl.optimizers")
-    accepted = inspect.signature(maker).parameters
-    anything = any(each.kind is each.VAR_KEYWORD for each in accepted.values())
+    if wrong := unaccepted(maker, arguments):
+        raise ConfigError(f"{where} {name}: argument {wrong[0]!r}: {wrong[1]}")
     for argument in arguments:
-        if argument not in accepted and not anything:
-            raise ConfigError(f"{where} {name}: argument {argument!r}: {nearest(argument, accepted)}")
         if argument in RATES and isinstance(arguments[argument], dict) and "schedule" not in arguments[argument]:
             raise ConfigError(
                 f"{where} {name}: {argument}={arguments[argument]!r}: must be a number, or a table that names a "
@@ -140,7 +141,9 @@ def _part(where: str, table: Mapping[str, Any], makers: Mapping[str, Callable[..
         raise
     except USER_FAULTS as error:
         raise ConfigError(f"{_shown(where, table)}: {error}") from error
-    if not isinstance(made, optax.GradientTransformation | optax.MultiSteps):
+    if isinstance(made, optax.MultiSteps):
+        made = made.gradient_transformation()
+    if not isinstance(made, optax.GradientTransformation):
         raise ConfigError(f"{where} {name}: returned a {type(made).__name__}, not an optax.GradientTransformation")
     return made
 
@@ -240,11 +243,8 @@ def _scheduled(value: Any, where: str, choose: Choose) -> Any:
     name = value["schedule"]
     given = {key: _scheduled(_numbered(each), where, choose) for key, each in value.items() if key != "schedule"}
     maker = choose(name, f"{where}.schedule", SCHEDULES, "p2pfl.schedules")
-    accepted = inspect.signature(maker).parameters
-    anything = any(each.kind is each.VAR_KEYWORD for each in accepted.values())
-    for argument in given:
-        if argument not in accepted and not anything:
-            raise ConfigError(f"{where}: schedule {name}: argument {argument!r}: {nearest(argument, accepted)}")
+    if wrong := unaccepted(maker, given):
+        raise ConfigError(f"{where}: schedule {name}: argument {wrong[0]!r}: {wrong[1]}")
     text = f"{where}: schedule {name}"
     try:
         made = maker(**given)

@@ -134,6 +134,7 @@ def experiment_of(given: Experiment) -> Experiment:
         churn=(),
         network=replace(given.network, sync="deadline", loss=0.0, late=0),
         training=replace(given.training, objective=(), node_steps=None),
+        evaluation=replace(given.evaluation, answers=(), extra_metrics=()),
         baselines=False,
     )
 
@@ -175,12 +176,8 @@ def task(federation: Federation, node: int, phase: Phase) -> Task:
             'coefficients: are those of model.name = "logistic" on two classes, or of survival, on a table of at '
             f"most {coefficients.MOST} columns; this experiment learns something else"
         )
-    made, least = tasks.task(federation, node), federation.experiment.statistics.minimum
-    if 0 < len(made.y) < least:
-        raise ConfigError(
-            f"coefficients: node {node} has {len(made.y)} training rows, fewer than statistics.minimum={least}: a "
-            "neighbour sees a site's own sums, and those of so few tell of single patients. Lower minimum at every site"
-        )
+    made = tasks.task(federation, node)
+    _disclosed(federation, node, made)
     if np.isnan(made.x).any() and not federation.experiment.statistics.normalize:
         raise ConfigError(
             "coefficients: cells are missing, and nobody fills them in; use [statistics] normalize = true"
@@ -195,6 +192,27 @@ def task(federation: Federation, node: int, phase: Phase) -> Task:
         learned=None,
         evaluate_every=federation.experiment.rounds,
     )
+
+
+def _disclosed(federation: Federation, node: int, made: Task) -> None:
+    """Raises ConfigError where a site's sums would tell of few of its patients, as [statistics] would withhold them."""
+    table, y = federation.experiment.statistics, np.asarray(made.y)
+    if table.noise:
+        raise ConfigError("coefficients: sums are sent as they are, without statistics.noise; leave noise out")
+    counts = {"training rows": len(y)}
+    if federation.dataset.kind == "survival":
+        counts["events"] = int((y[:, 1] > 0).sum())
+    else:
+        counts |= {f"rows of class {name!r}": int((y == i).sum()) for i, name in enumerate(federation.dataset.classes)}
+    known = (~np.isnan(made.x)).sum(axis=0)
+    counts |= {f"rows that know {name!r}": int(n) for name, n in zip(federation.dataset.features, known, strict=False)}
+    for what, count in counts.items():
+        if 0 < count < table.minimum:
+            raise ConfigError(
+                f"coefficients: node {node} has {count} {what}, fewer than statistics.minimum={table.minimum}: a "
+                "neighbour sees a site's own sums, and those of so few tell of single patients. Lower minimum at every "
+                "site"
+            )
 
 
 def program(facts: SiteRows, slots: int) -> Program:
@@ -486,7 +504,8 @@ def run(file: Path, out: Path | None, say: Callable[[str], None]) -> FitRun:
         ended = live.run(wanted, place, membership, say, lambda: None)
     finally:
         membership.close()
-    fit = found(federation, directory)
+    # after a fault of its own the directory may hold no model, or an earlier one
+    fit = Fitted({}, tuple(sorted(federation.graph)), False) if ended.error else found(federation, directory)
     found_out = FitRun(ended, fit)
     say(f"done at round {ended.round}: {ended.booked} exchanges booked")
     if not found_out.verdict.reasons:  # else it is to be run again, here

@@ -389,9 +389,10 @@ def _add(
 ) -> None:  # fmt: skip
     varied = [text for axis in plan.axes if axis.name in labels for text in axis.overrides[labels[axis.name]]]
     plain = ['algorithm={name="local"}', "churn=[]", "network={}"] if baseline else []
-    asked = f"evaluation.metrics={str(any(metric not in METRICS for metric in plan.sweep.metrics)).lower()}"
+    assessed = any(metric not in METRICS for metric in plan.sweep.metrics)
+    asked = ["evaluation.metrics=true"] if assessed else ["evaluation.metrics=false", "evaluation.extra_metrics=[]"]
     for seed in seeds:
-        own = [f"seed={seed}", f"baselines={str(baseline).lower()}", 'driver.kind="simulate"', asked]
+        own = [f"seed={seed}", f"baselines={str(baseline).lower()}", 'driver.kind="simulate"', *asked]
         try:
             wanted = experiment.load(plan.base, [*overrides, *varied, *plain, *own], find=True)
         except ConfigError as error:
