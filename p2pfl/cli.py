@@ -5,135 +5,26 @@ Its exit codes: `Exit`.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
-import re
-import select
-import signal
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
-from p2pfl.errors import Exit, Stopped, stopping
+from p2pfl.console import Commands, Failure, Seconds, errors_told, going_on, judge, told_how_to_go_on
+from p2pfl.errors import ConfigError, Exit
 
 if TYPE_CHECKING:
     from p2pfl.config.experiment import Experiment
-    from p2pfl.runs.verdict import RunVerdict
     from p2pfl.types import Schedule
 
 
-class _Commands(click.Group):
-    """The commands, each of which ends in good order upon SIGTERM and SIGHUP as upon Ctrl-C, with the code for it."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
-        _streams()
-        try:
-            with _signals():
-                done = super().invoke(ctx)
-            if ctx.invoked_subcommand != "node":  # whose result is not what it says
-                _unsaid()
-            return done
-        except KeyboardInterrupt as error:
-            number = stopping(error)
-            click.echo(f"ended by {number.name}", err=True)
-            sys.exit(Exit(128 + number))
-
-
-def _streams() -> None:
-    """Make do with whatever console there is.
-
-    A standard stream that is closed becomes the null device: else the next socket would take its number, and be written
-    to by every process that is started. What a console can't show it shows as an escape: no run fails for a dash.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)
-            os.dup2(opened, number)
-            os.set_inheritable(number, True)
-            if opened != number:
-                os.close(opened)
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        if getattr(sys, name) is None:  # it was closed when Python started
-            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
-        stream = getattr(sys, name)
-        if not isinstance(stream, io.TextIOWrapper):
-            continue
-        raw = getattr(stream.buffer, "raw", stream.buffer)  # the buffer itself with PYTHONUNBUFFERED
-        if isinstance(raw, io.FileIO) and raw.fileno() == number:
-            lasting, at_once = io.BufferedWriter(_Lasting(number)), stream.line_buffering or stream.write_through
-            stream = io.TextIOWrapper(lasting, stream.encoding, line_buffering=at_once)
-            setattr(sys, name, stream)
-        stream.reconfigure(errors="backslashreplace")
-
-
-class _Lasting(io.RawIOBase):
-    """The file of a standard stream: a reader that has gone, or a full disk, ends nobody who says something there."""
-
-    def __init__(self, number: int) -> None:
-        self._number = number
-        self.lost: OSError | None = None  # why something could not be written
-
-    def writable(self) -> bool:
-        """It is for output."""
-        return True
-
-    def fileno(self) -> int:
-        """Of the stream."""
-        return self._number
-
-    def isatty(self) -> bool:
-        """Return whether it is a terminal."""
-        return os.isatty(self._number)
-
-    def write(self, data: Any) -> int:
-        """Write what can be written."""
-        while True:
-            try:
-                return os.write(self._number, data)
-            except BlockingIOError:  # somebody else has made the terminal so
-                select.select([], [self._number], [])
-            except OSError as error:
-                self.lost = error
-                return len(data)
-
-
-def _unsaid() -> None:
-    """End with an error where what a command had to say could not be written; a reader that has gone wants no more."""
-    sys.stdout.flush()
-    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    if isinstance(raw, _Lasting) and raw.lost is not None and not isinstance(raw.lost, BrokenPipeError):
-        click.echo(f"standard output: can't be written: {raw.lost.strerror}", err=True)
-        sys.exit(Exit.FAILED)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Raise `Stopped` upon SIGTERM and SIGHUP; one that somebody has seen to (nohup) stays as it is."""
-
-    def stop(number: int, frame: object) -> NoReturn:
-        raise Stopped(number)
-
-    taken = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]
-    for each in taken:
-        signal.signal(each, stop)
-    try:
-        yield
-    finally:
-        for each in taken:
-            signal.signal(each, signal.SIG_DFL)
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="p2pfl-jax")
 def main() -> None:
     """Decentralised peer-to-peer federated training in JAX: no server, no single point of failure."""
@@ -147,19 +38,6 @@ def main() -> None:
 # --- first minutes: init, completion, doctor
 
 
-class _Seconds(click.ParamType):
-    """A time as a person writes it: 10s, 1.5min, 2h; seconds where no unit is given."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return it in seconds."""
-        read = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|h|)", str(value).strip())
-        if read is None or not float(read[1]) > 0:
-            self.fail(f"{value!r} is no time greater than 0; write it as 10s, 1.5min or 2h", param, ctx)
-        return float(read[1]) * {"min": 60.0, "h": 3600.0}.get(read[2], 1.0)
-
-
 @main.command()
 @click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
 @click.option(
@@ -171,7 +49,7 @@ def init(folder: Path | None, template: str) -> None:
 
     DIR must be new or empty; without it, it is called as the template.
     """
-    with _errors():
+    with errors_told():
         from p2pfl.runs import init as templates
 
         folder = folder or Path(template)
@@ -205,7 +83,7 @@ def completion(shell: str) -> None:
 
 @main.command()
 @click.argument("file", metavar="[NODE.toml]", required=False, type=click.Path(path_type=Path))
-@click.option("--wait", type=_Seconds(), help="Let others call, and call them again, for up to so long, as in 60s.")
+@click.option("--wait", type=Seconds(), help="Let others call, and call them again, for up to so long, as in 60s.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found alone, as JSON.")
 def doctor(file: Path | None, wait: float | None, as_json: bool) -> None:
     """Say what is wrong with this machine, or with a node's way to the others.
@@ -213,8 +91,7 @@ def doctor(file: Path | None, wait: float | None, as_json: bool) -> None:
     Of NODE.toml: whether it can listen, whom it reaches and who reaches it, which side fails, and what to do.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # others may compute on the device
-    with _errors(disk=Exit.FAILED):
-        from p2pfl.errors import ConfigError
+    with errors_told(disk=Exit.FAILED):
         from p2pfl.runs import doctor as runs
 
         if wait and file is None:
@@ -257,7 +134,7 @@ def run(
 
     overrides = (*overrides, *([f'driver.kind="{driver}"'] if driver else []))
     console = Console(highlight=False)
-    with _errors():
+    with errors_told():
         if resume is not None:
             wanted, folder = _resumed(resume, overrides)
         else:
@@ -274,7 +151,7 @@ def run(
         out = resume or out or default_out(wanted.name)
         if resume is None:
             fresh(out)
-    with _told_how_to_go_on(out), _errors(f"{resume or file}: "), terminal.make(console, quiet=as_json) as shown:
+    with told_how_to_go_on(out), errors_told(f"{resume or file}: "), terminal.make(console, quiet=as_json) as shown:
         summary = run_experiment(wanted, out, shown, folder=folder, resumes=resume is not None)
     if not first:  # of several hosts the first one tells
         return
@@ -287,19 +164,8 @@ def run(
             console.print(f"lost: node {', '.join(map(str, summary.lost))}{planned}")
         console.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)
         if summary.interrupted:
-            console.print(f"to go on: p2pfl run --resume {out}", soft_wrap=True, markup=False)
-    _judge(verdict(summary))
-
-
-@contextlib.contextmanager
-def _told_how_to_go_on(out: Path) -> Iterator[None]:
-    """Say, where a signal ends a run that has begun, how it goes on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if (out / "run.json").is_file():
-            click.echo(f"to go on: p2pfl run --resume {out}", err=True)
-        raise
+            console.print(f"to go on: {going_on(out)}", soft_wrap=True, markup=False)
+    judge(verdict(summary))
 
 
 def _one_of(file: Path | None, resume: Path | None, others: Mapping[str, object]) -> None:
@@ -319,14 +185,6 @@ def _resumed(run: Path, overrides: tuple[str, ...]) -> tuple[Experiment, str]:
     wanted = resume.wanted(run, overrides)
     known = origin.read(run)
     return wanted, known.folder if known else ""
-
-
-def _judge(verdict: RunVerdict) -> None:
-    """Say why a run is not whole, in one line, and exit with the code for it."""
-    if verdict.reasons:
-        click.echo(f"not whole: {'; '.join(verdict.reasons)}", err=True)
-    if verdict.code:
-        sys.exit(verdict.code)
 
 
 @main.command()
@@ -349,16 +207,16 @@ def node(
     without: tuple[int, ...],
 ) -> None:  # fmt: skip
     """Run one node of a federation, as FILE describes it."""
-    with _errors(disk=Exit.FAILED):
+    with errors_told(disk=Exit.FAILED):
         from p2pfl.runs import node as one
 
         together = one.Together(after or 0, without)
         ended = one.run(file, out, hold, resume, lambda text: click.echo(text), returns, together)
     if ended.result.error:
-        raise _Failure(ended.result.error, Exit.FAILED)
+        raise Failure(ended.result.error, Exit.FAILED)
     if hold and ended.verdict.code == Exit.NOT_WHOLE:  # whoever has started it judges all nodes together
         return
-    _judge(ended.verdict)
+    judge(ended.verdict)
 
 
 @main.command()
@@ -366,21 +224,21 @@ def node(
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the result; must hold none.")
 def coefficients(file: Path, out: Path | None) -> None:
     """Find the coefficients of a linear model, with standard errors, together with the other nodes: by sums alone."""
-    with _errors(disk=Exit.FAILED):
+    with errors_told(disk=Exit.FAILED):
         from p2pfl.runs import gossiped
 
         ended = gossiped.run(file, out, lambda text: click.echo(text))
     for line in ended.lines():
         click.echo(line)
     if ended.result.error:
-        raise _Failure(ended.result.error, Exit.FAILED)
-    _judge(ended.verdict)
+        raise Failure(ended.result.error, Exit.FAILED)
+    judge(ended.verdict)
 
 
 @main.command()
 @click.argument("what", metavar="FILE|RUN", type=click.Path(path_type=Path))
-@click.option("--every", type=_Seconds(), required=True, help="A node is killed every so often, as in 10s.")
-@click.option("--for", "length", type=_Seconds(), help="How long, as in 10min; to the last round unless given.")
+@click.option("--every", type=Seconds(), required=True, help="A node is killed every so often, as in 10s.")
+@click.option("--for", "length", type=Seconds(), help="How long, as in 10min; to the last round unless given.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of who is killed.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a field of FILE.")
 @click.option("--driver", type=click.Choice(["live", "virtual", "simulate"]), help="Short for --set driver.kind=...")
@@ -391,9 +249,8 @@ def chaos(
     out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Kill a node every few seconds and start it again: in one of two runs of FILE, or in the live run RUN."""
-    with _errors():
+    with errors_told():
         from p2pfl.config import experiment
-        from p2pfl.errors import ConfigError
         from p2pfl.reporting import terminal
 
         if what.is_dir():
@@ -419,7 +276,7 @@ def chaos(
     else:
         console.print(runs.table(result))
         console.print(f"result: {out / 'chaos.json'}", soft_wrap=True, markup=False)
-    _judge(result.verdict)
+    judge(result.verdict)
 
 
 @main.command()
@@ -437,7 +294,7 @@ def sweep(
     from p2pfl.sweeps.workers import make_all
 
     console = Console(highlight=False)
-    with _errors():
+    with errors_told():
         planned = plan.read(file)
         runs = plan.runs(planned, overrides, only)
         out = out or Path("runs") / f"sweep-{planned.sweep.name}"
@@ -453,7 +310,7 @@ def sweep(
         sys.exit(Exit(128 + made.stopped))
     if made.failed:
         said = f"failed: {', '.join(made.failed)}; see the reasons in {out / 'table.md'}"
-        raise _Failure(said, Exit.NOT_WHOLE)
+        raise Failure(said, Exit.NOT_WHOLE)
 
 
 @main.command()
@@ -464,7 +321,7 @@ def sweep(
 @click.option("--answer", metavar="NAME", help="Which of the models of [evaluation] answers, such as fine_tuned.")
 def predict(run: Path, rows: Path, out: Path, node: int | None, answer: str | None) -> None:
     """Answer new rows with a model of the run directory RUN, or of the export MODEL."""
-    with _errors():
+    with errors_told():
         sys.path[:0] = [str(Path.cwd())]  # code is never taken from a run's directory
         from p2pfl.runs import use
 
@@ -480,7 +337,7 @@ def predict(run: Path, rows: Path, out: Path, node: int | None, answer: str | No
 @click.option("--out", type=click.Path(path_type=Path), help="The directory to write; must be new or empty.")
 def export(run: Path, to: str, node: int | None, answer: str | None, out: Path | None) -> None:
     """Export a model of the run directory RUN: its weights or its function, what it needs to be used, and its card."""
-    with _errors():
+    with errors_told():
         sys.path[:0] = [str(Path.cwd())]  # code is never taken from a run's directory
         from p2pfl.runs import export as exports
 
@@ -498,7 +355,7 @@ def report(run: Path, figures: Path | None) -> None:
     """Write report.html of the run directory RUN again."""
     from p2pfl.reporting import page, paper
 
-    with _errors():
+    with errors_told():
         if figures is not None:
             written = paper.write(run, figures)
         click.echo(page.write(run))
@@ -511,7 +368,7 @@ def report(run: Path, figures: Path | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the books alone, as JSON.")
 def check(run: tuple[Path, ...], as_json: bool) -> None:
     """Balance the books of a run: RUN is its directory, or those of all its nodes, wherever they were started."""
-    with _errors():
+    with errors_told():
         from p2pfl.runs.check import check as compute
 
         checked = compute(run)
@@ -520,7 +377,7 @@ def check(run: tuple[Path, ...], as_json: bool) -> None:
     else:
         for line in checked.lines():
             click.echo(line)
-    _judge(checked.verdict)
+    judge(checked.verdict)
 
 
 @main.command()
@@ -528,7 +385,7 @@ def check(run: tuple[Path, ...], as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the verdicts alone, as JSON.")
 def replay(run: Path, as_json: bool) -> None:
     """Compute the run in the directory RUN again from its trace, and compare the models to the bit."""
-    with _errors():
+    with errors_told():
         sys.path[:0] = [str(Path.cwd())]
         from p2pfl.runs.replay import replay as compute
 
@@ -540,7 +397,7 @@ def replay(run: Path, as_json: bool) -> None:
             click.echo(f"node {each.node}: " + ("equal" if each.equal else f"differs by up to {each.difference:.3g}"))
     wrong = [verdict.node for verdict in verdicts if not verdict.equal]
     if wrong:
-        raise _Failure(
+        raise Failure(
             f"{len(wrong)} of {len(verdicts)} nodes differ: node {', '.join(map(str, wrong))}. The trace leads to "
             "other models: the version, the machine, the data or a file has changed",
             Exit.NOT_WHOLE,
@@ -557,7 +414,7 @@ def data() -> None:
 @click.option("--set", "given", multiple=True, metavar="NAME=VALUE", help="A field of [data], as in --set label=ill.")
 def describe(file: tuple[Path, ...], given: tuple[str, ...]) -> None:
     """Print the data dictionary of FILE: a table, an .npz, or an experiment or node file; of several, one for all."""
-    with _errors():
+    with errors_told():
         sys.path[:0] = [str(Path.cwd())]
         from p2pfl.data import dictionary
         from p2pfl.runs.describe import describe as compute
@@ -580,7 +437,7 @@ def topology(
     picture: Path | None,
 ) -> None:  # fmt: skip
     """Describe GRAPH, a name or a file: how fast its nodes agree, and what may run on it."""
-    with _errors():
+    with errors_told():
         from p2pfl.topology import advice, describe
 
         schedule, drawn = _graph(graph, nodes, given, weights, seed)
@@ -608,7 +465,6 @@ def _graph(
 ) -> tuple[Schedule, float | None]:
     """The schedule that the command names, and its rate if it is drawn anew in each round."""
     from p2pfl import topology as graphs
-    from p2pfl.errors import ConfigError
 
     arguments = dict(_argument(text) for text in given)
     if Path(graph).suffix or "/" in graph:
@@ -632,7 +488,6 @@ def _graph(
 
 def _argument(text: str) -> tuple[str, object]:
     """NAME=VALUE; VALUE is TOML, and what is no TOML is a text."""
-    from p2pfl.errors import ConfigError
 
     name, sign, value = text.partition("=")
     if not sign or not name.strip() or not value.strip():
@@ -657,7 +512,6 @@ def _join_hosts(hosts: str | None, kind: str, baselines: bool) -> bool:
     """Let this process be one of several that simulate together; returns whether it is the first."""
     if hosts is None:
         return True
-    from p2pfl.errors import ConfigError
 
     parts = hosts.split(",")
     if len(parts) != 3 or not all(part.isdigit() for part in parts[1:]) or int(parts[2]) >= int(parts[1]):
@@ -670,42 +524,6 @@ def _join_hosts(hosts: str | None, kind: str, baselines: bool) -> bool:
 
     jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]))
     return int(parts[2]) == 0
-
-
-class _Failure(click.ClickException):
-    """Ends the command with a text on standard error and a code of `Exit`."""
-
-    def __init__(self, text: str, code: Exit) -> None:
-        super().__init__(text)
-        self.code = code
-
-    @property
-    def exit_code(self) -> int:  # type: ignore[override]
-        """For click."""
-        return self.code
-
-
-class _errors:
-    """Errors of p2pfl, and of files that can't be written, end the command with their text and no traceback.
-
-    `where`: what the text of an error in the experiment begins with. `disk`: the code for a file that can't be written.
-    """
-
-    def __init__(self, where: str = "", disk: Exit = Exit.MISTAKE) -> None:
-        self.where, self.disk = where, disk
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        from p2pfl.errors import ConfigError, P2PFLError
-
-        if isinstance(error, ConfigError):
-            raise _Failure(f"{self.where}{error}", Exit.MISTAKE) from error
-        if isinstance(error, P2PFLError):
-            raise _Failure(str(error), Exit.FAILED) from error
-        if isinstance(error, OSError) and error.filename is not None:
-            raise _Failure(f"{error.filename}: {error.strerror}", self.disk) from error
 
 
 def node_process(arguments: list[str]) -> int:

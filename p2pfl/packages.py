@@ -81,3 +81,11 @@ def _refuse(group: str, name: str, entries: Iterable[EntryPoint], why: str) -> N
         f'{packages}: registers {name!r} in the entry points "{group}", {why}; uninstall it, or give the function as '
         '"module:function" and ask its authors for another name'
     )
+
+
+def version(name: str) -> str | None:
+    """Return the version of a package that is installed here; None where it is not, as of a checkout on the path."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

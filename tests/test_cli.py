@@ -279,8 +279,8 @@ def test_a_run_leaves_what_it_promises(place: Path) -> None:
 
 STREAMS = """
 import os, socket, sys
-from p2pfl.cli import _streams
-_streams()
+from p2pfl.console import streams
+streams()
 print("Köln 中")
 print("Köln 中", file=sys.stderr, flush=True)
 sys.stdout.flush()

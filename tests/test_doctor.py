@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import signal
@@ -23,7 +24,7 @@ from test_live import P2PFL
 
 from p2pfl.cli import main
 from p2pfl.config import experiment
-from p2pfl.drivers.live import checkup, clock, reach, versions, zmtp
+from p2pfl.drivers.live import addresses, checkup, clock, reach, versions, zmtp
 from p2pfl.drivers.live.checkup import Account, Checkup, Connections, Contact, TriedNode
 from p2pfl.drivers.live.listener import Listener
 from p2pfl.drivers.live.ports import reserved
@@ -33,7 +34,7 @@ from p2pfl.drivers.live.zmtp import Kind
 from p2pfl.errors import Exit
 from p2pfl.federation.federation import build_script, digest
 from p2pfl.federation.learning import ScriptedSteps
-from p2pfl.runs import doctor, init, machine
+from p2pfl.runs import doctor_node, init, machine
 from p2pfl.runs.machine import Finding, State
 from p2pfl.runs.script_model import stepless
 
@@ -103,7 +104,7 @@ def listening() -> Iterator[Callable[..., None]]:
 def said(wanted: TriedNode, seen: Connections, wait: float = 0.0) -> dict[str, list[Finding]]:
     """The findings by what they are about."""
     found: dict[str, list[Finding]] = {}
-    for each in doctor.connections(wanted, seen, wait):
+    for each in doctor_node.connections(wanted, seen, wait):
         found.setdefault(each.about, []).append(each)
     return found
 
@@ -356,8 +357,8 @@ def test_nobody_to_call_is_a_matter_of_waiting() -> None:
 
 def test_what_is_missing_or_too_old_is_told_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = {"optax": None, "flax": "0.9.9"}
-    version = machine._version
-    monkeypatch.setattr(machine, "_version", lambda name: installed.get(name, version(name)))
+    version = machine.version
+    monkeypatch.setattr(machine, "version", lambda name: installed.get(name, version(name)))
     faults = [each for each in machine._versions() if each.state == State.BAD]
     assert sorted(each.text.split()[0] for each in faults) == ["flax", "optax"]
     assert all(each.way_out.startswith("pip install '") for each in faults)
@@ -436,9 +437,9 @@ def test_scripts_agree_on_a_federation_whatever_their_models_are(folder: Path) -
     wanted = experiment.load(file)
     model = {"trained": {"other": jax.ShapeDtypeStruct((3, 2), "float32")}, "carried": {}}
     joined = build_script(wanted, ScriptedSteps(stepless(model), optax.identity()))
-    assert digest(doctor._of_scripts(wanted)) == digest(joined)
+    assert digest(doctor_node._of_scripts(wanted)) == digest(joined)
     shared = replace(wanted, algorithm=replace(wanted.algorithm, share=("head.*",)))
-    assert digest(doctor._of_scripts(shared)) != digest(joined)  # they must have that in common
+    assert digest(doctor_node._of_scripts(shared)) != digest(joined)  # they must have that in common
 
 
 def start(folder: Path, *arguments: str, before: Sequence[str] = ()) -> subprocess.Popen[str]:
@@ -465,6 +466,8 @@ def test_a_node_that_runs_is_found_and_not_disturbed(folder: Path) -> None:
         finally:
             running.send_signal(signal.SIGINT)
             running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGINT
+    assert json.loads((folder / "p2pfl-node-0" / "result.json").read_text())["dropped"] == {}
 
 
 # --- two machines, as network namespaces
@@ -555,3 +558,54 @@ def test_two_machines_find_out_which_side_fails(
     # there: it does not reach us, and we reach it
     assert "tcp://10.77.0.1:5700: not reached: no answer from port 5700" in second
     assert "node 0 reaches this node: if it is one of those that are not reached, this machine is right" in second
+
+
+def test_a_library_that_is_missing_is_a_finding_and_no_traceback() -> None:
+    code = "import sys; sys.modules['flax'] = None; from p2pfl.cli import main; main(['doctor', 'node.toml', '--json'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout)
+    (bad,) = [each for each in found["findings"] if each["state"] == "bad"]
+    assert bad["about"] == "libraries" and "flax can't be loaded" in bad["text"]
+    assert done.returncode == found["exit_code"] == Exit.MISTAKE
+
+
+def test_many_addresses_that_are_silent_are_all_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than twice as many as are looked at at once, each for longer than until the first are due again."""
+    monkeypatch.setattr(checkup, "_AGAIN", 0.0)
+    monkeypatch.setattr(
+        reach, "examine", lambda at, introduction: reach.Look(LookEnd.NO_ANSWER, f"no answer from {at}")
+    )
+    peers = tuple(f"tcp://10.0.0.{i}:5700" for i in range(1, 21))
+    with reserved(1) as (port,):
+        own = f"tcp://127.0.0.1:{port}"
+        seen = checkup.Checkup(TriedNode(own, own, 0, 21, None, peers), lambda text: None).run(0.0)
+    assert [each.models is not None for each in seen.contacts] == [True] * 20
+
+
+def test_a_machine_that_can_not_make_a_socket_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*arguments: Any) -> Any:
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    monkeypatch.setattr(socket, "socket", none)
+    found = reach.examine("tcp://[::1]:5700", b"")
+    assert found.how == LookEnd.NO_WAY and "not supported" in found.why
+    assert not addresses.local("::1")
+
+
+def test_another_federation_is_seen_behind_a_name_of_two_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([reach.Look(LookEnd.REFUSED, "refused"), reach.Look(LookEnd.OTHER, "another")])
+    monkeypatch.setattr(reach, "_call", lambda *arguments: next(looks))
+    monkeypatch.setattr(addresses, "lookup", lambda host, port: [(0, 0, 0, "", (host, port))] * 2)
+    assert reach.examine("tcp://both.example:5700", b"").how == LookEnd.OTHER
+
+
+def test_an_answer_is_never_longer_than_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = checkup.Checkup(
+        TriedNode("tcp://127.0.0.1:1", "tcp://127.0.0.1:1", 0, 65, None, tuple(f"tcp://h{i}:1" for i in range(64))),
+        lambda text: None,
+    )
+    for at in tried._contacts:
+        look = reach.Look(LookEnd.NO_NAME, "\u2013" * 400)
+        tried._contacts[at] = checkup.Contact(at, look, look)
+    told = tried._answer(versions.MODELS)(1)
+    assert 0 < len(told) <= reach.ANSWER.frame + 16

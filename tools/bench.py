@@ -258,9 +258,11 @@ def donor_seconds(sizes: Sequence[int]) -> dict[str, float]:
 
     with reserved(2) as (first, second):
         pass
-    mine, its = multiprocessing.Pipe()
-    joiner = multiprocessing.Process(target=_take_model, args=(second, first, sizes, its))
+    apart = multiprocessing.get_context("spawn")  # jax has threads here, which no fork survives for sure
+    mine, its = apart.Pipe()
+    joiner = apart.Process(target=_take_model, args=(second, first, sizes, its), daemon=True)
     joiner.start()
+    its.close()  # so that its death is the end of the pipe
     mine.recv()
     here = Transport(f"tcp://127.0.0.1:{first}", 0, 2, "joining", [Schema("", tuple(sizes))])
     here.know(1, f"tcp://127.0.0.1:{second}")

@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from p2pfl.drivers.live import files, memory, versions
-from p2pfl.errors import Exit
+from p2pfl.drivers.live import files, memory
+from p2pfl.errors import USER_FAULTS, Exit
+from p2pfl.packages import version
 
 _TOLD = ("jax", "jaxlib", "flax", "optax", "numpy", "pyzmq")
 """Packages whose versions are always told."""
@@ -60,25 +61,17 @@ def examine(folders: dict[str, Path]) -> Iterator[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
-    yield Finding(
-        "p2pfl", State.GOOD, f"{versions.version()}, Python {platform.python_version()}, {platform.platform()}"
-    )
-    there = {name: version for name in _TOLD if (version := _version(name)) is not None}
-    yield Finding("packages", State.GOOD, ", ".join(f"{name} {version}" for name, version in there.items()))
+    text = f"{version('p2pfl-jax') or 'unknown'}, Python {platform.python_version()}, {platform.platform()}"
+    yield Finding("p2pfl", State.GOOD, text)
+    there = {name: found for name in _TOLD if (found := version(name)) is not None}
+    yield Finding("packages", State.GOOD, ", ".join(f"{name} {found}" for name, found in there.items()))
     for name, least in _required():
-        version = _version(name)
-        if version is None:
+        here = version(name)
+        if here is None:
             yield Finding("packages", State.BAD, f"{name} is not installed", f"pip install '{name}>={least}'")
-        elif _numbers(version) < _numbers(least):
-            text = f"{name} {version} is too old: p2pfl needs {least}"
+        elif _numbers(here) < _numbers(least):
+            text = f"{name} {here} is too old: p2pfl needs {least}"
             yield Finding("packages", State.BAD, text, f"pip install '{name}>={least}'")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _required() -> list[tuple[str, str]]:
@@ -100,7 +93,7 @@ def _libraries() -> Iterator[Finding]:
     for name in _LOADED:
         try:
             importlib.import_module(name)
-        except (ImportError, OSError, AttributeError, RuntimeError) as error:  # what a library that does not fit raises
+        except USER_FAULTS as error:  # whatever a library that does not fit raises
             broken.append(name)
             way_out = f"pip install --force-reinstall {name.partition('.')[0]}; compare its version with the other's"
             yield Finding("libraries", State.BAD, f"{name} can't be loaded: {error}", way_out)
@@ -115,7 +108,8 @@ def _devices() -> Iterator[Finding]:
     try:
         jax = importlib.import_module("jax")
         devices = jax.devices()
-    except (ImportError, OSError, RuntimeError) as error:
+        importlib.import_module("jax.numpy").ones(1).sum().block_until_ready()
+    except USER_FAULTS as error:
         way_out = "look at JAX_PLATFORMS, or set JAX_PLATFORMS=cpu to compute without the device"
         yield Finding("devices", State.BAD, f"jax can't compute here: {error}", way_out)
         return
@@ -148,8 +142,9 @@ def _open_files() -> Finding:
 
 def writable(what: str, folder: Path) -> Finding:
     """See that something can be written there, or where it would be made."""
-    there = next(each for each in (folder, *folder.parents) if each.exists())
+    there = folder
     try:
+        there = next(each for each in (folder, *folder.parents) if each.exists())
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(bytes(4096))
         free = shutil.disk_usage(there).free
@@ -172,9 +167,3 @@ def _clock() -> Finding:
             "clock", State.NOTE, text, "set it, so that records have the right time (timedatectl set-ntp true)"
         )
     return Finding("clock", State.GOOD, f"{now:%Y-%m-%d %H:%M} UTC; a tick is {info.resolution * 1e9:g} ns")
-
-
-def cache_folder() -> Path:
-    """Return where compiled programs are kept."""
-    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    return Path(given) if given else Path("~/.cache/p2pfl/xla").expanduser()

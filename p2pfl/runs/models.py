@@ -13,7 +13,6 @@ So the directory alone is enough to predict with: neither the data nor the exper
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from p2pfl.federation import learning
 from p2pfl.federation.federation import Federation
 from p2pfl.methods.answers import SELECTOR, Selector, fitted
 from p2pfl.node import model_file, result
+from p2pfl.packages import version
 from p2pfl.tree import named_leaves
 from p2pfl.types import Learner, Params
 
@@ -94,7 +94,7 @@ def describe(federation: Federation, node: int | None = None) -> ModelFacts:
     }
     return ModelFacts(
         format=FORMAT,
-        versions={name: _version(name) for name in _PACKAGES},
+        versions={name: version(name) or "unknown" for name in _PACKAGES},
         experiment=toml.plain(experiment),
         kind=dataset.kind,
         classes=dataset.classes,
@@ -110,13 +110,6 @@ def describe(federation: Federation, node: int | None = None) -> ModelFacts:
         travels=federation.algorithm.travels,
         node=node,
     )
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
-        return "unknown"
 
 
 def write_answers(out: Path, answers: Mapping[int, Mapping[str, Params]]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 
+from p2pfl import packages
 from p2pfl.drivers.live.zmtp import Kind
 from p2pfl.protocol import messages
 from p2pfl.protocol.membership import wire
@@ -16,10 +16,7 @@ MODELS, MEMBERSHIP = "models", "membership"
 @functools.cache
 def version() -> str:
     """Return the version of p2pfl that is installed here."""
-    try:
-        return importlib.metadata.version("p2pfl-jax")
-    except importlib.metadata.PackageNotFoundError:  # its folder is on the path, and nothing more
-        return "unknown"
+    return packages.version("p2pfl-jax") or "unknown"
 
 
 def here(node: int, port: str) -> Kind:
