@@ -277,7 +277,8 @@ def strict(text: str) -> dict[str, Any]:
     return dict(json.loads(text, parse_constant=lambda name: pytest.fail(name)))
 
 
-@pytest.mark.parametrize("driver", ["simulate", pytest.param("virtual", marks=pytest.mark.more)])
+@pytest.mark.more
+@pytest.mark.parametrize("driver", ["simulate", "virtual"])
 def test_one_node_diverges_and_the_others_do_not(tmp_path: Path, driver: str, optimised: None) -> None:
     file, out = digits_file(tmp_path, 0.1, f"{__name__}:spoilt"), tmp_path / "run"
     result = command("run", file, "--driver", driver, "--out", out)

@@ -98,8 +98,8 @@ def everything(net: Learner, params: Any, data: Any) -> Any:
 @pytest.mark.parametrize(
     "kind, norm, ratio",
     [
-        ("mlp", "batch", 0.3),
-        pytest.param("cnn", None, 0.5, marks=pytest.mark.more),
+        pytest.param("mlp", "batch", 0.3, marks=pytest.mark.more),
+        pytest.param("cnn", None, 0.5, marks=pytest.mark.soak),
         pytest.param("residual", "batch", 0.5, marks=pytest.mark.soak),
         pytest.param("residual", None, 0.25, marks=pytest.mark.soak),
     ],

@@ -291,6 +291,7 @@ def test_a_worker_computes_in_one_thread(story: Path, interrupted: Interrupted) 
     assert "multi_thread_eigen=false" in begun["flags"]
 
 
+@pytest.mark.more
 def test_a_sweep_goes_on_where_it_stopped(story: Path, interrupted: Interrupted) -> None:
     out = story / "out"
     assert (out / "runs/0-patient-seed1/experiment.toml").exists(), "begun, and not finished"

@@ -18,6 +18,7 @@ from p2pfl.config.experiment import Experiment, NodeFile
 from p2pfl.drivers.live import addresses, checkup, files, ports, versions
 from p2pfl.drivers.live.checkup import Account, Connections, Contact, TriedNode
 from p2pfl.drivers.live.reach import REACHED, LookEnd
+from p2pfl.drivers.live.settings import models_address
 from p2pfl.drivers.live.zmtp import Kind
 from p2pfl.errors import ConfigError, Exit, P2PFLError
 from p2pfl.federation.federation import Federation, build, build_own, build_script, digest, precision
@@ -204,7 +205,7 @@ def _there(wanted: TriedNode, contact: Contact, seen: Connections) -> Iterator[F
         and contact.models is not None
         and contact.models.kind == kind
     ):
-        text, right = f"{at}: is the port of the membership of node {kind.node}", _with_port(at, _port(at) - 1)
+        text, right = f"{at}: is the port of the membership of node {kind.node}", models_address(at)
         yield Finding("peers", State.BAD, text, f"write {right} into peers")
         return
     if contact.node == wanted.node and contact.reached:
@@ -346,7 +347,3 @@ def _port(address: str) -> int:
 
 def _both(address: str) -> str:
     return f"{_port(address)} and {_port(address) + 1}"
-
-
-def _with_port(address: str, port: int) -> str:
-    return str(addresses.parsed(address)._replace(port=port))
