@@ -28,7 +28,7 @@ faults: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m faults || $(BIN)/python -m pytest -m faults --last-failed --last-failed-no-failures none
 
 soak: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -m soak -o faulthandler_timeout=7200
 
 bench: $(VENV)/installed
 	$(BIN)/python tools/bench.py

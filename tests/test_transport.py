@@ -568,7 +568,7 @@ def test_why_nobody_is_reached_at_an_address(monkeypatch: pytest.MonkeyPatch, th
     introduction, seen = zmtp.introduction(FEDERATION, 1), list[str]()
     port = free("127.0.0.1")
     address = f"tcp://127.0.0.1:{port}"
-    looks = threading.Thread(target=lambda: seen.append(reach.look(address, introduction)))
+    looks = threading.Thread(target=lambda: seen.append(reach.examine(address, introduction).why))
     with ExitStack() as stack:
         if there in ("this federation", "another federation"):
             name = FEDERATION if there == "this federation" else "another"
@@ -576,6 +576,7 @@ def test_why_nobody_is_reached_at_an_address(monkeypatch: pytest.MonkeyPatch, th
             stack.callback(listening.close)
         elif there != "nobody":
             held = stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            held.settimeout(30)
         looks.start()
         if there in ("a web server", "nothing"):
             link, _ = held.accept()
@@ -616,19 +617,20 @@ def test_a_node_of_another_federation_is_asked_in_what_it_differs(monkeypatch: p
 
 
 def test_a_name_that_nobody_knows_and_a_firewall_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert reach.look("tcp://no.such.name.invalid:7", b"me").startswith("can't be resolved: ")
+    assert reach.examine("tcp://no.such.name.invalid:7", b"me").why.startswith("can't be resolved: ")
 
     class Firewall(socket.socket):
         def connect(self, where: Any) -> None:
             raise TimeoutError
 
     monkeypatch.setattr(reach.socket, "socket", Firewall)
-    assert reach.look("tcp://127.0.0.1:7", b"me") == "no answer from port 7: a firewall, or the machine is off"
+    assert reach.examine("tcp://127.0.0.1:7", b"me").why == "no answer from port 7: a firewall, or the machine is off"
 
 
 def test_what_was_seen_at_an_address_is_looked_at_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
-    monkeypatch.setattr(reach, "look", lambda address, introduction: looked.append(address) or "refused")
+    refused = reach.Look(reach.LookEnd.REFUSED, "refused")
+    monkeypatch.setattr(reach, "examine", lambda address, introduction: looked.append(address) or refused)
     seen, limit = reach.Reachability(b"me", Strangers(0, {}, 0.0)), clock.now() + 30
     for time, times in ((0.0, 1), (9.0, 1), (10.5, 2)):
         seen.why("tcp://a:7", time)
