@@ -217,7 +217,7 @@ def test_only_addresses_of_the_own_file_are_called_whatever_others_say(
     examine = reach.examine
     monkeypatch.setattr(reach, "examine", lambda address, who: called.append(address) or examine(address, who))
     lies = [["tcp://10.9.9.9:1", 7, "refused\x1b[2J", "x" * 9000], ["tcp://10.9.9.9:2", -1, None, None], [1], "text"]
-    listening(at[1], answer=lambda node: zmtp.message(json.dumps({"accounts": lies}).encode()[:16000]))
+    listening(at[1], answer=lambda node: json.dumps({"accounts": lies}).encode()[:16000])
     wanted = tried(at[0], at[1])
     seen = Checkup(wanted, tell).run(0.3)
     assert {*called} == {at[0], at[1], membership_address(at[0]), membership_address(at[1])}
@@ -231,7 +231,7 @@ def test_only_addresses_of_the_own_file_are_called_whatever_others_say(
     [b"", b"{", b"[]", b"[" * 5000, b'{"accounts": 3}', b'{"accounts": [["a", true, null, null]]}', b"\xff\xfe"],
 )
 def test_an_answer_that_is_none_is_nobodys_fault(at: list[str], listening: Any, answer: bytes) -> None:
-    listening(at[1], answer=lambda node: zmtp.message(answer))
+    listening(at[1], answer=lambda node: answer)
     seen = Checkup(tried(at[0], at[1]), tell).run(0.0)
     assert seen.contacts[0].reached and not seen.contacts[0].accounts
 
@@ -263,7 +263,7 @@ def test_who_does_not_ask_is_told_nothing(at: list[str]) -> None:
 
 
 def test_whoever_is_reached_is_waited_for_until_it_calls(at: list[str], listening: Any) -> None:
-    listening(at[1], answer=lambda node: zmtp.message(b'{"accounts": []}'))
+    listening(at[1], answer=lambda node: b'{"accounts": []}')
     with ExitStack() as stack:
 
         def call(text: str) -> None:
@@ -587,7 +587,7 @@ def test_a_machine_that_can_not_make_a_socket_is_told_so(monkeypatch: pytest.Mon
         raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
 
     monkeypatch.setattr(socket, "socket", none)
-    found = reach.examine("tcp://[::1]:5700", b"")
+    found = reach.examine("tcp://[::1]:5700", reach.Caller(b""))
     assert found.how == LookEnd.NO_WAY and "not supported" in found.why
     assert not addresses.local("::1")
 
@@ -596,7 +596,7 @@ def test_another_federation_is_seen_behind_a_name_of_two_addresses(monkeypatch: 
     looks = iter([reach.Look(LookEnd.REFUSED, "refused"), reach.Look(LookEnd.OTHER, "another")])
     monkeypatch.setattr(reach, "_call", lambda *arguments: next(looks))
     monkeypatch.setattr(addresses, "lookup", lambda host, port: [(0, 0, 0, "", (host, port))] * 2)
-    assert reach.examine("tcp://both.example:5700", b"").how == LookEnd.OTHER
+    assert reach.examine("tcp://both.example:5700", reach.Caller(b"")).how == LookEnd.OTHER
 
 
 def test_an_answer_is_never_longer_than_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def test_messages_are_the_same_however_they_are_cut(seed: int) -> None:
         (zmtp.GREETING + zmtp.ready(b"DEALER", b"p2pfl/1 digest 1")[:-3] + bytes(3), "handshake"),
         (zmtp.GREETING + frame(b"\x05READY\x0bSocket-Type\xff\xff\xff\xff", flags=4), "handshake"),
         (handshake() + b"\x02" + struct.pack(">Q", 1 << 63), "size"),
-        (handshake() + b"\x06" + struct.pack(">Q", 600), "size"),
+        (handshake() + b"\x06" + struct.pack(">Q", 2000), "size"),
         (handshake() + frame(b"x", flags=8), "handshake"),
         (handshake() + 6 * frame(b"", more=True), "size"),  # it has said nothing and does not end
         (handshake() + 3 * frame(bytes(90_000), more=True), "size"),
@@ -467,7 +467,7 @@ def test_whatever_listens_at_an_address_can_put_nothing_into_a_node() -> None:
     """The end that sends reads nothing: a listener that floods it waits, and is only a bad place to send to."""
     with socket.create_server(("127.0.0.1", 0)) as hostile, zmq.Context() as context:
         hostile.settimeout(30)
-        sending = dealer(context, b"me", 4, 20, f"tcp://127.0.0.1:{hostile.getsockname()[1]}")
+        sending = dealer(context, b"me", None, 4, 20, f"tcp://127.0.0.1:{hostile.getsockname()[1]}")
         link, _ = hostile.accept()
         link.settimeout(0.2)
         link.sendall(zmtp.GREETING + zmtp.ready(b"ROUTER"))
@@ -568,7 +568,7 @@ def test_why_nobody_is_reached_at_an_address(monkeypatch: pytest.MonkeyPatch, th
     introduction, seen = zmtp.introduction(FEDERATION, 1), list[str]()
     port = free("127.0.0.1")
     address = f"tcp://127.0.0.1:{port}"
-    looks = threading.Thread(target=lambda: seen.append(reach.examine(address, introduction).why))
+    looks = threading.Thread(target=lambda: seen.append(reach.examine(address, reach.Caller(introduction, asks=True)).why))
     with ExitStack() as stack:
         if there in ("this federation", "another federation"):
             name = FEDERATION if there == "this federation" else "another"
@@ -617,14 +617,14 @@ def test_a_node_of_another_federation_is_asked_in_what_it_differs(monkeypatch: p
 
 
 def test_a_name_that_nobody_knows_and_a_firewall_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert reach.examine("tcp://no.such.name.invalid:7", b"me").why.startswith("can't be resolved: ")
+    assert reach.examine("tcp://no.such.name.invalid:7", reach.Caller(b"me")).why.startswith("can't be resolved: ")
 
     class Firewall(socket.socket):
         def connect(self, where: Any) -> None:
             raise TimeoutError
 
     monkeypatch.setattr(reach.socket, "socket", Firewall)
-    assert reach.examine("tcp://127.0.0.1:7", b"me").why == "no answer from port 7: a firewall, or the machine is off"
+    assert reach.examine("tcp://127.0.0.1:7", reach.Caller(b"me")).why == "no answer from port 7: a firewall, or the machine is off"
 
 
 def test_what_was_seen_at_an_address_is_looked_at_again_later(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -266,6 +266,8 @@ _WAYS_OUT = {
     LookEnd.SILENT: "a proxy, a frozen process or another program has that port: it must be that of its listen",
     LookEnd.OTHER: "compare experiment.toml on both machines: it must be the same file, but for paths, [network], "
     "[driver] and [evaluation]",
+    LookEnd.KEY: "compare the federation's file on both machines (p2pfl federation list FILE), and which key each node "
+    "file names",
 }
 
 

@@ -1,8 +1,9 @@
 """The listening end of a node's connections: whatever comes in, the work and the memory that it costs have a bound.
 
 A connection says in its first frame which node of the federation it is from, or is hung up; or that it asks in what the
-experiments differ, and is hung up with the answer. Each turn reads a few
-messages of each connection and goes on in the next: who sends much delays nobody else. A connection has a budget of
+experiments differ, and is hung up with the answer. Where there are keys it proves first which one it holds: one that
+is none of the federation's is hung up, and a member cannot say that it is another. Each turn reads a few messages of
+each connection and goes on in the next: who sends much delays nobody else. A connection has a budget of
 messages; what comes beyond that is not read, and waits at its own end, by TCP. A node has a budget of messages that are
 of no use, and of connections; when that is spent, the connection is hung up.
 """
@@ -18,10 +19,12 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from p2pfl.drivers.live import addresses, zmtp
+from p2pfl.drivers.live.curve import Answering, KeyPair
 from p2pfl.drivers.live.zmtp import Command, Frame, Limits, Reader
 from p2pfl.errors import RemoteError
 from p2pfl.protocol import strangers
 from p2pfl.protocol.budget import Budget
+from p2pfl.trust.keyring import Keyring
 
 _SHARE = 16
 """Messages of a connection in one turn ..."""
@@ -95,13 +98,23 @@ class Arrived(NamedTuple):
 
 
 class _Connection:
-    def __init__(self, link: socket.socket, now: float) -> None:
-        self.link, self.reader = link, Reader()
+    def __init__(self, link: socket.socket, now: float, own: KeyPair | None) -> None:
+        self.link, self.reader = link, Reader(zmtp.NULL if own is None else zmtp.CURVE)
+        self.handshake = None if own is None else Answering(own)
         self.opened = self.heard = now
         self.node: int | None = None  # it has not said yet
         self.asks = False  # it is of another federation, and asks what differs
         self.budget = Budget(0.0, 1.0, now)  # ... and may say that
         self.behind: float | None = None  # since when there has always been something left to read
+
+    def say(self, data: bytes) -> None:
+        """Send, as far as the system takes it at once: nobody waits here."""
+        with contextlib.suppress(OSError):
+            self.link.send(data)
+
+    def tell(self, body: bytes) -> None:
+        """Send a message of one frame."""
+        self.say(zmtp.message(body, self.reader.sealing))
 
 
 class _Costs:
@@ -117,14 +130,20 @@ class Listener:
     def __init__(
         self, address: str, federation: str, nodes: int, allowance: Allowance, now: float,
         about: bytes = b"", answer: Callable[[int], bytes] | None = None,
-        compare: Callable[[bytes, float], bytes] | None = None,
+        compare: Callable[[bytes, float], bytes] | None = None, keyring: Keyring | None = None,
     ) -> None:  # fmt: skip
         """`address`: tcp://HOST:PORT. `nodes`: that there can be; others are strangers. `about`: what is said to
         whoever connects. `answer`: told which node has connected, returns what it is told if it asks. `compare`: given
-        what a node of another federation asks, returns what it is told.
+        what a node of another federation asks, returns what it is told. `keyring`: whose keys are taken; None: none
+        are asked for, and nothing is sealed.
         """
         self._federation, self._nodes, self._allowance = federation, nodes, allowance
-        self._hello, self._answer = zmtp.GREETING + zmtp.ready(b"ROUTER", about=about), answer
+        self._keyring, self._own = keyring, None if keyring is None else KeyPair(keyring.public, keyring.secret)
+        self._about = zmtp.properties(b"ROUTER", about=about)
+        self._hello = zmtp.greeting(zmtp.CURVE, listens=True) if keyring else zmtp.GREETING + zmtp.command(
+            b"READY", self._about
+        )  # fmt: skip
+        self._answer = answer
         self._compare = compare
         self._socket = _listening(address)
         self._epoll = select.epoll()
@@ -170,6 +189,14 @@ class Listener:
         if now - self._tidied > _TIDY:
             self._tidied = now
             self._tidy(now)
+
+    def admit(self, keyring: Keyring, nodes: int) -> None:
+        """Take other keys from now on, and hang up on whoever holds one that is no longer taken."""
+        self._keyring, self._nodes = keyring, nodes
+        for file, connection in [*self._connections.items()]:
+            handshake = connection.handshake
+            if connection.node is not None and handshake and keyring.node_of(handshake.key) != connection.node:
+                self._hang_up(file, "revoked", "its key is no longer one of the federation")
 
     def blame(self, message: Arrived, now: float) -> None:
         """A message was of no use."""
@@ -253,10 +280,18 @@ class Listener:
 
     def _first(self, file: int, connection: _Connection, item: Command | list[Frame], now: float) -> None:
         """Take in who it is, or what it asks."""
+        if connection.handshake is not None and connection.handshake.session is None:
+            if not isinstance(item, Command):
+                raise RemoteError("plaintext", "a message before both ends have agreed on keys")
+            answer = connection.handshake.take(item, self._about)
+            if connection.handshake.said is not None:
+                self._proved(connection, None)  # a stranger is told nothing
+                connection.reader.sealing, item = connection.handshake.session, connection.handshake.said
+            connection.say(answer)
+            if isinstance(item, Command) and connection.handshake.said is not item:
+                return
         if connection.asks and self._compare is not None and not isinstance(item, Command):
-            answer = self._compare(b"".join(item), now)
-            with contextlib.suppress(OSError):
-                connection.link.send(zmtp.message(answer))
+            connection.tell(self._compare(b"".join(item), now))
             self._remove(file)
         elif connection.asks or not isinstance(item, Command):
             raise RemoteError("handshake", "a message before it has said who it is")
@@ -264,11 +299,24 @@ class Listener:
             connection.asks, connection.reader.limits = True, Limits(strangers.CAP, 1, strangers.CAP)
         else:
             node = zmtp.introduced(said, self._federation)
+            self._proved(connection, node)
             self._introduced(connection, node, now)
             told = b"" if self._answer is None else self._answer(node)
             if told and zmtp.asks(item):
-                with contextlib.suppress(BlockingIOError):  # what it does not take at once it does not get
-                    connection.link.send(told)
+                connection.tell(told)
+
+    def _proved(self, connection: _Connection, node: int | None) -> None:
+        """Raise RemoteError unless the key that it has proved to hold is that of the node it says it is; None: any."""
+        if self._keyring is None or connection.handshake is None:
+            return
+        key = connection.handshake.key
+        holder = self._keyring.node_of(key)
+        if holder is None and key in self._keyring.former:
+            raise RemoteError("revoked", f"{self._keyring.former[key]}, whose key has been revoked")
+        if holder is None:
+            raise RemoteError("stranger", "whose key is none of the federation's")
+        if node is not None and holder != node:
+            raise RemoteError("identity", f"says it is node {node}, with the key of node {holder}")
 
     def _introduced(self, connection: _Connection, node: int, now: float) -> None:
         if node >= self._nodes:
@@ -306,7 +354,7 @@ class Listener:
             link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in _KEEPALIVE:
                 link.setsockopt(socket.IPPROTO_TCP, option, value)
-            self._connections[link.fileno()] = _Connection(link, now)
+            self._connections[link.fileno()] = _Connection(link, now, self._own)
             self._epoll.register(link, select.EPOLLIN)
             with contextlib.suppress(OSError):  # it has gone already, which will be read
                 link.send(self._hello)

@@ -22,7 +22,7 @@ import zmq
 from p2pfl.drivers.live import clock, ports, versions, zmtp
 from p2pfl.drivers.live.addresses import Names
 from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
-from p2pfl.drivers.live.transport import dealer
+from p2pfl.drivers.live.transport import dealer, keys_to
 from p2pfl.drivers.live.zmtp import Limits
 from p2pfl.errors import ConfigError
 from p2pfl.protocol.membership import wire
@@ -46,6 +46,7 @@ from p2pfl.protocol.membership.events import (
 from p2pfl.protocol.membership.membership import Membership
 from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, NOBODY, Me, Member, MemberEntry
 from p2pfl.protocol.membership.timing import ProbeTiming
+from p2pfl.trust.keyring import Keyring
 
 _QUEUE = 64
 """Messages that may wait on a connection."""
@@ -89,16 +90,19 @@ _NODES = 1 << 31
 class MemberSockets:
     """The sockets of a member. `dropped` is called with a reason and a detail. OSError: `listen` can't be bound."""
 
-    def __init__(self, listen: str, node: int, cluster: str, dropped: Callable[[str, str], None]) -> None:
-        self._dropped = dropped
+    def __init__(
+        self, listen: str, node: int, cluster: str, dropped: Callable[[str, str], None], keyring: Keyring | None = None
+    ) -> None:
+        self._dropped, self._keyring = dropped, keyring
         about = versions.here(node, versions.MEMBERSHIP).encode()
-        self.listener = Listener(listen, cluster, _NODES, _ALLOWANCE, clock.now(), about)
+        self.listener = Listener(listen, cluster, _NODES, _ALLOWANCE, clock.now(), about, keyring=keyring)
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._introduction = zmtp.introduction(cluster, node)
         self._names = Names()
         self.dealers: dict[str, zmq.Socket[bytes]] = {}
-        self._numbers: dict[str, str] = {}  # where a dealer connects to
+        self._numbers: dict[str, str] = {}  # where a dealer connects to ...
+        self._whose: dict[str, int | None] = {}  # ... and the node that must be there; None: not known
         self._took: dict[str, float] = {}  # when it was made or has last taken a message
         self._used: dict[str, float] = {}
         self.waiting: dict[str, deque[tuple[float, bytes]]] = {}  # until when, what; for a connection to come up
@@ -111,12 +115,28 @@ class MemberSockets:
         if address in self.dealers and self._numbers[address] != numbers:
             self.dealers.pop(address).close()
         if address not in self.dealers:
-            self.dealers[address] = dealer(self._context, self._introduction, _QUEUE, 50, numbers, *_SHORT)
+            keys = keys_to(self._whose.get(address), self._keyring)
+            self.dealers[address] = dealer(self._context, self._introduction, keys, _QUEUE, 50, numbers, *_SHORT)
             self._numbers[address], self._took[address] = numbers, now
         return self.dealers[address]
 
-    def send(self, address: str, data: bytes, now: float) -> None:
-        """Send, or drop; a message to an address that has just been called may wait for a moment."""
+    def admit(self, keyring: Keyring, nodes: int) -> None:
+        """Take other keys from now on, and hang up on whoever no longer has one."""
+        before, self._keyring = self._keyring, keyring
+        for address, node in self._whose.items():
+            gone = before is not None and node is not None and before.key_of(node) != keyring.key_of(node)
+            if gone and address in self.dealers:
+                self.dealers.pop(address).close()
+        self.listener.admit(keyring, nodes)
+
+    def send(self, address: str, data: bytes, now: float, node: int | None = None) -> None:
+        """Send, or drop; a message to an address that has just been called may wait for a moment.
+
+        `node`: whom it is for; with keys, nobody else can take it.
+        """
+        if self._whose.get(address) != node and address in self.dealers and self._keyring is not None:
+            self.dealers.pop(address).close()
+        self._whose[address] = node
         try:
             self.dealer(address, now).send(data, zmq.NOBLOCK)
             self._took[address] = now
@@ -167,7 +187,7 @@ class MemberSockets:
         for address, time in [*self._used.items()]:
             if now - time > _IDLE:
                 del self._used[address]
-                for kept in (self.waiting, self._numbers, self._took):
+                for kept in (self.waiting, self._numbers, self._took, self._whose):
                     kept.pop(address, None)
                 dealer = self.dealers.pop(address, None)
                 if dealer is not None:

@@ -13,15 +13,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import zmq
+from zmq.utils import z85
 
-from p2pfl.drivers.live import clock, parcels, ports, versions, zmtp
+from p2pfl.drivers.live import clock, curve, parcels, ports, versions, zmtp
 from p2pfl.drivers.live.addresses import Names
+from p2pfl.drivers.live.curve import Keys
 from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
 from p2pfl.drivers.live.parcels import PIECE, WINDOW, Letter, ParcelsIn, ParcelsOut
 from p2pfl.drivers.live.zmtp import Limits
 from p2pfl.errors import RemoteError
 from p2pfl.protocol.codec import HEADER_CAP, Schema
 from p2pfl.protocol.events import Progressed
+from p2pfl.trust.keyring import Keyring
 
 _QUEUE = 64
 """Messages that may wait for one neighbour. The protocol has a handful under way; more means that it reads nothing."""
@@ -46,11 +49,12 @@ _LAST = 50
 
 
 def dealer(
-    context: zmq.Context[Any], introduction: bytes, queue: int, reconnect: int, address: str, *more: tuple[int, int]
-) -> zmq.Socket[bytes]:
+    context: zmq.Context[Any], introduction: bytes, keys: Keys | None, queue: int, reconnect: int, address: str,
+    *more: tuple[int, int],
+) -> zmq.Socket[bytes]:  # fmt: skip
     """Make a socket that sends to an address, and says who it is whenever it connects. Raises ZMQError.
 
-    `reconnect`: in milliseconds, always. `more`: options and their values.
+    `keys`: None: nothing is sealed. `reconnect`: in milliseconds, always. `more`: options and their values.
 
     Nothing is read from it: whatever sits at the other end may put one message into it and then waits.
     """
@@ -68,12 +72,25 @@ def dealer(
     ):
         made.setsockopt(option, value)
     made.setsockopt(zmq.ROUTING_ID, introduction)
+    if keys is not None:
+        made.curve_publickey, made.curve_secretkey = map(z85.encode, keys.own)
+        made.curve_serverkey = z85.encode(keys.theirs)
     try:
         made.connect(address)
     except zmq.ZMQError:
         made.close()
         raise
     return made
+
+
+def keys_to(node: int | None, keyring: Keyring | None) -> Keys | None:
+    """Return the keys of a link to a node; None: none are wanted. Raises ZMQError, Again, for one that has no key."""
+    if keyring is None:
+        return None
+    found = curve.keys(keyring, node)
+    if found is None:
+        raise zmq.Again
+    return found
 
 
 class Transport:
@@ -88,8 +105,12 @@ class Transport:
         schemas: Sequence[Schema],
         piece: int = PIECE,
         compare: Callable[[bytes, float], bytes] | None = None,
+        keyring: Keyring | None = None,
     ) -> None:
-        """`schemas`: of all that can come in; `compare`: see Listener. ConfigError when `listen` can't be bound."""
+        """`schemas`: of all that can come in; `compare`, `keyring`: see Listener.
+
+        ConfigError when `listen` can't be bound.
+        """
         formats = [schema.nbytes for schema in schemas]
         largest, whole = max(map(sum, formats)), WINDOW * piece
         limits = Limits(
@@ -103,8 +124,12 @@ class Transport:
         allowance = Allowance(limits, _RATE, _BURST, unit=float("inf"), large=piece / 2)
         about = versions.here(node, versions.MODELS).encode()
         self._listener = ports.listening(
-            listen, lambda: Listener(listen, federation, nodes, allowance, clock.now(), about, compare=compare)
+            listen,
+            lambda: Listener(
+                listen, federation, nodes, allowance, clock.now(), about, compare=compare, keyring=keyring
+            ),
         )
+        self._keyring = keyring
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._introduction = zmtp.introduction(federation, node)
@@ -130,6 +155,15 @@ class Transport:
         if node in self._dealers:
             self._dealers.pop(node).close(0)
 
+    def admit(self, keyring: Keyring, nodes: int) -> None:
+        """Take other keys from now on: what is under way to who no longer has one is for nobody, links are hung up."""
+        before, self._keyring = self._keyring, keyring
+        for node in [*self._dealers]:
+            if before is not None and before.key_of(node) != keyring.key_of(node):
+                self._dealers.pop(node).close(0)
+                self._parcels_out.lose(node)
+        self._listener.admit(keyring, nodes)
+
     def lose(self, node: int) -> None:
         """A node is not there any more: what is under way to it is for nobody."""
         self._parcels_out.lose(node)
@@ -147,7 +181,8 @@ class Transport:
         if node in self._dealers and self._numbers[node] != numbers:
             self._dealers.pop(node).close(0)
         if node not in self._dealers:
-            self._dealers[node] = dealer(self._context, self._introduction, _QUEUE, 20, numbers)
+            keys = keys_to(node, self._keyring)
+            self._dealers[node] = dealer(self._context, self._introduction, keys, _QUEUE, 20, numbers)
             self._numbers[node], self._took[node] = numbers, now
         return self._dealers[node]
 
