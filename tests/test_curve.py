@@ -13,13 +13,15 @@ import pytest
 import zmq
 from zmq.utils import z85
 
-from p2pfl.drivers.live import clock, curve, reach, zmtp
+from p2pfl.drivers.live import clock, curve, forwarding, reach, zmtp
 from p2pfl.drivers.live.curve import Answering, Calling, KeyPair, Keys
 from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
+from p2pfl.drivers.live.parcels import Letter
 from p2pfl.drivers.live.reach import Call, Caller, LookEnd
-from p2pfl.drivers.live.transport import dealer
+from p2pfl.drivers.live.transport import Transport, dealer
 from p2pfl.drivers.live.zmtp import Limits
 from p2pfl.errors import RemoteError
+from p2pfl.protocol.codec import Schema
 from p2pfl.trust import keyring
 from p2pfl.trust.keyring import Keyring
 from p2pfl.trust.keys import PrivateKey
@@ -263,3 +265,148 @@ def test_a_secret_is_not_shown() -> None:
     keys = Keys(pair(1), pair(0).public)
     assert pair(1).secret.hex() not in repr(keys) and repr(pair(1).secret) not in repr(keys)
     assert isinstance(ring(1).members, MappingProxyType)
+
+
+# --- those that nobody can call
+
+
+SIZES = (6_000_000,)
+
+
+class Hub:
+    """Nodes that can be called (0, 3) and nodes that nobody can call (1, 2), as they know each other."""
+
+    def __init__(self, stack: ExitStack, hidden: tuple[int, ...] = (1, 2), open_: tuple[int, ...] = (0, 3)) -> None:
+        members, schema = tuple(sorted(hidden + open_)), Schema("", SIZES)
+        self.at: dict[int, Transport] = {}
+        addresses = {}
+        for node in members:
+            keys = ring(node, members)
+            listen = f"tcp://127.0.0.1:{free()}"
+            addresses[node] = f"{forwarding.DIALS}{node}" if node in hidden else listen
+            self.at[node] = Transport(listen, node, 5, FEDERATION, [schema], keyring=keys, life=7, calls=node in hidden)
+            stack.callback(lambda node=node: self.at[node].close(0))
+        for node, transport in self.at.items():
+            for other, address in addresses.items():
+                if other != node:
+                    transport.know(other, address)
+        limit = clock.now() + LIMIT
+        while not all(self.at[node]._listener.takes(each) for node in open_ for each in hidden):
+            self.turn()
+            assert clock.now() < limit
+
+    def turn(self) -> dict[int, list[Arrived]]:
+        came = {node: list(each.receive()) for node, each in self.at.items()}
+        for each in self.at.values():
+            each.step()
+        return came
+
+    def bring(self, one: int, two: int, letter: Letter) -> Arrived:
+        """Send until it is there."""
+        limit = clock.now() + LIMIT
+        while not self.at[one].send(two, letter):
+            self.turn()
+            assert clock.now() < limit
+        while not (came := self.turn()[two]):
+            assert clock.now() < limit
+        return came[0]
+
+
+def free() -> int:
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        port: int = made.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize(("one", "two"), [(0, 1), (1, 0), (1, 2)])
+def test_links_of_who_cannot_be_called_go_both_ways(stack: ExitStack, one: int, two: int) -> None:
+    hub, body = Hub(stack), random.Random(3).randbytes(SIZES[0])
+    came = hub.bring(one, two, Letter([b"small"], 5))
+    assert came.node == one and [bytes(each) for each in came.frames] == [b"small"]
+    came = hub.bring(one, two, Letter([b"header", body], len(body) + 6))  # in pieces, which are answered
+    assert came.node == one and [bytes(each) for each in came.frames] == [b"header", body]
+    passed = {ends for node in (0, 3) for ends in hub.at[node].forwarded}
+    assert passed == ({(1, 2), (2, 1)} if {one, two} == {1, 2} else set())
+
+
+def test_another_passes_on_when_one_is_gone(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarding, "_SILENT", 0.3)
+    hub = Hub(stack)
+    hub.bring(1, 2, Letter([b"first"], 5))
+    gone = next(node for node in (0, 3) if hub.at[node].forwarded)
+    hub.at[gone].close(0)
+    del hub.at[gone]
+    stack.pop_all()
+    limit, came = clock.now() + LIMIT, list[Arrived]()
+    while not came:
+        hub.at[1].send(2, Letter([b"again"], 5))
+        came = hub.turn()[2]
+        assert clock.now() < limit
+    assert bytes(came[0].frames[0]) == b"again"
+    for each in hub.at.values():
+        each.close(0)
+
+
+def test_what_is_passed_on_is_neither_read_nor_changed_nor_taken_twice() -> None:
+    one, way, two = (forwarding.Forwarder(ring(node), 7) for node in (1, 0, 2))
+    frames = one.seal(2, [b"header", b"model" * 100])
+    assert frames is not None and forwarding.is_forwarded(frames) and forwarding.ends(frames) == (1, 2)
+    assert not any(b"model" in each for each in frames)
+    with pytest.raises(RemoteError, match="forwarded for node 2"):
+        way.open(frames, 0)
+    assert [bytes(each) for each in two.open(frames, 0)[1]] == [b"header", b"model" * 100]
+    with pytest.raises(RemoteError) as error:
+        two.open(frames, 0)
+    assert error.value.reason == "replay"
+    second = one.seal(2, [b"header", b"other"])
+    assert second is not None
+    for lie in (
+        [second[0], second[2], second[1]],  # another order
+        second[:2],  # less of it
+        [second[0], frames[1], second[2]],  # of two messages
+        [second[0], second[1], second[2][:-1] + bytes([second[2][-1] ^ 1])],
+        [second[0], b"", second[2]],
+        [second[0]],
+    ):
+        with pytest.raises(RemoteError):
+            two.open(lie, 0)
+    forged = forwarding.Forwarder(ring(0), 8).seal(2, [b"header"])  # by the one that forwards, in the name of node 1
+    assert forged is not None
+    with pytest.raises(RemoteError, match="does not open"):
+        two.open([second[0], *forged[1:]], 0)
+    again = forwarding.Forwarder(ring(1), 8).seal(2, [b"of its next life"])
+    assert again is not None
+    assert two.open(again, 0)[0] == 1
+    with pytest.raises(RemoteError, match="come before"):
+        two.open(second, 0)
+    two.admit(ring(2, (0, 2), (1,)))
+    with pytest.raises(RemoteError, match="forwarded for"):
+        two.open(again, 0)
+
+
+def test_nothing_is_passed_on_in_the_name_of_another(stack: ExitStack) -> None:
+    hub = Hub(stack)
+    hub.bring(1, 2, Letter([b"hello"], 5))
+    hub.bring(3, 2, Letter([b"hello"], 5))
+    forged = forwarding.Forwarder(ring(1, (0, 1, 2, 3)), 9).seal(2, [b"header"])
+    assert forged is not None
+    told: list[tuple[str, str]] = []
+    limit = clock.now() + LIMIT
+    while not told:
+        hub.at[3].send(0, Letter(forged, 10))
+        assert not hub.turn()[2]
+        told = hub.at[0].watch()
+        assert clock.now() < limit
+    assert told[0][0] == "identity"
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_one_that_passes_on_garbage_is_not_believed(frames: int) -> None:
+    two, draw = forwarding.Forwarder(ring(2), 7), random.Random(frames)
+    head = forwarding.Forwarder(ring(1), 7).seal(2, [])
+    assert head is not None
+    for _ in range(300):
+        with pytest.raises(RemoteError):
+            two.open([head[0], *(draw.randbytes(draw.randint(0, 200)) for _ in range(frames))], 0)
+            two.blame(1, 0)

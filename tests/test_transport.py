@@ -568,7 +568,9 @@ def test_why_nobody_is_reached_at_an_address(monkeypatch: pytest.MonkeyPatch, th
     introduction, seen = zmtp.introduction(FEDERATION, 1), list[str]()
     port = free("127.0.0.1")
     address = f"tcp://127.0.0.1:{port}"
-    looks = threading.Thread(target=lambda: seen.append(reach.examine(address, reach.Caller(introduction, asks=True)).why))
+    looks = threading.Thread(
+        target=lambda: seen.append(reach.examine(address, reach.Caller(introduction, about=zmtp.ASKS)).why)
+    )
     with ExitStack() as stack:
         if there in ("this federation", "another federation"):
             name = FEDERATION if there == "this federation" else "another"
@@ -624,7 +626,10 @@ def test_a_name_that_nobody_knows_and_a_firewall_are_told_apart(monkeypatch: pyt
             raise TimeoutError
 
     monkeypatch.setattr(reach.socket, "socket", Firewall)
-    assert reach.examine("tcp://127.0.0.1:7", reach.Caller(b"me")).why == "no answer from port 7: a firewall, or the machine is off"
+    assert (
+        reach.examine("tcp://127.0.0.1:7", reach.Caller(b"me")).why
+        == "no answer from port 7: a firewall, or the machine is off"
+    )
 
 
 def test_what_was_seen_at_an_address_is_looked_at_again_later(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,7 +262,7 @@ class Checkup:
                 threading.Thread(target=self._examine, args=(address,), name="checkup", daemon=True).start()
 
     def _examine(self, address: str) -> None:
-        caller = Caller(self._introduction, self._wanted.keys(address), asks=True)
+        caller = Caller(self._introduction, self._wanted.keys(address), zmtp.ASKS)
         models, membership = (reach.examine(at, caller) for at in (address, membership_address(address)))
         self._seen.put((address, models, membership))
 

@@ -14,12 +14,13 @@ import contextlib
 import math
 import select
 import socket
-from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from p2pfl.drivers.live import addresses, zmtp
 from p2pfl.drivers.live.curve import Answering, KeyPair
+from p2pfl.drivers.live.inlets import Inlet
 from p2pfl.drivers.live.zmtp import Command, Frame, Limits, Reader
 from p2pfl.errors import RemoteError
 from p2pfl.protocol import strangers
@@ -75,6 +76,9 @@ _OVERDUE = 2.0
 _BARRED = 5.0
 """Seconds for which a node that has sent too much makes no other connection."""
 
+_QUEUE = 64
+"""Frames that may wait to be written to a node that nobody can call."""
+
 _USELESS = 20.0, 200.0
 """Messages of a node that may be of no use: a second for long, and at once."""
 
@@ -98,6 +102,8 @@ class Arrived(NamedTuple):
 
 
 class _Connection:
+    inlet = False  # this node has made it
+
     def __init__(self, link: socket.socket, now: float, own: KeyPair | None) -> None:
         self.link, self.reader = link, Reader(zmtp.NULL if own is None else zmtp.CURVE)
         self.handshake = None if own is None else Answering(own)
@@ -107,6 +113,13 @@ class _Connection:
         self.budget = Budget(0.0, 1.0, now)  # ... and may say that
         self.behind: float | None = None  # since when there has always been something left to read
 
+        self.out: deque[memoryview] | None = None  # what waits to be written; None: nothing is written to it
+
+    @property
+    def way(self) -> tuple[bool, bool]:
+        """Return what it is for: of those for the same a node needs one."""
+        return self.inlet, self.out is None
+
     def say(self, data: bytes) -> None:
         """Send, as far as the system takes it at once: nobody waits here."""
         with contextlib.suppress(OSError):
@@ -115,6 +128,17 @@ class _Connection:
     def tell(self, body: bytes) -> None:
         """Send a message of one frame."""
         self.say(zmtp.message(body, self.reader.sealing))
+
+    def write(self) -> None:
+        """Write what waits, as far as the system takes it. Raises OSError."""
+        assert self.out is not None
+        with contextlib.suppress(BlockingIOError):
+            while self.out:
+                count = self.link.send(self.out[0])
+                if count < len(self.out[0]):
+                    self.out[0] = self.out[0][count:]
+                else:
+                    self.out.popleft()
 
 
 class _Costs:
@@ -149,6 +173,7 @@ class Listener:
         self._epoll = select.epoll()
         self._epoll.register(self._socket, select.EPOLLIN)
         self._connections: dict[int, _Connection] = {}  # by file descriptor
+        self._takers: dict[int, int] = {}  # connections by which nodes are written to that nobody can call
         self._ready: dict[int, None] = {}  # with something to read, in the order of their turns
         self._paused: set[int] = set()  # that have spent their budget
         self._costs: dict[int, _Costs] = {}
@@ -173,10 +198,13 @@ class Listener:
     def receive(self, now: float) -> Iterator[Arrived]:
         """Return the messages of this turn."""
         self._resume(now)
-        for file, _ in self._epoll.poll(0):
+        for file, events in self._epoll.poll(0):
             if file == self._socket.fileno():
                 self._accept(now)
-            else:
+                continue
+            if events & select.EPOLLOUT:
+                self._write(file)
+            if events & ~select.EPOLLOUT and file in self._connections:
                 self._ready[file] = None
         left = _TURN
         for file in [*self._ready]:
@@ -190,12 +218,55 @@ class Listener:
             self._tidied = now
             self._tidy(now)
 
+    def takes(self, node: int) -> bool:
+        """Return whether a node has called that nobody can call, and what is for it is taken here."""
+        return node in self._takers
+
+    def put(self, node: int, frames: Sequence[Any]) -> bool:
+        """Send to one that `takes`, in order; False when it takes nothing now."""
+        file = self._takers.get(node)
+        connection = None if file is None else self._connections[file]
+        if file is None or connection is None or connection.out is None or len(connection.out) >= _QUEUE:
+            return False
+        last = len(frames) - 1
+        sealing = connection.reader.sealing
+        for index, each in enumerate(frames):
+            body, more = bytes(memoryview(each)), int(index < last)
+            connection.out.append(memoryview(zmtp.frame(body, more) if sealing is None else sealing.seal(more, body)))
+        self._write(file)
+        return True
+
+    def _write(self, file: int) -> None:
+        connection = self._connections[file]
+        try:
+            connection.write()
+        except OSError:
+            self._closed(file, connection)
+            return
+        if file not in self._paused:
+            self._epoll.modify(file, self._wanted(connection))
+
+    def adopt(self, inlet: Inlet, now: float) -> None:
+        """Read from now on what comes by a connection that this node has made."""
+        inlet.link.setblocking(False)
+        _keep_alive(inlet.link)
+        connection = _Connection(inlet.link, now, None)
+        connection.reader, connection.inlet = inlet.reader, True
+        self._connections[inlet.link.fileno()] = connection
+        self._epoll.register(inlet.link, select.EPOLLIN)
+        self._costs.setdefault(inlet.node, _Costs(now))
+        self._known(connection, inlet.node, now)
+        self._ready[inlet.link.fileno()] = None  # what came with the greeting has been read already
+
+    def adopted(self, node: int) -> bool:
+        """Return whether there is such a connection with a node."""
+        return any(each.inlet and each.node == node for each in self._connections.values())
+
     def admit(self, keyring: Keyring, nodes: int) -> None:
         """Take other keys from now on, and hang up on whoever holds one that is no longer taken."""
         self._keyring, self._nodes = keyring, nodes
         for file, connection in [*self._connections.items()]:
-            handshake = connection.handshake
-            if connection.node is not None and handshake and keyring.node_of(handshake.key) != connection.node:
+            if connection.node is not None and connection.node not in keyring.members:
                 self._hang_up(file, "revoked", "its key is no longer one of the federation")
 
     def blame(self, message: Arrived, now: float) -> None:
@@ -225,6 +296,10 @@ class Listener:
         self._connections.clear()
         self._epoll.close()
         self._socket.close()
+
+    @staticmethod
+    def _wanted(connection: _Connection) -> int:
+        return select.EPOLLIN | (select.EPOLLOUT if connection.out else 0)
 
     # --- reading
 
@@ -300,7 +375,10 @@ class Listener:
         else:
             node = zmtp.introduced(said, self._federation)
             self._proved(connection, node)
+            connection.out = deque() if zmtp.takes(item) else None
             self._introduced(connection, node, now)
+            if connection.out is not None:
+                self._takers[node] = file
             told = b"" if self._answer is None else self._answer(node)
             if told and zmtp.asks(item):
                 connection.tell(told)
@@ -325,11 +403,15 @@ class Listener:
         if not connects.left(now):
             raise RemoteError("flood", f"says it is node {node}, which has connected too often")
         connects.spend(1)
+        self._known(connection, node, now)
+
+    def _known(self, connection: _Connection, node: int, now: float) -> None:
+        """It is known whose connection it is."""
         connection.node, connection.reader.limits = node, self._allowance.limits
         rate, burst = self._allowance.rate, self._allowance.burst
         connection.budget = Budget(rate, burst, now, rate / 10)
         others = {file: each for file, each in self._connections.items() if each is not connection}
-        same = [file for file, each in others.items() if each.node == node]
+        same = [file for file, each in others.items() if each.node == node and each.way == connection.way]
         known = [file for file, each in others.items() if each.node is not None]
         for files, most in ((same, _SAME), (known, _CONNECTIONS)):
             if len(files) >= most:
@@ -351,9 +433,7 @@ class Listener:
                 continue
             self._accepts.spend(1)
             link.setblocking(False)
-            link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in _KEEPALIVE:
-                link.setsockopt(socket.IPPROTO_TCP, option, value)
+            _keep_alive(link)
             self._connections[link.fileno()] = _Connection(link, now, self._own)
             self._epoll.register(link, select.EPOLLIN)
             with contextlib.suppress(OSError):  # it has gone already, which will be read
@@ -372,7 +452,7 @@ class Listener:
         for file in [*self._paused]:
             if self._connections[file].budget.left(now):
                 self._paused.discard(file)
-                self._epoll.register(file, select.EPOLLIN)
+                self._epoll.register(file, self._wanted(self._connections[file]))
                 self._ready[file] = None
 
     def _tidy(self, now: float) -> None:
@@ -410,12 +490,21 @@ class Listener:
     def _remove(self, file: int) -> None:
         self._ready.pop(file, None)
         self._paused.discard(file)
-        self._connections.pop(file).link.close()  # which takes it out of the epoll
+        connection = self._connections.pop(file)
+        connection.link.close()  # which takes it out of the epoll
+        if connection.node is not None and self._takers.get(connection.node) == file:
+            del self._takers[connection.node]
 
     def _tell(self, reason: str, detail: str) -> None:
         self.dropped[reason] += 1
         if len(self._told) < _STRANGERS:
             self._told.append((reason, detail))
+
+
+def _keep_alive(link: socket.socket) -> None:
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        link.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _listening(address: str) -> socket.socket:

@@ -6,6 +6,7 @@ concluded from a socket about whether the other end lives. What can't be sent no
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import json
@@ -21,10 +22,12 @@ import zmq
 
 from p2pfl.drivers.live import clock, ports, versions, zmtp
 from p2pfl.drivers.live.addresses import Names
+from p2pfl.drivers.live.forwarding import FORWARDED, Forwarder, dials, is_forwarded, widened
+from p2pfl.drivers.live.inlets import Inlets
 from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
 from p2pfl.drivers.live.transport import dealer, keys_to
 from p2pfl.drivers.live.zmtp import Limits
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, RemoteError
 from p2pfl.protocol.membership import wire
 from p2pfl.protocol.membership.events import (
     Accused,
@@ -91,11 +94,18 @@ class MemberSockets:
     """The sockets of a member. `dropped` is called with a reason and a detail. OSError: `listen` can't be bound."""
 
     def __init__(
-        self, listen: str, node: int, cluster: str, dropped: Callable[[str, str], None], keyring: Keyring | None = None
-    ) -> None:
+        self, listen: str, node: int, cluster: str, dropped: Callable[[str, str], None],
+        keyring: Keyring | None = None, calls: bool = False,
+    ) -> None:  # fmt: skip
+        """`calls`: nobody can call this member, so that it calls whoever can be called."""
         self._dropped, self._keyring = dropped, keyring
         about = versions.here(node, versions.MEMBERSHIP).encode()
-        self.listener = Listener(listen, cluster, _NODES, _ALLOWANCE, clock.now(), about, keyring=keyring)
+        allowance = _ALLOWANCE if keyring is None else _ALLOWANCE._replace(limits=widened(_ALLOWANCE.limits))
+        self.listener = Listener(listen, cluster, _NODES, allowance, clock.now(), about, keyring=keyring)
+        self._forwarder = None if keyring is None else Forwarder(keyring, clock.life())
+        self._inlets: Inlets | None = None
+        if keyring is not None and calls:
+            self._inlets = Inlets(zmtp.introduction(cluster, node), keyring, self.listener.adopted)
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._introduction = zmtp.introduction(cluster, node)
@@ -123,6 +133,9 @@ class MemberSockets:
     def admit(self, keyring: Keyring, nodes: int) -> None:
         """Take other keys from now on, and hang up on whoever no longer has one."""
         before, self._keyring = self._keyring, keyring
+        for each in (self._forwarder, self._inlets):
+            if each is not None:
+                each.admit(keyring)
         for address, node in self._whose.items():
             gone = before is not None and node is not None and before.key_of(node) != keyring.key_of(node)
             if gone and address in self.dealers:
@@ -134,9 +147,15 @@ class MemberSockets:
 
         `node`: whom it is for; with keys, nobody else can take it.
         """
+        if dials(address):
+            if node is None or not self._forwarded(node, data, now):
+                self._dropped("unsent", f"to {address}: it has called nobody that could forward this")
+            return
         if self._whose.get(address) != node and address in self.dealers and self._keyring is not None:
             self.dealers.pop(address).close()
         self._whose[address] = node
+        if self._inlets is not None and node is not None:
+            self._inlets.want(node, address)
         try:
             self.dealer(address, now).send(data, zmq.NOBLOCK)
             self._took[address] = now
@@ -147,6 +166,19 @@ class MemberSockets:
         except zmq.ZMQError as error:
             self._dropped("address", f"{address}: {error}")
         self._used[address] = now
+
+    def _forwarded(self, node: int, data: bytes, now: float) -> bool:
+        """Send to a member that nobody can call: by the connection that it has made, or by way of another."""
+        if self.listener.takes(node):
+            return self.listener.put(node, [data])
+        if self._inlets is None or self._forwarder is None or (sealed := self._forwarder.seal(node, [data])) is None:
+            return False
+        whose = {other: address for address, other in self._whose.items() if other is not None}
+        for way in self._forwarder.ways(node, sorted(whose), now):
+            with contextlib.suppress(zmq.ZMQError):
+                self.dealer(whose[way], now).send_multipart(sealed, zmq.NOBLOCK)
+                return True
+        return False
 
     @property
     def calling(self) -> list[zmq.Socket[bytes]]:
@@ -171,12 +203,33 @@ class MemberSockets:
 
     def receive(self, now: float) -> Iterator[Arrived]:
         """Return datagrams that have come in, a bounded number."""
-        yield from self.listener.receive(now)
+        for inlet in () if self._inlets is None else self._inlets.step(now):
+            self.listener.adopt(inlet, now)
+        for message in self.listener.receive(now):
+            if self._forwarder is None or not is_forwarded(message.frames):
+                yield message
+                continue
+            try:
+                mine = self._forwarder.take(message, self.listener, now)
+            except RemoteError as error:
+                self._dropped(error.reason, f"of node {message.node}: {error.detail}")
+                continue
+            if mine is not None:
+                yield mine
         for reason, detail in self.listener.told():
             self._dropped(reason, detail)
 
+    def blame(self, message: Arrived, now: float) -> None:
+        """A datagram was of no use."""
+        if self._forwarder is not None and message.link == FORWARDED:
+            self._forwarder.blame(message.node, now)
+        else:
+            self.listener.blame(message, now)
+
     def close(self) -> None:
         """Close all sockets."""
+        if self._inlets is not None:
+            self._inlets.close()
         for each in self.dealers.values():
             each.close()
         self.listener.close()
@@ -277,7 +330,7 @@ class MemberProcess:
                 case MemberDrop(reason, detail):
                     self._dropped(reason, detail)
                     if message is not None:
-                        self._sockets.listener.blame(message, now)
+                        self._sockets.blame(message, now)
                 case Gone():
                     self._outbox.append({"event": "Gone"})
                 case Accused() | Superseded() | Conflict():

@@ -82,7 +82,7 @@ class Reachability:
     def _look(self, address: str) -> None:
         try:
             keys = self._keys(address)
-            found = examine(address, Caller(self._introduction, keys, asks=True))
+            found = examine(address, Caller(self._introduction, keys, zmtp.ASKS))
             seen = found.why
             stranger = ask(models_address(address), self._ours, keys) if found.how == LookEnd.OTHER else None
             if stranger is None:
@@ -100,7 +100,7 @@ class Caller(NamedTuple):
 
     identity: bytes
     keys: Keys | None = None
-    asks: bool = False
+    about: bytes = b""  # zmtp.ASKS, TAKES
 
 
 class Call:
@@ -114,7 +114,7 @@ class Call:
     def greet(self) -> Command:
         """Greet the other end; return what it says of itself. Raises OSError, TimeoutError, RemoteError."""
         who = self._who
-        about = zmtp.properties(b"DEALER", who.identity, zmtp.ASKS if who.asks else b"")
+        about = zmtp.properties(b"DEALER", who.identity, who.about)
         if who.keys is None:
             self._link.sendall(zmtp.GREETING + zmtp.command(b"READY", about))
             return self._said()

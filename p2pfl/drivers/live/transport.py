@@ -9,7 +9,7 @@ those to a neighbour that is not connected are dropped, unless they come behind 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import zmq
@@ -18,6 +18,8 @@ from zmq.utils import z85
 from p2pfl.drivers.live import clock, curve, parcels, ports, versions, zmtp
 from p2pfl.drivers.live.addresses import Names
 from p2pfl.drivers.live.curve import Keys
+from p2pfl.drivers.live.forwarding import FORWARDED, Ends, Forwarder, dials, is_forwarded, widened
+from p2pfl.drivers.live.inlets import Inlets
 from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
 from p2pfl.drivers.live.parcels import PIECE, WINDOW, Letter, ParcelsIn, ParcelsOut
 from p2pfl.drivers.live.zmtp import Limits
@@ -106,8 +108,11 @@ class Transport:
         piece: int = PIECE,
         compare: Callable[[bytes, float], bytes] | None = None,
         keyring: Keyring | None = None,
+        life: int = 0,
+        calls: bool = False,
     ) -> None:
-        """`schemas`: of all that can come in; `compare`, `keyring`: see Listener.
+        """`schemas`: of all that can come in; `compare`, `keyring`: see Listener. `life`: see Forwarder.
+        `calls`: nobody can call this node, so that it calls whoever can be called.
 
         ConfigError when `listen` can't be bound.
         """
@@ -121,6 +126,7 @@ class Transport:
         self._parcels_out, self._parcels_in = ParcelsOut(formats, piece), ParcelsIn(formats)
         self._per_round = _ROUND + (_PER_PIECE * -(-largest // piece) if largest > whole else 0.0)
         self._progress: Counter[tuple[int, int, int]] = Counter()  # bytes, by node, its life, this node's life
+        limits = limits if keyring is None else widened(limits)
         allowance = Allowance(limits, _RATE, _BURST, unit=float("inf"), large=piece / 2)
         about = versions.here(node, versions.MODELS).encode()
         self._listener = ports.listening(
@@ -130,6 +136,10 @@ class Transport:
             ),
         )
         self._keyring = keyring
+        self._forwarder = None if keyring is None else Forwarder(keyring, life)
+        self._inlets: Inlets | None = None
+        if keyring is not None and calls:
+            self._inlets = Inlets(zmtp.introduction(federation, node), keyring, self._listener.adopted)
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._introduction = zmtp.introduction(federation, node)
@@ -154,10 +164,15 @@ class Transport:
         self._addresses[node] = address
         if node in self._dealers:
             self._dealers.pop(node).close(0)
+        if self._inlets is not None and not dials(address):
+            self._inlets.want(node, address)
 
     def admit(self, keyring: Keyring, nodes: int) -> None:
         """Take other keys from now on: what is under way to who no longer has one is for nobody, links are hung up."""
         before, self._keyring = self._keyring, keyring
+        for each in (self._forwarder, self._inlets):
+            if each is not None:
+                each.admit(keyring)
         for node in [*self._dealers]:
             if before is not None and before.key_of(node) != keyring.key_of(node):
                 self._dealers.pop(node).close(0)
@@ -215,6 +230,8 @@ class Transport:
     def _put(self, to: int, frames: Sequence[Any], nbytes: int, now: float) -> bool:
         if to not in self._addresses:
             return False
+        if dials(self._addresses[to]):
+            return self._forwarded(to, frames, nbytes, now)
         try:
             self._dealer(to, now).send_multipart(frames, zmq.NOBLOCK, copy=False)
         except zmq.Again:
@@ -229,10 +246,37 @@ class Transport:
         self.bytes_sent += nbytes
         return True
 
+    def _forwarded(self, to: int, frames: Sequence[Any], nbytes: int, now: float) -> bool:
+        """Send to a node that nobody can call: by the connection that it has made, or by way of another."""
+        if self._listener.takes(to):
+            done = self._listener.put(to, frames)
+            self.bytes_sent += nbytes * done
+            return done
+        if self._inlets is None or self._forwarder is None or (sealed := self._forwarder.seal(to, frames)) is None:
+            return False
+        own = self._keyring.node if self._keyring is not None else to
+        members = sorted(node for node, address in self._addresses.items() if node != own and not dials(address))
+        size = sum(map(len, sealed))
+        return any(self._put(way, sealed, size, now) for way in self._forwarder.ways(to, members, now))
+
+    def _arrived(self, now: float) -> Iterator[Arrived]:
+        """Return what has come in, also by way of others."""
+        for message in self._listener.receive(now):
+            if self._forwarder is None or not is_forwarded(message.frames):
+                yield message
+                continue
+            try:
+                mine = self._forwarder.take(message, self._listener, now)
+            except RemoteError as error:
+                self._faults.append((error.reason, f"of node {message.node}: {error.detail}"))
+                continue
+            if mine is not None:
+                yield mine
+
     def receive(self) -> Iterator[Arrived]:
         """Return messages that have come in, a bounded number."""
         now = clock.now()
-        for message in self._listener.receive(now):
+        for message in self._arrived(now):
             if not parcels.is_parcel(message.frames):
                 yield message
                 continue
@@ -266,6 +310,8 @@ class Transport:
     def step(self) -> list[Progressed]:
         """Go on with what is under way; return what parcels have got on since the last call."""
         now = clock.now()
+        for inlet in () if self._inlets is None else self._inlets.step(now):
+            self._listener.adopt(inlet, now)
         for to in self._parcels_out.waiting:
             self._pump(to, now)
         self._parcels_out.give_up(now)
@@ -282,7 +328,15 @@ class Transport:
 
     def blame(self, message: Arrived) -> None:
         """A message was of no use: after many, the connection is hung up."""
-        self._listener.blame(message, clock.now())
+        if self._forwarder is not None and message.link == FORWARDED:
+            self._forwarder.blame(message.node, clock.now())
+        else:
+            self._listener.blame(message, clock.now())
+
+    @property
+    def forwarded(self) -> Mapping[Ends, int]:
+        """Bytes that this node has forwarded, by whom they were between."""
+        return {} if self._forwarder is None else self._forwarder.forwarded
 
     def watch(self) -> list[tuple[str, str]]:
         """Return what was wrong with connections since the last call: reason and detail."""
@@ -298,6 +352,8 @@ class Transport:
             for _ in self.receive():
                 pass
             self.step()
+        if self._inlets is not None:
+            self._inlets.close()
         for each in self._dealers.values():
             each.setsockopt(zmq.LINGER, int(linger * 1000))
             each.close()

@@ -42,8 +42,9 @@ _BUFFER = 1 << 16
 _LARGE = 1 << 15
 """Bytes from which on a frame is read to where it stays: its arrays are views of it."""
 
-_ABOUT, ASKS = b"X-p2pfl", b"?"
-"""The property of READY that says what listens, and of who connects that it asks."""
+_ABOUT, ASKS, TAKES = b"X-p2pfl", b"?", b"<"
+"""The property of READY that says what listens; and of who connects that it asks, or that it is to be written to by
+this connection, since nobody can call it."""
 
 _KIND = re.compile(rb"([\w.+-]{1,40}) (\d{1,9}) (\d{1,9}) (\d{1,10}) (models|membership)", re.ASCII)
 
@@ -152,6 +153,11 @@ def kind(command: Command) -> Kind | None:
 def asks(command: Command) -> bool:
     """Return whether who introduces itself so wants to be told something, and reads it: no node's own socket does."""
     return _properties(command).get(_ABOUT.lower()) == ASKS
+
+
+def takes(command: Command) -> bool:
+    """Return whether who introduces itself so takes in here what others have for it."""
+    return _properties(command).get(_ABOUT.lower()) == TAKES
 
 
 def introduction(federation: str, node: int) -> bytes:
