@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import json
 import math
 import os
 import socket
@@ -19,7 +18,7 @@ from typing import Any
 import setproctitle
 import zmq
 
-from p2pfl.drivers.live import clock, ports, versions, zmtp
+from p2pfl.drivers.live import clock, packets, ports, versions, zmtp
 from p2pfl.drivers.live.addresses import Names
 from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
 from p2pfl.drivers.live.transport import dealer
@@ -28,12 +27,16 @@ from p2pfl.errors import ConfigError
 from p2pfl.protocol.membership import wire
 from p2pfl.protocol.membership.events import (
     Accused,
+    Admit,
     Busy,
     Changed,
     Conflict,
+    Document,
     Event,
+    Expelled,
     Gone,
     Heard,
+    Known,
     MemberDrop,
     MemberLeave,
     MemberReborn,
@@ -42,10 +45,14 @@ from p2pfl.protocol.membership.events import (
     Progress,
     Say,
     Superseded,
+    Told,
+    Unwanted,
 )
 from p2pfl.protocol.membership.membership import Membership
+from p2pfl.protocol.membership.seeds import Seed
 from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, NOBODY, Me, Member, MemberEntry
 from p2pfl.protocol.membership.timing import ProbeTiming
+from p2pfl.trust.keyring import Keyring
 
 _QUEUE = 64
 """Messages that may wait on a connection."""
@@ -67,6 +74,9 @@ _ROWS = 256
 
 _TOLD_EVERY = 1.0
 """Seconds between words about dropped messages."""
+
+_DOCUMENTS = 16
+"""Documents that may wait for the node; what is not passed on is told again by who has it."""
 
 
 _ALLOWANCE = Allowance(Limits(wire.MESSAGE_CAP, 1, wire.MESSAGE_CAP), rate=100.0, burst=200.0, unit=8192.0)
@@ -117,6 +127,9 @@ class MemberSockets:
 
     def send(self, address: str, data: bytes, now: float) -> None:
         """Send, or drop; a message to an address that has just been called may wait for a moment."""
+        if wire.dialer(address) is not None:
+            self._dropped("address", f"{address}: can't be dialled")
+            return
         try:
             self.dealer(address, now).send(data, zmq.NOBLOCK)
             self._took[address] = now
@@ -177,8 +190,8 @@ class MemberSockets:
 class MemberProcess:
     """The member of a node, and what the node says to it over `link`."""
 
-    def __init__(self, link: socket.socket, packet: int) -> None:
-        self._link, self._packet = link, packet
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
         link.setblocking(False)
         self._poller = zmq.Poller()
         self._poller.register(link, zmq.POLLIN)
@@ -190,6 +203,8 @@ class MemberProcess:
         self._busy_until = 0.0
         self._cut: frozenset[int] = frozenset()
         self._lag = 0.0
+        self._keys: Keyring | None = None
+        self._senders: dict[int, Arrived] = {}  # by whose link each member's last document came
         self._delayed: list[tuple[float, int, str, bytes]] = []
         self._order = itertools.count()
         self._changed = False
@@ -213,7 +228,7 @@ class MemberProcess:
             for message in self._sockets.receive(now):
                 data = bytes(message.frames[0])
                 if not self._is_cut(data, now):
-                    self._handle(Heard(data), now, message)
+                    self._handle(Heard(data, None if self._keys is None else message.node), now, message)
             if self._member.wake <= now:
                 self._handle(MemberTick(), now)
         while self._delayed and self._delayed[0][0] <= now:
@@ -250,23 +265,32 @@ class MemberProcess:
         assert self._member is not None and self._sockets is not None
         for effect in self._member.handle(event, now):
             match effect:
-                case Say(address, data):
-                    self._send(address, data, now)
+                case Say(address, data, node):
+                    self._send(address, data, node, now)
                 case Changed():
                     self._changed = True
                 case MemberDrop(reason, detail):
                     self._dropped(reason, detail)
                     if message is not None:
                         self._sockets.listener.blame(message, now)
-                case Gone():
-                    self._outbox.append({"event": "Gone"})
-                case Accused() | Superseded() | Conflict():
+                case Told(document, by):
+                    self._told(document, by, message)
+                case Accused() | Superseded() | Conflict() | Expelled() | Gone():
                     self._outbox.append({"event": type(effect).__name__, **effect._asdict()})
 
-    def _send(self, address: str, data: bytes, now: float) -> None:
+    def _told(self, document: bytes, by: int, message: Arrived | None) -> None:
+        """Pass a document on; who brought it is remembered, should it be none."""
+        if sum("told" in what for what in self._outbox) < _DOCUMENTS:
+            self._outbox.append({"told": packets.pack_bytes(document), "by": by})
+        if message is not None:
+            self._senders[by] = message._replace(frames=[])
+
+    def _send(self, address: str, data: bytes, node: int | None, now: float) -> None:
         assert self._member is not None and self._sockets is not None
-        if self._cut and any(m.address == address and m.node in self._cut for m in self._member.members):
-            return
+        if self._cut:
+            there = [m.node for m in self._member.members if m.address == address] if node is None else [node]
+            if any(each in self._cut for each in there):
+                return
         if self._lag:
             heapq.heappush(self._delayed, (now + self._lag, next(self._order), address, data))
         else:
@@ -288,16 +312,15 @@ class MemberProcess:
     def _listen_to_node(self, now: float) -> None:
         while True:
             try:
-                packet = self._link.recv(self._packet)
+                what = packets.receive(self._link)
             except BlockingIOError:
                 return
             except ConnectionResetError:
-                packet = b""
-            if not packet:
+                what = None
+            if what is None:
                 self.over = True
                 return
             self._beat = now  # whatever it says, it is there
-            what = json.loads(packet)
             if self._member is None and what["do"] != "begin":  # said to an earlier process, which has died
                 continue
             match what.pop("do"):
@@ -318,35 +341,70 @@ class MemberProcess:
                     self._handle(MemberReborn(what["life"]), now)
                 case "leave":
                     self._handle(MemberLeave(), now)
+                case "document":
+                    self._handle(Document(packets.unpack_bytes(what["document"])), now)
+                case "admit":
+                    self._keys = packets.unpack_keyring(what["keys"])
+                    self._handle(_admitted(self._keys, what["revoked"]), now)
+                case "unwanted":
+                    self._unwanted(bytes.fromhex(what["digest"]), what["by"], now)
+
+    def _unwanted(self, digest: bytes, by: int, now: float) -> None:
+        """What a member has sent as its document is none, and its link is to blame."""
+        assert self._sockets is not None
+        self._handle(Unwanted(digest, by), now)
+        if by in self._senders:
+            self._sockets.listener.blame(self._senders[by], now)
 
     def _begin(
         self,
         now: float,
         me: list[Any],
         cluster: str,
-        seeds: list[str],
+        seeds: list[list[Any]],
         timing: list[Any],
         listen: str,
         known: list[Any],
+        keys: dict[str, Any] | None,
+        revoked: list[int],
+        document: str,
     ) -> None:
         """Bind and join. `known`: the members that an earlier process of this life knew."""
         self._probe_timing, self._cluster = ProbeTiming(*timing), cluster
+        self._keys = None if keys is None else packets.unpack_keyring(keys)
         try:
             # nobody else is to foresee the numbers of its questions
             seed = int.from_bytes(os.urandom(8))
-            member = Membership(Me(*me), cluster, seeds, self._probe_timing, seed)
+            member = Membership(
+                Me(*me),
+                cluster,
+                [Seed(*each) for each in seeds],
+                self._probe_timing,
+                seed,
+                sign=None if keys is None else self._sign,
+                verify=None if keys is None else self._verify,
+                admitted=_admitted(self._keys, revoked),
+                document=packets.unpack_bytes(document),
+            )
             self._sockets = ports.listening(listen, lambda: MemberSockets(listen, me[0], cluster, self._dropped))
         except ConfigError as error:
-            self._link.send(json.dumps({"error": str(error)}).encode())
+            packets.send(self._link, {"error": str(error)})
             return
-        self._link.send(json.dumps({"pid": os.getpid()}).encode())
+        packets.send(self._link, {"pid": os.getpid()})
         self._poller.register(self._sockets.listener.fileno(), zmq.POLLIN)
         self._member = member
         setproctitle.setproctitle(f"p2pfl membership of node {me[0]}")
         self._handle(MemberStart(), now)
-        if known:  # as if the first of them told it, so that they are probed, and nobody is held for gone meanwhile
-            first, *others = (_entry(Member(*row), now) for row in sorted(known, key=lambda row: row[3] != ALIVE))
-            self._handle(Heard(wire.encode(wire.Datagram(cluster, 0, first, others, wire.Gossip()), now)), now)
+        if known:  # so that they are probed, and nobody is held for gone meanwhile
+            self._handle(Known(tuple(_entry(packets.unpack_member(row), now) for row in known)), now)
+
+    def _sign(self, statement: bytes) -> bytes:
+        assert self._keys is not None
+        return self._keys.sign(statement)
+
+    def _verify(self, node: int, statement: bytes, signature: bytes) -> bool:
+        assert self._keys is not None
+        return self._keys.verify(node, statement, signature)
 
     def _tell_node(self, now: float) -> None:
         """Pass on what has happened, as far as the node takes it in; of the table the latest."""
@@ -358,13 +416,13 @@ class MemberProcess:
         if self._changed and not any("table" in what for what in self._outbox):
             assert self._member is not None
             self._changed = False
-            rows = [[*member] for member in self._member.members]
+            rows = [packets.pack_member(member) for member in self._member.members]
             for start in range(0, len(rows), _ROWS):
                 part = rows[start : start + _ROWS]
                 self._outbox.append({"table": part, "more": start + _ROWS < len(rows)})
         try:
             while self._outbox:
-                self._link.send(json.dumps(self._outbox[0]).encode())
+                packets.send(self._link, self._outbox[0])
                 self._outbox.popleft()
         except BlockingIOError:
             return  # the node has much to read; it will be tried again in the next step
@@ -376,11 +434,18 @@ def _entry(member: Member, now: float) -> MemberEntry:
     """An account of a member that an earlier process has told the node of; a suspicion it hears again if it holds."""
     state = member.state if member.state in (DEAD, LEFT) else ALIVE
     at = now if state != ALIVE else max(member.busy, 0.0)
-    return MemberEntry(member.node, member.life, member.refutes, state, member.address, 0, member.round, at, NOBODY)
+    return MemberEntry(
+        member.node, member.life, member.refutes, state, member.address, 0, member.round, at, NOBODY,
+        member.pause, member.signature,
+    )  # fmt: skip
 
 
-def run(link: socket.socket, packet: int) -> None:
+def _admitted(keys: Keyring | None, revoked: list[int]) -> Admit:
+    return Admit(None) if keys is None else Admit(frozenset(keys.verify_keys), frozenset(revoked))
+
+
+def run(link: socket.socket) -> None:
     """Until the node's end of the link closes."""
-    process = MemberProcess(link, packet)
+    process = MemberProcess(link)
     while not process.over:
         process.step()

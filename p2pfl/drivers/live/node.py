@@ -55,7 +55,9 @@ from p2pfl.protocol.events import (
     Unfit,
 )
 from p2pfl.protocol.membership.events import Changed, Gone
+from p2pfl.protocol.membership.seeds import Seed
 from p2pfl.protocol.membership.table import Me, Member
+from p2pfl.protocol.membership.wire import dialer
 from p2pfl.protocol.messages import Hello, Model, Offer, Push
 from p2pfl.protocol.peer import Peer
 from p2pfl.protocol.strangers import Strangers
@@ -225,7 +227,7 @@ class LiveNode:
             join_round, self._past = place.after + 1, place.after
         self._peer = Peer(facts(task, work, place.terms, life, join_round, self._compiled, place.after > 0))
         me = Me(task.node, life, membership_address(place.address), place.terms.nodes)
-        seeds = [membership_address(address) for address in place.peers]
+        seeds = [Seed(membership_address(address)) for address in place.peers]
         self._membership.begin(me, place.terms.federation, seeds, place.probe_timing, own)
 
     def _happens(self, round: int) -> str | None:
@@ -410,7 +412,8 @@ class LiveNode:
                 continue
             if isinstance(event, Changed):
                 for member in event.members:
-                    self._transport.know(member.node, models_address(member.address))
+                    if dialer(member.address) is None:
+                        self._transport.know(member.node, models_address(member.address))
                     if not member.present:
                         self._transport.lose(member.node)
                 self._table = event.members

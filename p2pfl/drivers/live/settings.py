@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from p2pfl.node.plan import Terms
+from p2pfl.protocol.membership.wire import dialer
 
 
 class Place(NamedTuple):
@@ -36,5 +37,7 @@ def models_address(address: str) -> str:
 
 
 def _other_port(address: str, step: int) -> str:
+    if dialer(address) is not None:  # it has none
+        return address
     host, _, port = address.rpartition(":")
     return f"{host}:{int(port) + step}"

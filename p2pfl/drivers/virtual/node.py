@@ -31,6 +31,8 @@ from p2pfl.protocol.events import (
 )
 from p2pfl.protocol.membership import events as membership
 from p2pfl.protocol.membership.membership import Membership
+from p2pfl.protocol.membership.seeds import Seed
+from p2pfl.protocol.membership.statement import Sign, Verify
 from p2pfl.protocol.membership.table import Me
 from p2pfl.protocol.membership.timing import ProbeTiming
 from p2pfl.protocol.messages import Envelope
@@ -83,6 +85,8 @@ class NodeSetup(NamedTuple):
     seeds: Sequence[int]  # nodes that it knows of; one that is there is enough
     taken: Callable[[Envelope], Event] = Received  # of a message with a payload, as its receiver sees it
     log: Callable[[str, int, int, str, int], None] = lambda event, about, round, detail, rounds: None
+    sign: Sign | None = None  # what the membership says of itself, where there are keys ...
+    verify: Verify | None = None  # ... and what others do
 
 
 class VirtualNode:
@@ -92,8 +96,10 @@ class VirtualNode:
         self.world, self.facts, self.given = world, facts, given
         self.peer = Peer(facts)
         me = Me(facts.node, facts.life, address(facts.node), facts.nodes)
-        seeds = [address(node) for node in given.seeds]
-        self.membership = Membership(me, facts.federation, seeds, given.probe_timing, world.seed)
+        seeds = [Seed(address(node)) for node in given.seeds]
+        self.membership = Membership(
+            me, facts.federation, seeds, given.probe_timing, world.seed, given.sign, given.verify
+        )
         self.up = True
         self.done = False  # the peer has ended in good order
         self.ended = 0.0  # when it had

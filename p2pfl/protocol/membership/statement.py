@@ -1,0 +1,93 @@
+"""What a member says of itself, as it signs it; and which signatures of others this node takes for good.
+
+A statement is (node, life, refutes, alive or left, address, length of a pause) of one cluster: what others could use
+to end a life, to move it or to keep a dead one on the list. An entry travels with the latest statement of its member;
+that it is suspect, or dead, is said by others beside it. Rounds, and how long a pause still lasts, are not signed: they
+change with every round and every hop. A relay that lies about them is believed no further than this: a pause ends
+early, or lasts once as long as it was signed for; a round of hearsay is shown to people and makes no majority; and the
+member, who hears of it, says it again as its latest word.
+
+How to sign and to verify is handed in: nothing here knows of keys. Each signature is checked once; a link pays for
+those that are new, and much for those that are wrong, so that a flood of them costs little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgpack
+
+from p2pfl.protocol.budget import Budget
+from p2pfl.protocol.membership.table import LEFT, MemberEntry
+from p2pfl.protocol.membership.wire import ENTRY_CAP
+
+Sign = Callable[[bytes], bytes]
+"""Takes a statement of this node; its signature."""
+
+Verify = Callable[[int, bytes, bytes], bool]
+"""Takes a node, a statement and a signature; whether that node has signed it."""
+
+CHECKS = 100.0, float(ENTRY_CAP)
+"""New signatures that a link may bring: a second for long, and at once: a table is told whole."""
+
+WRONG = 32.0
+"""A wrong one counts as so many: 64 at once, and 3 a second."""
+
+_KNOWN = 4 * ENTRY_CAP
+"""Signatures that were found good and are remembered."""
+
+
+def statement(cluster: str, entry: MemberEntry) -> bytes:
+    """Return what the member of an entry has signed: the same bytes for an alive one, a suspect and a dead one."""
+    left = entry.state == LEFT
+    data: bytes = msgpack.packb(
+        ["member", cluster, entry.node, entry.life, entry.refutes, left, entry.address, entry.pause]
+    )
+    return data
+
+
+class Signatures:
+    """Signs what this node says of itself, and checks what others are said to have said of themselves."""
+
+    def __init__(self, cluster: str, sign: Sign | None, verify: Verify | None) -> None:
+        self._cluster, self._sign, self._verify = cluster, sign, verify
+        self._own = b"", b""  # the latest statement of this node, and its signature
+        self._known: dict[tuple[bytes, bytes], None] = {}
+        self._checks: dict[int, Budget] = {}  # of each link
+
+    @property
+    def there(self) -> bool:
+        """There are keys."""
+        return self._sign is not None
+
+    def signed(self, entry: MemberEntry) -> MemberEntry:
+        """Return what this node says of itself with its signature, where there are keys."""
+        if self._sign is None:
+            return entry
+        said = statement(self._cluster, entry)
+        if said != self._own[0]:
+            self._own = said, self._sign(said)
+        return entry._replace(signature=self._own[1])
+
+    def wrong(self, entry: MemberEntry, by: int, now: float) -> str:
+        """Return why an entry that came by the link of a member is not heard, in a word; "" where it is."""
+        if self._verify is None:
+            return ""
+        said = statement(self._cluster, entry)
+        if (said, entry.signature) == self._own or (said, entry.signature) in self._known:
+            return ""
+        checks = self._checks.setdefault(by, Budget(*CHECKS, now))
+        if not checks.left(now):
+            return "checks"
+        if not entry.signature or not self._verify(entry.node, said, entry.signature):
+            checks.spend(WRONG)
+            return "signature"
+        checks.spend(1.0)
+        while len(self._known) >= _KNOWN:
+            del self._known[next(iter(self._known))]
+        self._known[said, entry.signature] = None
+        return ""
+
+    def forget(self, node: int) -> None:
+        """A member is none any more."""
+        self._checks.pop(node, None)
