@@ -326,6 +326,10 @@ def test_only_who_is_admitted_is_heard_whatever_its_id() -> None:
     effects = one.hear(signed(account(7, SUSPECT, by=2)), by=signed(account(2)), link=2, message=Sync())
     assert [drop.reason for drop in of(effects, MemberDrop)] == ["stranger"] and not datagrams(effects)
     assert one.held(7).state == ALIVE
+    suspects = [signed(account(node, SUSPECT, by=2)) for node in (7, 0)]
+    effects = one.hear(*suspects, by=signed(account(1)), link=1)
+    assert one.held(7).state == SUSPECT and one.held(0).refutes == 1, "what a member passes on it answers for"
+    assert all(entry.by != 2 for _, datagram in datagrams(effects) for entry in datagram.entries)
     one.do(Admit(frozenset({0, 1, 2, 7})))
     one.hear(by=signed(account(2)), link=2)
     assert [m.node for m in one.member.members] == [0, 1, 2, 7]

@@ -3,8 +3,8 @@
 Its bytes mean nothing here. Every message has the digest of its sender's document; whoever hears another one than its
 own tells the sender its document, so that both end with what comes of the two. What a merge makes is told to a few at
 once. How often: one member once in `_EVERY` periods of probing, the less often the more often it was told the same in
-vain (two that can't agree cost little), and all together so many bytes a second. What a member may send is bounded in
-the same way.
+vain (two that can't agree cost little), and all together once in a period and so many bytes a second. What a member may
+send is bounded in the same way.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from p2pfl.protocol.membership.wire import DIGEST
 
 _EVERY = 5
 """Periods of probing from one time that a member is told to the next."""
+
+_AT_ONCE = 4.0
+"""Members that are told at once; for long, one in a period of probing."""
 
 _DOUBLINGS = 6
 """Told the same so often in vain, a member is told 64 times less often."""
@@ -50,7 +53,7 @@ class Documents:
         self.data, self.digest = data, digest(data)
         self._every = _EVERY * interval
         self._sent: dict[int, Sent] = {}
-        self._bytes = Budget(*_BYTES, 0.0)
+        self._bytes, self._times = Budget(*_BYTES, 0.0), Budget(1 / interval, _AT_ONCE, 0.0)
         self._sends: dict[int, Budget] = {}  # of each member
         self._passed: dict[bytes, float] = {}  # digests that the owner was told, and when
         self._refused: dict[bytes, None] = {}
@@ -68,7 +71,7 @@ class Documents:
         times = last.times + 1 if last is not None and last.pair == pair else 0
         if last is not None and now < last.at + self._every * (1 << min(max(times - 1, 0), _DOUBLINGS)):
             return False
-        if not self._bytes.left(now):
+        if not (self._bytes.left(now) and self._times.take(now)):
             return False
         self._bytes.spend(float(len(self.data)))
         self._sent[node] = Sent(now, pair, times)

@@ -327,10 +327,11 @@ class Membership:
             return
         asked = self._questions.get(datagram.seq) in (sender.node, NOBODY)
         source = Source(sender.node, asked and isinstance(datagram.message, Ack | Synced))
-        entries = [entry for entry in datagram.entries if self._belongs(entry)]
+        told = [self._answered_for(entry, sender.node) for entry in datagram.entries]
+        entries = [entry for entry in told if self._belongs(entry)]
         belongs = self._belongs(sender)
-        if not belongs or len(entries) < len(datagram.entries):
-            self._stranger(datagram)
+        if not belongs or len(entries) < len(told):
+            self._stranger(sender, told)
         if self._signatures.there and not (belongs and self._signed([sender], sender.node)):
             return
         entries = self._signed(entries, sender.node)
@@ -369,14 +370,27 @@ class Membership:
         """Return whether an account names nobody from outside the federation."""
         return entry.node in self._admitted and (entry.by == NOBODY or entry.by in self._admitted)
 
-    def _stranger(self, datagram: Datagram) -> None:
-        named = {id for entry in (datagram.sender, *datagram.entries) for id in (entry.node, entry.by)} - {NOBODY}
+    def _answered_for(self, entry: MemberEntry, by: int) -> MemberEntry:
+        """Return an account whose accuser is one that counts here.
+
+        Who is admitted is not known to all at the same time: a member that is suspect must be able to refute that, and
+        so whoever passes on a suspicion of one that is revoked here suspects in its place. Of a death that is no use.
+        """
+        strange = self._listed and entry.state == SUSPECT and entry.by not in self._admitted
+        return entry._replace(by=by) if strange else entry
+
+    @property
+    def _listed(self) -> bool:
+        """It is said who is admitted."""
+        return not isinstance(self._admitted, range)
+
+    def _stranger(self, sender: MemberEntry, entries: list[MemberEntry]) -> None:
+        named = {id for entry in (sender, *entries) for id in (entry.node, entry.by)} - {NOBODY}
         outside = sorted(node for node in named if node not in self._admitted)
         more = f" and {len(outside) - 1} others" if len(outside) > 1 else ""
-        text = f"node {outside[0]}{more}, by node {datagram.sender.node}"
-        all_below = isinstance(self._admitted, range)
-        rule = f"there are nodes 0 to {self._roster.me.nodes - 1}" if all_below else "not admitted to the federation"
-        self._drop("stranger", f"{text}: {rule}")
+        text = f"node {outside[0]}{more}, by node {sender.node}"
+        among = f"there are nodes 0 to {self._roster.me.nodes - 1}"
+        self._drop("stranger", f"{text}: {'not admitted to the federation' if self._listed else among}")
 
     # --- who may be a member
 

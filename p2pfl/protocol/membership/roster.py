@@ -482,11 +482,11 @@ class Roster:
             self.entries[entry.node] = entry._replace(by=NOBODY)  # which others would not hear
             if entry.node in self.spread:
                 self.spread.put(self.entries[entry.node])
-        for inquiry in self.inquiries.values():
-            if inquiry.claim is not None and inquiry.claim.by == node:
-                inquiry.claim = inquiry.claim._replace(by=NOBODY)
-        for about, claim in self.disputed.items():
-            self.disputed[about] = claim._replace(by=NOBODY if claim.by == node else claim.by)
+        # what it claims of others is of no weight any more
+        claims = {about: inquiry.claim for about, inquiry in self.inquiries.items()}
+        for about in [about for about, claim in claims.items() if claim is not None and claim.by == node]:
+            del self.inquiries[about]
+        self.disputed = {about: claim for about, claim in self.disputed.items() if claim.by != node}
         address = f"{DIALS}{node}" if held is None else held.address
         self.revoked[node] = Member(node, LAST_LIFE, 0, LEFT, address, 0, 0.0)
         self.changed = True
