@@ -12,7 +12,6 @@ from p2pfl.protocol.membership.events import (
     Accused,
     Admit,
     Changed,
-    Document,
     Effect,
     Event,
     Gone,
@@ -21,6 +20,7 @@ from p2pfl.protocol.membership.events import (
     MemberReborn,
     MemberStart,
     MemberTick,
+    OwnDocument,
     Say,
     Told,
 )
@@ -97,9 +97,12 @@ class World:
     def now(self) -> float:
         return self.queue.now
 
-    def start(self, node: int, seeds: Sequence[int] = (0,), life: int = 1, place: int | None = None) -> Process:
+    def start(
+        self, node: int, seeds: Sequence[int] = (0,), life: int = 1, place: int | None = None, dials: bool = False
+    ) -> Process:
+        """`dials`: it can't be dialled, and is reached by the connections that it has made."""
         place = node if place is None else place
-        me = Me(node, life, address(place))
+        me = Me(node, life, f"dials://{node}" if dials else address(place))
         member = Membership(
             me, CLUSTER, [Seed(address(s)) for s in seeds], self.timing, self.seed, **keyed(node, self.keys),
             admitted=self.admitted, document=self.documents.get(node, b""),
@@ -131,7 +134,7 @@ class World:
         self.log(self.now, place, effect)
         if isinstance(effect, Say):
             self.said[place] += 1
-            to = int(effect.address.rsplit(":", 1)[1])
+            to = int(effect.address.rsplit(":", 1)[1].removeprefix("//"))
             heard = Heard(effect.data, None if self.keys is None else process.me.node)
             for time in self.network.datagram(place, to, len(effect.data), self.now):
                 self.queue.put(time, (to, None, heard))
@@ -147,7 +150,7 @@ class World:
         elif isinstance(effect, Told):
             mine, node = self.documents[process.me.node], process.me.node
             self.documents[node] = b"\n".join(sorted({*mine.split(b"\n"), *effect.document.split(b"\n")}))
-            self.queue.put(self.now, (place, process, Document(self.documents[node])))
+            self.queue.put(self.now, (place, process, OwnDocument(self.documents[node])))
         elif isinstance(effect, Gone):
             process.running = False
 

@@ -168,7 +168,7 @@ def test_more_letters_cost_the_honest_nothing_to_speak_of(letters: Letters, link
         assert costs.dropped["signature"] >= 60 and not costs.dropped["denied"], costs
 
 
-def insist(node: VirtualNode, victims: list[int]) -> None:
+def insist(node: VirtualNode, victims: list[int], keys: Keys | None) -> None:
     """Let a member have these for dead in whatever it says, and say so to everybody: it answers when it is asked."""
     handle = node.membership.handle
 
@@ -183,12 +183,18 @@ def insist(node: VirtualNode, victims: list[int]) -> None:
         return effects
 
     def deaths(now: float) -> list[MemberEntry]:
-        lives = {member.node: member.life for member in node.membership.members}
-        return [account(victim, lives[victim], DEAD, 0, 5)._replace(at=now) for victim in victims]
+        held = {member.node: member for member in node.membership.members}
+        return [
+            account(victim, held[victim].life, DEAD, held[victim].refutes if keys else 0, 5)._replace(
+                at=now, signature=held[victim].signature
+            )
+            for victim in victims
+        ]
 
     def letter() -> None:
         now, me = node.world.now, node.facts.node
-        data = encode(Datagram("f", 5, account(me, node.peer.life), deaths(now), Gossip()), now)
+        own = account(me, node.peer.life)
+        data = encode(Datagram("f", 5, keys.signed(own, cluster="f") if keys else own, deaths(now), Gossip()), now)
         for to in range(NODES):
             node.world.say(node, address(to), data)
         node.world.at(EVERY, letter)
@@ -197,12 +203,13 @@ def insist(node: VirtualNode, victims: list[int]) -> None:
     node.world.at(0.0, letter)
 
 
+@pytest.mark.parametrize("keys", [None, pytest.param(KEYS, marks=pytest.mark.more)], ids=["no keys", "keys"])
 @pytest.mark.parametrize("victims", [[3], pytest.param([0, 1, 2, 3, 4], marks=pytest.mark.more)], ids=["one", "all"])
-def test_a_member_that_insists_costs_a_bounded_number_of_epochs(victims: list[int]) -> None:
+def test_a_member_that_insists_costs_a_bounded_number_of_epochs(victims: list[int], keys: Keys | None) -> None:
     """It answers that it has them for dead, so that they must outdo it, again and again: but not faster than that."""
-    federation = Federation(NEAR)
-    insist(federation.world.nodes[5], victims)
-    costs, alone = federation.costs(), twin(NEAR)
+    federation = Federation(NEAR, keys=keys)
+    insist(federation.world.nodes[5], victims, keys)
+    costs, alone = federation.costs(), twin(NEAR, keys)
     assert costs.there == NODES, costs
     assert 0 < max(costs.epochs) <= EPOCHS * len(victims), costs
     assert costs.rounds >= 0.9 * alone.rounds and costs.booked >= 0.9 * alone.booked, (costs, alone)

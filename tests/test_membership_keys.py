@@ -22,7 +22,6 @@ from p2pfl.protocol.membership.events import (
     Admit,
     Busy,
     Changed,
-    Document,
     Expelled,
     Heard,
     Known,
@@ -30,6 +29,7 @@ from p2pfl.protocol.membership.events import (
     MemberLeave,
     MemberReborn,
     MemberTick,
+    OwnDocument,
     Say,
     Told,
     Unwanted,
@@ -312,6 +312,22 @@ def test_a_member_that_dials_out_is_spoken_to_by_its_own_connections() -> None:
     assert pings[0][0] == "dials://3"
 
 
+@pytest.mark.parametrize("keys", [None, KEYS], ids=["no keys", "keys"])
+def test_two_that_only_dial_out_are_members_through_the_others(keys: Any) -> None:
+    """They never hear one another: others ask for them, and their own new words tell that they are there."""
+    world = World(1, FAR, LOCAL, keys)
+    world.network.cut(3, 4)
+    world.network.cut(4, 3)
+    for node in range(5):
+        world.start(node, [0 if node else 1], dials=node > 2)
+    world.run(60.0)
+    assert world.views() == {tuple((node, 1) for node in range(5))}
+    states = {state for process in world.at.values() for held in process.since.values() for state in held}
+    assert states == {ALIVE}
+    world.crash(4)
+    assert world.run(10.0, until=lambda: world.last(DEAD, 4) < world.now)
+
+
 # who may be a member
 
 
@@ -441,7 +457,7 @@ def test_all_come_to_have_what_each_had(n: int, loss: float) -> None:
     world.run(30.0)
     assert not sent, "they are the same: there is nothing to tell"
     world.documents[3] += b"\nrecord of a ninth"
-    world.tell(3, Document(world.documents[3]))
+    world.tell(3, OwnDocument(world.documents[3]))
     alike = world.run(10.0, until=lambda: len({*world.documents.values()}) == 1)
     assert alike and b"ninth" in world.documents[0]
     world.run(10.0)
@@ -454,7 +470,7 @@ def test_who_was_away_catches_up() -> None:
     world.all(4, settle=5.0)
     world.network.partition([[3]])
     world.documents[0] = b"new\nold"
-    world.tell(0, Document(b"new\nold"))
+    world.tell(0, OwnDocument(b"new\nold"))
     world.run(30.0)
     assert [world.documents[node] for node in range(4)] == [b"new\nold"] * 3 + [b"old"]
     world.network.heal()
@@ -506,7 +522,7 @@ def test_without_a_document_none_is_told_and_none_is_heard() -> None:
     effects = one.told(message=DocumentCopy(b"theirs"), digest=documents.digest(b"theirs")) + one.passes(10.0)
     assert not of(effects, Told) and not said(effects, DocumentCopy)
     assert all(not datagram.digest for _, datagram in datagrams(effects))
-    assert {to for to, _ in said(one.do(Document(b"one now")), DocumentCopy)} == {address(1), address(2)}
+    assert {to for to, _ in said(one.do(OwnDocument(b"one now")), DocumentCopy)} == {address(1), address(2)}
 
 
 # real keys

@@ -31,7 +31,6 @@ from p2pfl.protocol.membership.events import (
     Busy,
     Changed,
     Conflict,
-    Document,
     Event,
     Expelled,
     Gone,
@@ -42,6 +41,7 @@ from p2pfl.protocol.membership.events import (
     MemberReborn,
     MemberStart,
     MemberTick,
+    OwnDocument,
     Progress,
     Say,
     Superseded,
@@ -342,7 +342,7 @@ class MemberProcess:
                 case "leave":
                     self._handle(MemberLeave(), now)
                 case "document":
-                    self._handle(Document(packets.unpack_bytes(what["document"])), now)
+                    self._handle(OwnDocument(packets.unpack_bytes(what["document"])), now)
                 case "admit":
                     self._keys = packets.unpack_keyring(what["keys"])
                     self._handle(_admitted(self._keys, what["revoked"]), now)

@@ -35,7 +35,7 @@ class Admit(NamedTuple):
     revoked: frozenset[int] = frozenset()
 
 
-class Document(NamedTuple):
+class OwnDocument(NamedTuple):
     """The document of this node from now on: its own, or what came of it and a `Told`."""
 
     data: bytes
@@ -84,7 +84,7 @@ Event = (
     | MemberReborn
     | MemberLeave
     | Admit
-    | Document
+    | OwnDocument
     | Unwanted
 )
 
@@ -135,7 +135,7 @@ class Expelled(NamedTuple):
 
 
 class Told(NamedTuple):
-    """A member has another document. The way on is `Document`, with what comes of both, or `Unwanted`."""
+    """A member has another document. The way on is `OwnDocument`, with what comes of both, or `Unwanted`."""
 
     document: bytes
     by: int

@@ -25,7 +25,6 @@ from p2pfl.protocol.membership.events import (
     Admit,
     Busy,
     Changed,
-    Document,
     Effect,
     Event,
     Expelled,
@@ -37,6 +36,7 @@ from p2pfl.protocol.membership.events import (
     MemberReborn,
     MemberStart,
     MemberTick,
+    OwnDocument,
     Progress,
     Say,
     Superseded,
@@ -169,7 +169,7 @@ class Membership:
                 self._recall(entries)
             case Admit():
                 self._admit(event)
-            case Document() | Unwanted():
+            case OwnDocument() | Unwanted():
                 self._document(event)
             case Busy(seconds):
                 self._busy(seconds)
@@ -429,7 +429,7 @@ class Membership:
 
     # --- the document
 
-    def _document(self, event: Document | Unwanted) -> None:
+    def _document(self, event: OwnDocument | Unwanted) -> None:
         if isinstance(event, Unwanted):
             self._documents.refuse(event.digest, event.by)
             self._drop("document", f"what node {event.by} has sent is none")
@@ -607,6 +607,7 @@ class Membership:
 
     def _sync(self) -> None:
         self._roster.forget(self._now)
+        self._roster.renew(self._now)
         self._timers["sync"] = self._now + self._timing.sync_every * self._draw.uniform(0.75, 1.25)
         if self._roster.live:
             node = self._draw.choice([*self._roster.live])

@@ -363,8 +363,17 @@ class Roster:
             if now - self._blamed >= _BLAME_EVERY * self._timing.interval * self.health.stretch:
                 self._blamed = now
                 self.health.add(1)
-            left = _milliseconds(self.mine.at - now) if self._signatures.there else 0
-            self._hold(self.mine._replace(refutes=entry.refutes + 1, pause=left))
+            self._state_again(entry.refutes + 1, now)
+
+    def _state_again(self, refutes: int, now: float) -> None:
+        left = _milliseconds(self.mine.at - now) if self._signatures.there else 0
+        self._hold(self.mine._replace(refutes=refutes, pause=left))
+
+    def renew(self, now: float) -> None:
+        """Give the others, with keys, a new word of a node that not all reach: see `has_spoken`."""
+        mine = self.mine
+        if self._signatures.there and not mine.terminal and mine.address.startswith(DIALS):
+            self._state_again(mine.refutes + 1, now)
 
     def _against_me(self, entry: MemberEntry, now: float, source: Source, direct: bool) -> None:
         """This life is said to be over. The accuser is asked, and of a greater life elsewhere that life itself."""
