@@ -35,7 +35,7 @@ from p2pfl.protocol.membership.events import (
     Unwanted,
 )
 from p2pfl.protocol.membership.roster import LAST_LIFE
-from p2pfl.protocol.membership.statement import CHECKS, WRONG
+from p2pfl.protocol.membership.statement import CHECKS, WRONGS
 from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, SUSPECT, MemberEntry
 from p2pfl.protocol.membership.timing import LAN, LOCAL
 from p2pfl.protocol.membership.wire import (
@@ -182,10 +182,11 @@ def test_an_answer_counts_from_who_was_asked_and_by_its_own_link(with_keys: bool
     assert one.held(2).state == (SUSPECT if with_keys else ALIVE)
 
 
-def test_old_words_of_a_member_lose() -> None:
+@pytest.mark.parametrize("with_keys", [True, False], ids=["keys", "no keys"])
+def test_old_words_of_a_member_lose(with_keys: bool) -> None:
     """Replayed by another, with the signature that they had: by life and refutes, whatever they say."""
     for old in (account(2), account(2, refutes=2), account(2, life=4), account(2, LEFT, life=4), account(2, DEAD)):
-        one = Honest(True)
+        one = Honest(with_keys)
         one.told(account(2, life=5, refutes=3))
         one.told(by=account(2, life=5, refutes=3))
         one.passes(LAN.interval)
@@ -193,6 +194,15 @@ def test_old_words_of_a_member_lose() -> None:
         effects = one.told(old._replace(said=99))
         assert (before.life, before.refutes) == (5, 3) and not of(effects, Changed) and not of(effects, MemberDrop)
         assert one.held(2) == before, old
+
+
+@pytest.mark.parametrize("with_keys", [True, False], ids=["keys", "no keys"])
+def test_a_round_of_hearsay_is_shown_and_is_nobody_s_own_word(with_keys: bool) -> None:
+    one = Honest(with_keys)
+    one.told(account(2, said=5, round=900))
+    assert (one.held(2).round, one.held(2).own) == (900, 0)
+    one.told(by=account(2, said=6, round=12))
+    assert (one.held(2).round, one.held(2).own) == (12, 12)
 
 
 def test_a_pause_is_signed_and_nobody_can_make_it_longer() -> None:
@@ -250,22 +260,27 @@ def test_a_flood_of_signatures_costs_a_bounded_number_of_checks_and_only_its_own
         return KEYS.verify(node, statement, signature)
 
     one = Honest(True)
-    member = one.member
-    member._signatures._verify = verify
+    one.member._signatures._verify = verify
     reasons = Counter[str]()
     for turn in range(600):  # ten seconds of letters
         lies = [TRUE._replace(refutes=1 + turn, life=n) for n in range(9, 20)]
         reasons.update(drop.reason for drop in of(one.hear(*lies, by=signed(account(1)), link=1), MemberDrop))
         one.passes(1 / 60)
-    rate, burst = CHECKS
-    assert checks[2] <= (burst + 10 * rate) / WRONG + 11, checks
-    assert reasons["signature"] > 5 and reasons["checks"] > 400, reasons
+    rate, burst = WRONGS
+    assert checks[2] <= burst + 10 * rate + 11 and reasons == {"signature": 600}, (checks, reasons)
     one.told(by=account(2, refutes=7))
     assert one.held(2).refutes == 7, "another's link has its own"
     before = checks.total()
     for _ in range(100):
         one.told(account(2, refutes=7), by=2)
     assert checks.total() == before, "what is known is not checked again"
+    blames = Counter[bool]()
+    for turn in range(600):  # a member that signs without end, and another that passes it on
+        drops = of(one.told(*(account(3, refutes=20 * turn + n) for n in range(20)), by=2), MemberDrop)
+        blames.update(drop.blame for drop in drops if drop.reason == "checks")
+        one.passes(1 / 60)
+    rate, burst = CHECKS
+    assert checks[3] <= burst + 10 * rate + 20 and blames[False] > 400 and not blames[True], (checks, blames)
 
 
 def test_with_keys_a_link_that_has_authenticated_nobody_brings_nothing() -> None:

@@ -269,9 +269,9 @@ class MemberProcess:
                     self._send(address, data, node, now)
                 case Changed():
                     self._changed = True
-                case MemberDrop(reason, detail):
+                case MemberDrop(reason, detail, blame):
                     self._dropped(reason, detail)
-                    if message is not None:
+                    if message is not None and blame:
                         self._sockets.listener.blame(message, now)
                 case Told(document, by):
                     self._told(document, by, message)

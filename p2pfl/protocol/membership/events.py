@@ -142,10 +142,11 @@ class Told(NamedTuple):
 
 
 class MemberDrop(NamedTuple):
-    """A message was dropped."""
+    """A message was dropped. `blame`: its sender is to blame, and no third."""
 
     reason: str
     detail: str
+    blame: bool = True
 
 
 class Gone(NamedTuple):

@@ -358,13 +358,13 @@ class Membership:
         wrong = {entry: reason for entry in entries if (reason := self._signatures.wrong(entry, by, self._now))}
         for reason in dict.fromkeys(wrong.values()):
             nodes = sorted({entry.node for entry, why in wrong.items() if why == reason})
-            what = "no signature of its own" if reason == "signature" else "more new signatures than are checked"
             more = f" and {len(nodes) - 1} others" if len(nodes) > 1 else ""
-            self._drop(reason, f"node {nodes[0]}{more}, by node {by}: {what}")
+            what = "no signature of its own" if reason == "signature" else "more new signatures than are checked"
+            self._drop(reason, f"node {nodes[0]}{more}, by node {by}: {what}", blame=reason == "signature")
         return [entry for entry in entries if entry not in wrong]
 
-    def _drop(self, reason: str, detail: str) -> None:
-        self._out.append(MemberDrop(reason, detail))
+    def _drop(self, reason: str, detail: str, blame: bool = True) -> None:
+        self._out.append(MemberDrop(reason, detail, blame))
 
     def _belongs(self, entry: MemberEntry) -> bool:
         """Return whether an account names nobody from outside the federation."""
@@ -390,7 +390,8 @@ class Membership:
         more = f" and {len(outside) - 1} others" if len(outside) > 1 else ""
         text = f"node {outside[0]}{more}, by node {sender.node}"
         among = f"there are nodes 0 to {self._roster.me.nodes - 1}"
-        self._drop("stranger", f"{text}: {'not admitted to the federation' if self._listed else among}")
+        rule, lags = "not admitted to the federation" if self._listed else among, self._listed and self._belongs(sender)
+        self._drop("stranger", f"{text}: {rule}", blame=not lags)
 
     # --- who may be a member
 

@@ -7,8 +7,9 @@ change with every round and every hop. A relay that lies about them is believed 
 early, or lasts once as long as it was signed for; a round of hearsay is shown to people and makes no majority; and the
 member, who hears of it, says it again as its latest word.
 
-How to sign and to verify is handed in: nothing here knows of keys. Each signature is checked once; a link pays for
-those that are new, and much for those that are wrong, so that a flood of them costs little.
+How to sign and to verify is handed in: nothing here knows of keys. Each signature is checked once. A link may bring so
+many that are new; and so many that are wrong, after which it is not believed for a while. Who passes on what members
+sign in floods is not to blame for that.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ Verify = Callable[[int, bytes, bytes], bool]
 CHECKS = 100.0, float(ENTRY_CAP)
 """New signatures that a link may bring: a second for long, and at once: a table is told whole."""
 
-WRONG = 32.0
-"""A wrong one counts as so many: 64 at once, and 3 a second."""
+WRONGS = 3.0, 64.0
+"""Wrong ones: a second for long, and at once. After that none is looked at that is new."""
 
 _KNOWN = 4 * ENTRY_CAP
 """Signatures that were found good and are remembered."""
@@ -53,7 +54,7 @@ class Signatures:
         self._cluster, self._sign, self._verify = cluster, sign, verify
         self._own = b"", b""  # the latest statement of this node, and its signature
         self._known: dict[tuple[bytes, bytes], None] = {}
-        self._checks: dict[int, Budget] = {}  # of each link
+        self._checks: dict[int, tuple[Budget, Budget]] = {}  # of each link: of new ones, and of wrong ones
 
     @property
     def there(self) -> bool:
@@ -70,19 +71,23 @@ class Signatures:
         return entry._replace(signature=self._own[1])
 
     def wrong(self, entry: MemberEntry, by: int, now: float) -> str:
-        """Return why an entry that came by the link of a member is not heard, in a word; "" where it is."""
+        """Return why an entry that came by the link of a member is not heard; "" where it is.
+
+        `signature`: it is wrong, or by a link that has brought too many wrong ones; `checks`: one new one too many.
+        """
         if self._verify is None:
             return ""
         said = statement(self._cluster, entry)
         if (said, entry.signature) == self._own or (said, entry.signature) in self._known:
             return ""
-        checks = self._checks.setdefault(by, Budget(*CHECKS, now))
-        if not checks.left(now):
+        checks, wrongs = self._checks.setdefault(by, (Budget(*CHECKS, now), Budget(*WRONGS, now)))
+        if not wrongs.left(now):
+            return "signature"
+        if not checks.take(now):
             return "checks"
         if not entry.signature or not self._verify(entry.node, said, entry.signature):
-            checks.spend(WRONG)
+            wrongs.spend(1.0)
             return "signature"
-        checks.spend(1.0)
         while len(self._known) >= _KNOWN:
             del self._known[next(iter(self._known))]
         self._known[said, entry.signature] = None
