@@ -492,6 +492,20 @@ def test_who_was_away_catches_up() -> None:
     assert world.run(10.0, until=lambda: world.documents[3] == b"new\nold")
 
 
+def test_who_is_revoked_is_told_so_as_a_last_word() -> None:
+    world = World(2, FAR, LOCAL, KEYS)
+    world.documents = dict.fromkeys(range(4), b"founded")
+    world.all(4, settle=5.0)
+    world.documents[0] = b"founded\nrevoked 3"
+    world.tell(0, Admit(frozenset({0, 1, 2})))
+    world.run(1.0)
+    assert world.documents[3] == b"founded", "it is told what there is to tell"
+    world.tell(1, OwnDocument(b"founded\nrevoked 3"))
+    world.tell(1, Admit(frozenset({0, 1, 2})))
+    world.run(1.0)
+    assert world.documents[3] == b"founded\nrevoked 3"
+
+
 def test_a_document_that_is_none_is_heard_seldom_and_counted() -> None:
     """Node 1 sends garbage as fast as it can, another each time, and then always the same."""
     one = Honest(True, document=b"mine")

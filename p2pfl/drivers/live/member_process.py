@@ -344,8 +344,9 @@ class MemberProcess:
                 case "document":
                     self._handle(OwnDocument(packets.unpack_bytes(what["document"])), now)
                 case "admit":
-                    self._keys = packets.unpack_keyring(what["keys"])
-                    self._handle(_admitted(self._keys, what["revoked"]), now)
+                    keys = packets.unpack_keyring(what["keys"])
+                    self._handle(_admitted(keys, what["revoked"]), now)  # with a last word to who is revoked
+                    self._keys = keys
                 case "unwanted":
                     self._unwanted(bytes.fromhex(what["digest"]), what["by"], now)
 

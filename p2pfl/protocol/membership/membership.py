@@ -406,6 +406,8 @@ class Membership:
             return
         for node in sorted({*roster.entries, *admitted.revoked} - roster.revoked.keys()):
             if node not in self._admitted:
+                if node in roster.live and self._documents.data:  # a last word: it may not have heard of it
+                    self._tell(roster.entries[node], DocumentCopy(self._documents.data), 0, news=False)
                 self._expel(node)
         self._seeds.keep(self._admitted)
 
