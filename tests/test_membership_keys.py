@@ -283,6 +283,14 @@ def test_a_flood_of_signatures_costs_a_bounded_number_of_checks_and_only_its_own
     assert checks[3] <= burst + 10 * rate + 20 and blames[False] > 400 and not blames[True], (checks, blames)
 
 
+def test_a_table_of_any_size_is_learnt_though_a_link_brings_a_part_of_it() -> None:
+    one, every = Honest(True), [account(node) for node in range(3, 900)]
+    effects = one.told(*every)
+    assert len(one.member.members) < 520 and {drop.reason for drop in of(effects, MemberDrop)} == {"checks"}
+    one.told(*every, by=2)
+    assert len(one.member.members) == 900
+
+
 def test_with_keys_a_link_that_has_authenticated_nobody_brings_nothing() -> None:
     one = Honest(True)
     effects = one.hear(by=signed(account(2, refutes=5)))

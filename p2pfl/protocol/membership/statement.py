@@ -28,8 +28,8 @@ Sign = Callable[[bytes], bytes]
 Verify = Callable[[int, bytes, bytes], bool]
 """Takes a node, a statement and a signature; whether that node has signed it."""
 
-CHECKS = 100.0, float(ENTRY_CAP)
-"""New signatures that a link may bring: a second for long, and at once: a table is told whole."""
+CHECKS = 100.0, 512.0
+"""New signatures that a link may bring: a second for long, and at once. Of a larger table the rest comes by others."""
 
 WRONGS = 3.0, 64.0
 """Wrong ones: a second for long, and at once. After that none is looked at that is new."""
