@@ -361,6 +361,20 @@ def test_what_an_earlier_process_of_this_life_has_said_of_its_round_counts_no_lo
     assert datagram.sender.said == known.said + 1
 
 
+@pytest.mark.parametrize("count", [(1 << 52) - 1, 1 << 52, (1 << 53) - 3, (1 << 53) - 1])
+def test_no_count_of_words_that_others_make_up_silences_a_member(count: int) -> None:
+    """Neither can it say nothing any more that others read, nor do they read nothing of it any more."""
+    one = One(account(1), account(2))
+    for _ in range(3):
+        one.hear(account(0, said=count, round=9), by=1)
+        one.do(Progress(one.held(0).round + 1))
+    ((_, datagram),) = said(one.hear(by=1, message=DirectPing(0)), Ack)
+    assert datagram.sender.said <= (1 << 52) + 5 and datagram.sender.round == 3
+    one.hear(account(2, said=count, round=900), by=1)
+    one.hear(by=account(2, said=count + 1 if count < 1 << 52 else 5, round=12))
+    assert one.held(2).round == (900 if count == (1 << 52) - 1 else 12) and one.held(2).own == 12
+
+
 def test_the_dead_of_long_ago_are_forgotten_and_not_learnt_again() -> None:
     one = One(account(1))
     long_ago = account(2, DEAD, at=one.now - LAN.forget_after + 100)

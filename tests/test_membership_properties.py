@@ -277,7 +277,10 @@ def entry(draw: random.Random, node: int = 0) -> MemberEntry:
     """An entry as honest members say it: what a life has said is the same in all accounts of it."""
     life, said, state = draw.randint(1, 3), draw.randint(0, 3), draw.choice(STATES)
     at = draw.random() if state in (DEAD, LEFT) else float(life * 10 + said)
-    return MemberEntry(node, life, draw.randint(0, 3), state, address(life), said, said * 7, at, draw.randint(-1, 3))
+    by, pause, signature = draw.randint(-1, 3), draw.choice((0, 5)), draw.choice((b"", b"one", b"other"))
+    return MemberEntry(
+        node, life, draw.randint(0, 3), state, address(life), said, said * 7, at, by, pause * bool(signature), signature
+    )
 
 
 def test_joins_of_entries_are_a_semilattice() -> None:

@@ -49,7 +49,7 @@ LAST_LIFE = (1 << 63) - 1
 """The life in which a member that is revoked has left: there is none after it, and it is the same in all epochs."""
 
 SAID_CAP = 1 << 52
-"""What a member is told that an earlier process of its life has said is taken up below this; more is no count."""
+"""Words of a member are counted below this: more is no count, and nobody goes on from there."""
 
 _BLAME_EVERY = 4
 """Periods of probing from one suspicion that counts against this node's own health to the next."""
@@ -236,7 +236,7 @@ class Roster:
 
     def _said(self, held: MemberEntry, entry: MemberEntry, now: float) -> None:
         """Note what a member last said of its round and pauses; of what was said at once the first account counts."""
-        if entry.said <= held.said or held.terminal or entry.terminal:
+        if _counted(entry.said) <= _counted(held.said) or held.terminal or entry.terminal:
             return
         at = self._capped(entry, now).at
         if self._signatures.there:  # a pause is signed, and whoever tells of it again does not make it longer
@@ -348,8 +348,6 @@ class Roster:
         if entry.address != mine.address:
             self._once(entry, Conflict(mine.node, entry.address))  # two processes that began within a millisecond
             return None
-        if mine.said < entry.said < REFUTES_CAP - 1:  # it has not said that; and what it says next shall count
-            self._hold(mine._replace(said=entry.said + 1))
         if rank(entry) > rank(mine):  # suspected; or said to have refuted what it has not
             self._refute(entry, now, source)
         return None
@@ -556,6 +554,11 @@ class Roster:
                 del self._once_said[next(iter(self._once_said))]
             self._once_said[key] = None
             self.effects.append(effect)
+
+
+def _counted(said: int) -> int:
+    """Return the count of a word; what no member can have said comes before all that it says."""
+    return said if said < SAID_CAP else -1
 
 
 def _milliseconds(seconds: float) -> int:
