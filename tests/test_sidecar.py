@@ -50,7 +50,8 @@ class Play:
                 self.address[node] = f"tcp://127.0.0.1:{free.getsockname()[1]}"
         car = self.sidecar.start()
         me = Me(node, self.clock.life(), self.address[node])
-        places, timing = [Seed(seed) for seed in seeds], self.local._replace(**changes)
+        whose = {address: node for node, address in self.address.items()} if keys else {}
+        places, timing = [Seed(seed, whose.get(seed)) for seed in seeds], self.local._replace(**changes)
         car.begin(me, "play", places, timing, me.address, keys=keys, document=document)
         self.cars[node] = car
 
@@ -252,10 +253,12 @@ class PlayWithKeys(Play):
             self.cars[node].unwanted(garbage()[0])
         seen["unwanted"] = self.until(lambda: any(e.reason == "document" for e in self.said(1, "MemberDrop")))
 
-        self.cars[0].admit(ring(0, without=2))
-        self.cars[1].admit(ring(1, without=2))
+        for node in (0, 1):
+            self.cars[node].document(b"2 is revoked")
+            self.cars[node].admit(ring(node, without=2))
         gone = (1 << 63) - 1
         seen["revoked"] = self.until(lambda: all(self.held[n][2].life == gone for n in (0, 1)))
+        seen["last word"] = self.until(lambda: any(told.document == b"2 is revoked" for told in self.said(2, "Told")))
         seen["stranger"] = self.until(lambda: any(e.reason == "stranger" for e in self.said(0, "MemberDrop")))
         os.kill(self.cars[0].member_pid, signal.SIGKILL)
         self.until(lambda: len(self.restarts(0)) == 1)
