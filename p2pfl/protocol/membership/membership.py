@@ -102,7 +102,7 @@ class Membership:
         self._documents = Documents(document, timing.interval)
         self._roster = Roster(me, timing, self._signatures)
         self._seeds = Seeds(seeds, me.address)
-        self._admitted: Container[int] = range(me.nodes)
+        self._list: frozenset[int] | None = None  # of those that are admitted; None: all below `nodes`
         self._health, self._trips, self._order = self._roster.health, Trips(), RoundRobin(self._draw)
         self._probe: Probe | None = None
         self._relays: dict[int, Relay] = {}
@@ -376,22 +376,23 @@ class Membership:
         Who is admitted is not known to all at the same time: a member that is suspect must be able to refute that, and
         so whoever passes on a suspicion of one that is revoked here suspects in its place. Of a death that is no use.
         """
-        strange = self._listed and entry.state == SUSPECT and entry.by not in self._admitted
+        strange = self._list is not None and entry.state == SUSPECT and entry.by not in self._admitted
         return entry._replace(by=by) if strange else entry
 
     @property
-    def _listed(self) -> bool:
-        """It is said who is admitted."""
-        return not isinstance(self._admitted, range)
+    def _admitted(self) -> Container[int]:
+        """Who may be a member."""
+        return range(self._roster.me.nodes) if self._list is None else self._list
 
     def _stranger(self, sender: MemberEntry, entries: list[MemberEntry]) -> None:
         named = {id for entry in (sender, *entries) for id in (entry.node, entry.by)} - {NOBODY}
         outside = sorted(node for node in named if node not in self._admitted)
         more = f" and {len(outside) - 1} others" if len(outside) > 1 else ""
         text = f"node {outside[0]}{more}, by node {sender.node}"
-        among = f"there are nodes 0 to {self._roster.me.nodes - 1}"
-        rule, lags = "not admitted to the federation" if self._listed else among, self._listed and self._belongs(sender)
-        self._drop("stranger", f"{text}: {rule}", blame=not lags)
+        if self._list is None:
+            self._drop("stranger", f"{text}: there are nodes 0 to {self._roster.me.nodes - 1}")
+        else:  # a member that has not yet heard who is revoked is not to blame
+            self._drop("stranger", f"{text}: not admitted to the federation", blame=not self._belongs(sender))
 
     # --- who may be a member
 
@@ -399,7 +400,7 @@ class Membership:
         """Take in who may be a member, and forget who may not any more."""
         roster, me = self._roster, self._roster.me
         nodes, never = admitted.nodes, admitted.revoked | roster.revoked.keys()
-        self._admitted = range(me.nodes) if nodes is None else nodes - never
+        self._list = None if nodes is None else nodes - never
         if me.node not in self._admitted:
             self._out.append(Expelled())
             self._silence()
