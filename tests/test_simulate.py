@@ -35,7 +35,7 @@ from p2pfl.topology import plan
 AGAIN = {
     "dsgd cta", "dmsgd", "qg_dsgdm", "gradient_tracking", "diging", "exact_diffusion", "d2", "push_sum",
     "epidemic oracle", "dfedavg", "outer", "outer pairs", "fedavg complete", "fedprox", "local", "base graph",
-    "complete", "loss", "self", "loss, fedavg", "churn", "scheduled", "epidemic", "share",
+    "complete", "loss", "self", "loss, fedavg", "churn", "grows", "scheduled", "epidemic", "share",
     "objectives", "more objectives", "weights and widths",
     "share, corrections", "share, push", "share, churn", "share, outer", "share, gossip",
 }  # fmt: skip

@@ -89,14 +89,14 @@ def resolve_datasets(experiment: Experiment, topology: Topology, dataset: Datase
     return Datasets(dataset, parts, True, notes, planned)
 
 
-def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data) -> Datasets:
+def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data, admitted: int = 0) -> Datasets:
     """The data of a machine that holds one node's rows and no other: all rows of `own` are this node's.
 
-    Raises ConfigError.
+    `admitted`: nodes that there can be, where the federation has grown. Raises ConfigError.
     """
-    nodes = topology.nodes
-    if not 0 <= node < nodes:
-        raise ConfigError(f"node={node}: the topology has nodes 0 to {nodes - 1}")
+    if not 0 <= node < max(topology.nodes, admitted):
+        raise ConfigError(f"node={node}: the topology has nodes 0 to {topology.nodes - 1}")
+    nodes = max(topology.nodes, node + 1)
     if own.partition != EvenPartition():
         raise ConfigError(
             f"data.partition={own.partition.partition!r} in a node's own [data]: all its rows are that node's; leave "

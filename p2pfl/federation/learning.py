@@ -82,12 +82,24 @@ def resolve_learning(
     _check_shares(algorithm, shape(learner, sites))
     table = experiment.topology
     where = f"topology {table.graph or table.file!s} of {topology.nodes} nodes"
-    planning = Planning(experiment.rounds, experiment.seed, data.samples)
+    planning = Planning(experiment.rounds, experiment.seed, data.samples[: topology.nodes])
     schedule = epochs.suited(algorithm, topology.schedule, planning, where)
+    _check_newcomer(experiment, algorithm, topology, data)
     jax.eval_shape(lambda model: algorithm.init(model, 1), shape(learner, sites))  # some wraps look at the model
     notes = (*notes, *_own_scales(experiment, data, algorithm))
     learning = Learning(learner, algorithm, make, schedule, sites, notes)
     return _gossiping(experiment, topology, data, learning) if "sums" in sites else learning
+
+
+def _check_newcomer(experiment: Experiment, algorithm: Algorithm, topology: Topology, data: Datasets) -> None:
+    """Raises TopologyError where a node that joins beyond the planned ones would leave a graph that does not fit."""
+    nodes, node = topology.nodes, len(data.samples) - 1
+    if node < nodes:
+        return
+    members = (*range(nodes), node)
+    planning = Planning(experiment.rounds, experiment.seed, epochs.known(data.samples, members))
+    where = f"the graph of {nodes} nodes and node {node}, which joins them,"
+    epochs.suited(algorithm, epochs.among(experiment, members)[0], planning, where)
 
 
 def _own_scales(experiment: Experiment, data: Datasets, algorithm: Algorithm) -> tuple[str, ...]:

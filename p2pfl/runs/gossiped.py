@@ -33,6 +33,7 @@ from p2pfl.drivers.live import node as live
 from p2pfl.drivers.live.settings import Place, membership_address
 from p2pfl.errors import ConfigError, Exit
 from p2pfl.federation import tasks
+from p2pfl.federation.events import undisturbed
 from p2pfl.federation.federation import Federation, build, build_own, precision, terms
 from p2pfl.learning import batching
 from p2pfl.learning.batching import EvalSet
@@ -127,11 +128,10 @@ class Fitting(NamedTuple):
 def experiment_of(given: Experiment) -> Experiment:
     """The experiment of a fit: the same data, model and graph; nothing is trained."""
     return replace(
-        given,
+        undisturbed(given, "p2pfl coefficients"),
         name=f"{given.name}-coefficients",
         rounds=_MOST,
         algorithm=AlgorithmTable("dsgd"),
-        churn=(),
         network=replace(given.network, sync="deadline", loss=0.0, late=0),
         training=replace(given.training, objective=(), node_steps=None),
         evaluation=replace(given.evaluation, answers=(), extra_metrics=()),
