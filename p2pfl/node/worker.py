@@ -33,7 +33,7 @@ class SavedState(Protocol):
 
     @property
     def table(self) -> dict[str, Any]:
-        """Its `life` and `round`, and the `sketches` of records.Sketches."""
+        """Its `life` and `round`, the `slots` of its state, and the `sketches` of records.Sketches."""
 
 
 class CheckpointStore(Protocol):
@@ -42,8 +42,8 @@ class CheckpointStore(Protocol):
     def save(self, state: State, table: dict[str, Any]) -> str | None:
         """Keep it; return what went wrong, for a person."""
 
-    def load(self, like: State) -> tuple[SavedState | None, list[str]]:
-        """Return the latest, if there is one, and what a person should know of it."""
+    def load(self, like: Callable[[dict[str, Any]], State]) -> tuple[SavedState | None, list[str]]:
+        """Return the latest, if there is one, and what a person should know of it. `like`: of a table its state."""
 
 
 class Host(NamedTuple):
@@ -94,7 +94,7 @@ class Worker:
     def resume(self) -> list[str]:
         """Take the state of the checkpoint in the store, if there is one; return what a person should know."""
         assert self._host.store is not None
-        saved, notes = self._host.store.load(self.replica.state)
+        saved, notes = self._host.store.load(lambda table: self.replica.like(table.get("slots", self.task.slots)))
         if saved is None:
             return [*notes, "no checkpoint: beginning without one"]
         self.replica.state = saved.state
@@ -254,7 +254,8 @@ class Worker:
         store, round = self._host.store, self.replica.round
         if store is None or not self._host.every or self._saved == round or not round:
             return
-        wrong = store.save(self.replica.state, {"life": self.life, "round": round, "sketches": self.replica.sketches()})
+        table = {"life": self.life, "round": round, "slots": self.task.slots, "sketches": self.replica.sketches()}
+        wrong = store.save(self.replica.state, table)
         if wrong is not None:
             self._host.say(f"no checkpoint after round {round}: {wrong}")
         self._saved = round

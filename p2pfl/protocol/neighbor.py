@@ -48,7 +48,7 @@ class Facts(NamedTuple):
 
     node: int
     life: int  # greater than that of any earlier process of this node
-    nodes: int  # ids go from 0 to nodes - 1
+    nodes: int  # that are planned, with ids from 0 to nodes - 1; others may be admitted, this node among them
     expected: tuple[int, ...]  # members that a start waits for, as long as nobody has begun
     plan: Callable[[tuple[int, ...]], EpochPlan]  # of an epoch's members, ascending, this node among them
     rounds: int

@@ -53,6 +53,7 @@ from p2pfl.protocol import exchange
 from p2pfl.protocol.agreement import Agreement
 from p2pfl.protocol.edges import Edges
 from p2pfl.protocol.events import (
+    Admitted,
     Advance,
     Booking,
     Done,
@@ -129,6 +130,7 @@ _ROUND: Mapping[type[Any], str | None] = {
     **_MESSAGES,
     Start: IGNORED,
     Members: "_members_changed",
+    Admitted: "_admitted",
     Progressed: "_progressed",
     Tick: "_tick",
     Trained: IGNORED,
@@ -264,8 +266,8 @@ class Peer:
         """Find out who speaks; then do what the stage has for the message."""
         state, envelope, usable = self.state, event.envelope, isinstance(event, Received)
         node, message = envelope.node, envelope.message
-        if node >= state.facts.nodes or node == state.facts.node:
-            state.out.append(Drop("stranger", f"node {node}: there are nodes 0 to {state.facts.nodes - 1}"))
+        if node >= state.nodes or node == state.facts.node:
+            state.out.append(Drop("stranger", f"node {node}: there are nodes 0 to {state.nodes - 1}"))
             return
         if (round := getattr(message, "round", 0)) > state.facts.rounds:
             text = f"node {node}: {type(message).__name__} of round {round}; the run has {state.facts.rounds}"
@@ -419,6 +421,10 @@ class Peer:
         self._change(event)
         self._presence.renew()
         self._check()
+
+    def _admitted(self, event: Admitted) -> None:
+        """The federation has grown. Who is new is heard from now on, and is a member once the membership has it."""
+        self._presence.admit(event.nodes)
 
     def _change(self, event: Members) -> None:
         self._presence.change(event)

@@ -45,7 +45,7 @@ class Presence:
     def change(self, event: Members) -> None:
         """Take in who is there now. What comes of it is up to the stage."""
         state, before = self._state, self._state.seen
-        nodes = {*range(state.facts.nodes)} - {state.facts.node}
+        nodes = {*range(state.nodes)} - {state.facts.node}
         others = [seen for seen in event.seen if seen.node in nodes]
         early = [seen for seen in others if seen.gone and self._too_early(seen)]
         state.seen = {seen.node: seen for seen in others if seen not in early}
@@ -68,6 +68,13 @@ class Presence:
                 other.away = seen.life > other.life > 0
             other.doubted = seen is not None and seen.suspect and state.facts.sync != BARRIER
 
+    def admit(self, nodes: int) -> None:
+        """There can be so many nodes now."""
+        state = self._state
+        if nodes > state.nodes:
+            state.nodes = nodes
+            state.note("admitted", nodes - 1, f"there can be nodes 0 to {nodes - 1} now")
+
     def _too_early(self, gone: Seen) -> bool:
         """A node has left after the last round, which this one is not near: it has run ahead, and is not there.
 
@@ -77,7 +84,7 @@ class Presence:
         if life not in self._early:
             if state.stage in (STARTING, JOINING):
                 return False
-            self._early[life] = state.round < state.facts.rounds - max(KEPT, state.facts.nodes)
+            self._early[life] = state.round < state.facts.rounds - max(KEPT, state.nodes)
         return self._early[life]
 
     @property

@@ -94,11 +94,12 @@ def check(paths: Sequence[Path]) -> Checked:
     lives = {(node, each.life) for node, each in ended.items()}
     books = ledger.balance(dict(places), lives, facts.parameters, facts.link, facts.keeps_mean)
     lost = _lost(results, rows)
-    missing = tuple(sorted(set(range(facts.nodes)) - places.keys()))
+    nodes = {*range(facts.nodes), *_joined(places)} | places.keys()
+    missing = tuple(sorted(nodes - places.keys()))
     metrics = [row for each in rows.values() for row in each]
     ends = tuple(_end(node, results[node], rows[node]) for node in places)
     whole = replace(
-        Summary(name=facts.name, nodes=facts.nodes, rounds=facts.rounds, keeps_mean=facts.keeps_mean),
+        Summary(name=facts.name, nodes=len(nodes), rounds=facts.rounds, keeps_mean=facts.keeps_mean),
         **summary.outcome(metrics, ended, facts.link),
         **books._asdict(),
         lost=tuple(sorted(lost)),
@@ -114,6 +115,12 @@ def check(paths: Sequence[Path]) -> Checked:
         ),
     )
     return Checked(ends, missing, whole, verdict(whole), _flow(places))
+
+
+def _joined(places: Mapping[int, Path]) -> set[int]:
+    """Nodes that have become members while others were at work, also beyond those that the experiment plans."""
+    events = (row for place in places.values() for row in records.read(place / "events.jsonl"))
+    return {row["node"] for row in events if row["event"] == "added"}
 
 
 def _flow(places: Mapping[int, Path]) -> FlowOfSites:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from p2pfl.config import experiment as config
-from p2pfl.config.experiment import NodeFile
+from p2pfl.config.experiment import Experiment, NodeFile
 from p2pfl.drivers.live import addresses, files, ports, sidecar
 from p2pfl.drivers.live import node as live
 from p2pfl.drivers.live.launcher import READY
@@ -48,12 +48,14 @@ def run(
     say: Callable[[str], None],
     returns: int | None = None,
     again: Together = Together(),  # noqa: B008 (a constant)
+    admitted: int = 0,
 ) -> NodeRun:
     """Run the node in `file` to its end; returns how it ended, and the verdict on that. Raises ConfigError at once.
 
     `hold`: wait for a line on standard input when all is compiled, and leave when standard input ends: whoever has
     started the node is gone. `resume`: go on from the checkpoint that an earlier process of the node has left in its
-    directory, if there is one. `returns`: the round of the planned return or join that this process is.
+    directory, if there is one. `returns`: the round of the planned return or join that this process is. `admitted`:
+    nodes that there can be, by the word of whoever vouches for that, where they are more than the experiment plans.
     """
     given = config.load_node(file)
     address = address_of(file, given)
@@ -72,16 +74,14 @@ def run(
     lifeline = Lifeline() if hold else None
     try:
         precision(experiment)
-        own = given.data
-        federation = build_own(experiment, given.node, own) if own else build(experiment)
-        if given.node not in federation.graph:
-            raise ConfigError(f"{file}: node={given.node}: the topology has nodes 0 to {len(federation.graph) - 1}")
-        files.fits(len(federation.graph), limit, here=False)
+        federation = _built(file, given, experiment, admitted)
+        count = max(len(federation.graph), admitted)
+        files.fits(count, limit, here=False)
         task = tasks.task(federation, given.node)
         for note in (*federation.notes, *flow.lines(flow.flow(federation, given.node))):
             say(note)
         rows = f"{len(task.y)} training rows, neighbours {list(task.neighbors)}"
-        say(f"node {given.node} of {len(federation.graph)}: {rows}")
+        say(f"node {given.node} of {count}: {rows}")
         place = Place(
             listen=given.listen,
             address=address,
@@ -93,6 +93,7 @@ def run(
             resume=resume,
             returns=returns or 0,
             after=again.after,
+            admitted=admitted,
             kept_by=identity(federation),
         )
         directory.mkdir(parents=True, exist_ok=True)
@@ -115,6 +116,18 @@ def run(
         f"dropped {ended.dropped or 'nothing'}; model {ended.digest} in {directory}"
     )
     return NodeRun(ended, verdict)
+
+
+def _built(file: Path, given: NodeFile, experiment: Experiment, admitted: int) -> Federation:
+    """The federation, as far as it is this node's. Raises ConfigError, also where the node has no place in it."""
+    own = given.data
+    federation = build_own(experiment, given.node, own, admitted) if own else build(experiment)
+    if given.node in federation.graph or (own and given.node < admitted):
+        return federation
+    why = f"the topology has nodes 0 to {len(federation.graph) - 1}"
+    if given.node < admitted:
+        why += ", and a node that joins beyond them brings rows of its own; give it a [data]"
+    raise ConfigError(f"{file}: node={given.node}: {why}")
 
 
 def records_of(file: Path, given: NodeFile) -> Path:

@@ -180,6 +180,10 @@ class Listener:
             self._bar(message.link, "too many messages that are of no use")
         useless.spend(1)
 
+    def admit(self, nodes: int) -> None:
+        """There can be so many nodes now."""
+        self._nodes = max(self._nodes, nodes)
+
     def allow(self, messages: float) -> None:
         """Let so many more messages come by each connection."""
         for connection in self._connections.values():

@@ -34,6 +34,7 @@ from p2pfl.protocol.membership.events import (
     Event,
     Gone,
     Heard,
+    MemberAdmitted,
     MemberDrop,
     MemberLeave,
     MemberReborn,
@@ -316,6 +317,8 @@ class MemberProcess:
                     self._handle(Progress(what["round"]), now)
                 case "reborn":
                     self._handle(MemberReborn(what["life"]), now)
+                case "admit":
+                    self._handle(MemberAdmitted(what["nodes"]), now)
                 case "leave":
                     self._handle(MemberLeave(), now)
 

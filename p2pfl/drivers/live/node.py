@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import zmq
 
-from p2pfl.drivers.live import clock, ports, zmtp
+from p2pfl.drivers.live import clock, files, ports, zmtp
 from p2pfl.drivers.live.faults import FaultPlan, FaultyLinks
 from p2pfl.drivers.live.listener import Arrived
 from p2pfl.drivers.live.parcels import Letter
@@ -36,6 +36,7 @@ from p2pfl.node.task import Task
 from p2pfl.node.worker import Host, Worker
 from p2pfl.protocol.codec import NonFinite, decode, digest, encode
 from p2pfl.protocol.events import (
+    Admitted,
     Adopt,
     Advance,
     Done,
@@ -82,7 +83,7 @@ def run(
 
 
 class LiveNode:
-    """One node; see `run`. `ask_to_leave` is for other threads, and so is what tells how it stands.
+    """One node; see `run`. `ask_to_leave` and `admit` are for other threads, and so is what tells how it stands.
 
     `replica`: of the task, as `Worker` has it. `within`: entered by each thread that computes, such as a precision.
     """
@@ -127,6 +128,7 @@ class LiveNode:
         self._reached = 0  # ... and the transport
         self._past = 0  # what the experiment plans up to this round is over
         self._asked = False  # by another thread, to leave
+        self._admitted = place.admitted  # nodes that there can be
         self._worker = threading.Thread(target=self._compute, name="work", daemon=True)
 
     def run(self, ready: Callable[[], None], listening: Callable[[], None] = lambda: None) -> NodeResult:
@@ -167,6 +169,13 @@ class LiveNode:
         self._asked = True
         self._work.replica.stop()
 
+    def admit(self, nodes: int) -> None:
+        """Let there be so many nodes from now on, ids 0 to nodes - 1: the federation has grown. From any thread.
+
+        Whoever vouches for that calls it. Fewer than before changes nothing.
+        """
+        self._admitted = max(self._admitted, nodes)
+
     @property
     def peer(self) -> Peer:
         """Its side of the protocol, to look at. Only after `open`."""
@@ -205,8 +214,9 @@ class LiveNode:
                 self._say(note)
         terms = place.terms
         schemas = [payload.schema, model.schema]
+        nodes = max(terms.nodes, task.node + 1)  # until those are let in who have been admitted
         self._transport = Transport(
-            place.listen, task.node, terms.nodes, terms.federation, schemas, compare=self._strangers.answer
+            place.listen, task.node, nodes, terms.federation, schemas, compare=self._strangers.answer
         )
         self._links = FaultyLinks(self._transport, self._membership)
         life = self._life.next(clock.life(), work.kept[0] if work.kept else 0)
@@ -224,7 +234,7 @@ class LiveNode:
         if place.after:  # whatever came later comes again
             join_round, self._past = place.after + 1, place.after
         self._peer = Peer(facts(task, work, place.terms, life, join_round, self._compiled, place.after > 0))
-        me = Me(task.node, life, membership_address(place.address), place.terms.nodes)
+        me = Me(task.node, life, membership_address(place.address), nodes)
         seeds = [membership_address(address) for address in place.peers]
         self._membership.begin(me, place.terms.federation, seeds, place.probe_timing, own)
 
@@ -278,6 +288,7 @@ class LiveNode:
         self._worker.start()
         ticked = clock.now()
         self._handle(Start(), ticked)
+        self._grow(ticked)
         while not self._done:
             poller.poll(int(1000 * min(self._transport.delay, 0.001 if self._links.waiting else _TICK)))
             now = clock.now()
@@ -304,6 +315,7 @@ class LiveNode:
             self._handle(Leave(idle=False), now)
         if self._asked:
             self._handle(Leave(idle=False), now)
+        self._grow(now)
         self._handle(Tick(), now)
         self._membership.beat()
         self._tell(now)
@@ -312,6 +324,20 @@ class LiveNode:
         if self._peer.told != self._told:
             self._told = self._peer.told
             self._membership.progress(self._told)
+
+    def _grow(self, now: float) -> None:
+        """Let those in who have been admitted: first where they are heard, then where this node tells of them."""
+        nodes = self._admitted
+        if nodes <= self._peer.state.nodes:
+            return
+        try:
+            files.fits(nodes, files.raised(), here=False)
+        except ConfigError as error:  # what is there already goes on
+            self._say(str(error))
+        self._handle(Admitted(nodes), now)
+        self._fault_plan.admit(nodes)
+        self._transport.admit(nodes)
+        self._membership.admit(nodes)
 
     def _tell(self, now: float) -> None:
         """Say how it goes, if that is due."""
@@ -469,7 +495,7 @@ class LiveNode:
             return
         if envelope.node in self._links.faults.cut:
             return
-        if envelope.node < self._place.terms.nodes:
+        if envelope.node < self._peer.state.nodes:
             self._heard[envelope.node] = now
         dropped = self._event_log.dropped.total()
         self._handle(Received(envelope), now)

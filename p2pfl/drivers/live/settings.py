@@ -22,6 +22,7 @@ class Place(NamedTuple):
     resume: bool  # go on from the checkpoint in the directory
     returns: int = 0  # the round of the planned return or join that this process is; 0: it is none, or not said
     after: int = 0  # all nodes were stopped, and begin together after this round; 0: they were not
+    admitted: int = 0  # nodes that there can be, where those who vouch for that have admitted more than are planned
     kept_by: str = ""  # digest of what checkpoints must have in common; "": that of the terms
 
 

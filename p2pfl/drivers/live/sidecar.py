@@ -125,6 +125,12 @@ class Sidecar:
         self._said["begin"]["me"] = me._replace(life=life)
         self._say({"do": "reborn", "life": life})
 
+    def admit(self, nodes: int) -> None:
+        """There can be so many nodes now: the federation has grown."""
+        me = Me(*self._said["begin"]["me"])
+        self._said["begin"]["me"] = me._replace(nodes=max(me.nodes, nodes))
+        self._say({"do": "admit", "nodes": nodes})
+
     def leave(self) -> None:
         """Tell the others; `Gone` follows."""
         self._say({"do": "leave"})

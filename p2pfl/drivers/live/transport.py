@@ -130,6 +130,10 @@ class Transport:
         if node in self._dealers:
             self._dealers.pop(node).close(0)
 
+    def admit(self, nodes: int) -> None:
+        """There can be so many nodes now: those that were strangers before may connect."""
+        self._listener.admit(nodes)
+
     def lose(self, node: int) -> None:
         """A node is not there any more: what is under way to it is for nobody."""
         self._parcels_out.lose(node)

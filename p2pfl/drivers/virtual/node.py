@@ -11,6 +11,7 @@ from p2pfl.errors import LocalError
 from p2pfl.node.event_log import EventLog
 from p2pfl.node.membership import Standing, meaning
 from p2pfl.protocol.events import (
+    Admitted,
     Adopt,
     Advance,
     Done,
@@ -91,7 +92,7 @@ class VirtualNode:
     def __init__(self, world: Surroundings, facts: Facts, given: NodeSetup) -> None:
         self.world, self.facts, self.given = world, facts, given
         self.peer = Peer(facts)
-        me = Me(facts.node, facts.life, address(facts.node), facts.nodes)
+        me = Me(facts.node, facts.life, address(facts.node), self.peer.state.nodes)
         seeds = [address(node) for node in given.seeds]
         self.membership = Membership(me, facts.federation, seeds, given.probe_timing, world.seed)
         self.up = True
@@ -124,6 +125,11 @@ class VirtualNode:
         """Start: it has compiled, and exists for the others from now on."""
         self.handle(Start())
         self.member(membership.MemberStart())
+
+    def admit(self, nodes: int) -> None:
+        """There can be so many nodes now: the federation has grown."""
+        self.handle(Admitted(nodes))
+        self.member(membership.MemberAdmitted(nodes))
 
     # --- the peer
 

@@ -39,11 +39,17 @@ class MemberReborn(NamedTuple):
     life: int
 
 
+class MemberAdmitted(NamedTuple):
+    """There can be so many nodes now, with ids from 0 to nodes - 1: the federation has grown."""
+
+    nodes: int
+
+
 class MemberLeave(NamedTuple):
     """This node leaves for good: tell the others, then `Gone`."""
 
 
-Event = MemberStart | Heard | MemberTick | Busy | Progress | MemberReborn | MemberLeave
+Event = MemberStart | Heard | MemberTick | Busy | Progress | MemberReborn | MemberAdmitted | MemberLeave
 
 
 class Say(NamedTuple):

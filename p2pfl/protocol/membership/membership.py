@@ -24,6 +24,7 @@ from p2pfl.protocol.membership.events import (
     Event,
     Gone,
     Heard,
+    MemberAdmitted,
     MemberDrop,
     MemberLeave,
     MemberReborn,
@@ -140,6 +141,9 @@ class Membership:
                     self._quiet = False
                     self._start()
                 self._soon("gossip")
+            case MemberAdmitted(nodes):
+                self._roster.admit(nodes)
+                self._soon("sync")  # others may have told this node of them before, and do so once
             case MemberLeave():
                 self._roster.say(state=LEFT, at=now)
                 self._receipts.clear()

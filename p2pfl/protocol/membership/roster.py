@@ -415,6 +415,10 @@ class Roster:
         self.me = self.me._replace(life=life)
         self._hold(self.mine._replace(life=life, refutes=0, state=ALIVE, by=NOBODY, at=0.0))
 
+    def admit(self, nodes: int) -> None:
+        """There can be so many nodes now."""
+        self.me = self.me._replace(nodes=max(self.me.nodes, nodes))
+
     def forget(self, now: float) -> None:
         """Forget those whose life ended long ago."""
         for entry in list(self.entries.values()):
