@@ -31,11 +31,11 @@ from p2pfl.node import records
 from p2pfl.node.checkpoint import Store
 from p2pfl.node.replica import Replica
 from p2pfl.protocol.events import Admitted, Drop, Members, Note, Received, Seen, Start
-from p2pfl.protocol.membership.events import Heard, MemberAdmitted, MemberDrop, MemberStart, Say
+from p2pfl.protocol.membership.events import Effect, Heard, MemberAdmitted, MemberDrop, MemberStart, MemberTick, Say
 from p2pfl.protocol.membership.membership import Membership
 from p2pfl.protocol.membership.table import ALIVE, Me, MemberEntry
 from p2pfl.protocol.membership.timing import LAN
-from p2pfl.protocol.membership.wire import Datagram, Gossip, encode
+from p2pfl.protocol.membership.wire import Datagram, Gossip, Sync, decode, encode
 from p2pfl.protocol.messages import Envelope, Hello
 from p2pfl.protocol.neighbor import Facts
 from p2pfl.protocol.peer import Peer
@@ -166,11 +166,19 @@ def test_a_membership_hears_of_newcomers_once_they_have_been_admitted() -> None:
     def entry(node: int) -> MemberEntry:
         return MemberEntry(node, 1, 0, ALIVE, f"tcp://v:{node + 1}", 0, 0, 0.0, -1)
 
-    me = Membership(Me(0, 1, "tcp://v:1", 3), "f", ["tcp://v:2"], LAN, 0)
-    me.handle(MemberStart(), 0.0)
-    out = me.handle(letter(entry(1), [entry(3)]), 0.1)
-    assert [drop.reason for drop in out if isinstance(drop, MemberDrop)] == ["stranger"]
-    assert any(isinstance(effect, Say) for effect in me.handle(MemberAdmitted(4), 0.2))  # it asks what it has missed
+    def begun() -> Membership:
+        one = Membership(Me(0, 1, "tcp://v:1", 3), "f", ["tcp://v:2"], LAN, 0)
+        one.handle(MemberStart(), 0.0)
+        out = one.handle(letter(entry(1), [entry(3)]), 0.1)
+        assert [drop.reason for drop in out if isinstance(drop, MemberDrop)] == ["stranger"]
+        return one
+
+    def asks(effects: list[Effect]) -> bool:
+        said = [decode(effect.data, "f", 0.2) for effect in effects if isinstance(effect, Say)]
+        return any(isinstance(each.message, Sync) for each in said)
+
+    me = begun()
+    assert asks(me.handle(MemberAdmitted(4), 0.2)) and not asks(begun().handle(MemberTick(), 0.2))  # what it has missed
     assert not [drop for drop in me.handle(letter(entry(1), [entry(3)]), 0.3) if isinstance(drop, MemberDrop)]
     assert [member.node for member in me.members] == [0, 1, 3]
     me.handle(MemberAdmitted(2), 0.4)
