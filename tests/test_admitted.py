@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 from federations import TABLE
 from test_virtual_world import Ring, ring
@@ -22,11 +24,14 @@ from p2pfl.churn import Event
 from p2pfl.config import experiment
 from p2pfl.config.data import CsvData
 from p2pfl.drivers.live.ports import reserved
+from p2pfl.drivers.live.sidecar import PACKET, Restarted, Sidecar
 from p2pfl.errors import ConfigError, Exit, TopologyError
 from p2pfl.federation import federation as build
 from p2pfl.federation.epochs import planner
 from p2pfl.federation.federation import Federation
+from p2pfl.federation.learning import ScriptedSteps
 from p2pfl.federation.tasks import task
+from p2pfl.learning import quadratic
 from p2pfl.node import records
 from p2pfl.node.checkpoint import Store
 from p2pfl.node.replica import Replica
@@ -98,6 +103,20 @@ def test_who_may_not_join_is_refused_before_anything_starts(tmp_path: Path) -> N
         own(tmp_path, 3, admitted=4, **network)
     steps = own(tmp_path, 3, admitted=4, training={**TABLE["training"], "node_steps": [3, 1, 1]})
     assert steps.steps.tolist() == [3, 1, 1, 2]  # local_steps, for nobody has given it a number
+
+
+def test_a_script_may_be_a_newcomer() -> None:
+    table = {
+        **TABLE,
+        "topology": {"graph": "ring", "nodes": 3},
+        "data": {"source": "script"},
+        "driver": {"kind": "live"},
+    }
+    wanted = experiment.parse(table, "test.toml", experiment.Experiment)
+    steps = ScriptedSteps(quadratic.learner(2), optax.sgd(0.1))
+    new, old = build.build_script(wanted, steps, node=3), build.build_script(wanted, steps)
+    assert build.digest(new) == build.digest(old)
+    assert task(new, 3).neighbors == (0, 2) and task(old, 0).at((0, 1, 2, 3)).neighbors == (1, 3)
 
 
 @pytest.mark.more
@@ -186,6 +205,26 @@ def test_a_membership_hears_of_newcomers_once_they_have_been_admitted() -> None:
     assert [drop.detail for drop in out if isinstance(drop, MemberDrop)] == [
         "node 4, by node 1: there are nodes 0 to 3"
     ]
+
+
+def test_a_membership_process_that_is_started_again_knows_who_has_been_admitted() -> None:
+    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with its:
+        its.settimeout(10)
+
+        def told() -> dict[str, Any]:
+            return dict(json.loads(its.recv(PACKET)))
+
+        car = Sidecar(0, mine)
+        its.send(b'{"pid": 0}')
+        car.begin(Me(0, 1, "tcp://v:1", 3), "f", [], LAN, "tcp://v:1")
+        assert told()["me"][3] == 3
+        car.admit(4)
+        assert told() == {"do": "admit", "nodes": 4}
+        its.send(b'{"died": "killed"}')
+        assert [type(event) for event in car.read()] == [Restarted]
+        assert told()["me"][3] == 4
+        car.close()
 
 
 class Growing(Ring):

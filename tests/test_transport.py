@@ -205,6 +205,16 @@ def test_strangers_are_hung_up_at_once_and_are_few(bench: type[Bench]) -> None:
     assert not at.hung_up(at.connect(handshake()))
 
 
+def test_a_stranger_that_has_been_admitted_may_connect(bench: type[Bench]) -> None:
+    at = bench()
+    assert at.hung_up(at.connect(handshake(node=10)))
+    at.listener.admit(11)
+    at.listener.admit(3)  # which is no news
+    link = at.connect(handshake(node=10), message(b"x"))
+    assert [each.node for each in at.turn()] == [10] and not at.hung_up(link)
+    assert at.hung_up(at.connect(handshake(node=11)))
+
+
 def test_who_sends_much_delays_nobody_and_a_turn_has_an_end(bench: type[Bench]) -> None:
     at = bench()
     at.connect(handshake(1), message(b"x" * 20) * 2000)

@@ -111,11 +111,14 @@ def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data
     return Datasets(dataset, Partition(tuple(train), tuple(test)), False, dataset.notes, topology.events)
 
 
-def resolve_script(experiment: Experiment, topology: Topology) -> Datasets:
-    """No data: they are in a script that takes part by itself. Raises ConfigError."""
+def resolve_script(experiment: Experiment, topology: Topology, node: int = 0) -> Datasets:
+    """No data: they are in a script that takes part by itself, which may be a `node` beyond the planned ones.
+
+    Raises ConfigError.
+    """
     events.no_labels(experiment)
     nothing = sources.Samples(np.zeros((0, 1), np.float32), np.zeros(0, np.int32))
-    none = (np.zeros(0, np.int64),) * topology.nodes
+    none = (np.zeros(0, np.int64),) * max(topology.nodes, node + 1)
     return Datasets(Dataset(nothing, nothing, ()), Partition(none, none), False, (), topology.events)
 
 

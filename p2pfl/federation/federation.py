@@ -203,13 +203,16 @@ def _built(experiment: Experiment, topology: Topology, data: Datasets) -> Federa
     return Federation(experiment, topology, data, resolve_learning(experiment, topology, data), metrics)
 
 
-def build_script(experiment: Experiment, script: ScriptedSteps) -> Federation:
-    """The same for a script that brings rows, model and local steps; `experiment.data` has the source "script"."""
+def build_script(experiment: Experiment, script: ScriptedSteps, node: int = 0) -> Federation:
+    """The same for a script that brings rows, model and local steps; `experiment.data` has the source "script".
+
+    `node`: it is this one, which may have been admitted beyond those of the experiment.
+    """
     _script(experiment)
     topology = resolve_topology(experiment)
     timing(experiment)
     _named(experiment)
-    data = resolve_script(experiment, topology)
+    data = resolve_script(experiment, topology, node)
     return Federation(experiment, topology, data, resolve_learning(experiment, topology, data, script))
 
 
