@@ -95,7 +95,10 @@ def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data
     `admitted`: nodes that there can be, where the federation has grown. Raises ConfigError.
     """
     if not 0 <= node < max(topology.nodes, admitted):
-        raise ConfigError(f"node={node}: the topology has nodes 0 to {topology.nodes - 1}")
+        raise ConfigError(
+            f"node={node}: the topology has nodes 0 to {topology.nodes - 1}; one more joins them by a [[churn]] with "
+            f'event = "join" and node = {topology.nodes} in the experiment file of all'
+        )
     nodes = max(topology.nodes, node + 1)
     if own.partition != EvenPartition():
         raise ConfigError(
