@@ -179,6 +179,15 @@ def test_what_can_not_grow_is_refused_by_name(tmp_path: Path) -> None:
             algorithm={"name": "d2"}, topology={"graph": "ring", "nodes": 5},
             churn=[{"event": "join", "node": 5, "round": 4}],
         )  # fmt: skip
+    # of four, five and six nodes in a ring, d2 stands five alone: here as well, whoever joins when
+    for nodes, rounds, wrong in ((4, (3,), "4 nodes, before"), (3, (3, 5), "4 nodes, before"), (3, (3, 3), "")):
+        joins = [{"event": "join", "node": nodes + i, "round": round} for i, round in enumerate(rounds)]
+        parts = {"algorithm": {"name": "d2"}, "topology": {"graph": "ring", "nodes": nodes}, "churn": joins}
+        if wrong:
+            with pytest.raises(TopologyError, match=f"d2: the graph of {wrong} others join, has lambda_min"):
+                grown(**parts)
+        else:
+            grown(**parts)
     with pytest.raises(ConfigError, match=r"node_steps: 8 numbers for 9 nodes"):
         grown(training={**TABLE["training"], "node_steps": [1] * 8})
     (tmp_path / "line.toml").write_text("edges = [[0, 1], [1, 2]]")

@@ -84,6 +84,16 @@ def newcomers(experiment: Experiment) -> int:
     return len(joining)
 
 
+def growing(experiment: Experiment, events: Sequence[churn.Event]) -> list[tuple[int, ...]]:
+    """The members at the beginning, and after each round in which some join beyond the graph, but for the last."""
+    if not newcomers(experiment):
+        return []
+    nodes = founders(experiment)
+    joins = [event for event in events if event.event == "join" and event.node >= nodes]
+    rounds = sorted({event.round for event in joins})
+    return [(*range(nodes), *sorted(e.node for e in joins if e.round < round)) for round in rounds]
+
+
 def undisturbed(experiment: Experiment, what: str) -> Experiment:
     """The same without churn, with all nodes from the beginning that ever take part.
 
