@@ -23,6 +23,7 @@ from p2pfl import tree
 from p2pfl.churn import Event
 from p2pfl.config import experiment
 from p2pfl.config.data import CsvData
+from p2pfl.drivers.live.faults import FaultPlan
 from p2pfl.drivers.live.ports import reserved
 from p2pfl.drivers.live.sidecar import PACKET, Restarted, Sidecar
 from p2pfl.errors import ConfigError, Exit, TopologyError
@@ -225,6 +226,13 @@ def test_a_membership_process_that_is_started_again_knows_who_has_been_admitted(
         assert [type(event) for event in car.read()] == [Restarted]
         assert told()["me"][3] == 4
         car.close()
+
+
+def test_a_planned_partition_parts_newcomers_as_well() -> None:
+    plan = FaultPlan([Event("partition", -1, 5, groups=((0, 1),))], node=0, nodes=3)
+    assert plan.of(5).cut == {2}
+    plan.admit(4)
+    assert plan.of(5).cut == {2, 3} and not plan.of(4).cut
 
 
 class Growing(Ring):

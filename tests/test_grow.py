@@ -23,6 +23,7 @@ from p2pfl.config import experiment
 from p2pfl.drivers.simulate import loop
 from p2pfl.errors import ConfigError, TopologyError
 from p2pfl.federation import federation as build
+from p2pfl.federation.epochs import planner
 from p2pfl.federation.events import undisturbed
 from p2pfl.federation.federation import Federation
 from p2pfl.federation.tasks import tasks
@@ -80,6 +81,9 @@ def test_a_graph_of_a_file_keeps_its_edges(tmp_path: Path) -> None:
     )  # the new edges have no weight of the file
     before = made.planner()((0, 1, 2, 3)).schedule
     assert topology.matrix(before)[0, 1] == 0.3
+    weighted = dataclasses.replace(made.experiment.topology, weights="file")
+    few = planner(dataclasses.replace(made.experiment, topology=weighted), made.algorithm, made.schedule, made.samples)
+    assert topology.matrix(few((1, 4)).schedule)[1, 4] == 0.5  # no edge is left that has a weight
 
 
 # --- planned
@@ -218,6 +222,8 @@ def test_checkpoints_stay_those_of_the_others() -> None:
     assert build.identity(grown()) == build.identity(plain) != build.identity(uneven)
     assert build.identity(grown(**steps)) == build.identity(uneven)
     assert build.digest(grown()) != build.digest(plain)  # who would go on without it is another federation
+    crowd = grown(churn=[{"model": "flash_crowd", "round": 4, "nodes": [8, 9]}])
+    assert len(crowd.graph) == 10 and build.identity(crowd) == build.identity(plain)
     other = grown(churn=[JOINS, {"event": "crash", "node": 2, "round": 5}])
     assert build.identity(other) != build.identity(plain)
 

@@ -147,7 +147,7 @@ def among(experiment: Experiment, members: tuple[int, ...]) -> tuple[Schedule, s
     old = [node for node in members if node in whole]
     left = topology.attached(topology.restricted(whole, old, heal), members[len(old) :])
     bare = [edge for edge in left.edges if "weight" not in left.edges[edge]]
-    if weights in (None, "file") and bare and len(bare) < left.number_of_edges():
+    if bare and (weights == "file" or (weights is None and len(bare) < left.number_of_edges())):
         weights = "uniform_out" if left.is_directed() else "metropolis"  # a new edge has no weight of the file
     ordered = left.__class__()
     ordered.add_nodes_from(range(len(members)))

@@ -10,7 +10,7 @@ import numpy as np
 
 from p2pfl import churn, topology
 from p2pfl.churn import course
-from p2pfl.config.churn import Adversarial, FlashCrowd, NodeEvent, expand
+from p2pfl.config.churn import Adversarial, Churn, FlashCrowd, NodeEvent, expand
 from p2pfl.config.experiment import Experiment
 from p2pfl.data import Dataset
 from p2pfl.errors import ConfigError
@@ -61,27 +61,29 @@ def founders(experiment: Experiment) -> int:
     return table.nodes or len(topology.load(Path(str(table.file)), experiment.seed))
 
 
+def joining(table: Churn) -> frozenset[int]:
+    """Return the nodes that a table of [[churn]] names to join."""
+    if isinstance(table, NodeEvent) and table.event == "join":
+        return frozenset([table.node])
+    return frozenset(table.nodes or ()) if isinstance(table, FlashCrowd) else frozenset()
+
+
 def newcomers(experiment: Experiment) -> int:
     """How many nodes join beyond those of the experiment's graph, as planned. Raises ConfigError for a gap in ids."""
-    joining = set[int]()
-    for table in experiment.churn:
-        if isinstance(table, NodeEvent) and table.event == "join":
-            joining.add(table.node)
-        elif isinstance(table, FlashCrowd):
-            joining.update(table.nodes or ())
+    joins = frozenset[int]().union(*map(joining, experiment.churn))
     uncounted = experiment.topology.graph is not None and experiment.topology.nodes is None  # the data's sites are
-    if not joining or uncounted:
+    if not joins or uncounted:
         return 0
     nodes = founders(experiment)
-    joining = {node for node in joining if node >= nodes}
-    for node in range(nodes, nodes + len(joining)):
-        if node not in joining:
+    joins = frozenset(node for node in joins if node >= nodes)
+    for node in range(nodes, nodes + len(joins)):
+        if node not in joins:
             raise ConfigError(
-                f"churn: node {max(joining)} joins, and there is no node {node}; the graph has nodes 0 to {nodes - 1}, "
+                f"churn: node {max(joins)} joins, and there is no node {node}; the graph has nodes 0 to {nodes - 1}, "
                 f"and those that join beyond it are numbered from {nodes} on without a gap: call it {node}, or let "
                 f"node {node} join as well"
             )
-    return len(joining)
+    return len(joins)
 
 
 def growing(experiment: Experiment, events: Sequence[churn.Event]) -> list[tuple[int, ...]]:

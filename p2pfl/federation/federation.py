@@ -32,7 +32,7 @@ from p2pfl.errors import ConfigError, nearest
 from p2pfl.federation import epochs
 from p2pfl.federation import learning as stage
 from p2pfl.federation.datasets import Datasets, by_sites, resolve_datasets, resolve_own, resolve_script
-from p2pfl.federation.events import founders, newcomers
+from p2pfl.federation.events import founders, joining, newcomers
 from p2pfl.federation.learning import Learning, ScriptedSteps, resolve_learning
 from p2pfl.federation.metrics import OwnMetric, resolve_metrics
 from p2pfl.federation.plugins import chosen
@@ -340,8 +340,8 @@ def identity(federation: Federation) -> str:
         table["training"]["node_steps"] = None if steps is None else steps[:nodes]
     table["churn"] = [
         {k: v for k, v in each.items() if k != "path"}
-        for each in table["churn"]
-        if each.get("event") != "join" or each["node"] < nodes
+        for each, given in zip(table["churn"], federation.experiment.churn, strict=True)
+        if min(joining(given), default=0) < nodes
     ]
     del table["rounds"]
     neighbor, weight, out_weight, trains = (part[0, :nodes] for part in schedule)
