@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from p2pfl.console import Commands, Failure, Seconds, errors_told, going_on, judge, told_how_to_go_on
+from p2pfl.console import (
+    LOG_LEVEL,
+    Commands,
+    Failure,
+    Seconds,
+    also_told,
+    errors_told,
+    going_on,
+    judge,
+    log_options,
+    told_how_to_go_on,
+)
 from p2pfl.errors import ConfigError, Exit
 
 if TYPE_CHECKING:
@@ -122,19 +133,24 @@ def doctor(file: Path | None, wait: float | None, as_json: bool) -> None:
 @click.option(
     "--resume", metavar="RUN", type=click.Path(path_type=Path), help="Go on with the run in this directory; no FILE."
 )
+@log_options
 def run(
     file: Path | None, overrides: tuple[str, ...], out: Path | None, driver: str | None, as_json: bool,
-    hosts: str | None, resume: Path | None,
+    hosts: str | None, resume: Path | None, log_form: str, log_level: str,
 ) -> None:  # fmt: skip
     """Run the experiment in FILE: all its nodes on this machine, and its baselines."""
     _one_of(file, resume, {"--out": out, "--driver": driver, "--hosts": hosts})
     # jax and the rest take a second to import: not for --help, nor for a mistake in the file
     from p2pfl.config import experiment
     from p2pfl.reporting import terminal
+    from p2pfl.runs.log import Log
 
+    log = Log(lambda text: click.echo(text, err=as_json), log_form, log_level)
+    if log_level != "info":
+        os.environ[LOG_LEVEL] = log_level  # for the processes of the nodes, whose log.txt stays text
     overrides = (*overrides, *([f'driver.kind="{driver}"'] if driver else []))
     console = Console(highlight=False)
-    with errors_told():
+    with also_told(log.failed), errors_told():
         if resume is not None:
             wanted, folder = _resumed(resume, overrides)
         else:
@@ -151,13 +167,18 @@ def run(
         out = resume or out or default_out(wanted.name)
         if resume is None:
             fresh(out)
-    with told_how_to_go_on(out), errors_told(f"{resume or file}: "), terminal.make(console, quiet=as_json) as shown:
+    with (
+        told_how_to_go_on(out), also_told(log.failed), errors_told(f"{resume or file}: "),
+        log.view(console, quiet=as_json) as shown,
+    ):  # fmt: skip
         summary = run_experiment(wanted, out, shown, folder=folder, resumes=resume is not None)
     if not first:  # of several hosts the first one tells
         return
+    if log.json:
+        log.say(f"report: {out / 'report.html'}")
     if as_json:
         click.echo(json.dumps(summary.as_dict(), indent=1))
-    else:
+    elif not log.json:
         console.print(terminal.results_table(summary))
         if summary.lost:
             planned = " (as planned)" if not summary.lost_unplanned else ""
@@ -165,7 +186,7 @@ def run(
         console.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)
         if summary.interrupted:
             console.print(f"to go on: {going_on(out)}", soft_wrap=True, markup=False)
-    judge(verdict(summary))
+    judge(verdict(summary), log.failed)
 
 
 def _one_of(file: Path | None, resume: Path | None, others: Mapping[str, object]) -> None:
@@ -202,21 +223,50 @@ def _resumed(run: Path, overrides: tuple[str, ...]) -> tuple[Experiment, str]:
     help="All nodes were stopped, and begin together after it.",
 )
 @click.option("--without", multiple=True, type=click.IntRange(0), metavar="NODE", help="Of these, who comes in later.")
+@click.option(
+    "--metrics-port", type=click.IntRange(1, 65535), metavar="PORT",
+    help="Let Prometheus ask there, on the loopback address, how the node stands.",
+)  # fmt: skip
+@log_options
 def node(
     file: Path, out: Path | None, hold: bool, resume: bool, returns: int | None, after: int | None,
-    without: tuple[int, ...],
+    without: tuple[int, ...], metrics_port: int | None, log_form: str, log_level: str,
 ) -> None:  # fmt: skip
     """Run one node of a federation, as FILE describes it."""
-    with errors_told(disk=Exit.FAILED):
-        from p2pfl.runs import node as one
+    from p2pfl.runs.log import Log
 
-        together = one.Together(after or 0, without)
-        ended = one.run(file, out, hold, resume, lambda text: click.echo(text), returns, together)
-    if ended.result.error:
-        raise Failure(ended.result.error, Exit.FAILED)
+    log = Log(click.echo, log_form, log_level)
+    with also_told(log.failed):
+        with errors_told(disk=Exit.FAILED):
+            from p2pfl.runs import node as one
+
+            together = one.Together(after or 0, without)
+            metrics = None if metrics_port is None else f"127.0.0.1:{metrics_port}"
+            ended = one.run(file, out, hold, resume, log.say, returns, together, metrics)
+        if ended.result.error:
+            raise Failure(ended.result.error, Exit.FAILED)
     if hold and ended.verdict.code == Exit.NOT_WHOLE:  # whoever has started it judges all nodes together
         return
-    judge(ended.verdict)
+    judge(ended.verdict, log.failed)
+
+
+@main.command()
+@click.argument("where", metavar="ADDRESS|NODE.toml")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer alone, as JSON.")
+def status(where: str, as_json: bool) -> None:
+    """Ask a node that runs how it stands: its members, its round, who is late, its books, what it has dropped."""
+    with errors_told():
+        from datetime import UTC, datetime
+
+        from p2pfl.runs import status as runs
+
+        answer = runs.ask(where)
+    if as_json:
+        click.echo(json.dumps(answer.as_dict(), indent=1))
+    else:
+        for line in runs.lines(answer, datetime.now(UTC)):
+            click.echo(line)
+    judge(answer)
 
 
 @main.command()
@@ -226,8 +276,9 @@ def coefficients(file: Path, out: Path | None) -> None:
     """Find the coefficients of a linear model, with standard errors, together with the other nodes: by sums alone."""
     with errors_told(disk=Exit.FAILED):
         from p2pfl.runs import gossiped
+        from p2pfl.runs.log import Log
 
-        ended = gossiped.run(file, out, lambda text: click.echo(text))
+        ended = gossiped.run(file, out, Log(click.echo).say)
     for line in ended.lines():
         click.echo(line)
     if ended.result.error:

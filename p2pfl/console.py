@@ -10,7 +10,7 @@ import select
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,6 +19,7 @@ import click
 from p2pfl.errors import ConfigError, Exit, P2PFLError, Stopped, stopping
 
 if TYPE_CHECKING:
+    from p2pfl.runs.status import NodeAnswer
     from p2pfl.runs.verdict import RunVerdict
 
 
@@ -157,10 +158,25 @@ def errors_told(where: str = "", disk: Exit = Exit.MISTAKE) -> Iterator[None]:
         raise Failure(f"{error.filename}: {error.strerror}", disk) from error
 
 
-def judge(verdict: RunVerdict) -> None:
-    """Say why a run is not whole, in one line, and exit with the code for it."""
+@contextlib.contextmanager
+def also_told(tell: Callable[[str], None]) -> Iterator[None]:
+    """Let somebody else be told the text that a command ends with, too."""
+    try:
+        yield
+    except Failure as error:
+        tell(error.message)
+        raise
+
+
+def judge(verdict: RunVerdict | NodeAnswer, tell: Callable[[str], None] = lambda text: None) -> None:
+    """Say why a run, or a node, is not whole, in one line, and exit with the code for it.
+
+    `tell`: somebody else who is told.
+    """
     if verdict.reasons:
-        click.echo(f"not whole: {'; '.join(verdict.reasons)}", err=True)
+        text = f"not whole: {'; '.join(verdict.reasons)}"
+        tell(text)
+        click.echo(text, err=True)
     if verdict.code:
         sys.exit(verdict.code)
 
@@ -179,6 +195,23 @@ def told_how_to_go_on(out: Path) -> Iterator[None]:
         if (out / "run.json").is_file():
             click.echo(f"to go on: {going_on(out)}", err=True)
         raise
+
+
+LOG_LEVEL = "P2PFL_LOG_LEVEL"
+"""The variable of the environment that is the least level of what is logged, where no option says it."""
+
+
+def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of its log: arguments `log_form` and `log_level`."""
+    form = click.option(
+        "--log", "log_form", type=click.Choice(["text", "json"]), default="text", show_default=True,
+        help="Say what happens as text, or as lines of JSON.",
+    )  # fmt: skip
+    level = click.option(
+        "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True,
+        envvar=LOG_LEVEL, help="Say only what is of this level or above it.",
+    )  # fmt: skip
+    return form(level(command))
 
 
 class Seconds(click.ParamType):

@@ -25,6 +25,7 @@ from p2pfl.drivers.live.zmtp import Command, Limits, Reader
 from p2pfl.errors import ConfigError, RemoteError
 from p2pfl.protocol.budget import Budget
 from p2pfl.protocol.codec import Schema
+from p2pfl.protocol.questions import DIFFERS, Questions
 from p2pfl.protocol.strangers import Stranger, Strangers
 
 LIMITS = Limits(frame=100_000, frames=5, message=200_000)
@@ -597,8 +598,9 @@ def test_a_node_of_another_federation_is_asked_in_what_it_differs(monkeypatch: p
     ours, theirs = ({"name": "a", "rounds": str(rounds), "seed": "0"} for rounds in (7, 20))
     port, there, seen = free("127.0.0.1"), Strangers(0, theirs, clock.now()), list[Stranger | None]()
     address = f"tcp://127.0.0.1:{port}"
+    answers = Questions({DIFFERS: lambda asked, asker, now: there.answer(asked, now)}).answer
     with closing(
-        Listener(address, FEDERATION, 3, Allowance(LIMITS, 100, 100, 1e9), clock.now(), compare=there.answer)
+        Listener(address, FEDERATION, 3, Allowance(LIMITS, 100, 100, 1e9), clock.now(), answers=answers)
     ) as listening:
         for fields in (ours, {"name": "b"}, theirs):
             asks = threading.Thread(
@@ -609,7 +611,7 @@ def test_a_node_of_another_federation_is_asked_in_what_it_differs(monkeypatch: p
                 asks.join(0.01)
                 list(listening.receive(clock.now()))
         with socket.create_connection(("127.0.0.1", port)) as link:  # more than a question may be
-            link.sendall(zmtp.GREETING + zmtp.ready(b"DEALER", zmtp.COMPARES) + b"\2" + (1 << 40).to_bytes(8, "big"))
+            link.sendall(zmtp.GREETING + zmtp.ready(b"DEALER", zmtp.QUESTION) + b"\2" + (1 << 40).to_bytes(8, "big"))
             while not listening.dropped["size"]:
                 list(listening.receive(clock.now()))
         assert seen == [Stranger(0, "rounds: 20 there, 7 here"), None, None] and there._askers == {1}

@@ -156,6 +156,7 @@ class NodeFile:
     address: Address | None = None  # how the others reach this node; as `listen`
     out: str | None = None  # directory of its records, beside this file; ./p2pfl-node-ID
     data: DataTable | None = None  # this machine's own rows, with what the experiment's [data] says of all
+    metrics: Annotated[str, Field(pattern=toml.HOST_PORT)] | None = None  # where Prometheus finds figures of this node
 
 
 def load(path: Path | str, overrides: Sequence[str] = (), find: bool = False) -> Experiment:

@@ -19,6 +19,7 @@ from p2pfl.config.unions import NONE, RULE, fields_of, members, tagged
 from p2pfl.errors import ConfigError, nearest
 
 NAME, ADDRESS = r"^[\w.-]+$", r"^tcp://([A-Za-z0-9_.*-]+|\[[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?\]):[0-9]{1,5}$"
+HOST_PORT = r"^([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"
 GIVEN = "it must be given"
 Place = tuple[str | int, ...]
 
@@ -157,6 +158,7 @@ _RULES = {
 _PATTERNS = {
     NAME: "must be one or more letters, digits, '_', '.' or '-'",
     ADDRESS: "must be written tcp://HOST:PORT, as in tcp://192.168.0.7:5555 or tcp://[fd00::7]:5555",
+    HOST_PORT: "must be written HOST:PORT, as in 127.0.0.1:9100 or [::1]:9100",
 }
 
 

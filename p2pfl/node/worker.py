@@ -5,6 +5,7 @@ Knows no socket, no clock and no process.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +19,7 @@ from p2pfl.errors import LocalError
 from p2pfl.node import model_file, records
 from p2pfl.node.payload import Frames, Incoming, Outgoing, outgoing
 from p2pfl.node.replica import Cost, Replica
+from p2pfl.node.said import Said
 from p2pfl.node.task import Booked, Task, part
 from p2pfl.protocol.events import Adopt, Advance, Booking, Finished, Leave, Trained
 from p2pfl.protocol.exchange import Side
@@ -57,6 +59,7 @@ class Host(NamedTuple):
     say: Callable[[str], None]  # a line for a person
     store: CheckpointStore | None = None
     every: int = 0  # rounds from checkpoint to checkpoint; 0: none
+    finished: Callable[[records.Measured], None] = lambda measured: None  # told of each round
 
 
 class Worker:
@@ -74,6 +77,7 @@ class Worker:
         self.trained = 0  # rounds, by this process
         self.untrained = True  # the model is as it was drawn
         self.score: float | None = None  # of the node's model after the latest round that was evaluated
+        self.loss: float | None = None  # mean over the local steps of the latest round
         self._kept_sketches: Sequence[Any] | None = None  # the fields of records.Sketches, at that round
         self._began = host.now()
         self._learned = False  # what the statistics of all data say of this node's own
@@ -150,7 +154,7 @@ class Worker:
             self._sketch()
             self._trace.write(self.replica.renew(life, round))
         if note := self.replica.note(members):
-            self._host.say(f"round {round}: {note}")
+            self._host.say(Said(f"round {round}: {note}", "epoch", round=round, members=[*members]))
         self._trace.write(self.replica.enter(round, members))
 
     def _train(self, round: int, receivers: tuple[int, ...]) -> Trained:
@@ -195,6 +199,8 @@ class Worker:
         measured = self.replica.measured(round, booked, cost)
         for score in (measured.score_after_mixing, measured.score_own):
             self.score = self.score if score is None else score
+        self.loss = measured.train_loss
+        self._host.finished(measured)
         self._measured = measured if self._measured is None else records.together(self._measured, measured)
         if records.recorded(round) or effect.next is None:
             self._record()
@@ -216,7 +222,7 @@ class Worker:
         lines = learned(self.task.program.params(self.replica.state))
         self._learned = lines is not None
         for line in lines or ():
-            self._host.say(f"round {round}: {line}")
+            self._host.say(Said(f"round {round}: {line}", "statistics", round=round))
 
     def _booked(self, booking: Booking) -> Booked:
         mine: Side[Outgoing] | None = booking.mine
@@ -256,7 +262,9 @@ class Worker:
             return
         wrong = store.save(self.replica.state, {"life": self.life, "round": round, "sketches": self.replica.sketches()})
         if wrong is not None:
-            self._host.say(f"no checkpoint after round {round}: {wrong}")
+            self._host.say(
+                Said(f"no checkpoint after round {round}: {wrong}", "checkpoint", logging.ERROR, round=round)
+            )
         self._saved = round
 
     def save(self) -> str:

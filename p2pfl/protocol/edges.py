@@ -60,6 +60,11 @@ class Edges:
             self._count(other, ended)
         other.edge = Edge()
 
+    @property
+    def open(self) -> int:
+        """Exchanges that are neither booked nor void."""
+        return sum(other.edge.phase != exchange.IDLE for other in self._state.neighbors.values())
+
     def holds(self, node: int) -> bool:
         """Return whether an exchange with this neighbour is booked and not mixed yet."""
         return self._bookings.holds(node)

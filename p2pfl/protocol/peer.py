@@ -241,6 +241,16 @@ class Peer:
         return self._edges.voided
 
     @property
+    def open(self) -> int:
+        """Exchanges that are neither booked nor void."""
+        return self._edges.open
+
+    @property
+    def late(self) -> dict[int, float]:
+        """For how many seconds each of `awaited` has been waited for, when this node last looked at the clock."""
+        return dict.fromkeys(self.awaited, max(0.0, self.state.now - self.state.since))
+
+    @property
     def awaited(self) -> tuple[int, ...]:
         """Neighbours that it waits for now; at the start, members that are not there."""
         if self.stage == STARTING:

@@ -25,6 +25,7 @@ from p2pfl.federation.learning import ScriptedSteps
 from p2pfl.learning.local_steps import placed
 from p2pfl.node import result
 from p2pfl.node.handover import Handover
+from p2pfl.node.said import whole
 from p2pfl.protocol.timing import starting
 from p2pfl.runs import about
 from p2pfl.runs.node import address_of
@@ -124,6 +125,11 @@ def join(
         return _started(federation, shapes, place_of, given.node)
 
 
+def _say(text: str) -> None:
+    """What the node says, in the log of the script."""
+    log.log(whole(text).level, "%s", text)
+
+
 def _started(federation: Federation, shapes: ScriptModel, place: Place, node: int) -> Peers:
     """Start the node. Raises ConfigError."""
     task = tasks.task(federation, node)
@@ -145,7 +151,7 @@ def _started(federation: Federation, shapes: ScriptModel, place: Place, node: in
     with contextlib.ExitStack() as unless_made:
         membership = sidecar.spawn()
         unless_made.callback(membership.close)
-        live = LiveNode(task, place, membership, log.info, handover, shapes.precision)
+        live = LiveNode(task, place, membership, _say, handover, shapes.precision)
         unless_made.pop_all()  # the node closes it itself
     limits = starting(timing(federation.experiment), len(federation.graph))
     made = Peers(live, handover, shapes, limits.start_timeout + 2 * limits.silence, place, node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from p2pfl.drivers.live import addresses, files, ports, sidecar
 from p2pfl.drivers.live import node as live
 from p2pfl.drivers.live.launcher import READY
 from p2pfl.drivers.live.lifeline import Lifeline
+from p2pfl.drivers.live.metrics import Exporter
 from p2pfl.drivers.live.settings import Place, membership_address
 from p2pfl.errors import ConfigError, Exit
 from p2pfl.federation import tasks
@@ -21,6 +23,7 @@ from p2pfl.federation.federation import Federation, build, build_own, identity, 
 from p2pfl.node import model_file, result
 from p2pfl.node.plan import Terms
 from p2pfl.node.result import NodeResult
+from p2pfl.node.said import Said, whole
 from p2pfl.node.task import Task
 from p2pfl.runs import about, assessment, flow, models
 from p2pfl.runs.verdict import RunVerdict
@@ -48,14 +51,17 @@ def run(
     say: Callable[[str], None],
     returns: int | None = None,
     again: Together = Together(),  # noqa: B008 (a constant)
+    metrics: str | None = None,
 ) -> NodeRun:
     """Run the node in `file` to its end; returns how it ended, and the verdict on that. Raises ConfigError at once.
 
     `hold`: wait for a line on standard input when all is compiled, and leave when standard input ends: whoever has
     started the node is gone. `resume`: go on from the checkpoint that an earlier process of the node has left in its
-    directory, if there is one. `returns`: the round of the planned return or join that this process is.
+    directory, if there is one. `returns`: the round of the planned return or join that this process is. `metrics`:
+    HOST:PORT where Prometheus finds figures of the node, instead of the file's.
     """
     given = config.load_node(file)
+    log, say = say, lambda text: log(whole(text, given.node))
     address = address_of(file, given)
     source = Path(given.experiment)
     sys.path[:0] = [str(Path.cwd()), str(source.parent)]
@@ -68,9 +74,11 @@ def run(
     if not hold:  # else whoever has started it holds them for it
         ports.demand((given.listen, membership_address(given.listen)), say)
     limit = files.raised()  # before anything is started that inherits it
-    membership = sidecar.start()
-    lifeline = Lifeline() if hold else None
-    try:
+    with contextlib.ExitStack() as opened:
+        membership = sidecar.start()
+        opened.callback(membership.close)
+        lifeline = Lifeline() if hold else None
+        exporter = _exporter(metrics or given.metrics, opened)
         precision(experiment)
         own = given.data
         federation = build_own(experiment, given.node, own) if own else build(experiment)
@@ -78,10 +86,7 @@ def run(
             raise ConfigError(f"{file}: node={given.node}: the topology has nodes 0 to {len(federation.graph) - 1}")
         files.fits(len(federation.graph), limit, here=False)
         task = tasks.task(federation, given.node)
-        for note in (*federation.notes, *flow.lines(flow.flow(federation, given.node))):
-            say(note)
-        rows = f"{len(task.y)} training rows, neighbours {list(task.neighbors)}"
-        say(f"node {given.node} of {len(federation.graph)}: {rows}")
+        _introduce(federation, task, say)
         place = Place(
             listen=given.listen,
             address=address,
@@ -101,20 +106,40 @@ def run(
 
         def ready() -> None:
             if lifeline is not None:
-                say(READY)
+                print(READY, flush=True)  # an answer to whoever has started it, and no line of a log
                 lifeline.wait()
 
-        ended = live.run(task, place, membership, say, ready)
-    finally:
-        membership.close()
+        ended = live.run(task, place, membership, say, ready, exporter.show if exporter else None)
     verdict = judged(ended, task)
     if experiment.evaluation.metrics and not hold and not ended.untrained:  # held: whoever runs the experiment does it
         _assess(federation, given.node, directory, say, alone=not ended.booked and bool(verdict.reasons))
-    say(
-        f"done at round {ended.round}: {ended.booked} exchanges booked, {ended.voided} voided, "
-        f"dropped {ended.dropped or 'nothing'}; model {ended.digest} in {directory}"
-    )
+    say(_done(ended, directory))
     return NodeRun(ended, verdict)
+
+
+def _introduce(federation: Federation, task: Task, say: Callable[[str], None]) -> None:
+    """Say which node it is, and what became of its rows."""
+    for note in (*federation.notes, *flow.lines(flow.flow(federation, task.node))):
+        say(Said(note, "rows"))
+    rows = f"{len(task.y)} training rows, neighbours {list(task.neighbors)}"
+    say(Said(f"node {task.node} of {len(federation.graph)}: {rows}", "begins", rows=len(task.y)))
+
+
+def _done(ended: NodeResult, directory: Path) -> Said:
+    """The last line of a node."""
+    text = f"done at round {ended.round}: {ended.booked} exchanges booked, {ended.voided} voided, "
+    text += f"dropped {ended.dropped or 'nothing'}; model {ended.digest} in {directory}"
+    return Said(text, "done", round=ended.round, booked=ended.booked, voided=ended.voided, dropped=ended.dropped)
+
+
+def _exporter(address: str | None, opened: contextlib.ExitStack) -> Exporter | None:
+    """Let Prometheus ask at an address until all is closed. Raises ConfigError."""
+    if address is None:
+        return None
+    exporter = Exporter(address)
+    opened.callback(exporter.close)
+    exporter.start()
+    return exporter
 
 
 def records_of(file: Path, given: NodeFile) -> Path:
@@ -165,7 +190,7 @@ def _assess(federation: Federation, node: int, directory: Path, say: Callable[[s
     own_rows = {name.removesuffix("_own_mean"): value for name, value in figures.items() if name.endswith("_own_mean")}
     listed = [f"{name} {value:.3f}" for name, value in own_rows.items() if value is not None]
     whose = "a model trained alone, on its own test rows" if alone else "on its own test rows"
-    say(f"{whose}: {', '.join(listed) or 'nothing to test'}")
+    say(Said(f"{whose}: {', '.join(listed) or 'nothing to test'}", "assessed", scores=own_rows))
 
 
 def address_of(file: Path | str, given: NodeFile) -> str:

@@ -1,7 +1,7 @@
 """The listening end of a node's connections: whatever comes in, the work and the memory that it costs have a bound.
 
-A connection says in its first frame which node of the federation it is from, or is hung up; or that it asks in what the
-experiments differ, and is hung up with the answer. Each turn reads a few
+A connection says in its first frame which node of the federation it is from, or is hung up; or that it brings a
+question, and is hung up with the answer. Each turn reads a few
 messages of each connection and goes on in the next: who sends much delays nobody else. A connection has a budget of
 messages; what comes beyond that is not read, and waits at its own end, by TCP. A node has a budget of messages that are
 of no use, and of connections; when that is spent, the connection is hung up.
@@ -20,8 +20,9 @@ from typing import NamedTuple
 from p2pfl.drivers.live import addresses, zmtp
 from p2pfl.drivers.live.zmtp import Command, Frame, Limits, Reader
 from p2pfl.errors import RemoteError
-from p2pfl.protocol import strangers
+from p2pfl.protocol import questions
 from p2pfl.protocol.budget import Budget
+from p2pfl.protocol.questions import Asker
 
 _SHARE = 16
 """Messages of a connection in one turn ..."""
@@ -99,7 +100,7 @@ class _Connection:
         self.link, self.reader = link, Reader()
         self.opened = self.heard = now
         self.node: int | None = None  # it has not said yet
-        self.asks = False  # it is of another federation, and asks what differs
+        self.asks = False  # it brings a question
         self.budget = Budget(0.0, 1.0, now)  # ... and may say that
         self.behind: float | None = None  # since when there has always been something left to read
 
@@ -117,15 +118,15 @@ class Listener:
     def __init__(
         self, address: str, federation: str, nodes: int, allowance: Allowance, now: float,
         about: bytes = b"", answer: Callable[[int], bytes] | None = None,
-        compare: Callable[[bytes, float], bytes] | None = None,
+        answers: Callable[[bytes, Asker, float], bytes] | None = None,
     ) -> None:  # fmt: skip
         """`address`: tcp://HOST:PORT. `nodes`: that there can be; others are strangers. `about`: what is said to
-        whoever connects. `answer`: told which node has connected, returns what it is told if it asks. `compare`: given
-        what a node of another federation asks, returns what it is told.
+        whoever connects. `answer`: told which node has connected, returns what it is told if it asks. `answers`: given
+        a question of whoever brings one, and who that is, returns what it is told.
         """
         self._federation, self._nodes, self._allowance = federation, nodes, allowance
         self._hello, self._answer = zmtp.GREETING + zmtp.ready(b"ROUTER", about=about), answer
-        self._compare = compare
+        self._answers = answers
         self._socket = _listening(address)
         self._epoll = select.epoll()
         self._epoll.register(self._socket, select.EPOLLIN)
@@ -253,15 +254,16 @@ class Listener:
 
     def _first(self, file: int, connection: _Connection, item: Command | list[Frame], now: float) -> None:
         """Take in who it is, or what it asks."""
-        if connection.asks and self._compare is not None and not isinstance(item, Command):
-            answer = self._compare(b"".join(item), now)
-            with contextlib.suppress(OSError):
+        if connection.asks and self._answers is not None and not isinstance(item, Command):
+            answer = self._answers(b"".join(item), Asker(connection.node, _here(connection.link)), now)
+            with contextlib.suppress(OSError):  # what it does not take at once it does not get
+                connection.link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * questions.CAP)
                 connection.link.send(zmtp.message(answer))
             self._remove(file)
         elif connection.asks or not isinstance(item, Command):
             raise RemoteError("handshake", "a message before it has said who it is")
-        elif (said := zmtp.identity(item)) == zmtp.COMPARES and self._compare is not None:
-            connection.asks, connection.reader.limits = True, Limits(strangers.CAP, 1, strangers.CAP)
+        elif (said := zmtp.identity(item)) == zmtp.QUESTION and self._answers is not None:
+            connection.asks, connection.reader.limits = True, Limits(questions.CAP, 1, questions.CAP)
         else:
             node = zmtp.introduced(said, self._federation)
             self._introduced(connection, node, now)
@@ -368,6 +370,14 @@ class Listener:
         self.dropped[reason] += 1
         if len(self._told) < _STRANGERS:
             self._told.append((reason, detail))
+
+
+def _here(link: socket.socket) -> bool:
+    """Return whether the other end is on this machine: nobody else has the address that it has called."""
+    try:
+        return bool(link.getpeername()[0] == link.getsockname()[0])
+    except OSError:  # it has gone
+        return False
 
 
 def _listening(address: str) -> socket.socket:

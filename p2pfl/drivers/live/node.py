@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import resource
@@ -13,13 +14,14 @@ from collections.abc import Callable
 
 import zmq
 
-from p2pfl.drivers.live import clock, ports, zmtp
+from p2pfl.drivers.live import clock, ports, versions, zmtp
 from p2pfl.drivers.live.faults import FaultPlan, FaultyLinks
 from p2pfl.drivers.live.listener import Arrived
 from p2pfl.drivers.live.parcels import Letter
 from p2pfl.drivers.live.reach import REACHED, Reachability
 from p2pfl.drivers.live.settings import Place, membership_address, models_address
 from p2pfl.drivers.live.sidecar import Restarted, Sidecar
+from p2pfl.drivers.live.status import Pace, StatusDesk, members
 from p2pfl.drivers.live.status_line import Situation, StatusLine, directions
 from p2pfl.drivers.live.transport import Transport
 from p2pfl.errors import USER_FAULTS, ConfigError, LocalError, RemoteError
@@ -32,6 +34,8 @@ from p2pfl.node.payload import NOTHING, Outgoing
 from p2pfl.node.plan import facts
 from p2pfl.node.replica import Replica
 from p2pfl.node.result import NodeResult
+from p2pfl.node.said import Said, level_of, whole
+from p2pfl.node.status import FORMAT, MEMBERS, SELF, LateNode, ReportedMember, StatusReport, finite, first
 from p2pfl.node.task import Task
 from p2pfl.node.worker import Host, Worker
 from p2pfl.protocol.codec import NonFinite, decode, digest, encode
@@ -58,6 +62,7 @@ from p2pfl.protocol.membership.events import Changed, Gone
 from p2pfl.protocol.membership.table import Me, Member
 from p2pfl.protocol.messages import Hello, Model, Offer, Push
 from p2pfl.protocol.peer import Peer
+from p2pfl.protocol.questions import DIFFERS, STATUS, Asker, Questions
 from p2pfl.protocol.strangers import Strangers
 
 _TICK = 0.05
@@ -66,25 +71,30 @@ _TICK = 0.05
 _REASONS = 3.0
 """Seconds that a node which met nobody looks for the reasons in the end, where it does not know them yet."""
 
+_SHOW = 1.0
+"""Seconds between the times that `show` is told how a node stands."""
+
 _RECOMPILES = 30.0
 """Seconds that a new epoch may keep a node busy compiling, as it tells the others."""
 
 
 def run(
-    task: Task, place: Place, membership: Sidecar, say: Callable[[str], None], ready: Callable[[], None]
-) -> NodeResult:
+    task: Task, place: Place, membership: Sidecar, say: Callable[[str], None], ready: Callable[[], None],
+    show: Callable[[StatusReport], None] | None = None,
+) -> NodeResult:  # fmt: skip
     """Run one node to its end. `ready` is called when all is compiled and may wait; the sockets open after it, and then
     `say` is told where it listens.
 
-    `membership`: of `sidecar.start()`, before jax computes anything.
+    `membership`: of `sidecar.start()`, before jax computes anything. `show`: as of LiveNode.
     """
-    return LiveNode(task, place, membership, say).run(ready)
+    return LiveNode(task, place, membership, say, show=show).run(ready)
 
 
 class LiveNode:
     """One node; see `run`. `ask_to_leave` is for other threads, and so is what tells how it stands.
 
     `replica`: of the task, as `Worker` has it. `within`: entered by each thread that computes, such as a precision.
+    `show`: told how it stands, now and then, in the thread of its loop.
     """
 
     def __init__(
@@ -95,17 +105,18 @@ class LiveNode:
         say: Callable[[str], None],
         replica: Replica | None = None,
         within: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+        show: Callable[[StatusReport], None] | None = None,
     ) -> None:
-        self._task, self._place, self._membership, self._say = task, place, membership, say
-        self._within = within
+        self._task, self._place, self._membership, self._log = task, place, membership, say
+        self._within, self._show = within, show
         place.directory.mkdir(parents=True, exist_ok=True)
         self._counters = (0, 0)
         store = Store(place.directory, place.kept_by or place.terms.federation)
-        host = Host(clock.now, lambda: self._counters, self._happens, say, store, place.every)
+        host = Host(clock.now, lambda: self._counters, self._happens, self._say, store, place.every, self._mixed)
         with within():
             self._work = Worker(task, place.directory, host, replica)
         self._event_log = EventLog(task.node, self._write)
-        self._life = LifeFile(place.directory, say)
+        self._life = LifeFile(place.directory, self._say)
         self._compiled = 0.0  # seconds that it took
         self._jobs: queue.SimpleQueue[Advance | Adopt | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Event | LocalError] = queue.SimpleQueue()
@@ -120,7 +131,10 @@ class LiveNode:
         self._unlike = ""  # ... or the experiment, which is
         self._fault_plan = FaultPlan(task.events, task.node, place.terms.nodes)
         self._table: tuple[Member, ...] = ()  # as the membership last told it
+        self._pace, self._keyed = Pace(), False  # its links have keys
+        self._began = self._shown = clock.now()  # listening; and when `show` was called last
         self._strangers = Strangers(task.node, place.terms.fields, clock.now())
+        self._desk = StatusDesk(self.status, self._drop, self._keyed, clock.now())
         self._reach = Reachability(zmtp.introduction(place.terms.federation, task.node), self._strangers)
         self._status, self._heard = StatusLine(), dict[int, float]()  # when each node was last heard
         self._told = -1  # the round that the membership has been told ...
@@ -128,6 +142,11 @@ class LiveNode:
         self._past = 0  # what the experiment plans up to this round is over
         self._asked = False  # by another thread, to leave
         self._worker = threading.Thread(target=self._compute, name="work", daemon=True)
+        self._at: Callable[[], int | None] = lambda: None  # in which round it is, once it is in one
+
+    def _say(self, text: str) -> None:
+        """Say a line, with which node it is and in which round."""
+        self._log(whole(text, self._task.node, self._at()))
 
     def run(self, ready: Callable[[], None], listening: Callable[[], None] = lambda: None) -> NodeResult:
         """Run it to its end, once. `ready` as in `run` of this module; `listening` is called when its sockets are open.
@@ -142,7 +161,7 @@ class LiveNode:
             self.warm()
             ready()
             self.open()
-            self._say(f"listening on {self._place.listen}")
+            self._say(Said(f"listening on {self._place.listen}", "listening", address=self._place.listen))
             listening()
             try:
                 self.loop()
@@ -154,7 +173,7 @@ class LiveNode:
                 result.write(self._place.directory)
             except OSError as error:
                 text = f"{self._place.directory}/result.json: can't be written: {error.strerror}; make room"
-                self._say(text)
+                self._say(Said(text, "result", logging.ERROR))
                 result = result._replace(error=result.error or text)
             self.belongs()
             return result
@@ -202,12 +221,13 @@ class LiveNode:
         self._formats = {Offer: payload, Push: payload, Model: model}
         if place.resume:
             for note in work.resume():
-                self._say(note)
+                self._say(Said(note, "resumed"))
         terms = place.terms
         schemas = [payload.schema, model.schema]
         self._transport = Transport(
-            place.listen, task.node, terms.nodes, terms.federation, schemas, compare=self._strangers.answer
+            place.listen, task.node, terms.nodes, terms.federation, schemas, answers=self._questions().answer
         )
+        self._began = clock.now()
         self._links = FaultyLinks(self._transport, self._membership)
         life = self._life.next(clock.life(), work.kept[0] if work.kept else 0)
         work.begin(life)
@@ -224,9 +244,18 @@ class LiveNode:
         if place.after:  # whatever came later comes again
             join_round, self._past = place.after + 1, place.after
         self._peer = Peer(facts(task, work, place.terms, life, join_round, self._compiled, place.after > 0))
+        self._at = lambda: self._peer.round
         me = Me(task.node, life, membership_address(place.address), place.terms.nodes)
         seeds = [membership_address(address) for address in place.peers]
         self._membership.begin(me, place.terms.federation, seeds, place.probe_timing, own)
+
+    def _questions(self) -> Questions:
+        """What this node answers whoever brings a question."""
+
+        def differs(asked: bytes, asker: Asker, now: float) -> bytes:
+            return self._strangers.answer(asked, now)
+
+        return Questions({DIFFERS: differs, STATUS: self._desk.answer})
 
     def _happens(self, round: int) -> str | None:
         """Return what the experiment has planned for this node at the beginning of a round. In the computing thread."""
@@ -244,6 +273,12 @@ class LiveNode:
         return None
 
     # --- the thread that computes
+
+    def _mixed(self, measured: records.Measured) -> None:
+        """Say what has become of a round, to who wants to know of each."""
+        took = f"{measured.seconds:.3g} s, of which it waited {measured.waited:.3g} s"
+        text = f"round {measured.round}: loss {measured.train_loss:.4g}, mixed with {measured.arrived}, {took}"
+        self._say(Said(text, "round", logging.DEBUG, round=measured.round, loss=finite(measured.train_loss)))
 
     def _compute(self) -> None:
         with self._within():
@@ -300,12 +335,16 @@ class LiveNode:
         if self._signals:
             self._stopped_by = self._stopped_by or signal.Signals(self._signals[0]).name
             self._signals.clear()
-            self._say(f"leaving: asked to stop ({self._stopped_by})")
+            self._say(Said(f"leaving: asked to stop ({self._stopped_by})", "leaving", logging.WARNING))
             self._handle(Leave(idle=False), now)
         if self._asked:
             self._handle(Leave(idle=False), now)
         self._handle(Tick(), now)
         self._membership.beat()
+        self._pace.count(self._peer.round, now)
+        if self._show is not None and now - self._shown >= _SHOW:
+            self._shown = now
+            self._show(self.status(now))
         self._tell(now)
         self._meet_strangers(now)
         self._links.waits = self._peer.waits
@@ -313,15 +352,72 @@ class LiveNode:
             self._told = self._peer.told
             self._membership.progress(self._told)
 
+    def status(self, now: float) -> StatusReport:
+        """Return how it stands, for whoever operates it. In the thread of its loop."""
+        task, terms, peer, work = self._task, self._place.terms, self._peer, self._work
+        here, (sent, received) = versions.here(task.node, versions.MODELS), self._counters
+        me = ReportedMember(task.node, "", SELF, peer.round, self._place.address[:200])
+        told, more = first(members(me, self._table, {}))
+        return StatusReport(
+            format=FORMAT,
+            node=task.node,
+            name="",
+            experiment=terms.fields.get("name", "")[:200],
+            federation=terms.federation,
+            version=here.version,
+            protocols=(here.protocol, here.membership),
+            encrypted=self._keyed,
+            uptime=now - self._began,
+            life=peer.life,
+            stage=peer.stage,
+            round=peer.round,
+            rounds=task.rounds,
+            seconds_left=self._pace.left(task.rounds, peer.round, now),
+            waiting=peer.waits,
+            leaving=self._why_leaving[:200],
+            members=told,
+            more_members=more,
+            missing=self._missing()[:MEMBERS],
+            late=tuple(LateNode(node, seconds) for node, seconds in peer.late.items())[:MEMBERS],
+            booked=peer.booked,
+            voided=peer.voided,
+            open=peer.open,
+            bytes_sent=sent,
+            bytes_received=received,
+            dropped=dict(self._event_log.dropped),
+            score_name=task.score,
+            score=finite(work.score),
+            loss=finite(work.loss),
+            rounds_alone=peer.alone,
+            records_dropped=work.records_dropped + self._events.dropped,
+        )
+
+    @property
+    def _why_leaving(self) -> str:
+        """Why it is about to end; nothing where it is not."""
+        if self._error is not None:
+            return str(self._error)
+        if self._stopped_by or self._asked:
+            return f"asked to stop ({self._stopped_by or 'by its script'})"
+        unlike = "its experiment, its data or its model is not that of its neighbours"
+        return unlike if self._unlike or self._unfit else ""
+
+    def _there(self) -> dict[int, str]:
+        """Return who is there, and where; who has left after its last round is missed by nobody."""
+        counted = [each for each in self._table if each.present or each.round >= self._task.rounds]
+        return {member.node: models_address(member.address) for member in counted} | {self._task.node: ""}
+
+    def _missing(self) -> tuple[int, ...]:
+        """Return the nodes that should be there and are not."""
+        there = self._there()
+        return tuple(node for node in self._place.terms.expected if node not in there)
+
     def _tell(self, now: float) -> None:
         """Say how it goes, if that is due."""
         if self._stopped_by or self._asked:  # nothing is hoped for any more
             return
-        terms, work, me = self._place.terms, self._work, self._task.node
-        # who has left after its last round is missed by nobody
-        counted = [each for each in self._table if each.present or each.round >= self._task.rounds]
-        there = {member.node: models_address(member.address) for member in counted} | {me: ""}
-        missing = tuple(node for node in terms.expected if node not in there)
+        terms, work = self._place.terms, self._work
+        there, missing = self._there(), self._missing()
         neighbors = {node: there[node] for node in work.task.neighbors if node in there}
         awaited = self._peer.awaited
         asked = [node for node in neighbors if node in awaited or node not in self._heard]
@@ -342,7 +438,7 @@ class LiveNode:
         )
         situation = situation._replace(why=self._why(situation, now))
         if (line := self._status.next(situation, now)) is not None:
-            self._say(line)
+            self._say(Said(line, "status"))
 
     def _meet_strangers(self, now: float) -> None:
         """Tell of those whose experiment differs; leave where most neighbours are such, once they can know it, too.
@@ -356,7 +452,7 @@ class LiveNode:
             return
         self._unlike = self._strangers.unfit(self._task.neighbors, tuple(self._reach.strangers.values()), now)
         if self._unlike:
-            self._say("leaving: its experiment is not that of its neighbours")
+            self._say(Said("leaving: its experiment is not that of its neighbours", "leaving", logging.ERROR))
             self._handle(Leave(idle=False), now)
 
     def _strange(self) -> tuple[str, ...]:
@@ -450,7 +546,7 @@ class LiveNode:
             )
 
     def _fail(self, failure: LocalError) -> None:
-        self._say(f"stopping: {failure}")
+        self._say(Said(f"stopping: {failure}", "stopping", logging.ERROR))
         self._error = self._error or failure
 
     def _take(self, message: Arrived, now: float) -> None:
@@ -538,7 +634,8 @@ class LiveNode:
                 self._drop(effect)
             case Unfit(reason):
                 self._unfit = reason
-                self._say("leaving: its data, or its model, are not those of its neighbours")
+                text = "leaving: its data, or its model, are not those of its neighbours"
+                self._say(Said(text, "leaving", logging.ERROR))
                 self._handle(Leave(idle=False), clock.now())
             case Done():
                 self._done = True
@@ -546,11 +643,16 @@ class LiveNode:
     def _note(self, note: Note) -> None:
         if self._event_log.note(note):
             who = "this node" if note.about == self._task.node else f"node {note.about}"
-            self._say(f"round {note.round}: {who}: {note.event}" + (f" ({note.detail})" if note.detail else ""))
+            text = f"round {note.round}: {who}: {note.event}" + (f" ({note.detail})" if note.detail else "")
+            self._say(Said(text, note.event, level_of(note.event), round=note.round, about=note.about))
 
     def _drop(self, drop: Drop) -> None:
         if self._event_log.drop(drop, self._peer.round):
-            self._say(f"dropped a message, {drop.reason}: {drop.detail}")
+            text = f"dropped a message, {drop.reason}: {drop.detail}"
+            self._say(Said(text, "dropped", logging.WARNING, reason=drop.reason))
+        elif str(count := self._event_log.dropped[drop.reason]).strip("0") == "1":  # 100, 1000, ...
+            text = f"dropped {count} messages so far, {drop.reason}"
+            self._say(Said(text, "dropped", logging.DEBUG, reason=drop.reason, count=count))
 
     def _write(self, event: str, about: int, round: int, detail: str, rounds: int) -> None:
         self._events.write(records.event(event, about, self._task.node, round, detail, clock.now(), rounds))

@@ -12,11 +12,12 @@ import socket
 import threading
 from typing import NamedTuple
 
-from p2pfl.drivers.live import addresses, clock, zmtp
+from p2pfl.drivers.live import addresses, clock, versions, zmtp
 from p2pfl.drivers.live.settings import models_address
 from p2pfl.drivers.live.zmtp import Command, Kind, Limits, Reader
 from p2pfl.errors import RemoteError
-from p2pfl.protocol import strangers
+from p2pfl.protocol import questions
+from p2pfl.protocol.questions import DIFFERS
 from p2pfl.protocol.strangers import Stranger, Strangers
 
 _AGAIN = 10.0
@@ -83,33 +84,68 @@ def ask(address: str, ours: Strangers) -> Stranger | None:
 
     Takes seconds.
     """
+    with contextlib.suppress(RemoteError):
+        return ours.understand(answered(address, questions.question(DIFFERS, ours.question())))
+    return None
+
+
+def answered(address: str, question: bytes) -> bytes:
+    """Put a question to the node at an address, where it takes models; return its answer. Takes seconds.
+
+    RemoteError, with the reason for a person: nobody is reached there, or no answer comes.
+    """
     host, port = addresses.parsed(address)
     try:
         places = addresses.lookup(host, port)
-    except (OSError, UnicodeError):
-        return None
+    except (OSError, UnicodeError) as error:
+        raise RemoteError("address", _unresolved(error)) from error
+    why = dict[str, None]()
     for family, _, _, _, where in places:
-        with contextlib.suppress(OSError, RemoteError), socket.socket(family) as link:
-            link.settimeout(_PATIENCE)
-            link.connect(where)
-            link.sendall(zmtp.GREETING + zmtp.ready(b"DEALER", zmtp.COMPARES) + zmtp.message(ours.question()))
-            return ours.understand(_answer(link))
-    return None
+        link = _connected(family, where)
+        if isinstance(link, Look):
+            why[link.why] = None
+            continue
+        with link:
+            try:
+                link.sendall(zmtp.GREETING + zmtp.ready(b"DEALER", zmtp.QUESTION) + zmtp.message(question))
+                return _answer(link)
+            except (OSError, RemoteError) as error:
+                why[f"no answer from port {where[1]}: {_text(error)}"] = None
+    raise RemoteError("address", "; ".join(why))
+
+
+def _text(error: OSError | RemoteError) -> str:
+    if isinstance(error, TimeoutError):
+        return f"nothing has come in {_PATIENCE:g} s"
+    return error.detail if isinstance(error, RemoteError) else error.strerror or str(error)
 
 
 def _answer(link: socket.socket) -> bytes:
     """Read the one message that comes. Raises OSError, RemoteError."""
-    reader = Reader()
-    reader.limits = Limits(strangers.CAP, 1, strangers.CAP)
+    reader, limit, about = Reader(), clock.now() + 2 * _PATIENCE, "what listens there is no node"
+    reader.limits = Limits(questions.CAP, 1, questions.CAP)
     while True:
         item = reader.next()
         if item is None:
+            if clock.now() > limit:  # a byte now and then
+                raise TimeoutError
             count = link.recv_into(reader.space)
             if not count:
-                raise RemoteError("handshake", "hangs up without an answer")
+                raise RemoteError("handshake", about)
             reader.took(count)
         elif not isinstance(item, Command):
             return b"".join(item)
+        else:
+            about = _silence(zmtp.kind(item))
+
+
+def _silence(kind: Kind | None) -> str:
+    """Say why what listens, which says that it is this, hangs up without an answer."""
+    if kind is None:
+        return "it hangs up, and does not say what it is"
+    if kind.port == versions.MEMBERSHIP:
+        return f"it is the port of the membership of node {kind.node}; ask at the port before it"
+    return f"node {kind.node} of p2pfl {kind.version} hangs up: it is asked too often, or knows no such question"
 
 
 class Look(NamedTuple):
@@ -140,31 +176,43 @@ def examine(address: str, introduction: bytes) -> Look:
     try:
         places = addresses.lookup(host, port)
     except (OSError, UnicodeError) as error:
-        return Look(
-            LookEnd.NO_NAME, f"can't be resolved: {error.strerror if isinstance(error, OSError) else 'no name'}"
-        )
+        return Look(LookEnd.NO_NAME, _unresolved(error))
     seen = [_call(family, where, introduction) for family, _, _, _, where in places]
     telling = {LookEnd.REACHED: 0, LookEnd.OTHER: 1}  # of several addresses of a name, what is most to the point
     best = min(seen, key=lambda each: telling.get(each.how, 2))
     return best if best.how == LookEnd.REACHED else best._replace(why="; ".join(dict.fromkeys(one.why for one in seen)))
 
 
-def _call(family: int, where: tuple[str, int], introduction: bytes) -> Look:
+def _unresolved(error: OSError | UnicodeError) -> str:
+    return f"can't be resolved: {error.strerror if isinstance(error, OSError) else 'no name'}"
+
+
+def _connected(family: int, where: tuple[str, int]) -> socket.socket | Look:
+    """Return a connection, or what is seen instead."""
     port = f"port {where[1]}"
     try:
         link = socket.socket(family)
     except OSError as error:  # a machine without IPv6, or without a file to spare
         return Look(LookEnd.NO_WAY, f"{error.strerror}")
+    link.settimeout(_PATIENCE)
+    try:
+        link.connect(where)
+        return link
+    except ConnectionRefusedError:
+        seen = Look(LookEnd.REFUSED, f"refused: nothing listens at {port}")
+    except TimeoutError:
+        seen = Look(LookEnd.NO_ANSWER, f"no answer from {port}: a firewall, or the machine is off")
+    except OSError as error:
+        seen = Look(LookEnd.NO_WAY, f"{error.strerror}")
+    link.close()
+    return seen
+
+
+def _call(family: int, where: tuple[str, int], introduction: bytes) -> Look:
+    port, link = f"port {where[1]}", _connected(family, where)
+    if isinstance(link, Look):
+        return link
     with link:
-        link.settimeout(_PATIENCE)
-        try:
-            link.connect(where)
-        except ConnectionRefusedError:
-            return Look(LookEnd.REFUSED, f"refused: nothing listens at {port}")
-        except TimeoutError:
-            return Look(LookEnd.NO_ANSWER, f"no answer from {port}: a firewall, or the machine is off")
-        except OSError as error:
-            return Look(LookEnd.NO_WAY, f"{error.strerror}")
         try:
             link.sendall(zmtp.GREETING + zmtp.ready(b"DEALER", introduction, zmtp.ASKS))
             return _listen(link, port)

@@ -22,6 +22,7 @@ from p2pfl.drivers.live.zmtp import Limits
 from p2pfl.errors import RemoteError
 from p2pfl.protocol.codec import HEADER_CAP, Schema
 from p2pfl.protocol.events import Progressed
+from p2pfl.protocol.questions import Asker
 
 _QUEUE = 64
 """Messages that may wait for one neighbour. The protocol has a handful under way; more means that it reads nothing."""
@@ -87,9 +88,9 @@ class Transport:
         federation: str,
         schemas: Sequence[Schema],
         piece: int = PIECE,
-        compare: Callable[[bytes, float], bytes] | None = None,
+        answers: Callable[[bytes, Asker, float], bytes] | None = None,
     ) -> None:
-        """`schemas`: of all that can come in; `compare`: see Listener. ConfigError when `listen` can't be bound."""
+        """`schemas`: of all that can come in; `answers`: see Listener. ConfigError when `listen` can't be bound."""
         formats = [schema.nbytes for schema in schemas]
         largest, whole = max(map(sum, formats)), WINDOW * piece
         limits = Limits(
@@ -103,7 +104,7 @@ class Transport:
         allowance = Allowance(limits, _RATE, _BURST, unit=float("inf"), large=piece / 2)
         about = versions.here(node, versions.MODELS).encode()
         self._listener = ports.listening(
-            listen, lambda: Listener(listen, federation, nodes, allowance, clock.now(), about, compare=compare)
+            listen, lambda: Listener(listen, federation, nodes, allowance, clock.now(), about, answers=answers)
         )
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)

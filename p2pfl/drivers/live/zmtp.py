@@ -123,8 +123,8 @@ def introduction(federation: str, node: int) -> bytes:
     return f"p2pfl/1 {federation} {node}".encode()
 
 
-COMPARES = b"p2pfl/1 asks what differs"
-"""The identity of a connection that brings one question, see p2pfl.protocol.strangers, and gets one answer."""
+QUESTION = b"p2pfl/1 asks"
+"""The identity of a connection that brings one question, see p2pfl.protocol.questions, and gets one answer."""
 
 
 def introduced(identity: bytes, federation: str) -> int:
