@@ -266,7 +266,10 @@ def status(where: str, as_json: bool) -> None:
     else:
         for line in runs.lines(answer, datetime.now(UTC)):
             click.echo(line)
-    judge(answer)
+    for reason in answer.reasons:
+        click.echo(reason, err=True)
+    if answer.code:
+        sys.exit(answer.code)
 
 
 @main.command()

@@ -19,7 +19,6 @@ import click
 from p2pfl.errors import ConfigError, Exit, P2PFLError, Stopped, stopping
 
 if TYPE_CHECKING:
-    from p2pfl.runs.status import NodeAnswer
     from p2pfl.runs.verdict import RunVerdict
 
 
@@ -168,8 +167,8 @@ def also_told(tell: Callable[[str], None]) -> Iterator[None]:
         raise
 
 
-def judge(verdict: RunVerdict | NodeAnswer, tell: Callable[[str], None] = lambda text: None) -> None:
-    """Say why a run, or a node, is not whole, in one line, and exit with the code for it.
+def judge(verdict: RunVerdict, tell: Callable[[str], None] = lambda text: None) -> None:
+    """Say why a run is not whole, in one line, and exit with the code for it.
 
     `tell`: somebody else who is told.
     """

@@ -49,7 +49,7 @@ def test_what_is_exported_is_what_the_node_has(exporter: Exporter) -> None:
     found = scraped(exporter)
     assert found.keys() == {figure.name for figure in FIGURES}
     assert found["p2pfl_round"] == {"": 120.0} and found["p2pfl_exchanges_booked_total"] == {"": 240.0}
-    assert found["p2pfl_members"] == {"alive": 2.0, "suspect": 0.0, "dead": 0.0, "left": 0.0}
+    assert found["p2pfl_members"] == {"alive": 2.0, "silent": 0.0, "suspect": 0.0, "dead": 0.0, "left": 0.0}
     assert found["p2pfl_dropped_total"] == {"stale": 3.0, "size": 1.0}
     assert found["p2pfl_late_seconds"] == {"1": 4.5} and found["p2pfl_score"] == {"accuracy": 0.931}
     assert found["p2pfl_info"] == {"0.1.0": 1.0} and found["p2pfl_waiting"] == {"": 0.0}

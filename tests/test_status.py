@@ -30,7 +30,7 @@ from p2pfl.drivers.live.status import Pace, StatusDesk, members
 from p2pfl.drivers.live.zmtp import Limits
 from p2pfl.errors import ConfigError, Exit, RemoteError
 from p2pfl.node import status
-from p2pfl.node.status import MEMBERS, SELF, LateNode, ReportedMember, StatusReport, decode, encode, first
+from p2pfl.node.status import MEMBERS, SELF, SILENT, LateNode, ReportedMember, StatusReport, decode, encode, first
 from p2pfl.protocol.agreement import pack
 from p2pfl.protocol.events import Drop
 from p2pfl.protocol.membership.table import Member
@@ -227,9 +227,9 @@ def test_the_members_of_a_node_are_itself_and_its_table() -> None:
     table = [Member(2, 5, 0, "dead", "tcp://c:3", 7, 0.0), Member(1, 5, 0, "alive", "tcp://b:3", 8, 0.0),
              Member(0, 5, 0, "alive", "tcp://a:3", 6, 0.0)]  # fmt: skip
     me = ReportedMember(0, "cleveland", SELF, 9, "tcp://a:2")
-    assert members(me, table, {1: "basel"}) == [
+    assert members(me, table, (1, 2), {1: "basel"}) == [
         me,
-        ReportedMember(1, "basel", "alive", 8, "tcp://b:2"),
+        ReportedMember(1, "basel", SILENT, 8, "tcp://b:2"),
         ReportedMember(2, "", "dead", 7, "tcp://c:2"),
     ]
 
@@ -324,6 +324,10 @@ def test_where_nobody_listens_the_reason_is_said(port: int) -> None:
         (change(missing=(3, 4)), "not there: node 3, 4"),
         (change(missing=(1,), members=REPORT.members[:1]), "node 0 is alone: of 2 nodes no other is there"),
         (change(members=REPORT.members[:1]), None),  # of a federation of one, or all others have finished
+        (
+            change(members=(REPORT.members[0], ReportedMember(1, "", SILENT, 7, AT))),
+            "silent, so that nobody waits any more: node 1",
+        ),
         (change(waiting=True), "it trains no further round before others are there"),
         (change(leaving="asked to stop (SIGTERM)"), "node 0 is about to end: asked to stop (SIGTERM)"),
     ],
@@ -433,8 +437,8 @@ def test_a_running_federation_says_how_it_stands(tmp_path: Path) -> None:
                 f'peers = ["{addresses[1 - node]}"]\n' + (f'metrics = "localhost:{ports[2]}"\n' if node == 0 else "")
             )
             command = [*P2PFL, "node", f"{node}.toml", "--log", "json"]
-            log = (tmp_path / f"{node}.log").open("w")
-            processes.append(subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT))
+            with (tmp_path / f"{node}.log").open("w") as log:
+                processes.append(subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT))
 
         def ask(where: str) -> dict[str, Any]:
             done = subprocess.run([*P2PFL, "status", where, "--json"], cwd=tmp_path, capture_output=True, text=True)

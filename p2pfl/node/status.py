@@ -24,8 +24,12 @@ FORMAT = 1
 MEMBERS = 1024
 """Members that are told one by one; of more, how many there are."""
 
-SELF = "self"
-"""The state of the node itself among the members; the others have those of the membership."""
+SELF, SILENT = "self", "silent"
+"""States of the node itself among the members, and of one that is there and does not answer it; the others have those
+of the membership."""
+
+THERE = (SELF, "alive", "suspect", SILENT)
+"""States of those that are members."""
 
 _KEY, _PLACE = "key", "place"
 """Why a question is refused."""
@@ -49,14 +53,14 @@ class ReportedMember:
 
     node: Whole
     name: Text  # "": not known
-    state: Text  # SELF, alive, suspect, dead, left
+    state: Text  # SELF, SILENT, alive, suspect, dead, left
     round: Whole  # the last one heard of
     address: Text
 
 
 @dataclass(frozen=True, config=_BOUNDED)
 class LateNode:
-    """A node that is waited for."""
+    """A node that is waited for, or was until it did not answer any more."""
 
     node: Whole
     seconds: Seconds  # for so long by now
@@ -101,7 +105,7 @@ class StatusReport:
     @property
     def alone(self) -> bool:
         """Nobody else is there, and somebody should be."""
-        return bool(self.missing) and not any(each.state in ("alive", "suspect") for each in self.members)
+        return bool(self.missing) and not any(each.state in THERE[1:] for each in self.members)
 
 
 _REPORT = TypeAdapter(StatusReport)

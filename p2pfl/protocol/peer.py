@@ -247,8 +247,18 @@ class Peer:
 
     @property
     def late(self) -> dict[int, float]:
-        """For how many seconds each of `awaited` has been waited for, when this node last looked at the clock."""
-        return dict.fromkeys(self.awaited, max(0.0, self.state.now - self.state.since))
+        """For how many seconds each of `awaited` has been waited for, and each of `silent` has said nothing."""
+        state = self.state
+        waited = dict.fromkeys(self.awaited, max(0.0, state.now - state.since))
+        return waited | {node: max(0.0, state.now - state.neighbors[node].heard) for node in self.silent}
+
+    @property
+    def silent(self) -> tuple[int, ...]:
+        """Members beside it that answer no ping, so that nobody waits for them; whether they are dead is not known."""
+        state = self.state
+        return tuple(
+            node for node in sorted(state.neighbors.keys() & state.seen.keys()) if state.neighbors[node].suspect
+        )
 
     @property
     def awaited(self) -> tuple[int, ...]:

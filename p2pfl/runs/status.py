@@ -14,7 +14,7 @@ from p2pfl.config import toml
 from p2pfl.drivers.live import addresses, reach
 from p2pfl.errors import ConfigError, Exit, RemoteError
 from p2pfl.node import status
-from p2pfl.node.status import SELF, ReportedMember, StatusReport
+from p2pfl.node.status import SELF, SILENT, THERE, ReportedMember, StatusReport
 from p2pfl.protocol.questions import STATUS, question
 from p2pfl.reporting.terminal import duration, size
 
@@ -48,6 +48,8 @@ class NodeAnswer(NamedTuple):
             reasons.append(f"node {report.node} is alone: of {1 + len(report.missing)} nodes no other is there")
         elif report.missing:
             reasons.append(f"not there: node {_listed(report.missing)}")
+        if silent := tuple(each.node for each in report.members if each.state == SILENT):
+            reasons.append(f"silent, so that nobody waits any more: node {_listed(silent)}")
         if report.waiting:
             reasons.append("it trains no further round before others are there")
         return tuple(reasons)
@@ -142,7 +144,7 @@ def _score(report: StatusReport) -> str:
 
 
 def _members(report: StatusReport) -> Iterator[str]:
-    there = sum(each.state in (SELF, "alive", "suspect") for each in report.members) + report.more_members
+    there = sum(each.state in THERE for each in report.members) + report.more_members
     gone = f"; not there: node {_listed(report.missing)}" if report.missing else ""
     yield _row("members", f"{there} there{gone}")
     width = max(4, *(len(_name(each)) for each in report.members[:_SHOWN])) if report.members else 4

@@ -16,7 +16,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from p2pfl.drivers.live import addresses
 from p2pfl.errors import ConfigError
-from p2pfl.node.status import SELF, StatusReport
+from p2pfl.node.status import SELF, SILENT, StatusReport
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -48,7 +48,7 @@ class Figure(NamedTuple):
 
 def _states(report: StatusReport) -> dict[str, float | None]:
     found = Counter("alive" if each.state == SELF else each.state for each in report.members)
-    return {state: float(found[state]) for state in ("alive", "suspect", "dead", "left")}
+    return {state: float(found[state]) for state in ("alive", SILENT, "suspect", "dead", "left")}
 
 
 FIGURES = (
@@ -61,7 +61,7 @@ FIGURES = (
     Figure("p2pfl_waiting", GAUGE, "1: it trains no further round before others are there", lambda at: at.waiting),
     Figure("p2pfl_members", GAUGE, "Members, this node among them; those that are gone stay known", _states, "state"),
     Figure("p2pfl_members_missing", GAUGE, "Nodes that should be there and are not", lambda at: len(at.missing)),
-    Figure("p2pfl_late_seconds", GAUGE, "For how long a node has been waited for",
+    Figure("p2pfl_late_seconds", GAUGE, "For how long a node has been waited for, or has been silent",
            lambda at: {str(each.node): each.seconds for each in at.late}, "node"),
     Figure("p2pfl_exchanges_booked_total", COUNTER, "Exchanges, and pushes that came in", lambda at: at.booked),
     Figure("p2pfl_exchanges_voided_total", COUNTER, "Ends of exchanges that were given up", lambda at: at.voided),

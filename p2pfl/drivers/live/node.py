@@ -357,7 +357,7 @@ class LiveNode:
         task, terms, peer, work = self._task, self._place.terms, self._peer, self._work
         here, (sent, received) = versions.here(task.node, versions.MODELS), self._counters
         me = ReportedMember(task.node, "", SELF, peer.round, self._place.address[:200])
-        told, more = first(members(me, self._table, {}))
+        told, more = first(members(me, self._table, peer.silent, {}))
         return StatusReport(
             format=FORMAT,
             node=task.node,

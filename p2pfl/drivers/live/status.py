@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from p2pfl.drivers.live.settings import models_address
 from p2pfl.errors import RemoteError
 from p2pfl.node import status
-from p2pfl.node.status import SELF, ReportedMember, StatusReport
+from p2pfl.node.status import SELF, SILENT, ReportedMember, StatusReport
 from p2pfl.protocol.budget import Budget
 from p2pfl.protocol.events import Drop
 from p2pfl.protocol.membership.table import Member
@@ -75,13 +75,15 @@ class StatusDesk:
         return status.encode(self._report(now))
 
 
-def members(me: ReportedMember, table: Iterable[Member], names: Mapping[int, str]) -> list[ReportedMember]:
-    """Return the members that a node reports: itself, and those of its table."""
+def members(
+    me: ReportedMember, table: Iterable[Member], silent: Collection[int], names: Mapping[int, str]
+) -> list[ReportedMember]:
+    """Return the members that a node reports: itself, and those of its table. `silent`: that do not answer it."""
     others = [
         ReportedMember(
             node=each.node,
             name=names.get(each.node, ""),
-            state=each.state,
+            state=SILENT if each.present and each.node in silent else each.state,
             round=max(0, each.round),
             address=models_address(each.address)[:200],
         )
