@@ -1,4 +1,7 @@
-"""`p2pfl status ADDRESS|NODE.toml`: ask a node that runs how it stands, and say so to a person or a program."""
+"""`p2pfl status ADDRESS|NODE.toml`: ask a node that runs how it stands, and say so to a person or a program.
+
+A program may ask every few seconds: what takes a second to import is imported where it is needed.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from p2pfl.config import experiment as config
 from p2pfl.config import toml
 from p2pfl.drivers.live import addresses, reach
 from p2pfl.errors import ConfigError, Exit, RemoteError
 from p2pfl.node import status
 from p2pfl.node.status import SELF, SILENT, THERE, ReportedMember, StatusReport
 from p2pfl.protocol.questions import STATUS, question
-from p2pfl.reporting.terminal import duration, size
 
 _LATE = 1.0
 """Seconds that somebody must have been waited for, to be called late: each round waits for all a moment."""
@@ -79,6 +80,8 @@ def address_of(where: str) -> str:
     """
     path = Path(where)
     if path.suffix == ".toml" or path.is_file():
+        from p2pfl.config import experiment as config
+
         if not config.is_node(path):
             raise ConfigError(f"{where}: is no node file: it names no experiment; give that of a node, or its address")
         return _inside(config.load_node(path).listen)
@@ -101,6 +104,8 @@ def _inside(listen: str) -> str:
 
 def lines(answer: NodeAnswer, now: datetime) -> Iterator[str]:
     """Yield what a person is told, in lines that fit a terminal."""
+    from p2pfl.reporting.terminal import duration, size
+
     report = answer.report
     if report is None:
         return
@@ -111,7 +116,8 @@ def lines(answer: NodeAnswer, now: datetime) -> Iterator[str]:
     yield _row("version", f"p2pfl {report.version}, protocols {report.protocols[0]} and {report.protocols[1]}")
     yield _row("federation", report.federation)
     yield _row("links", "encrypted" if report.encrypted else "not encrypted")
-    yield _row("round", _round(report))
+    left = report.seconds_left
+    yield _row("round", _round(report, "" if left is None or report.round >= report.rounds else duration(left)))
     yield _row("score", _score(report))
     yield _row("exchanges", f"{report.booked:,} booked, {report.voided:,} voided, {report.open} open")
     yield _row("traffic", f"{size(report.bytes_sent)} sent, {size(report.bytes_received)} received")
@@ -128,10 +134,8 @@ def _row(name: str, text: str) -> str:
     return f"{name:<12}{text}"
 
 
-def _round(report: StatusReport) -> str:
-    text = f"{report.round:,} of {report.rounds:,}, {report.stage}"
-    if report.seconds_left is not None and report.round < report.rounds:
-        text += f"; {duration(report.seconds_left)} left"
+def _round(report: StatusReport, left: str) -> str:
+    text = f"{report.round:,} of {report.rounds:,}, {report.stage}" + (f"; {left} left" if left else "")
     return text + (f"; {report.rounds_alone:,} of them without half of the others" if report.rounds_alone else "")
 
 

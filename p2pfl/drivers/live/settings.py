@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from p2pfl.node.plan import Terms
+if TYPE_CHECKING:  # whoever only asks a node how it stands has no need of jax
+    from p2pfl.node.plan import Terms
 
 
 class Place(NamedTuple):
