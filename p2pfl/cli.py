@@ -142,6 +142,7 @@ def run(
     _one_of(file, resume, {"--out": out, "--driver": driver, "--hosts": hosts})
     # jax and the rest take a second to import: not for --help, nor for a mistake in the file
     from p2pfl.config import experiment
+    from p2pfl.node.said import Said
     from p2pfl.reporting import terminal
     from p2pfl.runs.log import Log
 
@@ -175,7 +176,7 @@ def run(
     if not first:  # of several hosts the first one tells
         return
     if log.json:
-        log.say(f"report: {out / 'report.html'}")
+        log.say(Said(f"report: {out / 'report.html'}", "done", directory=str(out)))
     if as_json:
         click.echo(json.dumps(summary.as_dict(), indent=1))
     elif not log.json:

@@ -78,7 +78,8 @@ def test_a_view_shows_what_is_of_the_level() -> None:
         view.update(Status(5, 10, (), None, None, 0, None))
         view.say(LINES[2])
         view.say(LINES[0])
-    assert [json.loads(line)["event"] for line in shown] == [SAID, SAID, "dropped"]
+    assert [json.loads(line)["event"] for line in shown] == ["progress", "progress", "dropped"]
+    assert [json.loads(line)["round"] for line in shown] == [5, 5, 3]
     assert [json.loads(line)["text"][:10] for line in shown[:2]] == ["start: 0 n", "round 5/10"]
     console = Console(record=True, width=99, file=io.StringIO())
     with Log(shown.append, "text", "warning").view(console, quiet=False) as view:

@@ -100,9 +100,12 @@ def make(console: Console, quiet: bool, takes: Callable[[str], bool] = lambda te
     return lines(write)
 
 
-def lines(write: Callable[[str], None]) -> View:
-    """Return the view of plain lines, for whoever writes them: what is said comes as it is."""
-    return _Plain(write)
+def lines(write: Callable[[str], None], progress: Callable[[str, Status], None] | None = None) -> View:
+    """Return the view of plain lines, for whoever writes them: what is said comes as it is.
+
+    `progress`: writes where the run is; as what is said, unless given.
+    """
+    return _Plain(write, progress or (lambda text, status: write(text)))
 
 
 class _Quiet:
@@ -123,8 +126,8 @@ class _Quiet:
 class _Plain(_Quiet):
     """Lines for a file or a pipe: one at the start, one per tenth of the rounds at most, and what is said."""
 
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self._write = write
+    def __init__(self, write: Callable[[str], None], progress: Callable[[str, Status], None]) -> None:
+        self._write, self._progress = write, progress
         self._tenth: int | None = None  # the last tenth of the rounds that was written; None before the start
 
     def say(self, text: str) -> None:
@@ -133,12 +136,12 @@ class _Plain(_Quiet):
     def update(self, status: Status) -> None:
         if self._tenth is None:
             self._tenth = 0
-            self.say(f"start: {_count(len(status.nodes), 'node')}, {_count(status.rounds, 'round')}")
+            self._progress(f"start: {_count(len(status.nodes), 'node')}, {_count(status.rounds, 'round')}", status)
         tenth = 10 * status.round // status.rounds if status.rounds > 0 else 0
         if tenth > self._tenth:
             self._tenth = tenth
             parts = (_scores(status), _counts(status), _traffic(status))
-            self.say(f"round {status.round}/{status.rounds}: {'; '.join(parts)}")
+            self._progress(f"round {status.round}/{status.rounds}: {'; '.join(parts)}", status)
 
 
 class _Live:

@@ -71,5 +71,8 @@ class Log:
         `quiet`: nothing is shown; lines of JSON, where they are asked for, are written all the same.
         """
         if self.json:
-            return terminal.lines(self.say)
+            return terminal.lines(
+                self.say,
+                lambda text, status: self.say(Said(text, "progress", round=status.round, rounds=status.rounds)),
+            )
         return terminal.make(console, quiet, self.takes)
