@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from p2pfl.errors import ConfigError
+from p2pfl.trust import assembly
+from p2pfl.trust.document import Document
 from p2pfl.trust.keys import PrivateKey, PublicKey, Purpose
 
 
@@ -87,3 +90,45 @@ def of(
         verify_keys=MappingProxyType(dict(keys)),
         signer=signer,
     )
+
+
+def of_document(document: Document, signer: PrivateKey) -> Keyring:
+    """Make the keyring of the member whose key this is.
+
+    Args:
+        document: a federation file, checked.
+        signer: the key of a member.
+
+    Returns:
+        The keyring for the members of now.
+
+    Raises:
+        ConfigError: it is the key of no member, or of one that was revoked.
+
+    Example:
+        >>> from p2pfl.trust import document, keyring, keys, sites
+        >>> key = keys.PrivateKey(bytes(32))
+        >>> alone = document.founded("f", "all", (sites.Site(0, "a", key.public, "tcp://a:1"),))
+        >>> keyring.of_document(alone, key).names[0]
+        'a'
+        >>> keyring.of_document(alone, keys.PrivateKey(bytes([1]) * 32))
+        Traceback (most recent call last):
+        ...
+        p2pfl.errors.ConfigError: the key with the fingerprint rgpl-... is no member's of f: ...
+    """
+    head = assembly.read(document).head
+    node = next((each.node for each in head.sites.values() if each.key == signer.public), None)
+    if node is None:
+        shown, name = signer.public.fingerprint, document.founding.name
+        gone = next((each.name for each in head.former.values() if each.key == signer.public), None)
+        if gone is not None:
+            raise ConfigError(
+                f"the key with the fingerprint {shown} is that of {gone}, which {name} has revoked; with a new key the "
+                "members can add the site again: p2pfl federation keygen, and a member's p2pfl federation invite"
+            )
+        known = ", ".join(f"{each.name} {each.key.fingerprint}" for each in head.sites.values())
+        raise ConfigError(f"the key with the fingerprint {shown} is no member's of {name}: {known}")
+    keys = {each.node: each.key for each in head.sites.values()}
+    names = {each.node: each.name for each in head.sites.values()}
+    former = {each.key: each.name for each in head.former.values()}
+    return of(signer, node, keys, names, document.id, former)

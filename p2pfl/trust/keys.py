@@ -118,6 +118,10 @@ class PublicKey(NamedTuple):
         """The public key of the site's connections (X25519, 32 bytes)."""
         return nacl.signing.VerifyKey(self.raw).to_curve25519_public_key().encode()
 
+    def same_link(self, other: PublicKey) -> bool:
+        """Return whether both keys have one key of connections, as two that differ in the last bit alone have."""
+        return self.raw[:-1] == other.raw[:-1] and (self.raw[-1] ^ other.raw[-1]) & 0x7F == 0
+
     def verify(self, purpose: Purpose, message: bytes, signature: bytes) -> bool:
         """Return whether the owner of this key has signed a message for this purpose."""
         if len(signature) != SIGNATURE:
