@@ -136,6 +136,21 @@ def pending(document: Document) -> tuple[Pending, ...]:
     return tuple(Pending(each, tuple(sorted(document.changes[each])), reading.needed(each)) for _, each in at_head)
 
 
+def said(document: Document) -> tuple[object, ...]:
+    """Return what a document says: who has accepted, what stands, and what waits with whose signatures.
+
+    Copies that say the same may hold other signatures under a change that stands, where more have signed than must.
+    """
+    reading = read(document)
+    stands = sorted(digest for digest in reading.changes if digest in reading.assemblies)
+    waits = sorted(
+        (digest, *sorted(document.changes[each]))
+        for digest, each in reading.changes.items()
+        if digest not in reading.assemblies
+    )
+    return document.id, tuple(sorted(document.accepted)), tuple(stands), tuple(waits)
+
+
 def addition(head: Assembly, card: Card) -> Change:
     """Return the change that adds the site of a card."""
     return Change(head.number + 1, head.digest, "add", card.site(head.next_node), card.signature)

@@ -3,8 +3,8 @@
 What is kept: the chains that are longest, and every change without its quorum at the assembly of now or at the one
 before it, since only there it can still be followed. (No chain of two copies together is longer by more than one change
 than it is in one of them: a change is made to an assembly that stands already.) That makes `merge` commutative,
-associative and idempotent; with one exception: of what a member signs beyond its bound, which no command of p2pfl does,
-other signatures may be left over.
+idempotent, and associative in what the copies say (`assembly.said`); with one exception: of what a member signs beyond
+its bound, which no command of p2pfl does, other signatures may be left over.
 """
 
 from __future__ import annotations
@@ -87,7 +87,12 @@ def follow(own: Document, other: Document) -> Followed:
     if new[: len(mine[:-1])] != mine[:-1]:
         return Followed(own, False, True, ())
     forked = new[: len(theirs[:-1])] != theirs[:-1]
-    return Followed(merged, merged != own, forked, tuple(each for each in mine[-1:] if each not in new))
+    return Followed(
+        merged,
+        assembly.said(merged) != assembly.said(own),
+        forked,
+        tuple(each for each in mine[-1:] if each not in new),
+    )
 
 
 def _least(one: Mapping[int, bytes], other: Mapping[int, bytes]) -> dict[int, bytes]:

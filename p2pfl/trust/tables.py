@@ -180,5 +180,6 @@ def unpack(packed: bytes, known: Document) -> Document:
 
 
 def digest(document: Document) -> bytes:
-    """Return 16 bytes by which two copies are told apart without sending them."""
-    return hashlib.blake2b(msgpack.packb(table_of(document)), digest_size=16, person=b"p2pfl copy").digest()
+    """Return 16 bytes by which copies that say different things are told apart without sending them."""
+    said = repr(assembly.said(document)).encode()
+    return hashlib.blake2b(said, digest_size=16, person=b"p2pfl copy").digest()
