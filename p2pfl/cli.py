@@ -107,6 +107,133 @@ def doctor(file: Path | None, wait: float | None, as_json: bool) -> None:
         sys.exit(found.code)
 
 
+# --- federation: who may take part
+
+
+@main.group()
+def federation() -> None:
+    """Who may take part in a federation: keys, members, changes that they sign."""
+
+
+_KEY = click.option(
+    "--key", type=click.Path(path_type=Path), required=True, metavar="NAME.key", help="The private key of this site."
+)
+
+
+@federation.command()
+@click.argument("name")
+@click.option("--address", required=True, metavar="tcp://HOST:PORT", help="As the other sites reach this one.")
+@click.option("--reachable/--no-reachable", default=True, help="Whether others can connect to it; else it connects.")
+def keygen(name: str, address: str, reachable: bool) -> None:
+    """Make the key of this site, NAME.key, and its card for the others, NAME.card.toml."""
+    with errors_told():
+        from p2pfl.runs import federation as runs
+
+        runs.keygen(name, address, reachable, click.echo)
+
+
+@federation.command("init")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("card", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--quorum", type=click.Choice(["majority", "two_thirds", "all"]), default="majority", show_default=True,
+    help="How many members must sign a change.",
+)  # fmt: skip
+def federation_init(file: Path, card: tuple[Path, ...], quorum: str) -> None:
+    """Write the federation FILE, with the sites of the CARDs as founding members: nodes 0, 1, ... in their order."""
+    with errors_told():
+        from p2pfl.runs import federation as runs
+
+        runs.init(file, card, quorum, click.echo)
+
+
+@federation.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_KEY
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--experiment", type=click.Path(path_type=Path), help="Of the node file that is to be written.")
+@click.option("--node-file", type=click.Path(path_type=Path), metavar="NODE.toml", help="Write this node file, too.")
+@click.option("--data", "rows", type=click.Path(path_type=Path), metavar="ROWS", help="This machine's own rows.")
+def accept(
+    file: Path, key: Path, yes: bool, experiment: Path | None, node_file: Path | None, rows: Path | None
+) -> None:
+    """Accept the federation in FILE for this site: sign it, and write the site's node file where that is wanted."""
+    if (node_file is None) != (experiment is None) or (rows is not None and node_file is None):
+        raise click.UsageError("--experiment and --node-file go together, and --data with both")
+    with errors_told():
+        from p2pfl.runs import federation as runs
+
+        wanted = None
+        if node_file is not None and experiment is not None:
+            wanted = runs.NodeWanted(experiment, node_file, rows)
+
+        def agreed() -> bool:
+            if yes:
+                return True
+            try:
+                said: str = click.prompt("Are these the right members and fingerprints? Type yes", default="no")
+            except click.Abort:  # no terminal, or its end
+                return False
+            return said.strip().lower() == "yes"
+
+        runs.accept(file, key, wanted, agreed, click.echo)
+
+
+@federation.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("card", type=click.Path(path_type=Path))
+@_KEY
+def invite(file: Path, card: Path, key: Path) -> None:
+    """Sign that the site of CARD becomes a member of the federation in FILE."""
+    with errors_told():
+        from p2pfl.runs import federation as runs
+
+        runs.invite(file, card, key, click.echo)
+
+
+@federation.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("name")
+@_KEY
+def revoke(file: Path, name: str, key: Path) -> None:
+    """Sign that the member NAME is one no more."""
+    with errors_told():
+        from p2pfl.runs import federation as runs
+
+        runs.revoke(file, name, key, click.echo)
+
+
+@federation.command("list")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def federation_list(file: Path, as_json: bool) -> None:
+    """Print who the members are, who has accepted, what is pending, and who was revoked."""
+    with errors_told():
+        from p2pfl.runs import federation as runs
+        from p2pfl.trust import store
+
+        there = store.read(file)
+    if as_json:
+        click.echo(json.dumps(runs.listed(there), indent=1))
+    else:
+        for line in runs.lines(there):
+            click.echo(line)
+
+
+@federation.command("check")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--key", type=click.Path(path_type=Path), metavar="NAME.key", help="Check this private key, too.")
+def federation_check(file: Path, key: Path | None) -> None:
+    """Check every signature, address and rule of the federation FILE, and whether a key is a member's."""
+    with errors_told():
+        from p2pfl.runs import federation as runs
+
+        wrong = runs.check(file, key, click.echo)
+    if wrong:
+        raise Failure("\n".join(wrong), Exit.MISTAKE)
+    click.echo("All is in order.")
+
+
 # --- runs
 
 

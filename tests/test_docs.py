@@ -150,7 +150,7 @@ def test_the_examples_load(tmp_path: Path) -> None:
     whole = next(table for table in examples if "rounds" in table)
     assert len(examples) > 8
     for table in examples:
-        if "node" in table:
+        if "experiment" in table:
             experiment.parse(table, "docs", NodeFile)
         elif not {"edges", "generator"} & set(table):
             experiment.parse({**whole, **table}, "docs", Experiment)

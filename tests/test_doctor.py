@@ -535,7 +535,7 @@ def test_two_machines_find_out_which_side_fails(
     for name, number, other in (("first.toml", 1, 2), ("second.toml", 2, 1)):
         (folder / name).write_text(
             f'experiment = "experiment.toml"\nnode = {number - 1}\nlisten = "tcp://0.0.0.0:5700"\n'
-            f'address = "tcp://10.77.0.{number}:5700"\npeers = ["tcp://10.77.0.{other}:5700"]\n'
+            f'address = "tcp://10.77.0.{number}:5700"\npeers = ["tcp://10.77.0.{other}:5700"]\nplaintext = true\n'
         )
     if firewall:
         machines[0].does(FIREWALL)

@@ -150,10 +150,13 @@ class NodeFile:
     """NODE.toml: one node of a federation."""
 
     experiment: str  # the experiment file, the same on every machine
-    node: Annotated[int, Field(ge=0)]
-    listen: Address  # tcp://ADDRESS:PORT; the membership listens on the port after it
+    node: Annotated[int, Field(ge=0)] | None = None  # with a federation it follows from that, as the next three do
+    listen: Address | None = None  # tcp://ADDRESS:PORT; the membership listens on the port after it
     peers: Annotated[tuple[Address, ...], LIST] = ()  # other nodes; one that is there is enough to find all
     address: Address | None = None  # how the others reach this node; as `listen`
+    federation: str | None = None  # the federation file: who takes part, with which keys
+    key: str | None = None  # this site's private key, a file that its owner alone can read
+    plaintext: bool = False  # without keys, and yet beyond this machine: models and membership in the clear
     out: str | None = None  # directory of its records, beside this file; ./p2pfl-node-ID
     data: DataTable | None = None  # this machine's own rows, with what the experiment's [data] says of all
 
@@ -246,6 +249,9 @@ def load_node(path: Path) -> NodeFile:
     for key, name in named.items():
         if not Path(table["data"][key]).exists():
             raise ConfigError(toml.not_found(path, f"data.{key}", name, table["data"][key]))
+    for name in ("node", "listen"):
+        if node.federation is None and getattr(node, name) is None:
+            raise ConfigError(f"{path}: {name}: {toml.MISSING_PLACE}")
     return dataclasses.replace(node, experiment=str(file))
 
 

@@ -20,6 +20,7 @@ from p2pfl.errors import ConfigError, nearest
 
 NAME, ADDRESS = r"^[\w.-]+$", r"^tcp://([A-Za-z0-9_.*-]+|\[[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?\]):[0-9]{1,5}$"
 GIVEN = "it must be given"
+MISSING_PLACE = f"missing; {GIVEN}, or federation and key"
 Place = tuple[str | int, ...]
 
 

@@ -42,9 +42,8 @@ from p2pfl.node import model_file
 from p2pfl.node.program import Mixed, Program
 from p2pfl.node.result import NodeResult
 from p2pfl.node.task import Task
-from p2pfl.runs import coefficients, flow
+from p2pfl.runs import coefficients, flow, keyed
 from p2pfl.runs.coefficients import Scale
-from p2pfl.runs.node import address_of
 from p2pfl.runs.verdict import RunVerdict
 from p2pfl.types import Inbox, Neighborhood, Params, Payload, Schedule
 
@@ -472,8 +471,8 @@ def run(file: Path, out: Path | None, say: Callable[[str], None]) -> FitRun:
 
     out: the directory; unless given, "coefficients" in that of the node.
     """
-    given = config.load_node(file)
-    address, source = address_of(file, given), Path(given.experiment)
+    given, _ = keyed.completed(file, config.load_node(file))
+    source = Path(given.experiment)
     sys.path[:0] = [str(Path.cwd()), str(source.parent)]
     experiment = experiment_of(config.load(source))
     base = file.parent / given.out if given.out else Path(f"p2pfl-node-{given.node}")
@@ -498,7 +497,7 @@ def run(file: Path, out: Path | None, say: Callable[[str], None]) -> FitRun:
             f"to {PHASES - 1} steps of Newton's method of {sum(phase)} each"
         )
         place = Place(
-            listen=given.listen, address=address, peers=given.peers, terms=terms(federation),
+            listen=given.listen, address=given.address, peers=given.peers, terms=terms(federation),
             probe_timing=experiment.network.preset, directory=directory, every=0, resume=False,
         )  # fmt: skip
         ended = live.run(wanted, place, membership, say, lambda: None)

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from p2pfl.config import experiment as config
-from p2pfl.config.experiment import NodeFile
-from p2pfl.drivers.live import addresses, files, ports, sidecar
+from p2pfl.drivers.live import files, ports, sidecar
 from p2pfl.drivers.live import node as live
 from p2pfl.drivers.live.launcher import READY
 from p2pfl.drivers.live.lifeline import Lifeline
@@ -22,7 +21,8 @@ from p2pfl.node import model_file, result
 from p2pfl.node.plan import Terms
 from p2pfl.node.result import NodeResult
 from p2pfl.node.task import Task
-from p2pfl.runs import about, assessment, flow, models
+from p2pfl.runs import about, assessment, flow, keyed, models
+from p2pfl.runs.keyed import CompleteNode
 from p2pfl.runs.verdict import RunVerdict
 
 
@@ -55,8 +55,7 @@ def run(
     started the node is gone. `resume`: go on from the checkpoint that an earlier process of the node has left in its
     directory, if there is one. `returns`: the round of the planned return or join that this process is.
     """
-    given = config.load_node(file)
-    address = address_of(file, given)
+    given, _ = keyed.completed(file, config.load_node(file))
     source = Path(given.experiment)
     sys.path[:0] = [str(Path.cwd()), str(source.parent)]
     experiment = config.load(source)
@@ -84,7 +83,7 @@ def run(
         say(f"node {given.node} of {len(federation.graph)}: {rows}")
         place = Place(
             listen=given.listen,
-            address=address,
+            address=given.address,
             peers=given.peers,
             terms=_terms(federation, again),
             probe_timing=experiment.network.preset,
@@ -117,7 +116,7 @@ def run(
     return NodeRun(ended, verdict)
 
 
-def records_of(file: Path, given: NodeFile) -> Path:
+def records_of(file: Path, given: CompleteNode) -> Path:
     """Return the directory of a node's records."""
     return file.parent / given.out if given.out else Path(f"p2pfl-node-{given.node}")
 
@@ -166,24 +165,3 @@ def _assess(federation: Federation, node: int, directory: Path, say: Callable[[s
     listed = [f"{name} {value:.3f}" for name, value in own_rows.items() if value is not None]
     whose = "a model trained alone, on its own test rows" if alone else "on its own test rows"
     say(f"{whose}: {', '.join(listed) or 'nothing to test'}")
-
-
-def address_of(file: Path | str, given: NodeFile) -> str:
-    """Return how the others reach the node. Raises ConfigError."""
-    address = given.address or given.listen
-    for name, value in (("listen", given.listen), ("address", address), *(("peers", peer) for peer in given.peers)):
-        where = addresses.parsed(value)
-        if value.count("[") and not where.numeric:
-            raise ConfigError(
-                f"{file}: {name}={value!r}: no IPv6 address stands in the brackets; write it as tcp://[fd00::7]:5555"
-            )
-        if not 1 <= where.port <= 65534:
-            raise ConfigError(
-                f"{file}: {name}={value!r}: the port must be from 1 to 65534, for the next one is used as well"
-            )
-    if addresses.parsed(address).anywhere:
-        raise ConfigError(
-            f"{file}: listen={given.listen!r}: stands for all addresses of this machine, and the others must know one; "
-            'give one of them, as in address = "tcp://192.168.0.7:5555"'
-        )
-    return address
