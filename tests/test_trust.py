@@ -9,6 +9,8 @@ import os
 import pickle
 import random
 import stat
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -661,6 +663,30 @@ def test_a_node_and_a_command_do_not_lose_each_others_records(tmp_path: Path) ->
     assert [*kept.document.accepted] == [1] and len(kept.document.changes) == 1
     before = file.stat().st_mtime_ns, file.stat().st_ino
     assert not store.keep(file, kept.document).changed and (file.stat().st_mtime_ns, file.stat().st_ino) == before
+
+
+@pytest.mark.more
+def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
+    """Each signs as another member, time and again, while the others do."""
+    file = tmp_path / "hearts.toml"
+    store.create(file, founded(4, "all"))
+    code = (
+        "import sys, test_trust as t\nfrom pathlib import Path\nfrom p2pfl.trust import document, store\n"
+        "node, file = int(sys.argv[1]), Path(sys.argv[2])\n"
+        "for card in t.MANY[:4]:\n"
+        "    store.change(file, lambda there: document.signed(there, t.assembly.addition(t.head(there), card), node,"
+        " t.KEY[node]))\n"
+        "    store.keep(file, document.accepted(t.founded(4, 'all'), node, t.KEY[node]))\n"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, str(node), str(file)], cwd=Path(__file__).parent)
+        for node in range(3)
+    ]
+    assert [each.wait() for each in started] == [0, 0, 0]
+    there = store.read(file)
+    assert sorted(there.accepted) == [0, 1, 2] and len(there.changes) == 4
+    assert all(sorted(signatures) == [0, 1, 2] for signatures in there.changes.values())
+    assert {path.name for path in tmp_path.iterdir()} == {"hearts.toml", ".hearts.toml.lock"}  # nothing half written
 
 
 def test_a_file_of_a_fork_is_left_as_it_is(tmp_path: Path) -> None:

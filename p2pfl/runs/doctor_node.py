@@ -27,6 +27,7 @@ from p2pfl.runs import keyed, machine, node
 from p2pfl.runs.keyed import CompleteNode
 from p2pfl.runs.machine import Finding, State
 from p2pfl.runs.script_model import stepless
+from p2pfl.trust.keyring import Keyring
 
 _STRANGERS = 1 << 31
 """Nodes that there can be, where the experiment does not say."""
@@ -43,11 +44,12 @@ def examine(file: Path, wait: float, say: Callable[[str], None]) -> Iterator[Fin
     try:
         if not config.is_node(file):
             raise ConfigError(f"{file}: is no node file: it names no experiment; docs/experiment.md says what it is")
-        given, _ = keyed.completed(file, config.load_node(file))
+        given, ring = keyed.completed(file, config.load_node(file))
     except ConfigError as error:
         yield Finding("node file", State.BAD, str(error), "mend the file; nothing else of it was looked at")
         return
     yield from _records(file, given)
+    yield _keys(given, ring)
     federation = None
     try:
         federation = _federation(given)
@@ -64,6 +66,21 @@ def examine(file: Path, wait: float, say: Callable[[str], None]) -> Iterator[Fin
     wanted = TriedNode(given.listen, given.address, given.node, nodes, digits, given.peers)
     yield from _addresses(wanted)
     yield from connections(wanted, checkup.Checkup(wanted, say).run(wait), wait)
+
+
+def _keys(given: CompleteNode, ring: Keyring | None) -> Finding:
+    """Whether the node has keys, and whom it goes by."""
+    if ring is not None:
+        names = ", ".join(name for node, name in sorted(ring.names.items()) if node != ring.node)
+        text = (
+            f"{given.federation}: {ring.names[ring.node]}, node {ring.node}, which takes part with {names or 'nobody'}"
+        )
+        return Finding("keys", State.GOOD, text)
+    places = [addresses.parsed(at) for at in (given.listen, given.address, *given.peers)]
+    if all(each.loopback for each in places):
+        return Finding("keys", State.GOOD, "none, and none is needed: all addresses mean this machine")
+    text = "none: whoever reaches the ports can read models, and send some"
+    return Finding("keys", State.NOTE, text, "p2pfl federation keygen makes one; docs/federation.md is the whole way")
 
 
 def _federation(given: CompleteNode) -> Federation:

@@ -101,7 +101,7 @@ def accept(file: Path, key_file: Path, wanted: NodeWanted | None, agreed: Callab
     founder = own.node < len(there.founding.sites)
     signs = founder and own.node not in there.accepted
     if wanted is not None:
-        _check_wanted(wanted)
+        _check_wanted(wanted, len(head.sites), say)
     if signs and not agreed():
         raise ConfigError(f"{file}: not accepted, and nothing was written; with the answer yes, or --yes, it is")
     if signs:
@@ -121,13 +121,18 @@ def accept(file: Path, key_file: Path, wanted: NodeWanted | None, agreed: Callab
         )
 
 
-def _check_wanted(wanted: NodeWanted) -> None:
+def _check_wanted(wanted: NodeWanted, members: int, say: Say) -> None:
     """Raises ConfigError where a node file can't be written as it is wanted."""
     if os.path.lexists(wanted.file):
         raise ConfigError(f"{wanted.file}: is there already, and nothing is overwritten; give another name")
     if not wanted.file.absolute().parent.is_dir():
         raise ConfigError(f"{wanted.file}: there is no folder {wanted.file.absolute().parent}")
-    config.load(wanted.experiment)
+    planned = config.load(wanted.experiment).topology.nodes
+    if planned is not None and planned != members:
+        say(
+            f"note: {wanted.experiment}: topology.nodes={planned}, and there are {members} members; "
+            "give it as many nodes as there are"
+        )
     if wanted.rows is not None and not wanted.rows.exists():
         raise ConfigError(f"--data {wanted.rows}: no such file; the full path is {wanted.rows.resolve()}")
 
@@ -176,8 +181,8 @@ def invite(file: Path, card: Path, key_file: Path, say: Say) -> None:
         return change
 
     again = f"p2pfl federation invite {file} {card}"
+    say(f"{new.name}: {new.key.fingerprint}  {new.address}{'' if new.reachable else ', not reachable'}")
     _sign(file, key_file, key, wanted, again, say)
-    say(f"fingerprint of {new.name}: {new.key.fingerprint}")
 
 
 def revoke(file: Path, name: str, key_file: Path, say: Say) -> None:

@@ -163,10 +163,13 @@ def read_card(path: Path) -> Card:
 
 def write_card(path: Path, card: Card) -> None:
     """Write the card of a site into a new file. Raises ConfigError."""
-    with _locked(path) as place:
-        if place.exists():
-            raise ConfigError(f"{path}: is there already, and nothing is overwritten; give another name")
-        _write(place, _CARD, card.table())
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(f"{_CARD}{tomli_w.dumps(card.table())}")
+    except FileExistsError as error:
+        raise ConfigError(f"{path}: is there already, and nothing is overwritten; give another name") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be written: {error.strerror}") from error
 
 
 def _table(path: Path) -> dict[str, Any]:
