@@ -11,7 +11,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -399,6 +401,29 @@ def test_nobody_who_can_be_reached_is_nobody_who_can_connect(place: Path) -> Non
         done("keygen", name, "--address", f"tcp://{name}:1", "--no-reachable")
     result = call("init", "none.toml", "a.card.toml", "b.card.toml")
     assert result.exit_code == 1 and "reachable=false: of all members" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "join: node: missing; give it, or federation and key, or a node file"),
+        ({"node": 0, "listen": "tcp://10.0.0.1:1"}, "join: listen='tcp://10.0.0.1:1': is beyond this machine"),
+        ({"federation": "hearts.toml"}, "join: key: missing; with a federation it must be given"),
+        (
+            {"key": "north.key", "node": 0, "listen": "tcp://127.0.0.1:1"},
+            "join: key='north.key': goes with a federation",
+        ),
+        ({"federation": Path("hearts.toml"), "key": Path("east.key")}, "join: key='east.key': the key with the finger"),
+        ({"federation": "hearts.toml", "key": "west.key", "node": 1}, "join: node=1: hearts.toml has 2 for west"),
+        ({"federation": "hearts.toml", "key": "west.key", "plaintext": True}, "join: plaintext=true: the members of"),
+        # who it is follows, and then what is wrong is something else
+        ({"federation": "hearts.toml", "key": "west.key"}, "join: node=2: the topology has nodes 0 to 1"),
+    ],
+)
+def test_a_script_joins_with_a_key_or_is_told_why_not(place: Path, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        p2pfl.join(params={"w": np.zeros(2)}, topology={"graph": "ring", "nodes": 2}, **given)
+    assert said in str(caught.value)
 
 
 # --- the page

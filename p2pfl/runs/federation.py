@@ -13,7 +13,7 @@ from p2pfl.config import experiment as config
 from p2pfl.config import toml
 from p2pfl.errors import ConfigError, RemoteError, nearest
 from p2pfl.runs import keyed
-from p2pfl.trust import assembly, document, keyring, keys, sites, store
+from p2pfl.trust import assembly, document, keyring, keys, merging, sites, store
 from p2pfl.trust.assembly import PER_SIGNER, Assembly
 from p2pfl.trust.document import Change, Document
 from p2pfl.trust.keys import PrivateKey
@@ -221,7 +221,7 @@ def _sign(
         before = own.node in there.changes.get(change, {})
         mine = [each for each in assembly.pending(there) if own.node in each.by]
         if not before and len(mine) >= PER_SIGNER:
-            listed = ", ".join(_named(each.change) for each in mine)
+            listed = ", ".join(merging.named(each.change) for each in mine)
             raise ConfigError(
                 f"{file}: {own.name} has signed {len(mine)} changes that still lack signatures: {listed}; wait until "
                 "one is in force"
@@ -231,7 +231,7 @@ def _sign(
 
     there = store.change(file, how)
     change, own, before = signed[-1]
-    say(f"{_named(change)}: signed by {own.name}{' already' if before else ''}")
+    say(f"{merging.named(change)}: signed by {own.name}{' already' if before else ''}")
     say(_standing(there, change, again))
 
 
@@ -240,7 +240,7 @@ def _standing(there: Document, change: Change, again: str) -> str:
     reading = assembly.read(there)
     names = {node: each.name for node, each in reading.assemblies[change.previous].sites.items()}
     if change in reading.chain:
-        said = _in_force(change)
+        said = merging.effect(change)
         return f"in force: {said}; nodes that run take it up, and the others have it from them or from this file"
     pending = next((each for each in assembly.pending(there) if each.change == change), None)
     if pending is None:
@@ -248,15 +248,6 @@ def _standing(there: Document, change: Change, again: str) -> str:
     others = ", ".join(name for node, name in sorted(names.items()) if node not in pending.by)
     more = pending.needed - len(pending.by)
     return f"not in force yet: {more} more of {others} must sign it, with their key: {again} --key NAME.key"
-
-
-def _named(change: Change) -> str:
-    return f"{'add' if change.kind == 'add' else 'revoke'} {change.site.name}"
-
-
-def _in_force(change: Change) -> str:
-    site = change.site
-    return f"{site.name} is a member, node {site.node}" if change.kind == "add" else f"{site.name} is revoked"
 
 
 def _member(file: Path, there: Document, key_file: Path, key: PrivateKey) -> Site:
