@@ -13,7 +13,7 @@ from p2pfl.config import experiment as config
 from p2pfl.config import toml
 from p2pfl.errors import ConfigError, RemoteError, nearest
 from p2pfl.runs import keyed
-from p2pfl.trust import assembly, document, keyring, keys, merging, sites, store
+from p2pfl.trust import assembly, document, keyring, keys, sites, store
 from p2pfl.trust.assembly import PER_SIGNER, Assembly
 from p2pfl.trust.document import Change, Document
 from p2pfl.trust.keys import PrivateKey
@@ -221,7 +221,7 @@ def _sign(
         before = own.node in there.changes.get(change, {})
         mine = [each for each in assembly.pending(there) if own.node in each.by]
         if not before and len(mine) >= PER_SIGNER:
-            listed = ", ".join(merging.named(each.change) for each in mine)
+            listed = ", ".join(str(each.change) for each in mine)
             raise ConfigError(
                 f"{file}: {own.name} has signed {len(mine)} changes that still lack signatures: {listed}; wait until "
                 "one is in force"
@@ -231,7 +231,7 @@ def _sign(
 
     there = store.change(file, how)
     change, own, before = signed[-1]
-    say(f"{merging.named(change)}: signed by {own.name}{' already' if before else ''}")
+    say(f"{change}: signed by {own.name}{' already' if before else ''}")
     say(_standing(there, change, again))
 
 
@@ -240,7 +240,7 @@ def _standing(there: Document, change: Change, again: str) -> str:
     reading = assembly.read(there)
     names = {node: each.name for node, each in reading.assemblies[change.previous].sites.items()}
     if change in reading.chain:
-        said = merging.effect(change)
+        said = change.effect
         return f"in force: {said}; nodes that run take it up, and the others have it from them or from this file"
     pending = next((each for each in assembly.pending(there) if each.change == change), None)
     if pending is None:

@@ -263,7 +263,7 @@ def _check_place(before: Assembly | None, change: Change) -> None:
 
 
 def _place(change: Change) -> str:
-    return f"change {change.number} ({change.kind} {change.site.name})"
+    return f"change {change.number} ({change})"
 
 
 def _verify_bounds(document: Document, reading: Reading) -> None:

@@ -65,6 +65,15 @@ class Change(NamedTuple):
         """By which the next change names it."""
         return _digest(self.message)
 
+    def __str__(self) -> str:
+        return f"{self.kind} {self.site.name}"
+
+    @property
+    def effect(self) -> str:
+        """What it has done, where it is in force: east is a member, node 3."""
+        name = self.site.name
+        return f"{name} is a member, node {self.site.node}" if self.kind == "add" else f"{name} is revoked"
+
 
 class Document(NamedTuple):
     """A copy of the federation file."""

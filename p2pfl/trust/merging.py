@@ -9,7 +9,7 @@ its bound, which no command of p2pfl does, other signatures may be left over.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from p2pfl.errors import RemoteError
@@ -93,67 +93,6 @@ def follow(own: Document, other: Document) -> Followed:
         forked,
         tuple(each for each in mine[-1:] if each not in new),
     )
-
-
-def news(own: Document, followed: Followed) -> tuple[str, ...]:
-    """Return what a person is to be told when one's own copy has become another, a line each.
-
-    Args:
-        own: the copy before.
-        followed: what `follow` made of it.
-
-    Returns:
-        Who is a member now, who is one no more, what does not stand, what waits for signatures, and a fork.
-
-    Example:
-        >>> from p2pfl.trust import assembly, document, keys, merging, sites
-        >>> key = [keys.PrivateKey(bytes([i]) * 32) for i in (1, 2)]
-        >>> site = [sites.Site(i, name, key[i].public, f"tcp://{name}:1") for i, name in enumerate(("north", "south"))]
-        >>> two = document.founded("hearts", "majority", tuple(site))
-        >>> away = assembly.revocation(assembly.read(two).head, 1)
-        >>> first = document.signed(two, away, 1, key[1])
-        >>> merging.news(two, merging.follow(two, first))
-        ('waits: revoke south, signed by south, 1 more must sign',)
-        >>> merging.news(first, merging.follow(first, document.signed(first, away, 0, key[0])))
-        ('change 1 is in force: south is revoked, signed by north, south',)
-    """
-    before, after = assembly.read(own), assembly.read(followed.document)
-    told = []
-    for change in followed.undone:
-        told.append(
-            f"change {change.number} does not stand: {named(change)}; another stands in its place. Sign it again"
-        )
-    for change in after.chain:
-        if change not in before.chain:
-            by = _names(after, change, followed.document.changes[change])
-            told.append(f"change {change.number} is in force: {effect(change)}, signed by {by}")
-    waited = {(each.change, each.by) for each in assembly.pending(own)}
-    for each in assembly.pending(followed.document):
-        if (each.change, each.by) not in waited:
-            by, more = _names(after, each.change, each.by), each.needed - len(each.by)
-            told.append(f"waits: {named(each.change)}, signed by {by}, {more} more must sign")
-    if followed.forked:
-        told.append(
-            "fork: another copy of the federation file has followed other changes, and neither goes back; people must "
-            "decide: docs/federation.md"
-        )
-    return tuple(told)
-
-
-def named(change: Change) -> str:
-    """Return what a change is to do: add east."""
-    return f"{change.kind} {change.site.name}"
-
-
-def effect(change: Change) -> str:
-    """Return what a change has done: east is a member, node 3."""
-    site = change.site
-    return f"{site.name} is a member, node {site.node}" if change.kind == "add" else f"{site.name} is revoked"
-
-
-def _names(reading: Reading, change: Change, nodes: Iterable[int]) -> str:
-    sites = reading.assemblies[change.previous].sites
-    return ", ".join(sites[node].name for node in sorted(nodes))
 
 
 def _least(one: Mapping[int, bytes], other: Mapping[int, bytes]) -> dict[int, bytes]:

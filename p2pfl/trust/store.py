@@ -64,15 +64,6 @@ def read(path: Path) -> Document:
     return document
 
 
-def stamp(path: Path) -> tuple[int, int, int]:
-    """Return what differs when a file has been written anew, for whoever looks now and then; (0, 0, 0): none there."""
-    try:
-        found = path.stat()
-    except OSError:
-        return 0, 0, 0
-    return found.st_ino, found.st_mtime_ns, found.st_size
-
-
 def create(path: Path, document: Document) -> None:
     """Write a new federation file. Raises ConfigError where there is one already."""
     with _locked(path) as place:
