@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,36 @@ def test_a_node_file_is_written_that_says_all(place: Path) -> None:
     assert ring.names == {0: "north", 1: "south", 2: "west"} and node.federation == place / "hearts.toml"
     assert given.data is not None and "rows.csv" in str(given.data)
     assert str(place) not in (place / "node.toml").read_text()
+
+
+@pytest.mark.parametrize(("rows", "source", "expected"), [
+    ("own.csv", "digits", {"source": "csv", "path": "own.csv"}),
+    ("own.npz", "digits", {"source": "npz", "path": "own.npz"}),
+    ("scans", "digits", {"source": "folder", "path": "scans"}), ("own.csv", "csv", {"path": "own.csv"}),
+])  # fmt: skip
+def test_the_rows_in_a_node_file_add_to_what_the_experiment_says(
+    place: Path, rows: str, source: str, expected: dict[str, str]
+) -> None:
+    Path("experiment.toml").write_text(
+        EXPERIMENT.replace(
+            'source = "digits"', f'source = "{source}"\nlabel = "ill"' if source == "csv" else 'source = "digits"'
+        )
+    )
+    Path(rows).mkdir() if rows == "scans" else Path(rows).write_text("a,ill\n1,1\n")
+    done("accept", "hearts.toml", "--key", "south.key", *NODE, "--data", rows)
+    table = tomllib.loads(Path("node.toml").read_text())
+    assert table == {
+        "experiment": "experiment.toml", "federation": "hearts.toml", "key": "south.key", "data": expected,
+    }  # fmt: skip
+
+
+def test_a_node_file_in_another_folder_finds_the_same_files(place: Path) -> None:
+    Path("sub").mkdir()
+    done(
+        "accept", "hearts.toml", "--key", "south.key", "--experiment", "experiment.toml", "--node-file", "sub/node.toml"
+    )
+    node, ring = keyed.completed("sub/node.toml", experiment.load_node(Path("sub/node.toml")))
+    assert ring is not None and node.experiment == str(place / "experiment.toml")
 
 
 def mode(name: str, bits: int) -> Callable[[], object]:

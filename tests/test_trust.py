@@ -414,8 +414,21 @@ def test_a_member_that_signs_without_end_keeps_nobody_from_being_heard() -> None
     assert len(tables.pack(there)) < 8000
 
 
-def test_changes_that_wait_are_bounded_in_all() -> None:
-    assert PENDING >= document.MOST_SITES  # the first of every member
+@pytest.mark.more
+def test_changes_that_wait_are_bounded_in_all_and_everybodys_first_is_heard() -> None:
+    many = [PrivateKey(bytes([i, 7]) * 16) for i in range(40)]
+    sites_of = [Site(i, f"m{i}", key.public, f"tcp://m{i}:1") for i, key in enumerate(many)]
+    there = document.founded("f", "all", tuple(sites_of))
+    for i, key in enumerate(many):
+        for j in range(PER_SIGNER):
+            card = Card.of(PrivateKey(bytes([i, 8 + j]) * 16), f"n{i}-{j}", f"tcp://n{i}-{j}:1")
+            there = document.signed(there, assembly.addition(head(there), card), i, key)
+    kept = merging.merge(there, there)
+    assembly.verify(kept)
+    assert len(kept.changes) == PENDING >= document.MOST_SITES
+    assert {node for signatures in kept.changes.values() for node in signatures} == {*range(40)}
+    with pytest.raises(RemoteError, match="bounds: 160 changes without a quorum"):
+        assembly.verify(there)
 
 
 # --- what is refused
@@ -542,6 +555,7 @@ REFUSED: Mapping[str, tuple[Callable[[Document], Any], str, str]] = {
     "no table": (lambda t: [1], "format", "must be a table"),
     "another format": (at("format", value=2), "format", "format=2: is not known here"),
     "a field that is none": (at("memer", value=1), "format", "did you mean 'member'?"),
+    "a field that clears the screen": (at("a\x1b[2J", value=1), "format", "'a\\x1b[2J': no such field"),
     "a field of a member that is none": (at("member", 1, "keys", value=1), "format", "member[1].keys: no such field"),
     "a text for a number": (at("member", 1, "node", value="1"), "format", "member[1].node: must be a whole number"),
     "true for a number": (at("member", 1, "node", value=True), "format", "member[1].node: must be a whole number"),

@@ -13,8 +13,8 @@ from p2pfl.config import experiment as config
 from p2pfl.config import toml
 from p2pfl.errors import ConfigError, RemoteError, nearest
 from p2pfl.runs import keyed
-from p2pfl.trust import assembly, document, keyring, keys, sites, store
-from p2pfl.trust.assembly import PER_SIGNER, Assembly
+from p2pfl.trust import assembly, document, keyring, keys, merging, sites, store
+from p2pfl.trust.assembly import PENDING, PER_SIGNER, Assembly
 from p2pfl.trust.document import Change, Document
 from p2pfl.trust.keys import PrivateKey
 from p2pfl.trust.sites import Card, Site
@@ -227,7 +227,10 @@ def _sign(
                 "one is in force"
             )
         signed.append((change, own, before))
-        return document.signed(there, change, own.node, key)
+        new = document.signed(there, change, own.node, key)
+        if change not in merging.merge(new, new).changes:
+            raise ConfigError(f"{file}: {PENDING} changes of other members lack signatures; wait until one is in force")
+        return new
 
     there = store.change(file, how)
     change, own, before = signed[-1]
@@ -242,9 +245,7 @@ def _standing(there: Document, change: Change, again: str) -> str:
     if change in reading.chain:
         said = change.effect
         return f"in force: {said}; nodes that run take it up, and the others have it from them or from this file"
-    pending = next((each for each in assembly.pending(there) if each.change == change), None)
-    if pending is None:
-        raise ConfigError("too many changes lack signatures, so that this one was not kept; wait until one is in force")
+    (pending,) = [each for each in assembly.pending(there) if each.change == change]
     others = ", ".join(name for node, name in sorted(names.items()) if node not in pending.by)
     more = pending.needed - len(pending.by)
     return f"not in force yet: {more} more of {others} must sign it, with their key: {again} --key NAME.key"

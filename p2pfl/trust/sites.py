@@ -110,7 +110,8 @@ def fields(
     known = {**must, **(may or {})}
     for name, value in table.items():
         if name not in known:
-            raise RemoteError("format", f"{where}{str(name)[:40]}: no such field; {nearest(str(name)[:40], known)}")
+            shown = str(name)[:40] if str(name).isprintable() else repr(str(name)[:40])  # it may come from anybody
+            raise RemoteError("format", f"{where}{shown}: no such field; {nearest(str(name)[:40], known)}")
         if type(value) is not known[name]:
             said = {str: "a text", int: "a whole number", bool: "true or false", list: "a list"}[known[name]]
             raise RemoteError("format", f"{where}{name}: must be {said}")
