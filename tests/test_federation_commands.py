@@ -113,6 +113,16 @@ def test_members_come_and_go_by_signatures(place: Path) -> None:
     assert "All is in order." in done("check", "hearts.toml", "--key", "east.key")
 
 
+def test_who_waits_for_signatures_can_still_revoke_and_complete_what_others_began(place: Path) -> None:
+    """Else a member that has signed in vain as often as it may could do nothing any more."""
+    signed_by("north", "a", "b", "c", "d")()
+    assert "not in force yet" in done("revoke", "hearts.toml", "west", "--key", "north.key")
+    told = done("revoke", "hearts.toml", "south", "--key", "west.key")
+    assert "note: revoke west waits as well, and south can still sign that" in told
+    done("invite", "hearts.toml", "east.card.toml", "--key", "south.key")
+    assert "in force: east" in done("invite", "hearts.toml", "east.card.toml", "--key", "north.key")
+
+
 def test_acceptance_is_asked_for_and_only_a_yes_is_one(place: Path) -> None:
     done("init", "again.toml", "north.card.toml", "south.card.toml")
     for said in ("no\n", "\n", "y\n", ""):

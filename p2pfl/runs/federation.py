@@ -205,7 +205,20 @@ def revoke(file: Path, name: str, key_file: Path, say: Say) -> None:
             raise ConfigError(f"{file}: {name}: {wrong.detail}, and a federation without members is none")
         return change
 
-    _sign(file, key_file, key, wanted, f"p2pfl federation revoke {file} {name}", say)
+    beside: list[Change] = []
+
+    def noted(there: Document, head: Assembly) -> Change:
+        change = wanted(there, head)
+        revoked = [each.change for each in assembly.pending(there) if each.change.kind == "revoke"]
+        beside[:] = [each for each in revoked if each != change]
+        return change
+
+    _sign(file, key_file, key, noted, f"p2pfl federation revoke {file} {name}", say)
+    if beside:
+        say(
+            f"note: {', '.join(map(str, beside))} waits as well, and {name} can still sign that: of two revocations at "
+            "once one stands, by their digests, and the other is to be signed again; p2pfl federation list says which"
+        )
 
 
 def _sign(
@@ -219,15 +232,15 @@ def _sign(
         head = assembly.read(there).head
         change = wanted(there, head)
         before = own.node in there.changes.get(change, {})
-        mine = [each for each in assembly.pending(there) if own.node in each.by]
-        if not before and len(mine) >= PER_SIGNER:
-            listed = ", ".join(str(each.change) for each in mine)
+        new = document.signed(there, change, own.node, key)
+        waits = [each.change for each in assembly.pending(new) if own.node in each.by]
+        same = [each for each in waits if each.kind == change.kind and each != change]
+        if change in waits and len(same) >= PER_SIGNER:
             raise ConfigError(
-                f"{file}: {own.name} has signed {len(mine)} changes that still lack signatures: {listed}; wait until "
-                "one is in force"
+                f"{file}: {own.name} has signed {len(same)} changes that still lack signatures: "
+                f"{', '.join(map(str, same))}; wait until one is in force"
             )
         signed.append((change, own, before))
-        new = document.signed(there, change, own.node, key)
         if change not in merging.merge(new, new).changes:
             raise ConfigError(f"{file}: {PENDING} changes of other members lack signatures; wait until one is in force")
         return new

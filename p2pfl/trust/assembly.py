@@ -19,7 +19,7 @@ from p2pfl.trust.keys import Purpose
 from p2pfl.trust.sites import Card, Site
 
 PER_SIGNER, PENDING = 4, 128
-"""Changes without their quorum that one member may have signed at one assembly, and that a document keeps in all."""
+"""Changes without their quorum, of a kind, that a member may have signed at one assembly; and that are kept in all."""
 
 
 class Assembly(NamedTuple):
@@ -268,11 +268,12 @@ def _place(change: Change) -> str:
 
 def _verify_bounds(document: Document, reading: Reading) -> None:
     """What lacks its quorum is bounded before a signature of it is looked at: no honest copy holds more."""
-    counts: dict[tuple[str, int], int] = {}
+    counts: dict[tuple[str, str, int], int] = {}
     loose = [each for digest, each in reading.changes.items() if digest not in reading.assemblies]
     for change in loose:
         for node in document.changes[change]:
-            counts[change.previous, node] = counts.get((change.previous, node), 0) + 1
+            of_whom = change.previous, change.kind, node
+            counts[of_whom] = counts.get(of_whom, 0) + 1
     if len(loose) > PENDING or any(count > PER_SIGNER for count in counts.values()):
         raise RemoteError("bounds", f"{len(loose)} changes without a quorum; one member may have signed {PER_SIGNER}")
 

@@ -123,19 +123,21 @@ def _kept(document: Document) -> Document:
 
 
 def _bounded(document: Document, reading: Reading, longest: int) -> dict[Change, Mapping[int, bytes]]:
-    """The changes without their quorum that are kept: of each member at each assembly so many; and so many in all."""
-    by_signer: dict[tuple[str, int], list[str]] = {}
+    """The changes without their quorum that are kept: so many of a kind that one has signed; and so many in all."""
+    by_signer: dict[tuple[str, str, int], list[str]] = {}
     for digest, change in reading.changes.items():
         before = reading.assemblies.get(change.previous)
         if before is not None and before.number >= longest - 1 and digest not in reading.assemblies:
             for node in document.changes[change]:
-                by_signer.setdefault((change.previous, node), []).append(digest)
+                by_signer.setdefault((change.previous, change.kind, node), []).append(digest)
     ranks: dict[str, dict[int, int]] = {}
-    for (_, node), digests in by_signer.items():
+    for (_, _, node), digests in by_signer.items():
         for rank, digest in enumerate(sorted(digests)[:PER_SIGNER]):
             ranks.setdefault(digest, {})[node] = rank
     # every member's first comes before anybody's second: nobody keeps another from being heard
-    chosen = sorted(ranks, key=lambda digest: (min(ranks[digest].values()), digest))[:PENDING]
+    chosen = sorted(
+        ranks, key=lambda digest: (min(ranks[digest].values()), reading.changes[digest].kind != "revoke", digest)
+    )[:PENDING]
     result: dict[Change, Mapping[int, bytes]] = {}
     for digest in chosen:
         change = reading.changes[digest]
