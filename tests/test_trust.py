@@ -653,6 +653,19 @@ def test_bytes_beyond_the_bound_are_not_looked_at() -> None:
         assert caught.value.reason == reason
 
 
+def test_a_copy_never_grows_beyond_what_travels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    here, there = add(founded(), 3, 0), add(founded(), 4, 1)
+    store.create(tmp_path / "f.toml", here)
+    monkeypatch.setattr(tables, "MOST_BYTES", max(len(tables.pack(each)) for each in (here, there)) + 10)
+    with pytest.raises(RemoteError, match="size"):
+        merging.follow(here, there)
+    with pytest.raises(ConfigError, match="it is full; found a new federation"):
+        store.change(tmp_path / "f.toml", lambda now: add(now, 4, 1))
+    with pytest.raises(ConfigError, match="it is full"):
+        store.keep(tmp_path / "f.toml", there)
+    assert store.read(tmp_path / "f.toml") == here
+
+
 # --- the file
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from p2pfl.errors import RemoteError
-from p2pfl.trust import assembly
+from p2pfl.trust import assembly, tables
 from p2pfl.trust.assembly import PENDING, PER_SIGNER, Reading
 from p2pfl.trust.document import Change, Document
 
@@ -73,7 +73,7 @@ def follow(own: Document, other: Document) -> Followed:
         The copy to go by from now on, and what is to be said of it.
 
     Raises:
-        RemoteError: they are of different federations.
+        RemoteError: they are of different federations, or would be too large together (`size`).
 
     Example:
         >>> from p2pfl.trust import document, keys, merging, sites
@@ -83,6 +83,9 @@ def follow(own: Document, other: Document) -> Followed:
         (True, False, ())
     """
     merged = merge(own, other)
+    changed = assembly.said(merged) != assembly.said(own)
+    if changed:
+        tables.pack(merged)  # what could not travel on is not taken
     mine, new, theirs = (assembly.read(each).chain for each in (own, merged, other))
     if new[: len(mine[:-1])] != mine[:-1]:
         return Followed(own, False, True, ())

@@ -146,7 +146,8 @@ def keep(path: Path, own: Document) -> Followed:
     try:
         change(path, both)
     except RemoteError as error:
-        raise ConfigError(f"{path}: {error.detail}; it was another file when this node began") from error
+        why = "it was another file when this node began" if error.reason == "federation" else "it is full"
+        raise ConfigError(f"{path}: {error.detail}; {why}") from error
     return followed[-1]
 
 
