@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 import p2pfl
 from p2pfl.cli import main
 from p2pfl.config import experiment
+from p2pfl.drivers.live import sidecar
 from p2pfl.errors import ConfigError
 from p2pfl.runs import keyed
 from p2pfl.trust import store
@@ -372,8 +373,7 @@ BASE = 'experiment = "experiment.toml"\nfederation = "hearts.toml"\nkey = "south
         ),
         (nothing, BASE.replace('key = "south.key"\n', ""), "node.toml: key: missing; with a federation it must"),
         (nothing, BASE + "plaintext = true\n", "node.toml: plaintext=true: the members of hearts.toml have keys"),
-        (nothing, BASE + "node = 0\n", "node.toml: node=0: hearts.toml has 1 for south, whose key this is"),
-        (nothing, BASE + 'address = "tcp://other:5700"\n', "node.toml: address='tcp://other:5700': hearts.toml has"),
+        (nothing, BASE + "node = 0\n", "node.toml: node=0: hearts.toml has 1 for south, whose key"),
         (nothing, BASE + 'peers = ["tcp://other:5700"]\n', "is the address of no other member of hearts.toml"),
         (nothing, BASE.replace("hearts", "heart"), "heart.toml: no such file"),
         (nothing, BASE.replace("south.key", "so.key"), "so.key: no such file"),
@@ -390,8 +390,13 @@ BASE = 'experiment = "experiment.toml"\nfederation = "hearts.toml"\nkey = "south
     "command", ["node", *(pytest.param(each, marks=pytest.mark.more) for each in ("join", "doctor"))]
 )
 def test_a_node_file_that_does_not_go_with_its_federation(
-    place: Path, before_it: Callable[[], object], node: str, said: str, command: str
+    place: Path, before_it: Callable[[], object], node: str, said: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def starts() -> None:
+        raise ConfigError("it was not refused")
+
+    for name in ("start", "spawn"):
+        monkeypatch.setattr(sidecar, name, starts)
     before_it()
     Path("node.toml").write_text(node)
     there = snapshot(place)
@@ -412,10 +417,8 @@ def test_what_follows_from_the_federation(place: Path) -> None:
     for extra, listen in (
         ("", "tcp://*:5700"),
         ('listen = "tcp://10.0.0.7:5700"\n', "tcp://10.0.0.7:5700"),  # as in a container
-        (
-            f'node = 1\naddress = "{ADDRESS["south"]}"\npeers = ["{ADDRESS["north"]}"]\n',
-            "tcp://*:5700",
-        ),  # the same twice
+        ('address = "tcp://10.0.0.7:5800"\n', "tcp://*:5800"),  # it has moved, and says so itself
+        (f'node = 1\npeers = ["{ADDRESS["north"]}"]\n', "tcp://*:5700"),  # the same twice
     ):
         Path("node.toml").write_text(BASE + extra)
         node, ring = keyed.completed("node.toml", experiment.load_node(Path("node.toml")))
@@ -424,6 +427,10 @@ def test_what_follows_from_the_federation(place: Path) -> None:
     Path("node.toml").write_text(BASE.replace("south", "hidden"))
     node, ring = keyed.completed("node.toml", experiment.load_node(Path("node.toml")))
     assert ring is not None and node.node == 3 and len(node.peers) == 3
+    assert node.listen == "tcp://127.0.0.1:5700"  # nobody is to connect to it
+    Path("node.toml").write_text(BASE.replace("south", "hidden") + 'address = "tcp://hidden:5800"\n')
+    with pytest.raises(ConfigError, match="says of hidden that nobody can connect to it; leave it out"):
+        keyed.completed("node.toml", experiment.load_node(Path("node.toml")))
 
 
 def test_in_the_clear_where_it_is_asked_for_by_name(place: Path) -> None:

@@ -123,12 +123,16 @@ def _of_site(file: Path | str, given: NodeFile, own: Site, sites: Sequence[Site]
     """The node of a member; what its file says beside the federation file must be the same."""
     others = [each for each in sites if each.node != own.node]
     peers = tuple(each.address for each in others if each.reachable)
-    for name, said, right in (("node", given.node, own.node), ("address", given.address, own.address)):
-        if said is not None and said != right:
-            raise ConfigError(
-                f"{file}: {name}={said!r}: {given.federation} has {right!r} for {own.name}, whose key this is; leave "
-                "it out"
-            )
+    if given.node is not None and given.node != own.node:
+        raise ConfigError(
+            f"{file}: node={given.node!r}: {given.federation} has {own.node!r} for {own.name}, whose key it is; leave "
+            "it out"
+        )
+    if given.address is not None and not own.reachable:
+        raise ConfigError(
+            f"{file}: address={given.address!r}: {given.federation} says of {own.name} that nobody can connect to it; "
+            "leave it out"
+        )
     strange = next((each for each in given.peers if each not in peers), None)
     if strange is not None:
         raise ConfigError(
@@ -137,9 +141,11 @@ def _of_site(file: Path | str, given: NodeFile, own: Site, sites: Sequence[Site]
         )
     if others and not peers and not own.reachable:
         raise ConfigError(f"{where}: no member but this one is there to be reached: one of them must be reachable")
-    at = addresses.parsed(own.address)
-    listen = given.listen or (own.address if at.loopback else f"tcp://*:{at.port}")
-    node = CompleteNode(given.experiment, own.node, listen, own.address, peers, given.out, given.data, where)
+    address = given.address or own.address  # one that has moved tells the others so itself, under its signature
+    at = addresses.parsed(address)
+    inside = f"tcp://127.0.0.1:{at.port}" if not own.reachable else address if at.loopback else None
+    listen = given.listen or inside or f"tcp://*:{at.port}"
+    node = CompleteNode(given.experiment, own.node, listen, address, peers, given.out, given.data, where)
     check_places(file, node)
     return node
 
