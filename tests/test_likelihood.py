@@ -77,6 +77,42 @@ def test_a_column_that_parts_the_outcomes_has_no_estimate_and_spoils_no_other() 
     assert np.diag(found.covariance)[1:] == pytest.approx(np.diag(without.covariance), rel=1e-3)
 
 
+@pytest.mark.parametrize("others", [0, 2])
+@pytest.mark.parametrize("sites", [1, 4])
+def test_a_column_that_orders_the_times_has_no_estimate(others: int, sites: int) -> None:
+    # whoever has more of it dies later: the likelihood rises with its coefficient for ever, to that of no other order
+    time = np.arange(300.0)[RNG.permutation(300)]
+    x = np.column_stack([time / time.std(), X[:, :others]])
+    cox = tuple(CoxRows(x[k == SITE % sites], time[k == SITE % sites], np.ones(300, bool)[k == SITE % sites])
+                for k in range(sites))  # fmt: skip
+    found = likelihood.maximum([OneStratum(cox)], 1 + others)
+    assert found.converged and not found.finite[0] and found.beta[0] < -5
+    assert found.likelihood == pytest.approx(0, abs=1e-6) and np.isnan(found.covariance[0, 0])
+
+
+def test_the_sums_of_risk_sets_that_differ_by_much_are_right() -> None:
+    rng = np.random.default_rng(2)
+    time, event = np.round(rng.random(60) * 20), rng.random(60) < 0.7
+    x = np.column_stack([-100 * time + rng.normal(size=60), rng.normal(size=60)])  # 2000 over all: exp(-2000) is 0
+    sites = tuple(CoxRows(x[k::3], time[k::3], event[k::3]) for k in range(3))
+    found = OneStratum(sites).sums(np.array([1.0, 0.5]))
+    value, score, second = 0.0, np.zeros(2), np.zeros((2, 2))
+    for at in np.unique(time[event]):  # the definition, each risk set by itself, relative to its largest
+        eta = x @ [1, 0.5]
+        risk, dying = np.flatnonzero(time >= at), np.flatnonzero((time == at) & event)
+        r = np.exp(np.minimum(eta - eta[risk].max(), 0))
+        for i, one in enumerate(dying):
+            w = np.concatenate([r[risk], -i / len(dying) * r[dying]])
+            rows = x[np.concatenate([risk, dying])]
+            mean = w @ rows / w.sum()
+            value += eta[one] - eta[risk].max() - np.log(w.sum())
+            score += x[one] - mean
+            second += (rows * w[:, None]).T @ rows / w.sum() - np.outer(mean, mean)
+    assert found.likelihood == pytest.approx(value, rel=1e-10)
+    assert found.score == pytest.approx(score, rel=1e-8, abs=1e-8)
+    assert found.information == pytest.approx(second, rel=1e-6, abs=1e-6)
+
+
 def test_a_penalty_is_scikit_learns() -> None:
     one = np.column_stack([np.ones(300), X])
     sites = [LogisticRows(one[k == SITE], Y[k == SITE]) for k in range(4)]

@@ -361,7 +361,8 @@ def _params(state: Fitting) -> Params:
     at = state.best or state.at
     newton, columns = at.newton, len(at.newton.beta)
     found = newton.found or Sums(0.0, np.zeros(columns), np.zeros((columns, columns)))
-    flags = [found.likelihood, newton.steps, newton.converged, newton.done, newton.found is not None]
+    known = newton.found is not None
+    flags = [found.likelihood, newton.steps, newton.converged, newton.done, newton.most, known]
     kept = np.zeros(columns) if newton.kept is None else newton.kept
     return {
         "trained": {
@@ -388,7 +389,7 @@ def found(federation: Federation, directory: Path) -> Fitted:
     """What a node's directory holds after a fit."""
     arrays = model_file.read(directory / model_file.NAME)
     leaf = {name.rpartition("/")[2]: value for name, value in arrays.items()}
-    likelihood, steps, converged, done, known = leaf["flags"]
+    likelihood, steps, converged, done, most, known = leaf["flags"]
     columns = len(leaf["beta"])
     count, events, sites = (round(float(value)) for value in leaf["counts"])
     missing = lacking(leaf["share"])
@@ -405,7 +406,10 @@ def found(federation: Federation, directory: Path) -> Fitted:
     }
     if known:
         sums = Sums(float(likelihood), np.zeros(columns), leaf["information"])
-        ended = Ascent(leaf["beta"], np.zeros(columns), sums, leaf["kept"] > 0, 0, int(steps), bool(converged and done))
+        ended = Ascent(
+            leaf["beta"], np.zeros(columns), sums, leaf["kept"] > 0, 0, int(steps), bool(converged and done),
+            most=float(most),
+        )  # fmt: skip
         key = "logistic" if dataset.kind == "classes" else "stratified_by_site"
         table[key] = coefficients.fit(federation, concluded(ended), scale(leaf["width"]), [])
     return Fitted(table, missing, bool(done))
