@@ -185,6 +185,7 @@ def load(path: Path | str, overrides: Sequence[str] = (), find: bool = False) ->
     """
     path = Path(path)
     table = toml.read(path)
+    _no_sweep(table, path)
     given = {}
     for found, key, _ in _paths(table):
         name = found[key]
@@ -229,13 +230,25 @@ def load_data(path: Path, given: Sequence[str]) -> Data:
 
 
 def is_node(path: Path) -> bool:
-    """Return whether this is a node file, and no experiment. Raises ConfigError."""
-    return "experiment" in toml.read(path)
+    """Return whether this is a node file, and no experiment. Raises ConfigError, also where it is a sweep."""
+    table = toml.read(path)
+    _no_sweep(table, path)
+    return "experiment" in table
+
+
+def _no_sweep(table: dict[str, Any], path: Path) -> None:
+    """Raises ConfigError where a file is a sweep, which has an `experiment` as a node file has."""
+    if "axes" in table:
+        raise ConfigError(
+            f"{path}: is a sweep, for p2pfl sweep; give the experiment that it varies ({table.get('experiment')!r}), "
+            "or a node file"
+        )
 
 
 def load_node(path: Path) -> NodeFile:
     """Read a node file; the paths in it become absolute. Raises ConfigError, also when a file it names is missing."""
     table = toml.read(path)
+    _no_sweep(table, path)
     rows, named = table.get("data"), dict[str, str]()
     if isinstance(rows, dict):
         _layouts(rows, path)
