@@ -713,6 +713,41 @@ def test_a_node_whose_membership_process_dies_goes_on_and_leaves_when_it_dies_ag
     run.stop()
 
 
+@pytest.mark.faults
+def test_a_node_goes_on_when_the_process_that_forks_its_membership_is_killed_with_it(begin: Start) -> None:
+    run = begin(4)
+    run.reaches(0, 100)
+    member = member_of(run.pid(2))
+    parent = int(Path(f"/proc/{member}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    os.kill(parent, signal.SIGKILL)
+    run.goes_on(list(range(4)), 50)  # nobody notices: the member itself goes on
+    assert not run.says(2, "membership", 2)
+    os.kill(member, signal.SIGKILL)
+    run.wait_for(lambda: run.says(2, "membership", 2) and member_of(run.pid(2)) not in (0, member))
+    run.goes_on(list(range(4)), 50)
+    assert not any(run.says(node, event, 2) for node in (0, 1, 3) for event in ("removed", "left"))
+    os.kill(member_of(run.pid(2)), signal.SIGKILL)  # the new one is as good as the first
+    run.wait_for(lambda: [e["event"] for e in run.events(2)].count("membership") == 2)
+    run.goes_on(list(range(4)), 50)
+    summary = run.stop()
+    balanced(summary)
+
+
+@pytest.mark.faults
+def test_a_second_ctrl_c_ends_a_run_at_once(begin: Start) -> None:
+    """The first one waits for who does not leave."""
+    run = begin(3)
+    run.reaches(0, 20)
+    os.kill(run.pid(2), signal.SIGSTOP)
+    run.process.send_signal(signal.SIGINT)
+    run.wait_for(lambda: all((run.out / "nodes" / str(node) / "result.json").exists() for node in (0, 1)))
+    run.process.send_signal(signal.SIGINT)
+    _, err = run.process.communicate(timeout=60)
+    assert run.process.returncode == 130 and "to go on: p2pfl run --resume" in err
+    assert "has not left" not in err and not (run.out / "summary.json").exists()
+    assert not left_of(run)
+
+
 FLOOD = """
 import json, os, socket, sys, time
 host, port, seconds, first, again, closes = json.loads(sys.argv[1])

@@ -6,7 +6,8 @@ While the node's process compiled for jax and copied arrays of 44 MB, 99 of 100 
 The process is joined to the node by a socket pair that carries one JSON object a packet. It ends at once when the
 node's end closes, so that a dead node does not go on answering; and it falls silent when the node's loop has shown no
 life for long. A small parent, forked early, forks it: where it dies it is forked again, and goes on as the same life at
-the same address, from what the node knows. Ctrl-C and SIGTERM are for the node, which says what follows. No pickle.
+the same address, from what the node knows. Where both die, a Python of its own starts both again. Ctrl-C and SIGTERM
+are for the node, which says what follows. No pickle.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ _RESTARTS = 5
 _SPAN = 60.0
 """... in so many seconds: what kills it that often would go on."""
 
+_STUCK = 5.0
+"""Seconds for which nothing is taken in, after which the parent that should have started another is ended as well."""
+
 _SPAWNED = 3
 """The file by which a process that was spawned is joined to its node."""
 
@@ -81,6 +85,7 @@ class Sidecar:
         self._owed: dict[str, dict[str, Any]] = {}  # ... and has not been yet
         self._busy_until = 0.0
         self._restarts: list[float] = []
+        self._full: float | None = None  # since when it takes nothing in
         self.lost = self._told = False  # it has ended and does not come back; the node has been told
 
     def begin(self, me: Me, cluster: str, seeds: Sequence[str], probe_timing: str | ProbeTiming, listen: str) -> None:
@@ -168,9 +173,24 @@ class Sidecar:
                     self._known, self._table = tuple(self._table), []
                     result.append(Changed(self._known))
         if self.lost and not self._told:
-            self._told = True
-            raise self._error("the membership process has ended")
+            result.append(self._anew())
         return result
+
+    def _anew(self) -> MemberEvent:
+        """Start both processes again where both have died."""
+        event = self._again("with the process that starts it")
+        if not isinstance(event, Restarted):
+            self._told = True
+            return event
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # somebody has collected it
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        other = spawn()
+        os.dup2(other.fileno(), self._link.fileno(), inheritable=False)  # whoever polls it goes on doing so
+        other._link.close()
+        self.pid, self.lost = other.pid, False
+        self._pay()
+        return event
 
     def _again(self, how: str) -> MemberEvent:
         """Let another process go on where this one has died."""
@@ -234,8 +254,13 @@ class Sidecar:
             return
         try:
             self._link.send(json.dumps(what).encode())
+            self._full = None
         except BlockingIOError:
+            now = clock.now()
+            self._full = now if self._full is None else self._full
             with contextlib.suppress(ProcessLookupError):
+                if now - self._full > _STUCK:
+                    os.kill(self.pid, signal.SIGKILL)
                 if self.member_pid:
                     os.kill(self.member_pid, signal.SIGKILL)
         except (BrokenPipeError, ConnectionResetError):
