@@ -5,6 +5,8 @@ Its exit codes: `Exit`.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import sys
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 @click.version_option(package_name="p2pfl-jax")
 def main() -> None:
     """Decentralised peer-to-peer federated training in JAX: no server, no single point of failure."""
+    # at the end all that jax has made would be looked through, which takes longer than most commands after Ctrl-C
+    atexit.register(gc.freeze)
     # every node process compiles the same small programs: whoever comes second finds them here
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "p2pfl" / "xla"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
@@ -237,6 +241,20 @@ def federation_check(file: Path, key: Path | None) -> None:
 # --- runs
 
 
+def _held(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    """End with whoever holds the other end of standard input."""
+    if wanted:
+        from p2pfl.drivers.live.lifeline import Lifeline
+
+        Lifeline()
+
+
+_LIFELINE = click.option(
+    "--lifeline", is_flag=True, expose_value=False, callback=_held,
+    help="End as by SIGTERM when standard input ends: whoever has started this is gone.",
+)  # fmt: skip
+
+
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a field; VALUE is read as TOML.")
@@ -249,6 +267,7 @@ def federation_check(file: Path, key: Path | None) -> None:
 @click.option(
     "--resume", metavar="RUN", type=click.Path(path_type=Path), help="Go on with the run in this directory; no FILE."
 )
+@_LIFELINE
 def run(
     file: Path | None, overrides: tuple[str, ...], out: Path | None, driver: str | None, as_json: bool,
     hosts: str | None, resume: Path | None,
@@ -413,6 +432,7 @@ def chaos(
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a field of the base experiment.")
 @click.option("--only", multiple=True, metavar="AXIS=LABEL", help="Make only these runs; seed=0 chooses a seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table alone, as JSON.")
+@_LIFELINE
 def sweep(
     file: Path, out: Path | None, workers: int | None, overrides: tuple[str, ...], only: tuple[str, ...], as_json: bool
 ) -> None:

@@ -132,6 +132,8 @@ class Launcher:
             os.close(request.go)
         self._selector.close()
         self._link.close()
+        if not any(member.pids for member in self.members.values()):  # it still imports, for seconds, and sees nothing
+            self._server.kill()
         self._reap()
 
     def _reap(self) -> int:
