@@ -205,7 +205,7 @@ def read(path: Path) -> PrivateKey:
     """Read a private key.
 
     Args:
-        path: of the file, whose mode must be 600 (or 400).
+        path: of the file, whose mode must be 600 or 400; 440 where it is root's and this process is not.
 
     Returns:
         The key.
@@ -252,7 +252,9 @@ def _check_mode(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise ConfigError(f"{path}: is no file; give the file NAME.key that p2pfl federation keygen wrote")
     mode = stat.S_IMODE(found.st_mode)
-    if mode & 0o077:
+    # of root's, to a service that is not root: it is lent by an access list (systemd) or to a group (Kubernetes)
+    lent = found.st_uid == 0 and os.geteuid() != 0
+    if mode & (0o037 if lent else 0o077):
         raise ConfigError(
             f"{path}: mode {mode:o}: others on this machine can read or change it; a private key must be its owner's "
             f"alone: chmod 600 {path}. If others may have read it, make another and let the members replace this one"
