@@ -522,7 +522,9 @@ def test_files_that_no_config_map_holds_are_refused(place: Path) -> None:
 # --- compose
 
 
-@pytest.mark.parametrize("image", [[], ["--image", "registry.example.org/p2pfl:1"]])
+@pytest.mark.parametrize(
+    "image", [[], pytest.param(["--image", "registry.example.org/p2pfl:1"], marks=pytest.mark.more)]
+)
 def test_a_file_is_what_compose_takes(place: Path, image: list[str]) -> None:
     written("compose", "--data", "/srv/{name}.csv", *image)
     pytest.importorskip("check_jsonschema")
