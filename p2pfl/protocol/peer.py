@@ -309,6 +309,8 @@ class Peer:
 
     def _left(self, other: Neighbor, envelope: Envelope, usable: bool) -> None:
         assert isinstance(envelope.message, Bye)
+        if other.left:  # it has said so, and each time would be a line in the log
+            return
         other.round = max(other.round, envelope.message.round)
         self._edges.end_life(other)
         other.left, other.finished = True, envelope.message.round >= self.state.facts.rounds
@@ -347,6 +349,8 @@ class Peer:
             self._edges.apply(other, exchange.refuse(other.edge, message))
 
     def _place(self, other: Neighbor, message: Offer, usable: bool) -> None:
+        if not self.state.facts.exchanges:
+            raise RemoteError("unplanned", "an offer, and the algorithm exchanges nothing")
         other.ready = True
         other.round = max(other.round, message.round)
         if not usable:
@@ -591,6 +595,7 @@ class Peer:
             return
         # without a barrier, who is offered an exchange takes it, whatever its own schedule says
         taken = state.facts.sync == ASYNC and other.edge.theirs is not None and other.edge.theirs.epoch == state.epoch
+        taken = taken and other.node in state.plan.neighbors  # there is no slot for another
         if other.node in self._resting and state.round < state.facts.rounds:
             return
         if (other.node in self._planned.exchange or taken) and other.usable:
@@ -600,9 +605,14 @@ class Peer:
             self._edges.lose()
 
     def _serve(self, other: Neighbor) -> None:
-        """Give the model to a neighbour that wants it, once the round it wants has been trained."""
-        if other.wants is not None and self._trained_in and self._trained_in >= other.wants:
-            other.wants = None
+        """Give the model to a neighbour that wants it, once the round it wants has been trained.
+
+        Who wants it again and again gets it at the pace of one that has lost it, since it is large, and its digest is
+        computed for each.
+        """
+        due = self.state.now - other.served >= self.state.facts.timing.retry_every / 2
+        if other.wants is not None and self._trained_in and self._trained_in >= other.wants and due:
+            other.wants, other.served = None, self.state.now
             # the digest is put in by whoever has the bytes
             self.state.send(other, Model(self._trained_in, ""), self._model)
 

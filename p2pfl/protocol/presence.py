@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from p2pfl.protocol.agreement import Agreement
+from p2pfl.protocol.budget import Budget
 from p2pfl.protocol.edges import Edges
 from p2pfl.protocol.events import Drop, Members, Reborn, Seen
 from p2pfl.protocol.messages import Envelope, Hello
@@ -19,6 +20,10 @@ from p2pfl.protocol.timing import PASSES, SLOWEST
 
 DONORS = 2
 """Members that a joiner asks for their models, and whose models it wants to see before it takes one."""
+
+
+_LIVES = 1.0, 10.0
+"""Lives of one neighbour that are met, after its first: a second for long, and at once. Each is a line in the log."""
 
 
 class Met(NamedTuple):
@@ -36,6 +41,7 @@ class Presence:
         self._accused = 0  # the greatest life that the others hold for dead
         self._past: tuple[tuple[int, int], ...] = ()  # lives that are over
         self._early: dict[tuple[int, int], bool] = {}  # lives that have left after their last round: much too early?
+        self._lives: dict[int, Budget] = {}  # that a node may still begin
         self._tick = 0.0  # when the time was last looked at
         self._stretch = state.facts.payload_bytes / state.facts.timing.bandwidth
         self._look_ahead()
@@ -123,6 +129,7 @@ class Presence:
         for other in state.neighbors.values():
             if other.away:
                 self._edges.end_life(other)
+            other.keep_planned(state.epoch, state.plan)
         for node in state.plan.neighbors:
             state.neighbors.setdefault(node, Neighbor(node))
         return True
@@ -197,6 +204,9 @@ class Presence:
             state.out.append(Drop("stale", f"node {node}: hello of an earlier life"))
             return None
         new = envelope.life > other.life
+        if new and other.life and not self._lives.setdefault(node, Budget(*_LIVES, state.now)).take(state.now):
+            state.out.append(Drop("lives", f"node {node} says hello as one more life, and has had too many lately"))
+            return None
         if new:
             if other.life:
                 self._edges.end_life(other)

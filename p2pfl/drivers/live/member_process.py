@@ -13,7 +13,7 @@ import math
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import setproctitle
@@ -62,6 +62,10 @@ _NAMED = 0.05
 _IDLE = 60.0
 """Seconds after which an address that nothing was sent to is hung up."""
 
+_STRANGE = 64
+"""Addresses at which no member is known that there is a socket to: one more, and the one not used for longest goes.
+Whoever is asked to ping, or to answer, at an address that a message has would else have one for each."""
+
 _ROWS = 256
 """Members in a packet."""
 
@@ -82,17 +86,18 @@ _SHORT = (
 )
 """A connection that carries nothing is made anew soon: TCP alone tries an old one for minutes."""
 
-_NODES = 1 << 31
-"""Nodes that can be named."""
-
 
 class MemberSockets:
     """The sockets of a member. `dropped` is called with a reason and a detail. OSError: `listen` can't be bound."""
 
-    def __init__(self, listen: str, node: int, cluster: str, dropped: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, listen: str, node: int, cluster: str, dropped: Callable[[str, str], None], nodes: int = 1 << 31
+    ) -> None:
+        """`nodes`: that there can be; others are strangers."""
         self._dropped = dropped
+        self.known: Collection[str] = ()  # where members are
         about = versions.here(node, versions.MEMBERSHIP).encode()
-        self.listener = Listener(listen, cluster, _NODES, _ALLOWANCE, clock.now(), about)
+        self.listener = Listener(listen, cluster, nodes, _ALLOWANCE, clock.now(), about)
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._introduction = zmtp.introduction(cluster, node)
@@ -111,6 +116,7 @@ class MemberSockets:
         if address in self.dealers and self._numbers[address] != numbers:
             self.dealers.pop(address).close()
         if address not in self.dealers:
+            self._make_room(address)
             self.dealers[address] = dealer(self._context, self._introduction, _QUEUE, 50, numbers, *_SHORT)
             self._numbers[address], self._took[address] = numbers, now
         return self.dealers[address]
@@ -136,7 +142,9 @@ class MemberSockets:
     def flush(self, now: float) -> None:
         """Send what waited for connections that are up, drop what has waited for too long."""
         for address in [*self.waiting]:
-            queue = self.waiting[address]
+            queue = self.waiting.get(address)
+            if queue is None:  # it had to make room
+                continue
             try:
                 while queue:
                     if queue[0][0] >= now:
@@ -166,12 +174,22 @@ class MemberSockets:
         """Close the sockets to addresses that nothing is sent to."""
         for address, time in [*self._used.items()]:
             if now - time > _IDLE:
-                del self._used[address]
-                for kept in (self.waiting, self._numbers, self._took):
-                    kept.pop(address, None)
-                dealer = self.dealers.pop(address, None)
-                if dealer is not None:
-                    dealer.close()
+                self._forget(address)
+
+    def _make_room(self, address: str) -> None:
+        """Close a socket to where no member is known, if there are many such and this is one more."""
+        if address in self.known or len(self.dealers) < _STRANGE:
+            return
+        strange = [each for each in self.dealers if each not in self.known]
+        if len(strange) >= _STRANGE:
+            self._forget(min(strange, key=lambda each: self._used.get(each, 0.0)))
+
+    def _forget(self, address: str) -> None:
+        for kept in (self._used, self.waiting, self._numbers, self._took):
+            kept.pop(address, None)
+        dealer = self.dealers.pop(address, None)
+        if dealer is not None:
+            dealer.close()
 
 
 class MemberProcess:
@@ -252,8 +270,9 @@ class MemberProcess:
             match effect:
                 case Say(address, data):
                     self._send(address, data, now)
-                case Changed():
+                case Changed(members):
                     self._changed = True
+                    self._sockets.known = {member.address for member in members}
                 case MemberDrop(reason, detail):
                     self._dropped(reason, detail)
                     if message is not None:
@@ -334,8 +353,11 @@ class MemberProcess:
         try:
             # nobody else is to foresee the numbers of its questions
             seed = int.from_bytes(os.urandom(8))
-            member = Membership(Me(*me), cluster, seeds, self._probe_timing, seed)
-            self._sockets = ports.listening(listen, lambda: MemberSockets(listen, me[0], cluster, self._dropped))
+            mine = Me(*me)
+            member = Membership(mine, cluster, seeds, self._probe_timing, seed)
+            self._sockets = ports.listening(
+                listen, lambda: MemberSockets(listen, me[0], cluster, self._dropped, mine.nodes)
+            )
         except ConfigError as error:
             self._link.send(json.dumps({"error": str(error)}).encode())
             return

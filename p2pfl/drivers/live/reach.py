@@ -98,12 +98,15 @@ def ask(address: str, ours: Strangers) -> Stranger | None:
 
 
 def _answer(link: socket.socket) -> bytes:
-    """Read the one message that comes. Raises OSError, RemoteError."""
-    reader = Reader()
+    """Read the one message that comes, in time however it drips. Raises OSError, RemoteError."""
+    reader, limit = Reader(), clock.now() + _PATIENCE
     reader.limits = Limits(strangers.CAP, 1, strangers.CAP)
     while True:
         item = reader.next()
+        if (left := limit - clock.now()) <= 0:
+            raise RemoteError("handshake", f"gives no whole answer in {_PATIENCE} s")
         if item is None:
+            link.settimeout(left)
             count = link.recv_into(reader.space)
             if not count:
                 raise RemoteError("handshake", "hangs up without an answer")
