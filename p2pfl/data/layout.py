@@ -6,6 +6,7 @@ columns: a row has columns by the names in braces of a `files` pattern, by the h
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,7 +156,7 @@ def find(name: str, beside: Path) -> Path:
         places += [
             folder / FOLDER / f"{name}.toml" for folder in (here, *here.parents, Path.cwd(), Path(__file__).parents[2])
         ]
-    found = next((place for place in places if place.is_file()), None)
+    found = next((place for place in places if os.path.isfile(place)), None)  # false also of what can be no name
     if found is None:
         known = sorted(
             {file.stem for place in places for file in place.parent.glob("*.toml") if FOLDER.name in file.parts}

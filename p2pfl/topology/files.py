@@ -15,7 +15,7 @@ from typing import Any
 import networkx as nx
 
 from p2pfl.errors import TopologyError, nearest
-from p2pfl.topology.graphs import ascending, checked
+from p2pfl.topology.graphs import MOST, ascending, checked
 from p2pfl.topology.named import GRAPHS, unknown
 from p2pfl.topology.schedules import CLOSE
 
@@ -103,6 +103,8 @@ def _from_edges(path: Path, table: dict[str, Any]) -> nx.Graph:
     nodes, edges, directed = table.get("nodes", 0), table["edges"], table.get("directed", False)
     if type(nodes) is not int or nodes < 0:
         raise TopologyError(f"{path}: nodes={nodes!r}: must be a whole number >= 0")
+    if nodes > MOST:
+        raise TopologyError(f"{path}: nodes={nodes}: must be <= {MOST}")
     if type(directed) is not bool:
         raise TopologyError(f"{path}: directed={directed!r}: must be true or false")
     if not isinstance(edges, list):
@@ -142,6 +144,9 @@ def _generated(path: Path, table: dict[str, Any], seed: int) -> nx.Graph:
     if name not in ours and name not in theirs:
         known = [*ours, *difflib.get_close_matches(name, theirs, n=8)]
         raise TopologyError(f"{path}: generator={name!r}: {unknown(name, known)}, or a generator of networkx")
+    for key, value in arguments.items():
+        if isinstance(value, int) and value > MOST and key != "seed":
+            raise TopologyError(f"{path}: arguments: {key}={value}: must be <= {MOST}, the most nodes of a graph")
     maker: Callable[..., Any] = ours[name] if name in ours else theirs[name]
     accepted = [key for key in inspect.signature(maker).parameters if key not in _NOT_OURS]
     if "seed" in accepted:
