@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from p2pfl.console import Commands, Failure, Seconds, errors_told, going_on, judge, told_how_to_go_on
+from p2pfl.console import (
+    Commands,
+    Failure,
+    Seconds,
+    compiled_programs,
+    errors_told,
+    going_on,
+    judge,
+    told_how_to_go_on,
+)
 from p2pfl.errors import ConfigError, Exit
 
 if TYPE_CHECKING:
@@ -29,8 +38,8 @@ if TYPE_CHECKING:
 def main() -> None:
     """Decentralised peer-to-peer federated training in JAX: no server, no single point of failure."""
     # every node process compiles the same small programs: whoever comes second finds them here
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "p2pfl" / "xla"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (cache := compiled_programs()) is not None:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
@@ -49,10 +58,10 @@ def init(folder: Path | None, template: str) -> None:
 
     DIR must be new or empty; without it, it is called as the template.
     """
-    with errors_told():
+    folder = folder or Path(template)
+    with errors_told(leaves=folder):
         from p2pfl.runs import init as templates
 
-        folder = folder or Path(template)
         files = templates.write(folder, template)
         click.echo(f"{folder}: {templates.TEMPLATES[template]}: {', '.join(map(str, files))}")
         click.echo("Next, and README.md there says how to go on:")
@@ -151,7 +160,11 @@ def run(
         out = resume or out or default_out(wanted.name)
         if resume is None:
             fresh(out)
-    with told_how_to_go_on(out), errors_told(f"{resume or file}: "), terminal.make(console, quiet=as_json) as shown:
+    with (
+        told_how_to_go_on(out),
+        errors_told(f"{resume or file}: ", leaves=out),
+        terminal.make(console, quiet=as_json) as shown,
+    ):
         summary = run_experiment(wanted, out, shown, folder=folder, resumes=resume is not None)
     if not first:  # of several hosts the first one tells
         return
@@ -297,7 +310,8 @@ def sweep(
     with errors_told():
         planned = plan.read(file)
         runs = plan.runs(planned, overrides, only)
-        out = out or Path("runs") / f"sweep-{planned.sweep.name}"
+    out = out or Path("runs") / f"sweep-{planned.sweep.name}"
+    with errors_told(leaves=out):
         with table.make(console, as_json) as shown:
             made = make_all(planned, out, runs, workers or len(os.sched_getaffinity(0)), shown)
         whole = table.write(planned, out, runs, only, made)

@@ -1,8 +1,10 @@
-"""What every command does with its console: streams, signals, errors as exit codes, times as a person writes them."""
+"""What every command does with its console: streams, signals, errors as exit codes, times as a person writes them; and
+with a home that can't be written."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -28,6 +30,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         streams()
+        _somewhere()
         try:
             with _signals():
                 done = super().invoke(ctx)
@@ -38,6 +41,14 @@ class Commands(click.Group):
             number = stopping(error)
             click.echo(f"ended by {number.name}", err=True)
             sys.exit(Exit(128 + number))
+
+
+def _somewhere() -> None:
+    """Raises Failure in a directory that somebody has removed: nothing that is named relative to it can be."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise Failure("the current directory is gone: cd to one that is there", Exit.MISTAKE) from error
 
 
 def streams() -> None:
@@ -139,11 +150,16 @@ class Failure(click.ClickException):
         return self.code
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that is full, or that has no more for this user; Python does not always say of which file."""
+
+
 @contextlib.contextmanager
-def errors_told(where: str = "", disk: Exit = Exit.MISTAKE) -> Iterator[None]:
+def errors_told(where: str = "", disk: Exit = Exit.MISTAKE, leaves: Path | None = None) -> Iterator[None]:
     """Let errors of p2pfl, and of files that can't be written, end the command with their text and no traceback.
 
     `where`: what the text of an error in the experiment begins with. `disk`: the code for a file that can't be written.
+    `leaves`: the directory that the command fills, for a disk that is full.
     """
     try:
         yield
@@ -151,10 +167,31 @@ def errors_told(where: str = "", disk: Exit = Exit.MISTAKE) -> Iterator[None]:
         raise Failure(f"{where}{error}", Exit.MISTAKE) from error
     except P2PFLError as error:
         raise Failure(str(error), Exit.FAILED) from error
-    except OSError as error:
-        if error.filename is None:
+    except UnicodeEncodeError as error:
+        if sys.getfilesystemencoding() == "utf-8":
             raise
+        raise Failure(
+            f"{error.object!r:.200}: has letters that file names can't have here, in {error.encoding}: "
+            "set PYTHONUTF8=1, or LC_ALL=C.UTF-8",
+            Exit.MISTAKE,
+        ) from error
+    except OSError as error:
+        if error.filename is None and error.errno not in _NO_ROOM:
+            raise
+        if error.errno in _NO_ROOM:  # in the middle, as a rule
+            named = error.filename or leaves or "a file"
+            raise Failure(f"{named}: can't be written: {error.strerror}; make room there", Exit.FAILED) from error
         raise Failure(f"{error.filename}: {error.strerror}", disk) from error
+
+
+def compiled_programs() -> Path | None:
+    """Return the folder of compiled programs, which is made; None where nobody can: then each process compiles anew."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "p2pfl" / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # a home that is read-only, or no home at all
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
 def judge(verdict: RunVerdict) -> None:

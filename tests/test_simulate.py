@@ -265,7 +265,7 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
 
 
 def test_memory_is_planned_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autotune, "free_memory", lambda devices: 1000)
+    monkeypatch.setattr(autotune, "free_bytes", lambda devices: 1000)
     with pytest.raises(ConfigError, match=r"nodes of this model and algorithm fit"):
         simulated.simulate_federation(federation())
 

@@ -20,6 +20,7 @@ from p2pfl.drivers.live.launcher import Launcher, Lives, Order
 from p2pfl.errors import stopping
 from p2pfl.federation.federation import Federation, model_shape
 from p2pfl.node import records, result
+from p2pfl.node.free_memory import free_memory
 from p2pfl.reporting.terminal import View
 from p2pfl.runs.again import Again, plan, prepare
 from p2pfl.runs.callbacks import Callbacks
@@ -91,7 +92,7 @@ def prepared(
 def check(federation: Federation) -> None:
     """Raises ConfigError where the nodes need more memory than this machine has, or more files than it allows."""
     files.fits(len(federation.graph), files.raised(), here=True)
-    memory.fits(needs(federation), len(federation.graph), memory.free())
+    memory.fits(needs(federation), len(federation.graph), free_memory())
 
 
 def needs(federation: Federation) -> memory.Needs:
