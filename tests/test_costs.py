@@ -12,8 +12,8 @@ from p2pfl.drivers.live import clock
 from p2pfl.drivers.live.member_process import _STRANGE, MemberSockets
 from p2pfl.drivers.live.ports import reserved
 from p2pfl.protocol import agreement
-from p2pfl.protocol.events import Advance, Drop, Members, Note, Received, Seen, Send, Start, Trained
-from p2pfl.protocol.messages import Bye, Description, Envelope, Hello, Offer, Push, Want
+from p2pfl.protocol.events import Advance, Drop, Members, Note, Received, Seen, Send, Start, Tick, Trained
+from p2pfl.protocol.messages import Bye, Description, Envelope, Hello, Offer, Ping, Pong, Push, Want
 from p2pfl.protocol.neighbor import ASYNC, EpochPlan, RoundPlan, epoch_of
 from p2pfl.protocol.peer import Peer
 from p2pfl.protocol.timing import LOCAL
@@ -63,6 +63,20 @@ def test_new_lives_and_good_byes_of_a_neighbour_are_lines_in_the_log_and_few() -
     assert told["restarted"] <= 12 and told["restarted"] + told["lives"] == 500
     assert counted(heard(peer, 60.0, 1, Hello(1, "f", SCHEMA, 0), life=1000))["restarted"] == 1  # one that has waited
     assert counted(heard(peer, 60.0, 2, *[Bye(3)] * 100))["left"] == 1
+
+
+def test_pings_are_answered_at_a_bounded_rate_and_pongs_that_nobody_asked_for_make_nobody_offer_again() -> None:
+    peer, _ = driven()
+    peer.handle(Trained("mine"), 0.1)
+    told = counted([e for i in range(1000) for e in heard(peer, 1.0 + i / 1000, 1, Ping(0, False, "", 1))])
+    assert 200 <= told["Pong"] <= 260 and told["Pong"] + told["flood"] == 1000
+    peer, _ = driven()
+    peer.handle(Trained("mine"), 0.1)
+    told = counted(heard(peer, 0.1, 2, *[Pong(0, False, "", 1)] * 100))
+    assert told["unasked"] == 100 and not told["Offer"]
+    assert counted(peer.handle(Tick(), 0.5))["Ping"] == 2
+    told = counted(heard(peer, 0.5, 2, *[Pong(0, False, "", 1)] * 5))
+    assert told["Offer"] == 1 and told["unasked"] == 4
 
 
 def test_descriptions_are_compared_at_a_bounded_rate() -> None:

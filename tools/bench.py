@@ -24,9 +24,9 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import floods
 import numpy as np
@@ -304,6 +304,24 @@ def bench_joining(repeats: int, hidden: str, rounds: int) -> None:
         )
 
 
+class Window(NamedTuple):
+    """A ring for a while. What else runs on the machine changes the first figure, and hardly the others."""
+
+    rounds_per_second: float  # of the slowest node
+    milliseconds_of_a_core: float  # that a round has cost node 0
+    cores_of_the_membership: float  # that its membership has taken
+
+
+def _children(pid: int) -> Iterator[int]:
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        yield from map(int, (task / "children").read_text().split())
+
+
+def _core_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class FloodedRing:
     """A ring of real processes, without end, of which node 0 can be flooded."""
 
@@ -332,12 +350,21 @@ class FloodedRing:
         """The last round that a node has finished."""
         return int(self.row(node)["round"])
 
-    def rounds(self, seconds: float) -> float:
-        """Rounds a second of the slowest node, for a while."""
-        before, began = [*map(self.round, range(self.nodes))], time.monotonic()
+    def rounds(self, seconds: float) -> Window:
+        """Watch it for a while."""
+        before, began, worked = [*map(self.round, range(self.nodes))], time.monotonic(), self._worked()
         while (took := time.monotonic() - began) < seconds:
             self._alive()
-        return min(self.round(node) - was for node, was in enumerate(before)) / took
+        done = min(self.round(node) - was for node, was in enumerate(before))
+        node, membership = (now - was for now, was in zip(self._worked(), worked, strict=True))
+        return Window(done / took, 1e3 * node / max(done, 1), membership / took)
+
+    def _worked(self) -> tuple[float, float]:
+        """Seconds of a core that node 0 has taken so far, and its membership processes."""
+        node = int(json.loads((self._out / "pids.json").read_text())["0"][-1])
+        members = [*_children(node)]
+        members += [child for each in members for child in _children(each)]
+        return _core_seconds(node), sum(map(_core_seconds, members))
 
     @property
     def port(self) -> int:
@@ -362,7 +389,10 @@ class FloodedRing:
     def end(self) -> None:
         """Let it leave."""
         self._process.send_signal(signal.SIGINT)
-        self._process.communicate(timeout=60)
+        try:
+            self._process.communicate(timeout=120)
+        finally:
+            self._process.kill()
 
 
 def bench_floods(repeats: int, nodes: int, seconds: float, only: str) -> None:
@@ -376,11 +406,12 @@ def bench_floods(repeats: int, nodes: int, seconds: float, only: str) -> None:
                 for name, flood in thrown.items():
                     before = ring.rounds(seconds)
                     process = floods.thrown("127.0.0.1", ring.port, seconds, flood)
-                    meanwhile, after = ring.rounds(seconds), 0.0
+                    meanwhile = ring.rounds(seconds)
                     process.wait(30)
                     after = ring.rounds(seconds)
-                    left = 2 * meanwhile / max(before + after, 1e-9)
-                    runs[name].append({"ratio": left, "before": before, "meanwhile": meanwhile, "after": after})
+                    left = 2 * meanwhile[0] / max(before[0] + after[0], 1e-9)
+                    windows = {"before": before, "meanwhile": meanwhile, "after": after}
+                    runs[name].append({"ratio": left, **{when: each._asdict() for when, each in windows.items()}})
             for name, each in runs.items():
                 say(f"rounds left, {name}", **spread(each, "ratio"), runs=each)
         finally:

@@ -110,6 +110,7 @@ class Neighbor:
     last_ping: float = -1e9
     wants: int | None = None
     served: float = -1e9  # when it was last given this node's model
+    asks: int = 0  # pings that it may yet answer
     excused: float = 0.0  # until when its messages get on, so that a round waits for it beyond the deadline ...
     counted: int = 0  # ... by so many bytes in this round
 

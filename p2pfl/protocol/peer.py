@@ -364,6 +364,7 @@ class Peer:
 
     def _placed(self, other: Neighbor, envelope: Envelope, usable: bool) -> None:
         assert isinstance(envelope.message, Ping | Pong)
+        self._presence.asked(other, envelope.message)
         other.round = max(other.round, envelope.message.round)
         self._told(other, envelope, usable)
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from p2pfl.errors import RemoteError
 from p2pfl.protocol.agreement import Agreement
 from p2pfl.protocol.budget import Budget
 from p2pfl.protocol.edges import Edges
 from p2pfl.protocol.events import Drop, Members, Reborn, Seen
-from p2pfl.protocol.messages import Envelope, Hello
+from p2pfl.protocol.messages import Envelope, Hello, Ping, Pong
 from p2pfl.protocol.neighbor import BARRIER, KEPT, Neighbor, epoch_of
 from p2pfl.protocol.state import JOINING, STARTING, PeerState
 from p2pfl.protocol.timing import PASSES, SLOWEST
@@ -24,6 +25,13 @@ DONORS = 2
 
 _LIVES = 1.0, 10.0
 """Lives of one neighbour that are met, after its first: a second for long, and at once. Each is a line in the log."""
+
+UNASKED = "unasked"
+"""Why an answer is dropped to what this node has not asked: somebody else has asked in its name."""
+
+_PINGS = 50.0, 200.0
+"""Pings of one neighbour that are answered: a second for long, and at once. It sends ten a second while it waits, and
+one for each round that it skips."""
 
 
 class Met(NamedTuple):
@@ -42,6 +50,7 @@ class Presence:
         self._past: tuple[tuple[int, int], ...] = ()  # lives that are over
         self._early: dict[tuple[int, int], bool] = {}  # lives that have left after their last round: much too early?
         self._lives: dict[int, Budget] = {}  # that a node may still begin
+        self._pings: dict[int, Budget] = {}  # of a node that are answered
         self._tick = 0.0  # when the time was last looked at
         self._stretch = state.facts.payload_bytes / state.facts.timing.bandwidth
         self._look_ahead()
@@ -234,6 +243,18 @@ class Presence:
         if other.suspect:
             other.suspect = False
             self._state.note("recovered", other.node)
+
+    def asked(self, other: Neighbor, message: Ping | Pong) -> None:
+        """See whether a neighbour may ask, or answer, once more: each is answered, by an offer with a payload even.
+
+        Raises RemoteError.
+        """
+        if isinstance(message, Pong):
+            if not other.asks:
+                raise RemoteError(UNASKED, "a pong, and it was not pinged")
+            other.asks -= 1
+        elif not self._pings.setdefault(other.node, Budget(*_PINGS, self._state.now)).take(self._state.now):
+            raise RemoteError("flood", "pings more often than a neighbour that waits")
 
     def progress(self, other: Neighbor, nbytes: int) -> None:
         """A large message has got on between a neighbour and this node: it is there, and a round waits for it.

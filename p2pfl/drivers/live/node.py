@@ -471,11 +471,11 @@ class LiveNode:
             return
         if envelope.node < self._place.terms.nodes:
             self._heard[envelope.node] = now
-        dropped = self._event_log.dropped.total()
+        useless = self._event_log.useless
         self._handle(Received(envelope), now)
         if isinstance(envelope.message, Hello | Offer | Push) and envelope.message.round:
             self._transport.withdraw(envelope.node)
-        if self._event_log.dropped.total() > dropped:
+        if self._event_log.useless > useless:
             self._transport.blame(message)
 
     def _get_on(self, now: float) -> None:
