@@ -6,6 +6,7 @@ One source of frames for three uses: hypothesis draws them (a few in every lane,
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import random
@@ -62,16 +63,17 @@ def fuzz(frames: int, make: Callable[[], Take]) -> None:
 def growth(take: Take, warm: int, frames: int) -> int:
     """Return by how many bytes memory has grown while so many frames were taken in, after `warm` others."""
     draw = random.Random(0)
-    for _ in range(warm):
-        take(draw)
+
+    def taken(count: int) -> int:
+        for _ in range(count):
+            take(draw)
+        gc.collect()  # what is in a circle is not held
+        return tracemalloc.get_traced_memory()[0]
+
     tracemalloc.start()
     try:
-        for _ in range(warm):
-            take(draw)
-        before = tracemalloc.get_traced_memory()[0]
-        for _ in range(frames):
-            take(draw)
-        return tracemalloc.get_traced_memory()[0] - before
+        before = taken(warm)
+        return taken(frames) - before
     finally:
         tracemalloc.stop()
 
