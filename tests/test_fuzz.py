@@ -5,6 +5,7 @@ A few frames each here; `make fuzz` takes a million. Whole peers are in test_fuz
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zlib
 from collections import Counter, deque
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_transport
 from fuzzing import SIZES, WHOLE, Draw, Take, bent, cut, fuzz, growth, packed, said, twisted
 
 from p2pfl.data import dictionary
@@ -172,6 +174,30 @@ def test_what_comes_in_on_a_connection_is_the_same_however_it_is_cut(frames: int
         fuzz(frames, connections(opening))
     except AssertionError as error:
         raise AssertionError(f"mechanism {opening}") from error
+
+
+def good(data: bytes) -> bool:
+    """Whether a connection that brings this and closes has said all that a node says, and nothing else."""
+    items = read([data])
+    if not items or not isinstance(items[0], Command) or isinstance(items[-1], str):
+        return False
+    whole = zmtp.introduced(zmtp.identity(items[0]), "federation") < 10
+    return whole and read([data, framed(b"the end", 0)])[-1] == [b"the end"]  # nothing has come in part
+
+
+def test_every_connection_that_goes_wrong_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_transport, "LIMITS", LIMITS)
+    monkeypatch.setattr(test_transport, "FEDERATION", "federation")
+    draw, at, bad = Draw(5), test_transport.Bench(), 0
+    with at.stack:
+        for _ in range(150):
+            data = stream(draw, OPENINGS["plain"]())
+            bad += not good(data)
+            with contextlib.suppress(OSError), at.call() as link:  # it may be hung up on in the middle
+                link.sendall(data)
+            while at.turn(0.3) or at.listener._connections:
+                pass
+        assert bad > 30 and at.listener.dropped.total() == bad
 
 
 # --- parcels
