@@ -11,12 +11,12 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 from rich.console import Console
 
-from p2pfl.console import Commands, Failure, Seconds, errors_told, going_on, judge, told_how_to_go_on
+from p2pfl.console import Commands, Failure, Seconds, StretchesOrExact, errors_told, going_on, judge, told_how_to_go_on
 from p2pfl.errors import ConfigError, Exit
 
 if TYPE_CHECKING:
@@ -222,12 +222,18 @@ def node(
 @main.command()
 @click.argument("file", metavar="NODE.toml", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the result; must hold none.")
-def coefficients(file: Path, out: Path | None) -> None:
+@click.option(
+    "--unstratified",
+    type=StretchesOrExact(),
+    metavar="N|exact",
+    help="Of survival: also with one baseline hazard for all, constant in N stretches of time, or free (exact).",
+)
+def coefficients(file: Path, out: Path | None, unstratified: int | Literal["exact"] | None) -> None:
     """Find the coefficients of a linear model, with standard errors, together with the other nodes: by sums alone."""
     with errors_told(disk=Exit.FAILED):
         from p2pfl.runs import gossiped
 
-        ended = gossiped.run(file, out, lambda text: click.echo(text))
+        ended = gossiped.run(file, out, lambda text: click.echo(text), unstratified)
     for line in ended.lines():
         click.echo(line)
     if ended.result.error:

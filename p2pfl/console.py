@@ -192,3 +192,18 @@ class Seconds(click.ParamType):
         if read is None or not float(read[1]) > 0:
             self.fail(f"{value!r} is no time greater than 0; write it as 10s, 1.5min or 2h", param, ctx)
         return float(read[1]) * {"min": 60.0, "h": 3600.0}.get(read[2], 1.0)
+
+
+class StretchesOrExact(click.ParamType):
+    """A number of stretches of time, or "exact"."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Return the number, or "exact"."""
+        text = str(value).strip()
+        if text != "exact" and not (text.isdecimal() and int(text)):
+            self.fail(
+                f"{value!r}: give a number of stretches of time, as 20, or exact for every event time", param, ctx
+            )
+        return text if text == "exact" else int(text)

@@ -12,6 +12,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from p2pfl.learning import risk_sets
+from p2pfl.learning.risk_sets import Baseline, EventTimes, Hazards, Times
+
 STEPS = 50
 """Steps of Newton's method at most; where more are needed, the maximum lies at infinity."""
 _ALIASED = 1e-9
@@ -71,50 +74,35 @@ class CoxRows(NamedTuple):
 class OneStratum(NamedTuple):
     """Sites of a Cox model whose risk sets go across all of them, so that there is one baseline hazard.
 
-    The sums over a risk set are sums over sites: in a first round those of exp(x beta) and of x exp(x beta) at the
-    event times of all sites, in a second the information. So every site learns all event times. Source: Lu et al.
-    (2015), "WebDISCO: a web service for distributed Cox model learning without patient-level data sharing".
+    The sums over a risk set are sums over sites (p2pfl.learning.risk_sets).
     """
 
     sites: tuple[CoxRows, ...]
+    at: Times | None = None  # where risk sets are taken; None: at the event times of all sites
+
+    @property
+    def times(self) -> Times:
+        """Where risk sets are taken."""
+        return self.at or EventTimes(np.unique(np.concatenate([site.time[site.event] for site in self.sites])))
 
     def sums(self, beta: np.ndarray) -> Sums:
         """At coefficients [P]."""
-        grid = np.unique(np.concatenate([site.time[site.event] for site in self.sites]))
-        eta = [site.x @ beta for site in self.sites]
-        shift = max((each.max() for each in eta if len(each)), default=0.0)  # common to all, so that it cancels out
-        risk = [np.exp(each - shift) for each in eta]
-        at_risk, dying = (np.zeros((len(grid), 1 + len(beta))) for _ in range(2))  # sums of r and of r x at each time
-        deaths, value, score = np.zeros(len(grid), np.int64), 0.0, np.zeros(len(beta))
-        for site, each, r in zip(self.sites, eta, risk, strict=True):
-            order = np.argsort(site.time, kind="stable")
-            first = np.searchsorted(site.time[order], grid)  # the risk set of a time: all that are not before it
-            both = np.column_stack([r, site.x * r[:, None]])
-            at_risk += _after(both[order], first)
-            then = np.searchsorted(grid, site.time[site.event])
-            np.add.at(dying, then, both[site.event])
-            deaths += np.bincount(then, minlength=len(grid))
-            value += float(each[site.event].sum()) - shift * int(site.event.sum())
-            score = score + site.x[site.event].sum(axis=0)
-        # Efron: of d that die at one time each finds 0, 1/d, ..., (d - 1)/d of them dead already
-        at = np.repeat(np.arange(len(grid)), deaths)
-        part = (np.arange(len(at)) - np.repeat(np.cumsum(deaths) - deaths, deaths)) / deaths[at]
-        left = at_risk[at] - part[:, None] * dying[at]
-        mean = left[:, 1:] / left[:, :1]
-        hazard = np.concatenate([[0.0], np.cumsum(np.bincount(at, 1 / left[:, 0], len(grid)))])
-        dead = np.bincount(at, part / left[:, 0], len(grid))
-        second = np.zeros((len(beta), len(beta)))
-        for site, r in zip(self.sites, risk, strict=True):
-            weight = r * hazard[np.searchsorted(grid, site.time, side="right")]
-            weight[site.event] -= r[site.event] * dead[np.searchsorted(grid, site.time[site.event])]
-            second += (site.x * weight[:, None]).T @ site.x
-        return Sums(value - float(np.log(left[:, 0]).sum()), score - mean.sum(axis=0), second - mean.T @ mean)
+        times, shift, by = self._hazards(beta)
+        parts = [risk_sets.slopes(*site, beta, times, by, shift) for site in self.sites]
+        score, information = (np.sum(part, axis=0) for part in zip(*parts, strict=True))
+        return Sums(by.likelihood, score - by.ties.score, information - by.ties.information)
 
+    def baseline(self, beta: np.ndarray) -> Baseline:
+        """The hazard of a row whose columns are all 0 (Breslow), at coefficients [P]."""
+        times, shift, by = self._hazards(beta)
+        return risk_sets.baseline(times, by.breslow * np.exp(-shift))
 
-def _after(values: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """The sums of `values` [N, ...] from each place of `first` [T] on: [T, ...]."""
-    total = np.concatenate([np.cumsum(values[::-1], axis=0)[::-1], np.zeros((1, *values.shape[1:]))])
-    return total[first]
+    def _hazards(self, beta: np.ndarray) -> tuple[Times, float, Hazards]:
+        times = self.times
+        highest = [float((site.x @ beta).max()) for site in self.sites if len(site.x)]
+        shift = max(highest, default=0.0)
+        parts = [risk_sets.risk_sums(*site, beta, times, shift) for site in self.sites]
+        return times, shift, risk_sets.hazards(risk_sets.added(parts))
 
 
 class Maximum(NamedTuple):
