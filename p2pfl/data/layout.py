@@ -98,6 +98,7 @@ class Pixels:
     channels: Texts = ()  # templates of the files that make up the channels, instead of `path`
     intensity: Literal["auto", "full", "range", "zscore", "none"] = "auto"
     window: Range | None = None  # [centre, width], instead of `intensity`
+    unit: Literal["SUV"] | None = None  # of PET in DICOM: what Bq/ml are converted to, before all else
     slices: Literal["middle", "all", "volume"] | Annotated[tuple[int, int], LIST] = "middle"  # of a volume
     axis: Annotated[int, Field(ge=0, le=2)] = 2  # of a volume: the axis that is cut
     frames: Texts = ()  # columns that hold the number of a frame (from 0) on the last axis of a 4-D file
@@ -199,6 +200,10 @@ def _judge(layout: Layout) -> None:
         raise ConfigError(f"pixels.size={list(layout.pixels.size)}: must be {rule}")
     if layout.pixels.window is not None and (layout.pixels.intensity != "auto" or layout.pixels.window[1] <= 0):
         raise ConfigError("pixels.window: must be [centre, width > 0], and intensity must be left out")
+    if layout.pixels.unit is not None and layout.format != "dicom":
+        raise ConfigError(
+            f'pixels.unit="SUV": is of PET with format = "dicom"; format={layout.format!r} can\'t say its unit'
+        )
     if layout.split is not None and bool(layout.split.lists) == bool(layout.split.train or layout.split.test):
         raise ConfigError("split: give the values of the column (train, test, ...), or files that list them (lists)")
     _judge_label(layout)
