@@ -29,6 +29,7 @@ from p2pfl.learning.likelihood import CoxRows, LogisticRows, OneStratum, conclud
 from p2pfl.learning.risk_sets import EventTimes, stretches
 from p2pfl.node import model_file
 from p2pfl.node.result import NodeResult
+from p2pfl.protocol.strangers import Strangers
 from p2pfl.runs import coefficients, gossiped, virtual
 from p2pfl.types import Inbox, Neighborhood
 
@@ -273,7 +274,7 @@ def test_a_site_of_small_risk_sets_holds_back_what_tells_of_them_and_no_more() -
 def test_a_network_finds_both_fits_and_the_baseline_hazard(tmp_path: Path, unstratified: Any, many: int | None) -> None:
     given_one = given(tmp_path, "survival")
     wanted = replace(given_one, statistics=replace(given_one.statistics, minimum=1))
-    made, phase = gossiped.planned(build(gossiped.experiment_of(wanted, unstratified)), unstratified)
+    made, phase = gossiped.planned(build(gossiped.experiment_of(wanted)), unstratified)
     tasks, facts = zip(*(gossiped.task(made, node, phase, unstratified) for node in range(3)), strict=True)
     run_virtual(tasks, virtual.setting(made), tmp_path)
     coefficients.write(build(wanted), {}, tmp_path)
@@ -320,14 +321,16 @@ def test_what_has_no_one_baseline_hazard_is_refused(
     wanted = given(tmp_path, kind)
     wanted = replace(wanted, statistics=replace(wanted.statistics, minimum=minimum))
     with pytest.raises(ConfigError, match=message):
-        made, phase = gossiped.planned(build(gossiped.experiment_of(wanted, unstratified)), unstratified)
+        made, phase = gossiped.planned(build(gossiped.experiment_of(wanted)), unstratified)
         gossiped.task(made, 0, phase, unstratified)
 
 
-def test_nodes_that_want_another_fit_are_of_another_experiment(tmp_path: Path) -> None:
-    wanted = given(tmp_path, "survival")
-    names = {gossiped.experiment_of(wanted, each).name for each in (None, 5, 6, "exact")}
-    assert len(names) == 4 and "t-coefficients-unstratified-exact" in names
+def test_nodes_that_want_another_fit_say_what_differs(tmp_path: Path) -> None:
+    made, _ = gossiped.planned(build(gossiped.experiment_of(given(tmp_path, "survival"))))
+    all_terms = [gossiped.agreed(made, each) for each in (None, 5, 6, "exact")]
+    assert len({each.federation for each in all_terms}) == 4
+    ours, theirs = (Strangers(node, terms.fields, 0.0) for node, terms in enumerate(all_terms[1:3]))
+    assert theirs.understand(ours.answer(theirs.question(), 0.0)).said == "--unstratified: 5 there, 6 here"
 
 
 ORACLE = (
@@ -349,7 +352,7 @@ TCGA = FOLDER.parents[1] / "shared" / "data" / "tcga_brca_6regions.csv"
 def test_six_regions_find_one_baseline_hazard_for_all(tmp_path: Path, unstratified: Any, c: float) -> None:
     """Those of ORACLE, by regions that gossip; with 20 stretches of time off by .15 standard errors at most."""
     wanted = load(FOLDER / "tcga-brca" / "experiment.toml", ["statistics.minimum=1"])
-    made, phase = gossiped.planned(build(gossiped.experiment_of(wanted, unstratified)), unstratified)
+    made, phase = gossiped.planned(build(gossiped.experiment_of(wanted)), unstratified)
     tasks, facts = zip(*(gossiped.task(made, node, phase, unstratified) for node in range(6)), strict=True)
     run_virtual(tasks, virtual.setting(made), tmp_path)
     tables = [gossiped.found(made, tmp_path / "nodes" / str(node), facts[node]) for node in range(6)]
@@ -403,3 +406,39 @@ def test_two_hospitals_find_them_by_hand(tmp_path: Path) -> None:
         assert "odds ratios of '1' over 192 training rows of 2 sites" in text and "a: " in text
     again = subprocess.run([*P2PFL, "coefficients", str(files[0])], capture_output=True, text=True, check=False)
     assert again.returncode == 1 and "holds an earlier fit" in again.stderr
+
+
+@pytest.mark.live
+@pytest.mark.more
+def test_two_hospitals_find_one_baseline_hazard_by_hand(tmp_path: Path) -> None:
+    files, rng = by_hand(tmp_path, 5), np.random.default_rng(3)
+    for file in (*files, tmp_path / "experiment.toml"):
+        survival = 'kind = "survival"\ntime = "days"\nevent = "ill"'
+        file.write_text(file.read_text().replace('label = "ill"', survival))
+    for node in (0, 1):
+        head, *lines = (tmp_path / f"patients{node}.csv").read_text().split()
+        days = np.ceil(rng.exponential([np.exp(-float(line.split(",")[0])) * 300 for line in lines])) + 1
+        longer = [f"{line},{day:g}" for line, day in zip(lines, days, strict=True)]
+        (tmp_path / f"patients{node}.csv").write_text("\n".join([f"{head},days", *longer]) + "\n")
+    wanting = CsvTable(kind="survival", time="days", event="ill", by_name=True)
+    both = [csv.load(tmp_path / f"patients{node}.csv", wanting).train for node in (0, 1)]
+    sites = tuple(CoxRows(each.x.astype(float), each.y[:, 0].astype(float), each.y[:, 1] > 0) for each in both)
+    logs = np.log(np.concatenate([site.time[site.event] for site in sites]))
+    wanted = maximum([OneStratum(sites, stretches(logs.mean(), logs.std(), 2))], 3)
+    error = np.sqrt(np.diag(wanted.covariance))
+    command = [*P2PFL, "coefficients", "--unstratified", "2"]
+    nodes = [
+        subprocess.Popen([*command, str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for file in files
+    ]
+    texts = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], texts
+    for node, text in enumerate(texts):
+        table = json.loads((tmp_path / f"records{node}" / "coefficients" / "coefficients.json").read_text())
+        assert table["rows"] == 192 and {"stratified_by_site", "one_baseline_hazard"} < table.keys()
+        fit = table["one_baseline_hazard"]
+        assert len(fit["baseline"]["time"]) == 1
+        assert [row["coefficient"] for row in fit["rows"]] == pytest.approx(wanted.beta, abs=1e-3)
+        assert [row["standard_error"] for row in fit["rows"]] == pytest.approx(error, abs=1e-3)
+        said = text.split("listening on")[0]  # before anything is sent
+        assert "--unstratified 2: a neighbour sees how many events this site has in each of 2 stretches" in said

@@ -17,6 +17,7 @@ is asked again. Whoever comes late, or was away, takes part from the next one on
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import sys
@@ -42,6 +43,7 @@ from p2pfl.learning.likelihood import Ascent, CoxRows, Likelihood, LogisticRows,
 from p2pfl.learning.risk_sets import EventTimes, Hazards, RiskSums, Times, few, hazards, risk_sums, stretches
 from p2pfl.methods import statistics
 from p2pfl.node import model_file
+from p2pfl.node.plan import Terms
 from p2pfl.node.program import Mixed, Program
 from p2pfl.node.result import NodeResult
 from p2pfl.node.task import Task
@@ -189,15 +191,11 @@ class Fitting(NamedTuple):
     best: tuple[Reached | None, ...] = (None, None)  # where a method has come to its end, by as many nodes as ever
 
 
-def experiment_of(given: Experiment, unstratified: Unstratified | None = None) -> Experiment:
-    """The experiment of a fit: the same data, model and graph; nothing is trained.
-
-    Nodes compare its name before anything is exchanged: so it says what is to be found.
-    """
-    more = f"-unstratified-{unstratified}" if unstratified else ""
+def experiment_of(given: Experiment) -> Experiment:
+    """The experiment of a fit: the same data, model and graph; nothing is trained."""
     return replace(
         given,
-        name=f"{given.name}-coefficients{more}",
+        name=f"{given.name}-coefficients",
         rounds=_MOST,
         algorithm=AlgorithmTable("dsgd"),
         churn=(),
@@ -206,6 +204,15 @@ def experiment_of(given: Experiment, unstratified: Unstratified | None = None) -
         evaluation=replace(given.evaluation, answers=(), extra_metrics=()),
         baselines=False,
     )
+
+
+def agreed(federation: Federation, unstratified: Unstratified | None = None) -> Terms:
+    """What the nodes of a fit agree on before anything is exchanged: also what is to be found."""
+    known = terms(federation)
+    if unstratified is None:
+        return known
+    digest = hashlib.blake2b(f"{known.federation} --unstratified {unstratified}".encode(), digest_size=16).hexdigest()
+    return known._replace(federation=digest, fields={**known.fields, "--unstratified": str(unstratified)})
 
 
 def planned(federation: Federation, unstratified: Unstratified | None = None) -> tuple[Federation, Phase]:
@@ -672,13 +679,21 @@ def _apart(facts: SiteRows, first: Mapping[str, np.ndarray], last: Mapping[str, 
         return "" if last["flags"][3] else f"{key}: Newton's method has not come to an end; run it again"
     text = f"{key}: the rows of node {', '.join(map(str, missing))} are not in this fit"
     if facts.node in missing and (why := withheld(facts, times)):
-        return (
-            f"{text}: this site has {why}, and holds its sums back. Use fewer stretches of time, or lower minimum at "
-            "every site"
-        )
+        return f"{text}: this site has {why}, and holds its sums back. {_way(facts, last['width'])}"
     if set(missing) <= set(lacking(first["share"])):
         return text
     return f"{text}: their sites hold back sums over few patients, or they were away. Use fewer stretches of time"
+
+
+def _way(facts: SiteRows, width: np.ndarray) -> str:
+    """The way out for a site whose sums tell of few."""
+    lower = "lower minimum at every site"
+    if facts.unstratified == EXACT:
+        return f"Use --unstratified N, or {lower}"
+    for many in range(facts.risk_table[0] - 1, 0, -1):
+        if not withheld(facts, times_of(facts._replace(unstratified=many), width, NONE)):
+            return f"Use --unstratified {many}, which does for this site, or {lower}"
+    return lower.capitalize()
 
 
 def lacking(share: np.ndarray) -> tuple[int, ...]:
@@ -766,7 +781,7 @@ def run(file: Path, out: Path | None, say: Callable[[str], None], unstratified: 
     given = config.load_node(file)
     address, source = address_of(file, given), Path(given.experiment)
     sys.path[:0] = [str(Path.cwd()), str(source.parent)]
-    experiment = experiment_of(config.load(source), unstratified)
+    experiment = experiment_of(config.load(source))
     base = file.parent / given.out if given.out else Path(f"p2pfl-node-{given.node}")
     directory = out or base / "coefficients"
     if (directory / _FILE).exists():
@@ -791,7 +806,7 @@ def run(file: Path, out: Path | None, say: Callable[[str], None], unstratified: 
         if unstratified:
             say(shown(unstratified))
         place = Place(
-            listen=given.listen, address=address, peers=given.peers, terms=terms(federation),
+            listen=given.listen, address=address, peers=given.peers, terms=agreed(federation, unstratified),
             probe_timing=experiment.network.preset, directory=directory, every=0, resume=False,
         )  # fmt: skip
         ended = live.run(wanted, place, membership, say, lambda: None)
