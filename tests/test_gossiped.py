@@ -270,6 +270,30 @@ def test_a_site_of_small_risk_sets_holds_back_what_tells_of_them_and_no_more() -
         assert gossiped.lacking(last.share) == (2,) and not gossiped.lacking(state.at[0].share)
 
 
+@pytest.mark.parametrize("unstratified", ["exact", pytest.param(8, marks=pytest.mark.more)])
+def test_where_nobody_has_an_event_there_is_nothing_to_be_found(
+    monkeypatch: pytest.MonkeyPatch, unstratified: Any
+) -> None:
+    xs, ys = patients("survival")
+    monkeypatch.setattr(f"{__name__}.patients", lambda kind: (xs, [y * [1, 0] for y in ys]))
+    for state in played("survival", lambda round: (), 3 * TWICE.length + 1, TWICE, unstratified):
+        assert all(best is not None and not best.newton.kept.any() for best in state.best)
+
+
+@pytest.mark.parametrize("lie", [-1e9, 1e300, 1e18])
+def test_what_can_be_no_sums_of_rows_ends_nobody(lie: float) -> None:
+    """A member with a bug says that there were so many events: the phase is void for the fit, and nothing is raised."""
+    xs, ys = patients("survival")
+    facts = gossiped.SiteRows(0, NODES, "survival", xs[0], ys[0], TWICE, 8)
+    state = played("survival", lambda round: (), TWICE.length + TWICE.asking + TWICE.averaging, TWICE, 8)[0]
+    program = gossiped.program(facts, 2)
+    around = Neighborhood(SCHEDULE.weight[0, 0], SCHEDULE.weight[0, 0])
+    told = state._replace(sums=np.full_like(state.sums, lie))
+    told, *_ = program.train(told, {}, 0, TWICE.length + TWICE.asking + TWICE.averaging + 1, around)
+    right, *_ = program.train(state, {}, 0, TWICE.length + TWICE.asking + TWICE.averaging + 1, around)
+    assert (told.part, told.half) == (1, None) and right.part == 2
+
+
 @pytest.mark.parametrize(("unstratified", "many"), [("exact", None), pytest.param(6, 5, marks=pytest.mark.more)])
 def test_a_network_finds_both_fits_and_the_baseline_hazard(tmp_path: Path, unstratified: Any, many: int | None) -> None:
     given_one = given(tmp_path, "survival")

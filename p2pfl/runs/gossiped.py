@@ -67,6 +67,8 @@ TOLERANCE = 1e-7
 PHASES = 32
 """Phases of a fit: one for the width of columns, and as many as Newton's method may take where a coefficient has no
 finite estimate, so that the likelihood rises by ever less in each."""
+_MOST_EVENTS = 10_000_000
+"""Events of all sites, at most: what others say of them costs as much memory."""
 _MOST = 100_000
 """Rounds of a phase, at most."""
 _SLACK = 1e-3
@@ -412,7 +414,10 @@ def _halfway(facts: SiteRows, state: Fitting) -> Fitting:
     if state.part != 1 or not asked.width.any() or not _whole(state.held[1], nodes):
         return state
     times = times_of(facts, asked.width, asked.events)
-    by = hazards(_untabled(facts, nodes * state.sums, times))
+    total = _untabled(facts, nodes * state.sums, times)
+    if total is None:
+        return state
+    by = hazards(total)
     sums, held = np.zeros(facts.length), np.zeros_like(state.held)
     if state.held[1, facts.node]:  # else it holds its sums back
         own = risk_sets.slopes(*_cox(facts, asked), asked.trial[1], times, by)
@@ -522,14 +527,16 @@ def _tabled(facts: SiteRows, sums: RiskSums) -> np.ndarray:
     return np.concatenate([[sums.value], table.ravel()])
 
 
-def _untabled(facts: SiteRows, total: np.ndarray, times: Times) -> RiskSums:
-    """The sums over risk sets of all sites, from all sums."""
+def _untabled(facts: SiteRows, total: np.ndarray, times: Times) -> RiskSums | None:
+    """The sums over risk sets of all sites, from all sums; None where these can be no sums of rows."""
     columns, (many, wide) = facts.columns, facts.risk_table
     own = total[3 + 1 + columns + columns * (columns + 1) // 2 :]
     table = own[1 : 1 + many * wide].reshape(many, wide)[: times.size]
     at_risk, dying = table[:, 1 : 2 + columns], table[:, 2 + columns :]
-    deaths = np.rint(table[:, 0]).astype(np.int64)
-    return RiskSums(float(own[0]), deaths, at_risk, dying if times.efron else np.zeros_like(at_risk))
+    deaths = np.rint(table[:, 0])
+    if (deaths < 0).any() or deaths.sum() > _MOST_EVENTS or (at_risk[:, 0] < 0).any():
+        return None
+    return RiskSums(float(own[0]), deaths.astype(np.int64), at_risk, dying if times.efron else np.zeros_like(at_risk))
 
 
 def _united(own: np.ndarray, others: np.ndarray) -> np.ndarray:
