@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from p2pfl.learning import risk_sets
-from p2pfl.learning.risk_sets import Baseline, EventTimes, Hazards, Times
+from p2pfl.learning.risk_sets import Baseline, EventTimes, RiskSums, Times
 
 STEPS = 50
 """Steps of Newton's method at most; where more are needed, the maximum lies at infinity."""
@@ -87,22 +87,24 @@ class OneStratum(NamedTuple):
 
     def sums(self, beta: np.ndarray) -> Sums:
         """At coefficients [P]."""
-        times, shift, by = self._hazards(beta)
-        parts = [risk_sets.slopes(*site, beta, times, by, shift) for site in self.sites]
+        times, shift, own = self._risk_sums(beta)
+        by = risk_sets.hazards(risk_sets.added(own))
+        parts = [
+            risk_sets.slopes(*site, beta, times, each, by, shift) for site, each in zip(self.sites, own, strict=True)
+        ]
         score, information = (np.sum(part, axis=0) for part in zip(*parts, strict=True))
         return Sums(by.likelihood, score - by.ties.score, information - by.ties.information)
 
     def baseline(self, beta: np.ndarray) -> Baseline:
         """The hazard of a row whose columns are all 0 (Breslow), at coefficients [P]."""
-        times, shift, by = self._hazards(beta)
-        return risk_sets.baseline(times, by.breslow * np.exp(-shift))
+        times, shift, own = self._risk_sums(beta)
+        return risk_sets.baseline(times, risk_sets.hazards(risk_sets.added(own)).breslow * np.exp(-shift))
 
-    def _hazards(self, beta: np.ndarray) -> tuple[Times, float, Hazards]:
-        times = self.times
-        highest = [float((site.x @ beta).max()) for site in self.sites if len(site.x)]
+    def _risk_sums(self, beta: np.ndarray) -> tuple[Times, float, list[RiskSums]]:
+        """Where they are taken, what is taken off all log relative risks, and those of each site."""
+        times, highest = self.times, [float((site.x @ beta).max()) for site in self.sites if len(site.x)]
         shift = max(highest, default=0.0)
-        parts = [risk_sets.risk_sums(*site, beta, times, shift) for site in self.sites]
-        return times, shift, risk_sets.hazards(risk_sets.added(parts))
+        return times, shift, [risk_sets.risk_sums(*site, beta, times, shift) for site in self.sites]
 
 
 class Maximum(NamedTuple):

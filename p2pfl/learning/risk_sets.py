@@ -237,24 +237,25 @@ def hazards(total: RiskSums) -> Hazards:
 
 
 def slopes(
-    x: np.ndarray, time: np.ndarray, event: np.ndarray, beta: np.ndarray, times: Times, by: Hazards, shift: float = 0.0
-) -> Slopes:
+    x: np.ndarray, time: np.ndarray, event: np.ndarray, beta: np.ndarray, times: Times, own: RiskSums, by: Hazards,
+    shift: float = 0.0,
+) -> Slopes:  # fmt: skip
     """Return what a site's rows add to score and information: how far they are from the means of those at risk.
 
-    The sum over all sites, less `by.ties`, is score and information. Arguments as of `risk_sums`; by: of the sums of
-    all sites at these coefficients.
+    The sum over all sites, less `by.ties`, is score and information. Arguments as of `risk_sums`; own: its result for
+    these rows. by: of the sums of all sites.
 
     Example:
         >>> import numpy as np
         >>> from p2pfl.learning.risk_sets import EventTimes, hazards, risk_sums, slopes
         >>> x, time, event = np.array([[1.0], [2.0], [3.0]]), np.array([1.0, 2, 2]), np.array([True, True, False])
         >>> times = EventTimes(np.array([1.0, 2]))
-        >>> by = hazards(risk_sums(x, time, event, np.zeros(1), times))
-        >>> found = slopes(x, time, event, np.zeros(1), times, by)
+        >>> own = risk_sums(x, time, event, np.zeros(1), times)
+        >>> found = slopes(x, time, event, np.zeros(1), times, own, hazards(own))
         >>> found.score.tolist(), found.information.round(4).tolist()
         ([-1.5], [[0.9167]])
     """
-    risk, own = _relative(x @ beta - shift), risk_sums(x, time, event, beta, times, shift)
+    risk = _relative(x @ beta - shift)
     weight, then = risk * times.exposure(by.hazard, time), times.of(time[event])
     count = by.hazard[:, None] * own.at_risk
     if times.efron:

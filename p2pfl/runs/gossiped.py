@@ -420,8 +420,8 @@ def _halfway(facts: SiteRows, state: Fitting) -> Fitting:
     by = hazards(total)
     sums, held = np.zeros(facts.length), np.zeros_like(state.held)
     if state.held[1, facts.node]:  # else it holds its sums back
-        own = risk_sets.slopes(*_cox(facts, asked), asked.trial[1], times, by)
-        packed = _packed(Sums(0.0, *own))
+        own, beta = _cox(facts, asked), asked.trial[1]
+        packed = _packed(Sums(0.0, *risk_sets.slopes(*own, beta, times, risk_sums(*own, beta, times), by)))
         sums[: len(packed)], held[1, facts.node] = packed, 1.0
     return state._replace(part=2, sums=sums, held=held, half=Half(state.sums, state.held, by))
 
@@ -770,8 +770,8 @@ def shown(unstratified: Unstratified) -> str:
     if unstratified == EXACT:
         return (
             "--unstratified exact: every site learns the times of this site's events, and a neighbour sees sums over "
-            "its patients at risk at each event time of all: who leaves in between can be told from the next, with "
-            "all columns"
+            "its patients at risk at each event time of all; what two of these differ by are the columns of who left "
+            "in between, often a single patient"
         )
     return (
         f"--unstratified {unstratified}: a neighbour sees how many events this site has in each of {unstratified} "
