@@ -254,6 +254,10 @@ def test_whoever_is_away_is_in_the_fit_with_one_baseline_hazard(who: int, gap: r
     wanted = one_baseline(range(NODES), all_times(range(NODES), "exact"))
     for state in states:
         np.testing.assert_allclose(found(state, 1), wanted, rtol=1e-3)
+    facts = gossiped.SiteRows(who, NODES, "survival", *(each[who] for each in patients("survival")), TWICE, "exact")
+    others = all_times([i for i in range(NODES) if i != who], "exact")
+    assert gossiped.withheld(facts, others) == "event times that the others have not heard of yet"
+    assert not gossiped.withheld(facts, all_times(range(NODES), "exact"))
 
 
 def test_a_site_of_small_risk_sets_holds_back_what_tells_of_them_and_no_more() -> None:
