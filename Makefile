@@ -3,15 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint faults soak bench clean
+.PHONY: demo test test-all lint faults soak fuzz bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/p2pfl run experiments/ring-digits/experiment.toml
 
 # each claim once; first where real processes must keep time, with nothing beside them
 test: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest -m "live and not more and not faults and not soak"
-	$(BIN)/python -m pytest -m "not live and not more and not faults and not soak" -n auto --dist worksteal
+	$(BIN)/python -m pytest -m "live and not more and not faults and not soak and not fuzz"
+	$(BIN)/python -m pytest -m "not live and not more and not faults and not soak and not fuzz" -n auto --dist worksteal
 
 # the same for more kinds, graphs and seeds; live ones have the machine to themselves
 test-all: $(VENV)/installed-test faults
@@ -29,6 +29,10 @@ faults: $(VENV)/installed-test
 
 soak: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m soak -o faulthandler_timeout=7200
+
+# whatever comes in, nearly right, a million frames of it; those of `make test` are a few, and always the same
+fuzz: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m fuzz -n auto --dist worksteal -o faulthandler_timeout=7200
 
 bench: $(VENV)/installed
 	$(BIN)/python tools/bench.py

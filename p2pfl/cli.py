@@ -5,22 +5,38 @@ Its exit codes: `Exit`.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 from rich.console import Console
 
-from p2pfl.console import Commands, Failure, Seconds, errors_told, going_on, judge, told_how_to_go_on
+from p2pfl.console import (
+    LOG_LEVEL,
+    Commands,
+    Failure,
+    Seconds,
+    StretchesOrExact,
+    also_told,
+    compiled_programs,
+    errors_told,
+    going_on,
+    judge,
+    log_options,
+    told_how_to_go_on,
+)
 from p2pfl.errors import ConfigError, Exit
 
 if TYPE_CHECKING:
     from p2pfl.config.experiment import Experiment
+    from p2pfl.runs.clusters.plan import Export as ClusterExport
     from p2pfl.types import Schedule
 
 
@@ -28,9 +44,11 @@ if TYPE_CHECKING:
 @click.version_option(package_name="p2pfl-jax")
 def main() -> None:
     """Decentralised peer-to-peer federated training in JAX: no server, no single point of failure."""
+    # at the end all that jax has made would be looked through, which takes longer than most commands after Ctrl-C
+    atexit.register(gc.freeze)
     # every node process compiles the same small programs: whoever comes second finds them here
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "p2pfl" / "xla"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (cache := compiled_programs()) is not None:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
@@ -49,10 +67,10 @@ def init(folder: Path | None, template: str) -> None:
 
     DIR must be new or empty; without it, it is called as the template.
     """
-    with errors_told():
+    folder = folder or Path(template)
+    with errors_told(leaves=folder):
         from p2pfl.runs import init as templates
 
-        folder = folder or Path(template)
         files = templates.write(folder, template)
         click.echo(f"{folder}: {templates.TEMPLATES[template]}: {', '.join(map(str, files))}")
         click.echo("Next, and README.md there says how to go on:")
@@ -107,7 +125,282 @@ def doctor(file: Path | None, wait: float | None, as_json: bool) -> None:
         sys.exit(found.code)
 
 
+# --- federation: who may take part
+
+
+@main.group()
+def federation() -> None:
+    """Who may take part in a federation: keys, members, changes that they sign."""
+
+
+_KEY = click.option(
+    "--key", type=click.Path(path_type=Path), required=True, metavar="NAME.key", help="The private key of this site."
+)
+
+
+@federation.command()
+@click.argument("name")
+@click.option("--address", required=True, metavar="tcp://HOST:PORT", help="As the other sites reach this one.")
+@click.option("--reachable/--no-reachable", default=True, help="Whether others can connect to it; else it connects.")
+def keygen(name: str, address: str, reachable: bool) -> None:
+    """Make the key of this site, NAME.key, and its card for the others, NAME.card.toml."""
+    with errors_told():
+        from p2pfl.runs import federation as runs
+
+        runs.keygen(name, address, reachable, click.echo)
+
+
+@federation.command("init")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("card", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--quorum", type=click.Choice(["majority", "two_thirds", "all"]), default="majority", show_default=True,
+    help="How many members must sign a change.",
+)  # fmt: skip
+def federation_init(file: Path, card: tuple[Path, ...], quorum: str) -> None:
+    """Write the federation FILE, with the sites of the CARDs as founding members: nodes 0, 1, ... in their order."""
+    with errors_told():
+        from p2pfl.runs import federation as runs
+
+        runs.init(file, card, quorum, click.echo)
+
+
+@federation.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_KEY
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--experiment", type=click.Path(path_type=Path), help="Of the node file that is to be written.")
+@click.option("--node-file", type=click.Path(path_type=Path), metavar="NODE.toml", help="Write this node file, too.")
+@click.option("--data", "rows", type=click.Path(path_type=Path), metavar="ROWS", help="This machine's own rows.")
+def accept(
+    file: Path, key: Path, yes: bool, experiment: Path | None, node_file: Path | None, rows: Path | None
+) -> None:
+    """Accept the federation in FILE for this site: sign it, and write the site's node file where that is wanted."""
+    if (node_file is None) != (experiment is None) or (rows is not None and node_file is None):
+        raise click.UsageError("--experiment and --node-file go together, and --data with both")
+    with errors_told():
+        from p2pfl.runs import federation as runs
+
+        wanted = None
+        if node_file is not None and experiment is not None:
+            wanted = runs.NodeWanted(experiment, node_file, rows)
+
+        def agreed() -> bool:
+            if yes:
+                return True
+            try:
+                said: str = click.prompt("Are these the right members and fingerprints? Type yes", default="no")
+            except click.Abort:  # no terminal, or its end
+                return False
+            return said.strip().lower() == "yes"
+
+        runs.accept(file, key, wanted, agreed, click.echo)
+
+
+@federation.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("card", type=click.Path(path_type=Path))
+@_KEY
+def invite(file: Path, card: Path, key: Path) -> None:
+    """Sign that the site of CARD becomes a member of the federation in FILE."""
+    with errors_told():
+        from p2pfl.runs import federation as runs
+
+        runs.invite(file, card, key, click.echo)
+
+
+@federation.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("name")
+@_KEY
+def revoke(file: Path, name: str, key: Path) -> None:
+    """Sign that the member NAME is one no more."""
+    with errors_told():
+        from p2pfl.runs import federation as runs
+
+        runs.revoke(file, name, key, click.echo)
+
+
+@federation.command("list")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def federation_list(file: Path, as_json: bool) -> None:
+    """Print who the members are, who has accepted, what is pending, and who was revoked."""
+    with errors_told():
+        from p2pfl.runs import federation as runs
+        from p2pfl.trust import store
+
+        there = store.read(file)
+    if as_json:
+        click.echo(json.dumps(runs.listed(there), indent=1))
+    else:
+        for line in runs.lines(there):
+            click.echo(line)
+
+
+@federation.command("check")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--key", type=click.Path(path_type=Path), metavar="NAME.key", help="Check this private key, too.")
+def federation_check(file: Path, key: Path | None) -> None:
+    """Check every signature, address and rule of the federation FILE, and whether a key is a member's."""
+    with errors_told():
+        from p2pfl.runs import federation as runs
+
+        wrong = runs.check(file, key, click.echo)
+    if wrong:
+        raise Failure("\n".join(wrong), Exit.MISTAKE)
+    click.echo("All is in order.")
+
+
+# --- federation export: files by which a cluster starts the nodes
+
+
+@federation.group("export")
+def clusters() -> None:
+    """Write files by which a cluster starts the nodes of a federation: its federation file says which."""
+
+
+def _exports(command: Callable[..., None]) -> Callable[..., None]:
+    """The arguments of every export."""
+    for option in (
+        click.option(
+            "--data",
+            metavar="PATH",
+            help="Where a site's rows lie, with {name} or {node}; as the experiment says, unless given.",
+        ),
+        click.option(
+            "--site", "only", multiple=True, metavar="NAME", help="Only this member; may be given several times."
+        ),
+        click.option(
+            "--experiment", type=click.Path(path_type=Path), help="The experiment; experiment.toml beside FILE."
+        ),
+        click.option(
+            "--out", type=click.Path(path_type=Path), required=True, help="The folder to write; must be new or empty."
+        ),
+        click.argument("file", type=click.Path(path_type=Path)),
+    ):
+        command = option(command)
+    return command
+
+
+def _exported(out: Path, made: Callable[[], ClusterExport]) -> None:
+    """Write an export, and say what a person does next."""
+    with errors_told():
+        from p2pfl.runs.clusters import export as clusters
+
+        written = clusters.write(made(), out)
+    click.echo(f"{out}: {', '.join(written.files)}")
+    click.echo("Next:")
+    for step in written.steps:
+        click.echo(f"  {step}")
+
+
+_KEYS = click.option("--keys", metavar="PATH", help="Where the private key of a site lies, with {name} or {node}.")
+_CPUS = click.option("--cpus", type=click.IntRange(1), default=1, show_default=True, help="Of a node.")
+_MEMORY = click.option("--memory", type=click.IntRange(1), default=2, show_default=True, help="Of a node, GiB.")
+_GPUS = click.option("--gpus", type=click.IntRange(0), default=0, show_default=True, help="Of a node.")
+
+
+@clusters.command()
+@_exports
+@_KEYS
+@click.option("--folder", metavar="PATH", help="Where the files lie on each site's machine; /etc/p2pfl/FEDERATION.")
+@click.option("--user", metavar="NAME", help="As whom the node runs; as a user that systemd makes for it.")
+@click.option("--program", metavar="PATH", default="/usr/local/bin/p2pfl", show_default=True, help="p2pfl, there.")
+@click.option("--devices", is_flag=True, help="Let the node see devices, such as GPUs.")
+def systemd(
+    file: Path, out: Path, experiment: Path | None, only: tuple[str, ...], data: str | None, keys: str | None,
+    folder: str | None, user: str | None, program: str, devices: bool,
+) -> None:  # fmt: skip
+    """Write a systemd unit for each site, in a folder to be carried there."""
+    from p2pfl.runs.clusters import export as clusters
+    from p2pfl.runs.clusters import systemd as units
+
+    _exported(
+        out, lambda: units.export(clusters.planned(file, experiment, only, data), keys, folder, user, program, devices)
+    )
+
+
+@clusters.command()
+@_exports
+@_KEYS
+@click.option("--program", metavar="PATH", default="p2pfl", show_default=True, help="p2pfl, as the hosts find it.")
+@click.option("--time", default="24:00:00", show_default=True, help="Limit of a task, as Slurm writes it.")
+@click.option("--partition", metavar="NAME", help="Of the cluster; its default one unless given.")
+@_CPUS
+@_MEMORY
+@_GPUS
+def slurm(
+    file: Path, out: Path, experiment: Path | None, only: tuple[str, ...], data: str | None, keys: str | None,
+    program: str, time: str, partition: str | None, cpus: int, memory: int, gpus: int,
+) -> None:  # fmt: skip
+    """Write an array job of Slurm, a task for each site; DIR must be one that all hosts see."""
+    from p2pfl.runs.clusters import export as clusters
+    from p2pfl.runs.clusters import slurm as jobs
+
+    def made() -> ClusterExport:
+        plan = clusters.planned(file, experiment, only, data)
+        return jobs.export(plan, out, keys, program, time, partition, cpus, memory, gpus)
+
+    _exported(out, made)
+
+
+@clusters.command()
+@_exports
+@click.option("--image", required=True, metavar="NAME", help="Of the node; made from image/Containerfile, in DIR.")
+@click.option("--namespace", default="default", show_default=True, help="In which it runs; a part of the pods' names.")
+@click.option("--secret", metavar="NAME", help="The Secret with the private keys; FEDERATION-keys.")
+@click.option("--storage", type=click.IntRange(1), default=5, show_default=True, help="Of what a node keeps, GiB.")
+@_CPUS
+@_MEMORY
+@_GPUS
+def kubernetes(
+    file: Path, out: Path, experiment: Path | None, only: tuple[str, ...], data: str | None, image: str,
+    namespace: str, secret: str | None, storage: int, cpus: int, memory: int, gpus: int,
+) -> None:  # fmt: skip
+    """Write a StatefulSet with a pod for each site, and all that it needs but the keys."""
+    from p2pfl.runs.clusters import export as clusters
+    from p2pfl.runs.clusters import kubernetes as pods
+
+    def made() -> ClusterExport:
+        plan = clusters.planned(file, experiment, only, data)
+        return pods.export(plan, image, namespace, secret, cpus, memory, gpus, storage)
+
+    _exported(out, made)
+
+
+@clusters.command()
+@_exports
+@_KEYS
+@click.option("--image", metavar="NAME", help="Of the node; made from image/Containerfile, in DIR, unless given.")
+@_CPUS
+@_MEMORY
+def compose(
+    file: Path, out: Path, experiment: Path | None, only: tuple[str, ...], data: str | None, keys: str | None,
+    image: str | None, cpus: int, memory: int,
+) -> None:  # fmt: skip
+    """Write a compose file with a service for each site."""
+    from p2pfl.runs.clusters import compose as services
+    from p2pfl.runs.clusters import export as clusters
+
+    _exported(out, lambda: services.export(clusters.planned(file, experiment, only, data), keys, image, cpus, memory))
+
+
 # --- runs
+
+
+def _held(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    """End with whoever holds the other end of standard input."""
+    if wanted:
+        from p2pfl.drivers.live.lifeline import Lifeline
+
+        Lifeline()
+
+
+_LIFELINE = click.option(
+    "--lifeline", is_flag=True, expose_value=False, callback=_held,
+    help="End as by SIGTERM when standard input ends: whoever has started this is gone.",
+)  # fmt: skip
 
 
 @main.command()
@@ -122,19 +415,26 @@ def doctor(file: Path | None, wait: float | None, as_json: bool) -> None:
 @click.option(
     "--resume", metavar="RUN", type=click.Path(path_type=Path), help="Go on with the run in this directory; no FILE."
 )
+@log_options
+@_LIFELINE
 def run(
     file: Path | None, overrides: tuple[str, ...], out: Path | None, driver: str | None, as_json: bool,
-    hosts: str | None, resume: Path | None,
+    hosts: str | None, resume: Path | None, log_form: str, log_level: str,
 ) -> None:  # fmt: skip
     """Run the experiment in FILE: all its nodes on this machine, and its baselines."""
     _one_of(file, resume, {"--out": out, "--driver": driver, "--hosts": hosts})
     # jax and the rest take a second to import: not for --help, nor for a mistake in the file
     from p2pfl.config import experiment
+    from p2pfl.node.said import Said
     from p2pfl.reporting import terminal
+    from p2pfl.runs.log import Log
 
+    log = Log(lambda text: click.echo(text, err=as_json), log_form, log_level)
+    if log_level != "info":
+        os.environ[LOG_LEVEL] = log_level  # for the processes of the nodes, whose log.txt stays text
     overrides = (*overrides, *([f'driver.kind="{driver}"'] if driver else []))
     console = Console(highlight=False)
-    with errors_told():
+    with also_told(log.failed), errors_told():
         if resume is not None:
             wanted, folder = _resumed(resume, overrides)
         else:
@@ -151,13 +451,18 @@ def run(
         out = resume or out or default_out(wanted.name)
         if resume is None:
             fresh(out)
-    with told_how_to_go_on(out), errors_told(f"{resume or file}: "), terminal.make(console, quiet=as_json) as shown:
+    with (
+        told_how_to_go_on(out), also_told(log.failed), errors_told(f"{resume or file}: ", leaves=out),
+        log.view(console, quiet=as_json) as shown,
+    ):  # fmt: skip
         summary = run_experiment(wanted, out, shown, folder=folder, resumes=resume is not None)
     if not first:  # of several hosts the first one tells
         return
+    if log.json:
+        log.say(Said(f"report: {out / 'report.html'}", "done", directory=str(out)))
     if as_json:
         click.echo(json.dumps(summary.as_dict(), indent=1))
-    else:
+    elif not log.json:
         console.print(terminal.results_table(summary))
         if summary.lost:
             planned = " (as planned)" if not summary.lost_unplanned else ""
@@ -165,7 +470,7 @@ def run(
         console.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)
         if summary.interrupted:
             console.print(f"to go on: {going_on(out)}", soft_wrap=True, markup=False)
-    judge(verdict(summary))
+    judge(verdict(summary), log.failed)
 
 
 def _one_of(file: Path | None, resume: Path | None, others: Mapping[str, object]) -> None:
@@ -202,32 +507,77 @@ def _resumed(run: Path, overrides: tuple[str, ...]) -> tuple[Experiment, str]:
     help="All nodes were stopped, and begin together after it.",
 )
 @click.option("--without", multiple=True, type=click.IntRange(0), metavar="NODE", help="Of these, who comes in later.")
+@click.option(
+    "--metrics-port", type=click.IntRange(1, 65535), metavar="PORT",
+    help="Let Prometheus ask there, on the loopback address, how the node stands.",
+)  # fmt: skip
+@log_options
 def node(
     file: Path, out: Path | None, hold: bool, resume: bool, returns: int | None, after: int | None,
-    without: tuple[int, ...],
+    without: tuple[int, ...], metrics_port: int | None, log_form: str, log_level: str,
 ) -> None:  # fmt: skip
     """Run one node of a federation, as FILE describes it."""
-    with errors_told(disk=Exit.FAILED):
-        from p2pfl.runs import node as one
+    from p2pfl.runs.log import Log
 
-        together = one.Together(after or 0, without)
-        ended = one.run(file, out, hold, resume, lambda text: click.echo(text), returns, together)
-    if ended.result.error:
-        raise Failure(ended.result.error, Exit.FAILED)
+    log = Log(click.echo, log_form, log_level)
+    with also_told(log.failed):
+        with errors_told(disk=Exit.FAILED):
+            from p2pfl.runs import node as one
+
+            together = one.Together(after or 0, without)
+            metrics = None if metrics_port is None else f"127.0.0.1:{metrics_port}"
+            ended = one.run(file, out, hold, resume, log.say, returns, together, 0, metrics)
+        if ended.result.error:
+            raise Failure(ended.result.error, Exit.FAILED)
     if hold and ended.verdict.code == Exit.NOT_WHOLE:  # whoever has started it judges all nodes together
         return
-    judge(ended.verdict)
+    judge(ended.verdict, log.failed)
+
+
+@main.command()
+@click.argument("where", metavar="ADDRESS|NODE.toml")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer alone, as JSON.")
+@click.option(
+    "--key", type=click.Path(path_type=Path), metavar="NAME.key", help="Ask as the member whose private key this is."
+)
+@click.option("--federation", "file", type=click.Path(path_type=Path), help="The federation file; with --key.")
+def status(where: str, as_json: bool, key: Path | None, file: Path | None) -> None:
+    """Ask a node that runs how it stands: its members, its round, who is late, its books, what it has dropped."""
+    if (key is None) != (file is None):
+        raise click.UsageError("--key and --federation go together")
+    with errors_told():
+        from datetime import UTC, datetime
+
+        from p2pfl.runs import status as runs
+
+        answer = runs.ask(where, None if key is None or file is None else runs.AskingMember(key, file))
+    if as_json:
+        click.echo(json.dumps(answer.as_dict(), indent=1))
+    else:
+        for line in runs.lines(answer, datetime.now(UTC)):
+            click.echo(line)
+    for reason in answer.reasons:
+        click.echo(reason, err=True)
+    if answer.code:
+        sys.exit(answer.code)
 
 
 @main.command()
 @click.argument("file", metavar="NODE.toml", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the result; must hold none.")
-def coefficients(file: Path, out: Path | None) -> None:
+@click.option(
+    "--unstratified",
+    type=StretchesOrExact(),
+    metavar="N|exact",
+    help="Of survival: also with one baseline hazard for all, constant in N stretches of time, or free (exact).",
+)
+def coefficients(file: Path, out: Path | None, unstratified: int | Literal["exact"] | None) -> None:
     """Find the coefficients of a linear model, with standard errors, together with the other nodes: by sums alone."""
     with errors_told(disk=Exit.FAILED):
         from p2pfl.runs import gossiped
+        from p2pfl.runs.log import Log
 
-        ended = gossiped.run(file, out, lambda text: click.echo(text))
+        ended = gossiped.run(file, out, Log(click.echo).say, unstratified)
     for line in ended.lines():
         click.echo(line)
     if ended.result.error:
@@ -286,6 +636,7 @@ def chaos(
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a field of the base experiment.")
 @click.option("--only", multiple=True, metavar="AXIS=LABEL", help="Make only these runs; seed=0 chooses a seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table alone, as JSON.")
+@_LIFELINE
 def sweep(
     file: Path, out: Path | None, workers: int | None, overrides: tuple[str, ...], only: tuple[str, ...], as_json: bool
 ) -> None:
@@ -297,7 +648,8 @@ def sweep(
     with errors_told():
         planned = plan.read(file)
         runs = plan.runs(planned, overrides, only)
-        out = out or Path("runs") / f"sweep-{planned.sweep.name}"
+    out = out or Path("runs") / f"sweep-{planned.sweep.name}"
+    with errors_told(leaves=out):
         with table.make(console, as_json) as shown:
             made = make_all(planned, out, runs, workers or len(os.sched_getaffinity(0)), shown)
         whole = table.write(planned, out, runs, only, made)

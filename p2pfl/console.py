@@ -1,8 +1,10 @@
-"""What every command does with its console: streams, signals, errors as exit codes, times as a person writes them."""
+"""What every command does with its console: streams, signals, errors as exit codes, times as a person writes them; and
+with a home that can't be written."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -10,7 +12,7 @@ import select
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,6 +30,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         streams()
+        _somewhere()
         try:
             with _signals():
                 done = super().invoke(ctx)
@@ -38,6 +41,14 @@ class Commands(click.Group):
             number = stopping(error)
             click.echo(f"ended by {number.name}", err=True)
             sys.exit(Exit(128 + number))
+
+
+def _somewhere() -> None:
+    """Raises Failure in a directory that somebody has removed: nothing that is named relative to it can be."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise Failure("the current directory is gone: cd to one that is there", Exit.MISTAKE) from error
 
 
 def streams() -> None:
@@ -139,11 +150,16 @@ class Failure(click.ClickException):
         return self.code
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that is full, or that has no more for this user; Python does not always say of which file."""
+
+
 @contextlib.contextmanager
-def errors_told(where: str = "", disk: Exit = Exit.MISTAKE) -> Iterator[None]:
+def errors_told(where: str = "", disk: Exit = Exit.MISTAKE, leaves: Path | None = None) -> Iterator[None]:
     """Let errors of p2pfl, and of files that can't be written, end the command with their text and no traceback.
 
     `where`: what the text of an error in the experiment begins with. `disk`: the code for a file that can't be written.
+    `leaves`: the directory that the command fills, for a disk that is full.
     """
     try:
         yield
@@ -151,16 +167,52 @@ def errors_told(where: str = "", disk: Exit = Exit.MISTAKE) -> Iterator[None]:
         raise Failure(f"{where}{error}", Exit.MISTAKE) from error
     except P2PFLError as error:
         raise Failure(str(error), Exit.FAILED) from error
-    except OSError as error:
-        if error.filename is None:
+    except UnicodeEncodeError as error:
+        if sys.getfilesystemencoding() == "utf-8":
             raise
+        raise Failure(
+            f"{error.object!r:.200}: has letters that file names can't have here, in {error.encoding}: "
+            "set PYTHONUTF8=1, or LC_ALL=C.UTF-8",
+            Exit.MISTAKE,
+        ) from error
+    except OSError as error:
+        if error.filename is None and error.errno not in _NO_ROOM:
+            raise
+        if error.errno in _NO_ROOM:  # in the middle, as a rule
+            named = error.filename or leaves or "a file"
+            raise Failure(f"{named}: can't be written: {error.strerror}; make room there", Exit.FAILED) from error
         raise Failure(f"{error.filename}: {error.strerror}", disk) from error
 
 
-def judge(verdict: RunVerdict) -> None:
-    """Say why a run is not whole, in one line, and exit with the code for it."""
+def compiled_programs() -> Path | None:
+    """Return the folder of compiled programs, which is made; None where nobody can: then each process compiles anew."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "p2pfl" / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # a home that is read-only, or no home at all
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
+
+
+@contextlib.contextmanager
+def also_told(tell: Callable[[str], None]) -> Iterator[None]:
+    """Let somebody else be told the text that a command ends with, too."""
+    try:
+        yield
+    except Failure as error:
+        tell(error.message)
+        raise
+
+
+def judge(verdict: RunVerdict, tell: Callable[[str], None] = lambda text: None) -> None:
+    """Say why a run is not whole, in one line, and exit with the code for it.
+
+    `tell`: somebody else who is told.
+    """
     if verdict.reasons:
-        click.echo(f"not whole: {'; '.join(verdict.reasons)}", err=True)
+        text = f"not whole: {'; '.join(verdict.reasons)}"
+        tell(text)
+        click.echo(text, err=True)
     if verdict.code:
         sys.exit(verdict.code)
 
@@ -181,6 +233,23 @@ def told_how_to_go_on(out: Path) -> Iterator[None]:
         raise
 
 
+LOG_LEVEL = "P2PFL_LOG_LEVEL"
+"""The variable of the environment that is the least level of what is logged, where no option says it."""
+
+
+def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of its log: arguments `log_form` and `log_level`."""
+    form = click.option(
+        "--log", "log_form", type=click.Choice(["text", "json"]), default="text", show_default=True,
+        help="Say what happens as text, or as lines of JSON.",
+    )  # fmt: skip
+    level = click.option(
+        "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True,
+        envvar=LOG_LEVEL, help="Say only what is of this level or above it.",
+    )  # fmt: skip
+    return form(level(command))
+
+
 class Seconds(click.ParamType):
     """A time as a person writes it: 10s, 1.5min, 2h; seconds where no unit is given."""
 
@@ -192,3 +261,18 @@ class Seconds(click.ParamType):
         if read is None or not float(read[1]) > 0:
             self.fail(f"{value!r} is no time greater than 0; write it as 10s, 1.5min or 2h", param, ctx)
         return float(read[1]) * {"min": 60.0, "h": 3600.0}.get(read[2], 1.0)
+
+
+class StretchesOrExact(click.ParamType):
+    """A number of stretches of time, or "exact"."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Return the number, or "exact"."""
+        text = str(value).strip()
+        if text != "exact" and not (text.isdecimal() and int(text)):
+            self.fail(
+                f"{value!r}: give a number of stretches of time, as 20, or exact for every event time", param, ctx
+            )
+        return text if text == "exact" else int(text)

@@ -25,7 +25,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)  # so that what is spread over devices is tested as such
 
-LANES = ("more", "faults", "soak")
+LANES = ("more", "faults", "soak", "fuzz")
 """The marks of tests that `make test` leaves out; a test has one of them, or none."""
 
 

@@ -70,6 +70,7 @@ CASES: dict[str, dict[str, Any]] = {
     "late": {"network": {"late": 2, "loss": 0.1}, "algorithm": {"name": "gradient_tracking"}},
     "churn": {"churn": CHURN},
     "churn, push": {"churn": CHURN, "algorithm": {"name": "push_sum"}, "topology": DIRECTED},
+    "grows": {"topology": {"graph": "ring", "nodes": 8}, "churn": [{"event": "join", "node": 8, "round": 4}]},
     "unequal steps": {"training": {**TABLE["training"], "node_steps": [1, 2, 3, 1, 2, 3, 1, 2, 3]}},
     "scheduled": {"churn": CHURN, "training": {**TABLE["training"], "optimizer": [
         {"name": "clip_by_global_norm", "max_norm": 0.5},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from p2pfl.drivers.virtual.network import Link, Network, Queue
 from p2pfl.protocol.membership.events import (
     Accused,
+    Admit,
     Changed,
     Effect,
     Event,
@@ -18,10 +20,14 @@ from p2pfl.protocol.membership.events import (
     MemberReborn,
     MemberStart,
     MemberTick,
+    OwnDocument,
     Say,
+    Told,
 )
 from p2pfl.protocol.membership.membership import Membership
-from p2pfl.protocol.membership.table import ALIVE, DEAD, SUSPECT, Me
+from p2pfl.protocol.membership.seeds import Seed
+from p2pfl.protocol.membership.statement import Sign, Verify, statement
+from p2pfl.protocol.membership.table import ALIVE, DEAD, SUSPECT, Me, MemberEntry
 from p2pfl.protocol.membership.timing import LAN, ProbeTiming
 
 CLUSTER = "federation"
@@ -30,6 +36,28 @@ FAR = Link(latency=0.002, jitter=0.01)
 
 def address(place: int) -> str:
     return f"tcp://v:{place}"
+
+
+class Keys:
+    """Signatures that cost little, each node's its own: nobody here looks at the others' secrets."""
+
+    def sign(self, node: int) -> Sign:
+        return lambda said: hashlib.blake2b(said, key=b"secret of node %d" % node).digest()
+
+    def verify(self, node: int, said: bytes, signature: bytes) -> bool:
+        return self.sign(node)(said) == signature
+
+    def signed(self, entry: MemberEntry, by: int | None = None, cluster: str = CLUSTER) -> MemberEntry:
+        """An entry as its member has signed it; or as somebody else has."""
+        return entry._replace(signature=self.sign(entry.node if by is None else by)(statement(cluster, entry)))
+
+
+KEYS = Keys()
+
+
+def keyed(node: int, keys: Any) -> dict[str, Sign | Verify]:
+    """What a membership is given of keys: nothing where there are none."""
+    return {"sign": keys.sign(node), "verify": keys.verify} if keys is not None else {}
 
 
 class Process:
@@ -45,25 +73,40 @@ class Process:
 
 
 class World:
-    """Places are numbers; node n runs at place n unless said otherwise. An accused node is reborn at once."""
+    """Places are numbers; node n runs at place n unless said otherwise. An accused node is reborn at once.
 
-    def __init__(self, seed: int, link: Link | Callable[[int, int], Link] = FAR, timing: ProbeTiming = LAN) -> None:
+    `keys`: what members sign with, and then links authenticate them, too. `documents`: of each node; who is told of
+    another one goes on with both, line by line.
+    """
+
+    def __init__(
+        self, seed: int, link: Link | Callable[[int, int], Link] = FAR, timing: ProbeTiming = LAN, keys: Any = None
+    ) -> None:
         self.network = Network(seed, link if callable(link) else lambda source, to: link)
         self.queue, self.seed, self.timing = Queue(), seed, timing
         self.at: dict[int, Process] = {}
         self.said: Counter[int] = Counter()
         self.dropped: Counter[str] = Counter()
         self.reborn = True
+        self.keys = keys
+        self.admitted = Admit(None)
+        self.documents: dict[int, bytes] = {}
         self.log: Callable[[float, int, Any], None] = lambda now, place, what: None
 
     @property
     def now(self) -> float:
         return self.queue.now
 
-    def start(self, node: int, seeds: Sequence[int] = (0,), life: int = 1, place: int | None = None) -> Process:
+    def start(
+        self, node: int, seeds: Sequence[int] = (0,), life: int = 1, place: int | None = None, dials: bool = False
+    ) -> Process:
+        """`dials`: it can't be dialled, and is reached by the connections that it has made."""
         place = node if place is None else place
-        me = Me(node, life, address(place))
-        member = Membership(me, CLUSTER, [address(s) for s in seeds], self.timing, self.seed)
+        me = Me(node, life, f"dials://{node}" if dials else address(place))
+        member = Membership(
+            me, CLUSTER, [Seed(address(s)) for s in seeds], self.timing, self.seed, **keyed(node, self.keys),
+            admitted=self.admitted, document=self.documents.get(node, b""),
+        )  # fmt: skip
         self.at[place] = Process(member, me)
         self.tell(place, MemberStart())
         return self.at[place]
@@ -91,9 +134,10 @@ class World:
         self.log(self.now, place, effect)
         if isinstance(effect, Say):
             self.said[place] += 1
-            to = int(effect.address.rsplit(":", 1)[1])
+            to = int(effect.address.rsplit(":", 1)[1].removeprefix("//"))
+            heard = Heard(effect.data, None if self.keys is None else process.me.node)
             for time in self.network.datagram(place, to, len(effect.data), self.now):
-                self.queue.put(time, (to, None, effect.data))
+                self.queue.put(time, (to, None, heard))
             return
         process.effects.append((self.now, effect))
         if isinstance(effect, Changed):
@@ -103,6 +147,10 @@ class World:
             self.queue.put(self.now, (place, process, MemberReborn(effect.life + 1)))
         elif isinstance(effect, MemberDrop):
             self.dropped[effect.reason] += 1
+        elif isinstance(effect, Told):
+            mine, node = self.documents[process.me.node], process.me.node
+            self.documents[node] = b"\n".join(sorted({*mine.split(b"\n"), *effect.document.split(b"\n")}))
+            self.queue.put(self.now, (place, process, OwnDocument(self.documents[node])))
         elif isinstance(effect, Gone):
             process.running = False
 
@@ -118,9 +166,7 @@ class World:
             if there.frozen > time:
                 self.queue.put(there.frozen, (place, process, what))
                 continue
-            if isinstance(what, bytes):
-                self.tell(place, Heard(what))
-            elif what is not None:
+            if what is not None:
                 self.tell(place, what)
             elif time >= there.waking:
                 there.waking = float("inf")

@@ -16,6 +16,8 @@
     $ wait 3                    so many seconds pass; every node is told the time each second
     $ live 3                    ... and what is said meanwhile arrives
     $ freeze 1, thaw 1, kill 1, restart 1 kept_round=3, leave 1, leave 1 idle, accuse 1
+    $ newcomer 2                a node beyond those of $ nodes is there, and not started yet
+    $ admit 0 1 3               nodes 0 and 1 are told that there can be 3 nodes
     $ finish 1                  the computing gives up: Finished, whatever it was told
     $ state                     where everybody is
     $ quietly COMMAND           without a word
@@ -32,6 +34,7 @@ from collections import deque
 from typing import Any
 
 from p2pfl.protocol.events import (
+    Admitted,
     Adopt,
     Advance,
     Done,
@@ -91,6 +94,8 @@ def short(event: Any) -> str:
             return f"reborn as life {life}"
         case Progressed(other, _, _, nbytes):
             return f"Progressed, {nbytes} bytes with {other}"
+        case Admitted(nodes):
+            return f"Admitted, {nodes} nodes"
         case Leave(idle):
             return "Leave, idle" if idle else "Leave"
     return type(event).__name__
@@ -157,7 +162,7 @@ class Script:
         }  # fmt: skip
         self.peers[node] = Peer(Facts(node, life, **facts))
         self.jobs[node] = deque()
-        for other in range(self.count):
+        for other in {*range(self.count), *self.peers}:
             self.links[node, other], self.links[other, node] = deque(), deque()
 
     def plan(self, node: int, members: tuple[int, ...]) -> EpochPlan:
@@ -169,6 +174,13 @@ class Script:
             return RoundPlan(exchange=near if round % self.every == 0 else ())
 
         return EpochPlan(at, max(len(near), 1), near, self.every == 1)
+
+    def do_newcomer(self, node: str) -> None:
+        self.add(int(node), 1)
+
+    def do_admit(self, *words: str) -> None:
+        for node in words[:-1]:
+            self.handle(int(node), Admitted(int(words[-1])))
 
     def do_start(self, *nodes: str) -> None:
         for node in map(int, nodes):

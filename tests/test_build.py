@@ -490,7 +490,10 @@ PARTITIONS: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.mark.parametrize("source", ["digits", "breast_cancer", "npz", "csv", "csv by site", "python"])
+_MORE = [pytest.param(source, marks=pytest.mark.more) for source in ("digits", "breast_cancer", "csv", "python")]
+
+
+@pytest.mark.parametrize("source", ["npz", "csv by site", *_MORE])
 def test_baselines_of_every_source_and_partition(csv: Path, npz: Path, module: Any, source: str) -> None:
     data = sources(csv, npz)[source]
     if source == "python":

@@ -181,6 +181,7 @@ def test_a_simulation_that_is_stopped_is_one_of_fewer_rounds(quickly: None) -> N
     assert frame[frame["node"] == 1]["accuracy_after_mixing"].tolist() == short.history.score[:, 1].tolist()
 
 
+@pytest.mark.more
 def test_an_exception_in_a_simulation_is_raised(quickly: None) -> None:
     ends = Ends(1, Mine("no"))
     with pytest.raises(Mine, match="no"):

@@ -72,7 +72,8 @@ def test_books_that_balance(made: Path, there: list[Path]) -> None:
         lines = result.stdout.splitlines()
         assert lines[0] == "node 0: ended after round 8; 16 exchanges booked, 0 voided, 0 rounds skipped"
         assert lines[NODES].startswith("mean residual ") and lines[NODES].endswith("residue 0")
-        assert lines[-1] == "40 exchanges booked, 0 ends voided, 0 rounds skipped; messages dropped: none"
+        assert lines[-2] == "40 exchanges booked, 0 ends voided, 0 rounds skipped; messages dropped: none"
+        assert lines[-1] == "links were not encrypted: node 0, 1, 2, 3, 4"
     table = books(made)
     summary = json.loads((made / "summary.json").read_text())
     assert {name: table[name] for name in ("mean_residual", "exchanges_booked", "residue", "residue_drift")} == {

@@ -342,7 +342,9 @@ def test_a_signal_ends_a_command_with_the_code_for_it(monkeypatch: pytest.Monkey
     [
         (ConfigError("rounds=0"), Exit.MISTAKE, "Error: exp.toml: rounds=0"),
         (LocalError("no luck", node=3, round=7, part="train"), Exit.FAILED, "Error: node 3, round 7, train: no luck"),
-        (OSError(28, "No space left on device", "out/x"), Exit.MISTAKE, "Error: out/x: No space left on device"),
+        (OSError(13, "Permission denied", "out/x"), Exit.MISTAKE, "Error: out/x: Permission denied"),
+        (OSError(28, "Full", "out/x"), Exit.FAILED, "Error: out/x: can't be written: Full; make room there"),
+        (OSError(28, "Full"), Exit.FAILED, "Error: out: can't be written: Full; make room there"),
     ],
 )
 def test_an_error_ends_a_command_with_the_code_for_it(

@@ -150,7 +150,7 @@ def test_the_examples_load(tmp_path: Path) -> None:
     whole = next(table for table in examples if "rounds" in table)
     assert len(examples) > 8
     for table in examples:
-        if "node" in table:
+        if "experiment" in table:
             experiment.parse(table, "docs", NodeFile)
         elif not {"edges", "generator"} & set(table):
             experiment.parse({**whole, **table}, "docs", Experiment)
@@ -234,3 +234,11 @@ def test_the_page_on_the_house_names_files_that_are_there() -> None:
     files = set(re.findall(r"`([a-z_/]+\.py)(?::[a-z_]+)?`", HOUSE))
     assert len(files) > 40
     assert [name for name in files if not [*(ROOT / "p2pfl").rglob(name), *ROOT.glob(name)]] == []
+
+
+def test_every_claim_about_security_names_a_test_that_there_is() -> None:
+    text = (ROOT / "docs" / "security.md").read_text("utf-8")
+    claims = re.findall(r"\[`(test_\w+)`\]\(\.\./(tests/\w+\.py)\)", text)
+    assert len(claims) > 30 and len(claims) == len(re.findall(r"\[`test_", text))
+    missing = [(name, file) for name, file in claims if f"def {name}(" not in (ROOT / file).read_text("utf-8")]
+    assert not missing

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ import jax
 import optax
 import pytest
 from click.testing import CliRunner, Result
+from machines import FIREWALL, Machine, wired
 from test_live import P2PFL
 
 from p2pfl.cli import main
@@ -217,7 +217,7 @@ def test_only_addresses_of_the_own_file_are_called_whatever_others_say(
     examine = reach.examine
     monkeypatch.setattr(reach, "examine", lambda address, who: called.append(address) or examine(address, who))
     lies = [["tcp://10.9.9.9:1", 7, "refused\x1b[2J", "x" * 9000], ["tcp://10.9.9.9:2", -1, None, None], [1], "text"]
-    listening(at[1], answer=lambda node: zmtp.message(json.dumps({"accounts": lies}).encode()[:16000]))
+    listening(at[1], answer=lambda node: json.dumps({"accounts": lies}).encode()[:16000])
     wanted = tried(at[0], at[1])
     seen = Checkup(wanted, tell).run(0.3)
     assert {*called} == {at[0], at[1], membership_address(at[0]), membership_address(at[1])}
@@ -231,7 +231,7 @@ def test_only_addresses_of_the_own_file_are_called_whatever_others_say(
     [b"", b"{", b"[]", b"[" * 5000, b'{"accounts": 3}', b'{"accounts": [["a", true, null, null]]}', b"\xff\xfe"],
 )
 def test_an_answer_that_is_none_is_nobodys_fault(at: list[str], listening: Any, answer: bytes) -> None:
-    listening(at[1], answer=lambda node: zmtp.message(answer))
+    listening(at[1], answer=lambda node: answer)
     seen = Checkup(tried(at[0], at[1]), tell).run(0.0)
     assert seen.contacts[0].reached and not seen.contacts[0].accounts
 
@@ -263,7 +263,7 @@ def test_who_does_not_ask_is_told_nothing(at: list[str]) -> None:
 
 
 def test_whoever_is_reached_is_waited_for_until_it_calls(at: list[str], listening: Any) -> None:
-    listening(at[1], answer=lambda node: zmtp.message(b'{"accounts": []}'))
+    listening(at[1], answer=lambda node: b'{"accounts": []}')
     with ExitStack() as stack:
 
         def call(text: str) -> None:
@@ -473,57 +473,10 @@ def test_a_node_that_runs_is_found_and_not_disturbed(folder: Path) -> None:
 # --- two machines, as network namespaces
 
 
-class Machine:
-    """A network namespace, held by a process that sleeps."""
-
-    def __init__(self, *before: str) -> None:
-        self.holder = subprocess.Popen(
-            [*before, "unshare", *([] if before else ["-r"]), "--net", "sh", "-c", "echo up; exec sleep 600"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self.holder.stdout is not None
-        if self.holder.stdout.readline() != "up\n":
-            _, error = self.holder.communicate()
-            pytest.skip(f"no network namespaces here: {error.strip()}")
-        self.inside = ["nsenter", "--target", str(self.holder.pid), "--user", "--net", "--preserve-credentials"]
-
-    def does(self, text: str) -> None:
-        for line in text.strip().splitlines():
-            done = subprocess.run([*self.inside, *line.split()], capture_output=True, text=True)
-            if done.returncode:
-                pytest.skip(f"{line.strip()}: {done.stderr.strip()}")
-
-
 @pytest.fixture
 def machines() -> Iterator[tuple[Machine, Machine]]:
-    """Two machines with a wire between them, 10.77.0.1 and 10.77.0.2."""
-    if not all(shutil.which(tool) for tool in ("unshare", "nsenter", "ip")):
-        pytest.skip("unshare, nsenter and ip make the network namespaces")
-    one = Machine()
-    other = Machine(*one.inside)
-    try:
-        one.does(
-            f"""
-            ip link set lo up
-            ip link add wire type veth peer name wire netns {other.holder.pid}
-            ip address add 10.77.0.1/24 dev wire
-            ip link set wire up
-            """
-        )
-        other.does("ip link set lo up\nip address add 10.77.0.2/24 dev wire\nip link set wire up")
-        yield one, other
-    finally:
-        for each in (other, one):
-            each.holder.kill()
-            each.holder.communicate()
-
-
-FIREWALL = """
-ip rule add pref 100 lookup local
-ip rule del pref 0
-ip rule add pref 10 iif wire ipproto tcp dport 5700-5701 blackhole
-"""
-"""What calls the ports of the node is dropped, without a word; answers to what the machine itself calls are not."""
+    with wired() as both:
+        yield both
 
 
 @pytest.mark.more
@@ -535,7 +488,7 @@ def test_two_machines_find_out_which_side_fails(
     for name, number, other in (("first.toml", 1, 2), ("second.toml", 2, 1)):
         (folder / name).write_text(
             f'experiment = "experiment.toml"\nnode = {number - 1}\nlisten = "tcp://0.0.0.0:5700"\n'
-            f'address = "tcp://10.77.0.{number}:5700"\npeers = ["tcp://10.77.0.{other}:5700"]\n'
+            f'address = "tcp://10.77.0.{number}:5700"\npeers = ["tcp://10.77.0.{other}:5700"]\nplaintext = true\n'
         )
     if firewall:
         machines[0].does(FIREWALL)
@@ -587,7 +540,7 @@ def test_a_machine_that_can_not_make_a_socket_is_told_so(monkeypatch: pytest.Mon
         raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
 
     monkeypatch.setattr(socket, "socket", none)
-    found = reach.examine("tcp://[::1]:5700", b"")
+    found = reach.examine("tcp://[::1]:5700", reach.Caller(b""))
     assert found.how == LookEnd.NO_WAY and "not supported" in found.why
     assert not addresses.local("::1")
 
@@ -596,7 +549,7 @@ def test_another_federation_is_seen_behind_a_name_of_two_addresses(monkeypatch: 
     looks = iter([reach.Look(LookEnd.REFUSED, "refused"), reach.Look(LookEnd.OTHER, "another")])
     monkeypatch.setattr(reach, "_call", lambda *arguments: next(looks))
     monkeypatch.setattr(addresses, "lookup", lambda host, port: [(0, 0, 0, "", (host, port))] * 2)
-    assert reach.examine("tcp://both.example:5700", b"").how == LookEnd.OTHER
+    assert reach.examine("tcp://both.example:5700", reach.Caller(b"")).how == LookEnd.OTHER
 
 
 def test_an_answer_is_never_longer_than_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -274,6 +274,9 @@ def test_what_no_honest_peer_says_is_a_remote_error() -> None:
         exchange.receive(edge, Closed(5, BOOKED), None)  # said to be booked, but the payload never came
     with pytest.raises(RemoteError, match="booking"):
         exchange.receive(edge, Closed(4, VOID), None)  # it was booked here
+    for message in (Receipt(0), Ping(0, True, "", 1), Pong(0, True, "", 1)):
+        with pytest.raises(RemoteError, match="a receipt for what was never offered"):
+            exchange.receive(Edge(), message)
 
 
 def test_an_edge_has_one_open_exchange() -> None:

@@ -578,3 +578,12 @@ def test_tables_names_every_dataclass_of_the_module() -> None:
     known = {kind for kinds in TABLES.values() for kind in kinds}
     found = {each for each in vars(experiment).values() if dataclasses.is_dataclass(each)} - {DataFile}
     assert found <= known and NodeFile in found and {CsvData, DirichletPartition, NodeEvent} <= known
+
+
+def test_a_sweep_is_taken_for_nothing_else(tmp_path: Path) -> None:
+    """It names an experiment, as a node file does."""
+    file = tmp_path / "sweep.toml"
+    file.write_text('name = "s"\nexperiment = "experiment.toml"\nmetrics = ["accuracy_mean"]\n[axes]\nrounds = [1]\n')
+    for read in (experiment.is_node, experiment.load_node, experiment.load):
+        with pytest.raises(ConfigError, match=r"sweep\.toml: is a sweep, .*'experiment\.toml'\), or a node file"):
+            read(file)

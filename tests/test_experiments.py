@@ -20,6 +20,8 @@ from p2pfl.cli import main
 from p2pfl.config.experiment import load
 from p2pfl.federation.federation import build
 from p2pfl.federation.topology import resolve_topology
+from p2pfl.learning.likelihood import CoxRows, OneStratum, maximum
+from p2pfl.learning.risk_sets import stretches
 from p2pfl.runs import assessment, coefficients
 from p2pfl.sweeps import plan
 
@@ -288,3 +290,23 @@ def test_hazard_ratios_of_six_regions_are_those_of_the_patients_pooled(tmp_path:
     assert rows["race_white"]["endless"] == "up", "nobody of the reference died"
     assert table["penalty"]["strength"] == pytest.approx(10 / 866)
     assert table["penalty"]["tested"]["c_index"] > 0.86 > table["stratified_by_site"]["tested"]["c_index"]
+
+
+@pytest.mark.more
+@pytest.mark.skipif(not TCGA.exists(), reason="the hospitals' data are no part of the repository")
+@pytest.mark.parametrize(("many", "far"), [(5, 0.16), (10, 0.15), (20, 0.14), (50, 0.11)])
+def test_with_more_stretches_of_time_six_regions_are_nearer_to_all_event_times(many: int, far: float) -> None:
+    """The error of docs/medical.md, in standard errors, of the largest of 26 coefficients; as ties it is larger."""
+    train = build(load(FOLDER / "tcga-brca" / "experiment.toml")).dataset.train
+    x = (train.x - train.x.mean(axis=0)) / train.x.std(axis=0)
+    rows = CoxRows(x.astype(np.float64), train.y[:, 0].astype(np.float64), train.y[:, 1] > 0)
+    logs = np.log(rows.time[rows.event & (rows.time > 0)])
+    times = stretches(logs.mean(), logs.std(), many)
+    exact, pieces, tied = (
+        maximum([each], x.shape[1])
+        for each in (rows, OneStratum((rows,), times), rows._replace(time=times.of(rows.time).astype(np.float64)))
+    )
+    error, known = np.sqrt(np.diag(exact.covariance)), exact.finite
+    off, off_tied = (float((np.abs(each.beta - exact.beta) / error)[known].max()) for each in (pieces, tied))
+    assert known.sum() == 26 and far - 0.01 < off < far and off_tied > 1.8 * off
+    assert np.sqrt(np.diag(pieces.covariance))[known] == pytest.approx(error[known], rel=0.02)

@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -24,14 +23,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import floods
+import jax
 import pytest
-from test_live import P2PFL, Started, by_hand, handshake, introduction, start  # noqa: F401  (start is a fixture)
+from floods import Target
+from test_live import P2PFL, Started, by_hand, introduction, start  # noqa: F401  (start is a fixture)
 
+from p2pfl.config import experiment
 from p2pfl.drivers.live.ports import reserved
 from p2pfl.errors import Exit
+from p2pfl.federation import federation as build
 from p2pfl.node import records
-from p2pfl.protocol.codec import encode
-from p2pfl.protocol.messages import Envelope, Receipt
 
 pytestmark = pytest.mark.live
 
@@ -713,51 +715,74 @@ def test_a_node_whose_membership_process_dies_goes_on_and_leaves_when_it_dies_ag
     run.stop()
 
 
-FLOOD = """
-import json, os, socket, sys, time
-host, port, seconds, first, again, closes = json.loads(sys.argv[1])
-os.nice(19)
-end, first, again = time.monotonic() + seconds, bytes.fromhex(first), 1000 * bytes.fromhex(again)
-while time.monotonic() < end:
-    try:
-        with socket.create_connection((host, port), timeout=0.2) as link:
-            link.sendall(first)
-            while not closes and time.monotonic() < end:
-                link.sendall(again)
-    except OSError:
-        pass
-    time.sleep(0.002)  # it shall not be this process that takes the nodes' time
-"""
-"""Floods an address: connects, says `first`, and then `again` as fast as it is taken; anew when it is hung up on."""
-
-SMALL = b"\x00\x14" + b"x" * 20
-PING = b"\x04\x07\x04PING\x00\x00"
-PART = b"\x03" + struct.pack(">Q", 64) + b"x" * 64
-ROUNDS = 2.5
-"""Seconds over which rounds are counted."""
-
-FLOODS = {
-    "models: frames of a stranger": (0, b"", SMALL, False),
-    "models: frames of a neighbour": (0, None, SMALL, False),
-    "models: a message that never ends": (0, None, PART, False),
-    "models: connections": (0, b"", b"", True),
-    "membership: frames of a stranger": (1, b"", SMALL, False),
-    "membership: frames and pings of a neighbour": (1, None, SMALL * 100 + PING, False),
-    "membership: a message that never ends": (1, None, PART, False),
-    "membership: connections that say who they are": (1, None, SMALL, True),
-}
-"""What is thrown: at which port after that of the models, as whom (None: node 1), what; whether it closes each time."""
-TRIES = 3
-"""A flood that costs rounds costs them each time; what else goes on on the machine does not."""
+@pytest.mark.faults
+def test_a_node_goes_on_when_the_process_that_forks_its_membership_is_killed_with_it(begin: Start) -> None:
+    run = begin(4)
+    run.reaches(0, 100)
+    member = member_of(run.pid(2))
+    parent = int(Path(f"/proc/{member}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    os.kill(parent, signal.SIGKILL)
+    run.goes_on(list(range(4)), 50)  # nobody notices: the member itself goes on
+    assert not run.says(2, "membership", 2)
+    os.kill(member, signal.SIGKILL)
+    run.wait_for(lambda: run.says(2, "membership", 2) and member_of(run.pid(2)) not in (0, member))
+    run.goes_on(list(range(4)), 50)
+    assert not any(run.says(node, event, 2) for node in (0, 1, 3) for event in ("removed", "left"))
+    os.kill(member_of(run.pid(2)), signal.SIGKILL)  # the new one is as good as the first
+    run.wait_for(lambda: [e["event"] for e in run.events(2)].count("membership") == 2)
+    run.goes_on(list(range(4)), 50)
+    summary = run.stop()
+    balanced(summary)
 
 
 @pytest.mark.faults
-def test_a_flood_costs_a_fifth_of_the_rounds_at_most_and_no_memory(begin: Start) -> None:
+def test_a_second_ctrl_c_ends_a_run_at_once(begin: Start) -> None:
+    """The first one waits for who does not leave."""
+    run = begin(3)
+    run.reaches(0, 20)
+    os.kill(run.pid(2), signal.SIGSTOP)
+    run.process.send_signal(signal.SIGINT)
+    run.wait_for(lambda: all((run.out / "nodes" / str(node) / "result.json").exists() for node in (0, 1)))
+    run.process.send_signal(signal.SIGINT)
+    _, err = run.process.communicate(timeout=60)
+    assert run.process.returncode == 130 and "to go on: p2pfl run --resume" in err
+    assert "has not left" not in err and not (run.out / "summary.json").exists()
+    assert not left_of(run)
+
+
+ROUNDS = 2.5
+"""Seconds over which rounds are counted."""
+
+TRIES = 3
+"""A flood that costs rounds costs them each time; what else goes on on the machine does not."""
+
+SOME = (
+    "models: frames of a stranger", "models: tiny frames", "models: a message that never ends", "models: receipts",
+    "models: 500 idle connections", "models: offers", "membership: frames of a stranger",
+    "membership: tiny frames and pings", "membership: connections that say who they are",
+    "membership: answers to other addresses",
+)  # fmt: skip
+"""Floods of the day; the others are for the night. tools/floods.py has what is thrown."""
+
+
+def flooded(run: Run) -> Target:
+    """What a flood has to know of a run."""
+    federation = build.build(experiment.load(run.out / "experiment.toml"))
+    sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(build.model_shape(federation))]
+    rows = [run.rows(node)[-1] for node in range(2)]
+    name = build.terms(federation).federation
+    lives = rows[0]["life"], rows[1]["life"]
+    return Target(introduction(run.out, 1), name, lives, 2 * sizes, rows[0]["round"], 4)  # of the model, and tracked
+
+
+@pytest.mark.parametrize(
+    "day", [pytest.param(True, marks=pytest.mark.faults), pytest.param(False, marks=pytest.mark.soak)]
+)
+def test_a_flood_costs_a_fifth_of_the_rounds_at_most_and_no_memory(begin: Start, day: bool) -> None:
     run = begin(4)
     run.reaches(0, 200)
     listen = tomllib.loads((run.out / "nodes" / "0" / "node.toml").read_text())["listen"]
     host, _, port = listen.removeprefix("tcp://").rpartition(":")
-    neighbour = introduction(run.out, 1)
 
     def rounds(seconds: float) -> list[float]:
         before, began = [run.rows(node)[-1]["round"] for node in range(4)], time.monotonic()
@@ -767,18 +792,15 @@ def test_a_flood_costs_a_fifth_of_the_rounds_at_most_and_no_memory(begin: Start)
         took = time.monotonic() - began
         return [(run.rows(node)[-1]["round"] - was) / took for node, was in enumerate(before)]
 
-    lives = [run.rows(node)[-1]["life"] for node in range(4)]
-    old = encode(Envelope(1, lives[1], lives[0], Receipt(0)))
-    floods = FLOODS | {"models: what a neighbour may say": (0, None, b"\x00" + bytes([len(old)]) + old, False)}
     base = min(rounds(ROUNDS))
-    for name, (beside, who, again, closes) in floods.items():
-        first = handshake(neighbour if who is None else who)
-        what = [host, int(port) + beside, ROUNDS, (first + (again if closes else b"")).hex(), again.hex(), closes]
+    thrown = {name: flood for name, flood in floods.floods(flooded(run)).items() if (name in SOME) == day}
+    assert len(thrown) == len(SOME) or not day
+    for name, each in thrown.items():
         for _ in range(TRIES):
             usual, memory = min(rounds(ROUNDS)), run.memory(0)
-            flood = subprocess.Popen([sys.executable, "-c", FLOOD, json.dumps(what)])
+            flood = floods.thrown(host, int(port), ROUNDS, each)
             meanwhile = min(rounds(ROUNDS))
-            assert flood.wait(10) == 0
+            assert flood.wait(30) == 0
             after = min(rounds(ROUNDS))
             assert run.memory(0) < memory + 20e6, name
             assert after > 0.4 * base, name

@@ -11,6 +11,7 @@ from p2pfl.drivers.live import files, memory
 from p2pfl.drivers.live.memory import PRIVATE, SHARED, Needs, Watcher
 from p2pfl.errors import ConfigError
 from p2pfl.federation.federation import build
+from p2pfl.node.free_memory import free_memory
 from p2pfl.runs import live
 
 MB = 1 << 20
@@ -97,7 +98,7 @@ def test_an_experiment_is_refused_before_anything_starts(monkeypatch: pytest.Mon
         needs.leaves == [40, 2560] and needs.state == needs.payload == needs.received == 2600 and needs.neighbors == 2
     )
     assert needs.batches == 2 * 16 * 64 * 4
-    monkeypatch.setattr(memory, "free", lambda: SHARED + 2 * memory.each(needs))
+    monkeypatch.setattr(live, "free_memory", lambda: SHARED + 2 * memory.each(needs))
     with pytest.raises(ConfigError, match=r"topology\.nodes=4: .* 2 of them fit"):
         live.check(federation)
 
@@ -134,11 +135,22 @@ def machine(
     ],
 )
 def test_free_memory(tmp_path: Path, group: str, limits: dict[str, tuple[str, int, int]], free: int) -> None:
-    assert memory.free(machine(tmp_path, 4096 * MB, group, limits)) == free
+    assert free_memory(machine(tmp_path, 4096 * MB, group, limits)) == free
+
+
+def test_control_groups_of_version_1_count_as_well(tmp_path: Path) -> None:
+    machine(tmp_path, 4096 * MB)
+    (tmp_path / "proc/self/cgroup").write_text("12:pids:/a\n7:cpu,memory:/slurm/job\n0::/\n")
+    place = tmp_path / "sys/fs/cgroup/memory/slurm"
+    (place / "job").mkdir(parents=True)
+    (place / "memory.limit_in_bytes").write_text(f"{1000 * MB}\n")
+    (place / "memory.usage_in_bytes").write_text(f"{700 * MB}\n")
+    (place / "memory.stat").write_text(f"inactive_file 0\ntotal_inactive_file {50 * MB}\n")
+    assert free_memory(tmp_path) == 350 * MB
 
 
 def test_where_the_kernel_tells_nothing_nothing_is_known(tmp_path: Path) -> None:
-    assert memory.free(tmp_path) is None
+    assert free_memory(tmp_path) is None
     assert Watcher(tmp_path).killed() == "out of memory?"
 
 
@@ -154,5 +166,5 @@ def test_who_was_killed_for_memory_is_told_with_figures(tmp_path: Path) -> None:
 
 
 def test_this_machine_tells() -> None:
-    left = memory.free()
+    left = free_memory()
     assert left is not None and left > 100 * MB

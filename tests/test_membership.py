@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from pathlib import Path
@@ -15,6 +16,7 @@ from p2pfl.errors import ConfigError, RemoteError
 from p2pfl.protocol.membership import wire
 from p2pfl.protocol.membership.events import (
     Accused,
+    Admit,
     Changed,
     Gone,
     Heard,
@@ -30,17 +32,19 @@ from p2pfl.protocol.membership.events import (
 from p2pfl.protocol.membership.membership import Membership
 from p2pfl.protocol.membership.probe import Health, Probe, RoundRobin, Trips
 from p2pfl.protocol.membership.roster import LIFE_CAP, LIFE_LEAP, REFUTES_LEAP
-from p2pfl.protocol.membership.seeds import Seeds
+from p2pfl.protocol.membership.seeds import Seed, Seeds
 from p2pfl.protocol.membership.spread import Spread, limit
 from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, SUSPECT, Me, Member, MemberEntry
 from p2pfl.protocol.membership.timing import LAN, LOCAL, PROBE_TIMINGS, WAN, check
 from p2pfl.protocol.membership.wire import (
+    DOCUMENT_CAP,
     ENTRY_CAP,
     MESSAGE_CAP,
     Ack,
     Ask,
     Datagram,
     DirectPing,
+    DocumentCopy,
     Gossip,
     Nack,
     Sync,
@@ -60,10 +64,11 @@ class One:
     """Member 0, and what it hears."""
 
     def __init__(
-        self, *known: MemberEntry, seeds: tuple[str, ...] = (), life: int = 1, nodes: int = ENTRY_CAP + 100
+        self, *known: MemberEntry, seeds: tuple[str, ...] = (), life: int = 1, nodes: int = ENTRY_CAP + 100, **more: Any
     ) -> None:
         self.now = 0.0
-        self.member = Membership(Me(0, life, address(0), nodes), CLUSTER, seeds, LAN, 0)
+        places = [Seed(each) for each in seeds]
+        self.member = Membership(Me(0, life, address(0), nodes), CLUSTER, places, LAN, 0, **more)
         self.do(MemberStart())
         for entry in known:
             self.hear(entry)
@@ -78,9 +83,11 @@ class One:
         by: int | MemberEntry = 1,
         message: Any = Gossip(),  # noqa: B008
         seq: int = 1,
+        link: int | None = None,
+        digest: bytes = b"",
     ) -> list[Any]:
         sender = by if isinstance(by, MemberEntry) else account(by)
-        return self.do(Heard(encode(Datagram(CLUSTER, seq, sender, entries, message), self.now)))
+        return self.do(Heard(encode(Datagram(CLUSTER, seq, sender, entries, message, digest), self.now), link))
 
     def insists(self, *entries: MemberEntry) -> list[Any]:
         """What comes of it when node 1 says something, and the same again when it is asked."""
@@ -352,6 +359,20 @@ def test_what_an_earlier_process_of_this_life_has_said_of_its_round_counts_no_lo
     one.hear(account(0, said=(1 << 53) - 1, round=9), by=1)  # which is no count: nothing could be said after it
     ((_, datagram),) = said(one.hear(by=1, message=DirectPing(0)), Ack)
     assert datagram.sender.said == known.said + 1
+
+
+@pytest.mark.parametrize("count", [(1 << 52) - 1, 1 << 52, (1 << 53) - 3, (1 << 53) - 1])
+def test_no_count_of_words_that_others_make_up_silences_a_member(count: int) -> None:
+    """Neither can it say nothing any more that others read, nor do they read nothing of it any more."""
+    one = One(account(1), account(2))
+    for _ in range(3):
+        one.hear(account(0, said=count, round=9), by=1)
+        one.do(Progress(one.held(0).round + 1))
+    ((_, datagram),) = said(one.hear(by=1, message=DirectPing(0)), Ack)
+    assert datagram.sender.said <= (1 << 52) + 5 and datagram.sender.round == 3
+    one.hear(account(2, said=count, round=900), by=1)
+    one.hear(by=account(2, said=count + 1 if count < 1 << 52 else 5, round=12))
+    assert one.held(2).round == (900 if count == (1 << 52) - 1 else 12) and one.held(2).own == 12
 
 
 def test_the_dead_of_long_ago_are_forgotten_and_not_learnt_again() -> None:
@@ -643,14 +664,16 @@ def test_news_are_told_a_bounded_number_of_times_and_the_newest_first() -> None:
 
 
 def test_seeds_wait_until_a_member_lives_there() -> None:
-    seeds = Seeds([address(0), address(1), "tcp://b:2"], address(0))
-    assert seeds.unanswered({}) == [address(1), "tcp://b:2"]
+    seeds = Seeds([Seed(address(0)), Seed(address(1)), Seed("tcp://b:2", 7)], address(0))
+    assert seeds.unanswered({}) == [Seed(address(1)), Seed("tcp://b:2", 7)]
     seeds.ask(7, "tcp://b:2")
     seeds.answered(7, 2)
     entries = {1: account(1), 2: account(2)}
     assert seeds.unanswered(entries) == []
-    assert seeds.unanswered(entries | {2: account(2, DEAD)}) == ["tcp://b:2"]
-    assert seeds.unanswered({1: account(1, DEAD), 2: account(2)}) == [address(1)]
+    assert seeds.unanswered(entries | {2: account(2, DEAD)}) == [Seed("tcp://b:2", 7)]
+    assert seeds.unanswered({1: account(1, DEAD), 2: account(2)}) == [Seed(address(1))]
+    seeds.keep([1])
+    assert seeds.unanswered({}) == [Seed(address(1))], "whoever was at the other one is a member no more"
 
 
 def test_the_presets_can_work_and_what_can_not_is_refused() -> None:
@@ -662,7 +685,10 @@ def test_the_presets_can_work_and_what_can_not_is_refused() -> None:
     for name, made in [
         ("cluster", lambda: Membership(Me(0, 1, address(0)), "", [], LAN, 0)),
         ("address", lambda: Membership(Me(0, 1, "somewhere"), CLUSTER, [], LAN, 0)),
-        ("address", lambda: Membership(Me(0, 1, address(0)), CLUSTER, ["tcp://a b:1"], LAN, 0)),
+        ("address", lambda: Membership(Me(0, 1, address(0)), CLUSTER, [Seed("tcp://a b:1")], LAN, 0)),
+        ("address", lambda: Membership(Me(0, 1, "dials://1"), CLUSTER, [], LAN, 0)),
+        ("node", lambda: Membership(Me(0, 1, address(0)), CLUSTER, [], LAN, 0, admitted=Admit(frozenset({1, 2})))),
+        ("document", lambda: Membership(Me(0, 1, address(0)), CLUSTER, [], LAN, 0, document=bytes(DOCUMENT_CAP + 1))),
     ]:
         with pytest.raises(ConfigError, match=f"{name}="):
             made()
@@ -678,9 +704,15 @@ def test_letters_come_back_as_they_went() -> None:
         account(5, LEFT, at=95.0),
         account(6, said=3, round=9, at=130.0),
     ]
-    for message in (DirectPing(3), Ack(), Ask(4, address(4), 0.25), Nack(), Gossip(), Sync(), Synced()):
-        datagram = Datagram(CLUSTER, 12, account(1, round=4, said=1), entries, message)
+    messages = (
+        DirectPing(3), Ack(), Ask(4, address(4), 0.25), Nack(), Gossip(), Sync(), Synced(), DocumentCopy(b"all"),
+        Ask(5, "dials://5", 0.25),
+    )  # fmt: skip
+    for message, digest in itertools.product(messages, (b"", bytes(16))):
+        datagram = Datagram(CLUSTER, 12, account(1, round=4, said=1), entries, message, digest)
         assert decode(encode(datagram, 100.0), CLUSTER, 100.0) == datagram
+        signed = datagram._replace(entries=[entry._replace(pause=7, signature=bytes(64)) for entry in entries])
+        assert decode(encode(signed, 100.0), CLUSTER, 100.0) == signed
         later = decode(encode(datagram, 100.0), CLUSTER, 1000.0)
         assert [e.at for e in later.entries] == [0.0, 990.0, 995.0, 1030.0], "no clock of another node is trusted"
 
@@ -688,11 +720,11 @@ def test_letters_come_back_as_they_went() -> None:
 @pytest.mark.parametrize(
     "reason, change",
     [
-        ("version", {0: 2}),
+        ("version", {0: wire.VERSION + 1}),
         ("version", {0: True}),
         ("cluster", {1: "other"}),
         ("cluster", {1: 5}),
-        ("kind", {2: 7}),
+        ("kind", {2: 8}),
         ("kind", {2: -1}),
         ("kind", {2: 1.0}),
         ("message", {3: -1}),
@@ -702,6 +734,12 @@ def test_letters_come_back_as_they_went() -> None:
         ("message", {5: [[1]]}),
         ("message", {6: -1}),
         ("message", {6: 1 << 31}),
+        ("message", {7: b"no digest"}),
+        ("message", {7: ""}),
+        ("message", {2: 2, 6: 1, 7: "dials://2", 8: 0.1}),
+        ("message", {2: 7, 6: b""}),
+        ("message", {2: 7, 6: bytes(DOCUMENT_CAP + 1)}),
+        ("message", {2: 7, 6: "text"}),
         ("size", {5: [0] * (ENTRY_CAP + 1)}),
     ],
     ids=str,
@@ -709,7 +747,7 @@ def test_letters_come_back_as_they_went() -> None:
 def test_what_does_not_fit_is_refused_with_a_reason(reason: str, change: dict[int, Any]) -> None:
     array = msgpack.unpackb(encode(Datagram(CLUSTER, 1, account(1), [], DirectPing(0)), 0.0))
     for place, value in change.items():
-        array[place] = value
+        array[place:] = [value, *array[place + 1 :]]
     with pytest.raises(RemoteError) as caught:
         decode(msgpack.packb(array), CLUSTER, 0.0)
     assert caught.value.reason == reason
@@ -718,11 +756,13 @@ def test_what_does_not_fit_is_refused_with_a_reason(reason: str, change: dict[in
 @pytest.mark.parametrize("place, values", [
     (0, [-1, 1 << 31, "1", True]), (1, [-1, 1 << 63]), (2, [-1, 1 << 53]), (3, [4, -1, "alive"]),
     (4, ["", "tcp://" + "a" * 200, "tcp://a b", "udp://a:1", b"tcp://a:1", "tcp://a", "tcp://a:65536", "tcp://::1:7",
-         "tcp://[::1:7", "tcp://[a.z]:7"]), (5, [-1]), (6, [-1, 1.0]),
-    (7, [-1.0, math.nan, math.inf, 0, 1e10]), (8, [-2, 1 << 31]),
+         "tcp://[::1:7", "tcp://[a.z]:7", "dials://1", "dials://02", "dials://", "dials://2:7"]), (5, [-1]),
+    (6, [-1, 1.0]),
+    (7, [-1.0, math.nan, math.inf, 0, 1e10]), (8, [-2, 1 << 31]), (9, [-1, 0.5]), (10, [b"", bytes(65), "text"]),
 ])  # fmt: skip
 def test_an_entry_that_does_not_fit_is_refused(place: int, values: list[Any]) -> None:
-    array = msgpack.unpackb(encode(Datagram(CLUSTER, 1, account(1), [account(2)], Gossip()), 0.0))
+    signed = account(2, signature=bytes(64)) if place > 8 else account(2)
+    array = msgpack.unpackb(encode(Datagram(CLUSTER, 1, account(1), [signed], Gossip()), 0.0))
     decode(msgpack.packb(array), CLUSTER, 0.0)
     for value in values:
         array[5][0][place] = value

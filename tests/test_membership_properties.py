@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 import pytest
-from members import CLUSTER, FAR, World, address
+from members import CLUSTER, FAR, KEYS, World, address, keyed
 
 from p2pfl.drivers.virtual.network import Link
 from p2pfl.protocol.membership.events import (
@@ -26,10 +26,11 @@ from p2pfl.protocol.membership.events import (
 )
 from p2pfl.protocol.membership.membership import Membership
 from p2pfl.protocol.membership.probe import RoundRobin
+from p2pfl.protocol.membership.seeds import Seed
 from p2pfl.protocol.membership.suspicion import Suspicion, bounds
 from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, STATES, SUSPECT, Me, MemberEntry, join, rank
 from p2pfl.protocol.membership.timing import LAN, LOCAL
-from p2pfl.protocol.membership.wire import Ack, Datagram, DirectPing, Gossip, Sync, decode, encode
+from p2pfl.protocol.membership.wire import Ack, Datagram, DirectPing, DocumentCopy, Gossip, Sync, decode, encode
 
 LOW16, HIGH16, _ = bounds(LAN, 16)
 
@@ -41,10 +42,10 @@ def lossy(loss: float) -> Link:
 # 1: every crash is found by everybody
 
 
-def completeness(seed: int, n: int, loss: float) -> None:
+def completeness(seed: int, n: int, loss: float, keys: Any = None) -> None:
     """Members join at random times, some crash at random times; in the end all that run hold the same table."""
     draw = random.Random(seed)
-    world = World(seed, lossy(loss))
+    world = World(seed, lossy(loss), keys=keys)
     for node in range(n):
         world.start(node, [draw.randrange(node)] if node else [n - 1])
         world.run(draw.random())
@@ -65,6 +66,12 @@ def completeness(seed: int, n: int, loss: float) -> None:
 @pytest.mark.parametrize("n, loss", [*itertools.product((2, 3, 5, 8), (0.0, 0.1, 0.29)), (16, 0.1)])
 def test_every_crash_is_found_by_everybody(n: int, loss: float) -> None:
     completeness(1, n, loss)
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("n", [2, 5, 8])
+def test_every_crash_is_found_by_everybody_with_keys(n: int) -> None:
+    completeness(1, n, 0.1, KEYS)
 
 
 @pytest.mark.soak
@@ -169,9 +176,10 @@ def test_a_stall_shorter_than_a_suspicion_costs_no_life(timing: Any, stall: floa
         assert world.held(0, 1).state == DEAD, f"seed {seed}: a long one does"
 
 
-def test_an_announced_pause_costs_no_life_and_a_crash_in_it_is_found_after_it() -> None:
+@pytest.mark.parametrize("keys", [None, pytest.param(KEYS, marks=pytest.mark.more)], ids=["no keys", "keys"])
+def test_an_announced_pause_costs_no_life_and_a_crash_in_it_is_found_after_it(keys: Any) -> None:
     for seed in range(3):
-        world = World(seed, FAR._replace(loss=0.05)).all(8)
+        world = World(seed, FAR._replace(loss=0.05), keys=keys).all(8)
         start = world.now
         world.tell(3, Busy(20.0))
         world.freeze(3, 15.0)
@@ -204,13 +212,21 @@ def forged(node: int, state: str, refutes: int = 0, life: int = 1, by: int = 1, 
     return Datagram(CLUSTER, 1, liar, [about], Gossip())
 
 
-def test_a_forged_suspicion_is_refuted_everywhere_soon() -> None:
-    for n, seed in itertools.product((3, 16, 33), (1, 2)):
-        world = World(seed).all(n)
-        world.tell(n - 1, Heard(encode(forged(0, SUSPECT, 5), world.now)))
+@pytest.mark.parametrize("keys", [None, pytest.param(KEYS, marks=pytest.mark.more)], ids=["no keys", "keys"])
+def test_a_forged_suspicion_is_refuted_everywhere_soon(keys: Any) -> None:
+    """With keys only what it has said can be doubted: here, what it has refuted so far."""
+    for n, seed in itertools.product((3, 16, 33) if keys is None else (3, 16), (1, 2)):
+        world = World(seed, keys=keys).all(n)
+        letter, refutes = forged(0, SUSPECT, 5), 6
+        if keys is not None:
+            own = world.held(n - 1, 0)
+            letter, refutes = forged(0, SUSPECT, own.refutes), own.refutes + 1
+            entries = [KEYS.signed(entry) for entry in letter.entries]
+            letter = letter._replace(sender=KEYS.signed(letter.sender), entries=entries)
+        world.tell(n - 1, Heard(encode(letter, world.now), None if keys is None else 1))
         world.run(1.0 + 0.2 * math.log2(n))
         held = [world.held(place, 0) for place in range(n)]
-        assert all(m.state == ALIVE and m.refutes == 6 for m in held), f"n {n}, seed {seed}: {held}"
+        assert all(m.state == ALIVE and m.refutes == refutes for m in held), f"n {n}, seed {seed}: {held}"
 
 
 @pytest.mark.parametrize("state, life, place", [
@@ -261,7 +277,10 @@ def entry(draw: random.Random, node: int = 0) -> MemberEntry:
     """An entry as honest members say it: what a life has said is the same in all accounts of it."""
     life, said, state = draw.randint(1, 3), draw.randint(0, 3), draw.choice(STATES)
     at = draw.random() if state in (DEAD, LEFT) else float(life * 10 + said)
-    return MemberEntry(node, life, draw.randint(0, 3), state, address(life), said, said * 7, at, draw.randint(-1, 3))
+    by, pause, signature = draw.randint(-1, 3), draw.choice((0, 5)), draw.choice((b"", b"one", b"other"))
+    return MemberEntry(
+        node, life, draw.randint(0, 3), state, address(life), said, said * 7, at, by, pause * bool(signature), signature
+    )
 
 
 def test_joins_of_entries_are_a_semilattice() -> None:
@@ -292,11 +311,13 @@ def test_members_that_hear_the_same_in_any_order_hold_the_same() -> None:
         assert table(entries) == table(shuffled), f"seed {seed}"
 
 
-def test_only_the_owner_raises_its_refutes_and_no_life_comes_back() -> None:
+@pytest.mark.parametrize("keys", [None, pytest.param(KEYS, marks=pytest.mark.more)], ids=["no keys", "keys"])
+def test_only_the_owner_raises_its_refutes_and_no_life_comes_back(keys: Any) -> None:
     """In a bad network with a freezing member: nobody holds more of a node than it has said, and what has left a view
-    is in none again."""
+    is in none again. With keys nobody honest is ever blamed for a signature."""
     for seed in range(3):
-        world = World(seed, Link(latency=0.01, jitter=0.1, loss=0.25, reorder=0.2, duplicate=0.1)).all(6, settle=30)
+        link = Link(latency=0.01, jitter=0.1, loss=0.25, reorder=0.2, duplicate=0.1)
+        world = World(seed, link, keys=keys).all(6, settle=30)
         gone: dict[int, set[tuple[int, int]]] = {}
         last: dict[int, set[tuple[int, int]]] = {}
         for turn in range(100):
@@ -312,6 +333,7 @@ def test_only_the_owner_raises_its_refutes_and_no_life_comes_back() -> None:
                     own = world.held(m.node, m.node)
                     assert (m.life, m.refutes) <= (own.life, own.refutes), f"seed {seed}, turn {turn}: {m}, {own}"
         assert world.deaths(), "nothing has happened"
+        assert keys is None or not {"signature", "checks", "sender", "stranger"} & world.dropped.keys(), world.dropped
 
 
 # 5: confirmations
@@ -371,8 +393,8 @@ def test_who_is_cut_off_declares_nobody_dead_for_a_while_and_is_reborn() -> None
 # 7: partitions heal
 
 
-def partition(seed: int, half: int, seconds: float, loss: float = 0.0) -> None:
-    world = World(seed, lossy(loss)).all(2 * half)
+def partition(seed: int, half: int, seconds: float, loss: float = 0.0, keys: Any = None) -> None:
+    world = World(seed, lossy(loss), keys=keys).all(2 * half)
     one, other = range(half), range(half, 2 * half)
     world.network.partition([one, other])
     world.run(seconds)
@@ -391,6 +413,11 @@ def test_a_partition_heals() -> None:
     partition(2, 8, 60.0)
 
 
+@pytest.mark.more
+def test_a_partition_heals_with_keys() -> None:
+    partition(2, 8, 60.0, keys=KEYS)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(6))
 def test_a_long_partition_of_many_heals(seed: int) -> None:
@@ -400,9 +427,10 @@ def test_a_long_partition_of_many_heals(seed: int) -> None:
 # 8: restarts
 
 
-def test_a_restart_is_alive_everywhere_soon_and_its_old_death_does_not_win() -> None:
+@pytest.mark.parametrize("keys", [None, pytest.param(KEYS, marks=pytest.mark.more)], ids=["no keys", "keys"])
+def test_a_restart_is_alive_everywhere_soon_and_its_old_death_does_not_win(keys: Any) -> None:
     for seed, wait, place in itertools.product((1, 2), (0.3, 1.0, 10.0), (3, 20)):
-        world = World(seed).all(8)
+        world = World(seed, keys=keys).all(8)
         world.crash(3)
         world.run(wait)
         start = world.now
@@ -414,9 +442,10 @@ def test_a_restart_is_alive_everywhere_soon_and_its_old_death_does_not_win() -> 
         assert world.views() == {tuple((n, 5000 if n == 3 else 1) for n in range(8))}, f"{said}: {world.views()}"
 
 
-def test_two_processes_of_one_id_are_noticed_and_the_older_falls_silent() -> None:
+@pytest.mark.parametrize("keys", [None, pytest.param(KEYS, marks=pytest.mark.more)], ids=["no keys", "keys"])
+def test_two_processes_of_one_id_are_noticed_and_the_older_falls_silent(keys: Any) -> None:
     for seed in range(3):
-        world = World(seed).all(6)
+        world = World(seed, keys=keys).all(6)
         world.start(2, [0], life=9, place=30)
         world.run(3)
         assert [(p, e) for _, p, e in world.of(Superseded)] == [(2, Superseded(9, address(30)))], f"seed {seed}"
@@ -443,9 +472,10 @@ def test_a_clock_set_back_is_answered_by_a_greater_life() -> None:
 # 9: leaving
 
 
-def test_who_leaves_is_left_and_neither_suspect_nor_dead() -> None:
+@pytest.mark.parametrize("keys", [None, pytest.param(KEYS, marks=pytest.mark.more)], ids=["no keys", "keys"])
+def test_who_leaves_is_left_and_neither_suspect_nor_dead(keys: Any) -> None:
     for n, loss, seed in [*itertools.product((2, 5, 16), (0.0, 0.1), (1, 2)), (33, 0.0, 1)]:
-        world = World(seed, lossy(loss)).all(n, settle=5)
+        world = World(seed, lossy(loss), keys=keys).all(n, settle=5)
         start = world.now
         world.tell(1, MemberLeave())
         known = world.run(2.0, until=lambda w=world: 1 not in w.running() and w.last(LEFT, 1) < math.inf)
@@ -461,16 +491,22 @@ def test_who_leaves_is_left_and_neither_suspect_nor_dead() -> None:
 # 10: bad bytes
 
 
-def test_no_bytes_break_a_member() -> None:
-    member = Membership(Me(0, 1, address(0)), CLUSTER, [address(1)], LAN, 0)
+@pytest.mark.parametrize("keys", [None, KEYS], ids=["no keys", "keys"])
+def test_no_bytes_break_a_member(keys: Any) -> None:
+    seeds, link = [Seed(address(1))], None if keys is None else 1
+    member = Membership(Me(0, 1, address(0)), CLUSTER, seeds, LAN, 0, **keyed(0, keys), document=b"mine")
     sender = MemberEntry(1, 1, 0, ALIVE, address(1), 0, 0, 0.0, -1)
     about = [MemberEntry(node, 1, 0, SUSPECT, address(node), 0, 0, 0.0, 3) for node in range(5)]
-    good = [encode(Datagram(CLUSTER, 5, sender, about, m), 0.0) for m in (DirectPing(0), Ack(), Sync(), Gossip())]
+    if keys is not None:
+        sender, about = keys.signed(sender), [keys.signed(entry) for entry in about]
+    messages = (DirectPing(0), Ack(), Sync(), Gossip(), DocumentCopy(b"theirs"))
+    good = [encode(Datagram(CLUSTER, 5, sender, about, m, bytes(16)), 0.0) for m in messages]
     member.handle(MemberStart(), 0.0)
     kind = bytearray(good[0])
     kind[len(CLUSTER) + 3] = 99
-    reasons = {effect.reason for effect in member.handle(Heard(bytes(kind)), 0.0) if isinstance(effect, MemberDrop)}
-    for seed in range(6000):
+    dropped = member.handle(Heard(bytes(kind), link), 0.0)
+    reasons = {effect.reason for effect in dropped if isinstance(effect, MemberDrop)}
+    for seed in range(6000 if keys is None else 2000):
         draw = random.Random(seed)
         data = bytearray(draw.choice(good))
         for _ in range(draw.randint(1, 4)):
@@ -484,16 +520,21 @@ def test_no_bytes_break_a_member() -> None:
                     data.insert(draw.randrange(len(data)), draw.randrange(256))
                 case 3:
                     data = bytearray(draw.randbytes(draw.randrange(1, 60)))
-        for effect in [*member.handle(Heard(bytes(data)), seed / 1000), *member.handle(MemberTick(), seed / 1000)]:
+        now = seed / 1000
+        for effect in [*member.handle(Heard(bytes(data), link), now), *member.handle(MemberTick(), now)]:
             if isinstance(effect, MemberDrop):
                 reasons.add(effect.reason)
-    assert reasons <= {"message", "version", "cluster", "kind", "size", "target", "relays", "full"}
-    assert {"message", "version", "cluster", "kind"} <= reasons
+    with_keys = {"sender", "signature", "checks"} if keys is not None else set()
+    assert reasons <= {
+        "message", "version", "cluster", "kind", "size", "target", "relays", "full", "document", "flood", *with_keys,
+    }  # fmt: skip
+    assert keys is None or "signature" in reasons
+    assert {"message", "cluster", "kind"} <= reasons and (keys is not None or "version" in reasons)
 
 
 def test_another_federation_is_not_heard() -> None:
     world = World(1).all(3)
-    other = Membership(Me(9, 1, address(9)), "other", [address(0)], LAN, 0)
+    other = Membership(Me(9, 1, address(9)), "other", [Seed(address(0))], LAN, 0)
     for effect in other.handle(MemberStart(), 0.0):
         if hasattr(effect, "data"):
             world.tell(0, Heard(effect.data))

@@ -277,6 +277,7 @@ def test_a_unet_of_any_size(height: int, width: int, channels: tuple[int, ...]) 
     assert out.shape == (2, *TARGETS["segmentation"].output((height, width, 2), CLASSES))
 
 
+@pytest.mark.more
 def test_an_odd_size_is_padded_and_cut() -> None:
     x = images(2, 7, 5, 2)
 

@@ -248,7 +248,9 @@ PERSONAL = {
 }
 
 
-@pytest.mark.parametrize("name", PERSONAL)
+@pytest.mark.parametrize(
+    "name", ["pfedme", *(pytest.param(name, marks=pytest.mark.more) for name in ("ditto", "cusfl", "iop"))]
+)
 def test_with_opposite_label_maps_only_own_models_are_right(name: str) -> None:
     """Two sites call the same rows by opposite names: no shared model can be right at both, each own one is."""
     x = rows(3)["x"]

@@ -317,6 +317,20 @@ def test_a_death_costs_the_survivors_one_wait_and_then_nothing(seed: int) -> Non
     assert lost == [seed % 8] * 2
 
 
+def test_who_is_waited_for_is_late_and_the_exchange_with_it_is_open() -> None:
+    world = World(nx.path_graph(2), rounds=400)
+    world.run_until_round(20)
+    world.freeze(1)
+    world.run(world.now + 0.3)
+    peer = world.nodes[0].peer
+    assert peer.late.keys() == {1} and 0.1 < peer.late[1] <= 0.3 and peer.open == 1
+    world.run(world.now + 0.7)
+    assert peer.silent == (1,) and 0.8 < peer.late[1] < 1.1  # nobody waits for it any more
+    world.thaw(1)
+    world.run()
+    assert peer.late == {} and peer.silent == () and peer.open == 0
+
+
 @pytest.mark.parametrize("seed", seeds(10))
 @pytest.mark.parametrize("seconds", [0.3, 3.0])
 def test_a_frozen_node_comes_back_with_its_model_and_the_mean_is_kept(seed: int, seconds: float) -> None:

@@ -14,7 +14,7 @@ from test_peer import Node, World, gaps
 
 from p2pfl.protocol.events import Advance, Leave, Members, Received, Refused, Seen, Send, Start, Tick, Trained
 from p2pfl.protocol.exchange import Side
-from p2pfl.protocol.messages import Envelope, Hello, Offer, Ping, Pong, Push, Receipt
+from p2pfl.protocol.messages import Envelope, Hello, Offer, Ping, Push, Receipt
 from p2pfl.protocol.neighbor import KEPT, EpochPlan, Facts, Neighbor, RoundPlan, epoch_of
 from p2pfl.protocol.peer import Peer
 from p2pfl.protocol.timing import LOCAL
@@ -176,24 +176,24 @@ def turn_about(round: int) -> RoundPlan:
 def test_a_neighbor_that_has_passed_the_round_by_is_not_waited_for() -> None:
     peer, hears = driven(turn=turn_about)
     peer.handle(Trained("mine"), 0.1)
-    assert booked(hears(1, Pong(0, False, "", 1))) == []
-    assert booked(hears(1, Pong(0, False, "", 3))) == []  # it will make an offer in its present round
-    assert booked(hears(1, Pong(0, False, "", 4))) == [[]]
+    assert booked(hears(1, Ping(0, False, "", 1))) == []
+    assert booked(hears(1, Ping(0, False, "", 3))) == []  # it will make an offer in its present round
+    assert booked(hears(1, Ping(0, False, "", 4))) == [[]]
     assert peer.round == 2  # where node 1 is, it is alone, for all that is known
 
 
 def test_who_has_been_passed_by_follows_where_a_majority_is() -> None:
     peer, hears = driven(turn=turn_about)
     peer.handle(Trained("mine"), 0.1)
-    hears(2, Pong(0, False, "", 4))
-    assert booked(hears(1, Pong(0, False, "", 4))) == [[]]
+    hears(2, Ping(0, False, "", 4))
+    assert booked(hears(1, Ping(0, False, "", 4))) == [[]]
     assert peer.round == 4  # which both have been in, without this node in rounds 2 and 3
 
 
 def test_who_skips_rounds_tells_all_that_may_wait_for_it() -> None:
     peer, hears = driven(turn=turn_about)
     peer.handle(Trained("mine"), 0.1)
-    hears(2, Pong(0, False, "", 5))
+    hears(2, Ping(0, False, "", 5))
     effects = hears(1, Offer(0, 5, "", EPOCH), Receipt(0), payload="a")
     assert booked(effects) == [[(1, 0)]]
     pings = [e for e in effects if isinstance(e, Send) and isinstance(e.envelope.message, Ping)]

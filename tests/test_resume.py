@@ -260,7 +260,7 @@ def test_what_is_no_run_that_can_go_on_is_refused(stopped: Path, tmp_path: Path)
     Summary(rounds=4, stopped_early="at round 4 of 10 by Log").write(stopped)
     assert resume.wanted(stopped).rounds == 10, "whoever has ended it early, or failed in it, may let it go on"
     with origin.held(stopped):
-        refused("the run is still going on")
+        refused("is still going on")
     text = (stopped / "experiment.toml").read_text()
     (stopped / "experiment.toml").write_text(text.replace("seed = 0", "seed = 5"))
     refused("is not what the run began with; somebody has changed it")

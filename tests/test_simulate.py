@@ -35,7 +35,7 @@ from p2pfl.topology import plan
 AGAIN = {
     "dsgd cta", "dmsgd", "qg_dsgdm", "gradient_tracking", "diging", "exact_diffusion", "d2", "push_sum",
     "epidemic oracle", "dfedavg", "outer", "outer pairs", "fedavg complete", "fedprox", "local", "base graph",
-    "complete", "loss", "self", "loss, fedavg", "churn", "scheduled", "epidemic", "share",
+    "complete", "loss", "self", "loss, fedavg", "churn", "grows", "scheduled", "epidemic", "share",
     "objectives", "more objectives", "weights and widths",
     "share, corrections", "share, push", "share, churn", "share, outer", "share, gossip",
 }  # fmt: skip
@@ -265,7 +265,7 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
 
 
 def test_memory_is_planned_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autotune, "free_memory", lambda devices: 1000)
+    monkeypatch.setattr(autotune, "free_bytes", lambda devices: 1000)
     with pytest.raises(ConfigError, match=r"nodes of this model and algorithm fit"):
         simulated.simulate_federation(federation())
 

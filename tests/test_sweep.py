@@ -252,15 +252,17 @@ class Interrupted(NamedTuple):
 
 @pytest.fixture(scope="module")
 def interrupted(story: Path) -> Interrupted:
-    command = [sys.executable, "-m", "p2pfl", "sweep", "sweep.toml", "--out", "out", "--workers", "1"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=story, start_new_session=True, text=True
-    )
+    command = [sys.executable, "-m", "p2pfl", "sweep", "sweep.toml", "--out", "out", "--workers", "1", "--lifeline"]
+    process = subprocess.Popen(  # its lifeline: it waits for a file, and may wait for longer than these tests last
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=story,
+        start_new_session=True, text=True,
+    )  # fmt: skip
     try:
         wait_for(lambda: (story / "begun").exists() or process.poll() is not None)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-        said, _ = process.communicate(timeout=60)
+        process.wait(60)  # before its lifeline is closed
+        said, _ = process.communicate()
     finally:
         process.kill()
         process.wait()
@@ -440,15 +442,51 @@ def test_a_fault_that_no_run_may_have_ends_the_process_and_stands_in_its_log() -
     assert ended.stderr.endswith("Unknown: no luck\n")
 
 
-def test_no_worker_outlives_a_sweep_that_is_killed() -> None:
-    code = (
-        "import multiprocessing, os, signal; from p2pfl.sweeps import process\n"
-        "child = multiprocessing.get_context('spawn').Process(target=process._end_with_the_sweep)\n"
-        "child.start(); print(child.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    sweep = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False)
+OUTLIVES = """
+import multiprocessing, os, signal, sys
+from p2pfl.sweeps import process
+def work(told):
+    process._end_with_the_sweep()
+    told.send(os.getpid())
+    signal.raise_signal(signal.SIGSTOP)  # whatever it is doing, be it nothing
+    signal.pause()
+if __name__ == "__main__":
+    mine, its = multiprocessing.Pipe()
+    child = multiprocessing.get_context("spawn").Process(target=work, args=(its,))
+    child.start()
+    print(mine.recv(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_no_worker_outlives_a_sweep_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "sweep.py").write_text(OUTLIVES)
+    sweep = subprocess.run([sys.executable, str(tmp_path / "sweep.py")], stdout=subprocess.PIPE, check=False)
     assert sweep.returncode == -signal.SIGKILL
     wait_for(lambda: not alive(int(sweep.stdout)))
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("command", ["run", "sweep"])
+def test_a_command_with_a_lifeline_ends_with_whoever_holds_it(folder: Path, command: str) -> None:
+    (folder / "odd_algorithms.py").write_text(ODD)
+    text = SWEEP.replace("dsgd = []", f"dsgd = {odd('patient', folder=folder)}")
+    (folder / "sweep.toml").write_text(text)
+    name = '--set=algorithm.name="odd_algorithms:patient"', f'--set=algorithm.arguments={{folder="{folder}"}}'
+    words = (
+        ["sweep.toml", "--workers", "1"] if command == "sweep" else ["experiment.toml", "--driver", "simulate", *name]
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "p2pfl", command, *words, "--out", "out", "--lifeline"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder, text=True,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: (folder / "begun").exists() or process.poll() is not None)
+        said, _ = process.communicate(timeout=60)  # which closes its standard input
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 143, said
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:

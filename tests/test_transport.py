@@ -25,6 +25,7 @@ from p2pfl.drivers.live.zmtp import Command, Limits, Reader
 from p2pfl.errors import ConfigError, RemoteError
 from p2pfl.protocol.budget import Budget
 from p2pfl.protocol.codec import Schema
+from p2pfl.protocol.questions import DIFFERS, Questions
 from p2pfl.protocol.strangers import Stranger, Strangers
 
 LIMITS = Limits(frame=100_000, frames=5, message=200_000)
@@ -89,7 +90,7 @@ def test_messages_are_the_same_however_they_are_cut(seed: int) -> None:
         (zmtp.GREETING + zmtp.ready(b"DEALER", b"p2pfl/1 digest 1")[:-3] + bytes(3), "handshake"),
         (zmtp.GREETING + frame(b"\x05READY\x0bSocket-Type\xff\xff\xff\xff", flags=4), "handshake"),
         (handshake() + b"\x02" + struct.pack(">Q", 1 << 63), "size"),
-        (handshake() + b"\x06" + struct.pack(">Q", 600), "size"),
+        (handshake() + b"\x06" + struct.pack(">Q", 2000), "size"),
         (handshake() + frame(b"x", flags=8), "handshake"),
         (handshake() + 6 * frame(b"", more=True), "size"),  # it has said nothing and does not end
         (handshake() + 3 * frame(bytes(90_000), more=True), "size"),
@@ -203,6 +204,16 @@ def test_strangers_are_hung_up_at_once_and_are_few(bench: type[Bench]) -> None:
     at.turn(1.0)
     assert sum(not at.hung_up(link) for link in silent) <= listener._STRANGERS
     assert not at.hung_up(at.connect(handshake()))
+
+
+def test_a_stranger_that_has_been_admitted_may_connect(bench: type[Bench]) -> None:
+    at = bench()
+    assert at.hung_up(at.connect(handshake(node=10)))
+    at.listener.grow(11)
+    at.listener.grow(3)  # which is no news
+    link = at.connect(handshake(node=10), message(b"x"))
+    assert [each.node for each in at.turn()] == [10] and not at.hung_up(link)
+    assert at.hung_up(at.connect(handshake(node=11)))
 
 
 def test_who_sends_much_delays_nobody_and_a_turn_has_an_end(bench: type[Bench]) -> None:
@@ -467,7 +478,7 @@ def test_whatever_listens_at_an_address_can_put_nothing_into_a_node() -> None:
     """The end that sends reads nothing: a listener that floods it waits, and is only a bad place to send to."""
     with socket.create_server(("127.0.0.1", 0)) as hostile, zmq.Context() as context:
         hostile.settimeout(30)
-        sending = dealer(context, b"me", 4, 20, f"tcp://127.0.0.1:{hostile.getsockname()[1]}")
+        sending = dealer(context, b"me", None, 4, 20, f"tcp://127.0.0.1:{hostile.getsockname()[1]}")
         link, _ = hostile.accept()
         link.settimeout(0.2)
         link.sendall(zmtp.GREETING + zmtp.ready(b"ROUTER"))
@@ -568,7 +579,9 @@ def test_why_nobody_is_reached_at_an_address(monkeypatch: pytest.MonkeyPatch, th
     introduction, seen = zmtp.introduction(FEDERATION, 1), list[str]()
     port = free("127.0.0.1")
     address = f"tcp://127.0.0.1:{port}"
-    looks = threading.Thread(target=lambda: seen.append(reach.examine(address, introduction).why))
+    looks = threading.Thread(
+        target=lambda: seen.append(reach.examine(address, reach.Caller(introduction, about=zmtp.ASKS)).why)
+    )
     with ExitStack() as stack:
         if there in ("this federation", "another federation"):
             name = FEDERATION if there == "this federation" else "another"
@@ -597,8 +610,9 @@ def test_a_node_of_another_federation_is_asked_in_what_it_differs(monkeypatch: p
     ours, theirs = ({"name": "a", "rounds": str(rounds), "seed": "0"} for rounds in (7, 20))
     port, there, seen = free("127.0.0.1"), Strangers(0, theirs, clock.now()), list[Stranger | None]()
     address = f"tcp://127.0.0.1:{port}"
+    answers = Questions({DIFFERS: lambda asked, asker, now: there.answer(asked, now)}).answer
     with closing(
-        Listener(address, FEDERATION, 3, Allowance(LIMITS, 100, 100, 1e9), clock.now(), compare=there.answer)
+        Listener(address, FEDERATION, 3, Allowance(LIMITS, 100, 100, 1e9), clock.now(), answers=answers)
     ) as listening:
         for fields in (ours, {"name": "b"}, theirs):
             asks = threading.Thread(
@@ -609,7 +623,7 @@ def test_a_node_of_another_federation_is_asked_in_what_it_differs(monkeypatch: p
                 asks.join(0.01)
                 list(listening.receive(clock.now()))
         with socket.create_connection(("127.0.0.1", port)) as link:  # more than a question may be
-            link.sendall(zmtp.GREETING + zmtp.ready(b"DEALER", zmtp.COMPARES) + b"\2" + (1 << 40).to_bytes(8, "big"))
+            link.sendall(zmtp.GREETING + zmtp.ready(b"DEALER", zmtp.QUESTION) + b"\2" + (1 << 40).to_bytes(8, "big"))
             while not listening.dropped["size"]:
                 list(listening.receive(clock.now()))
         assert seen == [Stranger(0, "rounds: 20 there, 7 here"), None, None] and there._askers == {1}
@@ -617,14 +631,17 @@ def test_a_node_of_another_federation_is_asked_in_what_it_differs(monkeypatch: p
 
 
 def test_a_name_that_nobody_knows_and_a_firewall_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert reach.examine("tcp://no.such.name.invalid:7", b"me").why.startswith("can't be resolved: ")
+    assert reach.examine("tcp://no.such.name.invalid:7", reach.Caller(b"me")).why.startswith("can't be resolved: ")
 
     class Firewall(socket.socket):
         def connect(self, where: Any) -> None:
             raise TimeoutError
 
     monkeypatch.setattr(reach.socket, "socket", Firewall)
-    assert reach.examine("tcp://127.0.0.1:7", b"me").why == "no answer from port 7: a firewall, or the machine is off"
+    assert (
+        reach.examine("tcp://127.0.0.1:7", reach.Caller(b"me")).why
+        == "no answer from port 7: a firewall, or the machine is off"
+    )
 
 
 def test_what_was_seen_at_an_address_is_looked_at_again_later(monkeypatch: pytest.MonkeyPatch) -> None:

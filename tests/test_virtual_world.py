@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from members import keyed
 from seeds import seeds
 
 from p2pfl.churn import Event, expected, there
@@ -93,8 +94,9 @@ class Ring:
         lag: Callable[[int, int], float] = lambda round, node: 0.0,
         kept_back: Callable[[int, int, int], bool] = lambda round, sender, receiver: False,
         alone: str = WAIT,
+        keys: Any = None,
     ) -> None:
-        self.alone = alone
+        self.alone, self.keys = alone, keys
         self.n, self.rounds, self.sync, self.preset, self.link = n, rounds, sync, preset, link
         self.world = World(seed, lambda source, to: self.link, kept_back, lag)
         self.events = events
@@ -115,7 +117,8 @@ class Ring:
         def log(event: str, about: int, round: int, detail: str, rounds: int) -> None:
             self.notes.append((self.world.now, node, event, about, round))
 
-        given = NodeSetup(number, lambda round: STEP, PROBE_TIMINGS[self.preset], seeds, log=log)
+        signs = keyed(node, self.keys)
+        given = NodeSetup(number, lambda round: STEP, PROBE_TIMINGS[self.preset], seeds, log=log, **signs)
         self.world.add(VirtualNode(self.world, facts, given))
 
     def number(self, node: int) -> Number:

@@ -1,9 +1,9 @@
 """Speed of a live round and of the simulator, beside the limits measured in the same run: ratios first, seconds second;
 goodput: what is left of the useful local steps when a node is killed every ten seconds; and what it costs the rounds of
-the others that a node joins, with a model of 44 MB.
+the others that a node joins, with a model of 44 MB; and what is left of the rounds of a ring while a node is flooded.
 
 python tools/bench.py                    # the figures of the README
-python tools/bench.py --only simulate    # or live, or goodput, or joining
+python tools/bench.py --only simulate    # or live, goodput, joining, links, floods
 python tools/bench.py --only goodput --for 10min
 python tools/bench.py --smoke            # one short run of each: does the benchmark itself still work?
 """
@@ -17,15 +17,19 @@ import math
 import multiprocessing
 import os
 import select
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import bench_links
+import floods
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -301,6 +305,120 @@ def bench_joining(repeats: int, hidden: str, rounds: int) -> None:
         )
 
 
+class Window(NamedTuple):
+    """A ring for a while. What else runs on the machine changes the first figure, and hardly the others."""
+
+    rounds_per_second: float  # of the slowest node
+    milliseconds_of_a_core: float  # that a round has cost node 0
+    cores_of_the_membership: float  # that its membership has taken
+
+
+def _children(pid: int) -> Iterator[int]:
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        yield from map(int, (task / "children").read_text().split())
+
+
+def _core_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class FloodedRing:
+    """A ring of real processes, without end, of which node 0 can be flooded."""
+
+    def __init__(self, out: Path, nodes: int) -> None:
+        given = (*SMALL, 'data={source="digits", partition="iid"}', f"topology.nodes={nodes}", "rounds=1000000")
+        sets = [part for each in (*given, "evaluation.every=1000000") for part in ("--set", each)]
+        command = [sys.executable, "-m", "p2pfl", "run", str(DEMO), "--json", "--out", str(out), *sets]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self._out, self.nodes = out, nodes
+        while self.round(0) < 100:
+            self._alive()
+
+    def _alive(self) -> None:
+        time.sleep(0.05)
+        if self._process.poll() is not None:
+            raise SystemExit(self._process.communicate()[1])
+
+    def row(self, node: int) -> dict[str, Any]:
+        """The latest record of a node; none before its first."""
+        path = self._out / "nodes" / str(node) / "metrics.jsonl"
+        text = path.read_text() if path.exists() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()
+        return dict(json.loads(lines[-1])) if lines else {"round": 0}
+
+    def round(self, node: int) -> int:
+        """The last round that a node has finished."""
+        return int(self.row(node)["round"])
+
+    def rounds(self, seconds: float) -> Window:
+        """Watch it for a while."""
+        before, began, worked = [*map(self.round, range(self.nodes))], time.monotonic(), self._worked()
+        while (took := time.monotonic() - began) < seconds:
+            self._alive()
+        done = min(self.round(node) - was for node, was in enumerate(before))
+        node, membership = (now - was for now, was in zip(self._worked(), worked, strict=True))
+        return Window(done / took, 1e3 * node / max(done, 1), membership / took)
+
+    def _worked(self) -> tuple[float, float]:
+        """Seconds of a core that node 0 has taken so far, and its membership processes."""
+        node = int(json.loads((self._out / "pids.json").read_text())["0"][-1])
+        members = [*_children(node)]
+        members += [child for each in members for child in _children(each)]
+        return _core_seconds(node), sum(map(_core_seconds, members))
+
+    @property
+    def port(self) -> int:
+        """Of node 0, for models."""
+        listen = tomllib.loads((self._out / "nodes" / "0" / "node.toml").read_text())["listen"]
+        return int(listen.rpartition(":")[2])
+
+    def target(self) -> floods.Target:
+        """What a flood has to know of it."""
+        import jax
+
+        from p2pfl.config import experiment
+        from p2pfl.drivers.live import zmtp
+        from p2pfl.federation.federation import build, model_shape, terms
+
+        federation = build(experiment.load(self._out / "experiment.toml"))
+        name = terms(federation).federation
+        sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model_shape(federation))]
+        lives = self.row(0)["life"], self.row(1)["life"]
+        return floods.Target(zmtp.introduction(name, 1), name, lives, sizes, self.round(0), self.nodes)
+
+    def end(self) -> None:
+        """Let it leave."""
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.communicate(timeout=120)
+        finally:
+            self._process.kill()
+
+
+def bench_floods(repeats: int, nodes: int, seconds: float, only: str) -> None:
+    """What is left of the rounds of a ring, per flood: in turns with and without it, in one run."""
+    with tempfile.TemporaryDirectory() as folder:
+        ring = FloodedRing(Path(folder) / "run", nodes)
+        try:
+            thrown = {name: each for name, each in floods.floods(ring.target()).items() if only in name}
+            runs: dict[str, list[dict[str, Any]]] = {name: [] for name in thrown}
+            for _ in range(repeats):
+                for name, flood in thrown.items():
+                    before = ring.rounds(seconds)
+                    process = floods.thrown("127.0.0.1", ring.port, seconds, flood)
+                    meanwhile = ring.rounds(seconds)
+                    process.wait(30)
+                    after = ring.rounds(seconds)
+                    left = 2 * meanwhile[0] / max(before[0] + after[0], 1e-9)
+                    windows = {"before": before, "meanwhile": meanwhile, "after": after}
+                    runs[name].append({"ratio": left, **{when: each._asdict() for when, each in windows.items()}})
+            for name, each in runs.items():
+                say(f"rounds left, {name}", **spread(each, "ratio"), runs=each)
+        finally:
+            ring.end()
+
+
 def say(figure: str, **values: Any) -> None:
     """One JSON object a line."""
     print(json.dumps({"figure": figure, **values}), flush=True)
@@ -362,12 +480,15 @@ def main() -> None:
     """Print one JSON object per figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="one short run of each")
-    parser.add_argument("--only", choices=["live", "simulate", "goodput", "joining"], help="one part of the benchmark")
+    parser.add_argument(
+        "--only", choices=["live", "simulate", "goodput", "joining", "floods", "links"], help="one part of it"
+    )
+    parser.add_argument("--flood", default="", help="only floods with this in their name, as in member or models")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--for", dest="length", help="how long each run of goodput is, as in 10min")
     arguments = parser.parse_args()
     smoke, repeats = arguments.smoke, 1 if arguments.smoke else arguments.repeats
-    if arguments.only not in ("goodput", "joining"):
+    if arguments.only not in ("goodput", "joining", "floods", "links"):
         bench_speed(arguments.only, repeats, smoke)
     if arguments.only in (None, "goodput"):
         # minutes where time is not the clock's; of real processes one
@@ -376,6 +497,10 @@ def main() -> None:
         bench_goodput([(driver, nodes, arguments.length or length) for driver, nodes, length in cases])
     if arguments.only in (None, "joining"):
         bench_joining(repeats, "[1200, 1100]" if smoke else "[3400, 3200]", 6 if smoke else 30)
+    if arguments.only in (None, "links"):
+        say("a link between two nodes, models of 44 MB", **bench_links.measure(repeats, 2 if smoke else 20))
+    if arguments.only in (None, "floods"):
+        bench_floods(repeats, 4, 0.5 if smoke else 4.0, arguments.flood or ("receipts" if smoke else ""))
 
 
 def bench_speed(only: str | None, repeats: int, smoke: bool) -> None:

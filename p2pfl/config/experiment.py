@@ -150,12 +150,16 @@ class NodeFile:
     """NODE.toml: one node of a federation."""
 
     experiment: str  # the experiment file, the same on every machine
-    node: Annotated[int, Field(ge=0)]
-    listen: Address  # tcp://ADDRESS:PORT; the membership listens on the port after it
+    node: Annotated[int, Field(ge=0)] | None = None  # with a federation it follows from that, as the next three do
+    listen: Address | None = None  # tcp://ADDRESS:PORT; the membership listens on the port after it
     peers: Annotated[tuple[Address, ...], LIST] = ()  # other nodes; one that is there is enough to find all
     address: Address | None = None  # how the others reach this node; as `listen`
+    federation: str | None = None  # the federation file: who takes part, with which keys
+    key: str | None = None  # this site's private key, a file that its owner alone can read
+    plaintext: bool = False  # without keys, and yet beyond this machine: models and membership in the clear
     out: str | None = None  # directory of its records, beside this file; ./p2pfl-node-ID
     data: DataTable | None = None  # this machine's own rows, with what the experiment's [data] says of all
+    metrics: Annotated[str, Field(pattern=toml.HOST_PORT)] | None = None  # where Prometheus finds figures of this node
 
 
 def load(path: Path | str, overrides: Sequence[str] = (), find: bool = False) -> Experiment:
@@ -182,6 +186,7 @@ def load(path: Path | str, overrides: Sequence[str] = (), find: bool = False) ->
     """
     path = Path(path)
     table = toml.read(path)
+    _no_sweep(table, path)
     given = {}
     for found, key, _ in _paths(table):
         name = found[key]
@@ -226,13 +231,25 @@ def load_data(path: Path, given: Sequence[str]) -> Data:
 
 
 def is_node(path: Path) -> bool:
-    """Return whether this is a node file, and no experiment. Raises ConfigError."""
-    return "experiment" in toml.read(path)
+    """Return whether this is a node file, and no experiment. Raises ConfigError, also where it is a sweep."""
+    table = toml.read(path)
+    _no_sweep(table, path)
+    return "experiment" in table
+
+
+def _no_sweep(table: dict[str, Any], path: Path) -> None:
+    """Raises ConfigError where a file is a sweep, which has an `experiment` as a node file has."""
+    if "axes" in table:
+        raise ConfigError(
+            f"{path}: is a sweep, for p2pfl sweep; give the experiment that it varies ({table.get('experiment')!r}), "
+            "or a node file"
+        )
 
 
 def load_node(path: Path) -> NodeFile:
     """Read a node file; the paths in it become absolute. Raises ConfigError, also when a file it names is missing."""
     table = toml.read(path)
+    _no_sweep(table, path)
     rows, named = table.get("data"), dict[str, str]()
     if isinstance(rows, dict):
         _layouts(rows, path)
@@ -246,6 +263,9 @@ def load_node(path: Path) -> NodeFile:
     for key, name in named.items():
         if not Path(table["data"][key]).exists():
             raise ConfigError(toml.not_found(path, f"data.{key}", name, table["data"][key]))
+    for name in ("node", "listen"):
+        if node.federation is None and getattr(node, name) is None:
+            raise ConfigError(f"{path}: {name}: {toml.MISSING_PLACE}")
     return dataclasses.replace(node, experiment=str(file))
 
 

@@ -19,7 +19,9 @@ from p2pfl.config.unions import NONE, RULE, fields_of, members, tagged
 from p2pfl.errors import ConfigError, nearest
 
 NAME, ADDRESS = r"^[\w.-]+$", r"^tcp://([A-Za-z0-9_.*-]+|\[[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?\]):[0-9]{1,5}$"
+HOST_PORT = r"^([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"
 GIVEN = "it must be given"
+MISSING_PLACE = f"missing; {GIVEN}, or federation and key"
 Place = tuple[str | int, ...]
 
 
@@ -28,7 +30,7 @@ def read(path: Path) -> dict[str, Any]:
     text = ""
     try:
         text = path.read_text("utf-8-sig")
-        return tomllib.loads(text)
+        return _without_0(tomllib.loads(text), str(path))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; the full path is {path.resolve()}") from error
     except IsADirectoryError as error:
@@ -43,11 +45,30 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not TOML: {error}{shown and f': {shown}'}") from error
 
 
+def _without_0(table: dict[str, Any], where: str) -> dict[str, Any]:
+    """The table, in which no text has the character 0: no name of a file can. Raises ConfigError."""
+
+    def places(value: Any, place: Place) -> Iterator[Place]:
+        if isinstance(value, dict | list):
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                yield from places(item, (*place, key))
+        elif isinstance(value, str) and "\0" in value:
+            yield place
+
+    found = next(places(table, ()), None)
+    if found is not None:
+        raise ConfigError(f"{where}: {_path(found)}: has the character 0 in it, which no field takes; leave it out")
+    return table
+
+
 def located(name: str, beside: Path) -> Path:
-    """A file named in a file: beside that file, or else in the current directory."""
+    """A file named in a file: beside that file, or else in the current directory. ConfigError: no file is named so."""
     first = (beside / name).resolve()
     here = Path(name).resolve()
-    return here if here.exists() and not first.exists() else first
+    try:
+        return here if here.exists() and not first.exists() else first
+    except OSError as error:  # above all a name that is too long for any
+        raise ConfigError(f"{_shown(name)}: can't be looked for: {error.strerror}; give another path") from error
 
 
 def not_found(path: Path, field: str, name: str | None, full: str) -> str:
@@ -70,7 +91,7 @@ def overridden_by(table: dict[str, Any], override: str) -> tuple[str, ...]:
     key, text = match.groups()
     names = tuple(part.strip("\"'") for part in re.findall(r"""[\w-]+|"[^"]*"|'[^']*'""", key))
     try:
-        parsed = tomllib.loads(f"value = {text}")
+        parsed = _without_0(tomllib.loads(f"value = {text}"), f"--set {override!r}")
         value = parsed.pop("value")
     except (ValueError, RecursionError) as error:
         if not text.strip() or any(mark in text for mark in "\"'[]{}=\n"):
@@ -157,6 +178,7 @@ _RULES = {
 _PATTERNS = {
     NAME: "must be one or more letters, digits, '_', '.' or '-'",
     ADDRESS: "must be written tcp://HOST:PORT, as in tcp://192.168.0.7:5555 or tcp://[fd00::7]:5555",
+    HOST_PORT: "must be written HOST:PORT, as in 127.0.0.1:9100 or [::1]:9100",
 }
 
 

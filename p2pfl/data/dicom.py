@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from p2pfl.data import suv
 from p2pfl.data.image import PET, ReadImage, extra
 from p2pfl.errors import USER_FAULTS, DataError
 
@@ -63,25 +64,38 @@ GROUPS = (
 )  # fmt: skip
 
 
-def read(path: Path, mode: str) -> ReadImage:
-    """One file, or a folder: the files in it are the slices of a volume. `mode`: as `formats.read` has it.
+def read(path: Path, mode: str, unit: str | None = None) -> ReadImage:
+    """One file, or a folder: the files in it are the slices of a volume. `mode` and `unit`: as `formats.read` has them.
 
     Raises DataError naming the file; NoImage for a file of a kind that has no pixels.
     """
     pydicom = extra("pydicom", "DICOM")
     if not path.is_dir():
-        return _file(pydicom, path, _header(pydicom, path), mode)
+        header = _header(pydicom, path)
+        return _in(unit, _file(pydicom, path, header, mode), [header], path)
     headers, notes = _images(pydicom, path)
     (first, header), *others = headers.items()
     if not others and _frames(header) > 1:
-        return _file(pydicom, first, header, mode)._replace(notes=notes)
+        return _in(unit, _file(pydicom, first, header, mode), [header], path)._replace(notes=notes)
     slices: list[Slice] = []
     for file, own in headers.items():
         if _frames(own) > 1 or _colors(own):
             raise DataError(f"{file}: holds several frames, or colours, among other files; one such file to a folder")
         slices += _slices(pydicom, file, own)
-    found = _volume(slices, path)
+    found = _in(unit, _volume(slices, path), [*headers.values()], path)
     return found._replace(notes=(*notes, *found.notes))
+
+
+def _in(unit: str | None, picture: ReadImage, headers: Sequence[Any], where: Path) -> ReadImage:
+    """A picture in a unit, None: that of its file; what is no PET (CT beside it) stays. Raises DataError."""
+    if unit is None or headers[0].get("Modality", "PT") != "PT":
+        return picture
+    by = suv.factor(headers, where)
+    window, mirror = picture.window, picture.mirror
+    return picture._replace(
+        array=picture.array * by, unit=unit, mirror=None if mirror is None else mirror * by,
+        window=None if window is None else ((window[0] - 0.5) * by, (window[1] - 1) * by),
+    )  # fmt: skip
 
 
 def _header(pydicom: Any, path: Path) -> Any:

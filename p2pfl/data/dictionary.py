@@ -183,8 +183,8 @@ _WAYS: Mapping[str, str] = MappingProxyType(
         "shape": "give pixels.size (or side) alike",
         "channels": 'give pixels.mode ("grey", "rgb") or pixels.channels alike',
         "bit_depth": "say what is white with pixels.window, or write all files alike",
-        "unit": 'of PET either all files in one unit, or at every site pixels.intensity = "range" or "zscore", by '
-        "which it cancels out; others are different pictures",
+        "unit": 'of PET either all files in one unit (DICOM: pixels.unit = "SUV"), or at every site pixels.intensity = '
+        '"range" or "zscore", by which it cancels out; others are different pictures',
         "scaling": "give pixels.window or pixels.intensity alike",
         "intensity": "give pixels.window, of npz intensity, alike",
         "orientation": "write all files as NIfTI (dcm2niix makes it of DICOM), whose axes are turned to right, "

@@ -21,12 +21,12 @@ FAULTS = (*USER_FAULTS, SyntaxError, zlib.error)
 """What readers of damaged files fail with; each of the libraries has more of its own, all of them below these."""
 
 
-def read(path: Path, format: str, mode: str) -> ReadImage:
+def read(path: Path, format: str, mode: str, unit: str | None = None) -> ReadImage:
     """One file of a format of FORMATS (dicom: or a folder with the slices of one series). `mode`: grey or rgb pictures;
-    raw: as it is, for masks. Raises DataError naming the file.
+    raw: as it is, for masks. `unit`: SUV, of PET in dicom. Raises DataError naming the file.
     """
     try:
-        found = FORMATS[format](path, mode)
+        found = FORMATS[format](path, mode) if unit is None else dicom.read(path, mode, unit)
     except DataError:
         raise
     except FAULTS as exc:

@@ -6,6 +6,7 @@ columns: a row has columns by the names in braces of a `files` pattern, by the h
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,6 +99,7 @@ class Pixels:
     channels: Texts = ()  # templates of the files that make up the channels, instead of `path`
     intensity: Literal["auto", "full", "range", "zscore", "none"] = "auto"
     window: Range | None = None  # [centre, width], instead of `intensity`
+    unit: Literal["SUV"] | None = None  # of PET in DICOM: what Bq/ml are converted to, before all else
     slices: Literal["middle", "all", "volume"] | Annotated[tuple[int, int], LIST] = "middle"  # of a volume
     axis: Annotated[int, Field(ge=0, le=2)] = 2  # of a volume: the axis that is cut
     frames: Texts = ()  # columns that hold the number of a frame (from 0) on the last axis of a 4-D file
@@ -155,7 +157,7 @@ def find(name: str, beside: Path) -> Path:
         places += [
             folder / FOLDER / f"{name}.toml" for folder in (here, *here.parents, Path.cwd(), Path(__file__).parents[2])
         ]
-    found = next((place for place in places if place.is_file()), None)
+    found = next((place for place in places if os.path.isfile(place)), None)  # false also of what can be no name
     if found is None:
         known = sorted(
             {file.stem for place in places for file in place.parent.glob("*.toml") if FOLDER.name in file.parts}
@@ -199,6 +201,10 @@ def _judge(layout: Layout) -> None:
         raise ConfigError(f"pixels.size={list(layout.pixels.size)}: must be {rule}")
     if layout.pixels.window is not None and (layout.pixels.intensity != "auto" or layout.pixels.window[1] <= 0):
         raise ConfigError("pixels.window: must be [centre, width > 0], and intensity must be left out")
+    if layout.pixels.unit is not None and layout.format != "dicom":
+        raise ConfigError(
+            f'pixels.unit="SUV": is of PET with format = "dicom"; format={layout.format!r} can\'t say its unit'
+        )
     if layout.split is not None and bool(layout.split.lists) == bool(layout.split.train or layout.split.test):
         raise ConfigError("split: give the values of the column (train, test, ...), or files that list them (lists)")
     _judge_label(layout)

@@ -40,9 +40,11 @@ def arrays(layout: Layout, entry: Entry) -> Arrays:
         return Arrays([correlations(entry.files[0])], [])
     pixels = layout.pixels
     try:
-        channels = [read(file, layout.format, pixels.mode) for file in entry.files]
+        channels = [read(file, layout.format, pixels.mode, pixels.unit) for file in entry.files]
     except NoImage as exc:
         return Arrays([], [], notes=(("left out rows of files that hold no image", str(exc)),))
+    if pixels.unit is not None and pixels.unit not in {channel.unit for channel in channels}:
+        raise DataError(f"{entry.files[0]}: no PET, of which pixels.unit={pixels.unit!r} is; leave pixels.unit out")
     for channel, file in zip(channels[1:], entry.files[1:], strict=True):
         same_place(channel, channels[0], file, entry.files[0])
     mask = None
@@ -132,6 +134,8 @@ def _scaling(picture: ReadImage, x: np.ndarray, layout: Layout, file: Path) -> S
         window, name = picture.window, "window"
         rule = "full" if picture.full is not None else "none" if layout.format == "npy" else "range"
     if window is not None:
+        if picture.unit == pixels.unit:  # a step of a stored value is no 1 there
+            return Scaling(name, (window[0] - window[1] / 2, window[0] + window[1] / 2))
         # DICOM's linear window (PS3.3 C.11.2.1.2.1)
         centre, half = window[0] - 0.5, max(window[1] - 1, 1e-6) / 2
         return Scaling(name, (centre - half, centre + half))

@@ -89,14 +89,17 @@ def resolve_datasets(experiment: Experiment, topology: Topology, dataset: Datase
     return Datasets(dataset, parts, True, notes, planned)
 
 
-def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data) -> Datasets:
+def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data, admitted: int = 0) -> Datasets:
     """The data of a machine that holds one node's rows and no other: all rows of `own` are this node's.
 
-    Raises ConfigError.
+    `admitted`: nodes that there can be, where the federation has grown. Raises ConfigError.
     """
-    nodes = topology.nodes
-    if not 0 <= node < nodes:
-        raise ConfigError(f"node={node}: the topology has nodes 0 to {nodes - 1}")
+    if not 0 <= node < max(topology.nodes, admitted):
+        raise ConfigError(
+            f"node={node}: the topology has nodes 0 to {topology.nodes - 1}; one more joins them by a [[churn]] with "
+            f'event = "join" and node = {topology.nodes} in the experiment file of all'
+        )
+    nodes = max(topology.nodes, node + 1)
     if own.partition != EvenPartition():
         raise ConfigError(
             f"data.partition={own.partition.partition!r} in a node's own [data]: all its rows are that node's; leave "
@@ -111,11 +114,14 @@ def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data
     return Datasets(dataset, Partition(tuple(train), tuple(test)), False, dataset.notes, topology.events)
 
 
-def resolve_script(experiment: Experiment, topology: Topology) -> Datasets:
-    """No data: they are in a script that takes part by itself. Raises ConfigError."""
+def resolve_script(experiment: Experiment, topology: Topology, node: int = 0) -> Datasets:
+    """No data: they are in a script that takes part by itself, which may be a `node` beyond the planned ones.
+
+    Raises ConfigError.
+    """
     events.no_labels(experiment)
     nothing = sources.Samples(np.zeros((0, 1), np.float32), np.zeros(0, np.int32))
-    none = (np.zeros(0, np.int64),) * topology.nodes
+    none = (np.zeros(0, np.int64),) * max(topology.nodes, node + 1)
     return Datasets(Dataset(nothing, nothing, ()), Partition(none, none), False, (), topology.events)
 
 

@@ -1,7 +1,9 @@
 """The graph of an epoch: what becomes of a federation's schedule when only some of its nodes are members.
 
 An epoch is a set of members. Every node computes the same schedule from it, so that nobody has to be in charge: a named
-graph is made anew for as many nodes as there are, a graph from a file is restricted to its members and healed.
+graph is made anew for as many nodes as there are, a graph from a file is restricted to its members and healed. Nodes
+whose ids lie beyond those of the experiment have joined a federation that grows: a named graph is made for their number
+as well, and in a graph from a file each is given two neighbours (`topology.attached`).
 """
 
 from __future__ import annotations
@@ -92,18 +94,19 @@ def planner(
     """A function from members (ids, ascending) to their epoch. The same members give the same epoch, everywhere.
 
     `whole`: the schedule of all nodes; `samples` [n] int64: training rows of each, -1 where only the node knows.
+    Members may have ids from n on: then so have the rows of their schedule.
     """
     nodes = whole.neighbor.shape[1]
     made: dict[tuple[int, ...], Epoch] = {tuple(range(nodes)): Epoch(whole)}
 
     def planned(members: tuple[int, ...]) -> Epoch:
-        graph, note = _graph(experiment, nodes, members)
-        planning = Planning(experiment.rounds, experiment.seed, samples[list(members)])
+        graph, note = among(experiment, members)
+        planning = Planning(experiment.rounds, experiment.seed, known(samples, members))
         try:
             schedule = suited(algorithm, graph, planning, f"the graph of the {len(members)} members that are left")
         except TopologyError as error:
             note, schedule = f"nobody mixes while only these are members: {error}", _empty(graph)
-        return Epoch(_spread(schedule, members, nodes), note)
+        return Epoch(_spread(schedule, members, max(nodes, members[-1] + 1)), note)
 
     def plan(members: Sequence[int]) -> Epoch:
         key = tuple(members)
@@ -119,8 +122,16 @@ def _empty(schedule: Schedule) -> Schedule:
     return Schedule(schedule.neighbor[..., :0], schedule.weight[..., :0], schedule.out_weight[..., :0], schedule.trains)
 
 
-def _graph(experiment: Experiment, nodes: int, members: tuple[int, ...]) -> tuple[Schedule, str]:
-    """The graph among the members, with rows and ids 0 ... m - 1; and what a person should know of it."""
+def known(samples: np.ndarray, members: Sequence[int]) -> np.ndarray:
+    """[m] int64 the training rows of members; -1 of one that has joined beyond those that are planned."""
+    return np.array([samples[node] if node < len(samples) else -1 for node in members], np.int64)
+
+
+def among(experiment: Experiment, members: tuple[int, ...]) -> tuple[Schedule, str]:
+    """The graph among the members, with rows and ids 0 ... m - 1; and what a person should know of it.
+
+    Raises TopologyError.
+    """
     table, note = experiment.topology, ""
     heal, weights = table.heal, table.weights
     if table.graph is None:
@@ -129,11 +140,14 @@ def _graph(experiment: Experiment, nodes: int, members: tuple[int, ...]) -> tupl
         try:
             return named(experiment, len(members)), ""
         except TopologyError as error:
-            note = f"the graph is the old one without those who are gone, healed: {error}"
+            nodes = experiment.topology.nodes or len(members)
+            grown = ", with those who have joined attached" if members[-1] >= nodes else ""
+            note = f"the graph is the old one without those who are gone, healed{grown}: {error}"
             whole = topology.union(named(experiment, nodes))
-    left = topology.restricted(whole, members, heal)
+    old = [node for node in members if node in whole]
+    left = topology.attached(topology.restricted(whole, old, heal), members[len(old) :])
     bare = [edge for edge in left.edges if "weight" not in left.edges[edge]]
-    if weights in (None, "file") and bare and len(bare) < left.number_of_edges():
+    if bare and (weights == "file" or (weights is None and len(bare) < left.number_of_edges())):
         weights = "uniform_out" if left.is_directed() else "metropolis"  # a new edge has no weight of the file
     ordered = left.__class__()
     ordered.add_nodes_from(range(len(members)))

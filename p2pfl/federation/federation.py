@@ -32,6 +32,7 @@ from p2pfl.errors import ConfigError, nearest
 from p2pfl.federation import epochs
 from p2pfl.federation import learning as stage
 from p2pfl.federation.datasets import Datasets, by_sites, resolve_datasets, resolve_own, resolve_script
+from p2pfl.federation.events import founders, joining, newcomers
 from p2pfl.federation.learning import Learning, ScriptedSteps, resolve_learning
 from p2pfl.federation.metrics import OwnMetric, resolve_metrics
 from p2pfl.federation.plugins import chosen
@@ -132,7 +133,9 @@ class Federation(NamedTuple):
     def steps(self) -> np.ndarray:
         """[n] local steps of each node in a round in which it trains."""
         training = self.experiment.training
-        return np.array(training.node_steps or [training.local_steps] * len(self.graph), np.int64)
+        own = training.node_steps or ()
+        more = len(self.partition.train) - len(own)  # a node that joins beyond the planned ones has none of its own
+        return np.array([*own, *[training.local_steps] * more], np.int64)
 
     @property
     def conditions(self) -> Conditions:
@@ -183,11 +186,15 @@ def build(experiment: Experiment, dataset: Dataset | None = None) -> Federation:
     return _built(experiment, topology, data)
 
 
-def build_own(experiment: Experiment, node: int, own: Data) -> Federation:
-    """The same for a machine that holds one node's rows and no other: all rows of `own` are this node's."""
+def build_own(experiment: Experiment, node: int, own: Data, admitted: int = 0) -> Federation:
+    """The same for a machine that holds one node's rows and no other: all rows of `own` are this node's.
+
+    `admitted`: nodes that there can be by the word of whoever vouches for that; then `node` may have an id beyond those
+    of the experiment. What all have in common (`digest`, `identity`) stays that of the experiment.
+    """
     topology = resolve_topology(experiment)
     check(experiment, topology, own)
-    data = resolve_own(experiment, topology, node, own)
+    data = resolve_own(experiment, topology, node, own, admitted)
     return _built(experiment, topology, data)
 
 
@@ -196,13 +203,16 @@ def _built(experiment: Experiment, topology: Topology, data: Datasets) -> Federa
     return Federation(experiment, topology, data, resolve_learning(experiment, topology, data), metrics)
 
 
-def build_script(experiment: Experiment, script: ScriptedSteps) -> Federation:
-    """The same for a script that brings rows, model and local steps; `experiment.data` has the source "script"."""
+def build_script(experiment: Experiment, script: ScriptedSteps, node: int = 0) -> Federation:
+    """The same for a script that brings rows, model and local steps; `experiment.data` has the source "script".
+
+    `node`: it is this one, which may have been admitted beyond those of the experiment.
+    """
     _script(experiment)
     topology = resolve_topology(experiment)
     timing(experiment)
     _named(experiment)
-    data = resolve_script(experiment, topology)
+    data = resolve_script(experiment, topology, node)
     return Federation(experiment, topology, data, resolve_learning(experiment, topology, data, script))
 
 
@@ -318,12 +328,23 @@ def digest(federation: Federation) -> str:
 def identity(federation: Federation) -> str:
     """Return 32 hex digits of what states of nodes must have in common that are to go on with each other.
 
-    As `digest`, but the same for every number of rounds: a run that has ended may be given more.
+    As `digest`, but the same for every number of rounds: a run that has ended may be given more. And the same whoever
+    is to join beyond the nodes of the experiment's graph: the others go on with what they have kept.
     """
-    table = _private_left_out(federation)
-    table["churn"] = [{k: v for k, v in each.items() if k != "path"} for each in table["churn"]]
+    table, nodes = _private_left_out(federation), len(federation.graph)
+    schedule = federation.schedule
+    if newcomers(federation.experiment):
+        nodes = founders(federation.experiment)
+        schedule = federation.planner()(range(nodes)).schedule
+        steps = table["training"]["node_steps"]
+        table["training"]["node_steps"] = None if steps is None else steps[:nodes]
+    table["churn"] = [
+        {k: v for k, v in each.items() if k != "path"}
+        for each, given in zip(table["churn"], federation.experiment.churn, strict=True)
+        if min(joining(given), default=0) < nodes
+    ]
     del table["rounds"]
-    neighbor, weight, out_weight, trains = (part[0] for part in federation.schedule)
+    neighbor, weight, out_weight, trains = (part[0, :nodes] for part in schedule)
     used = neighbor >= 0  # how many slots there are depends on the rounds where a graph is drawn
     parts = (neighbor[used], weight[used], out_weight[used], trains)
     table["schedule"] = [hashlib.blake2b(part.tobytes()).hexdigest() for part in parts]

@@ -26,7 +26,7 @@ from p2pfl.data.partition import PARTITIONS
 from p2pfl.errors import ConfigError, nearest
 from p2pfl.federation import epochs
 from p2pfl.federation.datasets import Datasets
-from p2pfl.federation.events import memberships
+from p2pfl.federation.events import growing, memberships
 from p2pfl.federation.plugins import FAULTS, called, chosen, function, unknown
 from p2pfl.federation.topology import Topology
 from p2pfl.learning import flax, local_steps, losses, models, optimizers, quadratic
@@ -82,12 +82,27 @@ def resolve_learning(
     _check_shares(algorithm, shape(learner, sites))
     table = experiment.topology
     where = f"topology {table.graph or table.file!s} of {topology.nodes} nodes"
-    planning = Planning(experiment.rounds, experiment.seed, data.samples)
+    planning = Planning(experiment.rounds, experiment.seed, data.samples[: topology.nodes])
     schedule = epochs.suited(algorithm, topology.schedule, planning, where)
+    _check_growth(experiment, algorithm, topology, data)
     jax.eval_shape(lambda model: algorithm.init(model, 1), shape(learner, sites))  # some wraps look at the model
     notes = (*notes, *_own_scales(experiment, data, algorithm))
     learning = Learning(learner, algorithm, make, schedule, sites, notes)
     return _gossiping(experiment, topology, data, learning) if "sums" in sites else learning
+
+
+def _check_growth(experiment: Experiment, algorithm: Algorithm, topology: Topology, data: Datasets) -> None:
+    """Raises TopologyError where a graph does not fit that there will be as the federation grows."""
+    nodes, last = topology.nodes, len(data.samples) - 1
+    parts = [
+        (members, f"the graph of {len(members)} nodes, before others join,")
+        for members in growing(experiment, topology.events)
+    ]
+    if last >= nodes:  # the node of this machine, which the experiment does not plan
+        parts.append(((*range(nodes), last), f"the graph of {nodes} nodes and node {last}, which joins them,"))
+    for members, where in parts:
+        planning = Planning(experiment.rounds, experiment.seed, epochs.known(data.samples, members))
+        epochs.suited(algorithm, epochs.among(experiment, members)[0], planning, where)
 
 
 def _own_scales(experiment: Experiment, data: Datasets, algorithm: Algorithm) -> tuple[str, ...]:

@@ -34,7 +34,9 @@ def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoc
     plan = plan or federation.planner()
     experiment, dataset, parts = federation.experiment, federation.dataset, federation.partition
     algorithm, rows, training = federation.algorithm, parts.train[node], experiment.training
-    part = node_schedule(federation.schedule, node)
+    planned = federation.schedule.neighbor.shape[1]
+    whole = federation.schedule if node < planned else plan((*range(planned), node)).schedule
+    part = node_schedule(whole, node)
     ids = part.neighbors()
     dtype, seed = np.dtype(training.dtype), experiment.seed
     # what a link loses is known to both ends, who open no exchange then; a partition nobody is told of

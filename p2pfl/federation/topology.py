@@ -11,7 +11,7 @@ from p2pfl import churn, topology
 from p2pfl.config.experiment import Experiment
 from p2pfl.errors import ConfigError
 from p2pfl.federation import epochs
-from p2pfl.federation.events import planned
+from p2pfl.federation.events import newcomers, planned
 from p2pfl.types import Schedule
 
 
@@ -24,13 +24,15 @@ class Topology(NamedTuple):
 
     @property
     def nodes(self) -> int:
-        """The number of nodes."""
+        """The number of nodes that ever take part, as planned."""
         return len(self.graph)
 
 
 def resolve_topology(experiment: Experiment) -> Topology:
     """The graph and the events that the experiment names. Raises ConfigError."""
     schedule = _schedule(experiment)
+    if more := newcomers(experiment):
+        schedule, _ = epochs.among(experiment, tuple(range(schedule.neighbor.shape[1] + more)))
     return Topology(topology.union(schedule), schedule, planned(experiment, schedule))
 
 

@@ -7,10 +7,13 @@ method on the rows pooled. In float64, on the host.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+
+from p2pfl.learning import risk_sets
+from p2pfl.learning.risk_sets import Baseline, EventTimes, RiskSums, Times
 
 STEPS = 50
 """Steps of Newton's method at most; where more are needed, the maximum lies at infinity."""
@@ -24,6 +27,8 @@ _FLAT = 1e-8
 """Information of a direction, as a share of the largest, below which there is none."""
 _STILL = 1e-3
 """The part that a finite coefficient has in such a direction, at most."""
+_FALLS = 500.0
+"""What the largest x beta at risk may fall by before its exponentials are taken of another: exp(-745) is 0."""
 
 
 class Sums(NamedTuple):
@@ -71,44 +76,102 @@ class CoxRows(NamedTuple):
 class OneStratum(NamedTuple):
     """Sites of a Cox model whose risk sets go across all of them, so that there is one baseline hazard.
 
-    The sums over a risk set are sums over sites: in a first round those of exp(x beta) and of x exp(x beta) at the
-    event times of all sites, in a second the information. So every site learns all event times. Source: Lu et al.
-    (2015), "WebDISCO: a web service for distributed Cox model learning without patient-level data sharing".
+    The sums over a risk set are sums over sites (p2pfl.learning.risk_sets).
     """
 
     sites: tuple[CoxRows, ...]
+    at: Times | None = None  # where risk sets are taken; None: at the event times of all sites
+
+    @property
+    def times(self) -> Times:
+        """Where risk sets are taken."""
+        return self.at or EventTimes(np.unique(np.concatenate([site.time[site.event] for site in self.sites])))
 
     def sums(self, beta: np.ndarray) -> Sums:
         """At coefficients [P]."""
+        if self.at is not None:
+            times, shift, own = self._risk_sums(beta)
+            by = risk_sets.hazards(risk_sets.added(own))
+            parts = [
+                risk_sets.slopes(*site, beta, times, each, by, shift)
+                for site, each in zip(self.sites, own, strict=True)
+            ]
+            score, information = (np.sum(part, axis=0) for part in zip(*parts, strict=True))
+            return Sums(by.likelihood, score - by.ties.score, information - by.ties.information)
+        return self._of_all_times(beta)
+
+    def _of_all_times(self, beta: np.ndarray) -> Sums:
+        """The same at the event times of all: in stretches of them, so that no risk set counts for nothing."""
         grid = np.unique(np.concatenate([site.time[site.event] for site in self.sites]))
         eta = [site.x @ beta for site in self.sites]
-        shift = max((each.max() for each in eta if len(each)), default=0.0)  # common to all, so that it cancels out
-        risk = [np.exp(each - shift) for each in eta]
-        at_risk, dying = (np.zeros((len(grid), 1 + len(beta))) for _ in range(2))  # sums of r and of r x at each time
-        deaths, value, score = np.zeros(len(grid), np.int64), 0.0, np.zeros(len(beta))
-        for site, each, r in zip(self.sites, eta, risk, strict=True):
+        value = sum(float(each[site.event].sum()) for site, each in zip(self.sites, eta, strict=True))
+        score = np.sum([site.x[site.event].sum(axis=0) for site in self.sites], axis=0)
+        second = np.zeros((len(beta), len(beta)))
+        for times, shift in _stretches(self.sites, eta, grid):
+            # where the outcomes are parted, exp(x beta) of the last at risk is nothing beside that of the first
+            risk = [np.exp(np.minimum(each - shift, 0)) for each in eta]
+            at, part, left = self._left(grid[times], risk)
+            mean = left[:, 1:] / left[:, :1]
+            hazard = np.concatenate([[0.0], np.cumsum(np.bincount(at, 1 / left[:, 0], len(grid[times])))])
+            dead = np.bincount(at, part / left[:, 0], len(grid[times]))
+            value -= float(np.log(left[:, 0]).sum()) + shift * len(at)
+            score = score - mean.sum(axis=0)
+            for site, r in zip(self.sites, risk, strict=True):
+                weight = r * hazard[np.searchsorted(grid[times], site.time, side="right")]
+                here = site.event & (site.time >= grid[times][0]) & (site.time <= grid[times][-1])
+                weight[here] -= r[here] * dead[np.searchsorted(grid[times], site.time[here])]
+                second += (site.x * weight[:, None]).T @ site.x
+            second -= mean.T @ mean
+        return Sums(value, score, second)
+
+    def _left(self, grid: np.ndarray, risk: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each death at these times: the time's place, the part of those who die then that it finds dead already,
+        and the sums of r and of r x over who is left, [deaths, 1 + P]."""
+        columns = self.sites[0].x.shape[1]
+        at_risk, dying = (np.zeros((len(grid), 1 + columns)) for _ in range(2))
+        deaths = np.zeros(len(grid), np.int64)
+        for site, r in zip(self.sites, risk, strict=True):
             order = np.argsort(site.time, kind="stable")
             first = np.searchsorted(site.time[order], grid)  # the risk set of a time: all that are not before it
             both = np.column_stack([r, site.x * r[:, None]])
             at_risk += _after(both[order], first)
-            then = np.searchsorted(grid, site.time[site.event])
-            np.add.at(dying, then, both[site.event])
+            here = site.event & (site.time >= grid[0]) & (site.time <= grid[-1])
+            then = np.searchsorted(grid, site.time[here])
+            np.add.at(dying, then, both[here])
             deaths += np.bincount(then, minlength=len(grid))
-            value += float(each[site.event].sum()) - shift * int(site.event.sum())
-            score = score + site.x[site.event].sum(axis=0)
         # Efron: of d that die at one time each finds 0, 1/d, ..., (d - 1)/d of them dead already
         at = np.repeat(np.arange(len(grid)), deaths)
         part = (np.arange(len(at)) - np.repeat(np.cumsum(deaths) - deaths, deaths)) / deaths[at]
-        left = at_risk[at] - part[:, None] * dying[at]
-        mean = left[:, 1:] / left[:, :1]
-        hazard = np.concatenate([[0.0], np.cumsum(np.bincount(at, 1 / left[:, 0], len(grid)))])
-        dead = np.bincount(at, part / left[:, 0], len(grid))
-        second = np.zeros((len(beta), len(beta)))
-        for site, r in zip(self.sites, risk, strict=True):
-            weight = r * hazard[np.searchsorted(grid, site.time, side="right")]
-            weight[site.event] -= r[site.event] * dead[np.searchsorted(grid, site.time[site.event])]
-            second += (site.x * weight[:, None]).T @ site.x
-        return Sums(value - float(np.log(left[:, 0]).sum()), score - mean.sum(axis=0), second - mean.T @ mean)
+        return at, part, at_risk[at] - part[:, None] * dying[at]
+
+    def baseline(self, beta: np.ndarray) -> Baseline:
+        """The hazard of a row whose columns are all 0 (Breslow), at coefficients [P]."""
+        times, shift, own = self._risk_sums(beta)
+        return risk_sets.baseline(times, risk_sets.hazards(risk_sets.added(own)).breslow * np.exp(-shift))
+
+    def _risk_sums(self, beta: np.ndarray) -> tuple[Times, float, list[RiskSums]]:
+        """Where they are taken, what is taken off all log relative risks, and those of each site."""
+        times, highest = self.times, [float((site.x @ beta).max()) for site in self.sites if len(site.x)]
+        shift = max(highest, default=0.0)
+        return times, shift, [risk_sets.risk_sums(*site, beta, times, shift) for site in self.sites]
+
+
+def _stretches(sites: Sequence[CoxRows], eta: Sequence[np.ndarray], grid: np.ndarray) -> Iterator[tuple[slice, float]]:
+    """Cut event times [T] where the largest x beta of a risk set has fallen far: (times, that of the first of them).
+
+    Within a stretch no sum of exp(x beta - shift) over a risk set vanishes. There is one, but where a combination of
+    the columns orders the times.
+    """
+    largest = np.full(len(grid), -np.inf)
+    for site, each in zip(sites, eta, strict=True):
+        order = np.argsort(site.time, kind="stable")
+        above = np.append(np.maximum.accumulate(each[order][::-1])[::-1], -np.inf)
+        largest = np.maximum(largest, above[np.searchsorted(site.time[order], grid)])
+    begin = 0
+    while begin < len(grid):
+        end = begin + int(np.searchsorted(-largest[begin:], _FALLS - largest[begin], side="right"))
+        yield slice(begin, end), float(largest[begin])
+        begin = end
 
 
 def _after(values: np.ndarray, first: np.ndarray) -> np.ndarray:
@@ -140,6 +203,7 @@ class Ascent(NamedTuple):
     steps: int = 0
     converged: bool = False  # this step is the last
     done: bool = False
+    most: float = 0.0  # information of any direction, at the beginning
 
     @property
     def trial(self) -> np.ndarray:
@@ -164,6 +228,8 @@ def ascended(before: Ascent, sums: Sums, slack: float = _RISE, rise: float = _RI
         halvings = before.halvings + 1
         return before._replace(halvings=halvings, done=halvings == _HALVINGS)
     after = before._replace(beta=before.trial, found=sums, halvings=0, step=np.zeros(len(before.beta)))
+    if before.found is None:
+        after = after._replace(most=float(np.linalg.eigvalsh(sums.information).max(initial=0.0)))
     kept = independent(sums.information) if before.kept is None else before.kept
     if before.converged or not kept.any() or before.steps == STEPS:
         return after._replace(kept=kept, converged=before.converged or not kept.any(), done=True)
@@ -179,7 +245,7 @@ def concluded(after: Ascent) -> Maximum:
     covariance, finite = np.full((columns, columns), np.nan), kept.copy()
     if after.converged and kept.any():
         value, vector = np.linalg.eigh(after.found.information[np.ix_(kept, kept)])
-        flat = value <= _FLAT * max(value.max(), 0)  # directions in which the likelihood rose for ever
+        flat = value <= _FLAT * max(value.max(), after.most)  # directions in which the likelihood rose for ever
         finite[kept] = (np.abs(vector[:, flat]) < _STILL).all(axis=1)
         inverse = (vector[:, ~flat] / value[~flat]) @ vector[:, ~flat].T
         chosen = finite[kept]

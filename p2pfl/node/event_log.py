@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from p2pfl.protocol.events import Drop, Note
+from p2pfl.protocol.presence import UNASKED
 
 _DETAILS = 10
 """Dropped messages that are written down one by one, for each reason; all are counted."""
@@ -18,6 +19,11 @@ class EventLog:
         self._node, self._write = node, write
         self._alone = False
         self.dropped: Counter[str] = Counter()
+
+    @property
+    def useless(self) -> int:
+        """Messages that were dropped and are their senders' fault: an answer is not, which another has asked for."""
+        return self.dropped.total() - self.dropped[UNASKED]
 
     def note(self, note: Note) -> bool:
         """Write it down; return False for what is in the metrics anyway: another round in which nothing arrived."""

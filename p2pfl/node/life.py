@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+from p2pfl.node.said import Said
 
 LIFE, PARTIAL = "life.json", "life.partial"
 
@@ -42,9 +45,8 @@ class LifeFile:
         except OSError as error:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
-            self._say(
-                f"{path}: life {life} could not be kept: {error.strerror}; the next one begins by the clock alone"
-            )
+            text = f"{path}: life {life} could not be kept: {error.strerror}; the next one begins by the clock alone"
+            self._say(Said(text, "life", logging.WARNING))
 
     def _last(self) -> int:
         """Return the life that was kept; 0, and a word about it, where there is none that can be read."""
@@ -54,12 +56,14 @@ class LifeFile:
         except FileNotFoundError:
             return 0
         except OSError as error:
-            self._say(f"{path}: can't be read: {error.strerror}; this life begins by the clock alone")
+            text = f"{path}: can't be read: {error.strerror}; this life begins by the clock alone"
+            self._say(Said(text, "life", logging.WARNING))
             return 0
         except ValueError:  # no JSON, or no text
             table = None
         life = table.get("life") if isinstance(table, dict) else None
         if type(life) is int and 0 <= life < _CAP:
             return life
-        self._say(f"{path}: is garbled; this life begins by the clock alone, and the file is written anew")
+        text = f"{path}: is garbled; this life begins by the clock alone, and the file is written anew"
+        self._say(Said(text, "life", logging.WARNING))
         return 0

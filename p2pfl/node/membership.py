@@ -39,4 +39,7 @@ def meaning(event: events.Effect, at: Standing) -> Members | Note | Drop | Local
         case events.Superseded(_, address):
             text = f"has been started again at {address}; this process is the older"
             return LocalError(text, node=at.node, round=at.round, part="membership")
+        case events.Expelled():
+            text = "is no member of the federation any more: its other members have revoked it"
+            return LocalError(text, node=at.node, round=at.round, part="membership")
     return None

@@ -57,6 +57,7 @@ def facts(
         timing=starting(terms.timing, terms.nodes, compiled),
         lateness=terms.lateness,
         per_edge=task.per_edge,
+        exchanges=task.link == "exchange",
         sync=terms.sync,
         join_round=join_round,
         kept_round=work.kept[1] if work.kept else 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from p2pfl import tree
+from p2pfl.node.said import Said
 
 FORMAT = 2
 """Of the records of a run. In format 1 `life` in metrics.jsonl counts the lives of a node (1, 2, ...); from 2 on it is
@@ -200,7 +202,8 @@ class Lines:
         self.dropped += 1
         if self.dropped == 1:
             lost = "; the run can't be replayed, and has no ledger" if self._path.name == "trace.jsonl" else ""
-            self._say(f"{self._path} {why}: records are dropped from here on, and training goes on{lost}")
+            text = f"{self._path} {why}: records are dropped from here on, and training goes on{lost}"
+            self._say(Said(text, "records", logging.ERROR))
 
     def sync(self) -> None:
         """Let what is written outlive a power failure, as far as the disk can."""

@@ -185,6 +185,12 @@ class Replica:
             self.state = self.task.program.restart(self.state, self.task.slots)
         return records.Entered(self.life, round, list(members))
 
+    def like(self, slots: int) -> State:
+        """Return a state of so many slots, by its shapes alone: what is kept for each follows the graph of an epoch."""
+        if slots == self.task.slots:
+            return self.state
+        return jax.eval_shape(lambda state: self.task.program.restart(state, slots), self.state)
+
     def note(self, members: tuple[int, ...]) -> str:
         """Return what a person should know of an epoch; "" for nothing."""
         return self.whole.note(members)

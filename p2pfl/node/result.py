@@ -33,6 +33,8 @@ class NodeResult(NamedTuple):
     trained: int | None = None  # rounds that its last process has trained; None where that is not counted
     untrained: bool = False  # its model is as it was drawn: neither trained, nor kept, nor taken from another node
     unreached: tuple[str, ...] = ()  # of one that has exchanged nothing: where others were not reached, and why
+    forwarded: dict[str, int] | None = None  # bytes that it has forwarded, sealed, by "FROM to TO"; None: none
+    encrypted: bool = False  # links were sealed, and members proved their keys
 
     def write(self, directory: Path) -> None:
         """Write result.json into the node's directory, whole or not at all."""

@@ -5,6 +5,7 @@ Knows no socket, no clock and no process.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +19,7 @@ from p2pfl.errors import LocalError
 from p2pfl.node import model_file, records
 from p2pfl.node.payload import Frames, Incoming, Outgoing, outgoing
 from p2pfl.node.replica import Cost, Replica
+from p2pfl.node.said import Said
 from p2pfl.node.task import Booked, Task, part
 from p2pfl.protocol.events import Adopt, Advance, Booking, Finished, Leave, Trained
 from p2pfl.protocol.exchange import Side
@@ -33,7 +35,7 @@ class SavedState(Protocol):
 
     @property
     def table(self) -> dict[str, Any]:
-        """Its `life` and `round`, and the `sketches` of records.Sketches."""
+        """Its `life` and `round`, the `slots` of its state, and the `sketches` of records.Sketches."""
 
 
 class CheckpointStore(Protocol):
@@ -42,8 +44,8 @@ class CheckpointStore(Protocol):
     def save(self, state: State, table: dict[str, Any]) -> str | None:
         """Keep it; return what went wrong, for a person."""
 
-    def load(self, like: State) -> tuple[SavedState | None, list[str]]:
-        """Return the latest, if there is one, and what a person should know of it."""
+    def load(self, like: Callable[[dict[str, Any]], State]) -> tuple[SavedState | None, list[str]]:
+        """Return the latest, if there is one, and what a person should know of it. `like`: of a table its state."""
 
 
 class Host(NamedTuple):
@@ -57,6 +59,7 @@ class Host(NamedTuple):
     say: Callable[[str], None]  # a line for a person
     store: CheckpointStore | None = None
     every: int = 0  # rounds from checkpoint to checkpoint; 0: none
+    finished: Callable[[records.Measured], None] = lambda measured: None  # told of each round
 
 
 class Worker:
@@ -74,6 +77,7 @@ class Worker:
         self.trained = 0  # rounds, by this process
         self.untrained = True  # the model is as it was drawn
         self.score: float | None = None  # of the node's model after the latest round that was evaluated
+        self.loss: float | None = None  # mean over the local steps of the latest round
         self._kept_sketches: Sequence[Any] | None = None  # the fields of records.Sketches, at that round
         self._began = host.now()
         self._learned = False  # what the statistics of all data say of this node's own
@@ -94,7 +98,7 @@ class Worker:
     def resume(self) -> list[str]:
         """Take the state of the checkpoint in the store, if there is one; return what a person should know."""
         assert self._host.store is not None
-        saved, notes = self._host.store.load(self.replica.state)
+        saved, notes = self._host.store.load(lambda table: self.replica.like(table.get("slots", self.task.slots)))
         if saved is None:
             return [*notes, "no checkpoint: beginning without one"]
         self.replica.state = saved.state
@@ -150,7 +154,7 @@ class Worker:
             self._sketch()
             self._trace.write(self.replica.renew(life, round))
         if note := self.replica.note(members):
-            self._host.say(f"round {round}: {note}")
+            self._host.say(Said(f"round {round}: {note}", "epoch", round=round, members=[*members]))
         self._trace.write(self.replica.enter(round, members))
 
     def _train(self, round: int, receivers: tuple[int, ...]) -> Trained:
@@ -195,6 +199,8 @@ class Worker:
         measured = self.replica.measured(round, booked, cost)
         for score in (measured.score_after_mixing, measured.score_own):
             self.score = self.score if score is None else score
+        self.loss = measured.train_loss
+        self._host.finished(measured)
         self._measured = measured if self._measured is None else records.together(self._measured, measured)
         if records.recorded(round) or effect.next is None:
             self._record()
@@ -216,7 +222,7 @@ class Worker:
         lines = learned(self.task.program.params(self.replica.state))
         self._learned = lines is not None
         for line in lines or ():
-            self._host.say(f"round {round}: {line}")
+            self._host.say(Said(f"round {round}: {line}", "statistics", round=round))
 
     def _booked(self, booking: Booking) -> Booked:
         mine: Side[Outgoing] | None = booking.mine
@@ -254,9 +260,12 @@ class Worker:
         store, round = self._host.store, self.replica.round
         if store is None or not self._host.every or self._saved == round or not round:
             return
-        wrong = store.save(self.replica.state, {"life": self.life, "round": round, "sketches": self.replica.sketches()})
+        table = {"life": self.life, "round": round, "slots": self.task.slots, "sketches": self.replica.sketches()}
+        wrong = store.save(self.replica.state, table)
         if wrong is not None:
-            self._host.say(f"no checkpoint after round {round}: {wrong}")
+            self._host.say(
+                Said(f"no checkpoint after round {round}: {wrong}", "checkpoint", logging.ERROR, round=round)
+            )
         self._saved = round
 
     def save(self) -> str:

@@ -54,6 +54,10 @@ A driver owns a `Peer`, a `Membership`, a network and a clock, and whatever comp
 14. `Done` comes last, behind the good-byes; what comes in after it is ignored. The driver tells the membership the last
     round and that the node leaves, gives the last words time to go out, and closes. (test_peer_stages;
     test_virtual_world: test_who_leaves_is_no_death)
-15. `Note` and `Drop` are for the record: nobody answers them, and no message of a peer raises an error in training.
+15. `Admitted` comes from whoever vouches for the nodes of the federation (a file that its members have signed; an
+    experiment's plan is in `Facts.nodes` from the start), never from a peer: first to the peer and to what takes in
+    connections, then to the membership, so that whoever is told of a newcomer can be heard by who has told it. At
+    different nodes it may come at different times. (transcripts/peer/admitted; test_admitted)
+16. `Note` and `Drop` are for the record: nobody answers them, and no message of a peer raises an error in training.
     (transcripts/peer/stranger)
 """

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from p2pfl.protocol.budget import Budget
 from p2pfl.protocol.edges import Edges
 from p2pfl.protocol.events import Drop
 from p2pfl.protocol.messages import Description, Envelope
@@ -29,8 +30,11 @@ PIECES = 64
 LONGEST = 1 << 20
 """Bytes of a description."""
 
-_SAID, _WIDE = 12, 300
-"""Differences that are said of one neighbour, and characters of each."""
+_SAID, _WIDE, _KEPT = 12, 300, 1000
+"""Differences that are said of one neighbour, characters of each, and differences that are counted."""
+
+_COMPARED = 1.0, 8.0
+"""Descriptions that are compared: a second for long, and at once."""
 
 
 def pack(description: str) -> bytes:
@@ -90,6 +94,7 @@ class Agreement:
     def __init__(self, state: PeerState, edges: Edges) -> None:
         self._state, self._edges = state, edges
         self._others: dict[int, Other] = {}
+        self._budget = Budget(*_COMPARED, state.now)
 
     def differs(self, node: int) -> bool:
         """Return whether a member's present life is known to differ; what is said in another name means nothing."""
@@ -161,11 +166,13 @@ class Agreement:
             if digest(packed) == state.facts.schema:  # somebody has told it in this node's name that they differ
                 self.agrees(node, envelope.life)
                 return
+            if not self._budget.take(state.now):  # it is told again, and then there may be time
+                return
             try:
                 found = state.facts.compare(unpack(packed))
             except (ValueError, RecursionError) as error:
                 found = (f"its description can't be read ({error})",)
-            other.lines = tuple(printable(line) for line in found) or ("it says nothing that differs",)
+            other.lines = tuple(printable(line) for line in found[:_KEPT]) or ("it says nothing that differs",)
             other.pieces = {}
             state.note("differs", node, self._said(other))
             self._tell(node, other)

@@ -11,6 +11,9 @@ from p2pfl.protocol.neighbor import Neighbor
 from p2pfl.protocol.state import PeerState
 from p2pfl.protocol.timing import Lateness
 
+_ASKS = 64
+"""Pings of one neighbour whose answers are still taken: some were lost, or one that is frozen has yet to read them."""
+
 
 class Edges:
     """Carry out the steps of `exchange` at a neighbour's edge; keep what is booked until a round mixes it."""
@@ -35,7 +38,8 @@ class Edges:
             self._count(other, ended)
 
     def ping(self, other: Neighbor) -> Ping:
-        """Return the question where the other end stands, with where this one does."""
+        """Return the question where the other end stands, with where this one does. It may be answered once."""
+        other.asks = min(other.asks + 1, _ASKS)
         return exchange.ping(other.edge)._replace(round=self._state.round)
 
     def ask_void(self) -> bool:
@@ -59,6 +63,11 @@ class Edges:
         for ended in exchange.broken(other.edge):
             self._count(other, ended)
         other.edge = Edge()
+
+    @property
+    def open(self) -> int:
+        """Exchanges that are neither booked nor void."""
+        return sum(other.edge.phase != exchange.IDLE for other in self._state.neighbors.values())
 
     def holds(self, node: int) -> bool:
         """Return whether an exchange with this neighbour is booked and not mixed yet."""

@@ -96,7 +96,16 @@ class Members(NamedTuple):
     ended: tuple[tuple[int, int], ...] = ()
 
 
-Event = Start | Received | Refused | Progressed | Trained | Finished | Tick | Leave | Members
+class Admitted(NamedTuple):
+    """There can be so many nodes now, with ids from 0 to nodes - 1: the federation has grown.
+
+    Whoever vouches for that says it; no peer can. Fewer than before is no news: an id that was given stays given.
+    """
+
+    nodes: int
+
+
+Event = Start | Received | Refused | Progressed | Trained | Finished | Tick | Leave | Members | Admitted
 
 # --- effects: what a node shall do
 

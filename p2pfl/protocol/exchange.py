@@ -95,7 +95,7 @@ def receive(edge: Edge, message: Message, side: Side[Any] | None = None) -> Step
             return _on_offer(edge, message, side)
         case Receipt(number):
             _no_future(edge, number)
-            return _booked_if_due(edge._replace(receipt=True), ()) if number == edge.number else Step(edge)
+            return _booked_if_due(_receipted(edge), ()) if number == edge.number else Step(edge)
         case AskVoid(number):
             _no_future(edge, number)
             if number != edge.number:
@@ -161,6 +161,13 @@ def _no_future(edge: Edge, number: int) -> None:
         raise RemoteError("number", f"exchange {number} from the future; this end is at {edge.number}")
 
 
+def _receipted(edge: Edge) -> Edge:
+    """The peer has mine. A receipt in advance would book what it does not have, without ever sending it."""
+    if edge.mine is None:
+        raise RemoteError("booking", f"exchange {edge.number}: a receipt for what was never offered")
+    return edge._replace(receipt=True)
+
+
 def _resolve(edge: Edge, outcome: str) -> tuple[Edge, tuple[Ended, ...]]:
     if outcome == BOOKED and (edge.theirs is None or edge.mine is None):
         raise RemoteError("booking", f"exchange {edge.number} is said to be booked, but was never whole here")
@@ -205,7 +212,7 @@ def _on_standing(edge: Edge, number: int, have: bool, last: str) -> Step:
         new, ended = _resolve(edge, last)
         return Step(new, (), ended)
     if number == edge.number and have:
-        return _booked_if_due(edge._replace(receipt=True), ())
+        return _booked_if_due(_receipted(edge), ())
     return Step(edge)
 
 

@@ -48,7 +48,7 @@ class Facts(NamedTuple):
 
     node: int
     life: int  # greater than that of any earlier process of this node
-    nodes: int  # ids go from 0 to nodes - 1
+    nodes: int  # that are planned, with ids from 0 to nodes - 1; others may be admitted, this node among them
     expected: tuple[int, ...]  # members that a start waits for, as long as nobody has begun
     plan: Callable[[tuple[int, ...]], EpochPlan]  # of an epoch's members, ascending, this node among them
     rounds: int
@@ -58,6 +58,7 @@ class Facts(NamedTuple):
     timing: Timing
     lateness: int  # the age in rounds at which an exchange may still be booked
     per_edge: bool = False  # there is a payload for each neighbour
+    exchanges: bool = True  # what the algorithm does with its neighbours; else it pushes, or nothing
     sync: str = DEADLINE
     join_round: int = 0  # a returning node takes part from this round on, or from the first it finds
     kept_round: int = 0  # it comes back with its own state from after this round; 0: with nothing
@@ -108,6 +109,8 @@ class Neighbor:
     pinged: float | None = None  # since when a ping is unanswered
     last_ping: float = -1e9
     wants: int | None = None
+    served: float = -1e9  # when it was last given this node's model
+    asks: int = 0  # pings that it may yet answer
     excused: float = 0.0  # until when its messages get on, so that a round waits for it beyond the deadline ...
     counted: int = 0  # ... by so many bytes in this round
 
@@ -133,6 +136,10 @@ class Neighbor:
         self.pushed = side.round
         self.pushes.append(side)
         del self.pushes[:-KEPT]
+
+    def keep_planned(self, epoch: int, plan: EpochPlan) -> None:
+        """Drop pushes that came before their epoch began here, in rounds in which the schedule has none."""
+        self.pushes = [s for s in self.pushes if s.epoch != epoch or self.node in plan.at(s.round).receives_from]
 
     def newest(self, round: int, epoch: int) -> Side | None:
         """Return the newest push of an epoch and of a round up to this one."""

@@ -53,6 +53,7 @@ from p2pfl.protocol import exchange
 from p2pfl.protocol.agreement import Agreement
 from p2pfl.protocol.edges import Edges
 from p2pfl.protocol.events import (
+    Admitted,
     Advance,
     Booking,
     Done,
@@ -129,6 +130,7 @@ _ROUND: Mapping[type[Any], str | None] = {
     **_MESSAGES,
     Start: IGNORED,
     Members: "_members_changed",
+    Admitted: "_admitted",
     Progressed: "_progressed",
     Tick: "_tick",
     Trained: IGNORED,
@@ -241,6 +243,26 @@ class Peer:
         return self._edges.voided
 
     @property
+    def open(self) -> int:
+        """Exchanges that are neither booked nor void."""
+        return self._edges.open
+
+    @property
+    def late(self) -> dict[int, float]:
+        """For how many seconds each of `awaited` has been waited for, and each of `silent` has said nothing."""
+        state = self.state
+        waited = dict.fromkeys(self.awaited, max(0.0, state.now - state.since))
+        return waited | {node: max(0.0, state.now - state.neighbors[node].heard) for node in self.silent}
+
+    @property
+    def silent(self) -> tuple[int, ...]:
+        """Members beside it that answer no ping, so that nobody waits for them; whether they are dead is not known."""
+        state = self.state
+        return tuple(
+            node for node in sorted(state.neighbors.keys() & state.seen.keys()) if state.neighbors[node].suspect
+        )
+
+    @property
     def awaited(self) -> tuple[int, ...]:
         """Neighbours that it waits for now; at the start, members that are not there."""
         if self.stage == STARTING:
@@ -264,8 +286,8 @@ class Peer:
         """Find out who speaks; then do what the stage has for the message."""
         state, envelope, usable = self.state, event.envelope, isinstance(event, Received)
         node, message = envelope.node, envelope.message
-        if node >= state.facts.nodes or node == state.facts.node:
-            state.out.append(Drop("stranger", f"node {node}: there are nodes 0 to {state.facts.nodes - 1}"))
+        if node >= state.nodes or node == state.facts.node:
+            state.out.append(Drop("stranger", f"node {node}: there are nodes 0 to {state.nodes - 1}"))
             return
         if (round := getattr(message, "round", 0)) > state.facts.rounds:
             text = f"node {node}: {type(message).__name__} of round {round}; the run has {state.facts.rounds}"
@@ -309,6 +331,8 @@ class Peer:
 
     def _left(self, other: Neighbor, envelope: Envelope, usable: bool) -> None:
         assert isinstance(envelope.message, Bye)
+        if other.left:  # it has said so, and each time would be a line in the log
+            return
         other.round = max(other.round, envelope.message.round)
         self._edges.end_life(other)
         other.left, other.finished = True, envelope.message.round >= self.state.facts.rounds
@@ -347,6 +371,8 @@ class Peer:
             self._edges.apply(other, exchange.refuse(other.edge, message))
 
     def _place(self, other: Neighbor, message: Offer, usable: bool) -> None:
+        if not self.state.facts.exchanges:
+            raise RemoteError("unplanned", "an offer, and the algorithm exchanges nothing")
         other.ready = True
         other.round = max(other.round, message.round)
         if not usable:
@@ -360,6 +386,7 @@ class Peer:
 
     def _placed(self, other: Neighbor, envelope: Envelope, usable: bool) -> None:
         assert isinstance(envelope.message, Ping | Pong)
+        self._presence.asked(other, envelope.message)
         other.round = max(other.round, envelope.message.round)
         self._told(other, envelope, usable)
 
@@ -419,6 +446,10 @@ class Peer:
         self._change(event)
         self._presence.renew()
         self._check()
+
+    def _admitted(self, event: Admitted) -> None:
+        """The federation has grown. Who is new is heard from now on, and is a member once the membership has it."""
+        self._presence.admit(event.nodes)
 
     def _change(self, event: Members) -> None:
         self._presence.change(event)
@@ -591,6 +622,7 @@ class Peer:
             return
         # without a barrier, who is offered an exchange takes it, whatever its own schedule says
         taken = state.facts.sync == ASYNC and other.edge.theirs is not None and other.edge.theirs.epoch == state.epoch
+        taken = taken and other.node in state.plan.neighbors  # there is no slot for another
         if other.node in self._resting and state.round < state.facts.rounds:
             return
         if (other.node in self._planned.exchange or taken) and other.usable:
@@ -600,9 +632,14 @@ class Peer:
             self._edges.lose()
 
     def _serve(self, other: Neighbor) -> None:
-        """Give the model to a neighbour that wants it, once the round it wants has been trained."""
-        if other.wants is not None and self._trained_in and self._trained_in >= other.wants:
-            other.wants = None
+        """Give the model to a neighbour that wants it, once the round it wants has been trained.
+
+        Who wants it again and again gets it at the pace of one that has lost it, since it is large, and its digest is
+        computed for each.
+        """
+        due = self.state.now - other.served >= self.state.facts.timing.retry_every / 2
+        if other.wants is not None and self._trained_in and self._trained_in >= other.wants and due:
+            other.wants, other.served = None, self.state.now
             # the digest is put in by whoever has the bytes
             self.state.send(other, Model(self._trained_in, ""), self._model)
 

@@ -9,16 +9,29 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from p2pfl.errors import RemoteError
 from p2pfl.protocol.agreement import Agreement
+from p2pfl.protocol.budget import Budget
 from p2pfl.protocol.edges import Edges
 from p2pfl.protocol.events import Drop, Members, Reborn, Seen
-from p2pfl.protocol.messages import Envelope, Hello
+from p2pfl.protocol.messages import Envelope, Hello, Ping, Pong
 from p2pfl.protocol.neighbor import BARRIER, KEPT, Neighbor, epoch_of
 from p2pfl.protocol.state import JOINING, STARTING, PeerState
 from p2pfl.protocol.timing import PASSES, SLOWEST
 
 DONORS = 2
 """Members that a joiner asks for their models, and whose models it wants to see before it takes one."""
+
+
+_LIVES = 1.0, 10.0
+"""Lives of one neighbour that are met, after its first: a second for long, and at once. Each is a line in the log."""
+
+UNASKED = "unasked"
+"""Why an answer is dropped to what this node has not asked: somebody else has asked in its name."""
+
+_PINGS = 50.0, 200.0
+"""Pings of one neighbour that are answered: a second for long, and at once. It sends ten a second while it waits, and
+one for each round that it skips."""
 
 
 class Met(NamedTuple):
@@ -36,6 +49,8 @@ class Presence:
         self._accused = 0  # the greatest life that the others hold for dead
         self._past: tuple[tuple[int, int], ...] = ()  # lives that are over
         self._early: dict[tuple[int, int], bool] = {}  # lives that have left after their last round: much too early?
+        self._lives: dict[int, Budget] = {}  # that a node may still begin
+        self._pings: dict[int, Budget] = {}  # of a node that are answered
         self._tick = 0.0  # when the time was last looked at
         self._stretch = state.facts.payload_bytes / state.facts.timing.bandwidth
         self._look_ahead()
@@ -45,7 +60,7 @@ class Presence:
     def change(self, event: Members) -> None:
         """Take in who is there now. What comes of it is up to the stage."""
         state, before = self._state, self._state.seen
-        nodes = {*range(state.facts.nodes)} - {state.facts.node}
+        nodes = {*range(state.nodes)} - {state.facts.node}
         others = [seen for seen in event.seen if seen.node in nodes]
         early = [seen for seen in others if seen.gone and self._too_early(seen)]
         state.seen = {seen.node: seen for seen in others if seen not in early}
@@ -68,6 +83,13 @@ class Presence:
                 other.away = seen.life > other.life > 0
             other.doubted = seen is not None and seen.suspect and state.facts.sync != BARRIER
 
+    def admit(self, nodes: int) -> None:
+        """There can be so many nodes now."""
+        state = self._state
+        if nodes > state.nodes:
+            state.nodes = nodes
+            state.note("admitted", nodes - 1, f"there can be nodes 0 to {nodes - 1} now")
+
     def _too_early(self, gone: Seen) -> bool:
         """A node has left after the last round, which this one is not near: it has run ahead, and is not there.
 
@@ -77,7 +99,7 @@ class Presence:
         if life not in self._early:
             if state.stage in (STARTING, JOINING):
                 return False
-            self._early[life] = state.round < state.facts.rounds - max(KEPT, state.facts.nodes)
+            self._early[life] = state.round < state.facts.rounds - max(KEPT, state.nodes)
         return self._early[life]
 
     @property
@@ -123,6 +145,7 @@ class Presence:
         for other in state.neighbors.values():
             if other.away:
                 self._edges.end_life(other)
+            other.keep_planned(state.epoch, state.plan)
         for node in state.plan.neighbors:
             state.neighbors.setdefault(node, Neighbor(node))
         return True
@@ -197,6 +220,9 @@ class Presence:
             state.out.append(Drop("stale", f"node {node}: hello of an earlier life"))
             return None
         new = envelope.life > other.life
+        if new and other.life and not self._lives.setdefault(node, Budget(*_LIVES, state.now)).take(state.now):
+            state.out.append(Drop("lives", f"node {node} says hello as one more life, and has had too many lately"))
+            return None
         if new:
             if other.life:
                 self._edges.end_life(other)
@@ -224,6 +250,18 @@ class Presence:
         if other.suspect:
             other.suspect = False
             self._state.note("recovered", other.node)
+
+    def asked(self, other: Neighbor, message: Ping | Pong) -> None:
+        """See whether a neighbour may ask, or answer, once more: each is answered, by an offer with a payload even.
+
+        Raises RemoteError.
+        """
+        if isinstance(message, Pong):
+            if not other.asks:
+                raise RemoteError(UNASKED, "a pong, and it was not pinged")
+            other.asks -= 1
+        elif not self._pings.setdefault(other.node, Budget(*_PINGS, self._state.now)).take(self._state.now):
+            raise RemoteError("flood", "pings more often than a neighbour that waits")
 
     def progress(self, other: Neighbor, nbytes: int) -> None:
         """A large message has got on between a neighbour and this node: it is there, and a round waits for it.

@@ -47,8 +47,9 @@ class CommonRound:
         state = self._state
         told = (seen.round for seen in state.seen.values())
         now = max(state.round, state.facts.join_round - 1, *state.over.values(), *told, *self._known().values())
-        planned = state.facts.planned(min(now + 1, state.facts.rounds))
-        return (planned - state.left - self._as_planned()) | {state.facts.node}
+        planned = state.facts.planned(min(now + 1, state.facts.rounds)) - self._as_planned()
+        grown = {node for node in (*state.seen, *state.over) if node >= state.facts.nodes}  # once they have been there
+        return ((planned | grown) - state.left) | {state.facts.node}
 
     def _as_planned(self) -> set[int]:
         """Members that have died about when the experiment lets them; what was last heard of their rounds is old."""

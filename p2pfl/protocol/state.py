@@ -21,6 +21,7 @@ class PeerState:
     life: int  # the present one: greater than `facts.life` after the others held the node for dead
     round: int  # that the node is in, or was in last; before its first, the one that it comes back from, or 0
     stage: str = STARTING
+    nodes: int = field(init=False)  # ids go from 0 to nodes - 1: as planned, and more where others were admitted
     # the membership: written by `Presence`
     seen: dict[int, Seen] = field(default_factory=dict)  # the other members
     members: tuple[int, ...] = ()  # of the epoch; none before the first
@@ -35,6 +36,9 @@ class PeerState:
     since: float = 0.0  # when the node began to wait for what it waits for now
     deadline: float = 0.0  # of the round
     out: list[Effect] = field(default_factory=list)  # the effects of the present event
+
+    def __post_init__(self) -> None:
+        self.nodes = max(self.facts.nodes, self.facts.node + 1)
 
     def send(self, to: Neighbor, message: Message, payload: Any = None) -> None:
         """Say something to the present life of a neighbour."""

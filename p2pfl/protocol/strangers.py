@@ -15,9 +15,7 @@ from typing import Any, NamedTuple, TypeGuard
 from p2pfl.errors import RemoteError
 from p2pfl.protocol.agreement import pack, printable, said, unpack
 from p2pfl.protocol.budget import Budget
-
-CAP = 1 << 16
-"""Bytes of a question, and of an answer, compressed."""
+from p2pfl.protocol.questions import CAP
 
 _NAME, _VALUE = 120, 100
 """Characters of a field's name, and of its value."""

@@ -12,6 +12,7 @@ terminal and the report say the same thing in the same way.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
@@ -80,13 +81,31 @@ def quiet() -> View:
     return _Quiet()
 
 
-def make(console: Console, quiet: bool) -> View:
-    """Return the view that suits the console: nothing if `quiet`, live on a terminal, plain lines anywhere else."""
+def make(console: Console, quiet: bool, takes: Callable[[str], bool] = lambda text: True) -> View:
+    """Return the view that suits the console: nothing if `quiet`, live on a terminal, plain lines anywhere else.
+
+    `takes`: whether a line is worth showing.
+    """
+
+    def write(text: str) -> None:
+        if takes(text):
+            console.print(
+                _one_line(text), markup=False, highlight=False, emoji=False, soft_wrap=True, no_wrap=True, style=None
+            )
+
     if quiet:
         return _Quiet()
     if console.is_terminal and not console.is_dumb_terminal:
-        return _Live(console)
-    return _Plain(console)
+        return _Live(console, takes)
+    return lines(write)
+
+
+def lines(write: Callable[[str], None], progress: Callable[[str, Status], None] | None = None) -> View:
+    """Return the view of plain lines, for whoever writes them: what is said comes as it is.
+
+    `progress`: writes where the run is; as what is said, unless given.
+    """
+    return _Plain(write, progress or (lambda text, status: write(text)))
 
 
 class _Quiet:
@@ -107,24 +126,22 @@ class _Quiet:
 class _Plain(_Quiet):
     """Lines for a file or a pipe: one at the start, one per tenth of the rounds at most, and what is said."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, write: Callable[[str], None], progress: Callable[[str, Status], None]) -> None:
+        self._write, self._progress = write, progress
         self._tenth: int | None = None  # the last tenth of the rounds that was written; None before the start
 
     def say(self, text: str) -> None:
-        self._console.print(
-            _one_line(text), markup=False, highlight=False, emoji=False, soft_wrap=True, no_wrap=True, style=None
-        )
+        self._write(text)
 
     def update(self, status: Status) -> None:
         if self._tenth is None:
             self._tenth = 0
-            self.say(f"start: {_count(len(status.nodes), 'node')}, {_count(status.rounds, 'round')}")
+            self._progress(f"start: {_count(len(status.nodes), 'node')}, {_count(status.rounds, 'round')}", status)
         tenth = 10 * status.round // status.rounds if status.rounds > 0 else 0
         if tenth > self._tenth:
             self._tenth = tenth
             parts = (_scores(status), _counts(status), _traffic(status))
-            self.say(f"round {status.round}/{status.rounds}: {'; '.join(parts)}")
+            self._progress(f"round {status.round}/{status.rounds}: {'; '.join(parts)}", status)
 
 
 class _Live:
@@ -133,13 +150,14 @@ class _Live:
     `update` only keeps the status: rounds may be far faster than a person reads, so drawing is left to the refresh.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, takes: Callable[[str], bool]) -> None:
+        self._console, self._takes = console, takes
         self._status: Status | None = None
         self._live = Live(self, console=console, refresh_per_second=8)
 
     def say(self, text: str) -> None:
-        self._console.print(_one_line(text), markup=False, highlight=False, emoji=False)
+        if self._takes(text):
+            self._console.print(_one_line(text), markup=False, highlight=False, emoji=False)
 
     def update(self, status: Status) -> None:
         self._status = status

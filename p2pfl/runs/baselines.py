@@ -12,6 +12,7 @@ import numpy as np
 
 from p2pfl.config.data import EvenPartition
 from p2pfl.config.experiment import AlgorithmTable, Experiment, TopologyTable
+from p2pfl.federation.events import founders, newcomers
 from p2pfl.federation.federation import Federation, build
 from p2pfl.reporting.run_data import FIRST
 from p2pfl.reporting.terminal import View
@@ -95,7 +96,10 @@ def alone(experiment: Experiment) -> Experiment:
     training = replace(experiment.training, objective=kept)
     evaluation = replace(experiment.evaluation, answers=())
     known = replace(experiment.statistics, minimum=1, noise=0.0)  # of one's own, which nobody is told
+    topology = experiment.topology
+    if more := newcomers(experiment):  # with all that ever take part; nobody exchanges anything, whatever the graph
+        topology = TopologyTable(graph="complete", nodes=founders(experiment) + more)
     return replace(
         experiment, algorithm=AlgorithmTable("local"), churn=(), network=network, training=training,
-        evaluation=evaluation, statistics=known, baselines=False,
+        topology=topology, evaluation=evaluation, statistics=known, baselines=False,
     )  # fmt: skip

@@ -29,6 +29,7 @@ from p2pfl.config.churn import NodeEvent, RejoinEvent
 from p2pfl.config.experiment import Experiment
 from p2pfl.drivers.live.launcher import Launcher
 from p2pfl.errors import ConfigError, Exit, LocalError, Stopped
+from p2pfl.federation.events import undisturbed
 from p2pfl.federation.federation import Federation, build
 from p2pfl.node import records
 from p2pfl.reporting.run_data import Score, Summary
@@ -229,7 +230,7 @@ def chaos(experiment: Experiment, wanted: Wanted, out: Path, view: View) -> Chao
     if wanted.seconds is not None and not wanted.seconds > wanted.every:
         raise ConfigError(f"for={wanted.seconds:g}: must be longer than every={wanted.every:g}, or nobody is killed")
     fresh(out)
-    experiment = replace(experiment, churn=(), baselines=False)
+    experiment = replace(undisturbed(experiment, "p2pfl chaos"), baselines=False)
     federation = build(experiment)
     if len(federation.graph) < 2:
         raise ConfigError("topology.nodes=1: nobody would be left when the node is killed; give two at least")

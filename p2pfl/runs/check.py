@@ -33,6 +33,8 @@ class NodeEnd(NamedTuple):
     booked: int
     voided: int
     skipped: int  # rounds between the first and the last of a life that it has no record of
+    forwarded: dict[str, int] | None = None  # bytes, by "FROM to TO"
+    encrypted: bool | None = None  # its links; None where it left no result
 
 
 class Checked(NamedTuple):
@@ -63,7 +65,7 @@ class Checked(NamedTuple):
         books, skipped = self.summary, sum(end.skipped for end in self.ends)
         told = [
             f"node {end.node}: {end.how}; {end.booked} exchanges booked, {end.voided} voided, "
-            f"{end.skipped} rounds skipped"
+            f"{end.skipped} rounds skipped{_forwarded(end)}"
             for end in self.ends
         ]
         told += [f"node {node}: its records are missing" for node in self.missing]
@@ -78,6 +80,7 @@ class Checked(NamedTuple):
             balance,
             f"{books.exchanges_booked} exchanges booked, {books.exchanges_voided} ends voided, "
             f"{skipped} rounds skipped; messages dropped: {dropped or 'none'}",
+            *_kept(self.ends),
         ]
 
 
@@ -94,11 +97,12 @@ def check(paths: Sequence[Path]) -> Checked:
     lives = {(node, each.life) for node, each in ended.items()}
     books = ledger.balance(dict(places), lives, facts.parameters, facts.link, facts.keeps_mean)
     lost = _lost(results, rows)
-    missing = tuple(sorted(set(range(facts.nodes)) - places.keys()))
+    nodes = {*range(facts.nodes), *_joined(places)} | places.keys()
+    missing = tuple(sorted(nodes - places.keys()))
     metrics = [row for each in rows.values() for row in each]
     ends = tuple(_end(node, results[node], rows[node]) for node in places)
     whole = replace(
-        Summary(name=facts.name, nodes=facts.nodes, rounds=facts.rounds, keeps_mean=facts.keeps_mean),
+        Summary(name=facts.name, nodes=len(nodes), rounds=facts.rounds, keeps_mean=facts.keeps_mean),
         **summary.outcome(metrics, ended, facts.link),
         **books._asdict(),
         lost=tuple(sorted(lost)),
@@ -114,6 +118,12 @@ def check(paths: Sequence[Path]) -> Checked:
         ),
     )
     return Checked(ends, missing, whole, verdict(whole), _flow(places))
+
+
+def _joined(places: Mapping[int, Path]) -> set[int]:
+    """Nodes that have become members while others were at work, also beyond those that the experiment plans."""
+    events = (row for place in places.values() for row in records.read(place / "events.jsonl"))
+    return {row["node"] for row in events if row["event"] == "added"}
 
 
 def _flow(places: Mapping[int, Path]) -> FlowOfSites:
@@ -187,7 +197,26 @@ def _end(node: int, ended: NodeResult | None, rows: Sequence[dict[str, Any]]) ->
     else:
         how = f"{'left in' if ended.left else 'ended after'} round {ended.round}"
         how += f" ({ended.stopped_by})" if ended.left and ended.stopped_by else ""
-    return NodeEnd(node, how, ended.round, ended.booked, ended.voided, skipped)
+    return NodeEnd(
+        node, how, ended.round, ended.booked, ended.voided, skipped, ended.forwarded, ended.encrypted
+    )  # fmt: skip
+
+
+def _forwarded(end: NodeEnd) -> str:
+    if not end.forwarded:
+        return ""
+    between = ", ".join(f"node {way} {count / 1e6:.3g} MB" for way, count in sorted(end.forwarded.items()))
+    return f"; forwarded, sealed: {between}"
+
+
+def _kept(ends: Sequence[NodeEnd]) -> list[str]:
+    """Say how links were kept, of the nodes that say so."""
+    plain = [str(end.node) for end in ends if end.encrypted is False]
+    if not any(end.encrypted is not None for end in ends):
+        return []
+    if not plain:
+        return ["links were encrypted, and members proved their keys"]
+    return [f"links were not encrypted: node {', '.join(plain)}"]
 
 
 # --- whose records are where

@@ -31,6 +31,7 @@ from p2pfl.learning.likelihood import (
     maximum,
     penalized,
 )  # fmt: skip
+from p2pfl.learning.risk_sets import Baseline
 from p2pfl.types import Params
 
 INTERCEPT = "(intercept)"
@@ -80,6 +81,8 @@ def write(federation: Federation, models: Mapping[int, Params], out: Path) -> tu
     for name, made in _fits(federation, sites, scale).items():
         found = maximum(made, len(_names(federation)))
         table[name] = fit(federation, found, scale, trained)
+        if isinstance(made[0], OneStratum):
+            table[name]["baseline"] = baseline(made[0].baseline(found.beta))
         if name in ("logistic", "stratified_by_site"):
             table["penalty"] = _penalty(federation, sites, scale)
         endless = [each["name"] for each in table[name]["rows"] if "endless" in each]
@@ -212,6 +215,15 @@ def fit(federation: Federation, found: Maximum, scale: Scale, trained: list[np.n
     if found.converged and federation.pooled:
         table["tested"] = _tested(federation, found.beta, scale)
     return table
+
+
+def baseline(hazard: Baseline) -> dict[str, Any]:
+    """A baseline hazard as coefficients.json has it: of a patient with the mean of every column."""
+    return {
+        "time": hazard.time.tolist(),
+        "cumulative_hazard": hazard.cumulative.tolist(),
+        "hazard_after": hazard.after,
+    }
 
 
 def _tested(federation: Federation, beta: np.ndarray, scale: Scale) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,11 @@ from p2pfl.runs import machine
 from p2pfl.runs.machine import Finding, State
 
 _STYLES = {State.GOOD: "green", State.NOTE: "yellow", State.BAD: "bold red"}
+
+_NOT_KEPT = Finding(
+    "folders", State.NOTE, "there is no place for compiled programs: each process compiles anew",
+    "make ~/.cache writable, or set XDG_CACHE_HOME to a folder that is",
+)  # fmt: skip
 
 
 class Diagnosis(NamedTuple):
@@ -49,10 +55,11 @@ def diagnose(file: Path | None, wait: float, tell: Callable[[Finding], None], sa
     and are called again. `tell` is told each finding as it is made, `say` what changes meanwhile.
     """
     found: list[Finding] = []
-    folders = {"compiled programs": Path(os.environ["JAX_COMPILATION_CACHE_DIR"])}
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    folders = {"compiled programs": Path(cache)} if cache else {}
     if file is None:
         folders = {"runs": Path.cwd(), **folders}
-    for each in machine.examine(folders):
+    for each in itertools.chain(machine.examine(folders), () if cache else (_NOT_KEPT,)):
         found.append(each)
         tell(each)
     fit = not any(each.state == State.BAD and each.about in ("packages", "libraries") for each in found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,7 +13,7 @@ import optax
 
 from p2pfl.config import experiment as config
 from p2pfl.config.data import ScriptData
-from p2pfl.config.experiment import Experiment, NodeFile
+from p2pfl.config.experiment import Experiment
 from p2pfl.drivers.live import addresses, checkup, files, ports, versions
 from p2pfl.drivers.live.checkup import Account, Connections, Contact, TriedNode
 from p2pfl.drivers.live.reach import REACHED, LookEnd
@@ -24,9 +23,11 @@ from p2pfl.errors import ConfigError, Exit, P2PFLError
 from p2pfl.federation.federation import Federation, build, build_own, build_script, digest, precision
 from p2pfl.federation.learning import ScriptedSteps
 from p2pfl.node import result
-from p2pfl.runs import machine, node
+from p2pfl.runs import keyed, machine, node
+from p2pfl.runs.keyed import CompleteNode
 from p2pfl.runs.machine import Finding, State
 from p2pfl.runs.script_model import stepless
+from p2pfl.trust.keyring import Keyring
 
 _STRANGERS = 1 << 31
 """Nodes that there can be, where the experiment does not say."""
@@ -43,31 +44,47 @@ def examine(file: Path, wait: float, say: Callable[[str], None]) -> Iterator[Fin
     try:
         if not config.is_node(file):
             raise ConfigError(f"{file}: is no node file: it names no experiment; docs/experiment.md says what it is")
-        given = config.load_node(file)
-        address = node.address_of(file, given)
+        given, ring = keyed.completed(file, config.load_node(file))
     except ConfigError as error:
         yield Finding("node file", State.BAD, str(error), "mend the file; nothing else of it was looked at")
         return
     yield from _records(file, given)
+    yield _keys(given, ring)
     federation = None
     try:
         federation = _federation(given)
-        count, neighbors = len(federation.graph), sorted(federation.graph.neighbors(given.node))
+        count, graph = max(len(federation.graph), given.admitted), federation.graph
+        near = sorted(graph.neighbors(given.node)) if given.node in graph else "as they are when it joins"
         rows = "rows of a script"
         if not isinstance(federation.experiment.data, ScriptData):
             rows = f"{len(federation.partition.train[given.node])} training rows"
-        text = f"{given.experiment}: node {given.node} of {count}, {rows}, neighbours {neighbors}"
+        text = f"{given.experiment}: node {given.node} of {count}, {rows}, neighbours {near}"
         yield Finding("experiment", State.GOOD, f"{text}; federation {digest(federation)}")
         files.fits(count, files.raised(), here=False)
     except P2PFLError as error:
         yield Finding("experiment", State.BAD, str(error), "mend it; what listens elsewhere is tried all the same")
-    nodes, digits = (_STRANGERS, None) if federation is None else (len(federation.graph), digest(federation))
-    wanted = TriedNode(given.listen, address, given.node, nodes, digits, given.peers)
+    nodes, digits = (_STRANGERS, None) if federation is None else (count, digest(federation))
+    wanted = TriedNode(given.listen, given.address, given.node, nodes, digits, given.peers, ring, keyed.whose(given))
     yield from _addresses(wanted)
     yield from connections(wanted, checkup.Checkup(wanted, say).run(wait), wait)
 
 
-def _federation(given: NodeFile) -> Federation:
+def _keys(given: CompleteNode, ring: Keyring | None) -> Finding:
+    """Whether the node has keys, and whom it goes by."""
+    if ring is not None:
+        names = ", ".join(name for node, name in sorted(ring.names.items()) if node != ring.node)
+        text = (
+            f"{given.federation}: {ring.names[ring.node]}, node {ring.node}, which takes part with {names or 'nobody'}"
+        )
+        return Finding("keys", State.GOOD, text)
+    places = [addresses.parsed(at) for at in (given.listen, given.address, *given.peers)]
+    if all(each.loopback for each in places):
+        return Finding("keys", State.GOOD, "none, and none is needed: all addresses mean this machine")
+    text = "none: whoever reaches the ports can read models, and send some"
+    return Finding("keys", State.NOTE, text, "p2pfl federation keygen makes one; docs/federation.md is the whole way")
+
+
+def _federation(given: CompleteNode) -> Federation:
     """What the node's experiment means, its rows included. Raises P2PFLError."""
     sys.path[:0] = [str(Path.cwd()), str(Path(given.experiment).parent)]
     experiment = config.load(given.experiment)
@@ -75,8 +92,8 @@ def _federation(given: NodeFile) -> Federation:
     if isinstance(experiment.data, ScriptData):
         federation = _of_scripts(experiment)
     else:
-        federation = build_own(experiment, given.node, given.data) if given.data else build(experiment)
-    if given.node not in federation.graph:
+        federation = build_own(experiment, given.node, given.data, given.admitted) if given.data else build(experiment)
+    if given.node not in federation.graph and not (given.data and given.node < given.admitted):
         raise ConfigError(f"node={given.node}: the topology has nodes 0 to {len(federation.graph) - 1}")
     return federation
 
@@ -89,7 +106,7 @@ def _of_scripts(experiment: Experiment) -> Federation:
     return built._replace(experiment=experiment)
 
 
-def _records(file: Path, given: NodeFile) -> Iterator[Finding]:
+def _records(file: Path, given: CompleteNode) -> Iterator[Finding]:
     """Where the node's records will lie."""
     folder = node.records_of(file, given)
     yield machine.writable("the records of this node", folder)
@@ -107,14 +124,14 @@ def _records(file: Path, given: NodeFile) -> Iterator[Finding]:
 
 def _addresses(wanted: TriedNode) -> Iterator[Finding]:
     """What can be seen of the addresses without calling anybody."""
-    inside = [at for at in wanted.peers if _loopback(at)]
-    outside = [at for at in wanted.peers if not _loopback(at)]
+    inside = [at for at in wanted.peers if addresses.parsed(at).loopback]
+    outside = [at for at in wanted.peers if not addresses.parsed(at).loopback]
     for name, at in (("listen", wanted.listen), ("address", wanted.address)):
-        if _loopback(at) and outside:
+        if addresses.parsed(at).loopback and outside:
             text = f"{name}={at!r}: means this machine only, and {outside[0]} is on another"
             way_out = 'listen = "tcp://0.0.0.0:PORT", and address = "tcp://NAME-OR-NUMBER:PORT" of this machine'
             yield Finding("addresses", State.BAD, text, way_out)
-    if inside and not outside and _loopback(wanted.address):
+    if inside and not outside and addresses.parsed(wanted.address).loopback:
         text = "all addresses mean this machine: nodes on other machines reach nobody here"
         yield Finding("addresses", State.NOTE, text, "for several machines: listen, address and peers of the node file")
     there, here = addresses.parsed(wanted.address).port, addresses.parsed(wanted.listen).port
@@ -123,11 +140,6 @@ def _addresses(wanted: TriedNode) -> Iterator[Finding]:
             f"address has port {there} and listen {here}: right only where something forwards {there} and {there + 1}"
         )
         yield Finding("addresses", State.NOTE, text)
-
-
-def _loopback(address: str) -> bool:
-    host = addresses.parsed(address)
-    return host.host == "localhost" or (host.numeric and ipaddress.ip_address(host.host).is_loopback)
 
 
 # --- its connections
@@ -266,6 +278,8 @@ _WAYS_OUT = {
     LookEnd.SILENT: "a proxy, a frozen process or another program has that port: it must be that of its listen",
     LookEnd.OTHER: "compare experiment.toml on both machines: it must be the same file, but for paths, [network], "
     "[driver] and [evaluation]",
+    LookEnd.KEY: "compare the federation's file on both machines (p2pfl federation list FILE), and which key each node "
+    "file names",
 }
 
 

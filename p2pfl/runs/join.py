@@ -25,9 +25,10 @@ from p2pfl.federation.learning import ScriptedSteps
 from p2pfl.learning.local_steps import placed
 from p2pfl.node import result
 from p2pfl.node.handover import Handover
+from p2pfl.node.said import whole
 from p2pfl.protocol.timing import starting
-from p2pfl.runs import about
-from p2pfl.runs.node import address_of
+from p2pfl.runs import about, keyed
+from p2pfl.runs.keyed import CompleteNode
 from p2pfl.runs.peers import Peers, log
 from p2pfl.runs.script_model import ScriptModel, double, leaves_of, shared, stepless
 from p2pfl.types import Learner, Tree
@@ -54,6 +55,9 @@ def join(
     optimizer: optax.GradientTransformation | None = None,
     out: Path | str | None = None,
     resume: bool = False,
+    federation: Path | str | None = None,
+    key: Path | str | None = None,
+    plaintext: bool = False,
 ) -> Peers:
     """Take part in a federation with a training loop of one's own: a live node, as a library.
 
@@ -80,6 +84,9 @@ def join(
         optimizer: for `Peers.local`: of the local steps.
         out: directory of the node's records; "p2pfl-node-N" unless given here or in the file.
         resume: go on from the checkpoint in `out`, if there is one; `Peers.start` has the model then.
+        federation: the federation file, with which `node`, `listen`, `peers` and `address` follow from `key`.
+        key: the file of this site's private key.
+        plaintext: without keys, and yet beyond this machine: models and membership in the clear.
 
     Returns:
         The peers, to be used in a `with`: at its end the node leaves in good order.
@@ -94,34 +101,45 @@ def join(
         ...
         p2pfl.errors.ConfigError: join: topology: missing; give it as in topology={"graph": "ring", "nodes": 4}
     """
-    place = {"node": node, "listen": listen, "peers": list(peers) or None, "address": address}
+    place = {
+        "node": node, "listen": listen, "peers": list(peers) or None, "address": address,
+        "plaintext": plaintext or None, "federation": None if federation is None else str(federation),
+        "key": None if key is None else str(key),
+    }  # fmt: skip
     told = {
         "topology": topology, "algorithm": algorithm, "network": network, "rounds": rounds, "seed": seed,
         "checkpoint": checkpoint,
     }  # fmt: skip
     if file is None:
-        given, experiment, where = _told(place, told)
+        told_of, experiment, where = _told(place, told)
     else:
         _only_file(file, {**place, **told})
-        given, where = config.load_node(Path(file)), str(file)
-        experiment = config.load(Path(given.experiment))
+        told_of, where = config.load_node(Path(file)), str(file)
+        experiment = config.load(Path(told_of.experiment))
+    given, keyring = keyed.completed(where, told_of)
     directory = Path(out) if out else _directory(file, given)
     if result.read(directory) is not None and not resume:
         raise ConfigError(
             f"out={str(directory)!r}: holds the records of a finished run; give another as out=..., or resume=True"
         )
-    federation, shapes = _built(experiment, given, params, learner, optimizer)
-    if not 0 <= given.node < len(federation.graph):
-        raise ConfigError(f"{where}: node={given.node}: the topology has nodes 0 to {len(federation.graph) - 1}")
-    address_told = address_of(where, given)
+    built, shapes = _built(experiment, given, params, learner, optimizer)
+    nodes = max(len(built.graph), given.admitted)
+    if not 0 <= given.node < nodes:
+        raise ConfigError(f"{where}: node={given.node}: the topology has nodes 0 to {len(built.graph) - 1}")
     ports.demand((given.listen, membership_address(given.listen)), log.info)
-    files.fits(len(federation.graph), files.raised(), here=False)
+    files.fits(nodes, files.raised(), here=False)
     place_of = Place(
-        listen=given.listen, address=address_told, peers=given.peers, terms=terms(federation),
+        listen=given.listen, address=given.address, peers=given.peers, terms=terms(built),
         probe_timing=experiment.network.preset, directory=directory, every=experiment.driver.checkpoint, resume=resume,
+        trusted=keyed.trusted(given, keyring, log.info), calls=given.calls, admitted=given.admitted,
     )  # fmt: skip
     with shapes.precision():
-        return _started(federation, shapes, place_of, given.node)
+        return _started(built, shapes, place_of, given.node)
+
+
+def _say(text: str) -> None:
+    """What the node says, in the log of the script."""
+    log.log(whole(text).level, "%s", text)
 
 
 def _started(federation: Federation, shapes: ScriptModel, place: Place, node: int) -> Peers:
@@ -145,7 +163,7 @@ def _started(federation: Federation, shapes: ScriptModel, place: Place, node: in
     with contextlib.ExitStack() as unless_made:
         membership = sidecar.spawn()
         unless_made.callback(membership.close)
-        live = LiveNode(task, place, membership, log.info, handover, shapes.precision)
+        live = LiveNode(task, place, membership, _say, handover, shapes.precision)
         unless_made.pop_all()  # the node closes it itself
     limits = starting(timing(federation.experiment), len(federation.graph))
     made = Peers(live, handover, shapes, limits.start_timeout + 2 * limits.silence, place, node)
@@ -156,8 +174,8 @@ def _started(federation: Federation, shapes: ScriptModel, place: Place, node: in
 def _told(place: Mapping[str, Any], told: Mapping[str, Any]) -> tuple[NodeFile, Experiment, str]:
     """The node file and the experiment that the arguments of `join` stand for."""
     for name in ("node", "listen"):
-        if place[name] is None:
-            raise ConfigError(f"join: {name}: missing; give it, or a node file")
+        if place[name] is None and place["federation"] is None:
+            raise ConfigError(f"join: {name}: missing; give it, or federation and key, or a node file")
     if told["topology"] is None:
         raise ConfigError('join: topology: missing; give it as in topology={"graph": "ring", "nodes": 4}')
     algorithm = told["algorithm"] or "dsgd"
@@ -184,7 +202,7 @@ def _only_file(file: Path | str, told: Mapping[str, Any]) -> None:
         raise ConfigError(f"join: {', '.join(both)}: given beside {file}, where that stands; leave it out")
 
 
-def _directory(file: Path | str | None, given: NodeFile) -> Path:
+def _directory(file: Path | str | None, given: CompleteNode) -> Path:
     if file is not None and given.out:
         return Path(file).parent / given.out
     return Path(f"p2pfl-node-{given.node}")
@@ -192,7 +210,7 @@ def _directory(file: Path | str | None, given: NodeFile) -> Path:
 
 def _built(
     experiment: Experiment,
-    given: NodeFile,
+    given: CompleteNode,
     params: Tree,
     learner: Learner | None,
     optimizer: optax.GradientTransformation | None,
@@ -206,14 +224,14 @@ def _built(
             raise ConfigError("join: learner: the experiment names a model and an optimizer; leave learner out")
         with double(experiment.training.dtype == "float64"):
             own = given.data
-            federation = build_own(experiment, given.node, own) if own else build(experiment)
+            federation = build_own(experiment, given.node, own, given.admitted) if own else build(experiment)
             return federation, ScriptModel(federation, params, leaves, tree.mixed(model_shape(federation)), steps=True)
     with double(any(np.dtype(leaf.dtype) == np.float64 for leaf in leaves.values())):
         if learner is None or optimizer is None:
             model = {"trained": shared(experiment, leaves), "carried": {}}
-            federation = build_script(experiment, ScriptedSteps(stepless(model), optax.identity()))
+            federation = build_script(experiment, ScriptedSteps(stepless(model), optax.identity()), given.node)
             return federation, ScriptModel(federation, params, leaves, model, steps=False)
         if experiment.algorithm.share is not None:
             raise ConfigError("algorithm.share: does not go with a learner of a script; leave out one of them")
-        federation = build_script(experiment, ScriptedSteps(learner, optimizer))
+        federation = build_script(experiment, ScriptedSteps(learner, optimizer), given.node)
         return federation, ScriptModel(federation, params, leaves, tree.mixed(model_shape(federation)), steps=True)

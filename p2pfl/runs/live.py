@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
@@ -20,6 +21,8 @@ from p2pfl.drivers.live.launcher import Launcher, Lives, Order
 from p2pfl.errors import stopping
 from p2pfl.federation.federation import Federation, model_shape
 from p2pfl.node import records, result
+from p2pfl.node.free_memory import free_memory
+from p2pfl.node.said import Said
 from p2pfl.reporting.terminal import View
 from p2pfl.runs.again import Again, plan, prepare
 from p2pfl.runs.callbacks import Callbacks
@@ -91,7 +94,7 @@ def prepared(
 def check(federation: Federation) -> None:
     """Raises ConfigError where the nodes need more memory than this machine has, or more files than it allows."""
     files.fits(len(federation.graph), files.raised(), here=True)
-    memory.fits(needs(federation), len(federation.graph), memory.free())
+    memory.fits(needs(federation), len(federation.graph), free_memory())
 
 
 def needs(federation: Federation) -> memory.Needs:
@@ -176,13 +179,13 @@ def _run_at(
     orders: Sequence[Order], again: Again,
 ) -> Collected:  # fmt: skip
     began = clock.now()
-    view.say(f"starting {len(orders)} node processes")
+    view.say(Said(f"starting {len(orders)} node processes", "begins", nodes=len(orders)))
     every = federation.experiment.evaluation.every if callbacks else 0
     directories = {order.node: order.directory for order in orders}
     watch = Watch(federation.experiment.rounds, directories, score(federation), every)
     server.prepare(orders)
     pids = ", ".join(f"{node}: {member.pids[0]}" for node, member in server.members.items() if member.pids)
-    view.say(f"all nodes have compiled; their processes: {pids}")
+    view.say(Said(f"all nodes have compiled; their processes: {pids}", "ready"))
     elsewhere = Elsewhere(out, server)
     elsewhere.write()
     ready = clock.now()
@@ -195,7 +198,7 @@ def _run_at(
             _ask_to_leave(server)
     except KeyboardInterrupt as interrupt:
         stopped_by = stopping(interrupt).name
-        view.say(f"{stopped_by}: asking the nodes to leave")
+        view.say(Said(f"{stopped_by}: asking the nodes to leave", "leaving", logging.WARNING))
         elsewhere.stop()
         _ask_to_leave(server)
     callbacks.ended(out)
@@ -310,7 +313,8 @@ def _follow(plan: _Returns, server: Launcher, watch: Watch, view: View, look: Lo
         elif at_work and not plan.more and not elsewhere.nodes(now):
             still = watch.standing_still(at_work, now, _LONELY)
             if watch.waiting.intersection(still) == {*at_work}:
-                view.say(f"node {', '.join(map(str, still))}: wait for members that do not come; asked to leave")
+                text = f"node {', '.join(map(str, still))}: wait for members that do not come; asked to leave"
+                view.say(Said(text, "leaving", logging.WARNING))
                 _ask_to_leave(server)
         if not server.running:  # who comes back when the others have finished would wait for them
             elsewhere.end(watch.standing_still(sorted(elsewhere.nodes(now)), now, _COLD))

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from p2pfl.drivers.live import files, memory
 from p2pfl.errors import USER_FAULTS, Exit
+from p2pfl.node.free_memory import free_memory
 from p2pfl.packages import version
 
 _TOLD = ("jax", "jaxlib", "flax", "optax", "numpy", "pyzmq")
@@ -123,7 +124,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _memory() -> Finding:
-    free = memory.free()
+    free = free_memory()
     if free is None:
         return Finding("memory", State.NOTE, "how much is free is not known here")
     nodes = max((free - memory.SHARED) // memory.PRIVATE, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -9,11 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from p2pfl.config import experiment as config
-from p2pfl.config.experiment import NodeFile
+from p2pfl.config.experiment import Experiment
 from p2pfl.drivers.live import addresses, files, ports, sidecar
 from p2pfl.drivers.live import node as live
 from p2pfl.drivers.live.launcher import READY
 from p2pfl.drivers.live.lifeline import Lifeline
+from p2pfl.drivers.live.metrics import Exporter
 from p2pfl.drivers.live.settings import Place, membership_address
 from p2pfl.errors import ConfigError, Exit
 from p2pfl.federation import tasks
@@ -21,8 +24,10 @@ from p2pfl.federation.federation import Federation, build, build_own, identity, 
 from p2pfl.node import model_file, result
 from p2pfl.node.plan import Terms
 from p2pfl.node.result import NodeResult
+from p2pfl.node.said import Said, whole
 from p2pfl.node.task import Task
-from p2pfl.runs import about, assessment, flow, models
+from p2pfl.runs import about, assessment, flow, keyed, models
+from p2pfl.runs.keyed import CompleteNode
 from p2pfl.runs.verdict import RunVerdict
 
 
@@ -48,43 +53,44 @@ def run(
     say: Callable[[str], None],
     returns: int | None = None,
     again: Together = Together(),  # noqa: B008 (a constant)
+    admitted: int = 0,
+    metrics: str | None = None,
 ) -> NodeRun:
     """Run the node in `file` to its end; returns how it ended, and the verdict on that. Raises ConfigError at once.
 
     `hold`: wait for a line on standard input when all is compiled, and leave when standard input ends: whoever has
     started the node is gone. `resume`: go on from the checkpoint that an earlier process of the node has left in its
-    directory, if there is one. `returns`: the round of the planned return or join that this process is.
+    directory, if there is one. `returns`: the round of the planned return or join that this process is. `admitted`:
+    nodes that there can be, by the word of whoever vouches for that, where they are more than the experiment plans.
+    `metrics`: HOST:PORT where Prometheus finds figures of the node, instead of the file's.
     """
-    given = config.load_node(file)
-    address = address_of(file, given)
-    source = Path(given.experiment)
-    sys.path[:0] = [str(Path.cwd()), str(source.parent)]
-    experiment = config.load(source)
+    loaded = config.load_node(file)
+    given, keyring = keyed.completed(file, loaded)
+    log, say = say, lambda text: log(whole(text, given.node))
+    trusted = keyed.trusted(given, keyring, say)
+    admitted = max(admitted, given.admitted)
+    sys.path[:0] = [str(Path.cwd()), str(Path(given.experiment).parent)]
+    experiment = config.load(given.experiment)
     directory = out or records_of(file, given)
-    if result.read(directory) is not None and not (resume or hold):  # one that is held comes back as planned
-        raise ConfigError(
-            f"out={str(directory)!r}: holds the records of a finished run; give another with --out, or --resume"
-        )
+    if not (resume or hold):  # one that is held comes back as planned
+        _unused(directory)
     if not hold:  # else whoever has started it holds them for it
         ports.demand((given.listen, membership_address(given.listen)), say)
     limit = files.raised()  # before anything is started that inherits it
-    membership = sidecar.start()
-    lifeline = Lifeline() if hold else None
-    try:
+    with contextlib.ExitStack() as opened:
+        membership = sidecar.start()
+        opened.callback(membership.close)
+        lifeline = Lifeline() if hold else None
+        exporter = _exporter(metrics or loaded.metrics, opened, say)
         precision(experiment)
-        own = given.data
-        federation = build_own(experiment, given.node, own) if own else build(experiment)
-        if given.node not in federation.graph:
-            raise ConfigError(f"{file}: node={given.node}: the topology has nodes 0 to {len(federation.graph) - 1}")
-        files.fits(len(federation.graph), limit, here=False)
+        federation = _meant(file, given, experiment, admitted)
+        count = max(len(federation.graph), admitted)
+        files.fits(count, limit, here=False)
         task = tasks.task(federation, given.node)
-        for note in (*federation.notes, *flow.lines(flow.flow(federation, given.node))):
-            say(note)
-        rows = f"{len(task.y)} training rows, neighbours {list(task.neighbors)}"
-        say(f"node {given.node} of {len(federation.graph)}: {rows}")
+        _introduce(federation, task, count, say)
         place = Place(
             listen=given.listen,
-            address=address,
+            address=given.address,
             peers=given.peers,
             terms=_terms(federation, again),
             probe_timing=experiment.network.preset,
@@ -93,7 +99,10 @@ def run(
             resume=resume,
             returns=returns or 0,
             after=again.after,
+            admitted=admitted,
             kept_by=identity(federation),
+            trusted=trusted,
+            calls=given.calls,
         )
         directory.mkdir(parents=True, exist_ok=True)
         _describe(federation, task, directory, alone=not hold)
@@ -101,23 +110,71 @@ def run(
 
         def ready() -> None:
             if lifeline is not None:
-                say(READY)
+                print(READY, flush=True)  # an answer to whoever has started it, and no line of a log
                 lifeline.wait()
 
-        ended = live.run(task, place, membership, say, ready)
-    finally:
-        membership.close()
+        ended = live.run(task, place, membership, say, ready, exporter.show if exporter else None)
     verdict = judged(ended, task)
     if experiment.evaluation.metrics and not hold and not ended.untrained:  # held: whoever runs the experiment does it
         _assess(federation, given.node, directory, say, alone=not ended.booked and bool(verdict.reasons))
-    say(
-        f"done at round {ended.round}: {ended.booked} exchanges booked, {ended.voided} voided, "
-        f"dropped {ended.dropped or 'nothing'}; model {ended.digest} in {directory}"
-    )
+    say(_done(ended, directory))
     return NodeRun(ended, verdict)
 
 
-def records_of(file: Path, given: NodeFile) -> Path:
+def _unused(directory: Path) -> None:
+    """Raises ConfigError for a directory that has the records of a run."""
+    if result.read(directory) is not None:
+        raise ConfigError(
+            f"out={str(directory)!r}: holds the records of a finished run; give another with --out, or --resume"
+        )
+
+
+def _meant(file: Path, given: CompleteNode, experiment: Experiment, admitted: int) -> Federation:
+    """Return what the node's experiment means. Raises ConfigError, also for a node that it does not plan."""
+    own = given.data
+    federation = build_own(experiment, given.node, own, admitted) if own else build(experiment)
+    if given.node not in federation.graph and not (own and given.node < admitted):
+        why = f"the topology has nodes 0 to {len(federation.graph) - 1}"
+        if given.node < admitted:
+            why += ", and a node that joins beyond them brings rows of its own; give it a [data]"
+        raise ConfigError(f"{file}: node={given.node}: {why}")
+    return federation
+
+
+def _introduce(federation: Federation, task: Task, nodes: int, say: Callable[[str], None]) -> None:
+    """Say which node it is, of how many, and what became of its rows."""
+    for note in (*federation.notes, *flow.lines(flow.flow(federation, task.node))):
+        say(Said(note, "rows"))
+    rows = f"{len(task.y)} training rows, neighbours {list(task.neighbors)}"
+    say(Said(f"node {task.node} of {nodes}: {rows}", "begins", rows=len(task.y)))
+
+
+def _done(ended: NodeResult, directory: Path) -> Said:
+    """The last line of a node."""
+    text = f"done at round {ended.round}: {ended.booked} exchanges booked, {ended.voided} voided, "
+    text += f"dropped {ended.dropped or 'nothing'}; model {ended.digest} in {directory}"
+    return Said(text, "done", round=ended.round, booked=ended.booked, voided=ended.voided, dropped=ended.dropped)
+
+
+def _exporter(address: str | None, opened: contextlib.ExitStack, say: Callable[[str], None]) -> Exporter | None:
+    """Let Prometheus ask at an address until all is closed. Raises ConfigError."""
+    if address is None:
+        return None
+    exporter = Exporter(address)
+    opened.callback(exporter.close)
+    exporter.start()
+    text, inside = f"metrics at http://{address}/metrics", addresses.parsed(address).loopback
+    say(
+        Said(
+            text if inside else f"{text}: whoever reaches it may read them",
+            "metrics",
+            logging.INFO if inside else logging.WARNING,
+        )
+    )
+    return exporter
+
+
+def records_of(file: Path, given: CompleteNode) -> Path:
     """Return the directory of a node's records."""
     return file.parent / given.out if given.out else Path(f"p2pfl-node-{given.node}")
 
@@ -165,25 +222,4 @@ def _assess(federation: Federation, node: int, directory: Path, say: Callable[[s
     own_rows = {name.removesuffix("_own_mean"): value for name, value in figures.items() if name.endswith("_own_mean")}
     listed = [f"{name} {value:.3f}" for name, value in own_rows.items() if value is not None]
     whose = "a model trained alone, on its own test rows" if alone else "on its own test rows"
-    say(f"{whose}: {', '.join(listed) or 'nothing to test'}")
-
-
-def address_of(file: Path | str, given: NodeFile) -> str:
-    """Return how the others reach the node. Raises ConfigError."""
-    address = given.address or given.listen
-    for name, value in (("listen", given.listen), ("address", address), *(("peers", peer) for peer in given.peers)):
-        where = addresses.parsed(value)
-        if value.count("[") and not where.numeric:
-            raise ConfigError(
-                f"{file}: {name}={value!r}: no IPv6 address stands in the brackets; write it as tcp://[fd00::7]:5555"
-            )
-        if not 1 <= where.port <= 65534:
-            raise ConfigError(
-                f"{file}: {name}={value!r}: the port must be from 1 to 65534, for the next one is used as well"
-            )
-    if addresses.parsed(address).anywhere:
-        raise ConfigError(
-            f"{file}: listen={given.listen!r}: stands for all addresses of this machine, and the others must know one; "
-            'give one of them, as in address = "tcp://192.168.0.7:5555"'
-        )
-    return address
+    say(Said(f"{whose}: {', '.join(listed) or 'nothing to test'}", "assessed", scores=own_rows))

@@ -120,7 +120,9 @@ def held(run: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError(f"{run}: the run is still going on; wait for its end, or stop it with Ctrl-C") from error
+            raise ConfigError(
+                f"{run}: is still going on, in another process; wait for its end, or stop it with Ctrl-C"
+            ) from error
         except OSError:  # a file system without locks
             pass
         yield

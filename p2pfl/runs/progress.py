@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from p2pfl.node.said import Said, level_of
 from p2pfl.reporting.run_data import Score
 from p2pfl.reporting.terminal import NodeStatus, Status
 
@@ -71,10 +73,12 @@ class Watch:
                 self._fresh.add(node)
                 if row["train_loss"] is None and node not in self._diverged:
                     self._diverged.add(node)
-                    told.append(f"node {node} has diverged: its training loss is not finite (round {row['round']})")
+                    text = f"node {node} has diverged: its training loss is not finite (round {row['round']})"
+                    told.append(Said(text, "diverged", logging.ERROR, node, row["round"]))
         return told + [
-            text for node, tail in self._events.items() for row in tail.read() for text in self._said(node, row)
-        ]
+            Said(text, row["event"], level_of(row["event"]), row["node"], row["round"])
+            for node, tail in self._events.items() for row in tail.read() for text in self._said(node, row)
+        ]  # fmt: skip
 
     def _due(self, round: int) -> bool:
         """Return whether a round is evaluated, and has not been asked for."""

@@ -20,6 +20,7 @@ from p2pfl.data import Dataset, Samples
 from p2pfl.data.dataset import split as draw_split
 from p2pfl.drivers.live import clock
 from p2pfl.errors import ConfigError
+from p2pfl.federation.events import undisturbed
 from p2pfl.federation.federation import Federation, build
 from p2pfl.learning import intervals
 from p2pfl.learning.targets import TARGETS
@@ -49,6 +50,8 @@ def check(experiment: Experiment) -> None:
             raise ConfigError('evaluation.leave_site_out: needs a node for each site; use data.partition = "by_site"')
         if experiment.topology.graph is None:
             raise ConfigError("evaluation.leave_site_out: needs a graph by name, which can be made for a node fewer")
+    if wanted.splits and experiment.topology.graph is None:
+        undisturbed(experiment, "evaluation.splits")
 
 
 def write(federation: Federation, out: Path, view: View) -> None:
@@ -79,7 +82,8 @@ def repeated(federation: Federation, out: Path, view: View) -> dict[str, Any]:
     for k in range(1, many + 1):
         left = f", {terminal.duration((clock.now() - began) / (k - 1) * (many - k + 1))} left" if k > 1 else ""
         view.say(f"split {k} of {many}{left}")
-        experiment = replace(federation.experiment, seed=federation.experiment.seed + k, churn=())
+        quiet = undisturbed(federation.experiment, "evaluation.splits")
+        experiment = replace(quiet, seed=quiet.seed + k)
         built = build(experiment)
         if np.array_equal(built.dataset.train.x, federation.dataset.train.x):  # the data bring a split of their own
             built = build(experiment, redrawn(federation.dataset, experiment.seed))
@@ -159,9 +163,10 @@ def left_out(federation: Federation, out: Path, view: View) -> dict[str, Any]:
     data of the other sites pooled.
     """
     dataset, table = federation.dataset, {}
+    quiet = undisturbed(federation.experiment, "evaluation.leave_site_out")
     for site, name in enumerate(dataset.sites):
         view.say(f"without site {name}")
-        built = build(without(federation.experiment, site), without_site(dataset, site))
+        built = build(without(quiet, site), without_site(dataset, site))
         runs = _all(built, out / "left_out" / str(site))
         known, less = assessment.compared(runs.this, {"pooled": runs.others["pooled"]})
         names = [key for key in runs.this.figures if key.endswith("_mean") and not key.endswith("_own_mean")]
@@ -178,12 +183,12 @@ def left_out(federation: Federation, out: Path, view: View) -> dict[str, Any]:
 
 
 def without(experiment: Experiment, site: int) -> Experiment:
-    """The experiment of all nodes but one."""
+    """The experiment of all nodes but one; it has no churn."""
     nodes = experiment.topology.nodes
     steps = experiment.training.node_steps
     training = replace(experiment.training, node_steps=None if steps is None else steps[:site] + steps[site + 1 :])
     topology = replace(experiment.topology, nodes=None if nodes is None else nodes - 1)
-    return replace(experiment, topology=topology, training=training, churn=())
+    return replace(experiment, topology=topology, training=training)
 
 
 def without_site(dataset: Dataset, site: int) -> Dataset:

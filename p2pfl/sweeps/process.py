@@ -12,11 +12,12 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import tomllib
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from p2pfl.drivers.live.lifeline import die_with_parent
 
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -29,7 +30,7 @@ ONE_THREAD = {
 def start(log: str, paths: Sequence[str]) -> None:
     """Import everything. `log`: file for all that is printed. `paths`: where modules of the user's are looked for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep ends its workers itself
-    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+    _end_with_the_sweep()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -80,8 +81,7 @@ def _or_end() -> Iterator[None]:
 
 
 def _end_with_the_sweep() -> None:
-    """Outlive the sweep by no more than a moment, however it ends."""
+    """Outlive the sweep by nothing, however it ends, whatever this process is doing: the kernel sees to that."""
     sweep = multiprocessing.parent_process()
-    if sweep is not None:
-        sweep.join()
-        os._exit(1)
+    if sweep is not None and sweep.pid is not None:
+        die_with_parent(sweep.pid)

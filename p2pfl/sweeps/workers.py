@@ -20,6 +20,7 @@ from typing import Self
 from p2pfl.config import experiment
 from p2pfl.drivers.live import clock
 from p2pfl.errors import ConfigError, stopping
+from p2pfl.runs import origin
 from p2pfl.sweeps import process
 from p2pfl.sweeps.plan import SweepPlan, SweepRun, directory, done, many, named
 from p2pfl.sweeps.results import Made, RunAnswer
@@ -31,8 +32,15 @@ _TRIES = 2
 
 def make_all(plan: SweepPlan, out: Path, runs: Sequence[SweepRun], count: int, shown: Progressing) -> Made:
     """Make the runs that are not there yet, `count` at once. Raises ConfigError before the first one starts."""
-    began, failed = clock.now(), {}
+    began = clock.now()
+    _able()
     prepare(out, plan.file)
+    with origin.held(out):
+        return _made(plan, out, runs, count, shown, began)
+
+
+def _made(plan: SweepPlan, out: Path, runs: Sequence[SweepRun], count: int, shown: Progressing, began: float) -> Made:
+    failed = {}
     left = [run for run in runs if not done(out, run)]
     if len(left) < len(runs):
         shown.say(f"{len(runs) - len(left)} of {len(runs)} runs are there already")
@@ -64,6 +72,17 @@ def prepare(out: Path, file: Path) -> None:
         )
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, mine)
+
+
+def _able() -> None:
+    """Raise ConfigError where there can be no workers: what they wait for each other by lies in /dev/shm."""
+    try:
+        multiprocessing.get_context("spawn").Lock()
+    except OSError as error:
+        raise ConfigError(
+            f"/dev/shm: can't be used: {error.strerror}; the workers of a sweep need it. Mount it writable, or "
+            "make the runs one by one with p2pfl run"
+        ) from error
 
 
 def _refuse(path: Path) -> None:

@@ -7,7 +7,7 @@ algorithms draw from a graph. `spectral`: what a graph is worth, in figures and 
 """
 
 from p2pfl.topology.files import load
-from p2pfl.topology.heal import restricted
+from p2pfl.topology.heal import attached, restricted
 from p2pfl.topology.named import GRAPHS, Argument, Family, build, expected_rho, plan
 from p2pfl.topology.schedules import from_rounds, matrix, neighbors, pairs, reverse, row, stable, sums, symmetric, union
 from p2pfl.topology.spectral import advice, describe
@@ -19,6 +19,7 @@ __all__ = [
     "Argument",
     "Family",
     "advice",
+    "attached",
     "build",
     "describe",
     "expected_rho",

@@ -8,6 +8,7 @@ import inspect
 import json
 import math
 import tomllib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import networkx as nx
 
 from p2pfl.errors import TopologyError, nearest
-from p2pfl.topology.graphs import ascending, checked
+from p2pfl.topology.graphs import MOST, ascending, checked
 from p2pfl.topology.named import GRAPHS, unknown
 from p2pfl.topology.schedules import CLOSE
 
@@ -103,6 +104,8 @@ def _from_edges(path: Path, table: dict[str, Any]) -> nx.Graph:
     nodes, edges, directed = table.get("nodes", 0), table["edges"], table.get("directed", False)
     if type(nodes) is not int or nodes < 0:
         raise TopologyError(f"{path}: nodes={nodes!r}: must be a whole number >= 0")
+    if nodes > MOST:
+        raise TopologyError(f"{path}: nodes={nodes}: must be <= {MOST}")
     if type(directed) is not bool:
         raise TopologyError(f"{path}: directed={directed!r}: must be true or false")
     if not isinstance(edges, list):
@@ -142,6 +145,9 @@ def _generated(path: Path, table: dict[str, Any], seed: int) -> nx.Graph:
     if name not in ours and name not in theirs:
         known = [*ours, *difflib.get_close_matches(name, theirs, n=8)]
         raise TopologyError(f"{path}: generator={name!r}: {unknown(name, known)}, or a generator of networkx")
+    for key, value in arguments.items():
+        if isinstance(value, int) and value > MOST and key != "seed":
+            raise TopologyError(f"{path}: arguments: {key}={value}: must be <= {MOST}, the most nodes of a graph")
     maker: Callable[..., Any] = ours[name] if name in ours else theirs[name]
     accepted = [key for key in inspect.signature(maker).parameters if key not in _NOT_OURS]
     if "seed" in accepted:
@@ -163,8 +169,12 @@ def _generated(path: Path, table: dict[str, Any], seed: int) -> nx.Graph:
 
 def _graphml(path: Path, seed: int) -> nx.Graph:
     try:
-        return nx.read_graphml(path)
-    except (ValueError, SyntaxError, nx.NetworkXException) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # that it guesses what was meant
+            return nx.read_graphml(path)
+    except KeyError as error:
+        raise TopologyError(f"{path}: not GraphML: {error} is no type of a key, or no key") from error
+    except (ValueError, TypeError, AttributeError, SyntaxError, UserWarning, nx.NetworkXException) as error:
         raise TopologyError(f"{path}: not GraphML: {error}") from error
 
 

@@ -20,6 +20,8 @@ DRAWS = 20
 SPARSE = 1000
 """Beyond so many nodes Erdos-Renyi graphs are drawn, in time proportional to their edges; by the same law."""
 REDRAW_PURPOSE = 0x9EA7
+MOST = 1 << 20
+"""Nodes of a graph at most: more is a slip of the finger, and would fill the memory before anything could say so."""
 
 
 def ring(nodes: int) -> nx.Graph:

@@ -1,9 +1,9 @@
-"""Restrict a graph to its members when nodes are away, and join it together again if wanted."""
+"""Restrict a graph to its members when nodes are away, join it together again, and give newcomers a place in it."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import networkx as nx
 
@@ -38,3 +38,29 @@ def restricted(graph: nx.Graph, members: Collection[int], heal: bool) -> nx.Grap
             if not (nx.has_path(left, u, v) and nx.has_path(left, v, u)):
                 left.add_edges_from([(u, v), (v, u)])
     return left
+
+
+def attached(graph: nx.Graph, newcomers: Iterable[int]) -> nx.Graph:
+    """Return a graph with nodes more that it has no place for, each joined with two that are in it.
+
+    One after the other in ascending order: with the two nodes that have the fewest neighbours by then, lower ids first
+    among equals; where there are fewer, with those. New edges carry no weight; on a directed graph they go both ways.
+
+    Args:
+        graph: of those who are there.
+        newcomers: ids of those who come.
+
+    Returns:
+        The graph of all.
+
+    Example:
+        >>> import networkx as nx, p2pfl
+        >>> sorted(p2pfl.topology.attached(nx.path_graph(4), [4, 5]).edges)
+        [(0, 1), (0, 4), (0, 5), (1, 2), (1, 5), (2, 3), (3, 4)]
+    """
+    grown = graph.copy()
+    for node in sorted(newcomers):
+        fewest = sorted(grown, key=lambda other: (len({*nx.all_neighbors(grown, other)}), other))[:2]
+        grown.add_node(node)
+        grown.add_edges_from(edge for other in fewest for edge in ((node, other), (other, node)))
+    return grown

@@ -235,6 +235,8 @@ def _checked(graph: str, nodes: int, arguments: Mapping[str, Any], seed: int) ->
     family = GRAPHS[graph]
     if type(nodes) is not int or nodes < 1:
         raise TopologyError(f"topology.nodes={nodes}: must be >= 1")
+    if nodes > graphs.MOST:
+        raise TopologyError(f"topology.nodes={nodes}: must be <= {graphs.MOST}")
     if type(seed) is not int or seed < 0:
         raise TopologyError(f"seed={seed!r}: must be a whole number >= 0")
     for name, value in arguments.items():

@@ -42,6 +42,11 @@ class Address(NamedTuple):
         """It stands for all addresses of a machine."""
         return self.host in ("*", "") or (self.numeric and ipaddress.ip_address(self.host).is_unspecified)
 
+    @property
+    def loopback(self) -> bool:
+        """It means the machine where it is read."""
+        return self.host == "localhost" or (self.numeric and ipaddress.ip_address(self.host).is_loopback)
+
     def __str__(self) -> str:
         return f"tcp://[{self.host}]:{self.port}" if ":" in self.host else f"tcp://{self.host}:{self.port}"
 

@@ -14,15 +14,18 @@ import secrets
 import select
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from p2pfl.drivers.live import addresses, clock, reach, versions, zmtp
+from p2pfl.drivers.live import addresses, clock, curve, reach, versions, zmtp
+from p2pfl.drivers.live.curve import Keys
 from p2pfl.drivers.live.listener import Allowance, Listener
-from p2pfl.drivers.live.reach import Look, LookEnd
+from p2pfl.drivers.live.reach import Caller, Look, LookEnd
 from p2pfl.drivers.live.settings import membership_address
 from p2pfl.drivers.live.zmtp import Limits
 from p2pfl.protocol.agreement import printable
 from p2pfl.protocol.membership import wire
+from p2pfl.trust.keyring import Keyring
 
 _ALLOWANCE = Allowance(Limits(wire.MESSAGE_CAP, 8, wire.MESSAGE_CAP), rate=100.0, burst=200.0, unit=8192.0)
 """What a node that runs may say meanwhile; nothing of it is used."""
@@ -55,6 +58,12 @@ class TriedNode(NamedTuple):
     nodes: int
     federation: str | None  # digest of what all have in common; None: the experiment can't be read
     peers: Sequence[str]
+    keyring: Keyring | None = None
+    whose: Mapping[str, int] = MappingProxyType({})  # nodes by their addresses, where there are keys
+
+    def keys(self, address: str) -> Keys | None:
+        """Return those of a connection to an address."""
+        return None if self.keyring is None else curve.keys(self.keyring, self.whose.get(address))
 
 
 class Account(NamedTuple):
@@ -193,7 +202,16 @@ class Checkup:
         ):
             about, answer = versions.here(wanted.node, port).encode(), self._answer(port)
             try:
-                listener = Listener(address, self._federation, wanted.nodes, _ALLOWANCE, clock.now(), about, answer)
+                listener = Listener(
+                    address,
+                    self._federation,
+                    wanted.nodes,
+                    _ALLOWANCE,
+                    clock.now(),
+                    about,
+                    answer,
+                    keyring=wanted.keyring,
+                )
             except OSError as error:
                 self._taken[address] = error
                 continue
@@ -216,7 +234,7 @@ class Checkup:
             del accounts[_ACCOUNTS:]
             while len(told := json.dumps({"accounts": accounts}).encode()) > reach.ANSWER.frame:
                 accounts.pop()  # or the other end would take this for no node at all
-            return zmtp.message(told)
+            return told
 
         return answer
 
@@ -244,7 +262,8 @@ class Checkup:
                 threading.Thread(target=self._examine, args=(address,), name="checkup", daemon=True).start()
 
     def _examine(self, address: str) -> None:
-        models, membership = (reach.examine(at, self._introduction) for at in (address, membership_address(address)))
+        caller = Caller(self._introduction, self._wanted.keys(address), zmtp.ASKS)
+        models, membership = (reach.examine(at, caller) for at in (address, membership_address(address)))
         self._seen.put((address, models, membership))
 
     def _take(self, now: float) -> None:

@@ -29,6 +29,10 @@ class FaultPlan:
         self._cut, self._lags = churn.cut(events), churn.lags(events)
         self._node, self._nodes = node, nodes
 
+    def grow(self, nodes: int) -> None:
+        """There can be so many nodes now."""
+        self._nodes = max(self._nodes, nodes)
+
     def of(self, round: int) -> InjectedFaults:
         """Return the faults of a round."""
         cut = frozenset(other for other in range(self._nodes) if self._cut(round, self._node, other))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import selectors
 import signal
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 from p2pfl.drivers.live import clock
 from p2pfl.errors import Exit, LocalError
 from p2pfl.node import result
+from p2pfl.node.said import Said
 
 _STARTUP = 600.0
 """Seconds that the first process may take to load its data and compile."""
@@ -132,6 +134,8 @@ class Launcher:
             os.close(request.go)
         self._selector.close()
         self._link.close()
+        if not any(member.pids for member in self.members.values()):  # it still imports, for seconds, and sees nothing
+            self._server.kill()
         self._reap()
 
     def _reap(self) -> int:
@@ -172,7 +176,8 @@ class Launcher:
             if waiting and len(self._unready()) < len(late):
                 waiting, limit = False, clock.now() + max(_LAGGARD, 2 * (clock.now() - began))
             if clock.now() > limit:
-                self._say(f"not ready: node {', '.join(map(str, sorted(set(late))))}; the others begin without")
+                text = f"not ready: node {', '.join(map(str, sorted(set(late))))}; the others begin without"
+                self._say(Said(text, "absent", logging.WARNING))
                 return
 
     def _look(self) -> None:
@@ -271,7 +276,7 @@ class Launcher:
         status = self._reap()
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         self.broken = f"the process that starts nodes has died ({how})"
-        self._say(f"{self.broken}; those that are there go on without it")
+        self._say(Said(f"{self.broken}; those that are there go on without it", "crash", logging.ERROR))
         self._selector.unregister(self._link)
         for request in self._waiting:
             os.close(request.go)
@@ -293,7 +298,8 @@ class Launcher:
         how = self._how(process, status)
         if member.standby is process:
             member.standby = None
-            self._say(f"node {process.node} can't return; its next process {how}")
+            text = f"node {process.node} can't return; its next process {how}"
+            self._say(Said(text, "crash", logging.ERROR, process.node))
             return
         if member.given_up:
             how, member.given_up = f"{member.given_up}, and was killed", ""
@@ -314,7 +320,7 @@ class Launcher:
         else:
             member.state, member.how = "lost", how
         if not good and member.state == "lost":
-            self._say(f"node {process.node} {how}")
+            self._say(Said(f"node {process.node} {how}", "crash", logging.ERROR, process.node))
             self._event("crash", member, how)
         if before != "starting":
             self._return(member)
@@ -378,7 +384,7 @@ class Launcher:
         """End a node that does nothing any more."""
         member = self.members[node]
         if member.current is not None:
-            self._say(f"node {node} {why}; ending it")
+            self._say(Said(f"node {node} {why}; ending it", "crash", logging.ERROR, node))
             member.given_up = why
             member.order = member.order._replace(returns=member.order.returns[: member.returned])
             if member.standby is not None:

@@ -44,7 +44,10 @@ class Lifeline:
 
 
 def die_with_parent(parent: int) -> None:
-    """Let the kernel kill this process when `parent`, which has started it, ends: it may be anywhere in an import."""
+    """Let the kernel kill this process when `parent`, which has started it, ends: it may be anywhere in an import.
+
+    Of a parent with threads, the one that has started it: it must be one that lasts.
+    """
     _death_signal(signal.SIGKILL)
     if os.getppid() != parent:  # it has ended before that was said
         os.kill(os.getpid(), signal.SIGKILL)

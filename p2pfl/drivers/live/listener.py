@@ -1,8 +1,9 @@
 """The listening end of a node's connections: whatever comes in, the work and the memory that it costs have a bound.
 
-A connection says in its first frame which node of the federation it is from, or is hung up; or that it asks in what the
-experiments differ, and is hung up with the answer. Each turn reads a few
-messages of each connection and goes on in the next: who sends much delays nobody else. A connection has a budget of
+A connection says in its first frame which node of the federation it is from, or is hung up; or that it brings a
+question, and is hung up with the answer. Where there are keys it proves first which one it holds: one that
+is none of the federation's is hung up, and a member cannot say that it is another. Each turn reads a few messages of
+each connection and goes on in the next: who sends much delays nobody else. A connection has a budget of
 messages; what comes beyond that is not read, and waits at its own end, by TCP. A node has a budget of messages that are
 of no use, and of connections; when that is spent, the connection is hung up.
 """
@@ -13,15 +14,19 @@ import contextlib
 import math
 import select
 import socket
-from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from p2pfl.drivers.live import addresses, zmtp
+from p2pfl.drivers.live.curve import Answering, KeyPair
+from p2pfl.drivers.live.inlets import Inlet
 from p2pfl.drivers.live.zmtp import Command, Frame, Limits, Reader
 from p2pfl.errors import RemoteError
-from p2pfl.protocol import strangers
+from p2pfl.protocol import questions
 from p2pfl.protocol.budget import Budget
+from p2pfl.protocol.questions import Asker
+from p2pfl.trust.keyring import Keyring
 
 _SHARE = 16
 """Messages of a connection in one turn ..."""
@@ -72,6 +77,9 @@ _OVERDUE = 2.0
 _BARRED = 5.0
 """Seconds for which a node that has sent too much makes no other connection."""
 
+_QUEUE = 64
+"""Frames that may wait to be written to a node that nobody can call."""
+
 _USELESS = 20.0, 200.0
 """Messages of a node that may be of no use: a second for long, and at once."""
 
@@ -95,13 +103,43 @@ class Arrived(NamedTuple):
 
 
 class _Connection:
-    def __init__(self, link: socket.socket, now: float) -> None:
-        self.link, self.reader = link, Reader()
+    inlet = False  # this node has made it
+
+    def __init__(self, link: socket.socket, now: float, own: KeyPair | None) -> None:
+        self.link, self.reader = link, Reader(zmtp.NULL if own is None else zmtp.CURVE)
+        self.handshake = None if own is None else Answering(own)
         self.opened = self.heard = now
         self.node: int | None = None  # it has not said yet
-        self.asks = False  # it is of another federation, and asks what differs
+        self.asks = False  # it brings a question
         self.budget = Budget(0.0, 1.0, now)  # ... and may say that
         self.behind: float | None = None  # since when there has always been something left to read
+
+        self.out: deque[memoryview] | None = None  # what waits to be written; None: nothing is written to it
+
+    @property
+    def way(self) -> tuple[bool, bool]:
+        """Return what it is for: of those for the same a node needs one."""
+        return self.inlet, self.out is None
+
+    def say(self, data: bytes) -> None:
+        """Send, as far as the system takes it at once: nobody waits here."""
+        with contextlib.suppress(OSError):
+            self.link.send(data)
+
+    def tell(self, body: bytes) -> None:
+        """Send a message of one frame."""
+        self.say(zmtp.message(body, self.reader.sealing))
+
+    def write(self) -> None:
+        """Write what waits, as far as the system takes it. Raises OSError."""
+        assert self.out is not None
+        with contextlib.suppress(BlockingIOError):
+            while self.out:
+                count = self.link.send(self.out[0])
+                if count < len(self.out[0]):
+                    self.out[0] = self.out[0][count:]
+                else:
+                    self.out.popleft()
 
 
 class _Costs:
@@ -117,19 +155,26 @@ class Listener:
     def __init__(
         self, address: str, federation: str, nodes: int, allowance: Allowance, now: float,
         about: bytes = b"", answer: Callable[[int], bytes] | None = None,
-        compare: Callable[[bytes, float], bytes] | None = None,
+        answers: Callable[[bytes, Asker, float], bytes] | None = None, keyring: Keyring | None = None,
     ) -> None:  # fmt: skip
         """`address`: tcp://HOST:PORT. `nodes`: that there can be; others are strangers. `about`: what is said to
-        whoever connects. `answer`: told which node has connected, returns what it is told if it asks. `compare`: given
-        what a node of another federation asks, returns what it is told.
+        whoever connects. `answer`: told which node has connected, returns what it is told if it asks. `answers`: given
+        a question of whoever brings one, and who that is, returns what it is told. `keyring`: whose keys are taken;
+        None: none are asked for, and nothing is sealed.
         """
         self._federation, self._nodes, self._allowance = federation, nodes, allowance
-        self._hello, self._answer = zmtp.GREETING + zmtp.ready(b"ROUTER", about=about), answer
-        self._compare = compare
+        self._keyring, self._own = keyring, None if keyring is None else KeyPair(keyring.public, keyring.secret)
+        self._about = zmtp.properties(b"ROUTER", about=about)
+        self._hello = zmtp.greeting(zmtp.CURVE, listens=True) if keyring else zmtp.GREETING + zmtp.command(
+            b"READY", self._about
+        )  # fmt: skip
+        self._answer = answer
+        self._answers = answers
         self._socket = _listening(address)
         self._epoll = select.epoll()
         self._epoll.register(self._socket, select.EPOLLIN)
         self._connections: dict[int, _Connection] = {}  # by file descriptor
+        self._takers: dict[int, int] = {}  # connections by which nodes are written to that nobody can call
         self._ready: dict[int, None] = {}  # with something to read, in the order of their turns
         self._paused: set[int] = set()  # that have spent their budget
         self._costs: dict[int, _Costs] = {}
@@ -154,10 +199,13 @@ class Listener:
     def receive(self, now: float) -> Iterator[Arrived]:
         """Return the messages of this turn."""
         self._resume(now)
-        for file, _ in self._epoll.poll(0):
+        for file, events in self._epoll.poll(0):
             if file == self._socket.fileno():
                 self._accept(now)
-            else:
+                continue
+            if events & select.EPOLLOUT:
+                self._write(file)
+            if events & ~select.EPOLLOUT and file in self._connections:
                 self._ready[file] = None
         left = _TURN
         for file in [*self._ready]:
@@ -171,6 +219,57 @@ class Listener:
             self._tidied = now
             self._tidy(now)
 
+    def takes(self, node: int) -> bool:
+        """Return whether a node has called that nobody can call, and what is for it is taken here."""
+        return node in self._takers
+
+    def put(self, node: int, frames: Sequence[Any]) -> bool:
+        """Send to one that `takes`, in order; False when it takes nothing now."""
+        file = self._takers.get(node)
+        connection = None if file is None else self._connections[file]
+        if file is None or connection is None or connection.out is None or len(connection.out) >= _QUEUE:
+            return False
+        last = len(frames) - 1
+        sealing = connection.reader.sealing
+        for index, each in enumerate(frames):
+            body, more = bytes(memoryview(each)), int(index < last)
+            connection.out.append(memoryview(zmtp.frame(body, more) if sealing is None else sealing.seal(more, body)))
+        self._write(file)
+        return True
+
+    def _write(self, file: int) -> None:
+        connection = self._connections[file]
+        try:
+            connection.write()
+        except OSError:
+            self._closed(file, connection)
+            return
+        if file not in self._paused:
+            self._epoll.modify(file, self._wanted(connection))
+
+    def adopt(self, inlet: Inlet, now: float) -> None:
+        """Read from now on what comes by a connection that this node has made."""
+        inlet.link.setblocking(False)
+        _keep_alive(inlet.link)
+        connection = _Connection(inlet.link, now, None)
+        connection.reader, connection.inlet = inlet.reader, True
+        self._connections[inlet.link.fileno()] = connection
+        self._epoll.register(inlet.link, select.EPOLLIN)
+        self._costs.setdefault(inlet.node, _Costs(now))
+        self._known(connection, inlet.node, now)
+        self._ready[inlet.link.fileno()] = None  # what came with the greeting has been read already
+
+    def adopted(self, node: int) -> bool:
+        """Return whether there is such a connection with a node."""
+        return any(each.inlet and each.node == node for each in self._connections.values())
+
+    def admit(self, keyring: Keyring) -> None:
+        """Take other keys from now on, and hang up on whoever holds one that is no longer taken."""
+        self._keyring = keyring
+        for file, connection in [*self._connections.items()]:
+            if connection.node is not None and connection.node not in keyring.members:
+                self._hang_up(file, "revoked", "its key is no longer one of the federation")
+
     def blame(self, message: Arrived, now: float) -> None:
         """A message was of no use."""
         if message.link not in self._connections:
@@ -179,6 +278,10 @@ class Listener:
         if not useless.left(now):
             self._bar(message.link, "too many messages that are of no use")
         useless.spend(1)
+
+    def grow(self, nodes: int) -> None:
+        """There can be so many nodes now."""
+        self._nodes = max(self._nodes, nodes)
 
     def allow(self, messages: float) -> None:
         """Let so many more messages come by each connection."""
@@ -198,6 +301,10 @@ class Listener:
         self._connections.clear()
         self._epoll.close()
         self._socket.close()
+
+    @staticmethod
+    def _wanted(connection: _Connection) -> int:
+        return select.EPOLLIN | (select.EPOLLOUT if connection.out else 0)
 
     # --- reading
 
@@ -253,22 +360,55 @@ class Listener:
 
     def _first(self, file: int, connection: _Connection, item: Command | list[Frame], now: float) -> None:
         """Take in who it is, or what it asks."""
-        if connection.asks and self._compare is not None and not isinstance(item, Command):
-            answer = self._compare(b"".join(item), now)
-            with contextlib.suppress(OSError):
-                connection.link.send(zmtp.message(answer))
+        if connection.handshake is not None and connection.handshake.session is None:
+            if not isinstance(item, Command):
+                raise RemoteError("plaintext", "a message before both ends have agreed on keys")
+            answer = connection.handshake.take(item, self._about)
+            if connection.handshake.said is not None:
+                self._proved(connection, None)  # a stranger is told nothing
+                connection.reader.sealing, item = connection.handshake.session, connection.handshake.said
+            connection.say(answer)
+            if isinstance(item, Command) and connection.handshake.said is not item:
+                return
+        if connection.asks and self._answers is not None and not isinstance(item, Command):
+            answer = self._answers(b"".join(item), self._asker(connection), now)
+            with contextlib.suppress(OSError):  # what it does not take at once it does not get
+                connection.link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * questions.CAP)
+            connection.tell(answer)
             self._remove(file)
         elif connection.asks or not isinstance(item, Command):
             raise RemoteError("handshake", "a message before it has said who it is")
-        elif (said := zmtp.identity(item)) == zmtp.COMPARES and self._compare is not None:
-            connection.asks, connection.reader.limits = True, Limits(strangers.CAP, 1, strangers.CAP)
+        elif (said := zmtp.identity(item)) == zmtp.QUESTION and self._answers is not None:
+            connection.asks, connection.reader.limits = True, Limits(questions.CAP, 1, questions.CAP)
         else:
             node = zmtp.introduced(said, self._federation)
+            self._proved(connection, node)
+            connection.out = deque() if zmtp.takes(item) else None
             self._introduced(connection, node, now)
+            if connection.out is not None:
+                self._takers[node] = file
             told = b"" if self._answer is None else self._answer(node)
             if told and zmtp.asks(item):
-                with contextlib.suppress(BlockingIOError):  # what it does not take at once it does not get
-                    connection.link.send(told)
+                connection.tell(told)
+
+    def _asker(self, connection: _Connection) -> Asker:
+        """Return who asks, by the key that it has proved to hold."""
+        handshake = connection.handshake
+        node = None if handshake is None or self._keyring is None else self._keyring.node_of(handshake.key)
+        return Asker(node, _here(connection.link))
+
+    def _proved(self, connection: _Connection, node: int | None) -> None:
+        """Raise RemoteError unless the key that it has proved to hold is that of the node it says it is; None: any."""
+        if self._keyring is None or connection.handshake is None:
+            return
+        key = connection.handshake.key
+        holder = self._keyring.node_of(key)
+        if holder is None and key in self._keyring.former:
+            raise RemoteError("revoked", f"{self._keyring.former[key]}, whose key has been revoked")
+        if holder is None:
+            raise RemoteError("stranger", "whose key is none of the federation's")
+        if node is not None and holder != node:
+            raise RemoteError("identity", f"says it is node {node}, with the key of node {holder}")
 
     def _introduced(self, connection: _Connection, node: int, now: float) -> None:
         if node >= self._nodes:
@@ -277,11 +417,15 @@ class Listener:
         if not connects.left(now):
             raise RemoteError("flood", f"says it is node {node}, which has connected too often")
         connects.spend(1)
+        self._known(connection, node, now)
+
+    def _known(self, connection: _Connection, node: int, now: float) -> None:
+        """It is known whose connection it is."""
         connection.node, connection.reader.limits = node, self._allowance.limits
         rate, burst = self._allowance.rate, self._allowance.burst
         connection.budget = Budget(rate, burst, now, rate / 10)
         others = {file: each for file, each in self._connections.items() if each is not connection}
-        same = [file for file, each in others.items() if each.node == node]
+        same = [file for file, each in others.items() if each.node == node and each.way == connection.way]
         known = [file for file, each in others.items() if each.node is not None]
         for files, most in ((same, _SAME), (known, _CONNECTIONS)):
             if len(files) >= most:
@@ -303,10 +447,8 @@ class Listener:
                 continue
             self._accepts.spend(1)
             link.setblocking(False)
-            link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in _KEEPALIVE:
-                link.setsockopt(socket.IPPROTO_TCP, option, value)
-            self._connections[link.fileno()] = _Connection(link, now)
+            _keep_alive(link)
+            self._connections[link.fileno()] = _Connection(link, now, self._own)
             self._epoll.register(link, select.EPOLLIN)
             with contextlib.suppress(OSError):  # it has gone already, which will be read
                 link.send(self._hello)
@@ -324,7 +466,7 @@ class Listener:
         for file in [*self._paused]:
             if self._connections[file].budget.left(now):
                 self._paused.discard(file)
-                self._epoll.register(file, select.EPOLLIN)
+                self._epoll.register(file, self._wanted(self._connections[file]))
                 self._ready[file] = None
 
     def _tidy(self, now: float) -> None:
@@ -362,12 +504,29 @@ class Listener:
     def _remove(self, file: int) -> None:
         self._ready.pop(file, None)
         self._paused.discard(file)
-        self._connections.pop(file).link.close()  # which takes it out of the epoll
+        connection = self._connections.pop(file)
+        connection.link.close()  # which takes it out of the epoll
+        if connection.node is not None and self._takers.get(connection.node) == file:
+            del self._takers[connection.node]
 
     def _tell(self, reason: str, detail: str) -> None:
         self.dropped[reason] += 1
         if len(self._told) < _STRANGERS:
             self._told.append((reason, detail))
+
+
+def _keep_alive(link: socket.socket) -> None:
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        link.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _here(link: socket.socket) -> bool:
+    """Return whether the other end is on this machine: nobody else has the address that it has called."""
+    try:
+        return bool(link.getpeername()[0] == link.getsockname()[0])
+    except OSError:  # it has gone
+        return False
 
 
 def _listening(address: str) -> socket.socket:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from p2pfl.errors import ConfigError
+from p2pfl.node.free_memory import free_memory, kills
 
 SHARED = 280 << 20
 """Bytes that all nodes share: what the process that forks them has imported, and that process."""
@@ -64,22 +65,16 @@ def fits(needs: Needs, nodes: int, free: int | None) -> None:
     )
 
 
-def free(root: Path = _ROOT) -> int | None:
-    """Return the bytes that are free, of the machine and of the control groups of this process; None: unknown."""
-    known = [_available(root), *_group_free(root)]
-    return min((each for each in known if each is not None), default=None)
-
-
 class Watcher:
     """Knows what the kernel had killed for memory when it was made."""
 
     def __init__(self, root: Path = _ROOT) -> None:
         self._root = root
-        self._before = _kills(root)
+        self._before = kills(root)
 
     def killed(self) -> str:
         """Return why a process was killed by SIGKILL, if it can have been for memory; "" where nothing hints at it."""
-        now, left = _kills(self._root), free(self._root)
+        now, left = kills(self._root), free_memory(self._root)
         figures = "" if left is None else f"; {_gb(left)} are free now"
         if now is None or self._before is None:
             return f"out of memory?{figures}"
@@ -90,52 +85,3 @@ class Watcher:
 
 def _gb(count: int) -> str:
     return f"{count / 2**30:.1f} GB"
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("ascii")
-    except OSError:  # there is no such file on this kernel
-        return ""
-
-
-def _field(text: str, name: str) -> int | None:
-    """A number of a file of names and numbers, as /proc/meminfo."""
-    for line in text.splitlines():
-        words = line.replace(":", " ").split()
-        if len(words) > 1 and words[0] == name and words[1].isdigit():
-            return int(words[1])
-    return None
-
-
-def _available(root: Path) -> int | None:
-    kilobytes = _field(_text(root / "proc/meminfo"), "MemAvailable")
-    return None if kilobytes is None else kilobytes * 1024
-
-
-def _groups(root: Path) -> list[Path]:
-    """The control groups of this process, version 2, from its own upwards."""
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        number, _, path = line.split(":", 2)
-        if number == "0":
-            top, own = root / "sys/fs/cgroup", path.strip("/")
-            place = top / own if own and (top / own).is_dir() else top  # in a container the group is the top
-            return [place, *(parent for parent in place.parents if parent == top or top in parent.parents)]
-    return []
-
-
-def _group_free(root: Path) -> list[int | None]:
-    result: list[int | None] = []
-    for group in _groups(root):
-        limit, used = _text(group / "memory.max").strip(), _text(group / "memory.current").strip()
-        if limit.isdigit() and used.isdigit():
-            cached = _field(_text(group / "memory.stat"), "inactive_file") or 0
-            result.append(max(int(limit) - int(used) + cached, 0))
-    return result
-
-
-def _kills(root: Path) -> int | None:
-    """Processes that the kernel has killed for memory so far, here or in this process's control groups."""
-    counts = [_field(_text(group / "memory.events"), "oom_kill") for group in _groups(root)]
-    counts.append(_field(_text(root / "proc/vmstat"), "oom_kill"))
-    return max((count for count in counts if count is not None), default=None)

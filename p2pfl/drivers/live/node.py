@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import resource
@@ -13,13 +14,15 @@ from collections.abc import Callable
 
 import zmq
 
-from p2pfl.drivers.live import clock, ports, zmtp
+from p2pfl.drivers.live import clock, curve, files, ports, versions, zmtp
+from p2pfl.drivers.live.curve import Keys
 from p2pfl.drivers.live.faults import FaultPlan, FaultyLinks
 from p2pfl.drivers.live.listener import Arrived
 from p2pfl.drivers.live.parcels import Letter
 from p2pfl.drivers.live.reach import REACHED, Reachability
 from p2pfl.drivers.live.settings import Place, membership_address, models_address
 from p2pfl.drivers.live.sidecar import Restarted, Sidecar
+from p2pfl.drivers.live.status import Pace, StatusDesk, members
 from p2pfl.drivers.live.status_line import Situation, StatusLine, directions
 from p2pfl.drivers.live.transport import Transport
 from p2pfl.errors import USER_FAULTS, ConfigError, LocalError, RemoteError
@@ -32,10 +35,13 @@ from p2pfl.node.payload import NOTHING, Outgoing
 from p2pfl.node.plan import facts
 from p2pfl.node.replica import Replica
 from p2pfl.node.result import NodeResult
+from p2pfl.node.said import Said, level_of, whole
+from p2pfl.node.status import FORMAT, MEMBERS, SELF, LateNode, ReportedMember, StatusReport, finite, first
 from p2pfl.node.task import Task
 from p2pfl.node.worker import Host, Worker
 from p2pfl.protocol.codec import NonFinite, decode, digest, encode
 from p2pfl.protocol.events import (
+    Admitted,
     Adopt,
     Advance,
     Done,
@@ -54,10 +60,12 @@ from p2pfl.protocol.events import (
     Tick,
     Unfit,
 )
-from p2pfl.protocol.membership.events import Changed, Gone
+from p2pfl.protocol.membership.events import Changed, Gone, Told
+from p2pfl.protocol.membership.seeds import Seed
 from p2pfl.protocol.membership.table import Me, Member
 from p2pfl.protocol.messages import Hello, Model, Offer, Push
 from p2pfl.protocol.peer import Peer
+from p2pfl.protocol.questions import DIFFERS, STATUS, Asker, Questions
 from p2pfl.protocol.strangers import Strangers
 
 _TICK = 0.05
@@ -66,25 +74,30 @@ _TICK = 0.05
 _REASONS = 3.0
 """Seconds that a node which met nobody looks for the reasons in the end, where it does not know them yet."""
 
+_SHOW = 1.0
+"""Seconds between the times that `show` is told how a node stands."""
+
 _RECOMPILES = 30.0
 """Seconds that a new epoch may keep a node busy compiling, as it tells the others."""
 
 
 def run(
-    task: Task, place: Place, membership: Sidecar, say: Callable[[str], None], ready: Callable[[], None]
-) -> NodeResult:
+    task: Task, place: Place, membership: Sidecar, say: Callable[[str], None], ready: Callable[[], None],
+    show: Callable[[StatusReport], None] | None = None,
+) -> NodeResult:  # fmt: skip
     """Run one node to its end. `ready` is called when all is compiled and may wait; the sockets open after it, and then
     `say` is told where it listens.
 
-    `membership`: of `sidecar.start()`, before jax computes anything.
+    `membership`: of `sidecar.start()`, before jax computes anything. `show`: as of LiveNode.
     """
-    return LiveNode(task, place, membership, say).run(ready)
+    return LiveNode(task, place, membership, say, show=show).run(ready)
 
 
 class LiveNode:
-    """One node; see `run`. `ask_to_leave` is for other threads, and so is what tells how it stands.
+    """One node; see `run`. `ask_to_leave` and `grow` are for other threads, and so is what tells how it stands.
 
     `replica`: of the task, as `Worker` has it. `within`: entered by each thread that computes, such as a precision.
+    `show`: told how it stands, now and then, in the thread of its loop.
     """
 
     def __init__(
@@ -95,17 +108,18 @@ class LiveNode:
         say: Callable[[str], None],
         replica: Replica | None = None,
         within: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+        show: Callable[[StatusReport], None] | None = None,
     ) -> None:
-        self._task, self._place, self._membership, self._say = task, place, membership, say
-        self._within = within
+        self._task, self._place, self._membership, self._log = task, place, membership, say
+        self._within, self._show = within, show
         place.directory.mkdir(parents=True, exist_ok=True)
         self._counters = (0, 0)
         store = Store(place.directory, place.kept_by or place.terms.federation)
-        host = Host(clock.now, lambda: self._counters, self._happens, say, store, place.every)
+        host = Host(clock.now, lambda: self._counters, self._happens, self._say, store, place.every, self._mixed)
         with within():
             self._work = Worker(task, place.directory, host, replica)
         self._event_log = EventLog(task.node, self._write)
-        self._life = LifeFile(place.directory, say)
+        self._life = LifeFile(place.directory, self._say)
         self._compiled = 0.0  # seconds that it took
         self._jobs: queue.SimpleQueue[Advance | Adopt | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Event | LocalError] = queue.SimpleQueue()
@@ -120,14 +134,25 @@ class LiveNode:
         self._unlike = ""  # ... or the experiment, which is
         self._fault_plan = FaultPlan(task.events, task.node, place.terms.nodes)
         self._table: tuple[Member, ...] = ()  # as the membership last told it
+        self._pace = Pace()
+        self._began = self._shown = clock.now()  # listening; and when `show` was called last
         self._strangers = Strangers(task.node, place.terms.fields, clock.now())
-        self._reach = Reachability(zmtp.introduction(place.terms.federation, task.node), self._strangers)
+        self._desk = StatusDesk(self.status, self._drop, place.trusted is not None, clock.now())
+        introduction = zmtp.introduction(place.terms.federation, task.node)
+        self._reach = Reachability(introduction, self._strangers, self._keys_at)
+        self._trusted = place.trusted
         self._status, self._heard = StatusLine(), dict[int, float]()  # when each node was last heard
         self._told = -1  # the round that the membership has been told ...
         self._reached = 0  # ... and the transport
         self._past = 0  # what the experiment plans up to this round is over
         self._asked = False  # by another thread, to leave
+        self._admitted = place.admitted  # nodes that there can be
         self._worker = threading.Thread(target=self._compute, name="work", daemon=True)
+        self._at: Callable[[], int | None] = lambda: None  # in which round it is, once it is in one
+
+    def _say(self, text: str) -> None:
+        """Say a line, with which node it is and in which round."""
+        self._log(whole(text, self._task.node, self._at()))
 
     def run(self, ready: Callable[[], None], listening: Callable[[], None] = lambda: None) -> NodeResult:
         """Run it to its end, once. `ready` as in `run` of this module; `listening` is called when its sockets are open.
@@ -142,7 +167,7 @@ class LiveNode:
             self.warm()
             ready()
             self.open()
-            self._say(f"listening on {self._place.listen}")
+            self._say(Said(f"listening on {self._place.listen}", "listening", address=self._place.listen))
             listening()
             try:
                 self.loop()
@@ -154,7 +179,7 @@ class LiveNode:
                 result.write(self._place.directory)
             except OSError as error:
                 text = f"{self._place.directory}/result.json: can't be written: {error.strerror}; make room"
-                self._say(text)
+                self._say(Said(text, "result", logging.ERROR))
                 result = result._replace(error=result.error or text)
             self.belongs()
             return result
@@ -166,6 +191,13 @@ class LiveNode:
         """Let it leave in good order, soon; from any thread."""
         self._asked = True
         self._work.replica.stop()
+
+    def grow(self, nodes: int) -> None:
+        """Let there be so many nodes from now on, ids 0 to nodes - 1: the federation has grown. From any thread.
+
+        Whoever vouches for that calls it. Fewer than before changes nothing.
+        """
+        self._admitted = max(self._admitted, nodes)
 
     @property
     def peer(self) -> Peer:
@@ -202,14 +234,18 @@ class LiveNode:
         self._formats = {Offer: payload, Push: payload, Model: model}
         if place.resume:
             for note in work.resume():
-                self._say(note)
+                self._say(Said(note, "resumed"))
         terms = place.terms
         schemas = [payload.schema, model.schema]
-        self._transport = Transport(
-            place.listen, task.node, terms.nodes, terms.federation, schemas, compare=self._strangers.answer
-        )
-        self._links = FaultyLinks(self._transport, self._membership)
         life = self._life.next(clock.life(), work.kept[0] if work.kept else 0)
+        nodes = max(terms.nodes, task.node + 1)  # until those are let in who have been admitted
+        keyring = None if self._trusted is None else self._trusted.keyring
+        self._transport = Transport(
+            place.listen, task.node, nodes, terms.federation, schemas, answers=self._questions().answer,
+            keyring=keyring, life=life, calls=place.calls,
+        )  # fmt: skip
+        self._began = clock.now()
+        self._links = FaultyLinks(self._transport, self._membership)
         work.begin(life)
         self._opened.callback(work.close)
         self._events = records.Lines(place.directory / "events.jsonl", say=self._say)
@@ -224,9 +260,62 @@ class LiveNode:
         if place.after:  # whatever came later comes again
             join_round, self._past = place.after + 1, place.after
         self._peer = Peer(facts(task, work, place.terms, life, join_round, self._compiled, place.after > 0))
-        me = Me(task.node, life, membership_address(place.address), place.terms.nodes)
-        seeds = [membership_address(address) for address in place.peers]
-        self._membership.begin(me, place.terms.federation, seeds, place.probe_timing, own)
+        self._at = lambda: self._peer.round
+        me = Me(task.node, life, membership_address(place.address), nodes)
+        trusted, where = self._trusted, {} if self._trusted is None else self._trusted.places
+        seeds = [Seed(membership_address(address), where.get(address)) for address in place.peers]
+        trust = () if trusted is None else (keyring, trusted.revoked, trusted.packed)
+        self._membership.begin(me, place.terms.federation, seeds, place.probe_timing, own, *trust)
+        if place.calls:
+            for address, node in where.items():
+                self._transport.know(node, address)
+
+    def _keys_at(self, address: str) -> Keys | None:
+        """Return the keys of a connection to an address, of models or of the membership; None where there are none."""
+        if self._trusted is None or self._trusted.keyring is None:
+            return None
+        known = {member.address: member.node for member in self._table}
+        known |= {membership_address(at): node for at, node in self._trusted.places.items()}
+        found = known.get(address, known.get(membership_address(address)))
+        return curve.keys(self._trusted.keyring, found)
+
+    @property
+    def _revoked(self) -> frozenset[int]:
+        """Nodes that were members."""
+        return frozenset() if self._trusted is None else self._trusted.revoked
+
+    def _trust(self, now: float) -> None:
+        """Go by a federation file that has changed."""
+        assert self._trusted is not None
+        keyring = self._trusted.keyring
+        if keyring is None:
+            text = "is no member of the federation any more: the others have revoked it"
+            self._fail(LocalError(text, node=self._task.node, round=self._peer.round, part="federation"))
+            self._handle(Leave(idle=False), now)
+            return
+        self._transport.admit(keyring)
+        self._membership.document(self._trusted.packed)  # first: it is the last word to who is revoked
+        self._membership.admit(keyring, self._trusted.revoked)
+        self.grow(self._trusted.nodes)
+
+    def _hear_records(self, told: Told, now: float) -> None:
+        """Take in what a member has of the federation file."""
+        if self._trusted is None:
+            return
+        try:
+            if self._trusted.hear(told.document):
+                self._trust(now)
+        except RemoteError as error:
+            self._drop(Drop(error.reason, f"the federation file of node {told.by}: {error.detail}"))
+            self._membership.unwanted(told)
+
+    def _questions(self) -> Questions:
+        """What this node answers whoever brings a question."""
+
+        def differs(asked: bytes, asker: Asker, now: float) -> bytes:
+            return self._strangers.answer(asked, now)
+
+        return Questions({DIFFERS: differs, STATUS: self._desk.answer})
 
     def _happens(self, round: int) -> str | None:
         """Return what the experiment has planned for this node at the beginning of a round. In the computing thread."""
@@ -244,6 +333,12 @@ class LiveNode:
         return None
 
     # --- the thread that computes
+
+    def _mixed(self, measured: records.Measured) -> None:
+        """Say what has become of a round, to who wants to know of each."""
+        took = f"{measured.seconds:.3g} s, of which it waited {measured.waited:.3g} s"
+        text = f"round {measured.round}: loss {measured.train_loss:.4g}, mixed with {measured.arrived}, {took}"
+        self._say(Said(text, "round", logging.DEBUG, round=measured.round, loss=finite(measured.train_loss)))
 
     def _compute(self) -> None:
         with self._within():
@@ -278,6 +373,7 @@ class LiveNode:
         self._worker.start()
         ticked = clock.now()
         self._handle(Start(), ticked)
+        self._grow(ticked)
         while not self._done:
             poller.poll(int(1000 * min(self._transport.delay, 0.001 if self._links.waiting else _TICK)))
             now = clock.now()
@@ -300,12 +396,19 @@ class LiveNode:
         if self._signals:
             self._stopped_by = self._stopped_by or signal.Signals(self._signals[0]).name
             self._signals.clear()
-            self._say(f"leaving: asked to stop ({self._stopped_by})")
+            self._say(Said(f"leaving: asked to stop ({self._stopped_by})", "leaving", logging.WARNING))
             self._handle(Leave(idle=False), now)
         if self._asked:
             self._handle(Leave(idle=False), now)
+        if self._trusted is not None and self._trusted.look(now):
+            self._trust(now)
+        self._grow(now)
         self._handle(Tick(), now)
         self._membership.beat()
+        self._pace.count(self._peer.round, now)
+        if self._show is not None and now - self._shown >= _SHOW:
+            self._shown = now
+            self._show(self.status(now))
         self._tell(now)
         self._meet_strangers(now)
         self._links.waits = self._peer.waits
@@ -313,15 +416,94 @@ class LiveNode:
             self._told = self._peer.told
             self._membership.progress(self._told)
 
+    def status(self, now: float) -> StatusReport:
+        """Return how it stands, for whoever operates it. In the thread of its loop."""
+        task, terms, peer, work = self._task, self._place.terms, self._peer, self._work
+        here, (sent, received) = versions.here(task.node, versions.MODELS), self._counters
+        keyring = None if self._trusted is None else self._trusted.keyring
+        names = {} if keyring is None else keyring.names
+        me = ReportedMember(task.node, names.get(task.node, ""), SELF, peer.round, self._place.address[:200])
+        told, more = first(members(me, self._table, peer.silent, names))
+        return StatusReport(
+            format=FORMAT,
+            node=task.node,
+            name=me.name,
+            experiment=terms.fields.get("name", "")[:200],
+            federation=terms.federation,
+            version=here.version,
+            protocols=(here.protocol, here.membership),
+            encrypted=self._trusted is not None,
+            uptime=now - self._began,
+            life=peer.life,
+            stage=peer.stage,
+            round=peer.round,
+            rounds=task.rounds,
+            seconds_left=self._pace.left(task.rounds, peer.round, now),
+            waiting=peer.waits,
+            leaving=self._why_leaving[:200],
+            members=told,
+            more_members=more,
+            missing=self._missing()[:MEMBERS],
+            late=tuple(LateNode(node, seconds) for node, seconds in peer.late.items())[:MEMBERS],
+            booked=peer.booked,
+            voided=peer.voided,
+            open=peer.open,
+            bytes_sent=sent,
+            bytes_received=received,
+            bytes_forwarded=sum(self._transport.forwarded.values()),
+            dropped=dict(self._event_log.dropped),
+            score_name=task.score,
+            score=finite(work.score),
+            loss=finite(work.loss),
+            rounds_alone=peer.alone,
+            records_dropped=work.records_dropped + self._events.dropped,
+        )
+
+    @property
+    def _why_leaving(self) -> str:
+        """Why it is about to end; nothing where it is not."""
+        if self._error is not None:
+            return str(self._error)
+        if self._stopped_by or self._asked:
+            return f"asked to stop ({self._stopped_by or 'by its script'})"
+        unlike = "its experiment, its data or its model is not that of its neighbours"
+        return unlike if self._unlike or self._unfit else ""
+
+    def _there(self) -> dict[int, str]:
+        """Return who is there, and where; who has left after its last round is missed by nobody."""
+        counted = [each for each in self._table if each.present or each.round >= self._task.rounds]
+        return {member.node: models_address(member.address) for member in counted} | {self._task.node: ""}
+
+    def _missing(self) -> tuple[int, ...]:
+        """Return the nodes that should be there and are not."""
+        there = self._there()
+        return tuple(node for node in self._expected if node not in there)
+
+    @property
+    def _expected(self) -> list[int]:
+        """Nodes that should be there."""
+        return [node for node in self._place.terms.expected if node not in self._revoked]
+
+    def _grow(self, now: float) -> None:
+        """Let those in who have been admitted: first where they are heard, then where this node tells of them."""
+        nodes = self._admitted
+        if nodes <= self._peer.state.nodes:
+            return
+        try:
+            files.fits(nodes, files.raised(), here=False)
+        except ConfigError as error:  # what is there already goes on
+            self._say(Said(str(error), "files", logging.ERROR))
+        self._handle(Admitted(nodes), now)
+        self._fault_plan.grow(nodes)
+        self._transport.grow(nodes)
+        self._membership.grow(nodes)
+
     def _tell(self, now: float) -> None:
         """Say how it goes, if that is due."""
         if self._stopped_by or self._asked:  # nothing is hoped for any more
             return
-        terms, work, me = self._place.terms, self._work, self._task.node
-        # who has left after its last round is missed by nobody
-        counted = [each for each in self._table if each.present or each.round >= self._task.rounds]
-        there = {member.node: models_address(member.address) for member in counted} | {me: ""}
-        missing = tuple(node for node in terms.expected if node not in there)
+        work = self._work
+        there, missing = self._there(), self._missing()
         neighbors = {node: there[node] for node in work.task.neighbors if node in there}
         awaited = self._peer.awaited
         asked = [node for node in neighbors if node in awaited or node not in self._heard]
@@ -330,7 +512,7 @@ class LiveNode:
             round=self._peer.round,
             rounds=self._task.rounds,
             there=len(there),
-            expected=max(len(terms.expected), len(there)),
+            expected=max(len(self._expected), len(there)),
             missing=missing,
             score=None if work.score is None else (self._task.score, work.score),
             awaited=self._status.long(awaited, now),
@@ -342,7 +524,7 @@ class LiveNode:
         )
         situation = situation._replace(why=self._why(situation, now))
         if (line := self._status.next(situation, now)) is not None:
-            self._say(line)
+            self._say(Said(line, "status"))
 
     def _meet_strangers(self, now: float) -> None:
         """Tell of those whose experiment differs; leave where most neighbours are such, once they can know it, too.
@@ -356,13 +538,14 @@ class LiveNode:
             return
         self._unlike = self._strangers.unfit(self._task.neighbors, tuple(self._reach.strangers.values()), now)
         if self._unlike:
-            self._say("leaving: its experiment is not that of its neighbours")
+            self._say(Said("leaving: its experiment is not that of its neighbours", "leaving", logging.ERROR))
             self._handle(Leave(idle=False), now)
 
     def _strange(self) -> tuple[str, ...]:
         """Return the addresses, of its peers and of members, where somebody should be whom this node never reached."""
-        known = {models_address(member.address): member for member in self._table}
-        given = [address for address in self._place.peers if address not in known]
+        known = {models_address(each.address): each for each in self._table if each.node not in self._revoked}
+        former = {models_address(each.address) for each in self._table if each.node in self._revoked}
+        given = [address for address in self._place.peers if address not in known and address not in former]
         gone = [at for at, member in known.items() if not member.present and member.node not in self._links.reached]
         return (*given, *gone)
 
@@ -408,6 +591,9 @@ class LiveNode:
                 detail = f"its process died ({event.how}); another goes on in its place"
                 self._note(Note("membership", self._task.node, self._peer.round, detail))
                 continue
+            if isinstance(event, Told):
+                self._hear_records(event, now)
+                continue
             if isinstance(event, Changed):
                 for member in event.members:
                     self._transport.know(member.node, models_address(member.address))
@@ -450,7 +636,7 @@ class LiveNode:
             )
 
     def _fail(self, failure: LocalError) -> None:
-        self._say(f"stopping: {failure}")
+        self._say(Said(f"stopping: {failure}", "stopping", logging.ERROR))
         self._error = self._error or failure
 
     def _take(self, message: Arrived, now: float) -> None:
@@ -469,13 +655,13 @@ class LiveNode:
             return
         if envelope.node in self._links.faults.cut:
             return
-        if envelope.node < self._place.terms.nodes:
+        if envelope.node < self._peer.state.nodes:
             self._heard[envelope.node] = now
-        dropped = self._event_log.dropped.total()
+        useless = self._event_log.useless
         self._handle(Received(envelope), now)
         if isinstance(envelope.message, Hello | Offer | Push) and envelope.message.round:
             self._transport.withdraw(envelope.node)
-        if self._event_log.dropped.total() > dropped:
+        if self._event_log.useless > useless:
             self._transport.blame(message)
 
     def _get_on(self, now: float) -> None:
@@ -538,7 +724,8 @@ class LiveNode:
                 self._drop(effect)
             case Unfit(reason):
                 self._unfit = reason
-                self._say("leaving: its data, or its model, are not those of its neighbours")
+                text = "leaving: its data, or its model, are not those of its neighbours"
+                self._say(Said(text, "leaving", logging.ERROR))
                 self._handle(Leave(idle=False), clock.now())
             case Done():
                 self._done = True
@@ -546,11 +733,16 @@ class LiveNode:
     def _note(self, note: Note) -> None:
         if self._event_log.note(note):
             who = "this node" if note.about == self._task.node else f"node {note.about}"
-            self._say(f"round {note.round}: {who}: {note.event}" + (f" ({note.detail})" if note.detail else ""))
+            text = f"round {note.round}: {who}: {note.event}" + (f" ({note.detail})" if note.detail else "")
+            self._say(Said(text, note.event, level_of(note.event), round=note.round, about=note.about))
 
     def _drop(self, drop: Drop) -> None:
         if self._event_log.drop(drop, self._peer.round):
-            self._say(f"dropped a message, {drop.reason}: {drop.detail}")
+            text = f"dropped a message, {drop.reason}: {drop.detail}"
+            self._say(Said(text, "dropped", logging.WARNING, reason=drop.reason))
+        elif str(count := self._event_log.dropped[drop.reason]).strip("0") == "1":  # 100, 1000, ...
+            text = f"dropped {count} messages so far, {drop.reason}"
+            self._say(Said(text, "dropped", logging.DEBUG, reason=drop.reason, count=count))
 
     def _write(self, event: str, about: int, round: int, detail: str, rounds: int) -> None:
         self._events.write(records.event(event, about, self._task.node, round, detail, clock.now(), rounds))
@@ -587,6 +779,8 @@ class LiveNode:
             self._work.trained,
             self._work.untrained,
             self._unreached(),
+            {f"{ends.sender} to {ends.to}": count for ends, count in self._transport.forwarded.items()} or None,
+            self._trusted is not None,
         )
 
     def close(self) -> None:

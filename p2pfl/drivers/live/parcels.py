@@ -363,9 +363,9 @@ class ParcelsIn:
         return Taken(message, answer, progress, given_up)
 
     def forget(self, now: float) -> None:
-        """Drop what has come of parcels that nobody goes on with."""
+        """Drop what has come of parcels that nobody goes on with; and what was the latest of a node, long ago."""
         for node, coming in [*self._coming.items()]:
-            if coming.frames is not None and now - coming.heard > _FORGOTTEN:
+            if now - coming.heard > _FORGOTTEN:
                 del self._coming[node]
 
 

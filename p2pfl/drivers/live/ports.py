@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import random
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import TypeVar
 
 from p2pfl.drivers.live import addresses, clock
 from p2pfl.errors import ConfigError, LocalError
+from p2pfl.node.said import Said
 
 _RANGE = range(10_000, 32_000, 2)
 """Below the ports of outgoing connections: a node that is called while it is away answers nobody, not even itself."""
@@ -80,7 +82,8 @@ def await_free(wanted: Sequence[str], say: Callable[[str], None]) -> None:
         while _taken(address) and (left := limit - clock.now()) > 0:
             if not waiting:
                 waiting = True
-                say(f"{address} is held by another process: waiting up to {_RELEASE:g} s for it to be free")
+                text = f"{address} is held by another process: waiting up to {_RELEASE:g} s for it to be free"
+                say(Said(text, "ports", logging.WARNING))
             clock.pause(min(left, _LOOK_EVERY))
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from p2pfl.node.plan import Terms
+from p2pfl.drivers.live.trusted import Trusted
+from p2pfl.protocol.membership.wire import dialer
+
+if TYPE_CHECKING:  # whoever only asks a node how it stands has no need of jax
+    from p2pfl.node.plan import Terms
 
 
 class Place(NamedTuple):
@@ -22,7 +26,10 @@ class Place(NamedTuple):
     resume: bool  # go on from the checkpoint in the directory
     returns: int = 0  # the round of the planned return or join that this process is; 0: it is none, or not said
     after: int = 0  # all nodes were stopped, and begin together after this round; 0: they were not
+    admitted: int = 0  # nodes that there can be, where those who vouch for that have admitted more than are planned
     kept_by: str = ""  # digest of what checkpoints must have in common; "": that of the terms
+    trusted: Trusted | None = None  # whose keys are taken; None: nobody has one, and nothing is sealed
+    calls: bool = False  # nobody can call it: it calls whoever can be called
 
 
 def membership_address(address: str) -> str:
@@ -36,5 +43,7 @@ def models_address(address: str) -> str:
 
 
 def _other_port(address: str, step: int) -> str:
+    if dialer(address) is not None:  # it has none
+        return address
     host, _, port = address.rpartition(":")
     return f"{host}:{int(port) + step}"

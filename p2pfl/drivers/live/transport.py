@@ -9,19 +9,26 @@ those to a neighbour that is not connected are dropped, unless they come behind 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import zmq
+from zmq.utils import z85
 
-from p2pfl.drivers.live import clock, parcels, ports, versions, zmtp
+from p2pfl.drivers.live import clock, curve, parcels, ports, versions, zmtp
 from p2pfl.drivers.live.addresses import Names
+from p2pfl.drivers.live.curve import Keys
+from p2pfl.drivers.live.forwarding import FORWARDED, Ends, Forwarder, is_forwarded, widened
+from p2pfl.drivers.live.inlets import Inlets
 from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
 from p2pfl.drivers.live.parcels import PIECE, WINDOW, Letter, ParcelsIn, ParcelsOut
 from p2pfl.drivers.live.zmtp import Limits
 from p2pfl.errors import RemoteError
 from p2pfl.protocol.codec import HEADER_CAP, Schema
 from p2pfl.protocol.events import Progressed
+from p2pfl.protocol.membership.wire import dialer
+from p2pfl.protocol.questions import Asker
+from p2pfl.trust.keyring import Keyring
 
 _QUEUE = 64
 """Messages that may wait for one neighbour. The protocol has a handful under way; more means that it reads nothing."""
@@ -46,11 +53,12 @@ _LAST = 50
 
 
 def dealer(
-    context: zmq.Context[Any], introduction: bytes, queue: int, reconnect: int, address: str, *more: tuple[int, int]
-) -> zmq.Socket[bytes]:
+    context: zmq.Context[Any], introduction: bytes, keys: Keys | None, queue: int, reconnect: int, address: str,
+    *more: tuple[int, int],
+) -> zmq.Socket[bytes]:  # fmt: skip
     """Make a socket that sends to an address, and says who it is whenever it connects. Raises ZMQError.
 
-    `reconnect`: in milliseconds, always. `more`: options and their values.
+    `keys`: None: nothing is sealed. `reconnect`: in milliseconds, always. `more`: options and their values.
 
     Nothing is read from it: whatever sits at the other end may put one message into it and then waits.
     """
@@ -68,12 +76,25 @@ def dealer(
     ):
         made.setsockopt(option, value)
     made.setsockopt(zmq.ROUTING_ID, introduction)
+    if keys is not None:
+        made.curve_publickey, made.curve_secretkey = map(z85.encode, keys.own)
+        made.curve_serverkey = z85.encode(keys.theirs)
     try:
         made.connect(address)
     except zmq.ZMQError:
         made.close()
         raise
     return made
+
+
+def keys_to(node: int | None, keyring: Keyring | None) -> Keys | None:
+    """Return the keys of a link to a node; None: none are wanted. Raises ZMQError, Again, for one that has no key."""
+    if keyring is None:
+        return None
+    found = curve.keys(keyring, node)
+    if found is None:
+        raise zmq.Again
+    return found
 
 
 class Transport:
@@ -87,9 +108,16 @@ class Transport:
         federation: str,
         schemas: Sequence[Schema],
         piece: int = PIECE,
-        compare: Callable[[bytes, float], bytes] | None = None,
+        answers: Callable[[bytes, Asker, float], bytes] | None = None,
+        keyring: Keyring | None = None,
+        life: int = 0,
+        calls: bool = False,
     ) -> None:
-        """`schemas`: of all that can come in; `compare`: see Listener. ConfigError when `listen` can't be bound."""
+        """`schemas`: of all that can come in; `answers`, `keyring`: see Listener. `life`: see Forwarder.
+        `calls`: nobody can call this node, so that it calls whoever can be called.
+
+        ConfigError when `listen` can't be bound.
+        """
         formats = [schema.nbytes for schema in schemas]
         largest, whole = max(map(sum, formats)), WINDOW * piece
         limits = Limits(
@@ -100,11 +128,20 @@ class Transport:
         self._parcels_out, self._parcels_in = ParcelsOut(formats, piece), ParcelsIn(formats)
         self._per_round = _ROUND + (_PER_PIECE * -(-largest // piece) if largest > whole else 0.0)
         self._progress: Counter[tuple[int, int, int]] = Counter()  # bytes, by node, its life, this node's life
+        limits = limits if keyring is None else widened(limits)
         allowance = Allowance(limits, _RATE, _BURST, unit=float("inf"), large=piece / 2)
         about = versions.here(node, versions.MODELS).encode()
         self._listener = ports.listening(
-            listen, lambda: Listener(listen, federation, nodes, allowance, clock.now(), about, compare=compare)
+            listen,
+            lambda: Listener(
+                listen, federation, nodes, allowance, clock.now(), about, answers=answers, keyring=keyring
+            ),
         )
+        self._keyring = keyring
+        self._forwarder = None if keyring is None else Forwarder(keyring, life)
+        self._inlets: Inlets | None = None
+        if keyring is not None and calls:
+            self._inlets = Inlets(zmtp.introduction(federation, node), keyring, self._listener.adopted)
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 4096)
         self._introduction = zmtp.introduction(federation, node)
@@ -129,6 +166,24 @@ class Transport:
         self._addresses[node] = address
         if node in self._dealers:
             self._dealers.pop(node).close(0)
+        if self._inlets is not None and dialer(address) is None:
+            self._inlets.want(node, address)
+
+    def admit(self, keyring: Keyring) -> None:
+        """Take other keys from now on: what is under way to who no longer has one is for nobody, links are hung up."""
+        before, self._keyring = self._keyring, keyring
+        for each in (self._forwarder, self._inlets):
+            if each is not None:
+                each.admit(keyring)
+        for node in [*self._dealers]:
+            if before is not None and before.key_of(node) != keyring.key_of(node):
+                self._dealers.pop(node).close(0)
+                self._parcels_out.lose(node)
+        self._listener.admit(keyring)
+
+    def grow(self, nodes: int) -> None:
+        """There can be so many nodes now: those that were strangers before may connect."""
+        self._listener.grow(nodes)
 
     def lose(self, node: int) -> None:
         """A node is not there any more: what is under way to it is for nobody."""
@@ -147,7 +202,8 @@ class Transport:
         if node in self._dealers and self._numbers[node] != numbers:
             self._dealers.pop(node).close(0)
         if node not in self._dealers:
-            self._dealers[node] = dealer(self._context, self._introduction, _QUEUE, 20, numbers)
+            keys = keys_to(node, self._keyring)
+            self._dealers[node] = dealer(self._context, self._introduction, keys, _QUEUE, 20, numbers)
             self._numbers[node], self._took[node] = numbers, now
         return self._dealers[node]
 
@@ -180,6 +236,8 @@ class Transport:
     def _put(self, to: int, frames: Sequence[Any], nbytes: int, now: float) -> bool:
         if to not in self._addresses:
             return False
+        if dialer(self._addresses[to]) is not None:
+            return self._forwarded(to, frames, nbytes, now)
         try:
             self._dealer(to, now).send_multipart(frames, zmq.NOBLOCK, copy=False)
         except zmq.Again:
@@ -194,10 +252,37 @@ class Transport:
         self.bytes_sent += nbytes
         return True
 
+    def _forwarded(self, to: int, frames: Sequence[Any], nbytes: int, now: float) -> bool:
+        """Send to a node that nobody can call: by the connection that it has made, or by way of another."""
+        if self._listener.takes(to):
+            done = self._listener.put(to, frames)
+            self.bytes_sent += nbytes * done
+            return done
+        if self._inlets is None or self._forwarder is None or (sealed := self._forwarder.seal(to, frames)) is None:
+            return False
+        own = self._keyring.node if self._keyring is not None else to
+        members = sorted(node for node, address in self._addresses.items() if node != own and dialer(address) is None)
+        size = sum(map(len, sealed))
+        return any(self._put(way, sealed, size, now) for way in self._forwarder.ways(to, members, now))
+
+    def _arrived(self, now: float) -> Iterator[Arrived]:
+        """Return what has come in, also by way of others."""
+        for message in self._listener.receive(now):
+            if self._forwarder is None or not is_forwarded(message.frames):
+                yield message
+                continue
+            try:
+                mine = self._forwarder.take(message, self._listener, now)
+            except RemoteError as error:
+                self._faults.append((error.reason, f"of node {message.node}: {error.detail}"))
+                continue
+            if mine is not None:
+                yield mine
+
     def receive(self) -> Iterator[Arrived]:
         """Return messages that have come in, a bounded number."""
         now = clock.now()
-        for message in self._listener.receive(now):
+        for message in self._arrived(now):
             if not parcels.is_parcel(message.frames):
                 yield message
                 continue
@@ -231,6 +316,8 @@ class Transport:
     def step(self) -> list[Progressed]:
         """Go on with what is under way; return what parcels have got on since the last call."""
         now = clock.now()
+        for inlet in () if self._inlets is None else self._inlets.step(now):
+            self._listener.adopt(inlet, now)
         for to in self._parcels_out.waiting:
             self._pump(to, now)
         self._parcels_out.give_up(now)
@@ -247,7 +334,15 @@ class Transport:
 
     def blame(self, message: Arrived) -> None:
         """A message was of no use: after many, the connection is hung up."""
-        self._listener.blame(message, clock.now())
+        if self._forwarder is not None and message.link == FORWARDED:
+            self._forwarder.blame(message.node, clock.now())
+        else:
+            self._listener.blame(message, clock.now())
+
+    @property
+    def forwarded(self) -> Mapping[Ends, int]:
+        """Bytes that this node has forwarded, by whom they were between."""
+        return {} if self._forwarder is None else self._forwarder.forwarded
 
     def watch(self) -> list[tuple[str, str]]:
         """Return what was wrong with connections since the last call: reason and detail."""
@@ -263,6 +358,8 @@ class Transport:
             for _ in self.receive():
                 pass
             self.step()
+        if self._inlets is not None:
+            self._inlets.close()
         for each in self._dealers.values():
             each.setsockopt(zmq.LINGER, int(linger * 1000))
             each.close()

@@ -2,26 +2,38 @@
 
 libzmq does not listen for strangers. Where it bounds its queue, a PING behind a full one aborts the process when the
 connection closes (libzmq 4.3.5: "Assertion failed: !_io_error"); where it does not, memory has no bound; and it counts
-whole messages, so that one that never ends has none either way.
+whole messages, so that one that never ends has none either way. How what travels is sealed: see `curve`.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from p2pfl.errors import RemoteError
 
-GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
-"""What each end says first: version 3.0, no security mechanism."""
+NULL, CURVE = b"NULL", b"CURVE"
+"""Security mechanisms: none, and that of `curve`."""
+
+
+def greeting(mechanism: bytes, listens: bool = False) -> bytes:
+    """Return what each end says first: version 3.0, and how it wants what travels to be kept."""
+    return b"\xff" + bytes(8) + b"\x7f\x03\x00" + mechanism.ljust(20, b"\0") + bytes([listens]) + bytes(31)
+
+
+GREETING = greeting(NULL)
+"""What each end says first that has no keys."""
+
+SEALED = 33
+"""Bytes that a sealed frame is longer than what travels in it."""
 
 _MORE, _LONG, _COMMAND = 1, 2, 4
 """Flags of a frame."""
 
-_COMMAND_CAP = 512
+_COMMAND_CAP = 1024
 """Bytes of a command at most."""
 
 _BUFFER = 1 << 16
@@ -30,8 +42,9 @@ _BUFFER = 1 << 16
 _LARGE = 1 << 15
 """Bytes from which on a frame is read to where it stays: its arrays are views of it."""
 
-_ABOUT, ASKS = b"X-p2pfl", b"?"
-"""The property of READY that says what listens, and of who connects that it asks."""
+_ABOUT, ASKS, TAKES = b"X-p2pfl", b"?", b"<"
+"""The property of READY that says what listens; and of who connects that it asks, or that it is to be written to by
+this connection, since nobody can call it."""
 
 _KIND = re.compile(rb"([\w.+-]{1,40}) (\d{1,9}) (\d{1,9}) (\d{1,10}) (models|membership)", re.ASCII)
 
@@ -54,18 +67,42 @@ class Command(NamedTuple):
     body: bytes
 
 
-def ready(kind: bytes, identity: bytes = b"", about: bytes = b"") -> bytes:
-    """Return the frame by which an end of a connection says what it is. `about`: see `Kind`, or ASKS."""
-    body = b"\x05READY" + b"".join(
+class Sealing(Protocol):
+    """The keys of one connection, as `curve.Session` has them."""
+
+    def seal(self, flags: int, body: bytes) -> bytes:
+        """Return the frame on the wire in which a frame travels."""
+
+    def open(self, frame: Frame) -> tuple[int, memoryview]:
+        """Return the flags of what travels in a frame, and it. Raises RemoteError."""
+
+
+def properties(kind: bytes, identity: bytes = b"", about: bytes = b"") -> bytes:
+    """Return what an end of a connection says of itself. `about`: see `Kind`, or ASKS."""
+    return b"".join(
         bytes([len(name)]) + name + struct.pack(">I", len(value)) + value
         for name, value in ((b"Socket-Type", kind), (b"Identity", identity), *([(_ABOUT, about)] if about else []))
     )
-    return bytes([_COMMAND | _LONG]) + struct.pack(">Q", len(body)) + body
 
 
-def message(body: bytes) -> bytes:
+def command(name: bytes, body: bytes) -> bytes:
+    """Return the frame of a command."""
+    return frame(bytes([len(name)]) + name + body, _COMMAND)
+
+
+def ready(kind: bytes, identity: bytes = b"", about: bytes = b"") -> bytes:
+    """Return the command by which an end without keys says what it is."""
+    return command(b"READY", properties(kind, identity, about))
+
+
+def frame(body: bytes, flags: int = 0) -> bytes:
+    """Return a frame as it travels where nothing is sealed."""
+    return bytes([flags | _LONG]) + struct.pack(">Q", len(body)) + body
+
+
+def message(body: bytes, sealing: Sealing | None = None) -> bytes:
     """Return a message of one frame."""
-    return bytes([_LONG]) + struct.pack(">Q", len(body)) + body
+    return frame(body) if sealing is None else sealing.seal(0, body)
 
 
 def identity(command: Command) -> bytes:
@@ -91,7 +128,7 @@ def _properties(command: Command) -> dict[bytes, bytes]:
 
 
 class Kind(NamedTuple):
-    """What listens at a port, as it says to whoever connects; keys have their place here when they come."""
+    """What listens at a port, as it says to whoever connects; with keys, to members alone."""
 
     version: str  # of p2pfl
     protocol: int  # of models
@@ -118,13 +155,18 @@ def asks(command: Command) -> bool:
     return _properties(command).get(_ABOUT.lower()) == ASKS
 
 
+def takes(command: Command) -> bool:
+    """Return whether who introduces itself so takes in here what others have for it."""
+    return _properties(command).get(_ABOUT.lower()) == TAKES
+
+
 def introduction(federation: str, node: int) -> bytes:
     """Return the identity of a node's connections: ZeroMQ says it anew each time that it connects."""
     return f"p2pfl/1 {federation} {node}".encode()
 
 
-COMPARES = b"p2pfl/1 asks what differs"
-"""The identity of a connection that brings one question, see p2pfl.protocol.strangers, and gets one answer."""
+QUESTION = b"p2pfl/1 asks"
+"""The identity of a connection that brings one question, see p2pfl.protocol.questions, and gets one answer."""
 
 
 def introduced(identity: bytes, federation: str) -> int:
@@ -141,8 +183,10 @@ class Reader:
     Read into `space`, say how much with `took`, then take the items until there is none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mechanism: bytes = NULL) -> None:
         self.limits = Limits(0, 0, 0)  # who has not said who it is has nothing else to say
+        self.sealing: Sealing | None = None  # once both ends have agreed on keys
+        self._mechanism = mechanism.ljust(20, b"\0")
         self._buffer = bytearray(_BUFFER)
         self._start = self._end = 0  # of what is in the buffer and not yet used
         self._greeted = False
@@ -180,10 +224,15 @@ class Reader:
         if not self._greeted and not self._greeting():
             return None
         while (frame := self._frame()) is not None:
-            if self._flags & _COMMAND:
+            flags = self._flags
+            if self.sealing is not None:
+                flags, frame = self.sealing.open(frame)
+                self._check(flags, len(frame))
+            if flags & _COMMAND:
                 return _command(bytes(frame))
             self._frames.append(frame)
-            if not self._flags & _MORE:
+            self._bytes += len(frame)
+            if not flags & _MORE:
                 frames, self._frames, self._bytes = self._frames, [], 0
                 return frames
         return None
@@ -194,8 +243,10 @@ class Reader:
             raise RemoteError("handshake", "not ZMTP 3")
         if len(have) < len(GREETING):
             return False
-        if have[12:32] != GREETING[12:32]:
-            raise RemoteError("handshake", f"security mechanism {have[12:32]!r}; this is NULL")
+        if have[12:32] != self._mechanism:
+            theirs, ours = (each.rstrip(b"\0") for each in (have[12:32], self._mechanism))
+            reason = {NULL: "plaintext", CURVE: "mechanism"}.get(theirs, "handshake")
+            raise RemoteError(reason, f"security mechanism {theirs!r:.40}; this is {ours.decode('ascii')}")
         self._start, self._greeted = len(GREETING), True
         return True
 
@@ -223,7 +274,10 @@ class Reader:
         if have < head:
             return False
         size = struct.unpack_from(">Q" if flags & _LONG else ">B", self._buffer, self._start + 1)[0]
-        self._check(flags, size)
+        if self.sealing is None:
+            self._check(flags, size)
+        else:
+            self._check(0, max(0, size - SEALED))  # of what travels in it the flags are not known yet
         if size < _LARGE:
             if have < head + size:
                 return False
@@ -236,8 +290,6 @@ class Reader:
             self._large[: self._filled] = memoryview(self._buffer)[self._start : self._start + self._filled]
             self._start += self._filled
         self._flags = flags
-        if not flags & _COMMAND:
-            self._bytes += size
         return True
 
     def _check(self, flags: int, size: int) -> None:

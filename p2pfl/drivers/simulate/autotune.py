@@ -11,6 +11,7 @@ import numpy as np
 
 from p2pfl import tree
 from p2pfl.errors import ConfigError
+from p2pfl.node.free_memory import free_memory
 from p2pfl.node.program import node_key
 from p2pfl.types import Algorithm, Neighborhood, Params, Schedule
 
@@ -109,16 +110,11 @@ def fits(each: int, besides: int, nodes: int, free: int | None, hosts: int = 1) 
         )
 
 
-def free_memory(devices: Sequence[Any]) -> int | None:
+def free_bytes(devices: Sequence[Any]) -> int | None:
     """Free bytes of this host's devices together; None where nobody tells."""
     devices = [device for device in devices if device.process_index == jax.process_index()]
     if devices[0].platform == "cpu":
-        try:
-            with open("/proc/meminfo", encoding="ascii") as file:
-                lines = dict(line.split(":", 1) for line in file)
-        except OSError:
-            return None
-        return int(lines["MemAvailable"].split()[0]) * 1024
+        return free_memory()
     stats = [device.memory_stats() for device in devices]
     if any(each is None or "bytes_limit" not in each for each in stats):
         return None

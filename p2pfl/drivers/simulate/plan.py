@@ -53,7 +53,7 @@ def plan(work: Simulation, how: How, now: Clock) -> EnginePlan:
     back = int(work.course.timeline.fresh.sum(axis=1).max()) if work.course else 0
     keep = back > 0 or nodes * tree.nbytes(params) <= _KEPT
     needs = autotune.memory(work.algorithm, params, slots, nodes, mixing, work.late, keep)
-    autotune.fits(*needs, nodes, autotune.free_memory(devices), jax.process_count())
+    autotune.fits(*needs, nodes, autotune.free_bytes(devices), jax.process_count())
     at_once, measured = _at_once(work, how, params, -(-nodes // len(devices)), now)
     at = layout(nodes, len(devices), at_once)
     width = max((len(part) for row in exported(work.schedule, at) for part in row), default=0)

@@ -11,6 +11,7 @@ from p2pfl.errors import LocalError
 from p2pfl.node.event_log import EventLog
 from p2pfl.node.membership import Standing, meaning
 from p2pfl.protocol.events import (
+    Admitted,
     Adopt,
     Advance,
     Done,
@@ -31,6 +32,8 @@ from p2pfl.protocol.events import (
 )
 from p2pfl.protocol.membership import events as membership
 from p2pfl.protocol.membership.membership import Membership
+from p2pfl.protocol.membership.seeds import Seed
+from p2pfl.protocol.membership.statement import Sign, Verify
 from p2pfl.protocol.membership.table import Me
 from p2pfl.protocol.membership.timing import ProbeTiming
 from p2pfl.protocol.messages import Envelope
@@ -83,6 +86,8 @@ class NodeSetup(NamedTuple):
     seeds: Sequence[int]  # nodes that it knows of; one that is there is enough
     taken: Callable[[Envelope], Event] = Received  # of a message with a payload, as its receiver sees it
     log: Callable[[str, int, int, str, int], None] = lambda event, about, round, detail, rounds: None
+    sign: Sign | None = None  # what the membership says of itself, where there are keys ...
+    verify: Verify | None = None  # ... and what others do
 
 
 class VirtualNode:
@@ -91,9 +96,11 @@ class VirtualNode:
     def __init__(self, world: Surroundings, facts: Facts, given: NodeSetup) -> None:
         self.world, self.facts, self.given = world, facts, given
         self.peer = Peer(facts)
-        me = Me(facts.node, facts.life, address(facts.node), facts.nodes)
-        seeds = [address(node) for node in given.seeds]
-        self.membership = Membership(me, facts.federation, seeds, given.probe_timing, world.seed)
+        me = Me(facts.node, facts.life, address(facts.node), self.peer.state.nodes)
+        seeds = [Seed(address(node)) for node in given.seeds]
+        self.membership = Membership(
+            me, facts.federation, seeds, given.probe_timing, world.seed, given.sign, given.verify
+        )
         self.up = True
         self.done = False  # the peer has ended in good order
         self.ended = 0.0  # when it had
@@ -124,6 +131,11 @@ class VirtualNode:
         """Start: it has compiled, and exists for the others from now on."""
         self.handle(Start())
         self.member(membership.MemberStart())
+
+    def admit(self, nodes: int) -> None:
+        """There can be so many nodes now: the federation has grown."""
+        self.handle(Admitted(nodes))
+        self.member(membership.MemberAdmitted(nodes))
 
     # --- the peer
 

@@ -76,7 +76,7 @@ class Memory:
         self.latest = Snapshot(state, table)
         return None
 
-    def load(self, like: State) -> tuple[Snapshot | None, list[str]]:
+    def load(self, like: Callable[[dict[str, Any]], State]) -> tuple[Snapshot | None, list[str]]:
         """The latest; there is nothing to say about it."""
         return self.latest, []
 

@@ -48,7 +48,7 @@ class Script:
             self._first = self._first if self._world.began else self._world.now
             self._world.began = round
             self._world.at(0.0, self._look)
-        events = self._to_come[node]
+        events = self._to_come.get(node)  # of one that nobody has planned there are none
         if not events or events[0].round > round or events[0].event in ("rejoin", "join"):
             return None
         event = events.pop(0)

@@ -113,7 +113,7 @@ class World:
     def _hear(self, source: int, to: int, data: bytes) -> None:
         other = self.nodes.get(to)
         if other is not None and self._reaches(source, other):
-            other.member(membership.Heard(data))
+            other.member(membership.Heard(data, source))
 
     def _reaches(self, source: int, other: VirtualNode) -> bool:
         """Return whether a message arrives: what is under way when the link is cut is lost."""

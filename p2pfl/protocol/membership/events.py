@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from p2pfl.protocol.membership.table import Member
+from p2pfl.protocol.membership.table import Member, MemberEntry
 
 
 class MemberStart(NamedTuple):
@@ -12,9 +12,40 @@ class MemberStart(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """A message came in."""
+    """A message came in. `by`: the member that the link has authenticated; None where links authenticate nobody."""
 
     data: bytes
+    by: int | None = None
+
+
+class Known(NamedTuple):
+    """What an earlier process of this life knew: hearsay that nobody has to be asked for."""
+
+    entries: tuple[MemberEntry, ...]
+
+
+class Admit(NamedTuple):
+    """These may be members, and nobody else; None: every id below `Me.nodes`.
+
+    `revoked`: ids that were members and are none any more, of which no life ever counts. All nodes are to be told the
+    same ids, since they are part of what an epoch is; whoever was admitted and is so no more is one in any case.
+    """
+
+    nodes: frozenset[int] | None
+    revoked: frozenset[int] = frozenset()
+
+
+class OwnDocument(NamedTuple):
+    """The document of this node from now on: its own, or what came of it and a `Told`."""
+
+    data: bytes
+
+
+class Unwanted(NamedTuple):
+    """What `by` has sent as its document, see `Told`, is none: nobody who sends it is heard, and `by` less often."""
+
+    digest: bytes
+    by: int
 
 
 class MemberTick(NamedTuple):
@@ -39,18 +70,41 @@ class MemberReborn(NamedTuple):
     life: int
 
 
+class MemberAdmitted(NamedTuple):
+    """There can be so many nodes now, with ids from 0 to nodes - 1: the federation has grown."""
+
+    nodes: int
+
+
 class MemberLeave(NamedTuple):
     """This node leaves for good: tell the others, then `Gone`."""
 
 
-Event = MemberStart | Heard | MemberTick | Busy | Progress | MemberReborn | MemberLeave
+Event = (
+    MemberStart
+    | Heard
+    | Known
+    | MemberTick
+    | Busy
+    | Progress
+    | MemberReborn
+    | MemberAdmitted
+    | MemberLeave
+    | Admit
+    | OwnDocument
+    | Unwanted
+)
 
 
 class Say(NamedTuple):
-    """Send these bytes to an address; they may be lost."""
+    """Send these bytes to an address; they may be lost. `node`: whom they are for; None: whoever is at the address.
+
+    The address dials://NODE is of a member that can't be dialled: they go by a connection that it has made.
+    """
 
     address: str
     data: bytes
+    node: int | None = None
 
 
 class Changed(NamedTuple):
@@ -83,15 +137,27 @@ class Conflict(NamedTuple):
     address: str
 
 
+class Expelled(NamedTuple):
+    """This node is not admitted any more. It says nothing from now on."""
+
+
+class Told(NamedTuple):
+    """A member has another document. The way on is `OwnDocument`, with what comes of both, or `Unwanted`."""
+
+    document: bytes
+    by: int
+
+
 class MemberDrop(NamedTuple):
-    """A message was dropped."""
+    """A message was dropped. `blame`: its sender is to blame, and no third."""
 
     reason: str
     detail: str
+    blame: bool = True
 
 
 class Gone(NamedTuple):
     """The leaving has been said: the socket may close."""
 
 
-Effect = Say | Changed | Accused | Superseded | Conflict | MemberDrop | Gone
+Effect = Say | Changed | Accused | Superseded | Conflict | Expelled | Told | MemberDrop | Gone

@@ -6,6 +6,9 @@ left or to be a greater life is asked before that is believed. What is learnt ri
 Tables are told whole to a random member now and then, and to those believed dead as well: a partition of any length
 heals. The rules for whose word counts are in `table` and `roster`.
 
+Where there are keys, what a member says of itself is signed by it (`statement`), and every link has authenticated the
+member at its other end: a message in another's name is nobody's. A document travels along (`documents`).
+
 Sources: SWIM, DSN 2002; Lifeguard, arXiv 1707.00788.
 """
 
@@ -13,36 +16,56 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 from p2pfl.errors import ConfigError, RemoteError
 from p2pfl.protocol.membership import spread, wire
+from p2pfl.protocol.membership.documents import Documents
 from p2pfl.protocol.membership.events import (
+    Admit,
     Busy,
     Changed,
     Effect,
     Event,
+    Expelled,
     Gone,
     Heard,
+    Known,
+    MemberAdmitted,
     MemberDrop,
     MemberLeave,
     MemberReborn,
     MemberStart,
     MemberTick,
+    OwnDocument,
     Progress,
     Say,
     Superseded,
+    Told,
+    Unwanted,
 )
 from p2pfl.protocol.membership.inquiry import Inquiry
 from p2pfl.protocol.membership.probe import Probe, Relay, RoundRobin, Trips
-from p2pfl.protocol.membership.roster import Roster, Source, Told
-from p2pfl.protocol.membership.seeds import Seeds
+from p2pfl.protocol.membership.roster import Roster, Source, Word
+from p2pfl.protocol.membership.seeds import Seed, Seeds
+from p2pfl.protocol.membership.statement import Sign, Signatures, Verify
 from p2pfl.protocol.membership.table import LEFT, NOBODY, SUSPECT, Me, Member, MemberEntry
 from p2pfl.protocol.membership.timing import ProbeTiming, check
-from p2pfl.protocol.membership.wire import Ack, Ask, Datagram, DirectPing, Gossip, Message, Nack, Sync, Synced
+from p2pfl.protocol.membership.wire import (
+    Ack,
+    Ask,
+    Datagram,
+    DirectPing,
+    DocumentCopy,
+    Gossip,
+    Message,
+    Nack,
+    Sync,
+    Synced,
+)
 
 PIGGYBACK = 24
-"""Entries that ride on a message at most: some two kilobytes."""
+"""Entries that ride on a message at most: some two kilobytes, or four where they are signed."""
 
 _RELAYS = 256
 """Probes made for others at a time."""
@@ -60,16 +83,27 @@ _HELLOS = 20
 class Membership:
     """One member. Time comes only by `now`; `wake` is when a Tick is next due."""
 
-    def __init__(self, me: Me, cluster: str, seeds: Sequence[str], timing: ProbeTiming, seed: int) -> None:
-        if not 0 < len(cluster) <= wire.CLUSTER_CAP:
-            raise ConfigError(f"cluster={cluster!r}: 1 to {wire.CLUSTER_CAP} characters. Shorten it.")
-        for address in (me.address, *seeds):
-            if not wire.good_address(address):
-                raise ConfigError(f"address={address!r}: as in tcp://10.0.0.1:7000. Write it so.")
+    def __init__(
+        self,
+        me: Me,
+        cluster: str,
+        seeds: Sequence[Seed],
+        timing: ProbeTiming,
+        seed: int,
+        sign: Sign | None = None,
+        verify: Verify | None = None,
+        admitted: Admit = Admit(None),  # noqa: B008
+        document: bytes = b"",
+    ) -> None:
+        """`sign`, `verify`: both where there are keys, else neither. `document`: b"" for none."""
+        _check(me, cluster, seeds, admitted, document)
         self._cluster, self._timing = cluster, check(timing)
         self._draw = random.Random(f"{seed}/{me.node}/{me.life}")
-        self._roster = Roster(me, timing)
+        self._signatures = Signatures(cluster, sign, verify)
+        self._documents = Documents(document, timing.interval)
+        self._roster = Roster(me, timing, self._signatures)
         self._seeds = Seeds(seeds, me.address)
+        self._list: frozenset[int] | None = None  # of those that are admitted; None: all below `nodes`
         self._health, self._trips, self._order = self._roster.health, Trips(), RoundRobin(self._draw)
         self._probe: Probe | None = None
         self._relays: dict[int, Relay] = {}
@@ -96,23 +130,25 @@ class Membership:
         self._out: list[Effect] = []
         self._now = 0.0
         self.wake = math.inf
+        self._admit(admitted)
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """Everybody known, this node too, ascending node."""
+        """Everybody known, this node too, and who is revoked, ascending node."""
         silent = self._roster.silent
-        members = (entry.member for _, entry in sorted(self._roster.entries.items()))
-        return tuple(
+        members = (entry.member for entry in self._roster.entries.values())
+        known = (
             member._replace(silent=member.node in silent, own=told.round, own_at=told.at)
             for member, told in ((member, self._told(member)) for member in members)
         )
+        return tuple(sorted([*known, *self._roster.revoked.values()], key=lambda member: member.node))
 
-    def _told(self, member: Member) -> Told:
+    def _told(self, member: Member) -> Word:
         """Return what this life of a member has said itself."""
         if member.node == self._roster.me.node:
-            return Told(member.life, member.round, 0.0)
+            return Word(member.life, member.round, 0.0)
         told = self._roster.told.get(member.node)
-        return told if told is not None and told.life == member.life else Told(member.life, 0, 0.0)
+        return told if told is not None and told.life == member.life else Word(member.life, 0, 0.0)
 
     @property
     def score(self) -> int:
@@ -128,18 +164,27 @@ class Membership:
         match event:
             case MemberStart():
                 self._start()
-            case Heard(data):
-                self._hear(data)
+            case Heard(data, by):
+                self._hear(data, by)
+            case Known(entries):
+                self._recall(entries)
+            case Admit():
+                self._admit(event)
+            case OwnDocument() | Unwanted():
+                self._document(event)
             case Busy(seconds):
                 self._busy(seconds)
             case Progress(round):
                 self._roster.progress(round)
             case MemberReborn(life):
                 self._roster.reborn(life)
-                if self._quiet and self._roster.mine.life == life:
+                if self._quiet and self._roster.mine.life == life and self._roster.me.node in self._admitted:
                     self._quiet = False
                     self._start()
                 self._soon("gossip")
+            case MemberAdmitted(nodes):
+                self._roster.admit(nodes)
+                self._soon("sync")  # others may have told this node of them before, and do so once
             case MemberLeave():
                 self._roster.say(state=LEFT, at=now)
                 self._receipts.clear()
@@ -155,7 +200,7 @@ class Membership:
         mine = self._roster.mine
         until = self._now + min(seconds, self._timing.busy_cap) if seconds > 0 else 0.0
         if not mine.terminal and (until or mine.at):
-            self._roster.say(said=mine.said + 1, at=until)
+            self._roster.pause(until, self._now)
             self._soon("gossip")  # before the pause begins
 
     # --- time
@@ -199,7 +244,7 @@ class Membership:
             self._settle()
         for seq in [seq for seq, relay in self._relays.items() if relay.due <= self._now]:
             relay = self._relays.pop(seq)
-            self._say(relay.address, Nack(), relay.seq)
+            self._say(relay.asker, relay.address, Nack(), relay.seq)
         expiry = self._roster.expire(self._now) if self._timers else math.inf
         self._settle()
         relays = (relay.due for relay in self._relays.values())
@@ -236,16 +281,28 @@ class Membership:
     # --- messages
 
     def _say(
-        self, address: str, message: Message, seq: int, first: Iterable[MemberEntry] = (), news: bool = True
+        self,
+        to: int | None,
+        address: str,
+        message: Message,
+        seq: int,
+        first: Iterable[MemberEntry] = (),
+        news: bool = True,
     ) -> None:
-        """Send a message, with news on it: `first`, then what is to be spread."""
+        """Send a message, with news on it: `first`, then what is to be spread. `to`: None for whoever is there."""
         entries = list(first)
         if news and not isinstance(message, Sync | Synced):
             most = spread.limit(self._timing.retransmit, self._roster.n)
             rest, there = self._roster.spread.take(most, PIGGYBACK - len(entries)), {e.node for e in entries}
             entries += [entry for entry in rest if entry.node not in there]
-        data = wire.encode(Datagram(self._cluster, seq, self._roster.mine, entries, message), self._now)
-        self._out.append(Say(address, data))
+        datagram = Datagram(self._cluster, seq, self._roster.mine, entries, message, self._documents.digest)
+        self._out.append(Say(address, wire.encode(datagram, self._now), to))
+
+    def _tell(
+        self, entry: MemberEntry, message: Message, seq: int, first: Iterable[MemberEntry] = (), news: bool = True
+    ) -> None:
+        """Send a message to a member, where it is held to be or says that it is."""
+        self._say(entry.node, entry.address, message, seq, first, news)
 
     def _question(self, whom: int) -> int:
         """Return the number of a new question; `whom`: NOBODY for whoever is at an address."""
@@ -258,39 +315,156 @@ class Membership:
     def _table(self) -> list[MemberEntry]:
         return [entry for node, entry in self._roster.entries.items() if node != self._roster.me.node]
 
-    def _hear(self, data: bytes) -> None:
+    def _hear(self, data: bytes, by: int | None) -> None:
         try:
             datagram = wire.decode(data, self._cluster, self._now)
         except RemoteError as error:
-            self._out.append(MemberDrop(error.reason, error.detail))
+            self._drop(error.reason, error.detail)
+            return
+        if not self._authentic(datagram.sender, by):
             return
         sender, me = datagram.sender, self._roster.me
         if (sender.node, sender.life, sender.address) == (me.node, me.life, me.address):
             self._seeds.myself(datagram.seq)
+            if self._questions.get(datagram.seq) != NOBODY:  # not one to an address that turns out to be its own
+                self._drop("reflected", "this node's own message has come back")
             return
         asked = self._questions.get(datagram.seq) in (sender.node, NOBODY)
         source = Source(sender.node, asked and isinstance(datagram.message, Ack | Synced))
-        entries = [entry for entry in datagram.entries if self._belongs(entry)]
+        told = [self._answered_for(entry, sender.node) for entry in datagram.entries]
+        entries = [entry for entry in told if self._belongs(entry)]
         belongs = self._belongs(sender)
-        if not belongs or len(entries) < len(datagram.entries):
-            self._stranger(datagram)
+        if not belongs or len(entries) < len(told):
+            self._stranger(sender, told)
+        if self._signatures.there and not (belongs and self._signed([sender], sender.node)):
+            return
+        entries = self._signed(entries, sender.node)
         answers = [self._roster.learn(sender, self._now, source, direct=True)] if belongs else []
         answers += [self._roster.learn(entry, self._now, source, direct=False) for entry in entries]
         self._settle()
         if not self._quiet and belongs:
             self._follow_up()
             self._answer(datagram, [entry for entry in answers if entry is not None])
+            self._compare(sender, datagram)
+
+    def _authentic(self, sender: MemberEntry, by: int | None) -> bool:
+        """Return whether the sender of a message is who the link says it is; with keys, every link says so."""
+        if by == sender.node or (by is None and not self._signatures.there):
+            return True
+        link = "a link that has authenticated nobody" if by is None else f"the link of node {by}"
+        self._drop("sender", f"node {sender.node} speaks through {link}")
+        return False
+
+    def _signed(self, entries: list[MemberEntry], by: int) -> list[MemberEntry]:
+        """Return those entries that their members have signed: all where there are no keys."""
+        if not self._signatures.there:
+            return entries
+        wrong = {entry: reason for entry in entries if (reason := self._signatures.wrong(entry, by, self._now))}
+        for reason in dict.fromkeys(wrong.values()):
+            nodes = sorted({entry.node for entry, why in wrong.items() if why == reason})
+            more = f" and {len(nodes) - 1} others" if len(nodes) > 1 else ""
+            what = "no signature of its own" if reason == "signature" else "more new signatures than are checked"
+            self._drop(reason, f"node {nodes[0]}{more}, by node {by}: {what}", blame=reason == "signature")
+        return [entry for entry in entries if entry not in wrong]
+
+    def _drop(self, reason: str, detail: str, blame: bool = True) -> None:
+        self._out.append(MemberDrop(reason, detail, blame))
 
     def _belongs(self, entry: MemberEntry) -> bool:
         """Return whether an account names nobody from outside the federation."""
-        return entry.node < self._roster.me.nodes and entry.by < self._roster.me.nodes
+        return entry.node in self._admitted and (entry.by == NOBODY or entry.by in self._admitted)
 
-    def _stranger(self, datagram: Datagram) -> None:
-        named = {id for entry in (datagram.sender, *datagram.entries) for id in (entry.node, entry.by)}
-        outside = sorted(node for node in named if node >= self._roster.me.nodes)
+    def _answered_for(self, entry: MemberEntry, by: int) -> MemberEntry:
+        """Return an account whose accuser is one that counts here.
+
+        Who is admitted is not known to all at the same time: a member that is suspect must be able to refute that, and
+        so whoever passes on a suspicion of one that is revoked here suspects in its place. Of a death that is no use.
+        """
+        strange = self._list is not None and entry.state == SUSPECT and entry.by not in self._admitted
+        return entry._replace(by=by) if strange else entry
+
+    @property
+    def _admitted(self) -> Container[int]:
+        """Who may be a member."""
+        return range(self._roster.me.nodes) if self._list is None else self._list
+
+    def _stranger(self, sender: MemberEntry, entries: list[MemberEntry]) -> None:
+        named = {id for entry in (sender, *entries) for id in (entry.node, entry.by)} - {NOBODY}
+        outside = sorted(node for node in named if node not in self._admitted)
         more = f" and {len(outside) - 1} others" if len(outside) > 1 else ""
-        text = f"node {outside[0]}{more}, by node {datagram.sender.node}"
-        self._out.append(MemberDrop("stranger", f"{text}: there are nodes 0 to {self._roster.me.nodes - 1}"))
+        text = f"node {outside[0]}{more}, by node {sender.node}"
+        if self._list is None:
+            self._drop("stranger", f"{text}: there are nodes 0 to {self._roster.me.nodes - 1}")
+        else:  # a member that has not yet heard who is revoked is not to blame
+            self._drop("stranger", f"{text}: not admitted to the federation", blame=not self._belongs(sender))
+
+    # --- who may be a member
+
+    def _admit(self, admitted: Admit) -> None:
+        """Take in who may be a member, and forget who may not any more."""
+        roster, me = self._roster, self._roster.me
+        nodes, never = admitted.nodes, admitted.revoked | roster.revoked.keys()
+        self._list = None if nodes is None else nodes - never
+        if me.node not in self._admitted:
+            self._out.append(Expelled())
+            self._silence()
+            return
+        for node in sorted({*roster.entries, *admitted.revoked} - roster.revoked.keys()):
+            if node not in self._admitted:
+                if node in roster.live and self._documents.data:  # a last word: it may not have heard of it
+                    self._tell(roster.entries[node], DocumentCopy(self._documents.data), 0, news=False)
+                self._expel(node)
+        self._seeds.keep(self._admitted)
+
+    def _expel(self, node: int) -> None:
+        self._roster.expel(node)
+        self._signatures.forget(node)
+        self._documents.forget(node)
+        self._receipts.discard(node)
+        for known in (self._answered, self._checked):
+            known.pop(node, None)
+        self._relays = {seq: relay for seq, relay in self._relays.items() if node not in (relay.target, relay.asker)}
+        if self._probe is not None:
+            self._probe.asked.discard(node)
+            if self._probe.target == node:
+                self._probe = None
+
+    def _recall(self, entries: Iterable[MemberEntry]) -> None:
+        """Take in what an earlier process of this life knew."""
+        known = [entry for entry in entries if self._belongs(entry)]
+        for entry in self._signed(known, self._roster.me.node):
+            self._roster.learn(entry, self._now, Source(NOBODY), direct=False)
+
+    # --- the document
+
+    def _document(self, event: OwnDocument | Unwanted) -> None:
+        if isinstance(event, Unwanted):
+            self._documents.refuse(event.digest, event.by)
+            self._drop("document", f"what node {event.by} has sent is none")
+        elif len(event.data) > wire.DOCUMENT_CAP:
+            self._drop("document", f"{len(event.data)} bytes; at most {wire.DOCUMENT_CAP}: the one before stays")
+        elif self._documents.put(event.data) and self._timers:
+            live = [*self._roster.live]
+            for node in self._draw.sample(live, min(self._timing.fanout, len(live))):
+                self._tell_document(self._roster.entries[node], b"")
+
+    def _tell_document(self, entry: MemberEntry, theirs: bytes) -> None:
+        """Tell a member this node's document, unless it has it or has been told not long ago."""
+        if self._documents.tells(entry.node, theirs, self._now):
+            self._tell(entry, DocumentCopy(self._documents.data), 0, news=False)
+
+    def _compare(self, sender: MemberEntry, datagram: Datagram) -> None:
+        """Take in the document of a member, or tell it this node's, where they differ."""
+        if isinstance(datagram.message, DocumentCopy):
+            told = Told(datagram.message.data, sender.node)
+            why = self._documents.came(told, datagram.digest, self._now)
+            if why is None:
+                self._out.append(told)
+            elif why:
+                self._drop(why, f"the document of node {sender.node}")
+        entry = self._roster.entries.get(sender.node)
+        if entry is not None and not entry.terminal:
+            self._tell_document(entry, datagram.digest)
 
     def _follow_up(self) -> None:
         """Ask who says that somebody is gone, this node or one that answers it, whether it holds to that.
@@ -303,10 +477,10 @@ class Membership:
             if node in roster.entries and node not in (me, about) and self._now >= fresh:
                 self._checked[node] = self._now
                 told = [roster.entries[about]] if about in roster.live else []
-                self._say(roster.entries[node].address, DirectPing(node), self._question(node), told, news=False)
+                self._tell(roster.entries[node], DirectPing(node), self._question(node), told, news=False)
         for node in roster.to_tell:
             if node in roster.disputed:
-                self._say(roster.entries[node].address, Gossip(), 0, [roster.disputed[node]], news=False)
+                self._tell(roster.entries[node], Gossip(), 0, [roster.disputed[node]], news=False)
         for done in (roster.accusers, roster.doubted, roster.to_tell):
             done.clear()
 
@@ -315,16 +489,16 @@ class Membership:
         match datagram.message:
             case DirectPing(target):
                 if target == self._roster.me.node:
-                    self._say(sender.address, Ack(), seq, wrong[:PIGGYBACK])
+                    self._tell(sender, Ack(), seq, wrong[:PIGGYBACK])
                     return
-                self._out.append(MemberDrop("target", f"a ping of node {sender.node} for node {target}"))
+                self._drop("target", f"a ping of node {sender.node} for node {target}")
             case Sync():
-                self._say(sender.address, Synced(), seq, self._table())
+                self._tell(sender, Synced(), seq, self._table())
                 return
             case Synced():
                 self._seeds.answered(seq, sender.node)
             case Ask(target, address, wait):
-                if target < self._roster.me.nodes:
+                if target in self._admitted:
                     self._relay(datagram, target, address, wait)
             case Ack():
                 self._acked(datagram)
@@ -334,7 +508,7 @@ class Membership:
         fresh = self._answered.get(sender.node, -math.inf) + self._timing.gossip_every
         if wrong and self._now >= fresh:
             self._answered[sender.node] = self._now
-            self._say(sender.address, Gossip(), 0, wrong[:PIGGYBACK])
+            self._tell(sender, Gossip(), 0, wrong[:PIGGYBACK])
 
     # --- probing
 
@@ -357,7 +531,7 @@ class Membership:
 
     def _ping(self, target: int, seq: int, news: bool = True) -> None:
         held = self._roster.entries[target]
-        self._say(held.address, DirectPing(target), seq, [held] if held.state == SUSPECT else [], news)
+        self._tell(held, DirectPing(target), seq, [held] if held.state == SUSPECT else [], news)
 
     def _inquire(self, node: int, inquiry: Inquiry) -> None:
         """Ask a member that is said to be gone, where it is held to be and where it is said to be.
@@ -373,7 +547,7 @@ class Membership:
             self._ping(node, self._question(node), news=False)
         elsewhere = claim is not None and not (there and claim.address == self._roster.entries[node].address)
         if claim is not None and elsewhere and not claim.terminal:
-            self._say(claim.address, DirectPing(node), self._question(node), news=False)
+            self._tell(claim, DirectPing(node), self._question(node), news=False)
 
     def _remind(self) -> None:
         """Tell some of those that this node suspects so, each once a period at most: they can refute it."""
@@ -392,19 +566,23 @@ class Membership:
         wait = max(0.0, 0.8 * (self._timers["probe"] - self._now))
         target = self._roster.entries[probe.target]
         for node in sorted(probe.asked):
-            self._say(self._roster.entries[node].address, Ask(probe.target, target.address, wait), probe.seq)
+            self._tell(self._roster.entries[node], Ask(probe.target, target.address, wait), probe.seq)
 
     def _relay(self, datagram: Datagram, target: int, address: str, wait: float) -> None:
+        """Ping a member for another. With keys only where the member itself says that it is: nobody else can."""
+        sender, held = datagram.sender, self._roster.entries.get(target)
         if len(self._relays) >= _RELAYS:
-            self._out.append(
-                MemberDrop("relays", f"node {datagram.sender.node} asks for a ping; {_RELAYS} are under way")
-            )
+            self._drop("relays", f"node {sender.node} asks for a ping; {_RELAYS} are under way")
             return
         seq = self._question(target)
         wait = min(wait, self._timing.interval * 8)
-        self._relays[seq] = Relay(target, datagram.sender.address, datagram.seq, self._now + wait)
-        held = self._roster.entries.get(target)
-        self._say(address, DirectPing(target), seq, [held] if held is not None and held.state == SUSPECT else [])
+        self._relays[seq] = Relay(target, sender.node, sender.address, datagram.seq, self._now + wait)
+        if self._signatures.there:
+            if held is None:
+                return
+            address = held.address
+        suspected = [held] if held is not None and held.state == SUSPECT else []
+        self._say(target, address, DirectPing(target), seq, suspected)
 
     def _acked(self, datagram: Datagram) -> None:
         sender, probe = datagram.sender, self._probe
@@ -412,10 +590,11 @@ class Membership:
         relay = self._relays.get(datagram.seq)
         if relay is not None and relay.target == sender.node:
             del self._relays[datagram.seq]
-            self._say(relay.address, Ack(), relay.seq, [self._roster.entries[sender.node]])
+            self._say(relay.asker, relay.address, Ack(), relay.seq, [self._roster.entries[sender.node]])
         if probe is None or datagram.seq != probe.seq or probe.reached:
             return
-        if sender.node == probe.target or sender.node in probe.asked:
+        vouched = sender.node in probe.asked and self._roster.has_spoken(probe.target, self._now)
+        if sender.node == probe.target or vouched:
             probe.reached = True
             self._health.add(-1)
             if sender.node == probe.target:
@@ -431,23 +610,25 @@ class Membership:
     def _gossip(self) -> None:
         for entry in self._targets(self._timing.fanout):
             if len(self._roster.spread):
-                self._say(entry.address, Gossip(), 0)
+                self._tell(entry, Gossip(), 0)
         self._last_gossip = self._now
 
     def _sync(self) -> None:
         self._roster.forget(self._now)
+        self._roster.renew(self._now)
         self._timers["sync"] = self._now + self._timing.sync_every * self._draw.uniform(0.75, 1.25)
         if self._roster.live:
             node = self._draw.choice([*self._roster.live])
-            self._say(self._roster.entries[node].address, Sync(), self._question(node), self._table())
+            self._tell(self._roster.entries[node], Sync(), self._question(node), self._table())
 
     def _retry(self) -> None:
         self._timers["retry"] = self._now + self._timing.retry_dead * self._draw.uniform(0.75, 1.25)
-        addresses = dict.fromkeys(
-            [*(entry.address for entry in self._roster.dead()), *self._seeds.unanswered(self._roster.entries)]
-        )
-        if addresses:
-            self._greet(self._draw.choice([*addresses]))
+        dead = [Seed(entry.address, entry.node) for entry in self._roster.dead()]
+        places: dict[str, Seed] = {}
+        for seed in [*dead, *self._seeds.unanswered(self._roster.entries)]:
+            places.setdefault(seed.address, seed)
+        if places:
+            self._greet(self._draw.choice([*places.values()]))
 
     def _hello(self) -> None:
         """Greet seeds: until one has answered, and for some time those that have not."""
@@ -456,13 +637,13 @@ class Membership:
         if not waiting or (self._roster.live and self._hellos > _HELLOS):
             return
         self._timers["hello"] = self._now + self._timing.hello_every * self._draw.uniform(0.75, 1.25)
-        for address in self._draw.sample(waiting, min(self._timing.fanout, len(waiting))):
-            self._greet(address)
+        for seed in self._draw.sample(waiting, min(self._timing.fanout, len(waiting))):
+            self._greet(seed)
 
-    def _greet(self, address: str) -> None:
+    def _greet(self, seed: Seed) -> None:
         seq = self._question(NOBODY)
-        self._seeds.ask(seq, address)
-        self._say(address, Sync(), seq, self._table())
+        self._seeds.ask(seq, seed.address)
+        self._say(seed.node, seed.address, Sync(), seq, self._table())
 
     # --- leaving
 
@@ -480,3 +661,18 @@ class Membership:
     def _gone(self) -> None:
         self._silence()
         self._out.append(Gone())
+
+
+def _check(me: Me, cluster: str, seeds: Sequence[Seed], admitted: Admit, document: bytes) -> None:
+    """Raise ConfigError for what no membership can begin with."""
+    if not 0 < len(cluster) <= wire.CLUSTER_CAP:
+        raise ConfigError(f"cluster={cluster!r}: 1 to {wire.CLUSTER_CAP} characters. Shorten it.")
+    for address in (me.address, *(seed.address for seed in seeds)):
+        if not wire.good_address(address):
+            raise ConfigError(f"address={address!r}: as in tcp://10.0.0.1:7000. Write it so.")
+    if wire.dialer(me.address) not in (None, me.node):
+        raise ConfigError(f"address={me.address!r}: is that of another node than {me.node}. Write its own.")
+    if admitted.nodes is not None and me.node not in admitted.nodes - admitted.revoked:
+        raise ConfigError(f"node={me.node}: is no member of the federation. Ask its members to add it.")
+    if len(document) > wire.DOCUMENT_CAP:
+        raise ConfigError(f"document={len(document)} bytes: at most {wire.DOCUMENT_CAP}. Shorten it.")

@@ -95,6 +95,7 @@ class Relay(NamedTuple):
     """A probe made for somebody else."""
 
     target: int
-    address: str  # who asked
+    asker: int
+    address: str  # where it is
     seq: int  # the asker's
     due: float  # say by then that there was no answer

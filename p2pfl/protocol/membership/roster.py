@@ -12,6 +12,9 @@ reach one another, a third that reaches both asks the accuser and passes its wor
 A life is bounded twice. Hearsay of a life of LIFE_CAP or more is not believed, since no clock explains it; this node
 takes up any life that is at most LIFE_LEAP above its own, which is more than LIFE_CAP: whatever others can be made to
 believe of it, it outdoes in one step.
+
+Where there are keys all entries that come here are signed by their members (see `statement`), and each is held with the
+statement that it came with.
 """
 
 from __future__ import annotations
@@ -24,10 +27,11 @@ from p2pfl.protocol.membership import spread
 from p2pfl.protocol.membership.events import Accused, Conflict, Effect, MemberDrop, Superseded
 from p2pfl.protocol.membership.inquiry import Inquiry
 from p2pfl.protocol.membership.probe import Health
+from p2pfl.protocol.membership.statement import Signatures
 from p2pfl.protocol.membership.suspicion import Suspicion
-from p2pfl.protocol.membership.table import ALIVE, DEAD, NOBODY, SUSPECT, Me, MemberEntry, join, rank
+from p2pfl.protocol.membership.table import ALIVE, DEAD, LEFT, NOBODY, SUSPECT, Me, Member, MemberEntry, join, rank
 from p2pfl.protocol.membership.timing import ProbeTiming
-from p2pfl.protocol.membership.wire import ENTRY_CAP, REFUTES_CAP
+from p2pfl.protocol.membership.wire import DIALS, ENTRY_CAP, REFUTES_CAP
 
 LIFE_CAP = 1 << 42
 """Lives told by others than their owner are below this: milliseconds since 1970, up to the year 2109."""
@@ -41,11 +45,17 @@ REFUTES_LEAP = 1 << 20
 LIVES = 3
 """Lives of one node that may begin at once, see `reborn_every` of the timing."""
 
+LAST_LIFE = (1 << 63) - 1
+"""The life in which a member that is revoked has left: there is none after it, and it is the same in all epochs."""
+
 SAID_CAP = 1 << 52
-"""What a member is told that an earlier process of its life has said is taken up below this; more is no count."""
+"""Words of a member are counted below this: more is no count, and nobody goes on from there."""
 
 _BLAME_EVERY = 4
 """Periods of probing from one suspicion that counts against this node's own health to the next."""
+
+_VOUCHED = 64
+"""Periods of probing for which others may answer for a member of which nothing new has come."""
 
 _TOLD = 1024
 """Things the owner has been told once that are remembered."""
@@ -58,7 +68,7 @@ class Source(NamedTuple):
     answer: bool = False
 
 
-class Told(NamedTuple):
+class Word(NamedTuple):
     """What a member has said itself, and when."""
 
     life: int
@@ -69,12 +79,14 @@ class Told(NamedTuple):
 class Roster:
     """Everybody known, this node too. `changed` and `moved` are set by what its owner must tell, and cleared by it."""
 
-    def __init__(self, me: Me, timing: ProbeTiming) -> None:
-        self.me, self._timing = me, timing
-        self.entries = {me.node: MemberEntry(me.node, me.life, 0, ALIVE, me.address, 0, 0, 0.0, NOBODY)}
+    def __init__(self, me: Me, timing: ProbeTiming, signatures: Signatures) -> None:
+        self.me, self._timing, self._signatures = me, timing, signatures
+        first = signatures.signed(MemberEntry(me.node, me.life, 0, ALIVE, me.address, 0, 0, 0.0, NOBODY))
+        self.entries = {me.node: first}
+        self.revoked: dict[int, Member] = {}  # those that are members no more, as the owner is told of them
         self.live: dict[int, None] = {}  # others whose life is not over, in the order they were met
         self.suspicions: dict[int, Suspicion] = {}
-        self.told: dict[int, Told] = {}  # what members have last said themselves of their rounds
+        self.told: dict[int, Word] = {}  # what members have last said themselves of their rounds
         self.silent: set[int] = set()  # suspects that this node has asked itself, without an answer
         self.inquiries: dict[int, Inquiry] = {}  # by the member that is asked; this node's own: is there another of it?
         self.accusers: dict[int, None] = {}  # members to be asked whether they hold this node for dead
@@ -89,6 +101,7 @@ class Roster:
         self.met: list[int] = []  # members that have come to live, since the owner last looked
         self.heard: dict[int, float] = {}  # when a member itself was last heard
         self.last_heard = 0.0  # ... anybody
+        self._new: dict[int, float] = {}  # when a statement of a member last came that was not known
         self._answered: dict[int, float] = {}  # when a member last answered a question
         self._learnt: dict[int, float] = {}  # when an end of a life was learnt here
         self._once_said: dict[tuple[type[Effect], int, int], None] = {}  # (kind, node, life) of what its owner was told
@@ -118,6 +131,14 @@ class Roster:
     def say(self, **changes: object) -> None:
         """Change what this node says of itself, and tell it."""
         self._hold(self.mine._replace(**changes))  # type: ignore[arg-type]
+
+    def pause(self, until: float, now: float) -> None:
+        """This node will pause until then; 0: its pause is over. Its length is signed, in another statement."""
+        mine = self.mine
+        changes: dict[str, object] = {"said": mine.said + 1, "at": until}
+        if until and self._signatures.there:
+            changes |= {"refutes": mine.refutes + 1, "pause": _milliseconds(until - now)}
+        self.say(**changes)
 
     def progress(self, round: int) -> None:
         """This node is in that round; it rides on what is said anyway."""
@@ -166,7 +187,7 @@ class Roster:
     def _itself(self, entry: MemberEntry, now: float) -> None:
         """Note the round that a member itself says it is in."""
         self.heard[entry.node] = now
-        before, self.told[entry.node] = self.told.get(entry.node), Told(entry.life, entry.round, now)
+        before, self.told[entry.node] = self.told.get(entry.node), Word(entry.life, entry.round, now)
         self.moved = self.moved or before is None or before[:2] != (entry.life, entry.round)
 
     def _hears(self, now: float) -> None:
@@ -204,18 +225,23 @@ class Roster:
         best = join(held, entry)
         if best.life > held.life:
             best = self._capped(best, now)
-        else:
+        elif not self._signatures.there:
             best = best._replace(address=held.address)  # a life stays where it is
-            if not best.terminal:  # what it said of its round and of its pauses is taken by `_said`
-                best = best._replace(said=held.said, round=held.round, at=held.at)
+        if best.life == held.life and not best.terminal:
+            # what it said of its round and of its pauses is taken by `_said`; a pause of another statement with it
+            another = self._signatures.there and best.refutes > held.refutes
+            at = self._capped(entry, now).at if another else held.at
+            best = best._replace(said=held.said, round=held.round, at=at)
         self._hold(best, now)
 
     def _said(self, held: MemberEntry, entry: MemberEntry, now: float) -> None:
         """Note what a member last said of its round and pauses; of what was said at once the first account counts."""
-        if entry.said <= held.said or held.terminal or entry.terminal:
+        if _counted(entry.said) <= _counted(held.said) or held.terminal or entry.terminal:
             return
-        entry = self._capped(entry, now)
-        new = held._replace(said=entry.said, round=entry.round, at=entry.at)
+        at = self._capped(entry, now).at
+        if self._signatures.there:  # a pause is signed, and whoever tells of it again does not make it longer
+            at = min(held.at, at) if entry.refutes == held.refutes else held.at
+        new = held._replace(said=entry.said, round=entry.round, at=at)
         if new.at or held.at:
             self._hold(new, now)  # a pause is news, a round is not
         else:
@@ -223,7 +249,12 @@ class Roster:
             self.moved = True
 
     def _capped(self, entry: MemberEntry, now: float) -> MemberEntry:
-        return entry if entry.terminal else entry._replace(at=min(entry.at, now + self._timing.busy_cap))
+        if entry.terminal or not entry.at:
+            return entry
+        longest = self._timing.busy_cap
+        if self._signatures.there:
+            longest = min(longest, entry.pause / 1000)
+        return entry._replace(at=min(entry.at, now + longest) if longest else 0.0)
 
     # --- claims about others
 
@@ -317,8 +348,6 @@ class Roster:
         if entry.address != mine.address:
             self._once(entry, Conflict(mine.node, entry.address))  # two processes that began within a millisecond
             return None
-        if mine.said < entry.said < REFUTES_CAP - 1:  # it has not said that; and what it says next shall count
-            self._hold(mine._replace(said=entry.said + 1))
         if rank(entry) > rank(mine):  # suspected; or said to have refuted what it has not
             self._refute(entry, now, source)
         return None
@@ -332,7 +361,17 @@ class Roster:
             if now - self._blamed >= _BLAME_EVERY * self._timing.interval * self.health.stretch:
                 self._blamed = now
                 self.health.add(1)
-            self._hold(self.mine._replace(refutes=entry.refutes + 1))
+            self._state_again(entry.refutes + 1, now)
+
+    def _state_again(self, refutes: int, now: float) -> None:
+        left = _milliseconds(self.mine.at - now) if self._signatures.there else 0
+        self._hold(self.mine._replace(refutes=refutes, pause=left))
+
+    def renew(self, now: float) -> None:
+        """Give the others, with keys, a new word of a node that not all reach: see `has_spoken`."""
+        mine = self.mine
+        if self._signatures.there and not mine.terminal and mine.address.startswith(DIALS):
+            self._state_again(mine.refutes + 1, now)
 
     def _against_me(self, entry: MemberEntry, now: float, source: Source, direct: bool) -> None:
         """This life is said to be over. The accuser is asked, and of a greater life elsewhere that life itself."""
@@ -386,6 +425,15 @@ class Roster:
         elif held.state == SUSPECT and self.suspicions[node].confirm(self.me.node):
             self.spread.put(held._replace(by=self.me.node))
 
+    def has_spoken(self, node: int, now: float) -> bool:
+        """Return whether others may still answer for a member that this node does not reach.
+
+        With keys, for a while after its own last word: then it is suspect, and refutes that by a new statement, which
+        nobody can make up. So who answers for one that is dead does not hide that for long.
+        """
+        last = max(self.heard.get(node, -math.inf), self._new.get(node, -math.inf))
+        return not self._signatures.there or now - last < _VOUCHED * self._timing.interval
+
     def expire(self, now: float) -> float:
         """Declare those dead that have been suspect for long enough; when the next one may be.
 
@@ -413,7 +461,11 @@ class Roster:
             return
         self.inquiries.pop(self.me.node, None)
         self.me = self.me._replace(life=life)
-        self._hold(self.mine._replace(life=life, refutes=0, state=ALIVE, by=NOBODY, at=0.0))
+        self._hold(self.mine._replace(life=life, refutes=0, state=ALIVE, by=NOBODY, at=0.0, pause=0))
+
+    def admit(self, nodes: int) -> None:
+        """There can be so many nodes now."""
+        self.me = self.me._replace(nodes=max(self.me.nodes, nodes))
 
     def forget(self, now: float) -> None:
         """Forget those whose life ended long ago."""
@@ -421,9 +473,34 @@ class Roster:
             if entry.terminal and entry.node != self.me.node and now - entry.at >= self._timing.forget_after:
                 del self.entries[entry.node]
                 self._learnt.pop(entry.node, None)
-                for known in (self.heard, self._answered, self.inquiries, self.disputed):
+                for known in (self.heard, self._new, self._answered, self.inquiries, self.disputed):
                     known.pop(entry.node, None)
                 self.changed = True
+
+    def expel(self, node: int) -> None:
+        """A member is none any more, in no life: the owner hears that it has left in the last that there can be."""
+        held = self.entries.pop(node, None)
+        for known in (
+            self.live, self.suspicions, self.told, self.inquiries, self.accusers, self.doubted, self.disputed,
+            self.heard, self._new, self._answered, self._learnt, self._returns,
+        ):  # fmt: skip
+            known.pop(node, None)
+        self.silent.discard(node)
+        self.spread.drop(node)
+        self.to_tell = [each for each in self.to_tell if each != node]
+        self.doubted = {source: about for source, about in self.doubted.items() if about != node}
+        for entry in [entry for entry in self.entries.values() if entry.by == node]:
+            self.entries[entry.node] = entry._replace(by=NOBODY)  # which others would not hear
+            if entry.node in self.spread:
+                self.spread.put(self.entries[entry.node])
+        # what it claims of others is of no weight any more
+        claims = {about: inquiry.claim for about, inquiry in self.inquiries.items()}
+        for about in [about for about, claim in claims.items() if claim is not None and claim.by == node]:
+            del self.inquiries[about]
+        self.disputed = {about: claim for about, claim in self.disputed.items() if claim.by != node}
+        address = f"{DIALS}{node}" if held is None else held.address
+        self.revoked[node] = Member(node, LAST_LIFE, 0, LEFT, address, 0, 0.0)
+        self.changed = True
 
     def hush(self) -> None:
         """This node says nothing any more: forget what it was about to ask."""
@@ -445,11 +522,15 @@ class Roster:
     def _hold(self, entry: MemberEntry, now: float = 0.0) -> None:
         """Hold and tell a new account of a member; keep what depends on it in step."""
         node, before = entry.node, self.entries.get(entry.node)
+        if node == self.me.node:
+            entry = self._signatures.signed(entry)
         self.entries[node] = entry
         self.spread.put(entry)
         self.changed = True
         if node == self.me.node:
             return
+        if before is None or (before.life, before.refutes) < (entry.life, entry.refutes):
+            self._new[node] = now
         if entry.terminal:
             self.live.pop(node, None)
             if before is None or not before.terminal or before.life < entry.life:
@@ -477,3 +558,13 @@ class Roster:
                 del self._once_said[next(iter(self._once_said))]
             self._once_said[key] = None
             self.effects.append(effect)
+
+
+def _counted(said: int) -> int:
+    """Return the count of a word; what no member can have said comes before all that it says."""
+    return said if said < SAID_CAP else -1
+
+
+def _milliseconds(seconds: float) -> int:
+    """Return what is signed of a pause, not a part of a millisecond too little."""
+    return math.ceil(max(0.0, seconds) * 1000)

@@ -27,11 +27,19 @@ class Spread:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, node: int) -> bool:
+        return node in self._entries
+
     def put(self, entry: MemberEntry) -> None:
         """Tell this of its member from now on."""
         self._order += 1
         self._entries[entry.node] = entry
         self._told[entry.node] = (0, -self._order)
+
+    def drop(self, node: int) -> None:
+        """Tell no more of a member."""
+        self._entries.pop(node, None)
+        self._told.pop(node, None)
 
     def take(self, most: int, count: int) -> list[MemberEntry]:
         """Up to `count` entries for one message, the least told and then the newest first; at `most` they are done."""

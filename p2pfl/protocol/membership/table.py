@@ -8,6 +8,10 @@ who has left a view comes back only as a greater life.
 
 What `join` takes is held at once, but for what would end a life that is held as there: that is believed once the life
 has been asked and does not answer, or says so itself (see `inquiry` and `roster`). No letter ends a life.
+
+Where there are keys, an entry holds a statement that its member has signed (see `statement`): who suspects it or holds
+it dead adds a word to that. So node, life, refutes, address and the length of a pause are the member's own, whoever
+relays them, and of two entries the statement of the greater is taken whole.
 """
 
 from __future__ import annotations
@@ -26,7 +30,8 @@ NOBODY = -1
 class Me(NamedTuple):
     """The identity of this node; `address` is where its membership socket listens, tcp://HOST:PORT.
 
-    `nodes`: ids of the federation go from 0 to nodes - 1; what names another is not heard.
+    `nodes`: ids of the federation go from 0 to nodes - 1, where nobody says who is admitted; what names another is not
+    heard.
     """
 
     node: int
@@ -41,6 +46,7 @@ class Member(NamedTuple):
     `busy`: until when, by this node's clock, the member has announced a pause; 0 for none. `silent`: this node itself
     has asked it, and heard no answer; a suspect that is not silent is only talked about. `own`: the last round that it
     has said itself, where `round` may be hearsay, and `own_at` when, by this node's clock; 0: none.
+    `pause` and `signature`: as in its entry.
     """
 
     node: int
@@ -53,6 +59,8 @@ class Member(NamedTuple):
     silent: bool = False
     own: int = 0
     own_at: float = 0.0
+    pause: int = 0
+    signature: bytes = b""
 
     @property
     def present(self) -> bool:
@@ -64,7 +72,8 @@ class MemberEntry(NamedTuple):
     """An account of a member, as it travels.
 
     `said` counts what the member has said of `round` and of its pauses. `at`: a pause lasts until then (0: none), or
-    a terminal state is known since then. `by`: who accuses.
+    a terminal state is known since then. `by`: who accuses. `signature`: the member's own, where there are keys;
+    `pause`: milliseconds that a pause may last, as the member has signed it.
     """
 
     node: int
@@ -76,6 +85,8 @@ class MemberEntry(NamedTuple):
     round: int
     at: float
     by: int
+    pause: int = 0
+    signature: bytes = b""
 
     @property
     def terminal(self) -> bool:
@@ -86,7 +97,10 @@ class MemberEntry(NamedTuple):
     def member(self) -> Member:
         """The part for the owner of a table."""
         busy = 0.0 if self.terminal else self.at
-        return Member(self.node, self.life, self.refutes, self.state, self.address, self.round, busy)
+        return Member(
+            self.node, self.life, self.refutes, self.state, self.address, self.round, busy,
+            pause=self.pause, signature=self.signature,
+        )  # fmt: skip
 
 
 def rank(entry: MemberEntry) -> tuple[int, int, int, bool]:
@@ -101,7 +115,8 @@ def join(one: MemberEntry, other: MemberEntry) -> MemberEntry:
         return max(one, other, key=lambda entry: entry.life)
     first, second = rank(one), rank(other)
     if first == second:  # of one rank: the same, but for who accuses (and for two processes of one life)
-        best = one._replace(address=max(one.address, other.address), by=min(one.by, other.by))
+        best = max(one, other, key=lambda entry: (entry.address, entry.pause, entry.signature))
+        best = best._replace(by=min(one.by, other.by))
     else:
         best = one if first > second else other
     latest = one if one.said >= other.said else other

@@ -1,7 +1,9 @@
 """Messages of the membership as bytes: one msgpack array [version, cluster, kind, seq, sender, entries, fields...].
 
-What does not fit raises RemoteError with a one-word reason, before anything of it is used. Times travel as seconds
-from now: no clock of another node is trusted.
+What only federations with keys have is not there without: the last two of an entry (the length of a pause, and the
+signature of its member), and behind the fields the digest of the sender's document. What does not fit raises
+RemoteError with a one-word reason, before anything of it is used. Times travel as seconds from now: no clock of another
+node is trusted.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import msgpack
 from p2pfl.errors import RemoteError
 from p2pfl.protocol.membership.table import STATES, MemberEntry
 
-VERSION = 1
+VERSION = 2
 
 MESSAGE_CAP = 1 << 19
 """Bytes of a message at most."""
@@ -26,10 +28,24 @@ ENTRY_CAP = 2048
 ADDRESS_CAP = 128
 """Characters of an address at most."""
 
+DIALS = "dials://"
+"""What the address of a member begins with that can't be dialled."""
+
 _ADDRESS = re.compile(r"tcp://(?:[\w.*-]+|\[[0-9a-f:.]+(?:%[\w.-]+)?\]):(\d{1,5})", re.ASCII | re.IGNORECASE)
+
+_DIALS = re.compile(r"dials://(0|[1-9]\d{0,9})", re.ASCII)
 
 CLUSTER_CAP = 64
 """Characters of a cluster's name at most."""
+
+SIGNATURE_CAP = 64
+"""Bytes of a signature at most."""
+
+DIGEST = 16
+"""Bytes of the digest of a document."""
+
+DOCUMENT_CAP = 1 << 18
+"""Bytes of a document at most."""
 
 REFUTES_CAP = 1 << 53
 """Refutes of a life are below this."""
@@ -74,20 +90,30 @@ class Synced(NamedTuple):
     """The entries are my whole table, in answer to yours."""
 
 
-Message = DirectPing | Ack | Ask | Nack | Gossip | Sync | Synced
+class DocumentCopy(NamedTuple):
+    """My document, whose digest the datagram has: yours is another."""
 
-KINDS: tuple[type[Any], ...] = (DirectPing, Ack, Ask, Nack, Gossip, Sync, Synced)
+    data: bytes
+
+
+Message = DirectPing | Ack | Ask | Nack | Gossip | Sync | Synced | DocumentCopy
+
+KINDS: tuple[type[Any], ...] = (DirectPing, Ack, Ask, Nack, Gossip, Sync, Synced, DocumentCopy)
 """A message's place here is its number on the wire: append only."""
 
 
 class Datagram(NamedTuple):
-    """A message, with what its sender says of itself and of others. `seq` ties an answer to its question."""
+    """A message, with what its sender says of itself and of others. `seq` ties an answer to its question.
+
+    `digest`: of the sender's document; b"" where it has none.
+    """
 
     cluster: str
     seq: int
     sender: MemberEntry
     entries: Sequence[MemberEntry]
     message: Message
+    digest: bytes = b""
 
 
 def encode(datagram: Datagram, now: float) -> bytes:
@@ -95,7 +121,10 @@ def encode(datagram: Datagram, now: float) -> bytes:
     kind = KINDS.index(type(datagram.message))
     entries = [_packed(entry, now) for entry in datagram.entries]
     sender = _packed(datagram.sender, now)
-    data: bytes = msgpack.packb([VERSION, datagram.cluster, kind, datagram.seq, sender, entries, *datagram.message])
+    digest = [datagram.digest] if datagram.digest else []
+    data: bytes = msgpack.packb(
+        [VERSION, datagram.cluster, kind, datagram.seq, sender, entries, *datagram.message, *digest]
+    )
     return data
 
 
@@ -127,8 +156,11 @@ def decode(data: bytes, cluster: str, now: float) -> Datagram:
         raise RemoteError("message", "sequence number or entries")
     if len(entries) > ENTRY_CAP:
         raise RemoteError("size", f"{len(entries)} entries; at most {ENTRY_CAP}")
+    digest = fields.pop() if len(fields) > len(KINDS[kind]._fields) else b""
+    if digest != b"" and not (isinstance(digest, bytes) and len(digest) == DIGEST):
+        raise RemoteError("message", f"digest {digest!r:.40}")
     message = _message(KINDS[kind], fields)
-    return Datagram(cluster, seq, _entry(sender, now), [_entry(entry, now) for entry in entries], message)
+    return Datagram(cluster, seq, _entry(sender, now), [_entry(entry, now) for entry in entries], message, digest)
 
 
 def sender(data: bytes, cluster: str, now: float) -> int | None:
@@ -140,11 +172,27 @@ def sender(data: bytes, cluster: str, now: float) -> int | None:
 
 
 def good_address(value: object) -> bool:
-    """Return whether this can be an address: tcp://HOST:PORT, ASCII, of bounded length; IPv6 in brackets."""
+    """Return whether this can be an address: tcp://HOST:PORT, ASCII, of bounded length; IPv6 in brackets.
+
+    Or dials://NODE, of a member that dials out and can't be dialled: its own connections are the way to it.
+    """
     if not isinstance(value, str) or len(value) > ADDRESS_CAP:
         return False
+    if value.startswith(DIALS):
+        return dialer(value) is not None
     match = _ADDRESS.fullmatch(value)
     return match is not None and int(match[1]) < 1 << 16
+
+
+def dialer(address: str) -> int | None:
+    """Return the node that an address of the form dials://NODE names; None where it is of another form."""
+    match = _DIALS.fullmatch(address)
+    return int(match[1]) if match is not None and int(match[1]) < _NODE else None
+
+
+def _placed(address: object, node: int) -> bool:
+    """Return whether this can be the address of that node."""
+    return good_address(address) and dialer(str(address)) in (None, node)
 
 
 def _below(value: object, limit: int, least: int = 0) -> bool:
@@ -158,39 +206,53 @@ def _seconds(value: object) -> bool:
 def _message(kind: type[Any], fields: list[Any]) -> Any:
     if len(fields) != len(kind._fields):
         raise RemoteError("message", f"{kind.__name__} has {len(kind._fields)} fields, not {len(fields)}")
-    checks = {"target": lambda v: _below(v, _NODE), "address": good_address, "wait": _seconds}
+    checks = {
+        "target": lambda v: _below(v, _NODE),
+        "address": good_address,
+        "wait": _seconds,
+        "data": lambda v: isinstance(v, bytes) and 0 < len(v) <= DOCUMENT_CAP,
+    }
     for name, value in zip(kind._fields, fields, strict=True):
         if not checks[name](value):
             raise RemoteError("message", f"{kind.__name__}.{name}={value!r:.40}")
-    return kind(*fields)
+    made = kind(*fields)
+    if isinstance(made, Ask) and not _placed(made.address, made.target):
+        raise RemoteError("message", f"{made.address} is not node {made.target}")
+    return made
 
 
 def _packed(entry: MemberEntry, now: float) -> list[Any]:
     seconds = now - entry.at if entry.terminal else entry.at - now if entry.at else 0.0
+    signed = [entry.pause, entry.signature] if entry.signature else []
     return [
         entry.node, entry.life, entry.refutes, STATES.index(entry.state), entry.address, entry.said, entry.round,
-        min(max(seconds, 0.0), _SECONDS), entry.by,
+        min(max(seconds, 0.0), _SECONDS), entry.by, *signed,
     ]  # fmt: skip
 
 
 def _entry(value: object, now: float) -> MemberEntry:
-    if not isinstance(value, list) or len(value) != 9:
-        raise RemoteError("message", "an entry is an array of 9")
-    node, life, refutes, state, address, said, round, seconds, by = value
+    if not isinstance(value, list) or len(value) not in (9, 11):
+        raise RemoteError("message", "an entry is an array of 9, or of 11 where it is signed")
+    node, life, refutes, state, address, said, round, seconds, by, *signed = value
+    pause, signature = signed or (0, b"")
     good = (
         _below(node, _NODE)
         and _below(life, _LIFE)
         and _below(refutes, REFUTES_CAP)
         and _below(state, len(STATES))
-        and good_address(address)
+        and _placed(address, node)
         and _below(said, _COUNT)
         and _below(round, _COUNT)
         and _seconds(seconds)
         and _below(by, _NODE, -1)
+        and _below(pause, _COUNT)
+        and isinstance(signature, bytes)
+        and len(signature) <= SIGNATURE_CAP
+        and bool(signature) == bool(signed)
     )
     if not good:
         raise RemoteError("message", f"entry {value!r}"[:200])
-    entry = MemberEntry(node, life, refutes, STATES[state], address, said, round, 0.0, by)
+    entry = MemberEntry(node, life, refutes, STATES[state], address, said, round, 0.0, by, pause, signature)
     if entry.terminal:
         return entry._replace(at=now - seconds)
     return entry._replace(at=now + seconds if seconds else 0.0)

@@ -1,0 +1,1 @@
+"""Files by which a cluster starts the nodes of a federation: systemd, Slurm, Kubernetes, compose."""
