@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.live
+# the play takes half a minute of real time; live runs have a membership process each
+pytestmark = [pytest.mark.live, pytest.mark.more]
 
 LIMIT = 20.0
 """Seconds a scene may take at most; each is over as soon as what it waits for has come."""
@@ -300,7 +301,6 @@ def seen() -> dict[str, Any]:
     return played("plain")
 
 
-@pytest.mark.more  # the play takes 14 s of real time; live runs have a membership process each
 @pytest.mark.parametrize("scene", [
     "meet", "progress", "busy", "busy over", "signals", "nonsense", "another goes on", "where it was",
     "what stands still", "nobody died", "dead", "back", "cut", "accused", "healed", "lag",
@@ -320,7 +320,6 @@ def test_an_address_that_is_taken_is_a_config_error(seen: dict[str, Any]) -> Non
     assert "can't listen there" in seen["taken"] and seen["taken"].startswith("listen='tcp://127.0.0.1:")
 
 
-@pytest.mark.more
 def test_with_keys_they_meet_merge_documents_and_are_revoked() -> None:
     seen = played("keys")
     assert not [scene for scene, so in seen.items() if so is not True], seen
