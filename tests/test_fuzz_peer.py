@@ -288,4 +288,5 @@ def test_long_stories_of_anything_harm_no_peer(kind: Kind, stories: int) -> None
         while not node.over and node.steps < 400:
             node(draw)
             stages[node.peer.stage] += 1
-    assert len(stages) >= (5 if stories < 100 else 6), stages
+    # who pushes without a barrier waits for no exchange, and has none open when it leaves
+    assert len(stages) >= (5 if stories < 100 else 6 if kind == Kind("push", "async") else 7), stages

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import select
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,9 @@ def _sends(ports: tuple[int, int], sealed: bool, count: int, pipe: Any) -> None:
     from p2pfl.drivers.live.transport import Letter
 
     model = np.zeros(MODEL, np.uint8)
-    with closing_now(_transport(ports[1], 1, sealed)) as here:
+    with contextlib.ExitStack() as opened:
+        here = _transport(ports[1], 1, sealed)
+        opened.callback(here.close, 0.0)
         here.know(0, f"tcp://127.0.0.1:{ports[0]}")
         while not pipe.poll():  # until the first has come
             here.send(0, Letter((b"hello",), 5))
@@ -62,13 +64,6 @@ def _turn(here: Any) -> int:
     models = sum(len(message.frames) > 1 for message in here.receive())
     here.step()
     return models
-
-
-def closing_now(here: Any) -> Any:
-    """Close it at the end, at once."""
-    here_close = here.close
-    here.close = lambda linger=0.0: here_close(linger)
-    return closing(here)
 
 
 def _bare_sends(port: int, sealed: bool, count: int, pipe: Any) -> None:
@@ -100,7 +95,9 @@ def ours(sealed: bool, count: int) -> float:
 
     with reserved(2) as (first, second):
         pass
-    with closing_now(_transport(first, 0, sealed)) as here:
+    with contextlib.ExitStack() as opened:
+        here = _transport(first, 0, sealed)
+        opened.callback(here.close, 0.0)
         here.know(1, f"tcp://127.0.0.1:{second}")
         process, pipe = _child(_sends, (first, second), sealed, count)
         while not any(True for _ in here.receive()):
