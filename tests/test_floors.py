@@ -41,7 +41,7 @@ ABOVE: Mapping[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """What each package may import: never a sibling that is not named, never one below."""
-TOP = ("runs", "sweeps", "console", "cli", "__main__", "__init__")
+TOP = ("runs", "sweeps", "console", "cli_federation", "cli", "__main__", "__init__")
 """Each may import all before it, and everything in ABOVE."""
 DRIVERS = ("live", "virtual", "simulate")
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
