@@ -128,6 +128,10 @@ class Planning(NamedTuple):
     samples: np.ndarray  # [n] int64: training rows of each node; -1 where only the node itself knows them
 
 
+Features = Callable[[Params, Array, Key | None], tuple[Array, Tree]]
+"""(model, inputs x, key or None) -> (features, new carried): see `Learner`."""
+
+
 class Learner(NamedTuple):
     """A learner: a model, its gradient and its evaluation; knows nothing of peers.
 
@@ -138,7 +142,9 @@ class Learner(NamedTuple):
     a convolution inside a loop several times slower. `penalty(trained, start)` -> a gradient with the structure of
     `trained`, added in every local step; `start` is the model of the round's first step. `predict(params, x)` ->
     outputs [B, ...]; of a task that has nothing to predict none, [B, 0]. `personal(params)` -> params whose model is
-    the node's own; None where it has none.
+    the node's own; None where it has none. `features(params, x, key)` -> (what the last part of the model, its head or
+    decoder, takes in [B, ...], new params["carried"]), as in training; with key None as in evaluation, which carries
+    nothing on; None where the model has no method of that name.
     A batch is {"x": [B, ...], "y": [B, ...]}, and may have "weight" [B]: how much each sample counts, and "classes" [C]
     bool: which outputs its loss sees.
     """
@@ -150,15 +156,28 @@ class Learner(NamedTuple):
     penalty: Callable[[Tree, Tree], Tree] | None = None
     predict: Callable[[Params, Array], Array] = lambda params, x: x.reshape(len(x), -1)[:, :0]
     personal: Callable[[Params], Params] | None = None
+    features: Features | None = None
 
     def viewed(self, look: Callable[[Params, Array], tuple[Params, Array]]) -> Learner:
-        """Return the learner that evaluates and predicts with what `look` makes of (params, x); `grad` stays."""
+        """Return the learner that evaluates, predicts and finds features with what `look` makes of (params, x).
+
+        `grad` stays as it is, and what features carry on has the structure that `look` gives.
+        """
+        find = self.features
 
         def evaluate(params: Params, batch: Tree, mask: Array) -> Metrics:
             seen, x = look(params, batch["x"])
             return self.evaluate(seen, {**batch, "x": x}, mask)
 
-        return self._replace(evaluate=evaluate, predict=lambda params, x: self.predict(*look(params, x)))
+        def features(params: Params, x: Array, key: Key | None) -> tuple[Array, Tree]:
+            assert find is not None
+            return find(*look(params, x), key)
+
+        return self._replace(
+            evaluate=evaluate,
+            predict=lambda params, x: self.predict(*look(params, x)),
+            features=features if find else None,
+        )
 
 
 class Schedule(NamedTuple):

@@ -31,7 +31,7 @@ from p2pfl.federation.plugins import FAULTS, called, chosen, function, unknown
 from p2pfl.federation.topology import Topology
 from p2pfl.learning import flax, local_steps, losses, models, optimizers, quadratic
 from p2pfl.learning.targets import TARGETS, PerSample
-from p2pfl.methods import answers, compose, sharing, statistics
+from p2pfl.methods import answers, bulletin, compose, sharing, statistics
 from p2pfl.methods import site_facts as sites
 from p2pfl.methods.objectives import OBJECTIVES, Objective
 from p2pfl.topology import GRAPHS
@@ -62,10 +62,10 @@ def resolve_learning(
     """Resolve the learner and the algorithm of an experiment. Raises ConfigError."""
     rule, dataset = optimizer(experiment) if script is None else script.optimizer, data.dataset
     methods = objectives(experiment, rule)
-    sites, notes = known(experiment, methods, dataset, data.partition.train, real=not data.pooled)
+    sites, notes = known(experiment, methods, dataset, data.partition.train, topology.nodes, real=not data.pooled)
     if script is None:
         base = base_learner(experiment, dataset) if data.task is None else quadratic.learner(data.task.a.shape[1])
-        learner = made_learner(experiment, base, methods, rule, sites)
+        learner = made_learner(experiment, base, methods, rule, sites, dataset.train.x.shape[1:])
     else:
         learner = script.learner
     _check_answers(experiment, learner, data)
@@ -212,13 +212,19 @@ def made_learner(
     methods: Sequence[Objective],
     optimizer: optax.GradientTransformation,
     sites: Tree,
+    x: tuple[int, ...],
 ) -> Learner:
-    """The learner with all that the experiment does to it. `sites`: of `known`. Raises ConfigError."""
+    """The learner with all that the experiment does to it. `sites`: of `known`; `x`: shape of a row of the data.
+
+    Raises ConfigError.
+    """
     made = flax.cast(base, experiment.training.dtype)
     if "sums" in sites:
         one = jax.tree.map(lambda leaf: leaf[0], sites["sums"])
         made = statistics.learned(made, one, experiment.statistics.normalize)
     for method in methods:
+        if method.bulletin:
+            made = bulletin.placed(made, method.bulletin, sites["node"].shape[1], x)
         made = method.learner(made) if method.learner else made
     share = experiment.algorithm.share
     if share is None:
@@ -236,7 +242,8 @@ def learner_alone(experiment: Experiment, like: Dataset, sites: Tree) -> Learner
     `sites`: [1, ...] what a node knows of its own data, by the leaves of a model.
     """
     rule = optimizer(experiment)
-    return made_learner(experiment, base_learner(experiment, like), objectives(experiment, rule), rule, sites)
+    base = base_learner(experiment, like)
+    return made_learner(experiment, base, objectives(experiment, rule), rule, sites, like.train.x.shape[1:])
 
 
 def named(
@@ -257,6 +264,7 @@ def named(
         made = compose.withhold(made)
     for method in methods:
         made = method.wrap(made) if method.wrap else made
+        made = bulletin.carried(method.bulletin)(made) if method.bulletin else made
     for i, given in enumerate(table.wrap):
         made = _wrapped(made, given, f"algorithm.wrap[{i}]")
     return made
@@ -280,12 +288,13 @@ def _wrapped(inner: Algorithm, given: Mapping[str, Any], where: str) -> Algorith
 
 
 def known(
-    experiment: Experiment, methods: Sequence[Objective], dataset: Dataset, parts: Sequence[np.ndarray], real: bool
-) -> tuple[Tree, tuple[str, ...]]:
+    experiment: Experiment, methods: Sequence[Objective], dataset: Dataset, parts: Sequence[np.ndarray], nodes: int,
+    real: bool,
+) -> tuple[Tree, tuple[str, ...]]:  # fmt: skip
     """[n, ...] arrays by name: what the sites know of their own data, as far as anything asks for it; and notes.
 
-    `parts`: training rows of each node. `real`: this machine's own data, whose noise nobody may guess. Raises
-    ConfigError.
+    `parts`: training rows of each node. `nodes`: how many are planned. `real`: this machine's own data, whose noise
+    nobody may guess. Raises ConfigError.
     """
     for method in methods:
         if method.suits:
@@ -301,6 +310,8 @@ def known(
             if len(array) != len(parts):
                 raise ConfigError(f"training.objective: {len(array)} values of {name} for {len(parts)} nodes")
             found[name] = array
+    if any(method.bulletin for method in methods):
+        found["node"] = np.eye(len(parts), nodes, dtype=np.int32)
     dtype = np.dtype(experiment.training.dtype)
     found = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in found.items()}
     table, names = experiment.statistics, gathered(experiment)

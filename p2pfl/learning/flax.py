@@ -39,6 +39,8 @@ def from_flax(
         loss: what is made small, (outputs [B, ...], y [B, ...]) -> [B]; with a parameter `mask` it is given that too,
             [B], 0 for rows that are to have no part in it. None: that of the kind.
 
+    A method `features(x)` of the model, which gives what its last part takes in, becomes `Learner.features`.
+
     Returns:
         The learner; batches are {"x": [B, ...], "y": [B, ...]}, y as the kind has it ([B] int32 for classes).
 
@@ -58,9 +60,9 @@ def from_flax(
     target = TARGETS[kind]
     fits = target.loss if loss is None else losses.with_mask(loss)
     if isinstance(model, linen.Module):
-        init, apply = _linen(model, example)
+        init, apply, features = _linen(model, example)
     elif callable(model) and not isinstance(model, nnx.Module):
-        init, apply = _nnx(model)
+        init, apply, features = _nnx(model)
     else:
         raise ConfigError(f"model: is an instance of {type(model).__name__}; {_RULE}")
     unroll = _check(init, apply, example, target.output(example.shape[1:], classes))
@@ -85,7 +87,7 @@ def from_flax(
     def predict(params: Params, x: Array) -> Array:
         return apply(params, x, None)[0]
 
-    return Learner(init, grad, evaluate, unroll, predict=predict)
+    return Learner(init, grad, evaluate, unroll, predict=predict, features=features)
 
 
 def _seen(outputs: Array, batch: Tree) -> Array:
@@ -102,7 +104,11 @@ Apply = Callable[[Params, Array, Key | None], tuple[Array, Tree]]
 """(model, inputs, key) -> (logits, new carried); key None means evaluation."""
 
 
-def _nnx(make: Callable[[nnx.Rngs], Any]) -> tuple[Init, Apply]:
+FEATURES = "features"
+"""The method of a model that gives what its last part takes in."""
+
+
+def _nnx(make: Callable[[nnx.Rngs], Any]) -> tuple[Init, Apply, Apply | None]:
     def build(key: Key) -> Any:
         return make(nnx.Rngs(key))
 
@@ -119,16 +125,20 @@ def _nnx(make: Callable[[nnx.Rngs], Any]) -> tuple[Init, Apply]:
         whole = {"trained": nnx.to_pure_dict(trained), "carried": nnx.to_pure_dict(carried)}
         return jax.tree.map(jnp.asarray, whole)  # a variable may hold a number of Python
 
-    def apply(params: Params, x: Array, key: Key | None) -> tuple[Array, Tree]:
-        trained = _filled(trained_like, params["trained"])
-        carried = _filled(carried_like, params["carried"])
-        module = nnx.merge(graph, trained, _random(rng_like, key), carried)
-        module.eval() if key is None else module.train()
-        logits = module(x)
-        _, (_, _, carried) = _parts(module)
-        return logits, nnx.to_pure_dict(carried)
+    def applied(method: str) -> Apply:
+        def apply(params: Params, x: Array, key: Key | None) -> tuple[Array, Tree]:
+            trained = _filled(trained_like, params["trained"])
+            carried = _filled(carried_like, params["carried"])
+            module = nnx.merge(graph, trained, _random(rng_like, key), carried)
+            module.eval() if key is None else module.train()
+            result = getattr(module, method)(x)
+            _, (_, _, carried) = _parts(module)
+            return result, nnx.to_pure_dict(carried)
 
-    return init, apply
+        return apply
+
+    has = callable(getattr(abstract, FEATURES, None))
+    return init, applied("__call__"), applied(FEATURES) if has else None
 
 
 def _parts(module: Any) -> tuple[Any, list[Any]]:
@@ -157,28 +167,31 @@ def _random(like: Any, key: Key | None) -> Any:
     return jax.tree.unflatten(structure, fresh)
 
 
-def _linen(module: linen.Module, example: Array) -> tuple[Init, Apply]:
-    accepted = inspect.signature(type(module).__call__).parameters
-
-    def mode(training: bool) -> dict[str, Any]:
+def _linen(module: linen.Module, example: Array) -> tuple[Init, Apply, Apply | None]:
+    def mode(method: str, training: bool) -> dict[str, Any]:
+        accepted = inspect.signature(getattr(type(module), method)).parameters
         known = {"train": training, "training": training, "deterministic": not training}
         return {name: value for name, value in known.items() if name in accepted}
 
     def init(key: Key) -> Params:
         rngs = {"params": key, "dropout": jax.random.fold_in(key, 1)}
-        variables = dict(module.init(rngs, example, **mode(False)))
+        variables = dict(module.init(rngs, example, **mode("__call__", False)))
         return {"trained": variables.pop("params", {}), "carried": variables}
 
-    def apply(params: Params, x: Array, key: Key | None) -> tuple[Array, Tree]:
-        variables = {"params": params["trained"], **params["carried"]}
-        if key is None:
-            logits: Any = module.apply(variables, x, **mode(False))
-            return logits, params["carried"]
-        carried = list(params["carried"])
-        logits, new = module.apply(variables, x, **mode(True), rngs={"dropout": key}, mutable=carried)
-        return logits, dict(new)
+    def applied(method: str) -> Apply:
+        def apply(params: Params, x: Array, key: Key | None) -> tuple[Array, Tree]:
+            variables = {"params": params["trained"], **params["carried"]}
+            if key is None:
+                result: Any = module.apply(variables, x, **mode(method, False), method=method)
+                return result, params["carried"]
+            carried, rngs = list(params["carried"]), {"dropout": key}
+            result, new = module.apply(variables, x, **mode(method, True), rngs=rngs, mutable=carried, method=method)
+            return result, {**params["carried"], **new}
 
-    return init, apply
+        return apply
+
+    has = callable(getattr(module, FEATURES, None))
+    return init, applied("__call__"), applied(FEATURES) if has else None
 
 
 def _check(init: Init, apply: Apply, example: Array, wanted: tuple[int, ...]) -> bool:

@@ -4,7 +4,8 @@ Each maker takes the input's shape without the batch axis and the number of clas
 returns a function `(nnx.Rngs) -> nnx.Module`.
 
 Nodes can share a model in part, by the paths of its leaves: each module's text says them. Whatever `norm`, `dropout`
-and `residual` add is made last, so that all other parameters start as without it.
+and `residual` add is made last, so that all other parameters start as without it. Each has a method `features`: what
+its last part, a U-Net's decoder, takes in.
 """
 
 from __future__ import annotations
@@ -55,12 +56,16 @@ class MLP(nnx.Module):
         self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)])
         self.norms = _norms(norm, hidden, rngs)
 
-    def __call__(self, x: Array) -> Array:
-        """x [B, ...] -> logits [B, classes]."""
+    def features(self, x: Array) -> Array:
+        """x [B, ...] -> the inputs of the last layer [B, width of the last hidden one]."""
         x = x.reshape(x.shape[0], -1)
         for index, layer in enumerate(self.layers[:-1]):
             x = nnx.relu(_normed(self.norms, index, layer(x)))
-        return self.layers[-1](x)
+        return x
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, ...] -> logits [B, classes]."""
+        return self.layers[-1](self.features(x))
 
 
 class Conv(nnx.Module):
@@ -143,14 +148,18 @@ class CNN(nnx.Module):
         self.residuals = nnx.List([Residual(c, norm, rngs=rngs) for c in channels] if residual else [])
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
 
-    def __call__(self, x: Array) -> Array:
-        """x [B, H, W, C] -> logits [B, classes]."""
+    def features(self, x: Array) -> Array:
+        """x [B, H, W, C] -> the inputs of the head, before dropout [B, pixels * channels]."""
         for index, block in enumerate(self.blocks):
             x = block(x)
             if len(self.residuals):
                 x = self.residuals[index](x)
             x = max_pool(nnx.relu(_normed(self.norms, index, x)))
-        x = x.reshape(x.shape[0], -1)
+        return x.reshape(x.shape[0], -1)
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] -> logits [B, classes]."""
+        x = self.features(x)
         return self.head(x if self.dropout is None else self.dropout(x))
 
 
@@ -184,16 +193,25 @@ class UNet(nnx.Module):
         self.decoder = nnx.List([Twice(deep + flat, flat, norm, rngs=rngs) for deep, flat in back])
         self.head = nnx.Linear(channels[0], classes, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
-        """x [B, H, W, C] -> logits [B, H, W, classes]."""
+    def encoded(self, x: Array) -> list[Array]:
+        """x [B, H, W, C] -> what the encoder gives at each size, the smallest last."""
         _, height, width, _ = x.shape
         whole = 2 ** len(self.decoder)
         x = jnp.pad(x, ((0, 0), (0, -height % whole), (0, -width % whole), (0, 0)))
-        beside = []
+        found = []
         for index, block in enumerate(self.encoder):
             x = block(max_pool(x) if index else x)
-            beside.append(x)
-        beside.pop()
+            found.append(x)
+        return found
+
+    def features(self, x: Array) -> Array:
+        """x [B, H, W, C] -> what the encoder gives at the smallest size [B, h, w, channels]."""
+        return self.encoded(x)[-1]
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] -> logits [B, H, W, classes]."""
+        _, height, width, _ = x.shape
+        *beside, x = self.encoded(x)
         for block in self.decoder:
             x = block(jnp.concatenate([double(x), beside.pop()], axis=-1))
         return self.head(x)[:, :height, :width, :]

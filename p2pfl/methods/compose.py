@@ -55,8 +55,8 @@ def chain(algorithm: Algorithm, *wraps: Wrap) -> Algorithm:
 def cast(dtype: str = "bfloat16") -> Wrap:
     """Let payloads travel in 16 bits: half the bytes.
 
-    Single numbers (an age) travel as they are. Both ends of an exchange mix the rounded values, in the precision of the
-    model, so that the mean is kept as before.
+    Single numbers (an age) and whole numbers travel as they are. Both ends of an exchange mix the rounded values, in
+    the precision of the model, so that the mean is kept as before.
 
     Args:
         dtype: "bfloat16" or "float16".
@@ -83,7 +83,10 @@ def cast(dtype: str = "bfloat16") -> Wrap:
 
         def send(state: State, neighborhood: Neighborhood) -> tuple[State, Payload]:
             state, payload = inner.send(state, neighborhood)
-            return state, jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim else leaf, payload)
+            return state, jax.tree.map(rounded, payload)
+
+        def rounded(leaf: Array) -> Array:
+            return leaf.astype(dtype) if leaf.ndim and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
         def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
             like = jax.eval_shape(inner.send, state, neighborhood)[1]

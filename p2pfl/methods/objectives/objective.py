@@ -6,12 +6,16 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from p2pfl.data import Dataset
-from p2pfl.errors import ConfigError
+from p2pfl.errors import USER_FAULTS, ConfigError
+from p2pfl.learning.flax import reason
+from p2pfl.methods.bulletin import Bulletin
 from p2pfl.methods.compose import Wrap
-from p2pfl.types import Learner
+from p2pfl.types import Array, Key, Learner
 
 
 class Objective(NamedTuple):
@@ -21,6 +25,8 @@ class Objective(NamedTuple):
     in params["private"]["site"].
     `given`: the same, where the experiment says it for each node: name -> [n, ...].
     `suits`: raises ConfigError for data that it can't be used with.
+    `bulletin`: what nodes tell all others of themselves for it; then params["private"]["site"]["node"] [n] is 1 at
+    the place of the node itself among those planned, else 0.
     """
 
     learner: Callable[[Learner], Learner] | None = None
@@ -28,6 +34,31 @@ class Objective(NamedTuple):
     facts: tuple[str, ...] = ()
     given: Mapping[str, np.ndarray] = MappingProxyType({})
     suits: Callable[[Dataset], None] | None = None
+    bulletin: Bulletin | None = None
+
+
+def featured(name: str, learner: Learner, x: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """The features [1, ...] of one row of x, of this shape; `name`: of the method. Raises ConfigError."""
+    find = learner.features
+    if find is None:
+        raise ConfigError(
+            f"objective {name}: works on features, and the model does not say what they are; give it a method "
+            "features(x) that returns what its last part takes in"
+        )
+
+    def first(key: Key) -> Array:
+        params = learner.init(key)
+        return find(params, jnp.zeros((1, *x), jax.tree.leaves(params["trained"])[0].dtype), None)[0]
+
+    try:
+        found = jax.eval_shape(first, jax.random.key(0))
+    except USER_FAULTS as error:
+        raise ConfigError(f"objective {name}: the model's method features(x) failed: {reason(error)}") from error
+    if not isinstance(found, jax.ShapeDtypeStruct) or found.shape[:1] != (1,):
+        raise ConfigError(
+            f"objective {name}: the model's method features(x) must return one array, with a row for each of x"
+        )
+    return found
 
 
 def of_kinds(name: str, *kinds: str) -> Callable[[Dataset], None]:
