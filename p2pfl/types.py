@@ -142,7 +142,9 @@ class Learner(NamedTuple):
     a convolution inside a loop several times slower. `penalty(trained, start)` -> a gradient with the structure of
     `trained`, added in every local step; `start` is the model of the round's first step. `predict(params, x)` ->
     outputs [B, ...]; of a task that has nothing to predict none, [B, 0]. `personal(params)` -> params whose model is
-    the node's own; None where it has none. `features(params, x, key)` -> (what the last part of the model, its head or
+    the node's own; None where it has none. `plain(params)` -> params whose "trained" and "carried" are those of the
+    model as Flax has it, what is frozen, adapted or kept at home put together; None where they are so anyway.
+    `features(params, x, key)` -> (what the last part of the model, its head or
     decoder, takes in [B, ...], new params["carried"]), as in training; with key None as in evaluation, which carries
     nothing on; None where the model has no method of that name.
     A batch is {"x": [B, ...], "y": [B, ...]}, and may have "weight" [B]: how much each sample counts, and "classes" [C]
@@ -157,6 +159,7 @@ class Learner(NamedTuple):
     predict: Callable[[Params, Array], Array] = lambda params, x: x.reshape(len(x), -1)[:, :0]
     personal: Callable[[Params], Params] | None = None
     features: Features | None = None
+    plain: Callable[[Params], Params] | None = None
 
     def viewed(self, look: Callable[[Params, Array], tuple[Params, Array]]) -> Learner:
         """Return the learner that evaluates, predicts and finds features with what `look` makes of (params, x).

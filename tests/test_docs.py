@@ -80,6 +80,7 @@ def of_the_source(heading: str, name: str) -> Any:
     makers = {"[data]": sources, "[model]": tuple(models.MODELS.values())}.get(heading, ())
     parameters = [inspect.signature(maker).parameters.get(name) for maker in makers]
     given = {p.default for p in parameters if p is not None and p.default is not p.empty}
+    given = given - {None} or given  # what a model takes for None, its text says
     assert len(given) <= 1, f"{name} has several defaults: {given}"
     return given.pop() if given else None
 

@@ -29,6 +29,17 @@ Address = Annotated[str, Field(pattern=toml.ADDRESS)]
 
 
 @dataclass(frozen=True, config=STRICT)
+class Lora:
+    """[training.lora]: the model is frozen, and thin matrices beside its kernels are trained."""
+
+    rank: Count
+    alpha: Annotated[float, Field(gt=0)] | None = None  # what a product counts, over the rank; the rank
+    matching: Texts = ("**/kernel",)  # patterns of kernels that get adapters
+    train: Texts = ()  # patterns of leaves that are trained whole
+    freeze_a: bool = False  # the first of both matrices stays as it is drawn
+
+
+@dataclass(frozen=True, config=STRICT)
 class Training:
     """[training]: the local steps of a round."""
 
@@ -41,6 +52,10 @@ class Training:
     dtype: Literal["float32", "float64"] = "float32"  # of the model and the data
     loss: dict[str, Any] | None = None  # name of a loss and its arguments; that of the kind of task
     objective: Annotated[tuple[dict[str, Any], ...], LIST] = ()  # what is done to the local loss, in order
+    compute: Literal["bfloat16"] | None = None  # of local steps; parameters and gradients stay as `dtype` says
+    freeze: Texts | None = None  # patterns of leaves that are neither trained nor sent
+    patience: Count | None = None  # evaluations without a better validation score after which a node trains no more
+    lora: Lora | None = None  # adapters of kernels, which are trained and sent instead
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -207,7 +222,7 @@ def _paths(table: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
     """Every path that stands in an experiment file: (its table, its key there, the field as a person writes it)."""
     churn = table.get("churn")
     places = [(table.get("data"), name, f"data.{name}") for name in ("path", "dictionary")]
-    places += [(table.get("topology"), "file", "topology.file")]
+    places += [(table.get("topology"), "file", "topology.file"), (table.get("model"), "weights", "model.weights")]
     places += [(each, "path", f"churn[{i}].path") for i, each in enumerate(churn if isinstance(churn, list) else ())]
     for found, key, field in places:
         if isinstance(found, dict) and isinstance(found.get(key), str):
@@ -303,6 +318,7 @@ TABLES: Mapping[str, tuple[type[Any], ...]] = MappingProxyType(
         "[data]": data.KINDS,
         "[model]": model.KINDS,
         "[training]": (Training,),
+        "[training.lora]": (Lora,),
         "[topology]": (TopologyTable,),
         "[algorithm]": (AlgorithmTable,),
         "[statistics]": (Statistics,),

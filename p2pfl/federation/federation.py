@@ -222,6 +222,10 @@ def _script(experiment: Experiment) -> None:
         "model": experiment.model,
         "training.loss": experiment.training.loss,
         "training.objective": experiment.training.objective,
+        "training.compute": experiment.training.compute,
+        "training.freeze": experiment.training.freeze,
+        "training.lora": experiment.training.lora,
+        "training.patience": experiment.training.patience,
         "evaluation.extra_metrics": experiment.evaluation.extra_metrics,
         "statistics": experiment.statistics.gather or experiment.statistics.normalize,
         "evaluation.answers": experiment.evaluation.answers,
@@ -304,6 +308,8 @@ def _private_left_out(federation: Federation) -> dict[str, Any]:
     table, data = asdict(federation.experiment), federation.experiment.data
     for private in ("path", "root", "limit", "missing", "dictionary"):  # what it says is compared column by column
         table["data"].pop(private, None)
+    if isinstance(weights := (table["model"] or {}).get("weights"), str):  # what it holds is meant, wherever it lies
+        table["model"]["weights"] = hashlib.blake2b(Path(weights).read_bytes(), digest_size=16).hexdigest()
     if isinstance(data, FolderData):  # its classes and values of labels are meant, wherever the file lies
         table["data"]["layout"] = hashlib.blake2b(Path(data.layout).read_bytes()).hexdigest()
     table["loss"], table["alone"] = federation.experiment.network.loss, federation.experiment.network.alone

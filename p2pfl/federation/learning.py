@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -25,17 +26,22 @@ from p2pfl.data import BUILTIN, Dataset
 from p2pfl.data.partition import PARTITIONS
 from p2pfl.errors import ConfigError, nearest
 from p2pfl.federation import epochs
-from p2pfl.federation.datasets import Datasets
+from p2pfl.federation.datasets import Datasets, watched
 from p2pfl.federation.events import growing, memberships
 from p2pfl.federation.plugins import FAULTS, called, chosen, function, unknown
 from p2pfl.federation.topology import Topology
 from p2pfl.learning import flax, local_steps, losses, models, optimizers, quadratic
+from p2pfl.learning.batching import in_batches
 from p2pfl.learning.targets import TARGETS, PerSample
-from p2pfl.methods import answers, bulletin, compose, sharing, statistics
+from p2pfl.methods import adapters, answers, bulletin, compose, freezing, sharing, starting, statistics, watching
 from p2pfl.methods import site_facts as sites
 from p2pfl.methods.objectives import OBJECTIVES, Objective
+from p2pfl.node import model_file
 from p2pfl.topology import GRAPHS
 from p2pfl.types import Algorithm, Learner, Planning, Schedule, Tree
+
+BEGIN = ("name", "weights", "rename", "fresh")
+"""Fields of [model] that its maker does not take."""
 
 
 class Learning(NamedTuple):
@@ -63,9 +69,15 @@ def resolve_learning(
     rule, dataset = optimizer(experiment) if script is None else script.optimizer, data.dataset
     methods = objectives(experiment, rule)
     sites, notes = known(experiment, methods, dataset, data.partition.train, topology.nodes, real=not data.pooled)
+    held = np.array([len(rows) for rows in data.validation or ()], np.int32)
+    if len(held):
+        sites = {**sites, watching.HELD: held}
+    ahead = in_batches(held, experiment.training.batch_size).shape[1]
     if script is None:
         base = base_learner(experiment, dataset) if data.task is None else quadratic.learner(data.task.a.shape[1])
-        learner = made_learner(experiment, base, methods, rule, sites, dataset.train.x.shape[1:])
+        begun = started(experiment, base)
+        learner = made_learner(experiment, begun.learner, methods, rule, sites, dataset.train.x.shape[1:])
+        notes = (*notes, *_begun(experiment, begun))
     else:
         learner = script.learner
     _check_answers(experiment, learner, data)
@@ -73,6 +85,9 @@ def resolve_learning(
 
     def make(learner: Learner) -> Algorithm:
         made = named(experiment, learner, methods, rule, apart)
+        if len(held):
+            patience, every = experiment.training.patience, experiment.evaluation.every
+            made = watching.watch(made, learner, ahead, every, patience)
         return made._replace(weigh=renormalized) if experiment.network.rule == "renormalise" else made
 
     algorithm = make(learner)
@@ -89,6 +104,17 @@ def resolve_learning(
     notes = (*notes, *_own_scales(experiment, data, algorithm))
     learning = Learning(learner, algorithm, make, schedule, sites, notes)
     return _gossiping(experiment, topology, data, learning) if "sums" in sites else learning
+
+
+def _begun(experiment: Experiment, begun: starting.Started) -> tuple[str, ...]:
+    """Say which leaves of the first model come from a file."""
+    if not begun.taken or experiment.model is None:
+        return ()
+    drawn = f"; drawn anew: {', '.join(begun.drawn)}" if begun.drawn else ""
+    name = Path(str(experiment.model.weights)).name
+    whole = len(begun.taken) + len(begun.drawn)
+    listed = "all of them" if not begun.drawn else ", ".join(begun.taken)
+    return (f"model: {len(begun.taken)} of {whole} leaves begin as in {name}: {listed}{drawn}",)
 
 
 def _check_growth(experiment: Experiment, algorithm: Algorithm, topology: Topology, data: Datasets) -> None:
@@ -218,7 +244,7 @@ def made_learner(
 
     Raises ConfigError.
     """
-    made = flax.cast(base, experiment.training.dtype)
+    made = partly(experiment, flax.cast(base, experiment.training.dtype))
     if "sums" in sites:
         one = jax.tree.map(lambda leaf: leaf[0], sites["sums"])
         made = statistics.learned(made, one, experiment.statistics.normalize)
@@ -227,13 +253,60 @@ def made_learner(
             made = bulletin.placed(made, method.bulletin, sites["node"].shape[1], x)
         made = method.learner(made) if method.learner else made
     share = experiment.algorithm.share
-    if share is None:
-        return made
+    if share is not None:
+        try:
+            given = function(share, "algorithm.share") if isinstance(share, str) and ":" in share else share
+            made = sharing.keep(made, optimizer, sharing.predicate(given, made))
+        except ConfigError as error:
+            raise ConfigError(f"algorithm.{error}") from error
+    return watching.placed(made) if watched(experiment) else made
+
+
+def partly(experiment: Experiment, made: Learner) -> Learner:
+    """The learner of which only a part is trained, where [training] says so. Raises ConfigError."""
+    training = experiment.training
+    if training.freeze is not None and training.lora is not None:
+        raise ConfigError(
+            "training.freeze: with training.lora all of the model is frozen but its adapters and what lora.train "
+            "names; leave freeze out"
+        )
     try:
-        given = function(share, "algorithm.share") if isinstance(share, str) and ":" in share else share
-        return sharing.keep(made, optimizer, sharing.predicate(given, made))
+        if training.freeze is not None:
+            paths = sharing.leaves(jax.eval_shape(made.init, jax.random.key(0)))
+            return freezing.freeze(made, sharing.matching(training.freeze, paths, "freeze"))
+        if training.lora is None:
+            return made
+        table = training.lora
+        return adapters.lora(made, table.rank, table.alpha, table.matching, table.train, table.freeze_a)
     except ConfigError as error:
-        raise ConfigError(f"algorithm.{error}") from error
+        raise ConfigError(f"training.{error}") from error
+
+
+def _still(experiment: Experiment) -> Callable[[str], bool] | None:
+    """Of a batch statistic, whether it is frozen; the patterns are checked where leaves are frozen."""
+    training = experiment.training
+    if training.freeze is not None:
+        frozen = sharing.matching(training.freeze, None, "freeze")
+        return lambda path: frozen(sharing.statistic(path))
+    if training.lora is not None:
+        whole = adapters.whole_of(training.lora.train, None)
+        return lambda path: not whole(sharing.statistic(path))
+    return None
+
+
+def started(experiment: Experiment, learner: Learner) -> starting.Started:
+    """The learner with its first model from the file that [model] names, if it names one. Raises ConfigError."""
+    table = experiment.model
+    if table is None or table.weights is None:
+        if table is not None and (table.rename or table.fresh):
+            given = "rename" if table.rename else "fresh"
+            raise ConfigError(f"model.{given}: is for the leaves of model.weights, which is not given; leave it out")
+        return starting.Started(learner, (), ())
+    file = Path(table.weights)
+    found = starting.start(learner, model_file.read(file), file.name, table.rename, table.fresh or ())
+    if not found.taken:
+        raise ConfigError(f"model.fresh={list(table.fresh or ())}: all leaves are drawn anew; leave model.weights out")
+    return found
 
 
 def learner_alone(experiment: Experiment, like: Dataset, sites: Tree) -> Learner:
@@ -339,15 +412,15 @@ def base_learner(experiment: Experiment, dataset: Dataset) -> Learner:
     table, shape, classes = experiment.model, dataset.train.x.shape[1:], len(dataset.classes)
     if table is None:
         raise ConfigError("model: missing; a table [model] must be given")
-    given = {name: value for name, value in asdict(table).items() if name != "name" and value is not None}
+    given = {name: value for name, value in asdict(table).items() if name not in BEGIN and value is not None}
     where, example = f"model.name={table.name!r}", jnp.asarray(dataset.train.x[:1])
     fits = None if experiment.training.loss is None else loss(experiment, dataset)
+    more = dataset.kind, fits, experiment.training.compute, _still(experiment)
     if not isinstance(table, FunctionModel):
-        model = models.MODELS[table.name](shape, classes, **given)
-        return flax.from_flax(model, example, classes, dataset.kind, fits)
+        return flax.from_flax(models.MODELS[table.name](shape, classes, **given), example, classes, *more)
     maker = chosen(table.name, "model.name", models.MODELS, "p2pfl.models")
     try:
-        return flax.from_flax(maker(shape, classes, **(table.arguments or {})), example, classes, dataset.kind, fits)
+        return flax.from_flax(maker(shape, classes, **(table.arguments or {})), example, classes, *more)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     except FAULTS as error:

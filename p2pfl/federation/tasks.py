@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from p2pfl import churn
-from p2pfl.data import dictionary
+from p2pfl.data import Samples, dictionary
 from p2pfl.data.far_off import beside_all
 from p2pfl.federation.epochs import Epoch
 from p2pfl.federation.federation import Federation
@@ -65,11 +65,24 @@ def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoc
         pooled=federation.pooled,
         evaluate_every=experiment.evaluation.every,
         events=federation.churn,
+        held=_held(federation, node),
+        patient=training.patience is not None,
         score=TARGETS[dataset.kind].key,
         meaning=dictionary.to_json(meaning),
         learned=None if federation.pooled else _beside_all(federation, node),
         compare=lambda theirs: dictionary.differences(dictionary.from_json(theirs), meaning),
     )
+
+
+def _held(federation: Federation, node: int) -> Samples | None:
+    """The validation rows by which a node watches its model, in batches [V, B, ...]; None where it does not."""
+    rows, kept = federation.data.validation, federation.dataset.validation
+    if rows is None or kept is None:
+        return None
+    sizes = np.array([len(each) for each in rows])
+    places = batching.in_batches(sizes, federation.batch_size)[node]
+    own = np.concatenate([rows[node], np.zeros(1, np.int64)])[places]  # of a node without any, anything
+    return Samples(kept.x[own].astype(federation.experiment.training.dtype), kept.y[own])
 
 
 def _beside_all(federation: Federation, node: int) -> Callable[[Tree], Sequence[str] | None] | None:

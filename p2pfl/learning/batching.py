@@ -102,6 +102,13 @@ def one(seed: int, node: int, rows: int, steps: int, batch_size: int) -> Batchin
     return Batching(seed, np.array([node]), np.array([rows]), np.array([steps]), batch_size)
 
 
+def in_batches(rows: np.ndarray, batch_size: int) -> np.ndarray:
+    """[n, V, batch_size] int64: numbers 0 to rows[i] - 1 of each node, in as many batches as the most rows need."""
+    most = -(-int(rows.max(initial=0)) // batch_size)
+    number = np.arange(most * batch_size).reshape(1, most, batch_size)
+    return np.where(number < rows.reshape(-1, 1, 1), number, 0)
+
+
 # --- rows to evaluate on
 
 CHUNK = 512

@@ -10,6 +10,7 @@ its last part, a U-Net's decoder, takes in.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,9 @@ MOMENTUM = 0.9
 """What a step leaves of the running mean and variance in batch normalisation."""
 NORMS = ("batch", "group")
 """Batch normalisation (Ioffe and Szegedy 2015) and group normalisation (Wu and He 2018), the latter in two groups."""
+
+STEMS = ("small", "large")
+"""The first convolution of a ResNet: 3 x 3; or 7 x 7 with stride 2 and 3 x 3 max pooling, which quarters an image."""
 
 
 def _norms(norm: str | None, widths: Sequence[int], rngs: nnx.Rngs) -> Any:
@@ -69,26 +73,35 @@ class MLP(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """A convolution, stride 1, zero padding, written as shifted slices and one matrix product.
+    """A convolution, zero padding, written as shifted slices and one matrix product.
 
     The same function as nnx.Conv. XLA:CPU runs this form several times faster inside a loop over local steps, and many
-    times faster with a weight per node. kernel [size * size * inputs, outputs].
+    times faster with a weight per node. kernel [size * size * inputs, outputs]. With `stride` s only every s-th row and
+    column is computed, from the first on.
     """
 
-    def __init__(self, inputs: int, outputs: int, size: int = 3, *, rngs: nnx.Rngs) -> None:
-        self.size = size
+    def __init__(
+        self, inputs: int, outputs: int, size: int = 3, stride: int = 1, bias: bool = True, *, rngs: nnx.Rngs
+    ) -> None:
+        self.size, self.stride = size, stride
         kernel = nnx.initializers.lecun_normal()(rngs.params(), (size * size * inputs, outputs), jnp.float32)
         self.kernel = nnx.Param(kernel)
-        self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
 
     def __call__(self, x: Array) -> Array:
-        """x [B, H, W, inputs] -> [B, H, W, outputs]."""
-        _, height, width, _ = x.shape
-        before = (self.size - 1) // 2
-        pad = (before, self.size - 1 - before)
-        padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
-        slices = [padded[:, i : i + height, j : j + width, :] for i in range(self.size) for j in range(self.size)]
-        return jnp.concatenate(slices, axis=-1) @ self.kernel[...] + self.bias[...].reshape(1, 1, 1, -1)
+        """x [B, H, W, inputs] -> [B, ceil(H / stride), ceil(W / stride), outputs]."""
+        x = jnp.concatenate(shifted(x, self.size, self.stride), axis=-1) @ self.kernel[...]
+        return x if self.bias is None else x + self.bias[...].reshape(1, 1, 1, -1)
+
+
+def shifted(x: Array, size: int, stride: int = 1, fill: float = 0.0) -> list[Array]:
+    """What a window of `size` x `size` sees of [B, H, W, C]: size * size arrays [B, H / stride, W / stride, C]."""
+    _, height, width, _ = x.shape
+    before = (size - 1) // 2
+    pad = (before, size - 1 - before)
+    padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)), constant_values=fill)
+    down, right = ((-(-side // stride) - 1) * stride + 1 for side in (height, width))
+    return [padded[:, i : i + down : stride, j : j + right : stride, :] for i in range(size) for j in range(size)]
 
 
 def max_pool(x: Array) -> Array:
@@ -217,6 +230,96 @@ class UNet(nnx.Module):
         return self.head(x)[:, :height, :width, :]
 
 
+class BasicBlock(nnx.Module):
+    """ReLU of s(x) + f(x): f is a 3 x 3 convolution, normalisation and ReLU, then a convolution and a normalisation.
+
+    The first convolution has the stride. s is x itself, or where shapes differ a 1 x 1 convolution and a normalisation.
+    Source: He, Zhang, Ren, Sun (2016), "Deep residual learning for image recognition". Paths: convs/I, norms/I, and
+    where there is one, shortcut/conv and shortcut/norm.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: str, *, rngs: nnx.Rngs) -> None:
+        first = Conv(inputs, outputs, stride=stride, bias=False, rngs=rngs)
+        self.convs = nnx.List([first, Conv(outputs, outputs, bias=False, rngs=rngs)])
+        self.norms = _norms(norm, [outputs] * 2, rngs)
+        other = stride > 1 or inputs != outputs
+        self.shortcut = ConvNorm(inputs, outputs, 1, stride, norm, rngs=rngs) if other else None
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, inputs] -> [B, H / stride, W / stride, outputs]."""
+        y = nnx.relu(self.norms[0](self.convs[0](x)))
+        y = self.norms[1](self.convs[1](y))
+        return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+
+
+class ConvNorm(nnx.Module):
+    """A convolution without bias, and its normalisation. Paths: conv, norm."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, stride: int, norm: str, *, rngs: nnx.Rngs) -> None:
+        self.conv = Conv(inputs, outputs, size, stride, bias=False, rngs=rngs)
+        self.norm = _norms(norm, [outputs], rngs)[0]
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, inputs] -> [B, H / stride, W / stride, outputs]."""
+        return self.norm(self.conv(x))
+
+
+class ResNetEncoder(nnx.Module):
+    """A stem, and stages of basic blocks, each but the first at half the size of the one before.
+
+    Paths: stem/conv, stem/norm, stages/I/J: block J of stage I.
+    """
+
+    def __init__(
+        self, inputs: int, channels: Sequence[int], blocks: Sequence[int], norm: str, stem: str, *, rngs: nnx.Rngs
+    ) -> None:
+        self.pooled = stem == "large"
+        size, stride = (7, 2) if self.pooled else (3, 1)
+        self.stem = ConvNorm(inputs, channels[0], size, stride, norm, rngs=rngs)
+        stages = []
+        for index, (before, width) in enumerate(itertools.pairwise([channels[0], *channels])):
+            first = BasicBlock(before, width, 2 if index else 1, norm, rngs=rngs)
+            others = [BasicBlock(width, width, 1, norm, rngs=rngs) for _ in range(blocks[index] - 1)]
+            stages.append(nnx.List([first, *others]))
+        self.stages = nnx.List(stages)
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] -> [B, h, w, channels]."""
+        x = nnx.relu(self.stem(x))
+        if self.pooled:  # 3 x 3, stride 2; what lies outside is no maximum, after a ReLU
+            x = functools.reduce(jnp.maximum, shifted(x, 3, 2))
+        for stage in self.stages:
+            for block in stage:
+                x = block(x)
+        return x
+
+
+class ResNet(nnx.Module):
+    """A residual network: an encoder, the mean over all places, a linear layer. Paths: encoder, head."""
+
+    def __init__(
+        self,
+        inputs: int,
+        channels: Sequence[int],
+        blocks: Sequence[int],
+        classes: int,
+        norm: str,
+        stem: str,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.encoder = ResNetEncoder(inputs, channels, blocks, norm, stem, rngs=rngs)
+        self.head = nnx.Linear(channels[-1], classes, rngs=rngs)
+
+    def features(self, x: Array) -> Array:
+        """x [B, H, W, C] -> [B, channels], the mean of the encoder's output over all places."""
+        return self.encoder(x).mean(axis=(1, 2))
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] -> logits [B, classes]."""
+        return self.head(self.features(x))
+
+
 def logistic(shape: tuple[int, ...], classes: int) -> Make:
     """Multinomial logistic regression."""
     return mlp(shape, classes, hidden=())
@@ -270,6 +373,35 @@ def unet(shape: tuple[int, ...], classes: int, channels: Sequence[int] = (16, 32
     return lambda rngs: UNet(shape[2], channels, classes, norm, rngs=rngs)
 
 
+def resnet(
+    shape: tuple[int, ...],
+    classes: int,
+    channels: Sequence[int] | None = None,
+    blocks: Sequence[int] | None = None,
+    norm: str | None = None,
+    stem: str = "small",
+) -> Make:
+    """A residual network of basic blocks for images [H, W, C]; ResNet-18 has channels 64, 128, 256, 512.
+
+    channels: of each stage, each at half the size of the one before; None: 16, 32, 64, 128. blocks: of each stage;
+    None: two. norm: one of NORMS; None: group. stem: one of STEMS. Raises ConfigError.
+    """
+    channels = (16, 32, 64, 128) if channels is None else channels
+    norm = "group" if norm is None else norm
+    _check_images("resnet", shape, channels, "Use mlp.")
+    one_of(NORMS, norm=norm)
+    one_of(STEMS, stem=stem)
+    _check_channels(channels, norm)
+    depth = (2,) * len(channels) if blocks is None else tuple(blocks)
+    for number in depth:
+        positive(blocks=number)
+    if not channels or len(depth) != len(channels):
+        raise ConfigError(
+            f"model resnet: {len(channels)} channels and {len(depth)} blocks; give one of each for each stage"
+        )
+    return lambda rngs: ResNet(shape[2], channels, depth, classes, norm, stem, rngs=rngs)
+
+
 def _check_channels(channels: Sequence[int], norm: str | None) -> None:
     # XLA on the CPU (of jax 0.10.2) compiles a wrong gradient of the convolution before such a normalisation
     if norm == "batch" and 1 in channels:
@@ -293,6 +425,6 @@ def _check_norm(norm: str | None) -> None:
 
 
 MODELS: Mapping[str, Callable[..., Make]] = MappingProxyType(
-    {"logistic": logistic, "mlp": mlp, "cnn": cnn, "unet": unet}
+    {"logistic": logistic, "mlp": mlp, "cnn": cnn, "unet": unet, "resnet": resnet}
 )
 """The built-in models by name."""

@@ -119,7 +119,7 @@ class Replica:
     ) -> tuple[State, Array, Payload, Params | None]:
         task, batches = self.task, self.task.batches(round)
         if steps is not None:
-            batches = {name: rows[:steps] for name, rows in batches.items()}
+            batches = {name: rows[: task.ahead + steps] for name, rows in batches.items()}
         state, loss, payload, model = task.program.train(
             self.state, batches, np.int32(task.node), np.int32(round), task.outgoing(round, receivers)
         )

@@ -82,6 +82,7 @@ class Worker:
         self._began = host.now()
         self._learned = False  # what the statistics of all data say of this node's own
         self._measured: records.Measured | None = None  # since the last record
+        self._ended = False  # it is said that training has ended
         self._saved = 0  # the last round that a checkpoint was made after
         self._bytes = (0, 0)
 
@@ -186,6 +187,7 @@ class Worker:
             self._trace.write(self.replica.traced(round, group, trained))
             trained = False
         self._learn(round)
+        self._end(round)
         self.replica.evaluate(round)
         self.replica.ends(round)
         now, (sent, received) = self._host.now(), self._host.traffic()
@@ -223,6 +225,20 @@ class Worker:
         self._learned = lines is not None
         for line in lines or ():
             self._host.say(Said(f"round {round}: {line}", "statistics", round=round))
+
+    def _end(self, round: int) -> None:
+        """Say that this node's training has ended by its validation rows, once."""
+        if not self.task.patient or self._ended:
+            return
+        best = self.task.program.params(self.replica.state)["private"]["best"]
+        if not int(best["ended"]):
+            return
+        self._ended = True
+        text = (
+            f"round {round}: trains no more, and goes on mixing: no better score on its validation rows than "
+            f"{float(best['score']):.3f}, of round {int(best['round'])}"
+        )
+        self._host.say(Said(text, "patience", round=round))
 
     def _booked(self, booking: Booking) -> Booked:
         mine: Side[Outgoing] | None = booking.mine

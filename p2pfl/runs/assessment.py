@@ -28,6 +28,7 @@ from p2pfl.federation.federation import Federation, model_shape
 from p2pfl.federation.metrics import KNOWN
 from p2pfl.learning import intervals, metrics
 from p2pfl.methods import answers as predict
+from p2pfl.methods.watching import BEST
 from p2pfl.node import model_file
 from p2pfl.runs import models as models_of
 from p2pfl.runs import predictions
@@ -101,6 +102,7 @@ def assess(federation: Federation, models: Mapping[int, Params], out: Path | Non
             "intervals": {str(node): each for node, (each, _) in judged.items()},
             "too_few": {str(node): few for node, (_, few) in judged.items()},
             "resampled": len(weight),
+            **({"best": watched(models)} if federation.data.validation is not None else {}),
             "threshold": _thresholds(federation, models, {node: each[""] for node, each in outputs.items()}),
             "confusion": _confusion(federation, {node: each[""] for node, each in outputs.items()}),
             **_curves(federation, {node: each[""] for node, each in outputs.items()}),
@@ -114,6 +116,26 @@ Assessed = dict[str, dict[str, metrics.Found]]
 """Answer -> scope -> metric -> value."""
 Drawn = dict[str, dict[str, np.ndarray]]
 """Scope -> metric -> [draws]."""
+
+
+def watched(models: Mapping[int, Params]) -> dict[str, dict[str, float]]:
+    """What nodes have seen on their validation rows: the best score, its round, and where training ended (0: not)."""
+    found = {node: model["private"][BEST] for node, model in models.items()}
+    return {
+        str(node): {"score": float(best["score"]), "round": int(best["round"]), "ended": int(best["ended"])}
+        for node, best in found.items()
+        if int(best["round"])
+    }
+
+
+def ended(federation: Federation, models: Mapping[int, Params]) -> list[str]:
+    """Say which nodes have ended their local training by their validation rows."""
+    if federation.experiment.training.patience is None:
+        return []
+    called = names(federation.partition, federation.dataset)
+    stopped = {called[int(node)]: each["ended"] for node, each in watched(models).items() if each["ended"]}
+    listed = ", ".join(f"{name} after round {round}" for name, round in [*stopped.items()][:MOST])
+    return [f"training.patience: {len(stopped)} of {len(models)} nodes trained no more: {listed or 'none'}"]
 
 
 def rows(federation: Federation, node: int) -> tuple[int, int]:
@@ -421,7 +443,9 @@ def own_of(federation: Federation, node: int, model: Params) -> predict.Own:
     """Return what a node makes its answers of. Validation rows are its site's, or an equal part of them."""
     data, parts = federation.dataset, federation.partition
     train, test, kept = parts.train[node], parts.test[node], data.validation
-    if kept is not None and federation.experiment.evaluation.rows == "test":
+    if kept is not None and federation.data.validation is not None:
+        kept = Samples(kept.x[mine := federation.data.validation[node]], kept.y[mine])
+    elif kept is not None and federation.experiment.evaluation.rows == "test":
         by_site = federation.experiment.data.partition == EvenPartition("by_site") and kept.site is not None
         rows = np.flatnonzero(kept.site == node) if by_site else np.arange(node, len(kept.y), len(federation.graph))
         kept = Samples(kept.x[rows], kept.y[rows])

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from p2pfl.errors import ConfigError, DataError, nearest
 from p2pfl.federation import learning
 from p2pfl.federation.federation import Federation
 from p2pfl.methods.answers import SELECTOR, Selector, fitted
+from p2pfl.methods.freezing import FROZEN
 from p2pfl.node import model_file, result
 from p2pfl.packages import version
 from p2pfl.tree import named_leaves
@@ -329,6 +331,33 @@ def choose(path: Path, node: int | None = None, answer: str | None = None) -> Ch
     return ChosenModel(saved.directory, saved.about, experiment, learner, params, node, answer, said)
 
 
+def plain(chosen: ChosenModel) -> ChosenModel:
+    """The same model as Flax has it: what was frozen, adapted or kept at home is put together.
+
+    So it is used where nothing is trained, and what it was trained by is left out of its experiment.
+    """
+    put_together = chosen.learner.plain
+    if put_together is None:
+        return chosen
+    experiment = replace(
+        chosen.experiment,
+        training=replace(chosen.experiment.training, freeze=None, lora=None),
+        algorithm=replace(chosen.experiment.algorithm, share=None),
+    )
+    about = chosen.about._replace(experiment=toml.plain(experiment))
+    with jax.enable_x64(experiment.training.dtype == "float64"):
+        found = {name: np.asarray(leaf) for name, leaf in named_leaves(put_together(chosen.params)).items()}
+        learner, like = _learner(about, experiment, found)
+    arrays = {
+        name: np.zeros(leaf.shape, leaf.dtype)  # of what others keep beside the model, which answers for nothing
+        if name.startswith("private/") and (name not in found or found[name].shape != leaf.shape)
+        else found[name]
+        for name, leaf in named_leaves(like).items()
+    }
+    params = unflattened(like, arrays, chosen.directory)
+    return chosen._replace(about=about, experiment=experiment, learner=learner, params=params)
+
+
 def _selector(saved: SavedModels, learner: Learner, like: Params, path: Path) -> Selector:
     """The choice among the personal models of all nodes, as it was fitted."""
     file = _answer(saved.directory, SELECTOR)
@@ -366,7 +395,8 @@ def _judge(saved: SavedModels, path: Path, node: int | None, answer: str) -> Non
 
 def _judge_private(saved: SavedModels, path: Path, learner: Learner, like: Params) -> None:
     """Raises ConfigError where every node predicts with something of its own."""
-    own = [name for name in used(learner, like, saved.about.shape) if name.startswith("private/")]
+    named = used(learner, like, saved.about.shape)
+    own = [name for name in named if name.startswith("private/") and not name.startswith(f"private/{FROZEN}/")]
     whose = ", ".join(_named(saved, node) for node in saved.there[:20]) + (", ..." if len(saved.there) > 20 else "")
     if saved.about.link == "none":
         raise ConfigError(

@@ -66,6 +66,11 @@ def work_of(federation: Federation) -> Simulation:
         for row in rows:
             owner[row] = node
     dtype, planned = experiment.training.dtype, course_of(federation)
+    x, y, own, held = data.train.x, data.train.y, federation.partition.train, None
+    if (kept := federation.data.validation) is not None and data.validation is not None:
+        own = tuple(np.concatenate([mine, len(y) + more]) for mine, more in zip(own, kept, strict=True))
+        x, y = np.concatenate([x, data.validation.x]), np.concatenate([y, data.validation.y])
+        held = np.array([len(more) for more in kept])
     return make_work(
         algorithm=federation.algorithm,
         learner=federation.learner,
@@ -73,9 +78,10 @@ def work_of(federation: Federation) -> Simulation:
         schedule=planned.schedule if planned else federation.schedule,
         seed=experiment.seed,
         rounds=experiment.rounds,
-        x=data.train.x.astype(dtype),
-        y=data.train.y,
-        rows=federation.partition.train,
+        x=x.astype(dtype),
+        y=y,
+        rows=own,
+        held=held,
         steps=federation.steps,
         batch_size=federation.batch_size,
         test_x=data.test.x.astype(dtype),

@@ -1,6 +1,7 @@
 """Answers: what a node can make, at the end, of the model that all have, with its own rows alone.
 
     consensus      the shared model as it is
+    best           of the models that the node has had, the one with the best score on its validation rows
     personal       the node's own, where the experiment's objective trains one
     fine_tuned     the shared model after some local steps
     interpolated   between the shared model and the personal or fine-tuned one, as far as validation rows say
@@ -29,6 +30,7 @@ from p2pfl.learning.batching import Batching, eval_set
 from p2pfl.learning.local_steps import descend
 from p2pfl.methods.answers import calibration
 from p2pfl.methods.answers.selector import Selector, fitted, selector
+from p2pfl.methods.watching import BEST, best_of
 from p2pfl.types import Array, Key, Learner, Params, Tree
 
 __all__ = ["ANSWERS", "SELECTOR", "Answer", "Own", "Selector", "check", "fitted", "held_back", "prepared", "selector"]
@@ -126,6 +128,10 @@ def check(names: Sequence[str], learner: Learner, kind: str) -> None:
             "answers='personal': nothing trains a model of the node's own; add an objective such as ditto, or ask for "
             "'fine_tuned'"
         )
+    if BEST in names and BEST not in jax.eval_shape(learner.init, jax.random.key(0)).get("private", {}):
+        raise ConfigError(
+            "answers='best': is kept while the model is trained; name it in evaluation.answers of the run"
+        )
     for name in ("recalibrated", "adapted"):
         if name in names:
             calibration.check(learner, name)
@@ -141,6 +147,27 @@ Maker = Callable[[Own], Answer]
 def consensus(given: AnswerInputs) -> Maker:
     """The shared model as it is after the last mixing."""
     return lambda own: Answer(own.params, "")
+
+
+def best(given: AnswerInputs) -> Maker:
+    """Of the models that evaluations have seen, and the last, the one with the best score on validation rows.
+
+    Equals: the earliest. See p2pfl.methods.watching.
+    """
+    score = jax.jit(lambda params, x, y, mask: given.learner.evaluate(params, {"x": x, "y": y}, mask)["score"].sum())
+
+    def answer(own: Own) -> Answer:
+        held, known = own.validation, own.params["private"][BEST]
+        if held is None or not len(held.y):
+            return Answer(own.params, "the last: there are no validation rows to choose by")
+        test = eval_set(held.x, held.y, whole=given.kind == "survival")
+        last = float(sum(float(score(own.params, *chunk)) for chunk in test.chunks)) / test.rows
+        if np.float32(last) > float(known["score"]):
+            return Answer(own.params, f"the last, of score {last:.3f} on {test.rows} validation rows")
+        found = f"of round {int(known['round'])}, of score {float(known['score']):.3f} on {test.rows} validation rows"
+        return Answer(best_of(own.params), found)
+
+    return answer
 
 
 def personal(given: AnswerInputs) -> Maker:
@@ -249,6 +276,7 @@ def adapted(given: AnswerInputs) -> Maker:
 ANSWERS: Mapping[str, Callable[[AnswerInputs], Maker]] = MappingProxyType(
     {
         "consensus": consensus,
+        "best": best,
         "personal": personal,
         "fine_tuned": fine_tuned,
         "interpolated": interpolated,
