@@ -440,7 +440,7 @@ def edited(field: str, toml: str) -> str:
         # unknown fields: the nearest name, and the list of that very table
         ("rouns", "3", "rouns=3: no such field; did you mean 'rounds'? Valid: algorithm, baselines, churn, data, "),
         ("data.alpa", "3", "data.alpa=3: no such field; did you mean 'alpha'? Valid: alpha, categories, classes, "),
-        ("model.hiden", "[3]", "model.hiden=[3]: no such field; did you mean 'hidden'? Valid: fresh, hidden, name, norm, "),
+        ("model.hiden", "[3]", "model.hiden=[3]: no such field; did you mean 'hidden'? Valid: fresh, hidden, name, "),
         ("training.batch", "3", "training.batch=3: no such field; did you mean 'batch_size'? Valid: batch_size, "),
         ("topology.node", "3", "topology.node=3: no such field; did you mean 'nodes'? Valid: arguments, file, "),
         ("algorithm.nam", "3", "algorithm.nam=3: no such field; did you mean 'name'? Valid: arguments, name, sh"),

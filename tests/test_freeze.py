@@ -96,6 +96,22 @@ def test_what_is_frozen_stays_and_the_rest_learns_as_behind_it(kind: str) -> Non
 
 
 @pytest.mark.more
+def test_features_are_those_of_the_whole_model_and_carry_on_what_is_not_frozen() -> None:
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 1)), jnp.float32)
+    make = models.resnet((8, 8, 1), 3, (4,), (1,), "batch")
+    frozen = sharing.matching(["encoder/stages/**", "batch_stats/encoder/stages/**"], None, "freeze")
+    whole = from_flax(make, image[:1], 3, still=lambda path: frozen(sharing.statistic(path)))
+    part, key = freezing.freeze(whole, frozen), jax.random.key(0)
+    assert whole.features is not None and part.features is not None
+    find = [jax.jit(each.features) for each in (whole, part)]
+    params = [each.init(key) for each in (whole, part)]
+    (expected, all_of_it), (found, carried) = (f(p, image, key) for f, p in zip(find, params, strict=True))
+    np.testing.assert_array_equal(found, expected)
+    stem = all_of_it["encoder"]["stem"]
+    jax.tree.map(np.testing.assert_array_equal, carried, {"encoder": {"stem": stem}})
+
+
+@pytest.mark.more
 @pytest.mark.parametrize("kind", MODELS)
 def test_statistics_that_are_not_frozen_go_on(kind: str) -> None:
     learner = from_flax(MODELS[kind], EXAMPLE, 3, still=lambda path: False)

@@ -19,7 +19,7 @@ from p2pfl.cli import main
 from p2pfl.config import experiment
 from p2pfl.config.experiment import Experiment
 from p2pfl.errors import ConfigError
-from p2pfl.federation import federation
+from p2pfl.federation import federation, learning
 from p2pfl.learning import models
 from p2pfl.learning.flax import from_flax
 from p2pfl.methods import sharing, starting
@@ -216,6 +216,22 @@ def test_an_export_is_where_another_run_begins(tmp_path: Path) -> None:
     run("export", tmp_path / "run", "--to", "safetensors", "--out", tmp_path / "again")
     about = (tmp_path / "again" / "model.json").read_text()
     assert json.loads(about)["experiment"]["model"] == TABLE["model"] and str(tmp_path) not in about
+
+
+def test_what_pytorch_flattens_otherwise_is_not_taken(tmp_path: Path) -> None:
+    """A dense layer behind an image of several places: the right shape, in another order."""
+    weights = tmp_path / "torch.safetensors"
+    state = {"blocks.0.weight": drawn(4, 1, 3, 3), "blocks.0.bias": drawn(4), "head.weight": drawn(2, 64)}
+    safetensors.numpy.save_file({**state, "head.bias": drawn(2)}, weights)
+    given: dict[str, Any] = {"name": "cnn", "channels": [4], "weights": str(weights)}
+    for fresh, text in (((), "draw it anew: model.fresh = \\['head/kernel'\\]"), (["head/**"], "")):
+        wanted: Experiment = experiment.parse({**TABLE, "model": {**given, "fresh": [*fresh]}}, "t", Experiment)
+        base = from_flax(models.cnn((8, 8, 1), 2, (4,)), jnp.zeros((1, 8, 8, 1), jnp.float32), 2)
+        if text:
+            with pytest.raises(ConfigError, match=text):
+                learning.started(wanted, base, (8, 8, 1))
+        else:
+            assert learning.started(wanted, base, (8, 8, 1)).drawn == ("head/bias", "head/kernel")
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def resolve_learning(
     ahead = in_batches(held, experiment.training.batch_size).shape[1]
     if script is None:
         base = base_learner(experiment, dataset) if data.task is None else quadratic.learner(data.task.a.shape[1])
-        begun = started(experiment, base)
+        begun = started(experiment, flax.cast(base, experiment.training.dtype), dataset.train.x.shape[1:])
         learner = made_learner(experiment, begun.learner, methods, rule, sites, dataset.train.x.shape[1:])
         notes = (*notes, *_begun(experiment, begun))
     else:
@@ -294,16 +294,25 @@ def _still(experiment: Experiment) -> Callable[[str], bool] | None:
     return None
 
 
-def started(experiment: Experiment, learner: Learner) -> starting.Started:
-    """The learner with its first model from the file that [model] names, if it names one. Raises ConfigError."""
+def started(experiment: Experiment, learner: Learner, x: tuple[int, ...]) -> starting.Started:
+    """The learner with its first model from the file that [model] names, if it names one. `x`: shape of a row.
+
+    Raises ConfigError.
+    """
     table = experiment.model
     if table is None or table.weights is None:
         if table is not None and (table.rename or table.fresh):
             given = "rename" if table.rename else "fresh"
             raise ConfigError(f"model.{given}: is for the leaves of model.weights, which is not given; leave it out")
-        return starting.Started(learner, (), ())
+        return starting.Started(learner, (), (), ())
     file = Path(table.weights)
     found = starting.start(learner, model_file.read(file), file.name, table.rename, table.fresh or ())
+    flat = {"cnn": "head/kernel", "mlp": "layers/0/kernel", "logistic": "layers/0/kernel"}.get(table.name)
+    if flat in found.dense and len(x) == 3 and (table.name == "cnn" or x[-1] > 1):
+        raise ConfigError(
+            f"model.weights: {file.name} has {flat} with the axes of PyTorch, which flattens images by channel, row "
+            f"and column, and model {table.name} by row, column and channel; draw it anew: model.fresh = [{flat!r}]"
+        )
     if not found.taken:
         raise ConfigError(f"model.fresh={list(table.fresh or ())}: all leaves are drawn anew; leave model.weights out")
     return found

@@ -42,6 +42,8 @@ _TORCHVISION = tuple(
     )
 )
 """Names of torchvision's ResNet-18 and 34 -> those of the built-in resnet; <I> counts from one."""
+_TORCH = "weight"
+"""What PyTorch calls a kernel."""
 _SHOWN = 8
 """Names that a refusal lists of each kind."""
 
@@ -52,6 +54,7 @@ class Started(NamedTuple):
     learner: Learner
     taken: tuple[str, ...]  # paths of the leaves that come from the file
     drawn: tuple[str, ...]  # of all others
+    dense: tuple[str, ...]  # of kernels of dense layers that had the axes of PyTorch
 
 
 def start(
@@ -107,7 +110,8 @@ def start(
         }
 
     drawn = tuple(path for path in paths if path not in values)
-    return Started(learner._replace(init=init), tuple(path for path in paths if path in values), drawn)
+    dense = tuple(path for path, (name, array) in taken.items() if name.endswith(_TORCH) and array.ndim == 2)
+    return Started(learner._replace(init=init), tuple(path for path in paths if path in values), drawn, dense)
 
 
 def _replaced(part: Params, values: Mapping[str, np.ndarray], called: Callable[[str], str]) -> Params:
