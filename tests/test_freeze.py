@@ -348,11 +348,12 @@ def test_fine_tuning_by_adapters_is_as_good_at_a_fraction_of_the_bytes(tmp_path:
     """A model of upright digits is fine-tuned where digits are turned: whole, by adapters, by its head alone."""
     adam = {"optimizer": {"name": "adam", "learning_rate": 0.01}, "batch_size": 16, "local_steps": 10}
     given: dict[str, Any] = {
-        "model": {"name": "mlp", "hidden": [192, 192]}, "training": adam, "rounds": 10,
+        "model": {"name": "mlp", "hidden": [192, 192]}, "training": adam, "rounds": 12,
         "data": {"source": "digits", "partition": "dirichlet", "alpha": 1.0},
         "topology": {"graph": "ring", "nodes": 4}, "evaluation": {"every": 100},
     }  # fmt: skip
-    upright = federation.build(parsed(**given))
+    slowly = {**adam, "optimizer": {"name": "adam", "learning_rate": 0.003}}
+    upright = federation.build(parsed(**{**given, "training": slowly}))
     weights, before = tmp_path / "upright.safetensors", simulated.simulate_federation(upright)
     model_file.write(weights, jax.tree.map(lambda leaf: leaf.mean(axis=0), before.models))
     other, scores, sizes = turned(p2pfl.data.digits()), {}, {}
