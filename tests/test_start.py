@@ -137,6 +137,7 @@ WHOLE = named(LEARNER)
         ({"layers/0/kernel": drawn(4, 6)}, {}, (), r"another shape of layers/0/kernel \[4, 6\] for"),
         ({"more": drawn(3)}, {}, (), "has what the model has not: more"),
         ({"layers/1/bias": np.full(3, np.nan, np.float32)}, {}, (), "is not finite in layers/1/bias"),
+        ({"trained/layers/0/kernel/a": drawn(4, 1)}, {}, (), "Of a run with adapters, .* p2pfl export makes one model"),
         ({"layers.1.bias": drawn(3)}, {}, (), "are both layers/1/bias of the model"),
         ({}, {"backbone": "layers"}, (), "no name in file begins with 'backbone'"),
         ({}, {}, ("heads/**",), "fresh: 'heads/\\*\\*' matches no leaf"),

@@ -223,9 +223,13 @@ def _judge(
     if infinite:
         parts.append(f"is not finite in {_some(infinite)}")
     if parts:
+        of_run = any(
+            name.startswith(("trained/", "private/")) for name in (*unknown, *(each[0] for each in taken.values()))
+        )
+        more = ". Of a run with adapters, or of all nodes in one file, p2pfl export makes one model" if of_run else ""
         raise ConfigError(
             f'model.weights: {where} {"; it ".join(parts)}. Say by model.rename what is called otherwise, and "" for '
-            f"what is to be left out; by model.fresh what is to be drawn anew. The model has {_some([*shapes])}"
+            f"what is to be left out; by model.fresh what is to be drawn anew. The model has {_some([*shapes])}{more}"
         )
 
 
