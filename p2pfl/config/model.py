@@ -45,8 +45,19 @@ class CnnModel:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Cnn3dModel:
+    """A convolutional network for volumes."""
+
+    name: Literal["cnn3d"]
+    channels: Counts | None = None  # channels of each block; [16, 32]
+    norm: Norm | None = None  # normalisation before each ReLU
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # share of the last layer's inputs left out; 0
+    residual: bool | None = None  # a residual block after each convolution; false
+
+
+@dataclass(frozen=True, config=STRICT)
 class UnetModel:
-    """A U-Net, for segmentation."""
+    """A U-Net, for segmentation of images or volumes."""
 
     name: Literal["unet"]
     channels: Counts | None = None  # channels of each size of the image; [16, 32]
@@ -61,7 +72,7 @@ class FunctionModel:
     arguments: dict[str, Any] | None = None  # its arguments
 
 
-Model = LogisticModel | MlpModel | CnnModel | UnetModel | FunctionModel
+Model = LogisticModel | MlpModel | CnnModel | Cnn3dModel | UnetModel | FunctionModel
 """[model]: what is trained."""
 ModelTable = Annotated[Model, Tagged(("name",), group="p2pfl.models")]
 KINDS = members(Model)

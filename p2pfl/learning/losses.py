@@ -230,7 +230,7 @@ def absolute_error(classes: int) -> PerSample:
 
 
 def pixel_cross_entropy(classes: int, weights: Sequence[float] | None = None) -> PerSample:
-    """The mean cross entropy of the pixels, of which those of class c count weights[c]; [B, H, W, C], y [B, H, W].
+    """The mean cross entropy of the pixels, of which those of class c count weights[c]; [B, ..., C], y [B, ...].
 
     Args:
         classes: their number C.
@@ -254,7 +254,7 @@ def pixel_cross_entropy(classes: int, weights: Sequence[float] | None = None) ->
         each = optax.softmax_cross_entropy_with_integer_labels(outputs, y)
         if weight is not None:
             each = each * jnp.asarray(weight, outputs.dtype)[y]
-        return masked(each.mean(axis=(1, 2)), mask)
+        return masked(each.reshape(each.shape[0], -1).mean(axis=1), mask)
 
     return loss
 

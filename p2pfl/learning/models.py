@@ -69,52 +69,65 @@ class MLP(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """A convolution, stride 1, zero padding, written as shifted slices and one matrix product.
+    """A convolution over two axes or three, stride 1, zero padding, written as shifted slices and one matrix product.
 
     The same function as nnx.Conv. XLA:CPU runs this form several times faster inside a loop over local steps, and many
-    times faster with a weight per node. kernel [size * size * inputs, outputs].
+    times faster with a weight per node. Over three axes only the slices of a plane are laid beside each other, nine for
+    a size of 3 and not 27: the product is taken for each shift along the first axis at once, and its parts are shifted
+    and added up. kernel [size ** axes * inputs, outputs].
     """
 
-    def __init__(self, inputs: int, outputs: int, size: int = 3, *, rngs: nnx.Rngs) -> None:
-        self.size = size
-        kernel = nnx.initializers.lecun_normal()(rngs.params(), (size * size * inputs, outputs), jnp.float32)
+    def __init__(self, inputs: int, outputs: int, size: int = 3, axes: int = 2, *, rngs: nnx.Rngs) -> None:
+        self.size, self.axes = size, axes
+        kernel = nnx.initializers.lecun_normal()(rngs.params(), (size**axes * inputs, outputs), jnp.float32)
         self.kernel = nnx.Param(kernel)
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
 
     def __call__(self, x: Array) -> Array:
-        """x [B, H, W, inputs] -> [B, H, W, outputs]."""
-        _, height, width, _ = x.shape
+        """x [B, ..., inputs] -> [B, ..., outputs], with as many axes between as the convolution has."""
+        *_, height, width, _ = x.shape
         before = (self.size - 1) // 2
         pad = (before, self.size - 1 - before)
-        padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
-        slices = [padded[:, i : i + height, j : j + width, :] for i in range(self.size) for j in range(self.size)]
-        return jnp.concatenate(slices, axis=-1) @ self.kernel[...] + self.bias[...].reshape(1, 1, 1, -1)
+        padded = jnp.pad(x, ((0, 0), *(pad,) * self.axes, (0, 0)))
+        slices = [padded[..., i : i + height, j : j + width, :] for i in range(self.size) for j in range(self.size)]
+        plane, kernel = jnp.concatenate(slices, axis=-1), self.kernel[...]
+        bias = self.bias[...].reshape(*(1,) * (x.ndim - 1), -1)
+        if self.axes == 2:
+            return plane @ kernel + bias
+        outputs = kernel.shape[-1]
+        beside = kernel.reshape(self.size, -1, outputs).swapaxes(0, 1).reshape(-1, self.size * outputs)
+        product, depth = plane @ beside, x.shape[1]
+        parts = [product[:, i : i + depth, ..., i * outputs : (i + 1) * outputs] for i in range(self.size)]
+        return sum(parts[1:], parts[0]) + bias
 
 
 def max_pool(x: Array) -> Array:
-    """2 x 2 max pooling of [B, H, W, C]; an odd last row or column is left out."""
-    batch, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2, :]
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+    """Max pooling by two along every axis of [B, ..., C] between; what is odd at an end is left out."""
+    batch, *space, channels = x.shape
+    x = x[:, *(slice(length // 2 * 2) for length in space), :]
+    halves = [size for length in space for size in (length // 2, 2)]
+    return x.reshape(batch, *halves, channels).max(axis=tuple(range(2, 2 * len(space) + 1, 2)))
 
 
 def double(x: Array) -> Array:
-    """Every pixel of [B, H, W, C] four times: [B, 2 H, 2 W, C]."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    """Every pixel of [B, ..., C] twice along every axis between: [B, 2 H, 2 W, C] of [B, H, W, C]."""
+    for axis in range(1, x.ndim - 1):
+        x = jnp.repeat(x, 2, axis=axis)
+    return x
 
 
 class Residual(nnx.Module):
-    """x + f(x), where f is twice: normalisation, ReLU, 3 x 3 convolution.
+    """x + f(x), where f is twice: normalisation, ReLU, convolution of size 3.
 
     Source: He, Zhang, Ren, Sun (2016), "Identity mappings in deep residual networks". Paths: convs/I, norms/I.
     """
 
-    def __init__(self, channels: int, norm: str | None, *, rngs: nnx.Rngs) -> None:
-        self.convs = nnx.List([Conv(channels, channels, rngs=rngs) for _ in range(2)])
+    def __init__(self, channels: int, norm: str | None, axes: int = 2, *, rngs: nnx.Rngs) -> None:
+        self.convs = nnx.List([Conv(channels, channels, axes=axes, rngs=rngs) for _ in range(2)])
         self.norms = _norms(norm, [channels] * 2, rngs)
 
     def __call__(self, x: Array) -> Array:
-        """x [B, H, W, C] -> the same shape."""
+        """x [B, ..., C] -> the same shape."""
         y = x
         for index, conv in enumerate(self.convs):
             y = conv(nnx.relu(_normed(self.norms, index, y)))
@@ -122,7 +135,7 @@ class Residual(nnx.Module):
 
 
 class CNN(nnx.Module):
-    """Blocks of 3 x 3 convolution, ReLU and 2 x 2 max pooling, then a linear layer.
+    """Blocks of convolution of size 3, ReLU and max pooling by 2, then a linear layer; over two axes or three.
 
     Paths: blocks/I, norms/I (between block I and its ReLU), residuals/I (between block I and its norm), head (after a
     dropout).
@@ -139,17 +152,17 @@ class CNN(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ) -> None:
-        height, width, inputs = shape
-        widths = [inputs, *channels]
-        self.blocks = nnx.List([Conv(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)])
+        *space, inputs = shape
+        widths, axes = [inputs, *channels], len(space)
+        self.blocks = nnx.List([Conv(a, b, axes=axes, rngs=rngs) for a, b in itertools.pairwise(widths)])
         scale = 2 ** len(channels)
-        self.head = nnx.Linear((height // scale) * (width // scale) * widths[-1], classes, rngs=rngs)
+        self.head = nnx.Linear(math.prod(length // scale for length in space) * widths[-1], classes, rngs=rngs)
         self.norms = _norms(norm, channels, rngs)
-        self.residuals = nnx.List([Residual(c, norm, rngs=rngs) for c in channels] if residual else [])
+        self.residuals = nnx.List([Residual(c, norm, axes, rngs=rngs) for c in channels] if residual else [])
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
 
     def features(self, x: Array) -> Array:
-        """x [B, H, W, C] -> the inputs of the head, before dropout [B, pixels * channels]."""
+        """x [B, H, W, C] or [B, D, H, W, C] -> the inputs of the head, before dropout [B, pixels * channels]."""
         for index, block in enumerate(self.blocks):
             x = block(x)
             if len(self.residuals):
@@ -164,14 +177,14 @@ class CNN(nnx.Module):
 
 
 class Twice(nnx.Module):
-    """Twice a 3 x 3 convolution, normalisation and ReLU. Paths: convs/I, norms/I."""
+    """Twice a convolution of size 3, normalisation and ReLU. Paths: convs/I, norms/I."""
 
-    def __init__(self, inputs: int, outputs: int, norm: str | None, *, rngs: nnx.Rngs) -> None:
-        self.convs = nnx.List([Conv(a, outputs, rngs=rngs) for a in (inputs, outputs)])
+    def __init__(self, inputs: int, outputs: int, norm: str | None, axes: int = 2, *, rngs: nnx.Rngs) -> None:
+        self.convs = nnx.List([Conv(a, outputs, axes=axes, rngs=rngs) for a in (inputs, outputs)])
         self.norms = _norms(norm, [outputs] * 2, rngs)
 
     def __call__(self, x: Array) -> Array:
-        """x [B, H, W, inputs] -> [B, H, W, outputs]."""
+        """x [B, ..., inputs] -> [B, ..., outputs]."""
         for index, conv in enumerate(self.convs):
             x = nnx.relu(_normed(self.norms, index, conv(x)))
         return x
@@ -180,24 +193,30 @@ class Twice(nnx.Module):
 class UNet(nnx.Module):
     """A U-Net: halved by max pooling, doubled by repetition, with what was there at each size put beside it.
 
-    Sizes that can't be halved so often are padded with zeros below and on the right, and cut off at the end.
-    Source: Ronneberger, Fischer, Brox (2015). Paths: encoder/I (0: full size), decoder/I (0: smallest size), each with
-    convs/J and norms/J; head.
+    Sizes that can't be halved so often are padded with zeros at their ends, and cut off at last. Over two axes, or over
+    the three of a volume. Sources: Ronneberger, Fischer, Brox (2015); over three axes Cicek et al. (2016), "3D U-Net".
+    Paths: encoder/I (0: full size), decoder/I (0: smallest size), each with convs/J and norms/J; head.
     """
 
     def __init__(
-        self, inputs: int, channels: Sequence[int], classes: int, norm: str | None = None, *, rngs: nnx.Rngs
+        self,
+        inputs: int,
+        channels: Sequence[int],
+        classes: int,
+        norm: str | None = None,
+        axes: int = 2,
+        *,
+        rngs: nnx.Rngs,
     ) -> None:
         pairs, back = itertools.pairwise([inputs, *channels]), itertools.pairwise(channels[::-1])
-        self.encoder = nnx.List([Twice(a, b, norm, rngs=rngs) for a, b in pairs])
-        self.decoder = nnx.List([Twice(deep + flat, flat, norm, rngs=rngs) for deep, flat in back])
+        self.encoder = nnx.List([Twice(a, b, norm, axes, rngs=rngs) for a, b in pairs])
+        self.decoder = nnx.List([Twice(deep + flat, flat, norm, axes, rngs=rngs) for deep, flat in back])
         self.head = nnx.Linear(channels[0], classes, rngs=rngs)
 
     def encoded(self, x: Array) -> list[Array]:
-        """x [B, H, W, C] -> what the encoder gives at each size, the smallest last."""
-        _, height, width, _ = x.shape
+        """x [B, H, W, C] or [B, D, H, W, C] -> what the encoder gives at each size, the smallest last."""
         whole = 2 ** len(self.decoder)
-        x = jnp.pad(x, ((0, 0), (0, -height % whole), (0, -width % whole), (0, 0)))
+        x = jnp.pad(x, ((0, 0), *((0, -length % whole) for length in x.shape[1:-1]), (0, 0)))
         found = []
         for index, block in enumerate(self.encoder):
             x = block(max_pool(x) if index else x)
@@ -205,16 +224,17 @@ class UNet(nnx.Module):
         return found
 
     def features(self, x: Array) -> Array:
-        """x [B, H, W, C] -> what the encoder gives at the smallest size [B, h, w, channels]."""
+        """x [B, ..., C] -> what the encoder gives at the smallest size, [B, h, w, channels] of [B, H, W, C]."""
         return self.encoded(x)[-1]
 
     def __call__(self, x: Array) -> Array:
-        """x [B, H, W, C] -> logits [B, H, W, classes]."""
-        _, height, width, _ = x.shape
+        """x [B, H, W, C] -> logits [B, H, W, classes]; [B, D, H, W, C] -> [B, D, H, W, classes]."""
+        space = x.shape[1:-1]
         *beside, x = self.encoded(x)
         for block in self.decoder:
             x = block(jnp.concatenate([double(x), beside.pop()], axis=-1))
-        return self.head(x)[:, :height, :width, :]
+        outputs: Array = self.head(x)[:, *(slice(length) for length in space), :]
+        return outputs
 
 
 def logistic(shape: tuple[int, ...], classes: int) -> Make:
@@ -243,31 +263,62 @@ def cnn(
     norm: one of NORMS, or None. dropout: the share of the inputs of the last layer that a local step leaves out.
     residual: with a residual block after each convolution. Raises ConfigError.
     """
-    _check_images("cnn", shape, channels, "Use mlp.")
+    _check_images("cnn", shape, channels, (3,), "Use cnn3d." if len(shape) == 4 else "Use mlp.")
+    return _cnn("cnn", shape, classes, channels, norm, dropout, residual)
+
+
+def cnn3d(
+    shape: tuple[int, ...],
+    classes: int,
+    channels: Sequence[int] = (16, 32),
+    norm: str | None = None,
+    dropout: float = 0.0,
+    residual: bool = False,
+) -> Make:
+    """The same for volumes [D, H, W, C]: convolutions and pooling along all three axes. Raises ConfigError.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> make = cnn3d((8, 8, 8, 1), classes=3)
+    >>> jax.eval_shape(lambda x: make(nnx.Rngs(0))(x), jnp.zeros((2, 8, 8, 8, 1))).shape
+    (2, 3)
+    """
+    _check_images("cnn3d", shape, channels, (4,), "Use cnn." if len(shape) == 3 else "Use mlp.")
+    return _cnn("cnn3d", shape, classes, channels, norm, dropout, residual)
+
+
+def _cnn(
+    name: str, shape: tuple[int, ...], classes: int, channels: Sequence[int], norm: str | None, dropout: float,
+    residual: bool,
+) -> Make:  # fmt: skip
     _check_norm(norm)
     _check_channels(channels, norm)
     share(dropout=dropout)
-    if min(shape[:2]) < 2 ** len(channels):
-        raise ConfigError(f"model cnn: {len(channels)} blocks halve a {shape[0]} x {shape[1]} image to nothing")
+    if min(shape[:-1]) < 2 ** len(channels):
+        raise ConfigError(f"model {name}: {len(channels)} blocks halve {_image(shape)} to nothing")
     return lambda rngs: CNN(shape, channels, classes, norm, dropout, residual, rngs=rngs)
 
 
 def unet(shape: tuple[int, ...], classes: int, channels: Sequence[int] = (16, 32), norm: str | None = None) -> Make:
-    """A network for the segmentation of images [H, W, C], each entry of `channels` at half the size of the one before.
+    """A network for the segmentation of images [H, W, C] or volumes [D, H, W, C].
 
-    norm: one of NORMS, or None. Raises ConfigError.
+    Each entry of `channels` is at half the size of the one before. norm: one of NORMS, or None. Raises ConfigError.
     """
-    _check_images("unet", shape, channels, "Use another model.")
+    _check_images("unet", shape, channels, (3, 4), "Use another model.")
     _check_norm(norm)
     _check_channels(channels, norm)
     if not channels:
         raise ConfigError("channels=(): must have one entry or more; give one for each size of the image")
-    if min(shape[:2]) < 2 ** (len(channels) - 1):
+    if min(shape[:-1]) < 2 ** (len(channels) - 1):
         raise ConfigError(
-            f"model unet: {len(channels)} channels halve a {shape[0]} x {shape[1]} image {len(channels) - 1} times, "
-            "to nothing; give fewer"
+            f"model unet: {len(channels)} channels halve {_image(shape)} {len(channels) - 1} times, to nothing; give "
+            "fewer"
         )
-    return lambda rngs: UNet(shape[2], channels, classes, norm, rngs=rngs)
+    return lambda rngs: UNet(shape[-1], channels, classes, norm, len(shape) - 1, rngs=rngs)
+
+
+def _image(shape: tuple[int, ...]) -> str:
+    return f"a {' x '.join(map(str, shape[:-1]))} {'image' if len(shape) == 3 else 'volume'}"
 
 
 def _check_channels(channels: Sequence[int], norm: str | None) -> None:
@@ -278,11 +329,15 @@ def _check_channels(channels: Sequence[int], norm: str | None) -> None:
         )
 
 
-def _check_images(name: str, shape: tuple[int, ...], channels: Sequence[int], way_out: str) -> None:
-    if len(shape) != 3:
-        raise ConfigError(
-            f"model {name}: needs images [height, width, channels]; the data has shape {list(shape)}. {way_out}"
-        )
+_OF_AXES = {3: "images [height, width, channels]", 4: "volumes [depth, height, width, channels]"}
+
+
+def _check_images(
+    name: str, shape: tuple[int, ...], channels: Sequence[int], axes: Sequence[int], way_out: str
+) -> None:
+    if len(shape) not in axes:
+        needed = " or ".join(_OF_AXES[count] for count in axes)
+        raise ConfigError(f"model {name}: needs {needed}; the data has shape {list(shape)}. {way_out}")
     for width in channels:
         positive(channels=width)
 
@@ -293,6 +348,6 @@ def _check_norm(norm: str | None) -> None:
 
 
 MODELS: Mapping[str, Callable[..., Make]] = MappingProxyType(
-    {"logistic": logistic, "mlp": mlp, "cnn": cnn, "unet": unet}
+    {"logistic": logistic, "mlp": mlp, "cnn": cnn, "cnn3d": cnn3d, "unet": unet}
 )
 """The built-in models by name."""
