@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from p2pfl.check import LIST, STRICT, Count, Texts
 from p2pfl.config.unions import Tagged, fields_of, inlined, members, refusal
 from p2pfl.data.derive import Derived
+from p2pfl.data.volumes import Volume
 
 Open = Annotated[float, Field(gt=0, lt=1)]
 
@@ -166,6 +167,8 @@ class FolderData(SourceTable):
     layout: str  # a name of experiments/data, or the path of a .toml
     side: Count | None = None  # pixels of a side, instead of the layout's size
     limit: Count | None = None  # rows at most, for a try
+    volume: Volume | None = None  # whole volumes instead of slices, and how they become rows
+    cache: bool | str | None = None  # keep decoded rows in a file: true, beside the data, or a folder
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

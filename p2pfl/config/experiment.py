@@ -198,7 +198,7 @@ def load(path: Path | str, overrides: Sequence[str] = (), find: bool = False) ->
         found[key] = str(Path(found[key]).resolve())
     wanted: Experiment = parse(table, str(path), Experiment, overridden)
     for found, key, field in _paths(table) if find else ():
-        if not Path(found[key]).exists():
+        if key != "cache" and not Path(found[key]).exists():  # a cache is made
             raise ConfigError(toml.not_found(path, field, given.get(found[key]), found[key]))
     return wanted
 
@@ -206,7 +206,7 @@ def load(path: Path | str, overrides: Sequence[str] = (), find: bool = False) ->
 def _paths(table: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
     """Every path that stands in an experiment file: (its table, its key there, the field as a person writes it)."""
     churn = table.get("churn")
-    places = [(table.get("data"), name, f"data.{name}") for name in ("path", "dictionary")]
+    places = [(table.get("data"), name, f"data.{name}") for name in ("path", "dictionary", "cache")]
     places += [(table.get("topology"), "file", "topology.file")]
     places += [(each, "path", f"churn[{i}].path") for i, each in enumerate(churn if isinstance(churn, list) else ())]
     for found, key, field in places:
@@ -271,9 +271,10 @@ def load_node(path: Path) -> NodeFile:
 
 def _located(rows: dict[str, Any], file: Path) -> dict[str, str]:
     """The paths in a [data] become absolute; returns those that stand there, by field."""
-    named = {key: rows[key] for key in ("path", "dictionary") if isinstance(rows.get(key), str)}
+    named = {key: rows[key] for key in ("path", "dictionary", "cache") if isinstance(rows.get(key), str)}
     for key, name in named.items():
         rows[key] = str(toml.located(name, file.parent))
+    named.pop("cache", None)  # which is made
     return named
 
 

@@ -7,7 +7,10 @@ out or filled in stands in `notes`, in words, to be shown to the user. What is t
     labels        y [N, L] int32, 0 or 1: which of the L labels a row has; classes are the names of the labels
     regression    y [N, T] float32: T numbers; classes are the names of the targets
     survival      y [N, 2] float32: (time >= 0, 1 if the event was seen then and 0 if the row was censored)
-    segmentation  y [N, H, W] int32: the class of each pixel of x [N, H, W, C]
+    segmentation  y [N, H, W] int32: the class of each pixel of x [N, H, W, C]; of volumes
+                  [N, D, H, W, C] y [N, D, H, W]
+
+x, and y of a segmentation, may be `p2pfl.data.stored.Stored`: rows that are read when they are asked for.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pfl.check import at_least, fraction
+from p2pfl.data.stored import Stored
 from p2pfl.errors import DataError, nearest
 
 # One constant per purpose of randomness, so that the same seed elsewhere does not draw the same numbers.
@@ -40,6 +44,15 @@ RISK = ("risk",)
 _COUNTS = {1: "one axis", 2: "two axes", 3: "three axes"}
 
 
+class Cases(NamedTuple):
+    """The volume, or the patient, that each row of a segmentation is a piece of: what is scored as one."""
+
+    of: np.ndarray  # [N] int64: the case of each row, 0, 1, ...; the rows of one stand together
+    start: np.ndarray | None = None  # [N, 3] int64: of windows, where each begins in its volume; None: pieces of which
+    # none lies on another, as slices
+    size: np.ndarray | None = None  # [cases, 3] int64: voxels of each volume, of windows
+
+
 class Samples(NamedTuple):
     """Rows of one part of a data set."""
 
@@ -47,6 +60,7 @@ class Samples(NamedTuple):
     y: np.ndarray  # [N, ...] what is to be predicted, by Dataset.kind; of "classes" [N] int32
     site: np.ndarray | None = None  # [N] int32: index into Dataset.sites
     line: np.ndarray | None = None  # [N] int: the line of the file that a row is from, where it is from one
+    case: Cases | None = None  # of a segmentation, where rows are pieces of something
 
 
 INDICATOR = "+indicator"
@@ -233,11 +247,12 @@ def _validate_part(samples: Samples, part: str, dataset: Dataset, where: str) ->
     if samples.site is not None:
         named.append(("site", samples.site, np.int32, ("rows",)))
     for name, array, dtype, axes in named:
-        if not isinstance(array, np.ndarray):
+        if not isinstance(array, np.ndarray | Stored):
             raise DataError(f"{where}: {part}.{name} is a {type(array).__name__}; it must be a numpy array")
         if array.dtype != dtype:
             raise DataError(f"{where}: {part}.{name} has dtype {array.dtype}; it must be {np.dtype(dtype).name}")
-        if (array.ndim != len(axes)) if name != "x" else (array.ndim < 2):
+        volumes = dataset.kind == "segmentation" and name == "y" and array.ndim == samples.x.ndim - 1 == 4
+        if (array.ndim != len(axes) and not volumes) if name != "x" else (array.ndim < 2):
             count = "two or more axes" if name == "x" else f"{_COUNTS[len(axes)]}"
             raise DataError(
                 f"{where}: {part}.{name} has shape {array.shape}; it must have {count}, [{', '.join(axes)}]"
@@ -251,6 +266,8 @@ def _validate_part(samples: Samples, part: str, dataset: Dataset, where: str) ->
     _validate_answers(samples, dataset, f"{where}: {part}")
     if samples.site is not None:
         _validate_range(samples.site, len(dataset.sites), f"{where}: {part}.site", "sites")
+    if isinstance(samples.x, Stored):
+        return  # what is in it was looked at when it was written
     later = any(column.missing.removesuffix(INDICATOR) == "gossip" for column in dataset.columns)
     _validate_finite(np.where(np.isnan(samples.x), 0, samples.x) if later else samples.x, f"{where}: {part}.x")
 
@@ -263,11 +280,13 @@ def _validate_answers(samples: Samples, dataset: Dataset, where: str) -> None:
         if y.shape[1] != width:
             of = "time and event" if kind == "survival" else ", ".join(names)
             raise DataError(f"{where}.y has {y.shape[1]} columns; kind={kind!r} needs {width}: {of}")
-    if kind == "segmentation" and (samples.x.ndim != 4 or samples.x.shape[:3] != y.shape):
+    if kind == "segmentation" and (samples.x.ndim not in (4, 5) or samples.x.shape[:-1] != y.shape):
         raise DataError(
             f"{where}.x has shape {samples.x.shape}, {where}.y {y.shape}; a mask [N, H, W] must have a class for each "
-            "pixel of the images [N, H, W, C]"
+            "pixel of the images [N, H, W, C], and of volumes [N, D, H, W, C] one [N, D, H, W] for each voxel"
         )
+    if isinstance(y, Stored):
+        return
     if kind in ("classes", "segmentation"):
         _validate_range(y, len(names), f"{where}.y", "classes")
     elif kind == "labels":

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from p2pfl.check import LIST, STRICT, Count, Texts
 from p2pfl.data import toml_file
+from p2pfl.data.volumes import Volume
 from p2pfl.errors import ConfigError, DataError, nearest
 
 Adds = dict[str, str]
@@ -139,6 +140,7 @@ class Layout:
     min_rows: Annotated[int, Field(ge=0)] = 0  # sites with fewer rows are left out
     split: Split | None = None
     pixels: Pixels = Field(default_factory=Pixels)
+    volume: Volume | None = None  # of whole volumes: their frame, spacing, patches
     features: Features | None = None
 
 
@@ -171,10 +173,15 @@ def find(name: str, beside: Path) -> Path:
 def read(file: Path) -> Layout:
     """Read and check a layout. Raises DataError with file, field, value and rule, a line for each fault."""
     layout: Layout = toml_file.made(Layout, toml_file.table(file, "a layout"), file, "a layout")
+    return judged(layout, str(file))
+
+
+def judged(layout: Layout, where: str) -> Layout:
+    """A layout whose fields go together. Raises DataError that begins with `where`."""
     try:
         _judge(layout)
     except ConfigError as exc:
-        raise DataError(f"{file}: {exc}") from exc
+        raise DataError(f"{where}: {exc}") from exc
     return layout
 
 
@@ -191,14 +198,13 @@ def _judge(layout: Layout) -> None:
     if layout.kind == "segmentation":
         if layout.format not in ("image", "dicom", "nifti", "mhd", "npy"):
             raise ConfigError(f"format={layout.format!r}: has no pixels to segment; use another kind")
-        if layout.pixels.slices == "volume":
-            raise ConfigError('pixels.slices="volume": masks are for slices; use "middle", "all" or a range')
     elif layout.pixels.foreground:
         raise ConfigError('pixels.foreground=true: goes with kind = "segmentation"')
     whole = layout.pixels.slices == "volume"
     if layout.pixels.size and len(layout.pixels.size) != (3 if whole else 2):
         rule = "[depth, height, width]" if whole else "[height, width]"
         raise ConfigError(f"pixels.size={list(layout.pixels.size)}: must be {rule}")
+    _judge_volume(layout)
     if layout.pixels.window is not None and (layout.pixels.intensity != "auto" or layout.pixels.window[1] <= 0):
         raise ConfigError("pixels.window: must be [centre, width > 0], and intensity must be left out")
     if layout.pixels.unit is not None and layout.format != "dicom":
@@ -213,6 +219,25 @@ def _judge(layout: Layout) -> None:
             re.compile(column.pattern)
         except re.error as exc:
             raise ConfigError(f"columns.{name}.pattern={column.pattern!r}: no regular expression: {exc}") from exc
+
+
+def _judge_volume(layout: Layout) -> None:
+    volume, pixels = layout.volume, layout.pixels
+    if volume is None:
+        return
+    if pixels.slices != "volume":
+        raise ConfigError('volume: is of whole volumes; give pixels.slices = "volume" too')
+    if layout.format not in ("dicom", "nifti", "mhd", "npy"):
+        raise ConfigError(f"volume: format={layout.format!r} holds no volumes; leave it out")
+    if volume.patch is not None and layout.kind != "segmentation":
+        raise ConfigError(
+            f'volume.patch: goes with kind = "segmentation"; a patch has no answer of kind {layout.kind!r}. Give '
+            "pixels.size = [depth, height, width], to which volumes are cut or padded"
+        )
+    if volume.patch is not None and pixels.size:
+        raise ConfigError("volume.patch and pixels.size: give one; patches are of volumes as they are")
+    if volume.patch is None and not pixels.size:
+        raise ConfigError("volume: needs patch, or pixels.size, so that rows are of one shape")
 
 
 LABELS: dict[str, Sequence[tuple[str, ...]]] = {

@@ -302,7 +302,14 @@ def model_shape(federation: Federation) -> Any:
 def _private_left_out(federation: Federation) -> dict[str, Any]:
     """The experiment, without what is a machine's own matter."""
     table, data = asdict(federation.experiment), federation.experiment.data
-    for private in ("path", "root", "limit", "missing", "dictionary"):  # what it says is compared column by column
+    for private in (
+        "path",
+        "root",
+        "limit",
+        "missing",
+        "dictionary",
+        "cache",
+    ):  # what it says is compared column by column
         table["data"].pop(private, None)
     if isinstance(data, FolderData):  # its classes and values of labels are meant, wherever the file lies
         table["data"]["layout"] = hashlib.blake2b(Path(data.layout).read_bytes()).hexdigest()

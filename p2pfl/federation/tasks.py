@@ -10,6 +10,7 @@ import numpy as np
 from p2pfl import churn
 from p2pfl.data import dictionary
 from p2pfl.data.far_off import beside_all
+from p2pfl.data.stored import part as rows_of
 from p2pfl.federation.epochs import Epoch
 from p2pfl.federation.federation import Federation
 from p2pfl.learning import batching
@@ -56,8 +57,8 @@ def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoc
         note=lambda members: plan(members).note,
         seed=seed,
         rounds=experiment.rounds,
-        x=dataset.train.x[rows].astype(dtype),
-        y=dataset.train.y[rows],
+        x=rows_of(dataset.train.x, rows).astype(dtype),
+        y=rows_of(dataset.train.y, rows),
         site=jax.tree.map(lambda rows: np.asarray(rows[node]), federation.sites),
         batching=batching.one(seed, node, max(len(rows), 1), int(federation.steps[node]), federation.batch_size),
         test=eval_set(dataset.test.x.astype(dtype), dataset.test.y, dataset.kind == "survival"),

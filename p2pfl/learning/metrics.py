@@ -297,28 +297,48 @@ def _survival(outputs: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> Fou
 
 def _segmentation(outputs: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> Found:
     """Per image, as is usual in medicine, and not per pixel of all images: hence without scikit-learn."""
-    dice, overlap = overlaps(outputs, y, len(classes))
-    each = [_mean(one[np.isfinite(one)].tolist()) for one in dice]
-    found: Found = {f"dice_{name}": value for name, value in zip(classes[1:], each, strict=True)}
-    found["dice_mean"] = _mean([value for value in each if value is not None])
-    shared = [_mean(one[np.isfinite(one)].tolist()) for one in overlap]
-    found["iou_mean"] = _mean([value for value in shared if value is not None])
+    return of_overlaps(overlaps(outputs.argmax(axis=-1), y, len(classes)), classes)
+
+
+def overlaps(guess: np.ndarray, y: np.ndarray, classes: int) -> np.ndarray:
+    """Return what Dice and Jaccard are made of, [N, classes - 1, 3] float64: of each class but the first in each image
+    the pixels in both, in the prediction, and in the truth. Those of the slices of a volume add up.
+
+    guess, y [N, ...]: classes that are predicted, and that are true.
+    """
+    found = np.zeros((len(y), classes - 1, 3))
+    for c in range(1, classes):
+        t, g = ((of == c).reshape(len(y), -1) for of in (y, guess))
+        found[:, c - 1] = np.stack([each.sum(axis=1) for each in (t & g, g, t)], axis=1)
     return found
 
 
-def overlaps(outputs: np.ndarray, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return Dice and Jaccard of each class but the first in each image, [classes - 1, N]; NaN where it is in neither.
+def shared(overlaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return Dice and Jaccard of each class but the first in each case, [classes - 1, N]; NaN where it is in neither.
 
-    outputs [N, H, W, classes] raw, y [N, H, W].
+    `overlaps` [N, classes - 1, 3]: of `overlaps`.
     """
-    guess = outputs.argmax(axis=-1)
-    dice, jaccard = (np.full((classes - 1, len(y)), np.nan) for _ in range(2))
-    for c in range(1, classes):
-        t, g = ((of == c).reshape(len(y), -1) for of in (y, guess))
-        both, either = (t & g).sum(axis=1), (t | g).sum(axis=1)
-        np.divide(2 * both, both + either, out=dice[c - 1], where=either > 0)
-        np.divide(both, either, out=jaccard[c - 1], where=either > 0)
+    both, guess, truth = np.moveaxis(overlaps, -1, 0).swapaxes(1, 2)
+    dice, jaccard = (np.full(both.shape, np.nan) for _ in range(2))
+    np.divide(2 * both, guess + truth, out=dice, where=guess + truth > 0)
+    np.divide(both, guess + truth - both, out=jaccard, where=guess + truth > 0)
     return dice, jaccard
+
+
+def of_overlaps(overlaps: np.ndarray, classes: Sequence[str]) -> Found:
+    """All metrics of a segmentation, as `assess` has them, of cases that are made up of images.
+
+    overlaps [N, classes - 1, 3]: of `overlaps`, summed over the pieces of a case; NaN where an output was not finite.
+    """
+    if not len(overlaps) or not np.isfinite(overlaps).all():
+        return dict.fromkeys(names("segmentation", classes))
+    dice, overlap = shared(overlaps)
+    each = [_mean(one[np.isfinite(one)].tolist()) for one in dice]
+    found: Found = {f"dice_{name}": value for name, value in zip(classes[1:], each, strict=True)}
+    found["dice_mean"] = _mean([value for value in each if value is not None])
+    jaccard = [_mean(one[np.isfinite(one)].tolist()) for one in overlap]
+    found["iou_mean"] = _mean([value for value in jaccard if value is not None])
+    return found
 
 
 _ASSESS: Mapping[str, Callable[[np.ndarray, np.ndarray, Sequence[str]], Found]] = MappingProxyType(

@@ -20,6 +20,7 @@ import numpy as np
 
 from p2pfl.federation import learning
 from p2pfl.federation.federation import Federation
+from p2pfl.learning.batching import chunk
 from p2pfl.learning.local_steps import placed
 from p2pfl.learning.targets import TARGETS, PerSample
 from p2pfl.node import records
@@ -91,7 +92,7 @@ def notes(worse: Mapping[int, Worse]) -> list[str]:
 def _rows(federation: Federation, node: int) -> tuple[Array, Array]:
     """Return rows of a node, as many of each: over and over where it has fewer, so that one program does for all."""
     data, parts = federation.dataset.train, federation.partition.train
-    rows = np.resize(parts[node], min(ROWS, max(map(len, parts))))
+    rows = np.resize(parts[node], min(chunk(data.x.shape[1:], ROWS), max(map(len, parts))))
     return jnp.asarray(data.x[rows].astype(federation.experiment.training.dtype)), jnp.asarray(data.y[rows])
 
 

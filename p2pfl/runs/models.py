@@ -446,7 +446,7 @@ def _learner(about: ModelFacts, experiment: Experiment, arrays: Mapping[str, np.
 def stand_in(about: ModelFacts) -> Dataset:
     """A data set of one row that is like the one that the models have learned from, for its shapes and names."""
     width = {"labels": (len(about.classes),), "regression": (len(about.classes),), "survival": (2,)}
-    y = np.zeros((1, *width.get(about.kind, about.shape[:2] if about.kind == "segmentation" else ())), np.float32)
+    y = np.zeros((1, *width.get(about.kind, about.shape[:-1] if about.kind == "segmentation" else ())), np.float32)
     rows = Samples(np.zeros((1, *about.shape), np.float32), y if about.kind in ("regression", "survival") else
                    y.astype(np.int32))  # fmt: skip
     return Dataset(rows, rows, about.classes, features=about.features, kind=about.kind)

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from p2pfl.data import new_rows
-from p2pfl.data.dataset import Numbers, Recipe, prepared
+from p2pfl.data.dataset import Cases, Numbers, Recipe, prepared
 from p2pfl.data.new_rows import NewRows
 from p2pfl.errors import ConfigError, DataError
+from p2pfl.learning.batching import chunk
+from p2pfl.learning.stitching import Stitching
 from p2pfl.learning.targets import TARGETS
 from p2pfl.runs import models
 from p2pfl.runs.predictions import said_of
@@ -81,7 +83,8 @@ class LoadedModel:
         self._judge_scale(found.x)
         x = prepared(found.x, self.numbers, self._place(found)).astype(np.float32)
         with jax.enable_x64(self._double):
-            chunks = [x[at : at + _ROWS].astype(self._dtype) for at in range(0, max(len(x), 1), _ROWS)]
+            size = chunk(x.shape[1:], _ROWS)
+            chunks = [x[at : at + size].astype(self._dtype) for at in range(0, max(len(x), 1), size)]
             outputs = [self._outputs(chunk) for chunk in chunks]
             return np.concatenate([np.asarray(TARGETS[self.kind].answer(each)) for each in outputs])
 
@@ -188,7 +191,11 @@ def predict(
     say(f"{model.said} answers {len(answers)} rows")
     if masks:
         named: dict[str, Any] = {f"{name}s": np.asarray(values) for name, values in found.known_as.items()}
-        np.savez_compressed(out, predicted=answers.argmax(axis=-1), classes=np.asarray(model.classes), **named)
+        if found.case is not None:
+            named = _volumes(answers, found.case, np.asarray(found.known_as["file"]))
+        else:
+            named["predicted"] = answers.argmax(axis=-1)
+        np.savez_compressed(out, classes=np.asarray(model.classes), **named)
         return
     with out.open("w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file)
@@ -196,6 +203,18 @@ def predict(
         for row, each in enumerate(answers.astype(np.float64)):
             known = [values[row] for values in found.known_as.values()]
             lines.writerow((*known, *_cells(model.kind, model.classes, each)))
+
+
+def _volumes(answers: np.ndarray, case: Cases, file: np.ndarray) -> dict[str, np.ndarray]:
+    """Of windows [N, ...] the masks of whole volumes, predicted_0 and so on, in the order of `files`."""
+    assert case.start is not None and case.size is not None
+    named = {"files": np.array([file[case.of == number][0] for number in range(len(case.size))])}
+    for number, size in enumerate(case.size):
+        own = case.of == number
+        whole = Stitching(size, answers.shape[1:-1], answers.shape[-1])
+        whole.add(answers[own], case.start[own])
+        named[f"predicted_{number}"] = whole.probabilities().argmax(axis=-1)
+    return named
 
 
 def columns(kind: str, classes: Sequence[str]) -> list[str]:

@@ -23,9 +23,10 @@ from p2pfl import tree
 from p2pfl.drivers.simulate import epochs, inboxes
 from p2pfl.drivers.simulate.inboxes import AfterSteps, Sharing, where
 from p2pfl.drivers.simulate.shapes import AXIS, OVER, ROWS, WHOLE, Carry, Graph, Rounds, Shape, Stretch, table_rows
+from p2pfl.learning.batching import VOLUME, chunk
 from p2pfl.learning.local_steps import placed
 from p2pfl.node.program import node_key
-from p2pfl.types import Algorithm, Array, Learner, Neighborhood, Params, State, Tree
+from p2pfl.types import Algorithm, Array, Learner, Metrics, Neighborhood, Params, State, Tree
 
 
 def compile_stretch(over: Callable[[Array, Array], Algorithm], shape: Shape, mesh: Mesh) -> Callable[..., Any]:
@@ -193,12 +194,24 @@ def compile_evaluate(
     x [N, ...], y [N], mask [N], owner [N]: the node that a row is the own of. Models are tested chunk by chunk.
     """
 
+    def tested(params: Params, x: Array, y: Array, mask: Array) -> Metrics:
+        """Of all rows at once, but for volumes."""
+        if x.ndim <= VOLUME:
+            return learner.evaluate(params, {"x": x, "y": y}, mask)
+
+        def one(row: tuple[Array, Array, Array]) -> Metrics:
+            x, y, mask = (part[None] for part in row)
+            return jax.tree.map(lambda each: each[0], learner.evaluate(params, {"x": x, "y": y}, mask))
+
+        found: Metrics = jax.lax.map(one, (x, y, mask), batch_size=chunk(x.shape[1:]))
+        return found
+
     def evaluate(states: Any, x: Array, y: Array, mask: Array, owner: Array) -> tuple[Array, Array, Array]:
         size = shape.layout.size
         ids = jax.lax.axis_index(AXIS).astype(jnp.int32) * size + jnp.arange(size, dtype=jnp.int32)
 
         def node(state: Any, index: Array) -> tuple[Array, Array, Array]:
-            sums = learner.evaluate(model(state), {"x": x, "y": y}, mask)
+            sums = tested(model(state), x, y, mask)
             own = (owner == index).astype(jnp.float32)
             score = sums["score"].astype(jnp.float32)
             rows, mine = jnp.maximum(mask.sum(), 1), own.sum()
