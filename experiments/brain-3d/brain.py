@@ -1,6 +1,6 @@
 """Brains for four hospitals, made of the MNI152 template that nilearn ships: NIfTI files as hospitals have them.
 
-    python experiments/brain-3d/brain.py brains [--patients 4] [--millimetres 4]
+    python experiments/brain-3d/brain.py brains [--patients 4] [--millimetres 6]
 
 The template (T1, and the probabilities of grey and white matter: Fonov et al. 2011, in nilearn's wheel, nothing is
 downloaded) is the anatomy of everybody; what patients and hospitals differ in is drawn:
@@ -27,7 +27,6 @@ class Site(NamedTuple):
     """A hospital."""
 
     gamma: float  # of the brightness
-    inverted: bool  # dark where others are bright, as T2 is beside T1
     bias: float  # how much brighter one side is than the other
     noise: float  # standard deviation
     spacing: tuple[float, float, float]  # times the spacing that is asked for
@@ -35,10 +34,10 @@ class Site(NamedTuple):
 
 
 SITES = {
-    "adelaide": Site(1.0, False, 0.0, 0.03, (1.0, 1.0, 1.0), "RAS"),
-    "bergen": Site(0.6, False, 0.3, 0.05, (1.0, 1.0, 1.25), "LPS"),
-    "cork": Site(1.6, False, 0.5, 0.08, (0.9, 0.9, 1.0), "PSR"),
-    "delft": Site(1.0, True, 0.2, 0.06, (1.0, 1.1, 1.0), "LAS"),
+    "adelaide": Site(1.0, 0.0, 0.03, (1.0, 1.0, 1.0), "RAS"),
+    "bergen": Site(0.5, 0.3, 0.05, (1.0, 1.0, 1.25), "LPS"),
+    "cork": Site(1.6, 0.5, 0.08, (0.9, 0.9, 1.0), "PSR"),
+    "delft": Site(2.4, 0.2, 0.06, (1.0, 1.1, 1.0), "LAS"),
 }
 
 
@@ -84,8 +83,6 @@ def seen(image: np.ndarray, site: Site, rng: np.random.Generator) -> np.ndarray:
     """The anatomy as a hospital's scanner shows it."""
     inside = image > 0.1
     shown = np.where(inside, np.clip(image, 0, 1) ** site.gamma, 0)
-    if site.inverted:
-        shown = np.where(inside, 1 - shown, 0)
     across = np.linspace(-0.5, 0.5, image.shape[0])[:, None, None]
     shown = shown * (1 + site.bias * across)
     return np.abs(shown + rng.normal(0, site.noise, image.shape)).astype(np.float32)
@@ -116,7 +113,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write brains for four hospitals.")
     parser.add_argument("root", type=Path, help="folder that is made")
     parser.add_argument("--patients", type=int, default=4, help="of each hospital")
-    parser.add_argument("--millimetres", type=float, default=4.0, help="spacing of the voxels, about")
+    parser.add_argument("--millimetres", type=float, default=6.0, help="spacing of the voxels, about")
     given = parser.parse_args()
     write(given.root, given.patients, given.millimetres)
     print(f"{4 * given.patients} patients in {given.root}")

@@ -347,11 +347,13 @@ def _dataset(
     if len(of) != len(rows.places):
         notes.append(f"{len(of)} rows from {len(rows.places)} files")
     notes += _judge_parts(layout, part, site, sites, rows.root)
+    first = np.searchsorted(of, of)  # an entry may hold several volumes: frames, of which each draws its own patches
+    called = [f"{names[i]} {row - first[row]}" for row, i in enumerate(of)]
     samples = []
     for wanted in range(len(PARTS)):
         taken = np.flatnonzero(part == wanted)
         if decoded.cached is not None and layout.volume is not None and layout.volume.patch is not None:
-            own, more = _patches(decoded.cached, taken, layout.volume, wanted == TRAIN, seed, [names[i] for i in of])
+            own, more = _patches(decoded.cached, taken, layout.volume, wanted == TRAIN, seed, called)
             samples.append(own._replace(site=None if site is None else site[taken][more]))
             continue
         x, masks = decoded.rows(taken)
