@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -275,6 +277,31 @@ def test_six_regions_on_a_ring_are_above_federated_training_with_a_server(sweep:
     hold(found, expected("tcga-brca"), 1)
     ring = found["", "ring"]
     assert ring["c_index_mean"][0] > 0.842 and ring["c_index_own_mean"][0] > 0.815
+
+
+def brains(folder: Path) -> str:
+    """Make the data of brain-3d; returns the override that names it."""
+    pytest.importorskip("nilearn", reason="its template is what brains are made of, of the extra [imaging]")
+    made = subprocess.run([sys.executable, str(FOLDER / "brain-3d" / "brain.py"), str(folder)], capture_output=True)
+    assert made.returncode == 0, made.stderr
+    return f"data.path={folder}"
+
+
+@pytest.mark.more
+def test_hospitals_segment_brains_together_better_than_alone(sweep: Sweep, tmp_path: Path) -> None:
+    """Half of the experiment's rounds, in windows that do not overlap, which is a third of the work."""
+    short = ("rounds=8", "evaluation.every=8", "data.volume.overlap=0.0", brains(tmp_path / "brains"))
+    found, _ = sweep("brain-3d/sweep.toml", *(part for each in short for part in ("--set", each)), *only("seed", "0"))
+    hold(found, expected("brain-3d", "short"), 1)
+    together, alone = found["", "ring"], found["every node alone", "ring"]
+    assert together["dice_mean_mean"][0] > alone["dice_mean_mean"][0] + 0.02
+    assert together["dice_mean_worst"][0] > alone["dice_mean_worst"][0] + 0.03
+
+
+@pytest.mark.soak
+def test_the_whole_sweep_of_brains_is_as_the_readme_says(sweep: Sweep, tmp_path: Path) -> None:
+    found, _ = sweep("brain-3d/sweep.toml", "--set", brains(tmp_path / "brains"))
+    hold(found, expected("brain-3d"), 3)
 
 
 @pytest.mark.skipif(not TCGA.exists(), reason="the hospitals' data are no part of the repository")

@@ -14,19 +14,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_data_layouts import dicom
 
 from p2pfl.config.experiment import load
-from p2pfl.data import cache, folder, iid, volumes
+from p2pfl.data import cache, folder, formats, iid, volumes
 from p2pfl.data.cache import FOLDER
 from p2pfl.data.image import ReadImage, directions
 from p2pfl.data.partition import checked
 from p2pfl.data.stored import Stored
 from p2pfl.data.volumes import Volume
-from p2pfl.errors import DataError
+from p2pfl.errors import ConfigError, DataError
 from p2pfl.federation.federation import build
+from p2pfl.federation.tasks import task
 from p2pfl.learning import metrics
 from p2pfl.learning.stitching import Stitching
-from p2pfl.runs import cases
+from p2pfl.runs import cases, use
 from p2pfl.runs.loaded import load_run
 from p2pfl.runs.run import run
 
@@ -123,6 +125,26 @@ def test_the_spacing_becomes_the_one_that_is_stated_and_nothing_moves() -> None:
     assert set(np.unique(mask.array)) == {0, 7} and (mask.array == 7).mean() == 0.5
     with pytest.raises(DataError, match="nobody knows their spacing"):
         volumes.brought(picture._replace(affine=None), volume, Path("a.npy"))
+
+
+def test_a_series_of_dicom_is_brought_like_a_file(tmp_path: Path) -> None:
+    """Slices of 2 x 1 mm, 3 mm apart, written in disorder: DICOM's own directions are left, posterior, superior."""
+    at = np.stack(np.meshgrid(*(np.arange(length) for length in (6, 8, 5)), indexing="ij"), axis=-1)
+    slope = np.round(at @ np.array([20.0, 10.0, 300.0])).astype(np.uint16)  # along rows, columns, slices
+    for place in (3, 0, 4, 1, 2):
+        dicom(
+            tmp_path / f"series/{place}.dcm", slope[:, :, place], ImagePositionPatient=[0, 0, 3 * place],
+            ImageOrientationPatient=[1, 0, 0, 0, 1, 0], PixelSpacing=[2, 1], SeriesInstanceUID="1.2",
+        )  # fmt: skip
+    volume = Volume(patch=(1, 1, 1), spacing=(1.0, 1.0, 1.0))
+    found = volumes.brought(formats.read(tmp_path / "series", "dicom", "grey"), volume, tmp_path / "series")
+    assert found.array.shape == (8, 12, 15) and [note[0][:17] for note in found.notes] == [
+        "volumes turned to",
+        "volumes resampled",
+    ]
+    np.testing.assert_allclose(np.diff(found.array[:, 6, 7]), -10, rtol=1e-5)  # to the right
+    np.testing.assert_allclose(np.diff(found.array[4, 2:-2, 7]), -10, rtol=1e-4)  # to anterior, 20 in 2 mm
+    np.testing.assert_allclose(np.diff(found.array[4, 6, 2:-2]), 100, rtol=1e-4)  # to superior
 
 
 @pytest.mark.more
@@ -354,8 +376,8 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path, table: str, said: 
 
 EXPERIMENT = """
 name = "balls"
-rounds = {rounds}
-baselines = {baselines}
+rounds = 2
+baselines = false
 [data]
 source = "folder"
 path = "data"
@@ -366,7 +388,7 @@ test_fraction = 0.34
 name = "unet"
 channels = [2, 4]
 [training]
-optimizer = {{ name = "sgd", learning_rate = 0.1 }}
+optimizer = { name = "sgd", learning_rate = 0.1 }
 batch_size = 4
 local_steps = 3
 [topology]
@@ -377,10 +399,33 @@ name = "dsgd"
 """
 
 
-def experiment(root: Path, rounds: int = 2, baselines: bool = False) -> Path:
+def experiment(root: Path) -> Path:
     file = root / "experiment.toml"
-    file.write_text(EXPERIMENT.format(rounds=rounds, baselines=str(baselines).lower()), "utf-8")
+    file.write_text(EXPERIMENT, "utf-8")
     return file
+
+
+def test_a_node_reads_its_own_volumes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing to build the federation, its own training volumes in a round; and the test rows only to be tested."""
+    tree(tmp_path)
+    build(load(experiment(tmp_path)))  # makes the cache
+    seen: list[int] = []
+    inner = cache.Cached.image
+    monkeypatch.setattr(cache.Cached, "image", lambda kept, row: (seen.append(row), inner(kept, row))[1])
+    federation = build(load(experiment(tmp_path)))
+    one = task(federation, 1)
+    assert not seen
+    batches = one.batches(1)
+    assert batches["x"].shape == (3, 4, 6, 6, 6, 1) and batches["y"].shape == (3, 4, 6, 6, 6)
+    sites = [name.parent.name for name in sorted((tmp_path / "data").rglob("*_image.nii.gz"))]
+    assert {sites[row] for row in seen} == {"b"}
+    assert len(seen) == 12, "no more than the rows of its batches"
+
+
+def test_splits_are_not_drawn_anew_of_what_is_in_a_cache(tmp_path: Path) -> None:
+    tree(tmp_path)
+    with pytest.raises(ConfigError, match=r"evaluation\.splits: rows that are read from a cache"):
+        build(load(experiment(tmp_path), ["evaluation.splits=2"]))
 
 
 @pytest.mark.more
@@ -388,16 +433,18 @@ def test_every_driver_ends_in_the_same_models_and_scores_whole_volumes(tmp_path:
     tree(tmp_path)
     file, models = experiment(tmp_path), {}
     for kind in ("simulate", "virtual"):
-        summary = run(
-            load(file, [f'driver.kind="{kind}"', f"baselines={str(kind == 'virtual').lower()}"]), tmp_path / kind
-        )
+        summary = run(load(file, [f'driver.kind="{kind}"', "evaluation.every=2"]), tmp_path / kind)
         models[kind] = load_run(tmp_path / kind).models
         figures = summary.as_dict()
-        assert 0 <= figures["dice_ball_own_mean"] <= 1 and ("dice_mean_pooled" in figures) == (kind == "virtual")
+        assert 0 <= figures["dice_ball_own_mean"] <= 1
         lines = (tmp_path / kind / "dice.csv").read_text().splitlines()
         assert lines[0] == "node,case,case_of,class,dice,jaccard" and len(lines) == 1 + 2 * 2
         table = json.loads((tmp_path / kind / "assessment.json").read_text())
         assert table["rows"]["0"]["test"]["cases"] == 1 and table["rows"]["0"]["train"]["cases"] == 2
+    use.predict(tmp_path / "virtual", tmp_path / "data/a", tmp_path / "masks.npz", 0, None, lambda text: None)
+    masks = np.load(tmp_path / "masks.npz")
+    named = [str(file) for file in masks["files"] if "_image" in str(file)]
+    assert len(named) == 3 and masks["predicted_0"].shape == (SIZE[2], *SIZE[:2]) and set(masks) > {"predicted_5"}
     for one, two in zip(*(models[kind].values() for kind in models), strict=True):
         for name in one:
             np.testing.assert_allclose(one[name], two[name], atol=1e-4)

@@ -127,7 +127,7 @@ def cached(
         try:
             for each in (place, folder):  # pictures of patients: for their owner alone
                 each.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _locked(folder / "lock"):
+            with _locked(folder / "lock", say or _told):
                 _finish(folder, count, classes, dtype, read, say or _told)
         except OSError as exc:
             raise DataError(
@@ -143,9 +143,13 @@ def _told(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _locked(file: Path) -> Iterator[None]:
+def _locked(file: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold a file for this process alone; the kernel lets go of it when the process ends, however it ends."""
     with file.open("wb") as lock:
-        with contextlib.suppress(OSError):  # a file system without locks: then the last to finish a line counts
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process decodes into {file.parent}; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

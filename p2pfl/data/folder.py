@@ -9,9 +9,9 @@ volumes (`volumes`), say which.
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -254,9 +254,16 @@ def _frames(rows: Rows, names: Sequence[str]) -> list[tuple[int, ...]]:
 
 
 def _read(layout: Layout, entries: Sequence[Entry]) -> Iterator[Arrays]:
-    """Read every row, in order; several files are decoded at once."""
-    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
-        yield from pool.map(lambda entry: arrays(layout, entry), entries)
+    """Read every row, in order; several files are decoded at once, and no more than these wait to be taken."""
+    workers = min(MOST_THREADS, os.cpu_count() or 1)
+    waiting: deque[Future[Arrays]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for entry in entries:
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(arrays, layout, entry))
+        while waiting:
+            yield waiting.popleft().result()
 
 
 class _Decoded(NamedTuple):

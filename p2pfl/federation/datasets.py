@@ -31,6 +31,7 @@ from p2pfl.data.dataset import left_out
 from p2pfl.data.dictionary import Dictionary
 from p2pfl.data.far_off import answers_turned
 from p2pfl.data.partition import Partition
+from p2pfl.data.stored import Stored
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.federation import events, plugins
 from p2pfl.federation.topology import Topology
@@ -80,6 +81,11 @@ def resolve_datasets(experiment: Experiment, topology: Topology, dataset: Datase
     if isinstance(data, QuadraticData):
         return _quadratic(experiment, topology, data)
     dataset = _tested_on(read(data, experiment.seed) if dataset is None else dataset, experiment.evaluation.rows)
+    if experiment.evaluation.splits and isinstance(dataset.train.x, Stored):
+        raise ConfigError(
+            "evaluation.splits: rows that are read from a cache (patches of volumes, or data.cache) are not split "
+            "anew; leave it out"
+        )
     parts = spread(data.partition, dataset, topology.nodes, experiment.seed)
     planned = topology.events
     if events.by_label(experiment):

@@ -23,6 +23,7 @@ from p2pfl.config.experiment import Experiment
 from p2pfl.config.model import FunctionModel
 from p2pfl.data import BUILTIN, Dataset
 from p2pfl.data.partition import PARTITIONS
+from p2pfl.data.stored import Stored
 from p2pfl.errors import ConfigError, nearest
 from p2pfl.federation import epochs
 from p2pfl.federation.datasets import Datasets
@@ -340,7 +341,9 @@ def base_learner(experiment: Experiment, dataset: Dataset) -> Learner:
     if table is None:
         raise ConfigError("model: missing; a table [model] must be given")
     given = {name: value for name, value in asdict(table).items() if name != "name" and value is not None}
-    where, example = f"model.name={table.name!r}", jnp.asarray(dataset.train.x[:1])
+    first = dataset.train.x  # of rows that are stored none is read: the first may be another node's
+    where = f"model.name={table.name!r}"
+    example = jnp.zeros((1, *shape), first.dtype) if isinstance(first, Stored) else jnp.asarray(first[:1])
     fits = None if experiment.training.loss is None else loss(experiment, dataset)
     if not isinstance(table, FunctionModel):
         model = models.MODELS[table.name](shape, classes, **given)
