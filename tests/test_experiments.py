@@ -288,7 +288,7 @@ def brains(folder: Path) -> str:
 
 
 @pytest.mark.more
-def test_hospitals_segment_brains_together_better_than_alone(tmp_path: Path) -> None:
+def test_hospitals_segment_brains_together_better_than_alone(tmp_path: Path, optimised: None) -> None:
     """Seed 0 of the sweep, whose baselines a run trains in the same process: Dice of whole volumes."""
     given = ["--set", brains(tmp_path / "brains"), "--out", str(tmp_path / "run"), "--json"]
     command = [sys.executable, "-m", "p2pfl", "run", str(FOLDER / "brain-3d" / "experiment.toml"), *given]
@@ -306,7 +306,7 @@ def test_hospitals_segment_brains_together_better_than_alone(tmp_path: Path) -> 
 
 
 @pytest.mark.soak
-def test_the_whole_sweep_of_brains_is_as_the_readme_says(sweep: Sweep, tmp_path: Path) -> None:
+def test_the_whole_sweep_of_brains_is_as_the_readme_says(sweep: Sweep, tmp_path: Path, optimised: None) -> None:
     found, _ = sweep("brain-3d/sweep.toml", "--set", brains(tmp_path / "brains"))
     hold(found, expected("brain-3d"), 3)
 
