@@ -8,6 +8,7 @@ out or filled in stands in `notes`, in words, to be shown to the user. What is t
     regression    y [N, T] float32: T numbers; classes are the names of the targets
     survival      y [N, 2] float32: (time >= 0, 1 if the event was seen then and 0 if the row was censored)
     segmentation  y [N, H, W] int32: the class of each pixel of x [N, H, W, C]
+    reconstruction  y [N, H, W, C] float32 in 0..1: the image that x [N, H, W, ...] was made of; classes name its channels
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ KINDS: Mapping[str, tuple[type, tuple[str, ...]]] = MappingProxyType(
         "regression": (np.float32, ("rows", "targets")),
         "survival": (np.float32, ("rows", "2")),
         "segmentation": (np.int32, ("rows", "height", "width")),
+        "reconstruction": (np.float32, ("rows", "height", "width", "channels")),
     }
 )
 """What is predicted -> dtype and axes of y; see the head of this module."""
 RISK = ("risk",)
 """The classes of a survival data set: the model's one output, the logarithm of the relative risk."""
-_COUNTS = {1: "one axis", 2: "two axes", 3: "three axes"}
+_COUNTS = {1: "one axis", 2: "two axes", 3: "three axes", 4: "four axes"}
 
 
 class Samples(NamedTuple):
@@ -268,6 +270,8 @@ def _validate_answers(samples: Samples, dataset: Dataset, where: str) -> None:
             f"{where}.x has shape {samples.x.shape}, {where}.y {y.shape}; a mask [N, H, W] must have a class for each "
             "pixel of the images [N, H, W, C]"
         )
+    if kind == "reconstruction":
+        _validate_images(samples, names, where)
     if kind in ("classes", "segmentation"):
         _validate_range(y, len(names), f"{where}.y", "classes")
     elif kind == "labels":
@@ -279,6 +283,25 @@ def _validate_answers(samples: Samples, dataset: Dataset, where: str) -> None:
             if wrong.any():
                 row = int(np.argmax(wrong))
                 raise DataError(f"{where}.y: {rule}; {int(wrong.sum())} are not, first in row {row}: {y[row].tolist()}")
+
+
+def _validate_images(samples: Samples, names: Sequence[str], where: str) -> None:
+    """Of a reconstruction: as many pixels in x as in y, a channel for each name, and y within 0..1."""
+    x, y = samples.x, samples.y
+    if x.ndim != 4 or x.shape[:3] != y.shape[:3]:
+        raise DataError(
+            f"{where}.x has shape {x.shape}, {where}.y {y.shape}; both must be images of one height and width, "
+            "[N, H, W, C]"
+        )
+    if y.shape[3] != len(names):
+        raise DataError(f"{where}.y has {y.shape[3]} channels; {len(names)} are named: {', '.join(names)}")
+    outside = (y < 0) | (y > 1)
+    if outside.any():
+        row = int(np.argmax(outside.reshape(len(y), -1).any(axis=1)))
+        raise DataError(
+            f"{where}.y holds {int(outside.sum())} values outside 0..1, first in row {row}: {float(y[outside][0]):g}; "
+            "PSNR and SSIM are of images of this range, so scale them to it"
+        )
 
 
 def _validate_finite(array: np.ndarray, what: str) -> None:

@@ -236,6 +236,10 @@ def _segmentation(outputs: np.ndarray, y: np.ndarray, classes: Sequence[str], we
     return {**found, "dice_mean": _average(each), "iou_mean": _average([_mean(weight, one) for one in overlap])}
 
 
+def _reconstruction(outputs: np.ndarray, y: np.ndarray, classes: Sequence[str], weight: np.ndarray) -> Drawn:
+    return {name: _mean(weight, each) for name, each in metrics.likeness(outputs, y)._asdict().items()}
+
+
 _DRAWS: Mapping[str, Callable[[np.ndarray, np.ndarray, Sequence[str], np.ndarray], Drawn]] = MappingProxyType(
     {
         "classes": _classes,
@@ -243,5 +247,6 @@ _DRAWS: Mapping[str, Callable[[np.ndarray, np.ndarray, Sequence[str], np.ndarray
         "regression": _regression,
         "survival": _survival,
         "segmentation": _segmentation,
+        "reconstruction": _reconstruction,
     }
 )

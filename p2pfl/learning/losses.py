@@ -259,6 +259,31 @@ def pixel_cross_entropy(classes: int, weights: Sequence[float] | None = None) ->
     return loss
 
 
+# --------------------------------------------------------------------------------------------------- reconstruction
+
+
+def squared_pixels(classes: int) -> PerSample:
+    """The mean squared difference of all pixels; outputs and y [B, H, W, C].
+
+    Args:
+        classes: channels C.
+
+    Returns:
+        The loss, per sample.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from p2pfl.learning.losses import squared_pixels
+        >>> squared_pixels(1)(jnp.full((1, 2, 2, 1), 3.0), jnp.zeros((1, 2, 2, 1))).tolist()
+        [9.0]
+    """
+
+    def loss(outputs: Array, y: Array, mask: Array | None = None) -> Array:
+        return masked(((outputs - y.astype(outputs.dtype)) ** 2).mean(axis=(1, 2, 3)), mask)
+
+    return loss
+
+
 def _weights(classes: int, **named: Sequence[float] | None) -> np.ndarray | None:
     """The weights of classes, checked. Raises ConfigError."""
     [(name, given)] = named.items()
@@ -281,6 +306,9 @@ LOSSES: Mapping[str, Mapping[str, Callable[..., PerSample]]] = MappingProxyType(
         "survival": MappingProxyType({"cox": _plain("survival")}),
         "segmentation": MappingProxyType(
             {"cross_entropy_and_dice": _plain("segmentation"), "cross_entropy": pixel_cross_entropy}
+        ),
+        "reconstruction": MappingProxyType(
+            {"absolute_error": _plain("reconstruction"), "squared_error": squared_pixels}
         ),
     }
 )

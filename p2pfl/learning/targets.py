@@ -20,6 +20,8 @@ SMOOTH = 1.0
 """Added above and below in the soft Dice, so that a class that is nowhere divides nothing by nothing."""
 ABSENT = -1e9
 """The output of a class that is not to be seen: its probability is 0."""
+EXACT = 1e-10
+"""Mean squared difference of images below which they are the same: 100 dB."""
 ROWS = 256
 """Rows that are compared with all others at once in `concordant`: bounds its memory, changes no result."""
 
@@ -195,6 +197,24 @@ def _pixels(y: Array, outputs: Array) -> Array:
     return jax.nn.one_hot(y, outputs.shape[-1], dtype=outputs.dtype)[..., 1:]
 
 
+# --------------------------------------------------------------------------------------------------- reconstruction
+
+
+def absolute_pixels(outputs: Array, y: Array, mask: Array | None = None) -> Array:
+    """The mean absolute difference of all pixels; outputs and y [B, H, W, C]."""
+    return masked(jnp.abs(outputs - y.astype(outputs.dtype)).mean(axis=(1, 2, 3)), mask)
+
+
+def psnr(outputs: Array, y: Array, mask: Array | None = None) -> Array:
+    """Peak signal to noise of each image in dB: 10 log10(1 / mean squared difference), of images in 0..1.
+
+    The range of the data is 1 for all images, not the maximum of each: so decibels of rows and sites compare. At most
+    100, which a mean squared difference of 1e-10 has. outputs and y [B, H, W, C].
+    """
+    error = ((outputs - y.astype(outputs.dtype)) ** 2).mean(axis=(1, 2, 3))
+    return masked(-10 * jnp.log10(jnp.maximum(error, EXACT)), mask)
+
+
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
         target.name: target
@@ -221,6 +241,16 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
                 True,
                 lambda row, classes: (*row[:2], classes),
                 _softmax,
+            ),
+            Target(
+                "reconstruction",
+                absolute_pixels,
+                psnr,
+                "psnr",
+                "PSNR in dB",
+                False,
+                lambda row, classes: (*row[:2], classes),
+                _same,
             ),
         )
     }

@@ -37,7 +37,7 @@ MOST = 64
 """Nodes up to which all are assessed."""
 _ROWS = 2048
 """Rows that are answered at once."""
-LOWER = frozenset({"log_loss", "brier", "ece", "mae", "rmse"})
+LOWER = frozenset({"log_loss", "brier", "ece", "mae", "rmse", "nmse"})
 """Metrics of which less is better."""
 IDEAL: Mapping[str, float] = MappingProxyType({"calibration_slope": 1.0, "calibration_intercept": 0.0})
 """Metrics of which neither more nor less is better."""
@@ -158,7 +158,8 @@ def _resampled(federation: Federation, models: int) -> np.ndarray:
     site = np.zeros(len(federation.dataset.test.y), np.int64)
     for node, own in enumerate(tested):
         site[own] = node
-    work = len(site) * models * (1 if federation.dataset.kind == "segmentation" else len(federation.dataset.classes))
+    pixels = federation.dataset.kind in ("segmentation", "reconstruction")  # what is resampled is a number an image
+    work = len(site) * models * (1 if pixels else len(federation.dataset.classes))
     draws = intervals.DRAWS if work <= MUCH else intervals.DRAWS // 5 if work <= 100 * MUCH else 0
     return intervals.resampled(site, draws, federation.experiment.seed)
 

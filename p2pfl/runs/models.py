@@ -26,7 +26,7 @@ from p2pfl.config import experiment as config
 from p2pfl.config import toml
 from p2pfl.config.experiment import Experiment
 from p2pfl.data import Dataset, Samples
-from p2pfl.data.dataset import Numbers, Recipe
+from p2pfl.data.dataset import KINDS, Numbers, Recipe
 from p2pfl.data.partition import names
 from p2pfl.errors import ConfigError, DataError, nearest
 from p2pfl.federation import learning
@@ -446,9 +446,9 @@ def _learner(about: ModelFacts, experiment: Experiment, arrays: Mapping[str, np.
 def stand_in(about: ModelFacts) -> Dataset:
     """A data set of one row that is like the one that the models have learned from, for its shapes and names."""
     width = {"labels": (len(about.classes),), "regression": (len(about.classes),), "survival": (2,)}
-    y = np.zeros((1, *width.get(about.kind, about.shape[:2] if about.kind == "segmentation" else ())), np.float32)
-    rows = Samples(np.zeros((1, *about.shape), np.float32), y if about.kind in ("regression", "survival") else
-                   y.astype(np.int32))  # fmt: skip
+    width |= {"segmentation": about.shape[:2], "reconstruction": (*about.shape[:2], len(about.classes))}
+    y = np.zeros((1, *width.get(about.kind, ())), KINDS[about.kind][0])
+    rows = Samples(np.zeros((1, *about.shape), np.float32), y)
     return Dataset(rows, rows, about.classes, features=about.features, kind=about.kind)
 
 

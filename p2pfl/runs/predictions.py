@@ -34,7 +34,7 @@ def write(federation: Federation, outputs: Mapping[int, np.ndarray], out: Path) 
             line = [""] * len(samples.y) if samples.line is None else samples.line.tolist()
             for node, own in enumerate(of_nodes):
                 lines.writerows((part, row, node, called[node], line[row]) for row in own.tolist())
-    if dataset.kind == "segmentation":
+    if dataset.kind in ("segmentation", "reconstruction"):
         return
     whole = sum(each.size for each in outputs.values())
     own_only = federation.pooled and whole > MOST
