@@ -135,6 +135,15 @@ MECHANISMS: dict[str, dict[str, Any]] = {
         {"name": "ditto", "strength": 0.5}, {"name": "cusfl", "strength": 0.5},
         {"name": "tasks", "of": [0, 1, 0], "groups": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]},
     ),
+    "reconstruction": {
+        **NETWORK,
+        "data": {**NETWORK["data"], "degrade": {"by": "noise", "noise": [0.05, 0.2, 0.1]}},
+        "model": {"name": "unet", "channels": [2, 3], "residual": True},
+        "training": {**NETWORK["training"], "objective": [
+            {"name": "fedmri", "strength": 0.1}, {"name": "fl_mrcm", "reference": 1, "rows": 2, "noise": 0.1},
+        ]},
+        "algorithm": {"name": "dsgd", "share": "split"},
+    },
 }  # fmt: skip
 """What a study adds: sharing, weighting, masking, objectives; on a network with batch normalisation, or without."""
 

@@ -301,6 +301,7 @@ TABLES: Mapping[str, tuple[type[Any], ...]] = MappingProxyType(
     {
         "Top level": (Experiment,),
         "[data]": data.KINDS,
+        "[data.degrade]": data.DEGRADE,
         "[model]": model.KINDS,
         "[training]": (Training,),
         "[topology]": (TopologyTable,),

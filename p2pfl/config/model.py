@@ -46,11 +46,12 @@ class CnnModel:
 
 @dataclass(frozen=True, config=STRICT)
 class UnetModel:
-    """A U-Net, for segmentation."""
+    """A U-Net, from images to images: for segmentation and reconstruction."""
 
     name: Literal["unet"]
     channels: Counts | None = None  # channels of each size of the image; [16, 32]
     norm: Norm | None = None  # normalisation before each ReLU
+    residual: bool | None = None  # its output is added to the image; false
 
 
 @dataclass(frozen=True, config=STRICT)

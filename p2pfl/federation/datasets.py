@@ -25,7 +25,7 @@ from p2pfl.config.data import (
     given,
 )  # fmt: skip
 from p2pfl.config.experiment import Experiment
-from p2pfl.data import Dataset, dictionary, partition
+from p2pfl.data import Dataset, degrade, dictionary, partition
 from p2pfl.data.csv import CsvTable
 from p2pfl.data.dataset import left_out
 from p2pfl.data.dictionary import Dictionary
@@ -85,6 +85,7 @@ def resolve_datasets(experiment: Experiment, topology: Topology, dataset: Datase
     if events.by_label(experiment):
         labels = [events.labels(dataset, rows) for rows in parts.train]
         planned = events.planned(experiment, topology.schedule, labels)
+    dataset = _degraded(experiment, data, dataset, parts)
     notes = (*dataset.notes, *answers_turned(dataset), *partition.describe(parts, dataset))
     return Datasets(dataset, parts, True, notes, planned)
 
@@ -111,7 +112,16 @@ def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data
     events.no_labels(experiment)
     train, test = [[np.zeros(0, np.int64)] * nodes for _ in range(2)]
     train[node], test[node] = np.arange(len(dataset.train.y)), np.arange(len(dataset.test.y))
-    return Datasets(dataset, Partition(tuple(train), tuple(test)), False, dataset.notes, topology.events)
+    parts = Partition(tuple(train), tuple(test))
+    dataset = _degraded(experiment, own, dataset, parts)
+    return Datasets(dataset, parts, False, dataset.notes, topology.events)
+
+
+def _degraded(experiment: Experiment, data: Data, dataset: Dataset, parts: Partition) -> Dataset:
+    """The data as [data.degrade] says; rows of each node by its settings. Raises ConfigError."""
+    if data.degrade is None:
+        return dataset
+    return degrade.degraded(dataset, parts, data.degrade, experiment.seed, data.partition == EvenPartition("by_site"))
 
 
 def resolve_script(experiment: Experiment, topology: Topology, node: int = 0) -> Datasets:
@@ -130,6 +140,8 @@ def _quadratic(experiment: Experiment, topology: Topology, data: QuadraticData) 
     events.no_labels(experiment)
     if data.dictionary is not None:
         raise ConfigError(f"data.dictionary={data.dictionary!r}: source='quadratic' has no rows; leave it out")
+    if data.degrade is not None:
+        raise ConfigError("data.degrade: source='quadratic' has no images; leave it out")
     if experiment.model is not None:
         raise ConfigError(f"model.name={experiment.model.name!r}: source='quadratic' brings its own; leave [model] out")
     if experiment.training.loss is not None:

@@ -314,12 +314,13 @@ def known(
         found["node"] = np.eye(len(parts), nodes, dtype=np.int32)
     dtype = np.dtype(experiment.training.dtype)
     found = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in found.items()}
+    told = tuple(f"with models go {each.bulletin.what}" for each in methods if each.bulletin)
     table, names = experiment.statistics, gathered(experiment)
     if not names:
-        return found, ()
+        return found, told
     seed = None if real else experiment.seed
     found["sums"] = statistics.stacked(names, dataset, parts, table.minimum, table.noise, seed, dtype.name)
-    return found, statistics.notes(names, dataset, parts, table.minimum)
+    return found, (*told, *statistics.notes(names, dataset, parts, table.minimum))
 
 
 def shape(learned: Learner, sites: Tree) -> Tree:

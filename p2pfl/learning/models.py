@@ -180,14 +180,24 @@ class Twice(nnx.Module):
 class UNet(nnx.Module):
     """A U-Net: halved by max pooling, doubled by repetition, with what was there at each size put beside it.
 
+    With `residual` its output is added to the image.
+
     Sizes that can't be halved so often are padded with zeros below and on the right, and cut off at the end.
     Source: Ronneberger, Fischer, Brox (2015). Paths: encoder/I (0: full size), decoder/I (0: smallest size), each with
     convs/J and norms/J; head.
     """
 
     def __init__(
-        self, inputs: int, channels: Sequence[int], classes: int, norm: str | None = None, *, rngs: nnx.Rngs
+        self,
+        inputs: int,
+        channels: Sequence[int],
+        classes: int,
+        norm: str | None = None,
+        residual: bool = False,
+        *,
+        rngs: nnx.Rngs,
     ) -> None:
+        self.residual = residual
         pairs, back = itertools.pairwise([inputs, *channels]), itertools.pairwise(channels[::-1])
         self.encoder = nnx.List([Twice(a, b, norm, rngs=rngs) for a, b in pairs])
         self.decoder = nnx.List([Twice(deep + flat, flat, norm, rngs=rngs) for deep, flat in back])
@@ -210,11 +220,12 @@ class UNet(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """x [B, H, W, C] -> logits [B, H, W, classes]."""
-        _, height, width, _ = x.shape
+        image, (_, height, width, _) = x, x.shape
         *beside, x = self.encoded(x)
         for block in self.decoder:
             x = block(jnp.concatenate([double(x), beside.pop()], axis=-1))
-        return self.head(x)[:, :height, :width, :]
+        outputs = self.head(x)[:, :height, :width, :]
+        return image + outputs if self.residual else outputs
 
 
 def logistic(shape: tuple[int, ...], classes: int) -> Make:
@@ -252,10 +263,17 @@ def cnn(
     return lambda rngs: CNN(shape, channels, classes, norm, dropout, residual, rngs=rngs)
 
 
-def unet(shape: tuple[int, ...], classes: int, channels: Sequence[int] = (16, 32), norm: str | None = None) -> Make:
-    """A network for the segmentation of images [H, W, C], each entry of `channels` at half the size of the one before.
+def unet(
+    shape: tuple[int, ...],
+    classes: int,
+    channels: Sequence[int] = (16, 32),
+    norm: str | None = None,
+    residual: bool = False,
+) -> Make:
+    """A network from images [H, W, C] to images, each entry of `channels` at half the size of the one before.
 
-    norm: one of NORMS, or None. Raises ConfigError.
+    norm: one of NORMS, or None. residual: what it puts out is added to the image, so that of a reconstruction only what
+    is wrong with the image has to be learned. Raises ConfigError.
     """
     _check_images("unet", shape, channels, "Use another model.")
     _check_norm(norm)
@@ -267,7 +285,11 @@ def unet(shape: tuple[int, ...], classes: int, channels: Sequence[int] = (16, 32
             f"model unet: {len(channels)} channels halve a {shape[0]} x {shape[1]} image {len(channels) - 1} times, "
             "to nothing; give fewer"
         )
-    return lambda rngs: UNet(shape[2], channels, classes, norm, rngs=rngs)
+    if residual and shape[2] != classes:
+        raise ConfigError(
+            f"residual=true: adds an image of {shape[2]} channels to an output of {classes}; is for reconstruction"
+        )
+    return lambda rngs: UNet(shape[2], channels, classes, norm, residual, rngs=rngs)
 
 
 def _check_channels(channels: Sequence[int], norm: str | None) -> None:

@@ -16,12 +16,14 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from p2pfl.methods.objectives.augmentation import augment
+from p2pfl.methods.objectives.contrast import fedmri
 from p2pfl.methods.objectives.gradient import fedprox, ridge, sharpness
 from p2pfl.methods.objectives.hetero_width import widths
 from p2pfl.methods.objectives.label_shift import class_weights, fedsld, missing_classes
 from p2pfl.methods.objectives.multitask import tasks
 from p2pfl.methods.objectives.objective import Objective
 from p2pfl.methods.objectives.personal import average, cusfl, ditto, iop, pfedme
+from p2pfl.methods.objectives.reference_site import fl_mrcm
 
 __all__ = [
     "OBJECTIVES",
@@ -31,8 +33,10 @@ __all__ = [
     "class_weights",
     "cusfl",
     "ditto",
+    "fedmri",
     "fedprox",
     "fedsld",
+    "fl_mrcm",
     "iop",
     "missing_classes",
     "pfedme",
@@ -50,8 +54,10 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType(
         "cusfl": cusfl,
         "iop": iop,
         "average": average,
+        "fedmri": fedmri,
         "fedsld": fedsld,
         "missing_classes": missing_classes,
+        "fl_mrcm": fl_mrcm,
         "tasks": tasks,
         "sharpness": sharpness,
         "ridge": ridge,
