@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -142,6 +143,7 @@ def test_mistakes_in_the_table(table: dict[str, Any], said: str) -> None:
         experiment.parse(whole, "it.toml", Experiment)
 
 
+@pytest.mark.more
 def test_all_drivers_and_a_node_alone_degrade_a_row_alike() -> None:
     """Each process of a run reads the experiment by itself; the file that a run writes down says the same."""
     wanted: Experiment = experiment.parse(MECHANISMS["reconstruction"], "it.toml", Experiment)
@@ -152,6 +154,90 @@ def test_all_drivers_and_a_node_alone_degrade_a_row_alike() -> None:
     off = first.dataset.train.x - first.dataset.train.y
     spread = [float(off[rows].std()) for rows in first.partition.train]
     np.testing.assert_allclose(spread, [0.05, 0.2, 0.1], rtol=0.1)
+
+
+# --- fastMRI: measured k-space
+
+
+def fastmri_file(file: Path, seed: int, acquisition: str, slices: int = 5, size: tuple[int, int] = (24, 18)) -> None:
+    """A volume as fastMRI has it: k-space larger than its images, which are the middle of its transform."""
+    h5py = pytest.importorskip("h5py")
+    rng = np.random.default_rng(seed)
+    smooth = np.kron(rng.random((slices, size[0] // 2, size[1] // 2)), np.ones((1, 2, 2)))
+    image = smooth * np.exp(2j * np.pi * rng.random((slices, 1, 1)))  # a phase, as coils have it
+    axes = (1, 2)
+    space = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image, axes), norm="ortho"), axes)
+    top, left = (size[0] - 16) // 2, (size[1] - 12) // 2
+    target = np.abs(image)[:, top : top + 16, left : left + 12].astype(np.float32) * 1e-4
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(file, "w") as out:
+        out["kspace"] = (space * 1e-4).astype(np.complex64)
+        out["reconstruction_esc"] = target
+        out["ismrmrd_header"] = b"<ismrmrdHeader/>"
+        out.attrs.update(acquisition=acquisition, max=float(target.max()), norm=1.0, patient_id=f"p{seed}")
+
+
+@pytest.fixture
+def knees(tmp_path: Path) -> Path:
+    """The folder, with a layout of the size of these volumes."""
+    for part, seeds in (("train", range(4)), ("val", range(4, 6))):
+        for seed in seeds:
+            name = ("CORPD_FBK", "CORPDFS_FBK")[seed % 2]
+            fastmri_file(tmp_path / f"singlecoil_{part}" / f"file100000{seed}.h5", seed, name)
+    fastmri_file(tmp_path / "singlecoil_train" / "file1000009.h5", 9, "CORPD_FBK", size=(24, 20))
+    text = (Path(__file__).parents[1] / "experiments" / "data" / "fastmri_knee.toml").read_text("utf-8")
+    (tmp_path / "layout.toml").write_text(text.replace("640x368", "24x18").replace("[10, 26]", "[1, 4]"), "utf-8")
+    return tmp_path
+
+
+def test_fastmri_is_read_and_all_of_its_k_space_gives_its_images(knees: Path) -> None:
+    found = data.folder.load(knees, str(knees / "layout.toml"))
+    assert found.train.x.shape == (12, 24, 18, 2) and found.test.y.shape == (6, 16, 12, 1)
+    assert found.sites == ("CORPDFS_FBK", "CORPD_FBK") and "left out 1 rows" in " ".join(found.notes)
+    whole = made(Undersample("undersample", acceleration=1.0), found)
+    assert float(found.train.y.max()) > 0.9
+    np.testing.assert_allclose(whole.train.x, whole.train.y, atol=1e-5)
+    part = made(Undersample("undersample", acceleration=(2.0, 3.0)), found)
+    off = ((part.train.x - part.train.y) ** 2).mean(axis=(1, 2, 3))
+    assert part.train.site is not None and (off > 1e-4).all()
+    assert part.image is not None and part.image.unit == "stored"
+    assert degraded(part, data.by_site(part, 2, 0), Noise("noise", noise=1.0), 0) is part
+    with pytest.raises(ConfigError, match='k-space as it was measured; use "undersample"'):
+        made(Noise("noise", noise=0.1), found)
+
+
+def test_k_space_needs_to_be_told_what_is_seen_of_it(knees: Path) -> None:
+    table = {**MECHANISMS["reconstruction"], "topology": {"graph": "ring", "nodes": 2}}
+    table["data"] = {"source": "folder", "path": str(knees), "layout": str(knees / "layout.toml")}
+    with jax.enable_x64(True), pytest.raises(ConfigError, match=r"data\.degrade: missing; the data are whole k-space"):
+        federation_of(table)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("several", "of several coils; only those of a single coil are read"),
+        ("challenge", "holds no reconstruction_esc: of the part that is for the challenge"),
+        ("empty", "holds no kspace"),
+        ("text", "can't be read as HDF5"),
+        ("small", r"must be complex and real, \[slices, height, width\] each, images not larger"),
+    ],
+)
+def test_files_that_are_none_of_fastmri_are_refused_by_name(knees: Path, change: str, said: str) -> None:
+    h5py = pytest.importorskip("h5py")
+    file = knees / "singlecoil_train" / "file1000000.h5"
+    if change == "text":
+        file.write_text("no HDF5")
+    else:
+        with h5py.File(file, "r+") as out:
+            space = out["kspace"][()]
+            del out["reconstruction_esc" if change in ("challenge", "small") else "kspace"]
+            if change == "several":
+                out["kspace"] = space[:, None]
+            if change == "small":
+                out["reconstruction_esc"] = np.zeros((5, 30, 30), np.float32)
+    with pytest.raises(DataError, match=f"file1000000.h5: .*{said}"):
+        data.folder.load(knees, str(knees / "layout.toml"))
 
 
 # --- FedMRI
@@ -174,6 +260,7 @@ def batch(seed: int = 0) -> dict[str, jax.Array]:
     return {name: jnp.asarray(rng.random((3, 8, 8, 1)), jnp.float32) for name in ("x", "y")}
 
 
+@pytest.mark.more
 def test_the_contrast_is_the_ratio_of_its_distances() -> None:
     """By hand, as the authors' program adds them up; what is not known has no part."""
     w, g = {"a": jnp.asarray([1.0, 2.0])}, {"a": jnp.asarray([0.0, 4.0])}
@@ -186,6 +273,7 @@ def test_the_contrast_is_the_ratio_of_its_distances() -> None:
     np.testing.assert_array_equal(still, [0, 0])  # where it has not moved, nothing pulls
 
 
+@pytest.mark.more
 def test_fedmri_remembers_what_it_had_and_what_came() -> None:
     """A round of two nodes: g is what was mixed, the others are both encoders before; decoders have no part."""
     inner = unet()
@@ -214,6 +302,7 @@ def test_fedmri_remembers_what_it_had_and_what_came() -> None:
         assert pulled[2]["loss"] > plain[2]["loss"]
 
 
+@pytest.mark.more
 def test_fedmri_needs_a_shared_encoder() -> None:
     with pytest.raises(ConfigError, match="part='enc': did you mean 'encoder'"):
         wrapped("fedmri", unet(), part="enc")
@@ -234,6 +323,7 @@ def placed_learner(**arguments: Any) -> tuple[Learner, list[Tree]]:
     return learner, [placed(first, {"node": np.eye(2, dtype=np.int32)[node]}) for node in range(2)]
 
 
+@pytest.mark.more
 def test_only_the_reference_tells_and_only_the_others_align() -> None:
     learner, (reference, other) = placed_learner()
     plain = unet().grad(other, batch(), KEY)[0]
@@ -257,6 +347,7 @@ def test_only_the_reference_tells_and_only_the_others_align() -> None:
     assert 0.3 < float((said - table["rows"]["features"][0]).std()) < 3
 
 
+@pytest.mark.more
 def test_features_that_leave_are_said_and_a_reference_must_be_there() -> None:
     with jax.enable_x64(True):
         made = federation_of(MECHANISMS["reconstruction"])

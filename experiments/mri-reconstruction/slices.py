@@ -14,7 +14,7 @@ SITES = ("BreastMRI", "AbdomenCT", "ChestCT", "HeadCT")
 
 
 def load(images: int = 12, test: int = 40, side: int = 32, path: str = str(FILE), seed: int = 0) -> Dataset:
-    """Of each site `images` training images, drawn by the seed, and the first `test` test images; their class is let go.
+    """Of each site `images` training images, drawn by the seed, and the first `test` test images.
 
     `side`: pixels of a side, 64 or a part of it; pixels are averaged. The classes are the sites.
     """

@@ -8,7 +8,7 @@ out or filled in stands in `notes`, in words, to be shown to the user. What is t
     regression    y [N, T] float32: T numbers; classes are the names of the targets
     survival      y [N, 2] float32: (time >= 0, 1 if the event was seen then and 0 if the row was censored)
     segmentation  y [N, H, W] int32: the class of each pixel of x [N, H, W, C]
-    reconstruction  y [N, H, W, C] float32 in 0..1: the image that x [N, H, W, ...] was made of; classes name its channels
+    reconstruction  y [N, H, W, C] float32 in 0..1: the image of which x [N, H, W, ...] was made; classes: its channels
 """
 
 from __future__ import annotations
@@ -271,7 +271,8 @@ def _validate_answers(samples: Samples, dataset: Dataset, where: str) -> None:
             "pixel of the images [N, H, W, C]"
         )
     if kind == "reconstruction":
-        _validate_images(samples, names, where)
+        space = dataset.image is not None and dataset.image.unit == "k-space"  # of which images are still to be made
+        _validate_images(samples, names, where, space)
     if kind in ("classes", "segmentation"):
         _validate_range(y, len(names), f"{where}.y", "classes")
     elif kind == "labels":
@@ -285,10 +286,10 @@ def _validate_answers(samples: Samples, dataset: Dataset, where: str) -> None:
                 raise DataError(f"{where}.y: {rule}; {int(wrong.sum())} are not, first in row {row}: {y[row].tolist()}")
 
 
-def _validate_images(samples: Samples, names: Sequence[str], where: str) -> None:
+def _validate_images(samples: Samples, names: Sequence[str], where: str, space: bool) -> None:
     """Of a reconstruction: as many pixels in x as in y, a channel for each name, and y within 0..1."""
     x, y = samples.x, samples.y
-    if x.ndim != 4 or x.shape[:3] != y.shape[:3]:
+    if x.ndim != 4 or (x.shape[:3] != y.shape[:3] and not space):
         raise DataError(
             f"{where}.x has shape {x.shape}, {where}.y {y.shape}; both must be images of one height and width, "
             "[N, H, W, C]"

@@ -4,16 +4,16 @@
     downsample    an image of fewer pixels, brought back to its size by interpolation: super-resolution
     noise         an image with noise: denoising
 
-Each node has its own settings, as each hospital has its own scanner: a setting is one value of all nodes, or a list with
-one for each. What is drawn depends on the seed, the node and the row alone, so that whoever holds a row degrades it
-alike.
+Each node has its own settings, as each hospital has its own scanner: a setting is one value of all nodes, or a list
+with one for each. What is drawn depends on the seed, the node and the row alone, so that whoever holds a row degrades
+it alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -22,6 +22,7 @@ from scipy import ndimage  # type: ignore[import-untyped]
 
 from p2pfl.check import LIST, STRICT
 from p2pfl.data.dataset import Dataset, Samples
+from p2pfl.data.fastmri import UNIT
 from p2pfl.data.partition import Partition
 from p2pfl.errors import ConfigError, DataError
 
@@ -32,6 +33,7 @@ KIND = "reconstruction"
 COLOURS: Mapping[int, tuple[str, ...]] = MappingProxyType({1: ("grey",), 3: ("red", "green", "blue")})
 """Channels of an image -> their names."""
 
+Value = TypeVar("Value")
 Sd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Sds = Sd | Annotated[tuple[Sd, ...], LIST]
 Ratio = Annotated[float, Field(ge=1, allow_inf_nan=False)]
@@ -46,7 +48,9 @@ class Undersample:
 
     by: Literal["undersample"]
     acceleration: Ratio | Annotated[tuple[Ratio, ...], LIST]  # all columns by those that are measured
-    center_fraction: Share | Annotated[tuple[Share, ...], LIST] = 0.08  # share of the columns, those of the lowest frequencies, that are always measured
+    center_fraction: Share | Annotated[tuple[Share, ...], LIST] = (
+        0.08  # share of the columns, those of the lowest frequencies, that are always measured
+    )
     columns: Columns | Annotated[tuple[Columns, ...], LIST] = "random"  # which of the others are
     drawn: Literal["site", "image"] = "site"  # one mask for all images of a site, or one for each image
     noise: Sds = 0.0  # standard deviation of the real and the imaginary part of each sample, in units of a pixel
@@ -78,7 +82,8 @@ def degraded(dataset: Dataset, parts: Partition, how: Degrade, seed: int, by_sit
     """Make of a data set of images one of kind "reconstruction", in which x is degraded and y is the image.
 
     Args:
-        dataset: of any kind, of images [N, H, W, C] in 0..1; what was to be predicted of them is let go.
+        dataset: of any kind, of images [N, H, W, C] in 0..1, what was to be predicted of them is let go; or of k-space
+            (see p2pfl.data.fastmri), for Undersample.
         parts: the rows of each node, whose settings they get.
         how: the settings.
         seed: of masks and noise, >= 0.
@@ -100,7 +105,7 @@ def degraded(dataset: Dataset, parts: Partition, how: Degrade, seed: int, by_sit
         >>> made.kind, made.train.y.shape, bool(np.allclose(made.train.x, made.train.y))
         ('reconstruction', (4, 8, 8, 1), False)
     """
-    if dataset.kind == KIND:
+    if dataset.kind == KIND and not measured(dataset):
         return dataset
     nodes = len(parts.train)
     _judge(dataset, how, nodes)
@@ -113,15 +118,21 @@ def degraded(dataset: Dataset, parts: Partition, how: Degrade, seed: int, by_sit
         for samples, rows, part in ((dataset.train, parts.train, TRAIN), (dataset.test, parts.test, TEST))
     )
     validation = None if kept is None or owner is None else _pairs(kept, owner, how, seed, VALIDATION)
-    channels = dataset.train.x.shape[-1]
+    channels = train.x.shape[-1]
     names = COLOURS.get(channels, tuple(f"channel_{i}" for i in range(channels)))
+    image = dataset.image._replace(unit="stored") if dataset.image is not None and measured(dataset) else dataset.image
     return dataset._replace(
-        train=train, test=test, validation=validation, classes=names, kind=KIND, predicts=(),
+        train=train, test=test, validation=validation, classes=names, kind=KIND, predicts=(), image=image,
         notes=(*dataset.notes, *_said(how)),
     )  # fmt: skip
 
 
-def setting(value: object, node: int) -> object:
+def measured(dataset: Dataset) -> bool:
+    """Return whether x is k-space as it was measured [N, H, W, 2], and y what was made of all of it."""
+    return dataset.image is not None and dataset.image.unit == UNIT
+
+
+def setting(value: Value | tuple[Value, ...], node: int) -> Value:
     """The value of a node, of one value of all or a value for each."""
     return value[node] if isinstance(value, tuple) else value
 
@@ -147,7 +158,9 @@ def _judge(dataset: Dataset, how: Degrade, nodes: int) -> None:
         raise DataError(
             f"{where}: degrades images [height, width, channels]; a row of the data has shape {[*shape]}. Leave it out"
         )
-    for part in (dataset.train, dataset.test, dataset.validation):
+    if measured(dataset) and not isinstance(how, Undersample):
+        raise ConfigError(f'{where}.by={how.by!r}: the data are k-space as it was measured; use "undersample"')
+    for part in () if measured(dataset) else (dataset.train, dataset.test, dataset.validation):
         if part is not None and len(part.x) and not (part.x.min() >= 0 and part.x.max() <= 1):
             raise DataError(
                 f"{where}: the images hold {part.x.min():g} to {part.x.max():g}; they must be in 0..1, of which PSNR "
@@ -155,7 +168,7 @@ def _judge(dataset: Dataset, how: Degrade, nodes: int) -> None:
             )
     for node in range(nodes):
         if isinstance(how, Undersample):
-            acceleration, center = (float(setting(each, node)) for each in (how.acceleration, how.center_fraction))  # type: ignore[arg-type]
+            acceleration, center = setting(how.acceleration, node), setting(how.center_fraction, node)
             if center > 1 / acceleration:
                 raise ConfigError(
                     f"{where}.center_fraction={center:g}: acceleration={acceleration:g} measures 1/{acceleration:g} of "
@@ -164,7 +177,7 @@ def _judge(dataset: Dataset, how: Degrade, nodes: int) -> None:
             if round(shape[1] / acceleration) < 1:
                 raise ConfigError(f"{where}.acceleration={acceleration:g}: measures none of {shape[1]} columns")
         elif isinstance(how, Downsample):
-            factor = int(setting(how.factor, node))  # type: ignore[call-overload]
+            factor = setting(how.factor, node)
             if shape[0] % factor or shape[1] % factor:
                 raise ConfigError(
                     f"{where}.factor={factor}: must divide height and width of the images, {shape[0]} x {shape[1]}"
@@ -172,15 +185,31 @@ def _judge(dataset: Dataset, how: Degrade, nodes: int) -> None:
 
 
 def _pairs(samples: Samples, owner: np.ndarray, how: Degrade, seed: int, part: int) -> Samples:
-    x = np.empty_like(samples.x)
+    space = samples.y.ndim == 4  # x is k-space, and its images are there
+    y = samples.y if space else samples.x
+    x = np.empty_like(y)
     for row, node in enumerate(owner.tolist()):
-        x[row] = WAYS[how.by](samples.x[row].astype(np.float64), how, seed, node, (part, row))
-    return samples._replace(x=x, y=samples.x)
+        given = samples.x[row].astype(np.float64)
+        if space and isinstance(how, Undersample):
+            complete = (given[..., 0] + 1j * given[..., 1])[..., None]
+            image = np.fft.fftshift(_seen(complete, how, seed, node, (part, row)), axes=(0, 1))
+            x[row] = _middle(image, y.shape[1:3])
+        else:
+            x[row] = WAYS[how.by](given, how, seed, node, (part, row))
+    return samples._replace(x=x, y=y)
+
+
+def _middle(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """The middle [h, w, C] of an image [H, W, C]."""
+    top, left = ((have - want) // 2 for have, want in zip(image.shape, size, strict=False))
+    return image[top : top + size[0], left : left + size[1]]
 
 
 def _said(how: Degrade) -> tuple[str, ...]:
     given = ", ".join(
-        f"{name} = {[*value] if isinstance(value, tuple) else value}" for name, value in vars(how).items() if name != "by"
+        f"{name} = {[*value] if isinstance(value, tuple) else value}"
+        for name, value in vars(how).items()
+        if name != "by"
     )
     return (f"images are degraded by {how.by} ({given}); what is learned is to undo it, in 0..1",)
 
@@ -230,28 +259,42 @@ def zero_filled(image: np.ndarray, measured: np.ndarray, noise: np.ndarray | flo
         >>> bool(np.allclose(zero_filled(image, np.ones(8, bool)), image))
         True
     """
-    space = np.fft.fftshift(np.fft.fft2(image, axes=(0, 1), norm="ortho"), axes=(0, 1))
+    return from_k_space(k_space(image), measured, noise)
+
+
+def k_space(image: np.ndarray) -> np.ndarray:
+    """The Fourier transform of an image [H, W, C], lowest frequency in the middle, complex."""
+    whole: np.ndarray = np.fft.fftshift(np.fft.fft2(image, axes=(0, 1), norm="ortho"), axes=(0, 1))
+    return whole
+
+
+def from_k_space(space: np.ndarray, measured: np.ndarray, noise: np.ndarray | float = 0.0) -> np.ndarray:
+    """The same of k-space [H, W, C] complex, lowest frequency in the middle."""
     kept = np.where(measured[None, :, None], space + noise, 0)
-    magnitude: np.ndarray = np.abs(np.fft.ifft2(np.fft.ifftshift(kept, axes=(0, 1)), axes=(0, 1), norm="ortho"))
+    image = np.fft.ifft2(np.fft.ifftshift(kept, axes=(0, 1)), axes=(0, 1), norm="ortho")
+    magnitude: np.ndarray = np.abs(image)
     return magnitude
 
 
 def _undersampled(image: np.ndarray, how: Undersample, seed: int, node: int, row: tuple[int, int]) -> np.ndarray:
+    return _seen(k_space(image), how, seed, node, row)
+
+
+def _seen(space: np.ndarray, how: Undersample, seed: int, node: int, row: tuple[int, int]) -> np.ndarray:
+    """The image of what is measured of k-space [H, W, C]."""
     own = (node, *row) if how.drawn == "image" else (node,)
     rng = np.random.default_rng([seed, MASK_PURPOSE, *own])
-    acceleration, center, columns, noise = (
-        setting(each, node) for each in (how.acceleration, how.center_fraction, how.columns, how.noise)
-    )
-    measured = mask(image.shape[1], acceleration, center, columns, rng)  # type: ignore[arg-type]
-    parts = _drawn((2, *image.shape), noise, seed, node, row)
-    return zero_filled(image, measured, parts[0] + 1j * parts[1])
+    acceleration, center = setting(how.acceleration, node), setting(how.center_fraction, node)
+    columns = mask(space.shape[1], acceleration, center, setting(how.columns, node), rng)
+    parts = _drawn((2, *space.shape), setting(how.noise, node), seed, node, row)
+    return from_k_space(space, columns, parts[0] + 1j * parts[1])
 
 
 _ORDERS = {"nearest": 0, "linear": 1, "cubic": 3}
 
 
 def _downsampled(image: np.ndarray, how: Downsample, seed: int, node: int, row: tuple[int, int]) -> np.ndarray:
-    factor: int = setting(how.factor, node)  # type: ignore[assignment]
+    factor = setting(how.factor, node)
     height, width, channels = image.shape
     small = image.reshape(height // factor, factor, width // factor, factor, channels).mean(axis=(1, 3))
     small = small + _drawn(small.shape, setting(how.noise, node), seed, node, row)
@@ -264,7 +307,7 @@ def _noisy(image: np.ndarray, how: Noise, seed: int, node: int, row: tuple[int, 
     return image + _drawn(image.shape, setting(how.noise, node), seed, node, row)
 
 
-def _drawn(shape: tuple[int, ...], sd: object, seed: int, node: int, row: tuple[int, int]) -> np.ndarray:
+def _drawn(shape: tuple[int, ...], sd: float, seed: int, node: int, row: tuple[int, int]) -> np.ndarray:
     if not sd:
         return np.zeros(shape)
     noise: np.ndarray = np.random.default_rng([seed, NOISE_PURPOSE, node, *row]).normal(size=shape) * sd

@@ -103,7 +103,10 @@ def load(
     chosen, entries = _entries(wanted, chosen, missing)
     series = any(file.is_dir() for entry in entries for file in entry.files)
     dataset = _dataset(wanted, chosen, classes, _read(wanted, entries), test_fraction, seed)
-    return dataset._replace(recipe=Recipe("files", {"layout": _plain(wanted, series)}, Numbers(((0.0,),), ((1.0,),))))
+    as_they_are = Numbers(((0.0,),), ((1.0,),))
+    if wanted.format == "fastmri":  # new rows are images of what was measured
+        return dataset._replace(recipe=Recipe("arrays", {}, as_they_are))
+    return dataset._replace(recipe=Recipe("files", {"layout": _plain(wanted, series)}, as_they_are))
 
 
 class _Chosen(NamedTuple):
@@ -259,7 +262,7 @@ def _dataset(
         raise DataError(f"{rows.root}: nothing to learn from: {'; '.join(notes) if said else why}")
     image = _image(layout, x, facts, rows.root)
     of = np.array(owner)
-    y = np.stack(masks) if layout.kind == "segmentation" else chosen.y[of]
+    y = np.stack(masks) if layout.kind in ("segmentation", "reconstruction") else chosen.y[of]
     names, site = _sites(layout, rows, of)
     part = chosen.part[of]
     if not (part == TEST).any():

@@ -123,8 +123,8 @@ class Layout:
 
     name: str  # of the data set
     origin: str  # where the data set is got, and what says that it lies so
-    kind: Literal["classes", "labels", "regression", "survival", "segmentation"]
-    format: Literal["image", "dicom", "nifti", "mhd", "npy", "series", "table"]
+    kind: Literal["classes", "labels", "regression", "survival", "segmentation", "reconstruction"]
+    format: Literal["image", "dicom", "nifti", "mhd", "npy", "series", "table", "fastmri"]
     label: Label
     classes: Texts = ()  # of classes and segmentation, in order: every site must have the same
     files: Annotated[tuple[Files, ...], LIST] = ()
@@ -188,6 +188,11 @@ def _judge(layout: Layout) -> None:
         )
     if (layout.format == "table") != (layout.features is not None):
         raise ConfigError('features: goes with format = "table", and with no other')
+    if (layout.kind == "reconstruction") != (layout.format == "fastmri"):
+        raise ConfigError(
+            f'kind={layout.kind!r}: reconstruction goes with format = "fastmri", and with no other; of other images '
+            "[data.degrade] makes one"
+        )
     if layout.kind == "segmentation":
         if layout.format not in ("image", "dicom", "nifti", "mhd", "npy"):
             raise ConfigError(f"format={layout.format!r}: has no pixels to segment; use another kind")
@@ -196,6 +201,8 @@ def _judge(layout: Layout) -> None:
     elif layout.pixels.foreground:
         raise ConfigError('pixels.foreground=true: goes with kind = "segmentation"')
     whole = layout.pixels.slices == "volume"
+    if layout.format == "fastmri" and (whole or layout.pixels.size):
+        raise ConfigError('pixels: k-space is read by slices, at its own size; leave size and slices = "volume" out')
     if layout.pixels.size and len(layout.pixels.size) != (3 if whole else 2):
         rule = "[depth, height, width]" if whole else "[height, width]"
         raise ConfigError(f"pixels.size={list(layout.pixels.size)}: must be {rule}")
@@ -221,6 +228,7 @@ LABELS: dict[str, Sequence[tuple[str, ...]]] = {
     "regression": (("columns",),),
     "survival": (("time", "event"),),
     "segmentation": (("mask",),),
+    "reconstruction": ((),),
 }
 """Kind -> the ways to say what is to be predicted: fields of [label] that must be given together."""
 
@@ -230,7 +238,7 @@ def _judge_label(layout: Layout) -> None:
     given = {name for name in fields if getattr(layout.label, name) is not None}
     ways = LABELS[layout.kind]
     if given not in [set(way) for way in ways]:
-        said = "; or ".join(" and ".join(way) for way in ways)
+        said = "; or ".join(" and ".join(way) or "none of them" for way in ways)
         raise ConfigError(f"label: kind={layout.kind!r} needs {said}. Given: {', '.join(sorted(given)) or 'none'}")
     if layout.format == "table" and (layout.label.values or layout.label.drop or layout.label.separator):
         raise ConfigError('label: with format = "table" values, drop and separator are not used; use keep and classes')

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from p2pfl.data import fastmri
 from p2pfl.data.dataset import ImageFacts
 from p2pfl.data.dicom import NoImage
 from p2pfl.data.formats import correlations, read
@@ -29,7 +30,7 @@ class Arrays(NamedTuple):
     """The arrays of a row: one or more rows of the data set, as its volume is cut."""
 
     x: list[np.ndarray]  # of [H, W, C], [D, H, W, C] or [F] float32
-    y: list[np.ndarray]  # of [H, W] int32 class indices; empty but for segmentation
+    y: list[np.ndarray]  # of segmentation [H, W] int32 class indices, of reconstruction [H, W, C]; else empty
     facts: ImageFacts | None = None  # of all of them
     notes: tuple[tuple[str, str], ...] = ()  # as ReadImage has them
 
@@ -39,6 +40,10 @@ def arrays(layout: Layout, entry: Entry) -> Arrays:
     if layout.format == "series":
         return Arrays([correlations(entry.files[0])], [])
     pixels = layout.pixels
+    if layout.format == "fastmri":
+        assert not isinstance(pixels.slices, str) or pixels.slices in ("middle", "all")
+        volume = fastmri.read(entry.files[0], pixels.slices)
+        return Arrays([*volume.space], [*volume.images], volume.facts)
     try:
         channels = [read(file, layout.format, pixels.mode, pixels.unit) for file in entry.files]
     except NoImage as exc:

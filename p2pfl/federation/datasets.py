@@ -120,6 +120,11 @@ def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data
 def _degraded(experiment: Experiment, data: Data, dataset: Dataset, parts: Partition) -> Dataset:
     """The data as [data.degrade] says; rows of each node by its settings. Raises ConfigError."""
     if data.degrade is None:
+        if degrade.measured(dataset):
+            raise ConfigError(
+                "data.degrade: missing; the data are whole k-space, of which it says what is seen, as in "
+                '{ by = "undersample", acceleration = 4 }'
+            )
         return dataset
     return degrade.degraded(dataset, parts, data.degrade, experiment.seed, data.partition == EvenPartition("by_site"))
 

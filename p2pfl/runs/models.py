@@ -445,9 +445,12 @@ def _learner(about: ModelFacts, experiment: Experiment, arrays: Mapping[str, np.
 
 def stand_in(about: ModelFacts) -> Dataset:
     """A data set of one row that is like the one that the models have learned from, for its shapes and names."""
-    width = {"labels": (len(about.classes),), "regression": (len(about.classes),), "survival": (2,)}
-    width |= {"segmentation": about.shape[:2], "reconstruction": (*about.shape[:2], len(about.classes))}
-    y = np.zeros((1, *width.get(about.kind, ())), KINDS[about.kind][0])
+    many, space = len(about.classes), about.shape[:2]
+    width: dict[str, tuple[int, ...]] = {
+        "labels": (many,), "regression": (many,), "survival": (2,), "segmentation": space,
+        "reconstruction": (*space, many),
+    }  # fmt: skip
+    y: np.ndarray = np.zeros((1, *width.get(about.kind, ())), KINDS[about.kind][0])
     rows = Samples(np.zeros((1, *about.shape), np.float32), y)
     return Dataset(rows, rows, about.classes, features=about.features, kind=about.kind)
 

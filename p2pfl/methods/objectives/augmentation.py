@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -114,18 +115,15 @@ def augment(
 
         return learner._replace(grad=grad)
 
-    def suits(dataset: Dataset) -> None:
-        _images(dataset)
-        if dataset.kind == "reconstruction" and (contrast or brightness):
-            raise ConfigError(
-                "objective augment: contrast and brightness light x alone, and what is reconstructed would be another "
-                "image; leave them out"
-            )
-
-    return Objective(wrap, suits=suits)
+    return Objective(wrap, suits=partial(_images, lit=bool(contrast or brightness)))
 
 
-def _images(dataset: Dataset) -> None:
+def _images(dataset: Dataset, lit: bool) -> None:
+    if dataset.kind == "reconstruction" and lit:
+        raise ConfigError(
+            "objective augment: contrast and brightness light x alone, and what is reconstructed would be another "
+            "image; leave them out"
+        )
     shape = dataset.train.x.shape[1:]
     if len(shape) != 3:
         raise ConfigError(

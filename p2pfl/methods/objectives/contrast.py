@@ -9,7 +9,7 @@ import optax
 from p2pfl.check import at_least
 from p2pfl.errors import ConfigError, nearest
 from p2pfl.methods.objectives.objective import Objective
-from p2pfl.tree import add, is_model
+from p2pfl.tree import add, is_model, named_leaves
 from p2pfl.types import (
     Algorithm,
     Array,
@@ -155,5 +155,5 @@ def _judge(inner: Algorithm, part: str) -> None:
         return
     params = jax.eval_shape(inner.learner.init, jax.random.key(0))
     whole, shared = params["private"][NAME]["start"], params["trained"].get(part)
-    if jax.tree.structure(shared) != jax.tree.structure(whole):
+    if shared is None or [*named_leaves(shared)] != [*named_leaves(whole)]:
         raise ConfigError(f'objective {NAME}: all of {part!r} must be shared; use algorithm.share = "split"')

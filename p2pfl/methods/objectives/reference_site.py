@@ -120,7 +120,11 @@ def _aligned(
         classifier = jax.tree.map(lambda new, old: jnp.where(active, new, old), better, kept)
         private = {**others.get("private", params["private"]), CLASSIFIER: classifier}
         said = _said({**params, "private": private}, z, key, reference, noise)
-        return gradient, {**rest(params), **others, "private": said}, {**metrics, "loss": metrics["loss"] + weight * loss}
+        return (
+            gradient,
+            {**rest(params), **others, "private": said},
+            {**metrics, "loss": metrics["loss"] + weight * loss},
+        )
 
     return inner._replace(init=init, grad=grad)
 
