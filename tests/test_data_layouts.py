@@ -287,6 +287,18 @@ def medmnist(root: Path) -> None:
     table(root, "pneumoniamnist.csv", [], rows)
 
 
+def fastmri_knee(root: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="fastMRI needs h5py, of the extra [medical]")
+    for part, number, acquisition in (("train", 1, "CORPD_FBK"), ("train", 2, "CORPDFS_FBK"), ("val", 3, "CORPD_FBK")):
+        path = root / f"singlecoil_{part}" / f"file100000{number}.h5"
+        path.parent.mkdir(exist_ok=True)
+        with h5py.File(path, "w") as file:
+            space = file.create_dataset("kspace", (11, 640, 368), np.complex64)
+            images = file.create_dataset("reconstruction_esc", (11, 320, 320), np.float32)
+            space[10, 320, 184], images[10] = 1e-4, 1e-6
+            file.attrs.update(acquisition=acquisition, max=1e-6, norm=1e-4, patient_id=f"{number:064x}")
+
+
 # name: (its tree, rows of train, test and validation, shape of a row, sites)
 CASES: dict[str, tuple[Callable[[Path], None], tuple[int, int, int], tuple[int, ...], tuple[str, ...]]] = {
     "covid19_radiography": (covid19_radiography, (16, 4, 0), (64, 64, 1), ()),
@@ -304,6 +316,7 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[int, int, int], tuple[int, 
     "brats": (brats, (200, 40, 0), (96, 96, 4), ()),
     "fets": (fets, (160, 80, 0), (96, 96, 4), ("1", "2")),
     "rsna_pneumonia": (rsna_pneumonia, (6, 2, 0), (64, 64, 1), ()),
+    "fastmri_knee": (fastmri_knee, (2, 1, 0), (640, 368, 2), ("CORPDFS_FBK", "CORPD_FBK")),
     "promise12": (promise12, (12, 4, 0), (96, 96, 1), ()),
     "kermany_pneumonia": (kermany_pneumonia, (8, 8, 8), (64, 64, 1), ()),
     "medmnist": (medmnist, (4, 4, 4), (28, 28, 1), ()),
@@ -330,7 +343,7 @@ def test_the_layout_reads_its_tree(tmp_path: Path, name: str) -> None:
     assert found.train.x.shape[1:] == shape
     validation = 0 if found.validation is None else len(found.validation.y)
     assert (len(found.train.y), len(found.test.y), validation) == sizes, found.notes
-    if wanted.format not in ("table", "series"):
+    if wanted.format not in ("table", "series", "fastmri"):
         assert found.train.x.min() >= 0 and found.train.x.max() <= 1 and found.train.x.std() > 0.05
     if sites:
         assert all(len(rows) for rows in by_site(found, len(sites)).train)
