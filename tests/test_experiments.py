@@ -29,6 +29,7 @@ FOLDER = Path(__file__).parents[1] / "experiments"
 HEART = FOLDER.parents[1] / "shared" / "data" / "heart_disease_4sites.csv"
 """It is no part of the repository."""
 TCGA = HEART.with_name("tcga_brca_6regions.csv")
+MEDNIST = HEART.with_name("mednist64_3300.npz")
 ORACLE = (
     ("age_at_index", 0.019928, 0.007977),
     ("ajcc_pathologic_m_MX", -0.828832, 0.365242),
@@ -52,6 +53,9 @@ mean is over 16 nodes and so moves less."""
 SITES = 0.02
 """Of other figures of an assessment: on the smallest test set of a site, of 16 rows, one row is 0.06, in a mean of four
 sites 0.016."""
+
+DECIBELS = 0.1
+"""Of PSNR, of networks that a few hundred steps in float32 have trained."""
 
 Table = dict[tuple[str, ...], dict[str, list[float]]]
 Sweep = Callable[..., tuple[Table, Path]]
@@ -109,6 +113,8 @@ def agrees(metric: str, value: float, known: float) -> bool:
         return abs(value - known) <= ROWS[metric]
     if metric == "mean_residual" and known < NOISE:
         return value < NOISE
+    if metric.startswith("psnr_"):
+        return abs(value - known) <= DECIBELS
     if assessment.figure(metric):
         return abs(value - known) <= SITES
     if "<" in metric:
@@ -310,3 +316,17 @@ def test_with_more_stretches_of_time_six_regions_are_nearer_to_all_event_times(m
     off, off_tied = (float((np.abs(each.beta - exact.beta) / error)[known].max()) for each in (pieces, tied))
     assert known.sum() == 26 and far - 0.01 < off < far and off_tied > 1.8 * off
     assert np.sqrt(np.diag(pieces.covariance))[known] == pytest.approx(error[known], rel=0.02)
+
+
+@pytest.mark.more
+@pytest.mark.skipif(not MEDNIST.exists(), reason="the images are no part of the repository")
+def test_decoders_at_home_reconstruct_better_than_one_model_of_all(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of hospitals with their own masks, noise and parts of the body: `share = "split"`, as FedMRI has it."""
+    monkeypatch.syspath_prepend(FOLDER / "mri-reconstruction")
+    chosen = [*only("method", "all shared", "decoders at home"), *only("seed", "0")]
+    found, _ = sweep("mri-reconstruction/sweep.toml", *chosen)
+    hold(found, expected("mri-reconstruction"), 1)
+    shared, split = (found["", name]["psnr_own_mean"][0] for name in ("all shared", "decoders at home"))
+    assert split > shared + 0.2
