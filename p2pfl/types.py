@@ -126,6 +126,7 @@ class Planning(NamedTuple):
     rounds: int  # of the run: a schedule that is drawn anew in each round has this period
     seed: int
     samples: np.ndarray  # [n] int64: training rows of each node; -1 where only the node itself knows them
+    part: float = 1.0  # share of the nodes that take part in a round
 
 
 Features = Callable[[Params, Array, Key | None], tuple[Array, Tree]]

@@ -120,15 +120,31 @@ MECHANISMS: dict[str, dict[str, Any]] = {
         **NETWORK,
         "training": {**NETWORK["training"], "objective": [{"name": "widths", "ratios": [1.0, 0.5, 0.75]}]},
         "algorithm": {"name": "dsgd", "share": "silobn", "wrap": [
-            {"name": "fourier", "start": 0.3, "rounds": 4},
-            {"name": "by_similarity", "sharpness": 1.0, "publish": True}, {"name": "by_samples"},
-            {"name": "by_labels", "sharpness": 1.0, "minimum": 3}, {"name": "by_loss", "q": -1.0},
+            {"name": "by_samples"}, {"name": "by_labels", "sharpness": 1.0, "minimum": 3},
+            {"name": "by_loss", "q": -1.0},
+        ]},
+        "network": {"loss": 0.2},
+    },
+    "widths, churn": {
+        **NETWORK,
+        "training": {**NETWORK["training"], "optimizer": {"name": "adamw", "learning_rate": 0.01}, "objective": [
+            {"name": "widths", "ratios": [0.75, 0.5, 1.0]}, {"name": "ditto", "strength": 0.5},
+        ]},
+        "algorithm": {"name": "gradient_tracking", "share": "private_head"},
+        "churn": GONE_AND_BACK,
+    },
+    "spectra and weights": {
+        **NETWORK,
+        "algorithm": {"name": "dsgd", "share": "silobn", "wrap": [
+            {"name": "fourier", "start": 0.3, "rounds": 4}, {"name": "cast"},
+            {"name": "by_similarity", "sharpness": 1.0, "publish": True},
         ]},
         "network": {"loss": 0.2},
     },
     "objectives": _objective(
         {"name": "fedprox", "mu": 0.1}, {"name": "pfedme", "learning_rate": 0.05, "strength": 5.0, "steps": 2},
         {"name": "iop", "strength": 0.1}, {"name": "augment", "flip": True, "contrast": 0.1},
+        {"name": "proportional"}, {"name": "deputy"},
     ),
     "more objectives": _objective(
         {"name": "sharpness"}, {"name": "missing_classes"}, {"name": "average"},

@@ -53,6 +53,7 @@ class TopologyTable:
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the graph, such as k of base
     heal: bool = True  # a graph of a file is joined together again when nodes are gone
     weights: str | None = None  # metropolis | max_degree | best_constant | uniform_out | file
+    take_part: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the nodes that takes part in a round
 
 
 @dataclass(frozen=True, config=STRICT)

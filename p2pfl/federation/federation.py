@@ -152,7 +152,7 @@ class Federation(NamedTuple):
 
     def with_algorithm(self, make: Callable[[Learner], Algorithm]) -> Federation:
         """The same with another algorithm, for the same schedule."""
-        return self._replace(learning=self.learning._replace(make=make, algorithm=make(self.learner)))
+        return self._replace(learning=self.learning._replace(make=make, algorithm=make(self.learner), sliced=None))
 
 
 def build(experiment: Experiment, dataset: Dataset | None = None) -> Federation:

@@ -38,6 +38,15 @@ from p2pfl.topology import GRAPHS
 from p2pfl.types import Algorithm, Learner, Planning, Schedule, Tree
 
 
+class Sliced(NamedTuple):
+    """What nodes learn with whose models are slices of a whole one: by level, of which 0 is the whole."""
+
+    levels: tuple[int, ...]  # of each node
+    learners: tuple[Learner, ...]
+    algorithms: tuple[Algorithm, ...]
+    stretches: tree.Stretches  # of the whole model
+
+
 class Learning(NamedTuple):
     """The learner and the algorithm of a federation."""
 
@@ -47,6 +56,7 @@ class Learning(NamedTuple):
     schedule: Schedule  # what the algorithm makes of the graph
     sites: Tree  # [n, ...] what each node knows of its own data, where it is asked for
     notes: tuple[str, ...]  # what a person should know of that
+    sliced: Sliced | None = None  # where nodes have models of unequal shapes; the above is then for arrays of the whole
 
 
 class ScriptedSteps(NamedTuple):
@@ -61,11 +71,13 @@ def resolve_learning(
 ) -> Learning:
     """Resolve the learner and the algorithm of an experiment. Raises ConfigError."""
     rule, dataset = optimizer(experiment) if script is None else script.optimizer, data.dataset
+    sliced: Sliced | None = None
     methods = objectives(experiment, rule)
     sites, notes = known(experiment, methods, dataset, data.partition.train, topology.nodes, real=not data.pooled)
     if script is None:
         base = base_learner(experiment, dataset) if data.task is None else quadratic.learner(data.task.a.shape[1])
         learner = made_learner(experiment, base, methods, rule, sites, dataset.train.x.shape[1:])
+        sliced = _sliced(experiment, base, methods, rule, sites, dataset)
     else:
         learner = script.learner
     _check_answers(experiment, learner, data)
@@ -73,7 +85,10 @@ def resolve_learning(
 
     def make(learner: Learner) -> Algorithm:
         made = named(experiment, learner, methods, rule, apart)
-        return made._replace(weigh=renormalized) if experiment.network.rule == "renormalise" else made
+        made = made._replace(weigh=renormalized) if experiment.network.rule == "renormalise" else made
+        for method in methods:
+            made = method.around(made) if method.around else made
+        return made
 
     algorithm = make(learner)
     if not isinstance(experiment.training.optimizer, dict):  # some of what a list may hold looks at the model's shapes
@@ -82,12 +97,12 @@ def resolve_learning(
     _check_shares(algorithm, shape(learner, sites))
     table = experiment.topology
     where = f"topology {table.graph or table.file!s} of {topology.nodes} nodes"
-    planning = Planning(experiment.rounds, experiment.seed, data.samples[: topology.nodes])
+    planning = Planning(experiment.rounds, experiment.seed, data.samples[: topology.nodes], table.take_part)
     schedule = epochs.suited(algorithm, topology.schedule, planning, where)
     _check_growth(experiment, algorithm, topology, data)
     jax.eval_shape(lambda model: algorithm.init(model, 1), shape(learner, sites))  # some wraps look at the model
     notes = (*notes, *_own_scales(experiment, data, algorithm))
-    learning = Learning(learner, algorithm, make, schedule, sites, notes)
+    learning = Learning(learner, algorithm, make, schedule, sites, notes, sliced)
     return _gossiping(experiment, topology, data, learning) if "sums" in sites else learning
 
 
@@ -101,7 +116,8 @@ def _check_growth(experiment: Experiment, algorithm: Algorithm, topology: Topolo
     if last >= nodes:  # the node of this machine, which the experiment does not plan
         parts.append(((*range(nodes), last), f"the graph of {nodes} nodes and node {last}, which joins them,"))
     for members, where in parts:
-        planning = Planning(experiment.rounds, experiment.seed, epochs.known(data.samples, members))
+        samples = epochs.known(data.samples, members)
+        planning = Planning(experiment.rounds, experiment.seed, samples, experiment.topology.take_part)
         epochs.suited(algorithm, epochs.among(experiment, members)[0], planning, where)
 
 
@@ -133,7 +149,56 @@ def _gossiping(experiment: Experiment, topology: Topology, data: Datasets, learn
     def make(learner: Learner) -> Algorithm:
         return statistics.gossip(learning.make(learner), needed)
 
-    return learning._replace(make=make, algorithm=make(learning.learner))
+    sliced = learning.sliced
+    if sliced is not None:
+        algorithms = tuple(statistics.gossip(each, needed) for each in sliced.algorithms)
+        sliced = sliced._replace(algorithms=algorithms)
+    return learning._replace(make=make, algorithm=make(learning.learner), sliced=sliced)
+
+
+def _sliced(
+    experiment: Experiment,
+    base: Learner,
+    methods: Sequence[Objective],
+    rule: optax.GradientTransformation,
+    sites: Tree,
+    dataset: Dataset,
+) -> Sliced | None:
+    """What the nodes of each level learn with, where an objective gives them models of unequal shapes."""
+    cutting = [method for method in methods if method.slices is not None]
+    if not cutting:
+        return None
+    slices = cutting[0].slices
+    assert slices is not None
+    for i, given in enumerate(experiment.algorithm.wrap):
+        if given.get("name") in ("by_similarity", "fourier"):
+            raise ConfigError(
+                f"algorithm.wrap[{i}]: {given['name']} compares all channels of two models, and with the objective "
+                "widths two nodes hold unequal numbers of them; leave one of the two out"
+            )
+    learners, algorithms = [], []
+    for level, narrow in enumerate(slices.learners):
+        own = [method._replace(learner=narrow) if method is cutting[0] else method for method in methods]
+        learner = made_learner(experiment, base, own, rule, sites, dataset.train.x.shape[1:])
+        _check_slice(learner, shape(learner, sites), dataset, level)
+        learners.append(learner)
+        algorithms.append(named(experiment, learner, own, rule, withheld=True))
+    whole = jax.eval_shape(base.init, jax.random.key(0))
+    return Sliced(slices.levels, tuple(learners), tuple(algorithms), slices.stretches(whole))
+
+
+def _check_slice(learner: Learner, model: Tree, dataset: Dataset, level: int) -> None:
+    """Raises ConfigError for a model that does not compute with a slice of its leaves, before anything is compiled."""
+    x = dataset.train.x
+    row = jax.ShapeDtypeStruct((1, *x.shape[1:]), jax.tree.leaves(model["trained"])[0].dtype)
+    try:
+        jax.eval_shape(learner.predict, model, row)
+    except (*FAULTS, flax.SHAPE_FAULT) as error:
+        raise ConfigError(
+            f"model: does not compute with the first channels of its layers (level {level} of the widths): "
+            f"{flax.reason(error)}. A Linen module declares the shapes that it takes, and a module of one's own may "
+            "have numbers of channels in its code: give an NNX module that takes them from its inputs"
+        ) from error
 
 
 def _check_answers(experiment: Experiment, learner: Learner, data: Datasets) -> None:

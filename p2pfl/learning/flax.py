@@ -16,6 +16,7 @@ import flax.linen as linen
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.errors import ScopeParamShapeError
 
 from p2pfl import tree
 from p2pfl.check import one_of
@@ -96,6 +97,9 @@ def _seen(outputs: Array, batch: Tree) -> Array:
         return outputs
     return jnp.where(jnp.broadcast_to(batch["classes"], outputs.shape), outputs, jnp.asarray(ABSENT, outputs.dtype))
 
+
+SHAPE_FAULT = ScopeParamShapeError
+"""What a Linen module says of parameters of other shapes than it would make."""
 
 _RULE = "must be a Linen module, or a function (nnx.Rngs) -> nnx.Module such as `lambda rngs: Net(rngs=rngs)`"
 

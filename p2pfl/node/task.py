@@ -10,6 +10,7 @@ import numpy as np
 
 from p2pfl.churn import Event
 from p2pfl.learning.batching import Batching, EvalSet
+from p2pfl.node.fit import NodeSlice
 from p2pfl.node.program import Program
 from p2pfl.types import Inbox, Neighborhood, Payload, Schedule, State, Tree
 
@@ -106,6 +107,8 @@ class Task(NamedTuple):
     meaning: str = ""  # what the rows mean, in one line: the dictionary of the data
     compare: Callable[[str], Sequence[str]] = lambda theirs: ()  # with another's: what differs, in words; or ValueError
     learned: Callable[[Tree], Sequence[str] | None] | None = None  # of its rows beside all, in words; None: not yet
+    fit: NodeSlice | None = None  # where nodes have models of unequal shapes
+    part: float = 1.0  # share of the nodes that takes part in a round
 
     def at(self, members: tuple[int, ...]) -> Task:
         """Return the same task in the epoch of these members, this node among them. Slots never become fewer."""

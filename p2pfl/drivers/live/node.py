@@ -236,7 +236,7 @@ class LiveNode:
             for note in work.resume():
                 self._say(Said(note, "resumed"))
         terms = place.terms
-        schemas = [payload.schema, model.schema]
+        schemas = [*work.payloads.schemas, *work.models.schemas]
         life = self._life.next(clock.life(), work.kept[0] if work.kept else 0)
         nodes = max(terms.nodes, task.node + 1)  # until those are let in who have been admitted
         keyring = None if self._trusted is None else self._trusted.keyring
@@ -334,11 +334,12 @@ class LiveNode:
 
     # --- the thread that computes
 
-    def _mixed(self, measured: records.Measured) -> None:
+    def _mixed(self, measured: records.Measured, did: records.RoundSteps) -> None:
         """Say what has become of a round, to who wants to know of each."""
         took = f"{measured.seconds:.3g} s, of which it waited {measured.waited:.3g} s"
-        text = f"round {measured.round}: loss {measured.train_loss:.4g}, mixed with {measured.arrived}, {took}"
-        self._say(Said(text, "round", logging.DEBUG, round=measured.round, loss=finite(measured.train_loss)))
+        text = f"round {measured.round}: {did}; loss {measured.train_loss:.4g}, {took}"
+        more = {**did._asdict(), "loss": finite(measured.train_loss)}
+        self._say(Said(text, "round", logging.DEBUG, round=measured.round, **more))
 
     def _compute(self) -> None:
         with self._within():

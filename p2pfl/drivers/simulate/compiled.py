@@ -110,6 +110,20 @@ def _by_chunk(
     return jax.lax.fori_loop(jnp.int32(0), jnp.int32(size // chunk), one, (out, total))
 
 
+def each(chunk: int, node: Callable[..., Any]) -> Callable[..., Any]:
+    """Of a function of a node, that of a chunk of nodes. One by itself is computed as it is, not under vmap.
+
+    Under vmap all branches of a switch are computed: nodes of unequal width would each cost as much as all widths.
+    """
+    if chunk > 1:
+        return jax.vmap(node)
+
+    def alone(*given: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf[None], node(*jax.tree.map(lambda leaf: leaf[0], given)))
+
+    return alone
+
+
 def _train(algorithm: Algorithm, shape: Shape, shared: Sharing, carry: Carry, now: Rounds, around: Graph) -> AfterSteps:
     """Local steps of all nodes of a device, from the states to `spare`."""
     size = shape.layout.size
@@ -130,7 +144,7 @@ def _train(algorithm: Algorithm, shape: Shape, shared: Sharing, carry: Carry, no
 
     def all_chunks(rows: Array, steps: Array | None) -> AfterSteps:
         def chunk(read: Any) -> Any:
-            state, apart, models, loss, finite = jax.vmap(node)(*read)
+            state, apart, models, loss, finite = each(shape.layout.chunk, node)(*read)
             return AfterSteps((state, apart), models, loss, finite), ()
 
         slots = (shape.slots,) if algorithm.per_edge else ()
@@ -157,7 +171,8 @@ def compile_init(algorithm: Algorithm, learner: Learner, shape: Shape, mesh: Mes
         state = jax.vmap(one)(jnp.arange(layout.places), sites)
         mass = jax.eval_shape(algorithm.mass or algorithm.params, jax.tree.map(lambda leaf: leaf[0], state))
         drift = jax.tree.map(lambda leaf: jnp.zeros((layout.devices, *leaf.shape), leaf.dtype), mass)
-        models = jax.vmap(algorithm.params)(state) if shape.keep else ()
+        # as they are drawn: an algorithm may begin with a part of that
+        models = jax.vmap(lambda _, site: placed(params, site))(jnp.arange(layout.places), sites) if shape.keep else ()
         history: Tree = ()
         if shape.ages:
             around = Neighborhood(jnp.zeros(shape.slots), jnp.zeros(shape.slots))
@@ -208,7 +223,7 @@ def compile_evaluate(
         none = tuple(jnp.zeros(size, jnp.float32) for _ in range(3))
         found: tuple[Array, Array, Array]
         found, _ = _by_chunk(
-            size, shape.layout.chunk, lambda read: (jax.vmap(node)(*read), ()), none, (states, ids), ()
+            size, shape.layout.chunk, lambda read: (each(shape.layout.chunk, node)(*read), ()), none, (states, ids), ()
         )
         return found
 

@@ -37,6 +37,7 @@ class Simulation(NamedTuple):
     conditions: churn.Conditions
     sites: Tree  # [n, ...] what each node knows of its own data, where it is asked for
     course: Course | None = None  # of the events; its schedule is then `schedule`
+    part: float = 1.0  # share of the nodes that takes part in a round
 
     @property
     def late(self) -> int:

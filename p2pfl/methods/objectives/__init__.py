@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from p2pfl.methods.objectives.augmentation import augment
-from p2pfl.methods.objectives.gradient import fedprox, ridge, sharpness
+from p2pfl.methods.objectives.deputy import deputy
+from p2pfl.methods.objectives.gradient import fedprox, proportional, ridge, sharpness
 from p2pfl.methods.objectives.hetero_width import widths
 from p2pfl.methods.objectives.label_shift import class_weights, fedsld, missing_classes
 from p2pfl.methods.objectives.multitask import tasks
@@ -30,12 +31,14 @@ __all__ = [
     "average",
     "class_weights",
     "cusfl",
+    "deputy",
     "ditto",
     "fedprox",
     "fedsld",
     "iop",
     "missing_classes",
     "pfedme",
+    "proportional",
     "ridge",
     "sharpness",
     "tasks",
@@ -55,6 +58,8 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType(
         "tasks": tasks,
         "sharpness": sharpness,
         "ridge": ridge,
+        "proportional": proportional,
+        "deputy": deputy,
         "class_weights": class_weights,
         "augment": augment,
         "widths": widths,

@@ -10,12 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from p2pfl import tree
 from p2pfl.data import Dataset
 from p2pfl.errors import USER_FAULTS, ConfigError
 from p2pfl.learning.flax import reason
 from p2pfl.methods.bulletin import Bulletin
 from p2pfl.methods.compose import Wrap
-from p2pfl.types import Array, Key, Learner
+from p2pfl.types import Array, Key, Learner, Params
+
+
+class Slices(NamedTuple):
+    """Nodes whose models are slices of a whole one (p2pfl.tree.cut), by level; level 0 is the whole.
+
+    Where all nodes lie in arrays of one shape, the objective's own `learner` and `around` stand for them all.
+    """
+
+    levels: tuple[int, ...]  # of each node
+    learners: tuple[Callable[[Learner], Learner], ...]  # what is done to the learner of the nodes of each level
+    stretches: Callable[[Params], tree.Stretches]  # of the shapes of the whole model
 
 
 class Objective(NamedTuple):
@@ -27,6 +39,8 @@ class Objective(NamedTuple):
     `suits`: raises ConfigError for data that it can't be used with.
     `bulletin`: what nodes tell all others of themselves for it; then params["private"]["site"]["node"] [n] is 1 at
     the place of the node itself among those planned, else 0.
+    `around`: what it asks of the algorithm with all combinators, where all nodes lie in arrays of one shape.
+    `slices`: where nodes have models of unequal shapes.
     """
 
     learner: Callable[[Learner], Learner] | None = None
@@ -35,6 +49,8 @@ class Objective(NamedTuple):
     given: Mapping[str, np.ndarray] = MappingProxyType({})
     suits: Callable[[Dataset], None] | None = None
     bulletin: Bulletin | None = None
+    around: Wrap | None = None
+    slices: Slices | None = None
 
 
 def featured(name: str, learner: Learner, x: tuple[int, ...]) -> jax.ShapeDtypeStruct:
