@@ -100,9 +100,10 @@ def _share(algorithm: str, share: Any, **more: Any) -> dict[str, Any]:
     return {**NETWORK, "algorithm": {"name": algorithm, "share": share}, **more}
 
 
-def _objective(*methods: dict[str, Any]) -> dict[str, Any]:
+def _objective(*methods: dict[str, Any], **model: Any) -> dict[str, Any]:
     training = {**NETWORK["training"], "objective": list(methods)}
-    return {**NETWORK, "rounds": 2, "evaluation": {"every": 2}, "model": {"name": "logistic"}, "training": training}
+    model = model or {"name": "logistic"}
+    return {**NETWORK, "rounds": 2, "evaluation": {"every": 2}, "model": model, "training": training}
 
 
 GONE_AND_BACK = [
@@ -133,7 +134,8 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "more objectives": _objective(
         {"name": "sharpness"}, {"name": "missing_classes"}, {"name": "average"},
         {"name": "ditto", "strength": 0.5}, {"name": "cusfl", "strength": 0.5},
-        {"name": "tasks", "of": [0, 1, 0], "groups": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]},
+        {"name": "soft_pull", "keep": 0.6}, {"name": "selector"},
+        {"name": "tasks", "of": [0, 1, 0], "groups": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]}, name="mlp", hidden=[4],
     ),
 }  # fmt: skip
 """What a study adds: sharing, weighting, masking, objectives; on a network with batch normalisation, or without."""

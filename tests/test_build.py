@@ -226,7 +226,11 @@ def test_gaps_are_left_to_the_nodes_where_they_find_out_the_mean(csv: Path) -> N
         "data.missing='gossip': missing cells are filled in with the mean of all nodes", **{**table, "statistics": {}}
     )
     refused("standardize='node': missing='gossip'", **{**table, "data": {**data, "standardize": "node"}})
-    refused("evaluation.answers='selector'", **table, evaluation={"answers": ["selector"]})
+    refused(
+        "training.objective selector: looks at inputs",
+        **table,
+        training={**TABLE["training"], "objective": [{"name": "selector"}]},
+    )
 
 
 # --- [topology] and [[churn]]

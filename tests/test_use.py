@@ -286,8 +286,9 @@ def test_the_choice_among_the_models_of_all_is_saved(loop: bool, tmp_path: Path)
     frame["age"] = 30.0 + 40 * frame.hospital.map(SITES.index) + np.arange(120) % 7  # one sees whose rows they are
     frame.to_csv(tmp_path / "data.csv", index=False)
     data = {**TABLE["data"], "standardize": "pooled", "missing": "mean"}
+    training = {**TABLE["training"], "objective": [{"name": "selector", "learning_rate": 1.0}]}
     place = run(tmp_path, {**TABLE, "data": data, "statistics": {}, "driver": {"kind": "simulate", "loop": loop},
-                           "evaluation": {"every": 6, "answers": ["selector"]}})  # fmt: skip
+                           "training": training, "evaluation": {"every": 6, "answers": ["selector"]}})  # fmt: skip
     split = pd.read_csv(place / "split.csv").query("part == 'test'")
     truth = (frame.ill == "yes").to_numpy()[split.line.to_numpy() - 2]
     table = json.loads((place / "assessment.json").read_text("utf-8"))

@@ -276,10 +276,9 @@ def _check_table(experiment: Experiment, data: CsvData) -> None:
             "data.missing='gossip': missing cells are filled in with the mean of all nodes, which nobody finds out; "
             "set statistics.normalize = true"
         )
-    if data.missing == "gossip" and "selector" in experiment.evaluation.answers:
+    if data.missing == "gossip" and any(each.get("name") == "selector" for each in experiment.training.objective):
         raise ConfigError(
-            "evaluation.answers='selector': looks at inputs before data.missing='gossip' has filled them in; leave it "
-            "out"
+            "training.objective selector: looks at inputs before data.missing='gossip' has filled them in; leave it out"
         )
 
 

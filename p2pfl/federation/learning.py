@@ -137,12 +137,7 @@ def _gossiping(experiment: Experiment, topology: Topology, data: Datasets, learn
 
 
 def _check_answers(experiment: Experiment, learner: Learner, data: Datasets) -> None:
-    names = experiment.evaluation.answers
-    answers.check(names, learner, data.dataset.kind)
-    if answers.SELECTOR in names and not data.pooled:
-        raise ConfigError(
-            "evaluation.answers='selector': needs the models of all nodes, and this machine has one; leave it out"
-        )
+    answers.check(experiment.evaluation.answers, learner, data.dataset.kind)
 
 
 def optimizer(experiment: Experiment) -> optax.GradientTransformation:

@@ -74,11 +74,9 @@ def assess(federation: Federation, models: Mapping[int, Params], out: Path | Non
     if not models or len(federation.graph) > MOST:
         return Assessment()
     tuned = _tuned(federation, models)
-    chosen = _selector(federation, tuned)
+    chosen = _selectors(federation, models, tuned)
     if out is not None:
         models_of.write_answers(out, tuned)
-        if chosen is not None:
-            models_of.write_selector(out, chosen, [*tuned])
     if not len(dataset.test.y):
         return Assessment()
     answers = _answers(federation, models, tuned, chosen)
@@ -371,31 +369,39 @@ def compared(
 def _tuned(federation: Federation, models: Mapping[int, Params]) -> dict[int, dict[str, Params]]:
     """What each node makes of its model, by the name of the answer, with what is to be chosen among."""
     asked = federation.experiment.evaluation.answers
-    names = [name for name in asked if name not in (predict.SELECTOR, "consensus")]
-    if predict.SELECTOR in asked and models_of.personal(federation.learner) not in names:
-        names.append(models_of.personal(federation.learner))
+    names = [name for name in asked if name not in (predict.SELECTOR, predict.ROUTED, "consensus")]
+    personal, banks = models_of.personal(federation.learner), {predict.SELECTOR, predict.ROUTED} & {*asked}
+    if banks and personal not in names:
+        names.append(personal)
     own = {node: own_of(federation, node, model) for node, model in models.items()} if names else {}
     trained = {node: each for node, each in own.items() if len(each.train.y)}
-    make = _prepared(federation, names) if trained else None
-    return {
-        node: {name: answer.params for name, answer in make(each).items()} for node, each in trained.items() if make
-    }
+    if not trained:
+        return {}
+    make = _prepared(federation, names)
+    found = {node: {name: answer.params for name, answer in make(each).items()} for node, each in trained.items()}
+    if predict.ROUTED in asked:
+        bank, mix = tuple(each[personal] for each in found.values()), _prepared(federation, [predict.ROUTED])
+        for node, each in trained.items():
+            found[node][predict.ROUTED] = mix(each._replace(bank=bank))[predict.ROUTED].params
+    return found
 
 
-def _selector(federation: Federation, tuned: Mapping[int, Mapping[str, Params]]) -> predict.Selector | None:
-    """The choice among the personal models of all, where it is asked for and there are two."""
-    if predict.SELECTOR not in federation.experiment.evaluation.answers or len(tuned) < 2:
-        return None
-    name, data, parts = models_of.personal(federation.learner), federation.dataset, federation.partition
-    inputs = [data.train.x[parts.train[node]] for node in tuned]
-    return predict.selector(federation.learner, [each[name] for each in tuned.values()], inputs)
+def _selectors(
+    federation: Federation, models: Mapping[int, Params], tuned: Mapping[int, Mapping[str, Params]]
+) -> dict[int, predict.Selector]:
+    """Of each node, its choice among the personal models that are here, where it is asked for."""
+    if predict.SELECTOR not in federation.experiment.evaluation.answers:
+        return {}
+    name = models_of.personal(federation.learner)
+    personals = {node: each[name] for node, each in tuned.items()}
+    return {node: predict.selector(federation.learner, model, personals) for node, model in models.items()}
 
 
 def _answers(
     federation: Federation,
     models: Mapping[int, Params],
     tuned: Mapping[int, Mapping[str, Params]],
-    chosen: predict.Selector | None,
+    chosen: Mapping[int, predict.Selector],
 ) -> dict[int, dict[str, Answerer]]:
     """The models that may answer at each node, by name; "" is the model itself."""
     run = jax.jit(federation.learner.predict)
@@ -404,8 +410,8 @@ def _answers(
         found = {"": model, "consensus": model, **tuned.get(node, {})}
         names = ["", *(name for name in federation.experiment.evaluation.answers if name in found)]
         result[node] = {name: partial(answered, run, found[name]) for name in names}
-        if chosen is not None:
-            result[node][predict.SELECTOR] = partial(chosen.predict, model)
+        if node in chosen:
+            result[node][predict.SELECTOR] = partial(chosen[node].predict, model)
     return result
 
 

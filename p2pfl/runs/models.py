@@ -31,7 +31,7 @@ from p2pfl.data.partition import names
 from p2pfl.errors import ConfigError, DataError, nearest
 from p2pfl.federation import learning
 from p2pfl.federation.federation import Federation
-from p2pfl.methods.answers import SELECTOR, Selector, fitted
+from p2pfl.methods.answers import SELECTOR, Selector, selector
 from p2pfl.node import model_file, result
 from p2pfl.packages import version
 from p2pfl.tree import named_leaves
@@ -130,12 +130,6 @@ def write_answers(out: Path, answers: Mapping[int, Mapping[str, Params]]) -> Non
             model_file.write(_answer(home, name), model)
 
 
-def write_selector(out: Path, chosen: Selector, nodes: Sequence[int]) -> None:
-    """Save the choice among the personal models of `nodes`, beside what they answer."""
-    (out / ANSWERS).mkdir(exist_ok=True)
-    model_file.write(_answer(out, SELECTOR), dict(chosen.fitted), {NODES: ",".join(map(str, nodes))})
-
-
 def personal(learner: Learner) -> str:
     """The answer that is a node's own model, among which the selector chooses."""
     return "personal" if learner.personal else "fine_tuned"
@@ -167,7 +161,7 @@ class SavedModels(NamedTuple):
     def answers(self, node: int) -> list[str]:
         """The names of what answers at a node beside its model."""
         files = sorted((self.home(node) / ANSWERS).glob("*.safetensors"))
-        return [each.stem for each in files if each.stem != SELECTOR and (not self.stacked or node in nodes_of(each))]
+        return [each.stem for each in files if not self.stacked or node in nodes_of(each)]
 
     def arrays(self, node: int, answer: str = "") -> dict[str, np.ndarray]:
         """The leaves of a model by path."""
@@ -325,15 +319,18 @@ def choose(path: Path, node: int | None = None, answer: str | None = None) -> Ch
     if answer == SELECTOR:
         said = f"the selector, and where it is not sure {said.replace('answer selector', 'model')},"
         return ChosenModel(saved.directory, saved.about, experiment, learner, params, node, answer, said,
-                           _selector(saved, learner, like, path))  # fmt: skip
+                           _selector(saved, learner, params, like, path))  # fmt: skip
     return ChosenModel(saved.directory, saved.about, experiment, learner, params, node, answer, said)
 
 
-def _selector(saved: SavedModels, learner: Learner, like: Params, path: Path) -> Selector:
-    """The choice among the personal models of all nodes, as it was fitted."""
-    file = _answer(saved.directory, SELECTOR)
-    models = [unflattened(like, saved.arrays(node, personal(learner)), path) for node in nodes_of(file)]
-    return fitted(learner, models, model_file.read(file))
+def _selector(saved: SavedModels, learner: Learner, params: Params, like: Params, path: Path) -> Selector:
+    """The choice of a model's selector among the personal models that are saved here. Raises ConfigError."""
+    name = personal(learner)
+    homes = [node for node in saved.nodes if name in saved.answers(node)]
+    if not homes:
+        raise ConfigError(f"{path}: answer='selector': is not saved; name it in evaluation.answers of a run")
+    models = {node: unflattened(like, saved.arrays(node, name), path) for node in homes}
+    return selector(learner, params, models)
 
 
 def _named(saved: SavedModels, node: int) -> str:
@@ -351,7 +348,7 @@ def _judge(saved: SavedModels, path: Path, node: int | None, answer: str) -> Non
     if not answer:
         return
     if answer == SELECTOR:
-        if not _answer(saved.directory, SELECTOR).exists():
+        if SELECTOR not in saved.about.experiment.get("evaluation", {}).get("answers", ()):
             raise ConfigError(f"{path}: answer='selector': is not saved; name it in evaluation.answers of a run")
         return
     if node is None and len(saved.nodes) > 1:

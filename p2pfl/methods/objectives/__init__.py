@@ -7,7 +7,8 @@
 They are applied in the order in which they are given, each to what the ones before have made. Where several bring a
 model of the node's own, the last one's answers for the node (`Learner.personal`); the others are trained all the same.
 What a method keeps is private to the node: it lies in params["private"] under the method's name, and no message holds
-it. So each method can be given once.
+it, but for what its line in docs/medical.md says travels (a bulletin, an own model, a selector). So each method can be
+given once.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from p2pfl.methods.objectives.hetero_width import widths
 from p2pfl.methods.objectives.label_shift import class_weights, fedsld, missing_classes
 from p2pfl.methods.objectives.multitask import tasks
 from p2pfl.methods.objectives.objective import Objective
-from p2pfl.methods.objectives.personal import average, cusfl, ditto, iop, pfedme
+from p2pfl.methods.objectives.personal import average, cusfl, ditto, iop, pfedme, soft_pull
+from p2pfl.methods.objectives.site_selector import selector
 
 __all__ = [
     "OBJECTIVES",
@@ -37,7 +39,9 @@ __all__ = [
     "missing_classes",
     "pfedme",
     "ridge",
+    "selector",
     "sharpness",
+    "soft_pull",
     "tasks",
     "widths",
 ]
@@ -49,6 +53,8 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType(
         "ditto": ditto,
         "cusfl": cusfl,
         "iop": iop,
+        "soft_pull": soft_pull,
+        "selector": selector,
         "average": average,
         "fedsld": fedsld,
         "missing_classes": missing_classes,

@@ -15,7 +15,7 @@ from p2pfl.errors import USER_FAULTS, ConfigError
 from p2pfl.learning.flax import reason
 from p2pfl.methods.bulletin import Bulletin
 from p2pfl.methods.compose import Wrap
-from p2pfl.types import Array, Key, Learner
+from p2pfl.types import Array, Features, Key, Learner
 
 
 class Objective(NamedTuple):
@@ -37,14 +37,19 @@ class Objective(NamedTuple):
     bulletin: Bulletin | None = None
 
 
-def featured(name: str, learner: Learner, x: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    """The features [1, ...] of one row of x, of this shape; `name`: of the method. Raises ConfigError."""
-    find = learner.features
-    if find is None:
+def finder(name: str, learner: Learner) -> Features:
+    """The function that finds the features; `name`: of the method. Raises ConfigError where the model has none."""
+    if learner.features is None:
         raise ConfigError(
             f"objective {name}: works on features, and the model does not say what they are; give it a method "
             "features(x) that returns what its last part takes in"
         )
+    return learner.features
+
+
+def featured(name: str, learner: Learner, x: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """The features [1, ...] of one row of x, of this shape; `name`: of the method. Raises ConfigError."""
+    find = finder(name, learner)
 
     def first(key: Key) -> Array:
         params = learner.init(key)
