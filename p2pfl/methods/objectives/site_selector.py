@@ -85,7 +85,7 @@ def _learned(learner: Learner) -> Learner:
         whole = {**rest(params), **others}
         state, mine = whole["private"][appearance.SELECTOR], bulletin.own(params)
         found = appearance.features(batch["x"])
-        whole = {**whole, "private": bulletin.say(whole, appearance.TABLE, _told(whole, mine, found))}
+        whole = {**whole, "private": bulletin.say(whole, appearance.TABLE, _told(whole, mine, found, state["steps"]))}
         scaled, label = appearance.scaled(whole, found), mine.astype(found.dtype)
 
         def loss(layer: Tree) -> Array:
@@ -99,10 +99,9 @@ def _learned(learner: Learner) -> Learner:
     return learner._replace(init=init, grad=grad)
 
 
-def _told(params: Params, mine: Array, found: Array) -> Tree:
-    """The node's own row: the running mean over all its batches of the mean and the square of the features."""
-    rows, version = (params["private"][appearance.TABLE][name] for name in ("rows", "version"))
-    batches = (jnp.where(mine, version, 0).sum() + 1).astype(found.dtype)
+def _told(params: Params, mine: Array, found: Array, steps: Array) -> Tree:
+    """The node's own row: the mean over its batches, `steps` before this one, of the features and of their squares."""
+    rows, batches = params["private"][appearance.TABLE]["rows"], (steps + 1).astype(found.dtype)
 
     def mean(rows: Array, new: Array) -> Array:
         old = jnp.where(mine[:, None], rows, 0).sum(axis=0)
