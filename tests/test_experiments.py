@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -22,13 +24,14 @@ from p2pfl.federation.federation import build
 from p2pfl.federation.topology import resolve_topology
 from p2pfl.learning.likelihood import CoxRows, OneStratum, maximum
 from p2pfl.learning.risk_sets import stretches
-from p2pfl.runs import assessment, coefficients
+from p2pfl.runs import assessment, coefficients, simulated
 from p2pfl.sweeps import plan
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 HEART = FOLDER.parents[1] / "shared" / "data" / "heart_disease_4sites.csv"
 """It is no part of the repository."""
 TCGA = HEART.with_name("tcga_brca_6regions.csv")
+CHESTS = HEART.with_name("pneumoniamnist_rebuilt.npz")
 ORACLE = (
     ("age_at_index", 0.019928, 0.007977),
     ("ajcc_pathologic_m_MX", -0.828832, 0.365242),
@@ -310,3 +313,46 @@ def test_with_more_stretches_of_time_six_regions_are_nearer_to_all_event_times(m
     off, off_tied = (float((np.abs(each.beta - exact.beta) / error)[known].max()) for each in (pieces, tied))
     assert known.sum() == 26 and far - 0.01 < off < far and off_tied > 1.8 * off
     assert np.sqrt(np.diag(pieces.covariance))[known] == pytest.approx(error[known], rel=0.02)
+
+
+# --- unlike scanners
+
+
+def balanced(file: str, *given: str) -> np.ndarray:
+    """[n] balanced accuracy of each hospital's model on its own test images, of an experiment with other settings."""
+    made = build(load(FOLDER / file, ["baselines=false", "evaluation.answers=[]", *given]))
+    models, run = simulated.simulate_federation(made).models, jax.jit(made.learner.predict)
+    found = []
+    for node, rows in enumerate(made.partition.test):
+        outputs = run(jax.tree.map(lambda leaf, node=node: leaf[node], models), jnp.asarray(made.dataset.test.x[rows]))
+        right = np.asarray(outputs).argmax(axis=1) == made.dataset.test.y[rows]
+        found.append(np.mean([right[made.dataset.test.y[rows] == label].mean() for label in (0, 1)]))
+    return np.array(found)
+
+
+@pytest.mark.more
+@pytest.mark.skipif(not CHESTS.exists(), reason="the hospitals' data are no part of the repository")
+def test_batch_statistics_that_stay_at_home_are_right_for_unlike_scanners(
+    monkeypatch: pytest.MonkeyPatch, optax_promotes: None
+) -> None:
+    """A fifth of the training of experiments/scanner-shift; all of it, over five seeds, is in its README."""
+    monkeypatch.syspath_prepend(FOLDER / "scanner-shift")
+    short = ["rounds=16", "training.local_steps=4", "evaluation.every=16"]
+    shared, own = (
+        balanced("scanner-shift/experiment.toml", *short, *given) for given in ([], ["algorithm.share=fedbn"])
+    )
+    assert own.mean() > shared.mean() + 0.03 and own.min() > shared.min() + 0.05, (shared, own)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not CHESTS.exists(), reason="the hospitals' data are no part of the repository")
+def test_all_scanners_are_as_the_readme_says(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows that expected.json has, of the first seed; and what its README says of the worst hospital."""
+    monkeypatch.chdir(FOLDER.parent)
+    known = expected("scanner-shift")
+    methods = only("method", *(labels[2] for labels in known if not labels[0]))
+    found, _ = sweep("scanner-shift/sweep.toml", *only("scanners", "gamma and contrast"), *methods, *only("seed", "0"))
+    assert set(found) == set(known)
+    hold(found, known, 1)
+    worst = {labels[2]: each["balanced_accuracy_own_worst"][0] for labels, each in found.items() if not labels[0]}
+    assert min(worst[name] for name in ("SiloBN", "FedBN", "amplitude")) > worst["all shared"] + 0.05, worst
