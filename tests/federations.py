@@ -135,6 +135,11 @@ MECHANISMS: dict[str, dict[str, Any]] = {
         {"name": "ditto", "strength": 0.5}, {"name": "cusfl", "strength": 0.5},
         {"name": "tasks", "of": [0, 1, 0], "groups": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]},
     ),
+    "noise and features": {
+        **_objective({"name": "experts"}, {"name": "align", "rows": 3, "noise": 0.1, "minimum": 2}),
+        "rounds": 4, "churn": GONE_AND_BACK,
+        "algorithm": {"name": "dsgd", "wrap": [{"name": "noise", "scale": 0.1}]},
+    },
 }  # fmt: skip
 """What a study adds: sharing, weighting, masking, objectives; on a network with batch normalisation, or without."""
 

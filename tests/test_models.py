@@ -342,7 +342,7 @@ def test_a_unet_learns_to_segment() -> None:
 
 def test_the_same_seed_makes_the_same_model() -> None:
     for name, maker in models.MODELS.items():
-        make = maker((8, 8, 1), 3, **({"channels": (2, 2)} if name in ("cnn", "unet") else {}))
+        make = maker((8, 8, 1), 3, **({"channels": (2, 2)} if name in ("cnn", "unet", "cnn_gnn") else {}))
         one, two, other = (jax.tree.leaves(nnx.state(make(nnx.Rngs(seed)))) for seed in (0, 0, 1))
         assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True)), name
         assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True)), name

@@ -54,6 +54,17 @@ class UnetModel:
 
 
 @dataclass(frozen=True, config=STRICT)
+class CnnGnnModel:
+    """A convolutional network and a graph network over labels."""
+
+    name: Literal["cnn_gnn"]
+    channels: Counts | None = None  # channels of each block; [16, 32]
+    width: Annotated[int, Field(ge=1)] | None = None  # features of each label; 16
+    depth: Annotated[int, Field(ge=1)] | None = None  # graph convolutions before the last; 2
+    norm: Norm | None = None  # normalisation before each ReLU of the blocks
+
+
+@dataclass(frozen=True, config=STRICT)
 class FunctionModel:
     """The value that a function of the user's own returns."""
 
@@ -61,7 +72,7 @@ class FunctionModel:
     arguments: dict[str, Any] | None = None  # its arguments
 
 
-Model = LogisticModel | MlpModel | CnnModel | UnetModel | FunctionModel
+Model = LogisticModel | MlpModel | CnnModel | UnetModel | CnnGnnModel | FunctionModel
 """[model]: what is trained."""
 ModelTable = Annotated[Model, Tagged(("name",), group="p2pfl.models")]
 KINDS = members(Model)

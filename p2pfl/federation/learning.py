@@ -34,6 +34,7 @@ from p2pfl.learning.targets import TARGETS, PerSample
 from p2pfl.methods import answers, bulletin, compose, sharing, statistics
 from p2pfl.methods import site_facts as sites
 from p2pfl.methods.objectives import OBJECTIVES, Objective
+from p2pfl.methods.site_facts import counting
 from p2pfl.topology import GRAPHS
 from p2pfl.types import Algorithm, Learner, Planning, Schedule, Tree
 
@@ -62,7 +63,8 @@ def resolve_learning(
     """Resolve the learner and the algorithm of an experiment. Raises ConfigError."""
     rule, dataset = optimizer(experiment) if script is None else script.optimizer, data.dataset
     methods = objectives(experiment, rule)
-    sites, notes = known(experiment, methods, dataset, data.partition.train, topology.nodes, real=not data.pooled)
+    real = not data.pooled and data.task is None
+    sites, notes = known(experiment, methods, dataset, data.partition.train, topology.nodes, real)
     if script is None:
         base = base_learner(experiment, dataset) if data.task is None else quadratic.learner(data.task.a.shape[1])
         learner = made_learner(experiment, base, methods, rule, sites, dataset.train.x.shape[1:])
@@ -219,6 +221,7 @@ def made_learner(
     Raises ConfigError.
     """
     made = flax.cast(base, experiment.training.dtype)
+    made = counting(made) if "entropy" in sites else made
     if "sums" in sites:
         one = jax.tree.map(lambda leaf: leaf[0], sites["sums"])
         made = statistics.learned(made, one, experiment.statistics.normalize)
@@ -226,6 +229,7 @@ def made_learner(
         if method.bulletin:
             made = bulletin.placed(made, method.bulletin, sites["node"].shape[1], x)
         made = method.learner(made) if method.learner else made
+        made = method.shaped(made, x) if method.shaped else made
     share = experiment.algorithm.share
     if share is None:
         return made
@@ -312,14 +316,26 @@ def known(
             found[name] = array
     if any(method.bulletin for method in methods):
         found["node"] = np.eye(len(parts), nodes, dtype=np.int32)
+    if "entropy" in wanted:
+        found["entropy"] = sites.entropy(len(parts), None if real else experiment.seed)
+    said = _noise_notes(real) if "entropy" in wanted else ()
     dtype = np.dtype(experiment.training.dtype)
     found = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in found.items()}
     table, names = experiment.statistics, gathered(experiment)
     if not names:
-        return found, ()
+        return found, said
     seed = None if real else experiment.seed
     found["sums"] = statistics.stacked(names, dataset, parts, table.minimum, table.noise, seed, dtype.name)
-    return found, statistics.notes(names, dataset, parts, table.minimum)
+    return found, (*said, *statistics.notes(names, dataset, parts, table.minimum))
+
+
+def _noise_notes(real: bool) -> tuple[str, ...]:
+    """Say where the noise of methods comes from."""
+    if real:
+        return ("the noise that this node adds to what it sends comes from its operating system",)
+    return (
+        "the noise that nodes add to what they send follows from the seed, so that anybody can take it off: a study",
+    )
 
 
 def shape(learned: Learner, sites: Tree) -> Tree:

@@ -217,6 +217,98 @@ class UNet(nnx.Module):
         return self.head(x)[:, :height, :width, :]
 
 
+class NodeFeatures(nnx.Module):
+    """An encoder that gives features of their own for each label: blocks of a CNN, then a layer for each label.
+
+    Paths: blocks/I, norms/I (between block I and its ReLU), nodes.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], channels: Sequence[int], labels: int, width: int, norm: str | None = None, *,
+        rngs: nnx.Rngs,
+    ) -> None:  # fmt: skip
+        height, wide, inputs = shape
+        self.blocks = nnx.List([Conv(a, b, rngs=rngs) for a, b in itertools.pairwise([inputs, *channels])])
+        scale = 2 ** len(channels)
+        self.nodes = nnx.Linear((height // scale) * (wide // scale) * channels[-1], labels * width, rngs=rngs)
+        self.norms = _norms(norm, channels, rngs)
+        self.width = width
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] -> [B, labels, width]."""
+        for index, block in enumerate(self.blocks):
+            x = max_pool(nnx.relu(_normed(self.norms, index, block(x))))
+        return nnx.relu(self.nodes(x.reshape(x.shape[0], -1))).reshape(x.shape[0], -1, self.width)
+
+
+PAIRS = 4
+"""Numbers that are known of an edge between two labels: shares of rows with both, with neither, with one, the other."""
+
+
+class EdgeConvolution(nnx.Module):
+    """A graph convolution whose weights depend on the edge: x_i <- x_i K + b + mean over j of x_j M(e_ij).
+
+    M(e) = tanh(e E + c), as a matrix. Source: Gilmer, Schoenholz, Riley, Vinyals, Dahl, "Neural message passing for
+    quantum chemistry" (2017). Paths: own, edges.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs) -> None:
+        self.own = nnx.Linear(inputs, outputs, rngs=rngs)
+        self.edges = nnx.Linear(PAIRS, inputs * outputs, rngs=rngs)
+        self.shape = (inputs, outputs)
+
+    def __call__(self, x: Array, edges: Array) -> Array:
+        """x [B, L, inputs], edges [L, L, PAIRS] -> [B, L, outputs]; no label has an edge to itself."""
+        labels = x.shape[1]
+        others = (1 - jnp.eye(labels, dtype=x.dtype))[:, :, None, None]
+        weights = jnp.tanh(self.edges(edges)).reshape(labels, labels, *self.shape) * others
+        heard = jnp.einsum("bjc,ijcd->bid", x, weights) / max(labels - 1, 1)
+        return self.own(x) + heard
+
+
+class LabelGraph(nnx.Module):
+    """A graph network over labels, which all have edges to one another; `pairs` says how they go together.
+
+    Paths: layers/I, the last one to one number for each label; of what is carried, pairs [L, L, PAIRS].
+    """
+
+    def __init__(self, labels: int, width: int, depth: int, *, rngs: nnx.Rngs) -> None:
+        widths = [width] * depth + [1]
+        self.layers = nnx.List([EdgeConvolution(width, out, rngs=rngs) for out in widths])
+        self.pairs = nnx.Variable(jnp.zeros((labels, labels, PAIRS), jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, L, width] -> [B, L]."""
+        edges = self.pairs[...].astype(x.dtype)
+        for layer in self.layers[:-1]:
+            x = x + nnx.relu(layer(x, edges))
+        return self.layers[-1](x, edges)[..., 0]
+
+
+class CnnGnn(nnx.Module):
+    """A CNN that gives features for each label, and a graph network that says by them which labels there are.
+
+    Source: Chakravarty, Kar, Sethuraman, Sheet, "Federated learning for site aware chest radiograph screening" (2021),
+    and the authors' program; one layer for each label instead of two, without their normalisations, and no layer that
+    makes three channels of one. Paths: encoder, gnn.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], channels: Sequence[int], labels: int, width: int, depth: int,
+        norm: str | None = None, *, rngs: nnx.Rngs,
+    ) -> None:  # fmt: skip
+        self.encoder = NodeFeatures(shape, channels, labels, width, norm, rngs=rngs)
+        self.gnn = LabelGraph(labels, width, depth, rngs=rngs)
+
+    def features(self, x: Array) -> Array:
+        """x [B, H, W, C] -> the features of each label [B, labels, width]."""
+        return self.encoder(x)
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] -> logits [B, labels]."""
+        return self.gnn(self.encoder(x))
+
+
 def logistic(shape: tuple[int, ...], classes: int) -> Make:
     """Multinomial logistic regression."""
     return mlp(shape, classes, hidden=())
@@ -270,6 +362,32 @@ def unet(shape: tuple[int, ...], classes: int, channels: Sequence[int] = (16, 32
     return lambda rngs: UNet(shape[2], channels, classes, norm, rngs=rngs)
 
 
+def cnn_gnn(
+    shape: tuple[int, ...],
+    classes: int,
+    channels: Sequence[int] = (16, 32),
+    width: int = 16,
+    depth: int = 2,
+    norm: str | None = None,
+) -> Make:
+    """A convolutional network with features for each label, and a graph network over the labels.
+
+    `classes`: labels. channels: of the blocks. width: features of a label. depth: graph convolutions before the last.
+    norm: one of NORMS, or None, in the blocks. How labels go together is filled in by the objective "label_graph".
+    Raises ConfigError.
+    """
+    _check_images("cnn_gnn", shape, channels, "Use another model.")
+    _check_norm(norm)
+    _check_channels(channels, norm)
+    positive(width=width, depth=depth)
+    if not channels or min(shape[:2]) < 2 ** len(channels):
+        raise ConfigError(
+            f"model cnn_gnn: {len(channels)} blocks of a {shape[0]} x {shape[1]} image, each of which halves it; give "
+            "one or more, and no more than that leaves something of it"
+        )
+    return lambda rngs: CnnGnn(shape, channels, classes, width, depth, norm, rngs=rngs)
+
+
 def _check_channels(channels: Sequence[int], norm: str | None) -> None:
     # XLA on the CPU (of jax 0.10.2) compiles a wrong gradient of the convolution before such a normalisation
     if norm == "batch" and 1 in channels:
@@ -293,6 +411,6 @@ def _check_norm(norm: str | None) -> None:
 
 
 MODELS: Mapping[str, Callable[..., Make]] = MappingProxyType(
-    {"logistic": logistic, "mlp": mlp, "cnn": cnn, "unet": unet}
+    {"logistic": logistic, "mlp": mlp, "cnn": cnn, "unet": unet, "cnn_gnn": cnn_gnn}
 )
 """The built-in models by name."""

@@ -10,6 +10,7 @@ from p2pfl.methods import answers, objectives, sharing, statistics
 from p2pfl.methods.compose import WRAPS, Wrap, cast, chain, clip, withhold
 from p2pfl.methods.fourier import fourier
 from p2pfl.methods.masking import masked
+from p2pfl.methods.noise import noise
 from p2pfl.methods.sharing import PRESETS, keep, predicate
 from p2pfl.methods.weighting import by_labels, by_loss, by_samples, by_similarity
 
@@ -28,6 +29,7 @@ __all__ = [
     "fourier",
     "keep",
     "masked",
+    "noise",
     "objectives",
     "predicate",
     "sharing",

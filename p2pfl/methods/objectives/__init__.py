@@ -15,9 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from p2pfl.methods.objectives.align import align
 from p2pfl.methods.objectives.augmentation import augment
+from p2pfl.methods.objectives.experts import experts
+from p2pfl.methods.objectives.fedharmony import fedharmony
 from p2pfl.methods.objectives.gradient import fedprox, ridge, sharpness
 from p2pfl.methods.objectives.hetero_width import widths
+from p2pfl.methods.objectives.label_graph import label_graph
 from p2pfl.methods.objectives.label_shift import class_weights, fedsld, missing_classes
 from p2pfl.methods.objectives.multitask import tasks
 from p2pfl.methods.objectives.objective import Objective
@@ -26,14 +30,18 @@ from p2pfl.methods.objectives.personal import average, cusfl, ditto, iop, pfedme
 __all__ = [
     "OBJECTIVES",
     "Objective",
+    "align",
     "augment",
     "average",
     "class_weights",
     "cusfl",
     "ditto",
+    "experts",
+    "fedharmony",
     "fedprox",
     "fedsld",
     "iop",
+    "label_graph",
     "missing_classes",
     "pfedme",
     "ridge",
@@ -58,6 +66,10 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType(
         "class_weights": class_weights,
         "augment": augment,
         "widths": widths,
+        "fedharmony": fedharmony,
+        "experts": experts,
+        "align": align,
+        "label_graph": label_graph,
     }
 )
 """Makers by name; each takes the experiment's optimizer and the arguments of its table."""

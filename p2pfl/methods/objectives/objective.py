@@ -21,6 +21,7 @@ from p2pfl.types import Array, Key, Learner
 class Objective(NamedTuple):
     """A method: what it does to the learner, and where it needs that, to the algorithm.
 
+    `shaped`: what it does to the learner, given the shape of a row of the data too.
     `facts`: what it asks to know of each site, names of p2pfl.methods.site_facts.FACTS, then found
     in params["private"]["site"].
     `given`: the same, where the experiment says it for each node: name -> [n, ...].
@@ -35,6 +36,7 @@ class Objective(NamedTuple):
     given: Mapping[str, np.ndarray] = MappingProxyType({})
     suits: Callable[[Dataset], None] | None = None
     bulletin: Bulletin | None = None
+    shaped: Callable[[Learner, tuple[int, ...]], Learner] | None = None
 
 
 def featured(name: str, learner: Learner, x: tuple[int, ...]) -> jax.ShapeDtypeStruct:
