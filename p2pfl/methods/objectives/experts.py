@@ -25,7 +25,8 @@ def experts(optimizer: optax.GradientTransformation) -> Objective:
         p(y | x) = a(x) p_w(y | x) + (1 - a(x)) p_v(y | x),         a(x) = sigmoid(k x + b)
 
     v is trained on its own loss; w and the gate are trained on that of the mixture, -log p(y | x): so a row counts for
-    w by the share that w has in what is right there, and w is spared what is this site's alone. Only w travels; v, the
+    w by the share that w has in what is right there, and w is spared what is this site's alone: by itself it knows less
+    than with plain mixing. Only w travels; v, the
     gate and their optimizer, a copy of the experiment's, stay at home. The mixture answers as `personal`, w as
     `consensus`. Of inputs the gate sees what [statistics] makes of them with the moments; missing ones are 0. Shares
     are those of losses as in evaluation, without dropout. v begins as w is at the node's first step.
