@@ -39,7 +39,8 @@ def from_flax(
         loss: what is made small, (outputs [B, ...], y [B, ...]) -> [B]; with a parameter `mask` it is given that too,
             [B], 0 for rows that are to have no part in it. None: that of the kind.
 
-    A method `features(x)` of the model, which gives what its last part takes in, becomes `Learner.features`.
+    A method `features(x)` of the model, which gives what its last part takes in, becomes `Learner.features`; `maps(x)`,
+    the maps of its last convolution, and `from_maps(maps)`, what it puts out for them, become `Learner.maps`.
 
     Returns:
         The learner; batches are {"x": [B, ...], "y": [B, ...]}, y as the kind has it ([B] int32 for classes).
@@ -60,9 +61,9 @@ def from_flax(
     target = TARGETS[kind]
     fits = target.loss if loss is None else losses.with_mask(loss)
     if isinstance(model, linen.Module):
-        init, apply, features = _linen(model, example)
+        init, apply, method = _linen(model, example)
     elif callable(model) and not isinstance(model, nnx.Module):
-        init, apply, features = _nnx(model)
+        init, apply, method = _nnx(model)
     else:
         raise ConfigError(f"model: is an instance of {type(model).__name__}; {_RULE}")
     unroll = _check(init, apply, example, target.output(example.shape[1:], classes))
@@ -87,7 +88,15 @@ def from_flax(
     def predict(params: Params, x: Array) -> Array:
         return apply(params, x, None)[0]
 
-    return Learner(init, grad, evaluate, unroll, predict=predict, features=features)
+    features, maps, rest_of = (method(name) for name in ("features", "maps", "from_maps"))
+
+    def shown(params: Params, x: Array) -> tuple[Array, Callable[[Array], Array]]:
+        assert maps is not None and rest_of is not None
+        of_maps = rest_of
+        return maps(params, x, None)[0], lambda found: of_maps(params, found, None)[0]
+
+    shows = shown if maps and rest_of else None
+    return Learner(init, grad, evaluate, unroll, predict=predict, features=features, maps=shows)
 
 
 def _seen(outputs: Array, batch: Tree) -> Array:
@@ -104,11 +113,11 @@ Apply = Callable[[Params, Array, Key | None], tuple[Array, Tree]]
 """(model, inputs, key) -> (logits, new carried); key None means evaluation."""
 
 
-FEATURES = "features"
-"""The method of a model that gives what its last part takes in."""
+Method = Callable[[str], Apply | None]
+"""Of a name, that method of the model; None where it has none."""
 
 
-def _nnx(make: Callable[[nnx.Rngs], Any]) -> tuple[Init, Apply, Apply | None]:
+def _nnx(make: Callable[[nnx.Rngs], Any]) -> tuple[Init, Apply, Method]:
     def build(key: Key) -> Any:
         return make(nnx.Rngs(key))
 
@@ -137,8 +146,7 @@ def _nnx(make: Callable[[nnx.Rngs], Any]) -> tuple[Init, Apply, Apply | None]:
 
         return apply
 
-    has = callable(getattr(abstract, FEATURES, None))
-    return init, applied("__call__"), applied(FEATURES) if has else None
+    return init, applied("__call__"), lambda name: applied(name) if callable(getattr(abstract, name, None)) else None
 
 
 def _parts(module: Any) -> tuple[Any, list[Any]]:
@@ -167,7 +175,7 @@ def _random(like: Any, key: Key | None) -> Any:
     return jax.tree.unflatten(structure, fresh)
 
 
-def _linen(module: linen.Module, example: Array) -> tuple[Init, Apply, Apply | None]:
+def _linen(module: linen.Module, example: Array) -> tuple[Init, Apply, Method]:
     def mode(method: str, training: bool) -> dict[str, Any]:
         accepted = inspect.signature(getattr(type(module), method)).parameters
         known = {"train": training, "training": training, "deterministic": not training}
@@ -190,8 +198,7 @@ def _linen(module: linen.Module, example: Array) -> tuple[Init, Apply, Apply | N
 
         return apply
 
-    has = callable(getattr(module, FEATURES, None))
-    return init, applied("__call__"), applied(FEATURES) if has else None
+    return init, applied("__call__"), lambda name: applied(name) if callable(getattr(module, name, None)) else None
 
 
 def _check(init: Init, apply: Apply, example: Array, wanted: tuple[int, ...]) -> bool:

@@ -148,19 +148,27 @@ class CNN(nnx.Module):
         self.residuals = nnx.List([Residual(c, norm, rngs=rngs) for c in channels] if residual else [])
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
 
-    def features(self, x: Array) -> Array:
-        """x [B, H, W, C] -> the inputs of the head, before dropout [B, pixels * channels]."""
+    def maps(self, x: Array) -> Array:
+        """x [B, H, W, C] -> what the last block gives [B, h, w, channels]."""
         for index, block in enumerate(self.blocks):
             x = block(x)
             if len(self.residuals):
                 x = self.residuals[index](x)
             x = max_pool(nnx.relu(_normed(self.norms, index, x)))
-        return x.reshape(x.shape[0], -1)
+        return x
+
+    def features(self, x: Array) -> Array:
+        """x [B, H, W, C] -> the inputs of the head, before dropout [B, pixels * channels]."""
+        return self.maps(x).reshape(x.shape[0], -1)
+
+    def from_maps(self, maps: Array) -> Array:
+        """maps [B, h, w, channels] -> logits [B, classes]."""
+        x = maps.reshape(maps.shape[0], -1)
+        return self.head(x if self.dropout is None else self.dropout(x))
 
     def __call__(self, x: Array) -> Array:
         """x [B, H, W, C] -> logits [B, classes]."""
-        x = self.features(x)
-        return self.head(x if self.dropout is None else self.dropout(x))
+        return self.from_maps(self.maps(x))
 
 
 class Twice(nnx.Module):
@@ -208,13 +216,21 @@ class UNet(nnx.Module):
         """x [B, H, W, C] -> what the encoder gives at the smallest size [B, h, w, channels]."""
         return self.encoded(x)[-1]
 
-    def __call__(self, x: Array) -> Array:
-        """x [B, H, W, C] -> logits [B, H, W, classes]."""
+    def maps(self, x: Array) -> Array:
+        """x [B, H, W, C] -> the inputs of the head [B, H, W, channels]."""
         _, height, width, _ = x.shape
         *beside, x = self.encoded(x)
         for block in self.decoder:
             x = block(jnp.concatenate([double(x), beside.pop()], axis=-1))
-        return self.head(x)[:, :height, :width, :]
+        return x[:, :height, :width, :]
+
+    def from_maps(self, maps: Array) -> Array:
+        """maps [B, H, W, channels] -> logits [B, H, W, classes]."""
+        return self.head(maps)
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] -> logits [B, H, W, classes]."""
+        return self.from_maps(self.maps(x))
 
 
 def logistic(shape: tuple[int, ...], classes: int) -> Make:

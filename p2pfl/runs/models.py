@@ -366,7 +366,7 @@ def _judge(saved: SavedModels, path: Path, node: int | None, answer: str) -> Non
 
 def _judge_private(saved: SavedModels, path: Path, learner: Learner, like: Params) -> None:
     """Raises ConfigError where every node predicts with something of its own."""
-    own = [name for name in used(learner, like, saved.about.shape) if name.startswith("private/")]
+    own = _own(saved, learner, like)
     whose = ", ".join(_named(saved, node) for node in saved.there[:20]) + (", ..." if len(saved.there) > 20 else "")
     if saved.about.link == "none":
         raise ConfigError(
@@ -377,6 +377,23 @@ def _judge_private(saved: SavedModels, path: Path, learner: Learner, like: Param
             f"{path}: every node has a part of the model for itself ({len(own)} leaves, such as "
             f"{own[0].removeprefix('private/')}); say whose with --node: {whose}"
         )
+
+
+def _own(saved: SavedModels, learner: Learner, like: Params) -> list[str]:
+    """The leaves that predictions depend on and that are a node's own."""
+    return [name for name in used(learner, like, saved.about.shape) if name.startswith("private/")]
+
+
+def common(path: Path) -> bool:
+    """Return whether the nodes of a directory have one model in common, their mean. Raises ConfigError."""
+    saved = find(path)
+    if saved.within is not None or len(saved.nodes) == 1:
+        return True
+    experiment = _experiment(saved.about)
+    with jax.enable_x64(experiment.training.dtype == "float64"):
+        learner, like = _learner(saved.about, experiment, saved.arrays(saved.there[0]))
+    kept = saved.about.link != "none" and saved.about.keeps_mean != "nothing"
+    return kept and not _own(saved, learner, like)
 
 
 def used(learner: Learner, like: Params, shape: Sequence[int]) -> list[str]:

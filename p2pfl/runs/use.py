@@ -78,12 +78,16 @@ class LoadedModel:
 
     def rows(self, found: NewRows) -> np.ndarray:
         """Answer rows that have been read. Raises DataError where they look as if they were scaled already."""
-        self._judge_scale(found.x)
-        x = prepared(found.x, self.numbers, self._place(found)).astype(np.float32)
+        x = self.prepared(found)
         with jax.enable_x64(self._double):
             chunks = [x[at : at + _ROWS].astype(self._dtype) for at in range(0, max(len(x), 1), _ROWS)]
             outputs = [self._outputs(chunk) for chunk in chunks]
             return np.concatenate([np.asarray(TARGETS[self.kind].answer(each)) for each in outputs])
+
+    def prepared(self, found: NewRows) -> np.ndarray:
+        """The numbers [N, ...] float32 that the model gets of rows that have been read. Raises DataError as `rows`."""
+        self._judge_scale(found.x)
+        return prepared(found.x, self.numbers, self._place(found)).astype(np.float32)
 
     def _outputs(self, x: np.ndarray) -> Any:
         if self._selector is not None:
