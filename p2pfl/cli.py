@@ -13,7 +13,7 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from rich.console import Console
@@ -438,6 +438,29 @@ def export(run: Path, to: str, node: int | None, answer: str | None, out: Path |
         out = out or Path(f"{run.resolve().name}-{to}")
         said = exports.export(run, to, out, node, answer)
     click.echo(f"{said}: {out}")
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--data", type=click.Path(path_type=Path), help="Rows instead of the run's test rows, as for predict.")
+@click.option("--node", type=click.IntRange(0), help="Whose model, on whose rows; else the model of all, site by site.")
+@click.option("--answer", metavar="NAME", help="Which of the models of [evaluation] answers, such as personal.")
+@click.option("--class", "of", metavar="NAME", help="Whose odds are explained; else those of what is predicted.")
+@click.option("--rows", type=click.IntRange(1, 100), default=4, show_default=True, help="Images of each site.")
+@click.option("--repeats", type=click.IntRange(1), default=10, show_default=True, help="Shuffles of each column.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of rows and shuffles.")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory to write to; RUN/explanations unless given.")
+def explain(run: Path, out: Path | None, **asked: Any) -> None:
+    """Say what the answers of RUN's model rest on, at every site: pixels of images, columns of tables."""
+    with errors_told():
+        sys.path[:0] = [str(Path.cwd())]  # code is never taken from a run's directory
+        from p2pfl.reporting import page
+        from p2pfl.runs import explain as explanations
+
+        found = explanations.explain(run, explanations.Question(**asked), out, lambda text: click.echo(text))
+        click.echo(f"explanations: {found}")
+        if out is None and (run / "summary.json").is_file():
+            click.echo(f"report: {page.write(run)}")
 
 
 @main.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -122,6 +122,59 @@ def named_leaves(tree: Tree) -> dict[str, Any]:
 def schema(tree: Tree) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
     """(path, dtype, shape) of every leaf: what two nodes must have in common to exchange such trees."""
     return tuple((name, np.dtype(leaf.dtype).name, tuple(leaf.shape)) for name, leaf in named_leaves(tree).items())
+
+
+# --- models of unequal shapes: the smaller one is the first of every axis of the larger one
+
+Stretches = Callable[[str], int]
+"""Of a leaf's path, into how many equal stretches its axis before the last falls: of each, a smaller leaf has the first
+(what a flattened image's channels are multiplied by)."""
+
+
+def cut(tree: Tree, like: Tree, stretches: Stretches) -> Tree:
+    """Return the part of a tree that one with the smaller leaves of `like` has; numpy stays numpy, without a copy."""
+
+    def leaf(path: tuple[Any, ...], leaf: Array, small: Array) -> Array:
+        if leaf.shape == small.shape:
+            return leaf
+        apart, part = (_apart(shape, stretches(path_name(path))) for shape in (leaf.shape, small.shape))
+        return leaf.reshape(apart)[tuple(slice(n) for n in part)].reshape(small.shape)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree, like)
+
+
+def padded(tree: Tree, like: Tree, stretches: Stretches) -> Tree:
+    """Return a tree in the larger shapes of `like`, zero where it has nothing: cut(padded(x)) is x."""
+
+    def leaf(path: tuple[Any, ...], leaf: Array, large: Array) -> Array:
+        if leaf.shape == large.shape:
+            return leaf
+        part, whole = (_apart(shape, stretches(path_name(path))) for shape in (leaf.shape, large.shape))
+        more = [(0, n - have) for n, have in zip(whole, part, strict=True)]
+        return jnp.pad(leaf.reshape(part), more).reshape(large.shape)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree, like)
+
+
+def filled(tree: Tree, part: Tree, stretches: Stretches) -> Tree:
+    """Return a tree, in host memory, with what a tree of smaller leaves has in its place."""
+
+    def leaf(path: tuple[Any, ...], leaf: Array, small: Array) -> Array:
+        if leaf.shape == small.shape:
+            return small
+        whole, size = np.array(leaf), _apart(small.shape, stretches(path_name(path)))
+        apart = whole.reshape(_apart(leaf.shape, stretches(path_name(path))))  # a view
+        apart[tuple(slice(n) for n in size)] = np.asarray(small).reshape(size)
+        return whole
+
+    return jax.tree_util.tree_map_with_path(leaf, tree, part)
+
+
+def _apart(shape: tuple[int, ...], stretches: int) -> tuple[int, ...]:
+    """The shape with its axis before the last as (stretches, length of one)."""
+    if stretches == 1 or len(shape) < 2:
+        return shape
+    return (*shape[:-2], stretches, shape[-2] // stretches, shape[-1])
 
 
 def digest(tree: Tree) -> str:

@@ -126,10 +126,13 @@ class Planning(NamedTuple):
     rounds: int  # of the run: a schedule that is drawn anew in each round has this period
     seed: int
     samples: np.ndarray  # [n] int64: training rows of each node; -1 where only the node itself knows them
+    part: float = 1.0  # share of the nodes that take part in a round
 
 
 Features = Callable[[Params, Array, Key | None], tuple[Array, Tree]]
 """(model, inputs x, key or None) -> (features, new carried): see `Learner`."""
+Maps = Callable[[Params, Array], tuple[Array, Callable[[Array], Array]]]
+"""(model, inputs x) -> (maps of the last convolution, maps -> outputs): see `Learner`."""
 
 
 class Learner(NamedTuple):
@@ -142,9 +145,13 @@ class Learner(NamedTuple):
     a convolution inside a loop several times slower. `penalty(trained, start)` -> a gradient with the structure of
     `trained`, added in every local step; `start` is the model of the round's first step. `predict(params, x)` ->
     outputs [B, ...]; of a task that has nothing to predict none, [B, 0]. `personal(params)` -> params whose model is
-    the node's own; None where it has none. `features(params, x, key)` -> (what the last part of the model, its head or
+    the node's own; None where it has none. `plain(params)` -> params whose "trained" and "carried" are those of the
+    model as Flax has it, what is frozen, adapted or kept at home put together; None where they are so anyway.
+    `features(params, x, key)` -> (what the last part of the model, its head or
     decoder, takes in [B, ...], new params["carried"]), as in training; with key None as in evaluation, which carries
-    nothing on; None where the model has no method of that name.
+    nothing on; None where the model has no method of that name. `maps(params, x)` -> (the maps [B, ..., K] of the last
+    convolution, the function that makes outputs of them), as in evaluation; None where the model has no methods `maps`
+    and `from_maps`.
     A batch is {"x": [B, ...], "y": [B, ...]}, and may have "weight" [B]: how much each sample counts, and "classes" [C]
     bool: which outputs its loss sees.
     """
@@ -157,13 +164,15 @@ class Learner(NamedTuple):
     predict: Callable[[Params, Array], Array] = lambda params, x: x.reshape(len(x), -1)[:, :0]
     personal: Callable[[Params], Params] | None = None
     features: Features | None = None
+    maps: Maps | None = None
+    plain: Callable[[Params], Params] | None = None
 
     def viewed(self, look: Callable[[Params, Array], tuple[Params, Array]]) -> Learner:
         """Return the learner that evaluates, predicts and finds features with what `look` makes of (params, x).
 
         `grad` stays as it is, and what features carry on has the structure that `look` gives.
         """
-        find = self.features
+        find, show = self.features, self.maps
 
         def evaluate(params: Params, batch: Tree, mask: Array) -> Metrics:
             seen, x = look(params, batch["x"])
@@ -173,10 +182,15 @@ class Learner(NamedTuple):
             assert find is not None
             return find(*look(params, x), key)
 
+        def maps(params: Params, x: Array) -> tuple[Array, Callable[[Array], Array]]:
+            assert show is not None
+            return show(*look(params, x))
+
         return self._replace(
             evaluate=evaluate,
             predict=lambda params, x: self.predict(*look(params, x)),
             features=features if find else None,
+            maps=maps if show else None,
         )
 
 

@@ -100,9 +100,10 @@ def _share(algorithm: str, share: Any, **more: Any) -> dict[str, Any]:
     return {**NETWORK, "algorithm": {"name": algorithm, "share": share}, **more}
 
 
-def _objective(*methods: dict[str, Any]) -> dict[str, Any]:
+def _objective(*methods: dict[str, Any], **model: Any) -> dict[str, Any]:
     training = {**NETWORK["training"], "objective": list(methods)}
-    return {**NETWORK, "rounds": 2, "evaluation": {"every": 2}, "model": {"name": "logistic"}, "training": training}
+    model = model or {"name": "logistic"}
+    return {**NETWORK, "rounds": 2, "evaluation": {"every": 2}, "model": model, "training": training}
 
 
 GONE_AND_BACK = [
@@ -120,21 +121,52 @@ MECHANISMS: dict[str, dict[str, Any]] = {
         **NETWORK,
         "training": {**NETWORK["training"], "objective": [{"name": "widths", "ratios": [1.0, 0.5, 0.75]}]},
         "algorithm": {"name": "dsgd", "share": "silobn", "wrap": [
-            {"name": "fourier", "start": 0.3, "rounds": 4},
-            {"name": "by_similarity", "sharpness": 1.0, "publish": True}, {"name": "by_samples"},
-            {"name": "by_labels", "sharpness": 1.0, "minimum": 3}, {"name": "by_loss", "q": -1.0},
+            {"name": "by_samples"}, {"name": "by_labels", "sharpness": 1.0, "minimum": 3},
+            {"name": "by_loss", "q": -1.0},
+        ]},
+        "network": {"loss": 0.2},
+    },
+    "widths, churn": {
+        **NETWORK,
+        "training": {**NETWORK["training"], "optimizer": {"name": "adamw", "learning_rate": 0.01}, "objective": [
+            {"name": "widths", "ratios": [0.75, 0.5, 1.0]}, {"name": "ditto", "strength": 0.5},
+        ]},
+        "algorithm": {"name": "gradient_tracking", "share": "private_head"},
+        "churn": GONE_AND_BACK,
+    },
+    "spectra and weights": {
+        **NETWORK,
+        "algorithm": {"name": "dsgd", "share": "silobn", "wrap": [
+            {"name": "fourier", "start": 0.3, "rounds": 4}, {"name": "cast"},
+            {"name": "by_similarity", "sharpness": 1.0, "publish": True},
         ]},
         "network": {"loss": 0.2},
     },
     "objectives": _objective(
         {"name": "fedprox", "mu": 0.1}, {"name": "pfedme", "learning_rate": 0.05, "strength": 5.0, "steps": 2},
         {"name": "iop", "strength": 0.1}, {"name": "augment", "flip": True, "contrast": 0.1},
+        {"name": "proportional"}, {"name": "deputy"},
     ),
     "more objectives": _objective(
         {"name": "sharpness"}, {"name": "missing_classes"}, {"name": "average"},
         {"name": "ditto", "strength": 0.5}, {"name": "cusfl", "strength": 0.5},
-        {"name": "tasks", "of": [0, 1, 0], "groups": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]},
+        {"name": "soft_pull", "keep": 0.6}, {"name": "selector"},
+        {"name": "tasks", "of": [0, 1, 0], "groups": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]}, name="mlp", hidden=[4],
     ),
+    "reconstruction": {
+        **NETWORK,
+        "data": {**NETWORK["data"], "degrade": {"by": "noise", "noise": [0.05, 0.2, 0.1]}},
+        "model": {"name": "unet", "channels": [2, 3], "residual": True},
+        "training": {**NETWORK["training"], "objective": [
+            {"name": "fedmri", "strength": 0.1}, {"name": "fl_mrcm", "reference": 1, "rows": 2, "noise": 0.1},
+        ]},
+        "algorithm": {"name": "dsgd", "share": "split"},
+    },
+    "noise and features": {
+        **_objective({"name": "experts"}, {"name": "align", "rows": 3, "noise": 0.1, "minimum": 2}),
+        "rounds": 4, "churn": GONE_AND_BACK,
+        "algorithm": {"name": "dsgd", "wrap": [{"name": "noise", "scale": 0.1}]},
+    },
 }  # fmt: skip
 """What a study adds: sharing, weighting, masking, objectives; on a network with batch normalisation, or without."""
 

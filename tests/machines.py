@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import subprocess
 import sys
@@ -30,26 +31,43 @@ class Machine:
         )  # fmt: skip
         assert self.holder.stdout is not None
         if self.holder.stdout.readline() != "up\n":
-            _, error = self.holder.communicate()
-            pytest.skip(f"no network namespaces here: {error.strip()}")
+            raise AssertionError(self.holder.communicate()[1])
         self.inside = ["nsenter", "--target", str(self.holder.pid), "--user", "--net", "--preserve-credentials"]
 
     def does(self, text: str) -> None:
         for line in text.strip().splitlines():
             done = subprocess.run([*self.inside, *line.split()], capture_output=True, text=True)
-            if done.returncode:
-                pytest.skip(f"{line.strip()}: {done.stderr.strip()}")
+            assert not done.returncode, f"{line.strip()}: {done.stderr.strip()}"
+
+    def ends(self) -> None:
+        self.holder.kill()
+        self.holder.communicate()
 
 
-def tools() -> None:
+@functools.cache
+def missing() -> str:
+    """Why there can be no machines here: no tools, no permission, no wires, switches or rules in the kernel.
+
+    "" where they can. Looked at once, apart from what a test does with them: whatever goes wrong there is a failure.
+    """
     if not all(shutil.which(tool) for tool in ("unshare", "nsenter", "ip")):
-        pytest.skip("unshare, nsenter and ip make the network namespaces")
+        return "unshare, nsenter and ip make the network namespaces"
+    tried = "ip link add one type veth peer name other && ip link add every type bridge"
+    tried += " && ip rule add pref 10 iif one ipproto tcp dport 1-2 blackhole"
+    done = subprocess.run(["unshare", "-r", "--net", "sh", "-c", tried], capture_output=True, text=True)
+    return f"no network namespaces here: {done.stderr.strip()}" if done.returncode else ""
+
+
+def demand() -> None:
+    """Skip the test where there can be no machines."""
+    if missing():
+        pytest.skip(missing())
 
 
 @contextlib.contextmanager
 def wired() -> Iterator[tuple[Machine, Machine]]:
     """Two machines with a wire between them, 10.77.0.1 and 10.77.0.2."""
-    tools()
+    demand()
     one = Machine()
     other = Machine(*one.inside)
     try:
@@ -65,15 +83,14 @@ def wired() -> Iterator[tuple[Machine, Machine]]:
         yield one, other
     finally:
         for each in (other, one):
-            each.holder.kill()
-            each.holder.communicate()
+            each.ends()
 
 
 class Switched:
     """Machines at a switch, 10.77.0.1, 10.77.0.2 and so on; the switch is a machine, too, where all can be heard."""
 
     def __init__(self, count: int) -> None:
-        tools()
+        demand()
         self.switch = Machine()
         self.at: list[Machine] = []
         with contextlib.ExitStack() as undone:
@@ -109,8 +126,7 @@ class Switched:
 
     def close(self) -> None:
         for each in (*self.at, self.switch):
-            each.holder.kill()
-            each.holder.communicate()
+            each.ends()
 
 
 HEAR = """
@@ -132,6 +148,5 @@ def hearing(switch: Machine, file: str) -> subprocess.Popen[str]:
     )
     assert made.stdout is not None
     if made.stdout.readline() != "hears\n":
-        _, error = made.communicate()
-        pytest.skip(f"nothing can be heard at the switch: {error.strip().splitlines()[-1]}")
+        raise AssertionError(made.communicate()[1])
     return made

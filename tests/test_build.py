@@ -107,7 +107,7 @@ def test_the_tiny_experiment_is_right() -> None:
         ),
         (
             {"model": {"name": "mpl"}},
-            "model.name='mpl': did you mean 'mlp'? Valid: cnn, logistic, mlp, unet; or \"module:",
+            "model.name='mpl': did you mean 'mlp'? Valid: cnn, cnn3d, cnn_gnn, logistic, mlp, resnet, unet; or ",
         ),
         ({"training": {"optimizer": {"name": "sdg", "learning_rate": 0.1}}}, "did you mean 'sgd'? Valid: "),
         ({"training": {"optimizer": {"learning_rate": 0.1}}}, "training.optimizer.name: must be given, as in"),
@@ -145,7 +145,7 @@ def test_timing_is_the_preset_with_single_values_replaced() -> None:
             {"partition": "shards", "per_node": 2, "alpha": 1.0},
             "data.alpha=1.0: partition='shards' does not use it; it uses: per_node",
         ),
-        ({"path": "x.csv"}, "data.path='x.csv': source='digits' does not use it; it uses: dictionary, test_fraction"),
+        ({"path": "x.csv"}, "data.path='x.csv': source='digits' does not use it; it uses: "),
         ({"label": "y"}, "data.label='y': source='digits'"),
         ({"arguments": {"a": 1}}, "data.arguments={'a': 1}: source='digits'"),
         ({"standardize": "node"}, "data.standardize='node': source='digits'"),
@@ -157,7 +157,7 @@ def test_timing_is_the_preset_with_single_values_replaced() -> None:
         ({"source": "npz"}, "data.path: missing; source='npz' needs it"),
         (
             {"source": "npz", "path": "x", "site": "s"},
-            "data.site='s': source='npz' does not use it; it uses: dictionary, test_fraction, path",
+            "data.site='s': source='npz' does not use it; it uses: test_fraction, path, ",
         ),
         ({"source": "npz", "path": "no.npz"}, "no.npz: no such file"),
         (
@@ -169,7 +169,7 @@ def test_timing_is_the_preset_with_single_values_replaced() -> None:
             {"source": "csv", "path": "x", "label": "y", "split": "s", "test_fraction": 0.3},
             "data.test_fraction=0.3: is not used where data.split is given; leave it out",
         ),
-        ({"source": "a:b", "path": "x"}, "data.path='x': source='a:b' does not use it; it uses: dictionary, arguments"),
+        ({"source": "a:b", "path": "x"}, "data.path='x': source='a:b' does not use it; it uses: arguments, "),
     ],
 )  # fmt: skip
 def test_fields_of_data(data: dict[str, Any], said: str) -> None:
@@ -179,9 +179,9 @@ def test_fields_of_data(data: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ({"name": "logistic", "hidden": [3]}, "model.hidden=[3]: name='logistic' does not use it; leave it out"),
-        ({"name": "mlp", "channels": [3]}, "model.channels=[3]: name='mlp' does not use it; it uses: hidden, norm"),
-        ({"name": "logistic", "channels": [3]}, "name='logistic' does not use it; leave it out, or change that"),
+        ({"name": "logistic", "hidden": [3]}, "name='logistic' does not use it; it uses: weights, rename, fresh"),
+        ({"name": "mlp", "channels": [3]}, "channels=[3]: name='mlp' does not use it; it uses: hidden, norm, weights"),
+        ({"name": "logistic", "channels": [3]}, "name='logistic' does not use it; it uses: weights, rename, fresh"),
         ({"name": "mlp", "arguments": {"a": 1}}, "model.arguments={'a': 1}: name='mlp' does not use it"),
         ({"name": "cnn"}, "model cnn: needs images [height, width, channels]; the data has shape [64]. Use mlp."),
     ],
@@ -226,7 +226,11 @@ def test_gaps_are_left_to_the_nodes_where_they_find_out_the_mean(csv: Path) -> N
         "data.missing='gossip': missing cells are filled in with the mean of all nodes", **{**table, "statistics": {}}
     )
     refused("standardize='node': missing='gossip'", **{**table, "data": {**data, "standardize": "node"}})
-    refused("evaluation.answers='selector'", **table, evaluation={"answers": ["selector"]})
+    refused(
+        "training.objective selector: looks at inputs",
+        **table,
+        training={**TABLE["training"], "objective": [{"name": "selector"}]},
+    )
 
 
 # --- [topology] and [[churn]]
@@ -401,7 +405,7 @@ def test_wrong_arguments_of_an_own_model(module: Any) -> None:
     name = module(MODEL)
     wrong = {"name": f"{name}:net", "arguments": {"widht": 3}}
     refused("failed with TypeError: net() got an unexpected keyword", model=wrong)
-    said = f"model.hidden=[3]: name='{name}:net' does not use it; it uses: arguments"
+    said = f"model.hidden=[3]: name='{name}:net' does not use it; it uses: arguments, weights"
     refused(said, model={"name": f"{name}:net", "hidden": [3]})
 
 

@@ -65,6 +65,7 @@ def test_features_are_what_the_last_layer_takes_in(make: Any, head: Any, shape: 
     jax.tree.map(np.testing.assert_array_equal, carried, params["carried"])
 
 
+@pytest.mark.more
 def test_features_in_training_carry_batch_statistics_on_as_a_step_does() -> None:
     learner = from_flax(models.cnn((8, 8, 1), 3, (4,), norm="batch"), IMAGES[:1], 3)
     params = learner.init(KEY)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from types import MappingProxyType
 
@@ -15,13 +17,14 @@ from zmq.utils import z85
 
 from p2pfl.drivers.live import clock, curve, forwarding, reach, zmtp
 from p2pfl.drivers.live.curve import Answering, Calling, KeyPair, Keys
-from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
+from p2pfl.drivers.live.listener import Allowance, Arrived, Listener, Volume
 from p2pfl.drivers.live.parcels import Letter
 from p2pfl.drivers.live.reach import Call, Caller, LookEnd
 from p2pfl.drivers.live.transport import Transport, dealer
 from p2pfl.drivers.live.zmtp import Limits
 from p2pfl.errors import RemoteError
 from p2pfl.protocol.codec import Schema
+from p2pfl.protocol.strangers import Strangers
 from p2pfl.trust import keyring
 from p2pfl.trust.keyring import Keyring
 from p2pfl.trust.keys import PrivateKey
@@ -47,14 +50,16 @@ def pair(node: int) -> KeyPair:
 class Door:
     """A listener of node 0, and whoever calls there."""
 
-    def __init__(self, stack: ExitStack, keys: Keyring | None) -> None:
+    def __init__(self, stack: ExitStack, keys: Keyring | None, records: bytes = b"") -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.address = f"tcp://127.0.0.1:{self.port}"
         allowance = Allowance(LIMITS, 1e6, 1e6, float("inf"))
         about = zmtp.Kind("1", 1, 1, 0, "models").encode()
-        self.listener = Listener(self.address, FEDERATION, 5, allowance, clock.now(), about, keyring=keys)
+        self.listener = Listener(
+            self.address, FEDERATION, 5, allowance, clock.now(), about, keyring=keys, records=lambda: records
+        )
         stack.callback(self.listener.close)
         self._context, self._stack = stack.enter_context(zmq.Context()), stack
 
@@ -251,14 +256,48 @@ def test_why_a_node_with_keys_is_not_reached(
 ) -> None:
     door = Door(stack, there)
     caller = Caller(zmtp.introduction(FEDERATION, 1), Keys(pair(1), PRIVATE[expected].public.link))
+    seen = looked(door, caller)
+    assert seen.how == how and why in seen.why
+    assert (seen.kind is not None) == (how == LookEnd.REACHED)
+
+
+def looked(door: Door, caller: Caller) -> reach.Look:
+    """What is seen at a door."""
     seen: list[reach.Look] = []
     looks = threading.Thread(target=lambda: seen.append(reach.examine(door.address, caller)))
     looks.start()
     while looks.is_alive():
         looks.join(0.01)
         list(door.listener.receive(clock.now()))
-    assert seen[0].how == how and why in seen[0].why
-    assert (seen[0].kind is not None) == (how == LookEnd.REACHED)
+    return seen[0]
+
+
+@pytest.mark.parametrize("size", [700, 200_000])
+def test_who_was_a_member_and_asks_is_shown_the_records_and_nobody_else_is(stack: ExitStack, size: int) -> None:
+    """A few times a second, whatever it asks; then it is hung up as before."""
+    records = random.Random(size).randbytes(size)
+    door = Door(stack, ring(0, (0, 2), (1,)), records)
+    me, keys = zmtp.introduction(FEDERATION, 1), Keys(pair(1), PRIVATE[0].public.link)
+    seen = looked(door, Caller(me, keys, zmtp.ASKS))
+    assert (seen.how, seen.said) == (LookEnd.KEY, records) and "the others have revoked us" in seen.why
+    stranger = looked(door, Caller(me, Keys(pair(3), PRIVATE[0].public.link), zmtp.ASKS))
+    silent = looked(door, Caller(me, keys))  # as a node's own sockets, which read nothing
+    assert all((each.how, each.said) == (LookEnd.KEY, b"") for each in (stranger, silent))
+    assert door.listener.dropped == {"revoked": 2, "stranger": 1}
+    again = [looked(door, Caller(me, keys, zmtp.ASKS)) for _ in range(6)]
+    assert {each.how for each in again} == {LookEnd.KEY} and 1 < sum(each.said == records for each in again) < 6
+
+
+def test_records_that_are_shown_reach_the_node_once(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = reach.Look(LookEnd.KEY, "revoked", None, b"records")
+    monkeypatch.setattr(reach, "examine", lambda address, caller: look)
+    seen, told = reach.Reachability(b"me", Strangers(0, {}, 0.0)), list[tuple[str, bytes]]()
+    limit = clock.now() + LIMIT
+    while not told:
+        assert clock.now() < limit
+        seen.why("tcp://a:7", 0.0)
+        told = seen.told()
+    assert told == [("tcp://a:7", b"records")] and not seen.told()
 
 
 def test_a_secret_is_not_shown() -> None:
@@ -399,6 +438,64 @@ def test_nothing_is_passed_on_in_the_name_of_another(stack: ExitStack) -> None:
         told = hub.at[0].watch()
         assert clock.now() < limit
     assert told[0][0] == "identity"
+
+
+class Counted:
+    """A listener by which node 2 takes what is for it."""
+
+    def __init__(self) -> None:
+        self.put_for, self.restored = Counter[int](), Counter[int]()
+
+    def takes(self, node: int) -> bool:
+        return node == 2
+
+    def put(self, node: int, frames: Sequence[bytes]) -> bool:
+        self.put_for[node] += sum(map(len, frames))
+        return True
+
+    def restore(self, node: int, nbytes: int) -> None:
+        self.restored[node] += nbytes
+
+
+def test_what_is_forwarded_between_two_has_a_bound_of_its_own() -> None:
+    """100 kB at once, 10 kB a second, and what rounds add; what is beyond counts as what the node itself may send."""
+    listener = Counted()
+    way, volume = forwarding.Forwarder(ring(0, (0, 1, 2, 3)), 7, Volume(10_000, 100_000)), 100_000
+
+    def forwards(sender: int, now: float) -> int:
+        """How much of 40 messages of 10 kB gets through."""
+        one, before = forwarding.Forwarder(ring(sender, (0, 1, 2, 3)), 7), listener.put_for[2]
+        for _ in range(40):
+            frames = one.seal(2, [bytes(10_000)])
+            assert frames is not None
+            try:
+                assert way.take(Arrived(sender, 5, [*frames]), listener, now) is None  # type: ignore[arg-type]
+            except RemoteError as error:
+                assert error.reason == "flood" and f"from node {sender} to node 2" in error.detail
+        return listener.put_for[2] - before
+
+    assert volume <= forwards(1, 0.0) < volume + 11_000
+    assert volume <= forwards(3, 0.0) < volume + 11_000  # another's is not the first one's
+    assert forwards(1, 0.05) == 0
+    assert 10_000 < forwards(1, 4.0) < 50_000
+    way.allow(60_000)
+    assert 50_000 < forwards(1, 4.0) < 71_000
+    assert listener.restored == {1: listener.put_for[2] - way.forwarded[forwarding.Ends(3, 2)],
+                                 3: way.forwarded[forwarding.Ends(3, 2)]}  # fmt: skip
+    way.admit(ring(0, (0, 2, 3), (1,)))
+    assert {ends.sender for ends in way._between} == {3}
+
+
+def test_what_comes_for_a_node_by_way_of_another_counts_as_the_senders() -> None:
+    listener = Counted()
+    one, two = forwarding.Forwarder(ring(1), 7), forwarding.Forwarder(ring(2), 7, Volume(10_000, 100_000))
+    came = 0
+    for _ in range(40):
+        frames = one.seal(2, [bytes(10_000)])
+        assert frames is not None
+        with contextlib.suppress(RemoteError):
+            came += two.take(Arrived(0, 5, [*frames]), listener, 0.0) is not None  # type: ignore[arg-type]
+    assert came == 10 and 100_000 < listener.restored[0] < 111_000
 
 
 @pytest.mark.parametrize("frames", [1, 3])

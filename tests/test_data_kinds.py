@@ -22,6 +22,7 @@ KINDS: dict[str, tuple[np.ndarray, tuple[str, ...]]] = {
     "regression": (np.arange(16, dtype=np.float32).reshape(8, 2), ("a", "b")),
     "survival": (np.array([[1, 0], [2, 1]] * 4, np.float32), ("risk",)),
     "segmentation": (np.tile(np.eye(3, dtype=np.int32), (8, 1, 1)), ("a", "b")),
+    "reconstruction": (np.full((8, 3, 3, 1), 0.5, np.float32), ("grey",)),
 }
 
 
@@ -79,6 +80,10 @@ def test_describe_says_which_labels_and_events_a_node_lacks() -> None:
             r".*a mask \[N, H, W\] must have a class for each pixel",
         ),
         ("segmentation", {"y": np.full((8, 3, 3), 5, np.int32)}, r"train\.y holds 72 values outside 0\.\.1"),
+        ("reconstruction", {"y": np.zeros((8, 3, 2, 1), np.float32)}, r".*both must be images of one height and width"),
+        ("reconstruction", {"y": np.zeros((8, 3, 3, 2), np.float32)}, r"train\.y has 2 channels; 1 are named: grey"),
+        ("reconstruction", {"y": np.full((8, 3, 3, 1), 2, np.float32)}, r"train\.y holds 72 values .*row 0: 2; PSNR"),
+        ("reconstruction", {"y": np.full((8, 3, 3, 1), np.nan, np.float32)}, r"train\.y holds 72 NaN"),
     ],
 )
 def test_validate_by_kind(kind: str, change: dict[str, Any], words: str) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from p2pfl.data import Dataset, folder, layout
 from p2pfl.data.partition import by_site, describe, iid
+from p2pfl.data.volumes import VolumeTable
 
 LAYOUTS = Path(__file__).parents[1] / "experiments" / "data"
 RNG = np.random.default_rng(0)
@@ -219,6 +220,41 @@ def abide(root: Path) -> None:
     )
 
 
+def ukbiobank_t1(root: Path) -> None:
+    rows = [[1000000 + i, i % 2, 11025 + i // 6] for i in range(12)]
+    table(root, "fields.csv", ["eid", "31-0.0", "54-2.0"], rows)
+    for eid, *_ in rows:
+        nifti(root, f"{eid}_20252_2_0/T1/T1_brain_to_MNI.nii.gz", np.tile(VOLUME[:, :, :52], (5, 7, 1)))
+
+
+def ukbiobank_tissue(root: Path) -> None:
+    for i in range(3):
+        brain = np.tile(VOLUME[:, :, :48], (4, 5, 1))
+        nifti(root, f"{1000000 + i}_20252_2_0/T1/T1_brain.nii.gz", brain)
+        nifti(root, f"{1000000 + i}_20252_2_0/T1/T1_fast/T1_brain_seg.nii.gz", mask(brain.shape, (0, 1, 2, 3)))
+
+
+def adni_t1(root: Path) -> None:
+    rows = []
+    for i in range(24):
+        site = ("011", "022", "099")[0 if i < 11 else 1 if i < 22 else 2]  # 099 has 2 rows
+        rows.append(
+            [
+                f"I{i}",
+                f"{site}_S_{i // 2:04d}",
+                ("CN", "MCI", "AD", "SMC")[3 if i == 5 else i % 3],
+                "M",
+                70,
+                "sc",
+                "MRI",
+            ]
+        )
+        folder = f"ADNI/{rows[-1][1]}/MPR__GradWarp__N3__Scaled/2005-08-26_11_20_0{i % 2}.0/I{i}"
+        nifti(root, f"{folder}/ADNI_{rows[-1][1]}_MR_MPR__GradWarp__N3__Scaled_Br_I{i}.nii", np.tile(VOLUME, (5, 7, 1)))
+    head = ["Image Data ID", "Subject", "Group", "Sex", "Age", "Visit", "Modality"]
+    table(root, "collection.csv", head, rows)
+
+
 def tumours(root: Path, prefix: str) -> None:
     for i in range(6):
         for name in ("flair", "t1", "t1ce", "t2"):
@@ -287,6 +323,18 @@ def medmnist(root: Path) -> None:
     table(root, "pneumoniamnist.csv", [], rows)
 
 
+def fastmri_knee(root: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="fastMRI needs h5py, of the extra [medical]")
+    for part, number, acquisition in (("train", 1, "CORPD_FBK"), ("train", 2, "CORPDFS_FBK"), ("val", 3, "CORPD_FBK")):
+        path = root / f"singlecoil_{part}" / f"file100000{number}.h5"
+        path.parent.mkdir(exist_ok=True)
+        with h5py.File(path, "w") as file:
+            space = file.create_dataset("kspace", (11, 640, 368), np.complex64)
+            images = file.create_dataset("reconstruction_esc", (11, 320, 320), np.float32)
+            space[10, 320, 184], images[10] = 1e-4, 1e-6
+            file.attrs.update(acquisition=acquisition, max=1e-6, norm=1e-4, patient_id=f"{number:064x}")
+
+
 # name: (its tree, rows of train, test and validation, shape of a row, sites)
 CASES: dict[str, tuple[Callable[[Path], None], tuple[int, int, int], tuple[int, ...], tuple[str, ...]]] = {
     "covid19_radiography": (covid19_radiography, (16, 4, 0), (64, 64, 1), ()),
@@ -300,10 +348,14 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[int, int, int], tuple[int, 
     "isic2018_lesions": (isic2018_lesions, (4, 1, 0), (64, 64, 3), ()),
     "ham10000": (ham10000, (44, 12, 0), (64, 64, 3), ("rosendahl", "vidir_modern")),
     "adni": (adni, (39, 10, 0), (13,), ("011", "022")),
+    "adni_t1": (adni_t1, (17, 4, 0), (64, 64, 80, 1), ("011", "022")),
+    "ukbiobank_t1": (ukbiobank_t1, (10, 2, 0), (60, 60, 72, 1), ("11025", "11026")),
+    "ukbiobank_tissue": (ukbiobank_tissue, (64, 1, 0), (64, 64, 64, 1), ()),
     "abide": (abide, (20, 5, 0), (15,), ("NYU", "UM_1")),
     "brats": (brats, (200, 40, 0), (96, 96, 4), ()),
     "fets": (fets, (160, 80, 0), (96, 96, 4), ("1", "2")),
     "rsna_pneumonia": (rsna_pneumonia, (6, 2, 0), (64, 64, 1), ()),
+    "fastmri_knee": (fastmri_knee, (2, 1, 0), (640, 368, 2), ("CORPDFS_FBK", "CORPD_FBK")),
     "promise12": (promise12, (12, 4, 0), (96, 96, 1), ()),
     "kermany_pneumonia": (kermany_pneumonia, (8, 8, 8), (64, 64, 1), ()),
     "medmnist": (medmnist, (4, 4, 4), (28, 28, 1), ()),
@@ -330,8 +382,9 @@ def test_the_layout_reads_its_tree(tmp_path: Path, name: str) -> None:
     assert found.train.x.shape[1:] == shape
     validation = 0 if found.validation is None else len(found.validation.y)
     assert (len(found.train.y), len(found.test.y), validation) == sizes, found.notes
-    if wanted.format not in ("table", "series"):
-        assert found.train.x.min() >= 0 and found.train.x.max() <= 1 and found.train.x.std() > 0.05
+    if wanted.format not in ("table", "series", "fastmri"):
+        x = np.asarray(found.train.x)
+        assert x.min() >= 0 and x.max() <= 1 and x.std() > 0.05
     if sites:
         assert all(len(rows) for rows in by_site(found, len(sites)).train)
     assert describe(iid(found, 2, 0), found)
@@ -356,6 +409,26 @@ def test_what_the_labels_of_some_layouts_mean(tmp_path: Path) -> None:
     found = read(tmp_path / "e", "adni", adni)
     assert found.features[:3] == ("AGE", "PTGENDER=Female", "PTGENDER=Male")
     assert any("filled 1 missing" in note for note in found.notes)
+
+
+@pytest.mark.more
+@pytest.mark.parametrize(
+    "name, channels, classes, volumes",
+    [("brats", 4, 4, 6), ("fets", 4, 4, 6), ("promise12", 1, 2, 4), ("acdc", 1, 4, 8), ("mnms", 1, 4, 16)],
+)
+def test_layouts_of_slices_are_read_as_whole_volumes(
+    tmp_path: Path, name: str, channels: int, classes: int, volumes: int
+) -> None:
+    """`data.volume`: patches of the volumes, Dice of each, the sequences of an examination as channels."""
+    tree, _, _, sites = CASES[name]
+    tree(tmp_path)
+    patches = VolumeTable(patch=(4, 8, 8), patches=6, foreground=1.0)
+    found = folder.load(tmp_path, str(LAYOUTS / f"{name}.toml"), seed=1, volume=patches)
+    assert found.train.x.shape[1:] == (4, 8, 8, channels) and found.train.y.shape[1:] == (4, 8, 8)
+    assert len(found.classes) == classes and found.sites == sites
+    assert found.train.case is not None and found.test.case is not None
+    assert len(found.train.y) // 6 + len(np.unique(found.test.case.of)) == volumes
+    assert set(np.unique(found.train.y[:])) == set(range(classes))
 
 
 def test_a_case_is_in_one_part_only(tmp_path: Path) -> None:

@@ -362,7 +362,10 @@ def between(state: Lives, mine: int, theirs: int) -> tuple[list[str], list[str]]
 
 @pytest.mark.parametrize(
     ("crashes", "asks", "pings"),
-    [(1, 1, 1), *(pytest.param(*bounds, marks=pytest.mark.soak) for bounds in ((2, 0, 1), (2, 2, 2)))],
+    [
+        pytest.param(1, 1, 1, marks=pytest.mark.more),
+        *(pytest.param(*bounds, marks=pytest.mark.soak) for bounds in ((2, 0, 1), (2, 2, 2))),
+    ],
 )
 def test_a_crash_leaves_one_exchange_at_most_that_the_ends_do_not_agree_on(crashes: int, asks: int, pings: int) -> None:
     start = Lives((Edge(), Edge()), ((), ()), (1, 1), (1, 1), ((), ()), (crashes, asks, pings))

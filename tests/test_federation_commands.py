@@ -6,28 +6,35 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import tempfile
+import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import page
 import pytest
 from click.testing import CliRunner, Result
+from machines import Machine, missing
 
 import p2pfl
 from p2pfl.cli import main
 from p2pfl.config import experiment
 from p2pfl.drivers.live import sidecar
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, Exit
+from p2pfl.node import records
 from p2pfl.runs import keyed
 from p2pfl.trust import store
 
-PAGE = Path(__file__).parents[1] / "docs" / "federation.md"
-EXPERIMENT = re.findall(r"^```toml\n(# experiment\.toml.*?)^```", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)[0]
+EXPERIMENT = re.sub(r"(?ms)^\[data\]\n.*?(?=^\[)", '[data]\nsource = "digits"\n', page.EXPERIMENT)
+"""That of the page, on built-in rows."""
+
 ADDRESS = {name: f"tcp://{name}.example.org:5700" for name in ("north", "south", "west", "east")}
 
 
@@ -477,28 +484,123 @@ def test_a_script_joins_with_a_key_or_is_told_why_not(place: Path, given: dict[s
 # --- the page
 
 
+class Shell:
+    """A shell as a person has it, on a machine of its own where that can be: its ports are nobody else's then."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._machine = None if missing() else Machine()
+        self._inside: list[str] = []
+        if self._machine is not None:
+            self._machine.does("ip link set lo up")
+            self._inside = self._machine.inside
+        bin = Path(sys.executable).parent
+        self._environment = {**os.environ, "PATH": f"{bin}:{os.environ['PATH']}", "LANG": "C.UTF-8"}
+
+    def types(self, block: str, code: int | None = 0) -> str:
+        """Type a block of commands; those in the background go on. Return what they say. `code`: None: any."""
+        with tempfile.TemporaryFile("w+") as said:  # a pipe would be held by what goes on
+            ran = subprocess.run(
+                [*self._inside, "bash", "-euc", block], cwd=self.folder, env=self._environment, timeout=120,
+                stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            said.seek(0)
+            told = said.read()
+        assert code is None or ran.returncode == code, f"{block}\n{told}"
+        return told
+
+    def nodes(self, name: str) -> list[int]:
+        """The processes of the node of a site."""
+        return [
+            int(each.name) for each in Path("/proc").glob("[0-9]*")
+            if self._is_node(each, self.folder / name)
+        ]  # fmt: skip
+
+    @staticmethod
+    def _is_node(process: Path, folder: Path) -> bool:
+        try:
+            return (process / "cwd").readlink() == folder and b"node.toml" in (process / "cmdline").read_bytes()
+        except OSError:  # it has ended, or is somebody else's
+            return False
+
+    def wait(self, until: Callable[[], bool]) -> None:
+        limit = time.monotonic() + 120
+        while not until():
+            assert time.monotonic() < limit, {log: log.read_text()[-900:] for log in self.folder.glob("*/node.log")}
+            time.sleep(0.05)
+
+    def stop(self, *names: str) -> None:
+        """Ctrl-C, as it were."""
+        for process in (process for name in names for process in self.nodes(name)):
+            os.kill(process, signal.SIGTERM)
+        self.wait(lambda: not any(map(self.nodes, names)))
+
+    def rounds(self, name: str) -> int:
+        rows = [*self.folder.glob(f"{name}/p2pfl-node-*/metrics.jsonl")]
+        return len(records.read(rows[0])) if rows else 0
+
+    def result(self, name: str) -> dict[str, Any]:
+        (file,) = self.folder.glob(f"{name}/p2pfl-node-*/result.json")
+        return dict(json.loads(file.read_text()))
+
+    def close(self) -> None:
+        for process in (process for folder in self.folder.iterdir() for process in self.nodes(folder.name)):
+            os.kill(process, signal.SIGKILL)
+        if self._machine is not None:
+            self._machine.ends()
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    made = Shell(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.live
 @pytest.mark.more
-def test_the_page_does_what_it_says(tmp_path: Path) -> None:
-    """Its commands in a shell, in their order, as a person would type them; then what they lead to."""
-    (tmp_path / "experiment.toml").write_text(EXPERIMENT)
-    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    assert len(blocks) >= 5
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    told = []
-    for number, block in enumerate(blocks):
-        ran = subprocess.run(
-            ["bash", "-euc", block], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert ran.returncode == 0, f"{block}\n{ran.stdout}{ran.stderr}"
-        told.append(ran.stdout)
-        if number == 2:  # three sites, each with its own copy and its own signature alone
-            for node, name in enumerate(("north", "south", "west")):
-                file = tmp_path / name / "node.toml"
-                complete, ring = keyed.completed(file, experiment.load_node(file))
-                assert ring is not None and complete.node == node and len(complete.peers) == 2
-                assert [*store.read(tmp_path / name / "hearts.toml").accepted] == [node]
-    assert "in force: east is a member, node 3" in told[3] and "in force: west is revoked" in told[-1]
-    assert "All is in order." in told[-1] and "revoked: west" in told[-1]
-    private = [path for path in tmp_path.rglob("*.key")]
+def test_the_page_does_what_it_says(shell: Shell) -> None:
+    """Its commands, in their order: three sites train, a fourth joins and one is revoked meanwhile. And who is revoked
+    and has not heard of it, its file being as it was, is told so by the first that it calls."""
+    at = shell.folder
+    (at / "experiment.toml").write_text(page.EXPERIMENT)
+    rows, keys, cards, accepted, start, status, invite, join, revoke = page.BLOCKS
+    for block in (rows, keys, cards, accepted):
+        shell.types(block)
+    for node, name in enumerate(("north", "south", "west")):  # each with its own copy and its own signature alone
+        complete, ring = keyed.completed(at / name / "node.toml", experiment.load_node(at / name / "node.toml"))
+        assert ring is not None and complete.node == node and len(complete.peers) == 2
+        assert [*store.read(at / name / "hearts.toml").accepted] == [node]
+    shell.types(start)
+    shell.wait(lambda: min(map(shell.rounds, ("north", "south", "west"))) > 20)
+    told = shell.types(status)
+    assert "north" in told and "west" in told, told
+    before = (at / "west" / "hearts.toml").read_text()
+    assert "in force: east is a member, node 3" in shell.types(invite)
+    shell.types(join)
+    shell.wait(lambda: shell.rounds("east") > 20)
+    told = shell.types(revoke)
+    assert "in force: west is revoked" in told and "All is in order." in told and "revoked: west" in told
+    shell.wait(lambda: not shell.nodes("west"))
+    assert "is no member of the federation any more" in shell.result("west")["error"]
+    (at / "west" / "hearts.toml").write_text(before)
+    began = shell.rounds("north")
+    again = "cd west && p2pfl node node.toml --out again"
+    told = shell.types(again, code=Exit.FAILED)
+    assert "west, node 2, is no member any more: the others have revoked it" in told, told
+    assert "is no member of the federation any more" in told
+    assert not records.read(at / "west" / "again" / "metrics.jsonl")  # it has trained nothing
+    told = shell.types(again, code=Exit.MISTAKE)  # its file says so from now on
+    assert "which hearts has revoked" in " ".join(told.split()), told
+    shell.wait(lambda: shell.rounds("north") > began)
+    others = ("north", "south", "east")
+    shell.stop(*others)
+    for name in others:
+        result = shell.result(name)
+        assert result["error"] is None and result["stopped_by"] == "SIGTERM" and result["booked"] > 20, result
+        assert {node for row in records.read(at / name / f"p2pfl-node-{result['node']}" / "trace.jsonl")[-20:]
+                for node, *_ in row.get("booked", ())} <= {0, 1, 3}  # fmt: skip
+    check = "p2pfl check --json north/p2pfl-node-0 south/p2pfl-node-1 east/p2pfl-node-3 2> /dev/null"
+    assert abs(json.loads(shell.types(check, code=None))["mean_residual"]) < 1e-6
+    private = [path for path in at.rglob("*.key")]
     assert {path.parent.name for path in private} == {"north", "south", "west", "east"} and len(private) == 4

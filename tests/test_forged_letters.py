@@ -129,10 +129,10 @@ def check(letters: Letters, link: Link, keys: Keys | None = None) -> Costs:
 
 
 FEW = [
-    Letters(DEAD, "all", "several"),
-    Letters(SUSPECT, "all", "several"),
+    pytest.param(Letters(DEAD, "all", "several"), marks=pytest.mark.more),
+    pytest.param(Letters(SUSPECT, "all", "several"), marks=pytest.mark.more),
     Letters(ALIVE, leap=10**9, place=77),
-    Letters(LEFT, by="itself"),
+    pytest.param(Letters(LEFT, by="itself"), marks=pytest.mark.more),
 ]
 MORE = [
     *(Letters(*of) for of in itertools.product((DEAD, SUSPECT, LEFT), ("one", "all"), ("one", "several"))),

@@ -1,4 +1,4 @@
-"""Six hospitals on machines of their own: what docs/federation.md says, between network namespaces with a switch."""
+"""Hospitals on machines of their own: what docs/federation.md has them type, in network namespaces with a switch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import page
 import pytest
-from machines import FIREWALL, Machine, Switched, hearing
+from machines import FIREWALL, Machine, Switched, demand, hearing
 from test_live import P2PFL
 
 from p2pfl.errors import Exit
@@ -129,31 +130,23 @@ class Hospitals:
             if place in closed:
                 site.machine.does(FIREWALL)
             self.sites.append(site)
-            site.p2pfl(
-                "federation",
-                "keygen",
-                name,
-                "--address",
-                site.address,
-                *(["--no-reachable"] if place in closed else []),
-            )
+            *words, _ = page.command("federation", "keygen", north=name)
+            site.p2pfl(*words, site.address, *(["--no-reachable"] if place in closed else []))
 
     def _found(self, count: int) -> None:
         first, *others = self.sites[:count]
         for site in others:
             self.send(site, f"{site.name}.card.toml", first)
-        first.p2pfl("federation", "init", "hearts.toml", *(f"{site.name}.card.toml" for site in (first, *others)))
+        init = [word for word in page.command("federation", "init") if not word.endswith(".card.toml")]
+        first.p2pfl(*init, *(f"{site.name}.card.toml" for site in (first, *others)))
         for site in others:
             self.send(first, "hearts.toml", site)
         for site in (first, *others):
             self.accept(site)
 
     def accept(self, site: Site) -> None:
-        site.p2pfl(
-            "federation", "accept", "hearts.toml", "--key", f"{site.name}.key", "--yes",
-            "--experiment", "experiment.toml", "--node-file", "node.toml",
-            *(["--data", "rows.csv"] if self.tables else []),
-        )  # fmt: skip
+        words = page.command("federation", "accept", north=site.name)
+        site.p2pfl(*(word for word in words if self.tables or word not in ("--data", "rows.csv")))
 
     @staticmethod
     def send(one: Site, file: str, other: Site) -> None:
@@ -220,7 +213,7 @@ def test_six_sites_three_of_them_closed_and_one_revoked_while_it_trains(
         revoked, others = all_.sites[3], [site for site in all_.sites if site.node != 3]
         all_.wait(lambda: min(site.round() for site in all_.sites) > 100)
         for site in others[:4]:  # a majority of six
-            site.p2pfl("federation", "revoke", "hearts.toml", revoked.name, "--key", f"{site.name}.key")
+            site.p2pfl(*page.command("federation", "revoke", west=revoked.name, south=site.name))
         all_.wait(lambda: "no member of the federation any more" in revoked.log or "no members any more" in revoked.log)
         at = revoked.round()
         for site in others:
@@ -289,7 +282,7 @@ def test_a_cable_is_pulled_a_fourth_site_joins_and_one_comes_back_at_another_add
     three.wait(lambda: three.sites[1].round() > max(seen) + 50)
     for site in founders[:2]:  # a majority of three, each with its own copy of the file; the third hears of it
         three.send(fourth, f"{fourth.name}.card.toml", site)
-        site.p2pfl("federation", "invite", "hearts.toml", f"{fourth.name}.card.toml", "--key", f"{site.name}.key")
+        site.p2pfl(*page.command("federation", "invite", east=fourth.name, north=site.name))
     three.wait(lambda: f"{fourth.name} is a member from now on" in founders[2].log)
     three.send(founders[2], "hearts.toml", fourth)
     three.accept(fourth)
@@ -312,3 +305,15 @@ def test_a_cable_is_pulled_a_fourth_site_joins_and_one_comes_back_at_another_add
     for site in three.sites:
         three.ended(site, 60)
     assert abs(float(str(three.check(*three.sites)["mean_residual"]))) < 1e-6
+
+
+@pytest.mark.faults
+def test_what_goes_wrong_on_a_machine_fails_and_is_not_skipped() -> None:
+    """Whether there can be machines at all is looked at once, and apart."""
+    demand()
+    made = Machine()
+    try:
+        with pytest.raises(AssertionError, match="Cannot find device"):
+            made.does("ip link set lo up\nip link set nowhere up")
+    finally:
+        made.ends()

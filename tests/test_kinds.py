@@ -22,14 +22,19 @@ from p2pfl.runs import assessment, simulated
 from p2pfl.runs.summary import collect
 
 ROWS = 60
+IMAGES = ("segmentation", "reconstruction")
+RESIDUAL = {"name": "unet", "channels": [4], "residual": True}
 
 
 def data(kind: str) -> Dataset:
     """Rows that a model of a few parameters can learn."""
     rng = np.random.default_rng(3)
-    x = rng.normal(size=(ROWS, 8, 8, 1) if kind == "segmentation" else (ROWS, 5)).astype(np.float32)
+    x = rng.normal(size=(ROWS, 8, 8, 1) if kind in IMAGES else (ROWS, 5)).astype(np.float32)
     if kind == "segmentation":
         y: Any = (x[..., 0] > 0.3).astype(np.int32)
+    elif kind == "reconstruction":
+        y = np.kron(rng.random((ROWS, 2, 2, 1)), np.ones((1, 4, 4, 1))).astype(np.float32)
+        x = y + 0.2 * x
     elif kind == "labels":
         y = np.stack([x[:, 0] > 0, x[:, 1] + x[:, 2] > 0.5, x[:, 3] < -1], axis=1).astype(np.int32)
     elif kind == "regression":
@@ -38,6 +43,7 @@ def data(kind: str) -> Dataset:
         time = np.exp(-x[:, 0] + 0.1 * rng.normal(size=ROWS))
         y = np.stack([time, rng.random(ROWS) < 0.7], axis=1).astype(np.float32)
     classes = {"segmentation": ("back", "front"), "labels": ("a", "b", "c"), "regression": ("u", "v")}
+    classes["reconstruction"] = ("grey",)
     train, test = (Samples(x[part], y[part]) for part in (slice(0, 40), slice(40, ROWS)))
     return Dataset(train, test, classes.get(kind, ("risk",)), kind=kind)
 
@@ -59,6 +65,7 @@ def source(monkeypatch: pytest.MonkeyPatch) -> str:
         pytest.param(
             "segmentation", {"name": "unet", "channels": [4]}, "dice", 0.4, "dice_mean_mean", marks=pytest.mark.more
         ),
+        pytest.param("reconstruction", RESIDUAL, "psnr", 14, "psnr_own_mean", marks=pytest.mark.more),
     ],
 )
 def test_a_whole_run(

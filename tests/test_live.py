@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,10 @@ LIMIT = 300.0
 class Started:
     """A run in a process of its own, which ends with the test."""
 
-    def __init__(self, out: Path, *arguments: str, file: Path = DEMO) -> None:
+    def __init__(self, out: Path, *arguments: str, file: Path = DEMO, command: Sequence[str] = P2PFL) -> None:
         self.out, self.file = out, file
         self.process = subprocess.Popen(
-            [*P2PFL, "run", str(file), "--out", str(out), "--json", *arguments],
+            [*command, "run", str(file), "--out", str(out), "--json", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -69,6 +69,8 @@ CASES: list[tuple[str, str, dict[str, Any], np.ndarray, np.ndarray, Callable[[],
     ("regression", "huber", {"delta": 0.5}, OUTPUTS, TARGET, huber),
     ("regression", "absolute_error", {}, OUTPUTS, TARGET, lambda: np.abs(OUTPUTS - TARGET).mean(axis=1)),
     ("segmentation", "cross_entropy", {"weights": [1, 2, 5]}, PIXELS, TRUE, pixels),
+    ("reconstruction", "squared_error", {}, PIXELS, PIXELS[::-1],
+     lambda: ((PIXELS - PIXELS[::-1]) ** 2).mean(axis=(1, 2, 3))),
 ]  # fmt: skip
 
 
@@ -94,7 +96,7 @@ def test_the_first_name_is_the_loss_of_the_kind(kind: str) -> None:
     outputs, y = {
         "classes": (OUTPUTS, Y), "labels": (OUTPUTS, LABELS), "regression": (OUTPUTS, TARGET),
         "survival": (OUTPUTS[:, :1], np.stack([np.arange(1.0, 6), LABELS[:, 0]], axis=1).astype(np.float32)),
-        "segmentation": (PIXELS, TRUE),
+        "segmentation": (PIXELS, TRUE), "reconstruction": (PIXELS, PIXELS[::-1]),
     }[kind]  # fmt: skip
     first = LOSSES[kind][next(iter(LOSSES[kind]))](3)
     np.testing.assert_array_equal(first(outputs, y), TARGETS[kind].loss(outputs, y))

@@ -15,13 +15,14 @@ from p2pfl.learning.metrics import (
     calibration_curve,
     concordance,
     confusion,
+    likeness,
     names,
     threshold,
 )
 
 CLASSES = {
     "classes": ("a", "b", "c", "d"), "labels": ("x", "y", "z"), "regression": ("u", "v"), "survival": ("risk",),
-    "segmentation": ("background", "liver", "spleen"),
+    "segmentation": ("background", "liver", "spleen"), "reconstruction": ("red", "green"),
 }  # fmt: skip
 
 
@@ -41,6 +42,9 @@ def rows(kind: str, count: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndar
     if kind == "survival":
         y = np.stack([rng.integers(1, count // 2, count), rng.integers(0, 2, count)], axis=1).astype(np.float32)
         return np.round(rng.normal(size=(count, 1)) - y[:, :1] / count, 1).astype(np.float32), y
+    if kind == "reconstruction":
+        image = rng.random((count, 12, 11, width)).astype(np.float32)
+        return image + 0.1 * rng.normal(size=image.shape).astype(np.float32), image
     y = rng.integers(0, width, (count, 4, 5)).astype(np.int32)
     return (rng.normal(size=(*y.shape, width)) + np.eye(width)[y]).astype(np.float32), y
 
@@ -215,6 +219,20 @@ def test_segmentation_image_by_image() -> None:
     )
 
 
+def test_likeness_of_images_by_scikit_image() -> None:
+    """Its values, each with `data_range=1`: structural_similarity(gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False, channel_axis=-1), peak_signal_noise_ratio, normalized_root_mse("euclidean") ** 2.
+    """
+    rng = np.random.default_rng(5)
+    truth = np.kron(rng.random((3, 6, 5, 2)), np.ones((1, 4, 4, 1)))
+    guess = truth + rng.normal(size=truth.shape) * np.array([0.02, 0.1, 0.3]).reshape(3, 1, 1, 1)
+    found = likeness(guess.astype(np.float32), truth.astype(np.float32))
+    np.testing.assert_allclose(found.ssim, [0.9947824800830467, 0.8743387306209859, 0.4325305010564675], rtol=1e-7)
+    np.testing.assert_allclose(found.psnr, [34.05104299517818, 20.10265497510112, 10.254686291662132], rtol=1e-7)
+    np.testing.assert_allclose(found.nmse, [0.0011484961616, 0.0276315359904, 0.3036497449408], rtol=1e-7)
+    assert assess("reconstruction", guess, truth, ("a", "b"))["ssim"] == pytest.approx(found.ssim.mean(), rel=1e-6)
+
+
 # ------------------------------------------------------------------------------------------------------- not defined
 
 
@@ -255,6 +273,8 @@ def test_other_kinds_where_nothing_can_be_said() -> None:
     assert undefined("segmentation", background, empty, classes) == set(names("segmentation", classes))
     empty[0, 0, 0] = 1
     assert undefined("segmentation", background, empty, classes) == {"dice_spleen"}
+    small = np.zeros((2, 10, 11, 1), np.float32)
+    assert undefined("reconstruction", small, small, ("grey",)) == {"ssim", "nmse"}
 
 
 # ------------------------------------------------------------------------------------------------------- calibration

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -342,7 +343,9 @@ def test_a_unet_learns_to_segment() -> None:
 
 def test_the_same_seed_makes_the_same_model() -> None:
     for name, maker in models.MODELS.items():
-        make = maker((8, 8, 1), 3, **({"channels": (2, 2)} if name in ("cnn", "unet") else {}))
+        shape = (8, 8, 8, 1) if name == "cnn3d" else (8, 8, 1)
+        deep = name in ("cnn", "cnn3d", "unet", "resnet", "cnn_gnn")
+        make = maker(shape, 3, **({"channels": (2, 2)} if deep else {}))
         one, two, other = (jax.tree.leaves(nnx.state(make(nnx.Rngs(seed)))) for seed in (0, 0, 1))
         assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True)), name
         assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True)), name
@@ -387,3 +390,50 @@ def test_a_single_channel_is_not_normalized_by_batch(maker: Any, optimised: None
     with jax.disable_jit():
         plain = net.grad(params, data, jax.random.key(0))[0]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), compiled, plain)
+
+
+# ------------------------------------------------------------------------------------------------------------- volumes
+
+
+@pytest.mark.parametrize("size, shape", [(3, (5, 4, 6)), (2, (3, 5, 4)), (1, (2, 2, 2))])
+def test_a_convolution_over_three_axes_is_that_of_flax(size: int, shape: tuple[int, int, int]) -> None:
+    ours = new(lambda rngs: models.Conv(2, 3, size, axes=3, rngs=rngs))
+    theirs = nnx.Conv(2, 3, (size,) * 3, padding="SAME", rngs=nnx.Rngs(1))
+    theirs.kernel[...] = ours.kernel[...].reshape(size, size, size, 2, 3)
+    x = images(2, *shape, 2)
+    np.testing.assert_allclose(run(ours, x), run(theirs, x), atol=1e-5)
+
+
+def test_pooling_and_doubling_go_along_every_axis() -> None:
+    x = images(2, 4, 5, 6, 3)
+    pooled = np.asarray(models.max_pool(x))
+    assert pooled.shape == (2, 2, 2, 3, 3)
+    np.testing.assert_array_equal(pooled[:, 1, 0, 2], np.asarray(x)[:, 2:4, 0:2, 4:6].max(axis=(1, 2, 3)))
+    np.testing.assert_array_equal(models.max_pool(models.double(x)), x)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 4, 2), (8, 8, 8, 1)])
+def test_networks_over_volumes_have_the_paths_of_those_over_images(shape: tuple[int, ...]) -> None:
+    flat = (8, 8, shape[-1])
+    assert paths(models.unet(shape, CLASSES, norm="batch")) == paths(models.unet(flat, CLASSES, norm="batch"))
+    options: dict[str, Any] = {"channels": (4, 4), "norm": "group", "dropout": 0.5, "residual": True}
+    assert paths(models.cnn3d(shape, CLASSES, **options)) == paths(models.cnn(flat, CLASSES, **options))
+    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    masks = jax.eval_shape(lambda x: models.unet(shape, CLASSES)(nnx.Rngs(0))(x), x)
+    assert masks.shape == (2, *TARGETS["segmentation"].output(shape, CLASSES)) == (2, *shape[:-1], CLASSES)
+    assert jax.eval_shape(lambda x: models.cnn3d(shape, CLASSES)(nnx.Rngs(0))(x), x).shape == (2, CLASSES)
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda: models.cnn((8, 8, 8, 1), 2), "needs images.*Use cnn3d"),
+        (lambda: models.cnn3d((8, 8, 1), 2), "needs volumes.*Use cnn"),
+        (lambda: models.cnn3d((8, 3, 8, 1), 2), "2 blocks halve a 8 x 3 x 8 volume to nothing"),
+        (lambda: models.unet((8, 1, 8, 1), 2), "halve a 8 x 1 x 8 volume 1 times"),
+        (lambda: models.unet((8,), 2), "needs images .* or volumes"),
+    ],
+)
+def test_volumes_that_do_not_fit_a_network_are_refused(make: Callable[[], models.Make], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make()

@@ -185,24 +185,8 @@ def test_ditto_goes_where_its_objective_is_least() -> None:
     np.testing.assert_allclose(own, (a * b + 2 * w) / (a + 2), rtol=1e-4)
 
 
-def test_iop_takes_in_both_gradients() -> None:
-    a, b, batch = bowl()
-    learner = made("iop", quadratic.learner(DIM), strength=0.25)
-    w = np.array([1.0, -1.0, 0.5], np.float32)
-    params = start(learner, w)
-    v = w.copy()
-    for moved in (0.0, 1.0):  # the second time neighbours have moved the shared model
-        shared = w + np.float32(moved)
-        params = {**params, "trained": {"x": jnp.asarray(shared)}}
-        _, others, _ = gradient(learner, params, batch)
-        params = {**params, "private": others["private"]}
-        v = v - np.float32(0.1) * a * (v - b)
-        v = v + np.float32(0.25) * (shared - v)
-    np.testing.assert_allclose(learner.personal(params)["trained"]["x"], v, rtol=1e-5)  # type: ignore[misc]
-
-
-def test_cusfl_is_the_loss_and_the_divergence_from_the_teacher() -> None:
-    inner, batch = logistic(), rows()
+def test_cusfl_is_the_loss_and_the_distance_of_the_features_from_the_teachers() -> None:
+    inner, batch = from_flax(models.mlp((FEATURES,), CLASSES, hidden=(5,)), jnp.zeros((1, FEATURES)), CLASSES), rows()
     learner = made("cusfl", inner, strength=0.7)
     params = learner.init(KEY)
     w = jax.tree.map(lambda leaf: leaf + 0.3 * jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape),
@@ -213,13 +197,12 @@ def test_cusfl_is_the_loss_and_the_divergence_from_the_teacher() -> None:
     _, others, _ = gradient(learner, {**params, "trained": w, "private": {"cusfl": kept}}, batch)
 
     def objective(v: Tree) -> Any:
-        def outputs(p: Tree) -> Any:
-            layer = p["layers"][0]
-            return batch["x"] @ layer["kernel"] + layer["bias"][None, :]
+        def features(p: Tree) -> Any:
+            return nnx.relu(batch["x"] @ p["layers"][0]["kernel"] + p["layers"][0]["bias"][None, :])
 
-        log_p, log_q = jax.nn.log_softmax(outputs(w)), jax.nn.log_softmax(outputs(v))
+        log_q = jax.nn.log_softmax(features(v) @ v["layers"][1]["kernel"] + v["layers"][1]["bias"][None, :])
         cross = -jnp.take_along_axis(log_q, batch["y"][:, None], axis=1).mean()
-        return cross + 0.7 * (jnp.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()
+        return cross + 0.35 * ((features(v) - features(w)) ** 2).mean()
 
     wanted = jax.tree.map(lambda v, g: v - 0.1 * g, v, jax.jit(jax.grad(objective))(v))
     same(others["private"]["cusfl"]["model"]["trained"], wanted)
@@ -245,11 +228,12 @@ PERSONAL = {
     "ditto": {"strength": 0.1},
     "cusfl": {"strength": 0.1},
     "iop": {"strength": 0.05},
+    "soft_pull": {},
 }
 
 
 @pytest.mark.parametrize(
-    "name", ["pfedme", *(pytest.param(name, marks=pytest.mark.more) for name in ("ditto", "cusfl", "iop"))]
+    "name", ["pfedme", *(pytest.param(name, marks=pytest.mark.more) for name in ("ditto", "cusfl"))]
 )
 def test_with_opposite_label_maps_only_own_models_are_right(name: str) -> None:
     """Two sites call the same rows by opposite names: no shared model can be right at both, each own one is."""
@@ -501,7 +485,7 @@ def test_augment_is_drawn_from_the_key_alone() -> None:
     [
         ("fedprox", {"mu": -1}), ("sharpness", {"radius": 0}), ("pfedme", {"learning_rate": 0}),
         ("pfedme", {"learning_rate": 0.1, "steps": 0}), ("ditto", {"strength": -1}), ("cusfl", {"strength": -1}),
-        ("cusfl", {"strength": 1, "distance": "far"}), ("iop", {"strength": 1}), ("average", {"decay": 1}),
+        ("iop", {"strength": 1}), ("average", {"decay": 1}),
         ("fedsld", {"bound": 1}), ("augment", {"shift": -1}), ("augment", {"contrast": 2}),
         ("tasks", {"of": [0], "groups": []}), ("tasks", {"of": [0], "groups": [[0], [2]]}),
         ("tasks", {"of": [2], "groups": [[0], [1]]}), ("ridge", {"strength": -1}), ("class_weights", {"of": [1, 0]}),
@@ -529,15 +513,8 @@ def test_data_that_do_not_suit_are_refused() -> None:
         suits(flat)
         with pytest.raises(ConfigError, match="regression"):
             suits(flat._replace(kind="regression"))
-    suits = OBJECTIVES["cusfl"](SGD, strength=1.0).suits
-    assert suits is not None
-    suits(flat)
-    with pytest.raises(ConfigError, match="outputs"):
-        suits(quadratic.dataset(quadratic.quadratic(3)))
-    one = from_flax(models.logistic((FEATURES,), 1), jnp.zeros((1, FEATURES)), 1, "regression")
-    with pytest.raises(ConfigError, match="squared"):
-        learner = made("cusfl", one, strength=1.0)
-        learner.grad(learner.init(KEY), {"x": rows()["x"], "y": jnp.zeros((ROWS, 1))}, KEY)
+    with pytest.raises(ConfigError, match=r"objective cusfl: works on features, .* give it a method features"):
+        made("cusfl", linear(), strength=1.0)
 
 
 def test_heads_need_exchanges() -> None:
@@ -557,4 +534,4 @@ def test_who_keeps_a_model_of_its_own_keeps_it_under_its_name(case: str) -> None
         names = tree.named_leaves(jax.eval_shape(federation_of(MECHANISMS[case]).learner.init, KEY))
     for method in MECHANISMS[case]["training"]["objective"]:
         kept = any(name.startswith(f"private/{method['name']}/") for name in names)
-        assert kept == (method["name"] in [*PERSONAL, "average"])
+        assert kept == (method["name"] in [*PERSONAL, "average", "deputy", "selector"])

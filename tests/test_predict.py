@@ -20,9 +20,10 @@ from p2pfl.learning import models
 from p2pfl.learning.flax import from_flax
 from p2pfl.learning.local_steps import descend
 from p2pfl.methods import answers as predict
-from p2pfl.methods import sharing
-from p2pfl.methods.answers import ANSWERS, Answer, Own, Selector, calibration, check, held_back, prepared, selector
-from p2pfl.methods.answers.selector import SHARED, features
+from p2pfl.methods import bulletin, sharing
+from p2pfl.methods.answers import ANSWERS, Answer, Own, calibration, check, held_back, prepared, selector
+from p2pfl.methods.answers.selector import SHARED
+from p2pfl.methods.appearance import features
 from p2pfl.methods.objectives import OBJECTIVES
 from p2pfl.runs import assessment
 from p2pfl.types import Learner, Tree
@@ -200,7 +201,7 @@ def test_many_rows_are_taken_in_chunks_and_kept_leaves_too(monkeypatch: pytest.M
     np.testing.assert_allclose(stats["mean"], h.mean(axis=0), atol=1e-4)
     np.testing.assert_allclose(stats["var"], sum(len(p) * p.var(axis=0) for p in parts) / 100, rtol=1e-3)
     assert sorted(calibration.norms(params)) == ["own:norms/0/bias", "own:norms/0/scale"]
-    moved = calibration.with_norms(params, {"own:norms/0/bias": jnp.ones(4)})
+    moved = calibration.with_trained(params, {"own:norms/0/bias": jnp.ones(4)})
     assert np.asarray(moved["private"]["share"]["leaves"]["trained"]["norms"][0]["bias"] == 1).all()
     assert moved["trained"] == params["trained"] or jax.tree.structure(moved) == jax.tree.structure(params)
 
@@ -262,55 +263,53 @@ def test_what_cannot_be_given_is_refused_before_it_is_needed() -> None:
     assert set(predict.__all__) >= {"ANSWERS", "prepared", "check"}
 
 
-# --- a choice among the personal models of all
+# --- a choice among the personal models of all: what it is worth is told by test_personal.py
 
 
-def test_features_are_what_a_row_is_like() -> None:
-    x = np.array([[0.0, 0.0, 1.0, 1.0], [0.5, 0.5, 0.5, 9.0]], np.float32)
-    found = features(x, 0.0, 1.0)
-    np.testing.assert_allclose(found[0, :2], [0.5, 0.5])
-    assert found[0, 2] == found[0, -1] == 0.5 and found[1, 10] == 0.75 and found[1, -1] == 0.25
+def test_features_are_the_light_and_the_texture_of_each_channel() -> None:
+    x = np.zeros((1, 4, 4, 2), np.float32)
+    x[0, :, 2:, 0] = 1.0  # half dark, half light; the other channel is even
+    x[0, :, :, 1] = 0.5
+    found = np.asarray(features(jnp.asarray(x)))[0].reshape(-1, 2)
+    np.testing.assert_allclose(found[:, 0], [0.5, 0.5, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1 / 3], atol=1e-6)
+    np.testing.assert_allclose(found[:, 1], [0.5, 0.0, *[0.5] * 9, 0.0], atol=1e-6)
+    rows = jnp.asarray(line(3, 0).x)
+    assert features(rows) is rows
 
 
-@cache
-def opposite() -> tuple[Learner, list[Tree], list[Samples], Selector]:
-    """Two sites of different brightness that call rows by opposite names, and their personal models."""
-    learner = logistic()
-    sites = []
-    for i in range(2):
-        rows = line(120, i)
-        sites.append(Samples(0.3 * rows.x + np.float32(2 * i - 1), rows.y if i == 0 else 1 - rows.y))
-    fast = optax.sgd(4.0)
-    personals = [trained(learner, rows, fast) for rows in sites]
-    chosen = selector(learner, personals, [rows.x for rows in sites], gamma=0.8)
-    return learner, personals, sites, chosen
+def knowing(kernel: float) -> tuple[Learner, Tree]:
+    """A learner that trains a selector of two sites, and a node whose selector tells them apart by the first number."""
+    method = OBJECTIVES["selector"](SGD)
+    assert method.learner is not None and method.bulletin is not None
+    learner = method.learner(bulletin.placed(logistic(), method.bulletin, 2, (FEATURES,)))
+    params = learner.init(KEY)
+    kept, table = params["private"]["selector"], params["private"]["appearance"]
+    layer = jax.tree.map(jnp.zeros_like, kept["model"]["layer"])
+    layer["kernel"] = layer["kernel"].at[0].set(jnp.asarray([-kernel, kernel]))
+    told = {"rows": jax.tree.map(jnp.zeros_like, table["rows"]), "version": jnp.ones(2, jnp.int32)}
+    told["rows"]["square"] = told["rows"]["square"] + 1
+    private = {"selector": {**kept, "model": {**kept["model"], "layer": layer}}, "appearance": told}
+    return learner, {**params, "private": private}
 
 
-def test_the_selector_is_at_least_as_good_as_any_single_model() -> None:
-    learner, personals, sites, chosen = opposite()
-    shared = jax.jit(learner.init)(KEY)
-    both = Samples(np.concatenate([r.x for r in sites]), np.concatenate([r.y for r in sites]))
-    single = [scored(learner, params, both)[0] for params in personals]
-    got = float((chosen.predict(shared, both.x).argmax(axis=1) == both.y).mean())
-    assert got >= max(single) + 0.1 and got > 0.8
-    np.testing.assert_array_equal(chosen.choose(both.x), np.repeat([0, 1], 120))
-    assert len(chosen.choose(both.x[:0])) == 0
+def test_a_node_chooses_among_the_personal_models_that_are_there_and_else_takes_the_shared_one() -> None:
+    learner, params = knowing(2.0)
+    own = {i: {**params, "trained": jax.tree.map(lambda leaf, i=i: leaf + i + 1, params["trained"])} for i in range(2)}
+    x = np.zeros((3, FEATURES), np.float32)
+    x[:, 0] = [-2, 0.1, 2]  # surely of the first, of nobody, surely of the second
+    both, mine = selector(learner, params, own), selector(learner, params, {1: own[1]})
+    assert both.choose(x).tolist() == [0, SHARED, 1] and mine.choose(x).tolist() == [SHARED, SHARED, 1]
+    assert selector(learner, params, own, gamma=0.5).choose(x).tolist() == [0, 1, 1] and not len(both.choose(x[:0]))
+    run = jax.jit(learner.predict)
+    for chosen, expected in ((both, (own[0], params, own[1])), (mine, (params, params, own[1]))):
+        wanted = np.stack([np.asarray(run(model, jnp.asarray(x)))[i] for i, model in enumerate(expected)])
+        np.testing.assert_allclose(chosen.predict(params, x), wanted, rtol=1e-6)
 
 
-def test_where_no_site_is_likely_the_shared_model_answers() -> None:
-    learner, _, sites, chosen = opposite()
-    between = sites[0].x[:5] - sites[0].x[:5].mean(axis=1, keepdims=True)  # as bright as neither
-    shared = jax.jit(learner.init)(KEY)
-    unsure = chosen.choose(between) == SHARED
-    assert unsure.any()
-    wanted = np.asarray(learner.predict(shared, jnp.asarray(between)))[unsure]
-    np.testing.assert_allclose(chosen.predict(shared, between)[unsure], wanted, rtol=1e-6)
-    with pytest.raises(ConfigError, match="two"):
-        selector(learner, [shared], [sites[0].x])
-
-
-def test_a_selector_is_for_whoever_has_all_models() -> None:
-    check(["selector"], logistic(), "classes")
+def test_a_selector_must_be_trained() -> None:
+    check(["selector"], knowing(1.0)[0], "classes")
+    with pytest.raises(ConfigError, match="nothing trains a selector of sites; add the objective selector"):
+        check(["selector"], logistic(), "classes")
     with pytest.raises(ConfigError, match="did you mean 'selector'"):
         check(["selectors"], logistic(), "classes")
 

@@ -36,8 +36,9 @@ AGAIN = {
     "dsgd cta", "dmsgd", "qg_dsgdm", "gradient_tracking", "diging", "exact_diffusion", "d2", "push_sum",
     "epidemic oracle", "dfedavg", "outer", "outer pairs", "fedavg complete", "fedprox", "local", "base graph",
     "complete", "loss", "self", "loss, fedavg", "churn", "grows", "scheduled", "epidemic", "share",
-    "objectives", "more objectives", "weights and widths",
+    "objectives", "more objectives", "weights and widths", "reconstruction", "widths, churn", "spectra and weights",
     "share, corrections", "share, push", "share, churn", "share, outer", "share, gossip",
+    "noise and features",
 }  # fmt: skip
 """Other variants of what the rest tries; each algorithm by itself is held to its equations in test_algorithms.py."""
 

@@ -15,7 +15,7 @@ from sklearn import metrics
 from p2pfl.learning import targets
 from p2pfl.learning.targets import TARGETS, PerSample, Target
 
-ROW = {"segmentation": (5, 4, 2)}
+ROW = {"segmentation": (5, 4, 2), "reconstruction": (5, 4, 2)}
 CLASSES = 3
 
 
@@ -33,6 +33,8 @@ def batch(kind: str, rows: int = 7, seed: int = 0, dtype: str = "float32") -> tu
     elif kind == "survival":
         outputs = np.round(outputs, 1)
         y = np.stack([rng.integers(1, rows, rows), rng.integers(0, 2, rows)], axis=1).astype(np.float32)
+    elif kind == "reconstruction":
+        y = rng.random((rows, *shape)).astype(np.float32)
     else:
         y = rng.integers(0, CLASSES, (rows, 5, 4)).astype(np.int32)
     return outputs.astype(dtype), np.asarray(y)
@@ -63,10 +65,10 @@ def target(request: pytest.FixtureRequest) -> Target:
 
 
 def test_the_table() -> None:
-    assert list(TARGETS) == ["classes", "labels", "regression", "survival", "segmentation"]
+    assert list(TARGETS) == ["classes", "labels", "regression", "survival", "segmentation", "reconstruction"]
     assert all(name == target.name for name, target in TARGETS.items())
     shapes = {name: target.output((9, 7, 2), 4) for name, target in TARGETS.items()}
-    assert shapes.pop("segmentation") == (9, 7, 4) and shapes.pop("survival") == (1,)
+    assert shapes.pop("segmentation") == shapes.pop("reconstruction") == (9, 7, 4) and shapes.pop("survival") == (1,)
     assert set(shapes.values()) == {(4,)}
 
 
@@ -244,3 +246,14 @@ def test_dice_where_classes_are_missing() -> None:
     ]
     guess, truth = (np.asarray([case[i] for case in cases], np.int32).reshape(-1, 2, 2) for i in (0, 1))
     close(score("segmentation", np.eye(CLASSES, dtype=np.float32)[guess], truth), [case[2] for case in cases])
+
+
+# --------------------------------------------------------------------------------------------------- reconstruction
+
+
+def test_psnr_by_hand() -> None:
+    """A difference of 0.1 at every pixel is 20 dB, whatever the brightest pixel is; no difference is 100."""
+    y = np.full((3, 4, 4, 1), 0.3, np.float32)
+    outputs = y + np.asarray([0.1, 0.01, 0.0], np.float32).reshape(3, 1, 1, 1)
+    close(score("reconstruction", outputs, y), [20, 40, 100], 1e-3)
+    close(loss("reconstruction", outputs, y), [0.1, 0.01, 0.0])

@@ -7,26 +7,28 @@ import resource
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from typing import Any
 
 import numpy as np
 import pytest
 import zmq
+from test_curve import ring
 
 from p2pfl.drivers.live import addresses, clock, listener, ports, reach, zmtp
 from p2pfl.drivers.live.addresses import Names
-from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
+from p2pfl.drivers.live.listener import Allowance, Arrived, Listener, Volume
 from p2pfl.drivers.live.member_process import MemberSockets
 from p2pfl.drivers.live.parcels import MARK, Letter, ParcelId, _Head
 from p2pfl.drivers.live.transport import Transport, dealer
 from p2pfl.drivers.live.zmtp import Command, Limits, Reader
 from p2pfl.errors import ConfigError, RemoteError
 from p2pfl.protocol.budget import Budget
-from p2pfl.protocol.codec import Schema
+from p2pfl.protocol.codec import HEADER_CAP, Schema
 from p2pfl.protocol.questions import DIFFERS, Questions
 from p2pfl.protocol.strangers import Stranger, Strangers
+from p2pfl.trust.keyring import Keyring
 
 LIMITS = Limits(frame=100_000, frames=5, message=200_000)
 FEDERATION = "digest"
@@ -130,15 +132,16 @@ def test_a_budget_refills_and_can_be_overspent() -> None:
 class Bench:
     """A listener, in whose time only this passes, and raw connections to it."""
 
-    def __init__(self, rate: float = 1e6, burst: float = 1e6, unit: float = float("inf")) -> None:
+    def __init__(
+        self, rate: float = 1e6, burst: float = 1e6, unit: float = float("inf"), volume: Volume | None = None
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.where = free.getsockname()
         self.now = 100.0
         self.early: list[Arrived] = []  # what came in when a connection was made
-        self.listener = Listener(
-            f"tcp://127.0.0.1:{self.where[1]}", FEDERATION, 10, Allowance(LIMITS, rate, burst, unit), self.now
-        )
+        allowance = Allowance(LIMITS, rate, burst, unit, volume=volume)
+        self.listener = Listener(f"tcp://127.0.0.1:{self.where[1]}", FEDERATION, 10, allowance, self.now)
         self.stack = ExitStack()
         self.stack.callback(self.listener.close)
 
@@ -269,6 +272,38 @@ def test_large_messages_cost_more(bench: type[Bench]) -> None:
     link.sendall(message(bytes(5000)) * 4)
     assert sum(len(at.turn()) for _ in range(10)) == 2
     assert sum(len(at.turn(0.1)) for _ in range(10)) == 2
+
+
+def test_the_bytes_of_a_node_have_a_bound_whatever_its_messages_and_connections(bench: type[Bench]) -> None:
+    """50 kB a second for long and 100 kB at once; its other connection, and one made anew, bring no more."""
+    at = bench(volume=Volume(50_000, 100_000))
+    at.connect(handshake(2), message(b"y" * 20_000) * 2)
+    links = [at.connect(handshake(), message(b"x" * 20_000) * 20) for _ in range(2)]
+    came = [each for _ in range(20) for each in at.turn()]
+    assert [each.node for each in came].count(2) == 2  # whose bytes are not those of another
+    nbytes = 20_000 * [each.node for each in came].count(1)
+    assert 100_000 <= nbytes < 120_000
+    links[0].close()
+    links.append(at.connect(handshake(), message(b"x" * 20_000) * 20))
+    nbytes += 20_000 * sum(each.node == 1 for _ in range(15) for each in at.turn(0.1))
+    assert 160_000 <= nbytes <= 200_000
+    at.listener.allow(0.0, 60_000)  # a round of this node
+    assert 60_000 <= 20_000 * sum(each.node == 1 for _ in range(10) for each in at.turn()) <= 80_000
+    at.listener.restore(1, 40_000)  # what it had for others
+    assert 40_000 <= 20_000 * sum(each.node == 1 for _ in range(10) for each in at.turn()) <= 60_000
+    for _ in range(30):
+        at.turn(0.1)
+    assert at.hung_up(links[1]) and at.listener.dropped["flood"]  # it does not stop for a while
+
+
+@pytest.mark.parametrize("payload", [10_000, 44_000_000])
+def test_what_a_member_may_send_follows_from_what_was_agreed(payload: int) -> None:
+    """Large messages count little as messages; their bytes count."""
+    with ExitStack() as stack:
+        here, _ = pair(stack, (payload,))
+        agreed = payload + HEADER_CAP
+        assert here._listener._allowance.volume == Volume(max(8e6, 2 * agreed), 8e6 + 4 * agreed)
+        assert here._bytes_per_round == 3 * agreed
 
 
 def test_much_that_is_of_no_use_is_hung_up_and_coming_back_has_a_bound(bench: type[Bench]) -> None:
@@ -530,14 +565,17 @@ ADDRESSES = (
 """Where to look for a free port, where to listen, and where others connect to."""
 
 
+@pytest.mark.parametrize("keys", [(None, None), (ring(0), ring(1))], ids=["no keys", "keys"])
 @pytest.mark.parametrize(("host", "listen", "connect"), ADDRESSES)
-def test_models_and_members_reach_each_other_by_every_kind_of_address(host: str, listen: str, connect: str) -> None:
+def test_models_and_members_reach_each_other_by_every_kind_of_address(
+    host: str, listen: str, connect: str, keys: Sequence[Keyring | None]
+) -> None:
     schema, limit = Schema("", (4,)), clock.now() + 30
     address, free_port = connect.format(port := free(host)), free(host)
     with ExitStack() as stack:
-        here = Transport(listen.format(port), 0, 2, FEDERATION, [schema])
+        here = Transport(listen.format(port), 0, 2, FEDERATION, [schema], keyring=keys[0])
         stack.callback(here.close, 0)
-        there = Transport(f"tcp://127.0.0.1:{free('127.0.0.1')}", 1, 2, FEDERATION, [schema])
+        there = Transport(f"tcp://127.0.0.1:{free('127.0.0.1')}", 1, 2, FEDERATION, [schema], keyring=keys[1])
         stack.callback(there.close, 0)
         there.know(0, address)
         came: list[Arrived] = []
@@ -547,12 +585,14 @@ def test_models_and_members_reach_each_other_by_every_kind_of_address(host: str,
             came += here.receive()
         assert came[0].node == 1 and bytes(came[0].frames[0]) == b"head"
     dropped: list[tuple[str, str]] = []
-    one = MemberSockets(listen.format(free_port), 0, FEDERATION, lambda *why: dropped.append(why))
-    two = MemberSockets(f"tcp://127.0.0.1:{free('127.0.0.1')}", 1, FEDERATION, lambda *why: dropped.append(why))
+    one, two = (
+        MemberSockets(at, node, FEDERATION, lambda *why: dropped.append(why), keyring=keys[node])
+        for node, at in enumerate((listen.format(free_port), f"tcp://127.0.0.1:{free('127.0.0.1')}"))
+    )
     came = []
     while not came:
         assert clock.now() < limit
-        two.send(connect.format(free_port), b"ping", clock.now())
+        two.send(connect.format(free_port), b"ping", clock.now(), 0)
         two.flush(clock.now())
         came += one.receive(clock.now())
     assert bytes(came[0].frames[0]) == b"ping" and not dropped
@@ -678,6 +718,47 @@ def test_a_name_is_looked_up_again_and_its_next_address_tried(monkeypatch: pytes
     answers.pop(0)
     names.blocked(address, 3.1, 9.0)
     assert looked_up(9.0) == "tcp://10.0.0.4:7"
+
+
+def test_with_keys_a_name_that_is_known_late_and_moves_is_followed_and_nobody_else_is_believed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At first nobody knows it; then it leads to a site that has another key; then to the one that is meant."""
+    looked_up, where = addresses.lookup, list[str]()
+
+    def lookup(host: str, port: int) -> list[tuple[Any, ...]]:
+        if host == "north.example.org" and not where:
+            raise socket.gaierror(-3, "Temporary failure in name resolution")
+        return looked_up(where[0] if host == "north.example.org" else host, port)
+
+    monkeypatch.setattr(addresses, "lookup", lookup)
+    monkeypatch.setattr(addresses, "_AGAIN", 0.1)
+    port, schema, limit = free("127.0.0.1"), Schema("", (4,)), clock.now() + 30
+    with ExitStack() as stack:
+        north, wrong, caller = (
+            Transport(at, node, 3, FEDERATION, [schema], keyring=ring(node))
+            for node, at in ((0, f"tcp://127.0.0.1:{port}"), (2, f"tcp://127.0.0.2:{port}"),
+                             (1, f"tcp://127.0.0.1:{free('127.0.0.1')}"))
+        )  # fmt: skip
+        for each in (north, wrong, caller):
+            stack.callback(each.close, 0)
+        caller.know(0, f"tcp://north.example.org:{port}")
+
+        def turn(until: Callable[[], object]) -> None:
+            while not until():
+                assert clock.now() < limit, where
+                caller.send(0, Letter((b"head",), 4))
+                seen["north"] += list(north.receive())
+                seen["wrong"] += list(wrong.receive())
+
+        seen: dict[str, list[Arrived]] = {"north": [], "wrong": []}
+        asked = clock.now()
+        turn(lambda: clock.now() > asked + 0.3)  # nobody knows it, and nothing waits for that
+        where.append("127.0.0.2")
+        turn(lambda: wrong._listener.dropped["encryption"])
+        where[0] = "127.0.0.1"
+        turn(lambda: seen["north"])
+        assert seen["north"][0].node == 1 and not seen["wrong"]
 
 
 def test_a_name_that_is_none_is_asked_for_again_later(monkeypatch: pytest.MonkeyPatch) -> None:

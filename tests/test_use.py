@@ -286,8 +286,9 @@ def test_the_choice_among_the_models_of_all_is_saved(loop: bool, tmp_path: Path)
     frame["age"] = 30.0 + 40 * frame.hospital.map(SITES.index) + np.arange(120) % 7  # one sees whose rows they are
     frame.to_csv(tmp_path / "data.csv", index=False)
     data = {**TABLE["data"], "standardize": "pooled", "missing": "mean"}
+    training = {**TABLE["training"], "objective": [{"name": "selector", "learning_rate": 1.0}]}
     place = run(tmp_path, {**TABLE, "data": data, "statistics": {}, "driver": {"kind": "simulate", "loop": loop},
-                           "evaluation": {"every": 6, "answers": ["selector"]}})  # fmt: skip
+                           "training": training, "evaluation": {"every": 6, "answers": ["selector"]}})  # fmt: skip
     split = pd.read_csv(place / "split.csv").query("part == 'test'")
     truth = (frame.ill == "yes").to_numpy()[split.line.to_numpy() - 2]
     table = json.loads((place / "assessment.json").read_text("utf-8"))
@@ -524,3 +525,28 @@ def test_a_folder_of_images_without_labels(masks: bool, tmp_path: Path) -> None:
             "p_light",
         ]
         assert table.p_light[1] > table.p_light[0]
+
+
+@pytest.mark.more
+def test_images_are_reconstructed_into_an_array_or_into_pictures(tmp_path: Path) -> None:
+    """From .npz, whose bytes are scaled as in training; the model takes away some of the noise."""
+    rng = np.random.default_rng(0)
+    whole = np.kron(rng.random((40, 3, 3)), np.ones((1, 4, 4)))
+    np.savez(tmp_path / "data.npz", images=(255 * whole).astype(np.uint8), labels=np.arange(40) % 2)
+    data = {"source": "npz", "path": str(tmp_path / "data.npz"), "degrade": {"by": "noise", "noise": 0.2}}
+    optimizer = {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}
+    training = {"optimizer": optimizer, "batch_size": 8, "local_steps": 60}
+    place = ran(tmp_path, data, model={"name": "unet", "channels": [4], "residual": True}, training=training)
+    noisy = np.clip(whole[:5] + rng.normal(size=whole[:5].shape) * 0.2, 0, 1)
+    np.savez(tmp_path / "new.npz", images=(255 * noisy).astype(np.uint8))
+    code, text = command("predict", place, "--data", tmp_path / "new.npz", "--out", tmp_path / "out.npz")
+    assert code == 0, text
+    with np.load(tmp_path / "out.npz") as found:
+        images = found["predicted"][..., 0]
+        assert found["rows"].tolist() == [0, 1, 2, 3, 4] and found["classes"].tolist() == ["grey"]
+    assert ((images - whole[:5]) ** 2).mean() < 0.9 * ((noisy - whole[:5]) ** 2).mean()
+    assert command("predict", place, "--data", tmp_path / "new.npz", "--out", tmp_path / "pictures")[0] == 0
+    shown = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "pictures").iterdir())]
+    np.testing.assert_allclose(np.stack(shown) / 255, np.clip(images, 0, 1), atol=0.003)
+    code, text = command("predict", place, "--data", tmp_path / "new.npz", "--out", tmp_path / "out.csv")
+    assert code == 1 and "predictions of kind 'reconstruction' are images; give it a name that ends in .npz" in text

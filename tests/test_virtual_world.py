@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from members import keyed
+from members import KEYS, keyed
 from seeds import seeds
 
 from p2pfl.churn import Event, expected, there
@@ -24,7 +24,7 @@ from p2pfl.errors import ConfigError, LocalError
 from p2pfl.protocol.events import Adopt, Advance, Finished, Leave, Trained
 from p2pfl.protocol.membership.events import Progress
 from p2pfl.protocol.membership.timing import PROBE_TIMINGS
-from p2pfl.protocol.neighbor import ASYNC, BARRIER, DEADLINE, SYNCS, TRAIN, WAIT, EpochPlan, Facts, RoundPlan
+from p2pfl.protocol.neighbor import ASYNC, BARRIER, DEADLINE, KEPT, SYNCS, TRAIN, WAIT, EpochPlan, Facts, RoundPlan
 from p2pfl.protocol.timing import PRESETS
 
 STEP = 0.01
@@ -95,8 +95,9 @@ class Ring:
         kept_back: Callable[[int, int, int], bool] = lambda round, sender, receiver: False,
         alone: str = WAIT,
         keys: Any = None,
+        step: float = STEP,
     ) -> None:
-        self.alone, self.keys = alone, keys
+        self.alone, self.keys, self.step = alone, keys, step
         self.n, self.rounds, self.sync, self.preset, self.link = n, rounds, sync, preset, link
         self.world = World(seed, lambda source, to: self.link, kept_back, lag)
         self.events = events
@@ -118,7 +119,7 @@ class Ring:
             self.notes.append((self.world.now, node, event, about, round))
 
         signs = keyed(node, self.keys)
-        given = NodeSetup(number, lambda round: STEP, PROBE_TIMINGS[self.preset], seeds, log=log, **signs)
+        given = NodeSetup(number, lambda round: self.step, PROBE_TIMINGS[self.preset], seeds, log=log, **signs)
         self.world.add(VirtualNode(self.world, facts, given))
 
     def number(self, node: int) -> Number:
@@ -438,6 +439,109 @@ def test_what_is_under_way_when_a_link_is_cut_is_lost() -> None:
         ring.world.run(3.0)
         heard.append(sum(len(node.membership.members) for node in ring.nodes))
     assert heard == [4, 2]
+
+
+# --- a machine that sleeps
+
+
+class Behind:
+    """The world as a node sees it whose clock stood still while its machine slept, as that of Linux does."""
+
+    def __init__(self, world: World) -> None:
+        self._world, self.behind = world, 0.0
+
+    @property
+    def now(self) -> float:
+        return self._world.now - self.behind
+
+    def when(self, time: float, call: Callable[..., None], *arguments: Any) -> None:
+        self._world.when(time + self.behind + 1e-6, call, *arguments)  # not a rounding too early
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._world, name)
+
+
+SECONDS, HOUR = (6.0, "local", STEP, 1200), (3600.0, "wan", 20.0, 260)
+
+
+@pytest.mark.parametrize(
+    ("slept", "preset", "step", "rounds", "counts"),
+    [
+        pytest.param(*SECONDS, True, id="seconds"),
+        pytest.param(*SECONDS, False, id="seconds that its clock has not counted", marks=pytest.mark.more),
+        pytest.param(*HOUR, True, id="an hour", marks=pytest.mark.more),
+    ],
+)
+def test_a_laptop_that_has_slept_for_an_hour_is_back_among_the_others(
+    slept: float, preset: str, step: float, rounds: int, counts: bool
+) -> None:
+    """With keys, and in the midst of its steps: as a life that it has signed anew, with its own number, in the round
+    of the others. Whether its clock has gone on or has stood still, nobody else's is asked."""
+    ring = Ring(4, rounds, preset=preset, keys=KEYS, step=step)
+    node, clock = ring.world.nodes[2], Behind(ring.world)
+    node.world = clock
+    ring.until_round(20)
+    ring.world.run(ring.world.now + step / 2)
+    node.given = node.given._replace(probe_timing=node.given.probe_timing._replace(stalled_after=1e-3))
+    node.freeze()
+    ring.world.network.partition([[2]])
+    ring.world.run(ring.world.now + slept)
+    assert ring.world.nodes[0].peer.round > 100 and {about for _, about, _ in ring.noted("removed")} == {2}
+    clock.behind = 0.0 if counts else slept
+    ring.world.network.heal()
+    node.thaw()
+    ring.world.run(ring.world.now + max(slept / 2, 10 * step))  # which is less than it has slept
+    assert [(by, about) for by, about, _ in ring.noted("reborn")] == [(2, 2)]
+    assert abs(node.peer.round - ring.world.nodes[0].peer.round) <= KEPT
+    ring.run(patience=4000.0).check()
+    assert all(ring.number(i).epochs[-1][1] == (0, 1, 2, 3) for i in range(4))
+    assert max(ring.values) - min(ring.values) < 1e-2
+    assert not any(each.event_log.dropped.get(reason) for each in ring.nodes for reason in ("signature", "sender"))
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("keys", [None, KEYS], ids=["no keys", "keys"])
+@pytest.mark.parametrize("whole", [False, True], ids=["its process", "its machine"])
+def test_of_two_the_other_goes_on_alone_when_one_stands_still_and_they_meet_again(whole: bool, keys: Any) -> None:
+    """Half of the nodes is not more than half: neither waits for the other, for longer than it takes to be silent."""
+    ring = Ring(2, 3600, preset="lan", keys=keys)
+    ring.until_round(100)
+    one, other = ring.nodes
+    if whole:  # its membership as well
+        other.given = other.given._replace(probe_timing=other.given.probe_timing._replace(stalled_after=1e-3))
+    other.freeze()
+    began, at, silence = ring.world.now, one.peer.round, PRESETS["lan"].silence
+    ring.world.run(began + silence + 1.0)
+    assert one.peer.round > at + 10 and not one.peer.waits
+    ring.world.run(began + 25.0)
+    removed = [time - began for time, by, what, _, _ in ring.notes if (by, what) == (0, "removed")]
+    assert removed == ([pytest.approx(2.5, abs=1.5)] if whole else [])
+    apart = one.peer.round - other.peer.round
+    assert apart > 1000 and one.peer.alone == 0  # which counts rounds with less than half
+    other.thaw()
+    ring.world.run(ring.world.now + 3.0)
+    assert abs(one.peer.round - other.peer.round) <= 1
+    ring.run().check()
+    assert max(ring.values) - min(ring.values) < 1e-6
+    # where its process hung, it skips what it has missed; where it was held for dead, the other goes back to it
+    assert {by for by, _, _ in ring.noted("returned")} == ({0} if whole else set())
+    assert (len(ring.number(1).mixed) < 3600 - apart / 2) != whole
+
+
+def test_who_is_left_of_three_waits_though_the_memberships_of_the_others_whose_processes_hang_answer() -> None:
+    ring = Ring(3, 400, keys=KEYS)
+    ring.until_round(20)
+    for node in ring.nodes[1:]:
+        node.freeze()
+    ring.world.run(ring.world.now + 1.5)
+    at = ring.nodes[0].peer.round
+    assert ring.nodes[0].peer.waits and at <= 22
+    ring.world.run(ring.world.now + 5.0)
+    assert ring.nodes[0].peer.round == at and not ring.noted("removed")
+    for node in ring.nodes[1:]:
+        node.thaw()
+    ring.run().check()
+    assert ring.nodes[0].peer.alone == 0 and ring.noted("gathered")
 
 
 # --- no single voice

@@ -220,4 +220,4 @@ def test_what_cannot_be_wrapped(wrap: Any, text: str) -> None:
 
 def test_the_table_of_wraps() -> None:
     assert WRAPS["cast"] is cast and WRAPS["clip"] is clip
-    assert set(WRAPS) == {"cast", "clip", "by_samples", "by_loss", "by_similarity", "by_labels", "fourier"}
+    assert set(WRAPS) == {"cast", "clip", "by_samples", "by_loss", "by_similarity", "by_labels", "fourier", "noise"}

@@ -1,9 +1,10 @@
 """Speed of a live round and of the simulator, beside the limits measured in the same run: ratios first, seconds second;
 goodput: what is left of the useful local steps when a node is killed every ten seconds; and what it costs the rounds of
-the others that a node joins, with a model of 44 MB; and what is left of the rounds of a ring while a node is flooded.
+the others that a node joins, with a model of 44 MB; what is left of the rounds of a ring while a node is flooded; and
+training from rows in a file beside training from rows in memory.
 
 python tools/bench.py                    # the figures of the README
-python tools/bench.py --only simulate    # or live, goodput, joining, links, floods
+python tools/bench.py --only simulate    # or live, goodput, joining, links, floods, cache
 python tools/bench.py --only goodput --for 10min
 python tools/bench.py --smoke            # one short run of each: does the benchmark itself still work?
 """
@@ -28,6 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import bench_cache
 import bench_links
 import floods
 import numpy as np
@@ -481,14 +483,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="one short run of each")
     parser.add_argument(
-        "--only", choices=["live", "simulate", "goodput", "joining", "floods", "links"], help="one part of it"
+        "--only",
+        choices=["live", "simulate", "goodput", "joining", "floods", "links", "cache"],
+        help="one part of it",
     )
     parser.add_argument("--flood", default="", help="only floods with this in their name, as in member or models")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--for", dest="length", help="how long each run of goodput is, as in 10min")
     arguments = parser.parse_args()
     smoke, repeats = arguments.smoke, 1 if arguments.smoke else arguments.repeats
-    if arguments.only not in ("goodput", "joining", "floods", "links"):
+    if arguments.only not in ("goodput", "joining", "floods", "links", "cache"):
         bench_speed(arguments.only, repeats, smoke)
     if arguments.only in (None, "goodput"):
         # minutes where time is not the clock's; of real processes one
@@ -499,6 +503,9 @@ def main() -> None:
         bench_joining(repeats, "[1200, 1100]" if smoke else "[3400, 3200]", 6 if smoke else 30)
     if arguments.only in (None, "links"):
         say("a link between two nodes, models of 44 MB", **bench_links.measure(repeats, 2 if smoke else 20))
+    if arguments.only in (None, "cache"):
+        for what, figures in bench_cache.measure(repeats, 5 if smoke else 30, smoke).items():
+            say(what, **figures)
     if arguments.only in (None, "floods"):
         bench_floods(repeats, 4, 0.5 if smoke else 4.0, arguments.flood or ("receipts" if smoke else ""))
 

@@ -63,6 +63,7 @@ def _turn(here: Any) -> int:
     select.select([here.fileno()], [], [], 0.001)
     models = sum(len(message.frames) > 1 for message in here.receive())
     here.step()
+    here.progress(models)  # as in rounds that take one each: what comes without any is bounded
     return models
 
 

@@ -13,7 +13,9 @@ from pydantic.dataclasses import dataclass
 
 from p2pfl.check import LIST, STRICT, Count, Texts
 from p2pfl.config.unions import Tagged, fields_of, inlined, members, refusal
+from p2pfl.data.degrade import Degrade
 from p2pfl.data.derive import Derived
+from p2pfl.data.volumes import VolumeTable
 
 Open = Annotated[float, Field(gt=0, lt=1)]
 
@@ -66,6 +68,7 @@ class SourceTable:
         EvenPartition()
     )
     dictionary: str | None = None  # a file that says what the rows mean, the same at every site; found as `path` is
+    degrade: Annotated[Degrade, Tagged(("by",))] | None = None  # what is done to images, to be undone: a reconstruction
 
     _gather = model_validator(mode="before")(inlined("partition", _PARTITION))
 
@@ -166,6 +169,8 @@ class FolderData(SourceTable):
     layout: str  # a name of experiments/data, or the path of a .toml
     side: Count | None = None  # pixels of a side, instead of the layout's size
     limit: Count | None = None  # rows at most, for a try
+    volume: VolumeTable | None = None  # whole volumes instead of slices, and how they become rows
+    cache: bool | str | None = None  # keep decoded rows in a file: true, beside the data, or a folder
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -198,6 +203,8 @@ Data = BuiltinData | NpzData | CsvData | MedmnistData | FolderData | QuadraticDa
 DataTable = Annotated[Data, Tagged(("source",), group="p2pfl.data")]
 KINDS = (*members(PartitionTable), *members(Data))
 """The dataclasses of [data]."""
+DEGRADE = members(Degrade)
+"""The dataclasses of [data.degrade]."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -207,7 +214,7 @@ class DataFile:
     data: DataTable
 
 
-_COMMON = ("source", "partition", "dictionary")
+_COMMON = ("source", "partition", "dictionary", "degrade")
 
 
 def given(data: Data) -> dict[str, Any]:

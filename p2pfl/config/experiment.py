@@ -29,6 +29,17 @@ Address = Annotated[str, Field(pattern=toml.ADDRESS)]
 
 
 @dataclass(frozen=True, config=STRICT)
+class Lora:
+    """[training.lora]: the model is frozen, and thin matrices beside its kernels are trained."""
+
+    rank: Count
+    alpha: Annotated[float, Field(gt=0)] | None = None  # what a product counts, over the rank; the rank
+    matching: Texts = ("**/kernel",)  # patterns of kernels that get adapters
+    train: Texts = ()  # patterns of leaves that are trained whole
+    freeze_a: bool = False  # the first of both matrices stays as it is drawn
+
+
+@dataclass(frozen=True, config=STRICT)
 class Training:
     """[training]: the local steps of a round."""
 
@@ -41,6 +52,10 @@ class Training:
     dtype: Literal["float32", "float64"] = "float32"  # of the model and the data
     loss: dict[str, Any] | None = None  # name of a loss and its arguments; that of the kind of task
     objective: Annotated[tuple[dict[str, Any], ...], LIST] = ()  # what is done to the local loss, in order
+    compute: Literal["bfloat16"] | None = None  # of local steps; parameters and gradients stay as `dtype` says
+    freeze: Texts | None = None  # patterns of leaves that are neither trained nor sent
+    patience: Count | None = None  # evaluations without a better validation score after which a node trains no more
+    lora: Lora | None = None  # adapters of kernels, which are trained and sent instead
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -53,6 +68,7 @@ class TopologyTable:
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the graph, such as k of base
     heal: bool = True  # a graph of a file is joined together again when nodes are gone
     weights: str | None = None  # metropolis | max_degree | best_constant | uniform_out | file
+    take_part: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the nodes that takes part in a round
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -198,7 +214,7 @@ def load(path: Path | str, overrides: Sequence[str] = (), find: bool = False) ->
         found[key] = str(Path(found[key]).resolve())
     wanted: Experiment = parse(table, str(path), Experiment, overridden)
     for found, key, field in _paths(table) if find else ():
-        if not Path(found[key]).exists():
+        if key != "cache" and not Path(found[key]).exists():  # a cache is made
             raise ConfigError(toml.not_found(path, field, given.get(found[key]), found[key]))
     return wanted
 
@@ -206,8 +222,8 @@ def load(path: Path | str, overrides: Sequence[str] = (), find: bool = False) ->
 def _paths(table: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
     """Every path that stands in an experiment file: (its table, its key there, the field as a person writes it)."""
     churn = table.get("churn")
-    places = [(table.get("data"), name, f"data.{name}") for name in ("path", "dictionary")]
-    places += [(table.get("topology"), "file", "topology.file")]
+    places = [(table.get("data"), name, f"data.{name}") for name in ("path", "dictionary", "cache")]
+    places += [(table.get("topology"), "file", "topology.file"), (table.get("model"), "weights", "model.weights")]
     places += [(each, "path", f"churn[{i}].path") for i, each in enumerate(churn if isinstance(churn, list) else ())]
     for found, key, field in places:
         if isinstance(found, dict) and isinstance(found.get(key), str):
@@ -271,9 +287,10 @@ def load_node(path: Path) -> NodeFile:
 
 def _located(rows: dict[str, Any], file: Path) -> dict[str, str]:
     """The paths in a [data] become absolute; returns those that stand there, by field."""
-    named = {key: rows[key] for key in ("path", "dictionary") if isinstance(rows.get(key), str)}
+    named = {key: rows[key] for key in ("path", "dictionary", "cache") if isinstance(rows.get(key), str)}
     for key, name in named.items():
         rows[key] = str(toml.located(name, file.parent))
+    named.pop("cache", None)  # which is made
     return named
 
 
@@ -301,8 +318,10 @@ TABLES: Mapping[str, tuple[type[Any], ...]] = MappingProxyType(
     {
         "Top level": (Experiment,),
         "[data]": data.KINDS,
+        "[data.degrade]": data.DEGRADE,
         "[model]": model.KINDS,
         "[training]": (Training,),
+        "[training.lora]": (Lora,),
         "[topology]": (TopologyTable,),
         "[algorithm]": (AlgorithmTable,),
         "[statistics]": (Statistics,),

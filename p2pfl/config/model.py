@@ -10,22 +10,31 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from p2pfl.check import LIST, STRICT, Count
+from p2pfl.check import LIST, STRICT, Count, Texts
 from p2pfl.config.unions import Tagged, members
 
 Counts = Annotated[tuple[Count, ...], LIST]
 Norm = Literal["batch", "group"]
 
 
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class FirstModel:
+    """How a model begins: what every kind of model has."""
+
+    weights: str | None = None  # a file of safetensors that the first model is taken from
+    rename: dict[str, str] | None = None  # beginning of a name in the file -> of a path in the model; "": left out
+    fresh: Texts | None = None  # patterns of leaves that are drawn all the same
+
+
 @dataclass(frozen=True, config=STRICT)
-class LogisticModel:
+class LogisticModel(FirstModel):
     """Logistic regression."""
 
     name: Literal["logistic"]
 
 
 @dataclass(frozen=True, config=STRICT)
-class MlpModel:
+class MlpModel(FirstModel):
     """A multilayer perceptron."""
 
     name: Literal["mlp"]
@@ -34,7 +43,7 @@ class MlpModel:
 
 
 @dataclass(frozen=True, config=STRICT)
-class CnnModel:
+class CnnModel(FirstModel):
     """A convolutional network."""
 
     name: Literal["cnn"]
@@ -45,23 +54,57 @@ class CnnModel:
 
 
 @dataclass(frozen=True, config=STRICT)
-class UnetModel:
-    """A U-Net, for segmentation."""
+class Cnn3dModel(FirstModel):
+    """A convolutional network for volumes."""
+
+    name: Literal["cnn3d"]
+    channels: Counts | None = None  # channels of each block; [16, 32]
+    norm: Norm | None = None  # normalisation before each ReLU
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # share of the last layer's inputs left out; 0
+    residual: bool | None = None  # a residual block after each convolution; false
+
+
+@dataclass(frozen=True, config=STRICT)
+class UnetModel(FirstModel):
+    """A U-Net, from images to images, or volumes: for segmentation and reconstruction."""
 
     name: Literal["unet"]
     channels: Counts | None = None  # channels of each size of the image; [16, 32]
     norm: Norm | None = None  # normalisation before each ReLU
+    residual: bool | None = None  # its output is added to the image; false
 
 
 @dataclass(frozen=True, config=STRICT)
-class FunctionModel:
+class ResnetModel(FirstModel):
+    """A residual network."""
+
+    name: Literal["resnet"]
+    channels: Counts | None = None  # channels of each stage; [16, 32, 64, 128]
+    blocks: Counts | None = None  # blocks of each stage; two
+    norm: Norm | None = None  # normalisation after each convolution; group
+    stem: Literal["small", "large"] | None = None  # the first convolution; small
+
+
+@dataclass(frozen=True, config=STRICT)
+class CnnGnnModel(FirstModel):
+    """A convolutional network and a graph network over labels."""
+
+    name: Literal["cnn_gnn"]
+    channels: Counts | None = None  # channels of each block; [16, 32]
+    width: Annotated[int, Field(ge=1)] | None = None  # features of each label; 16
+    depth: Annotated[int, Field(ge=1)] | None = None  # graph convolutions before the last; 2
+    norm: Norm | None = None  # normalisation before each ReLU of the blocks
+
+
+@dataclass(frozen=True, config=STRICT)
+class FunctionModel(FirstModel):
     """The value that a function of the user's own returns."""
 
     name: str  # "module:function"
     arguments: dict[str, Any] | None = None  # its arguments
 
 
-Model = LogisticModel | MlpModel | CnnModel | UnetModel | FunctionModel
+Model = LogisticModel | MlpModel | CnnModel | Cnn3dModel | UnetModel | ResnetModel | CnnGnnModel | FunctionModel
 """[model]: what is trained."""
 ModelTable = Annotated[Model, Tagged(("name",), group="p2pfl.models")]
 KINDS = members(Model)

@@ -241,7 +241,8 @@ def _fault(fault: Any, kind: type[Any], table: dict[str, Any]) -> tuple[Place, s
     if fault["type"] == "unexpected_keyword_argument":
         known = _fields(around.kind)
         if any(name in _fields(each) for each in members(around.hint)):
-            uses = [each for each in known if not _is_tag(around, each)]
+            own = vars(around.kind).get("__annotations__", {})  # what other kinds have too comes last
+            uses = [each for each in sorted(known, key=lambda each: each not in own) if not _is_tag(around, each)]
             said = f"it uses: {', '.join(uses)}" if uses else "leave it out, or change that"
             return place, f"{field}={value}: {_said(around, table)} does not use it; {said}"
         return place, f"{field}={value}: no such field; {nearest(name, fields_of(around.kind) if around.kind else ())}"

@@ -7,7 +7,11 @@ out or filled in stands in `notes`, in words, to be shown to the user. What is t
     labels        y [N, L] int32, 0 or 1: which of the L labels a row has; classes are the names of the labels
     regression    y [N, T] float32: T numbers; classes are the names of the targets
     survival      y [N, 2] float32: (time >= 0, 1 if the event was seen then and 0 if the row was censored)
-    segmentation  y [N, H, W] int32: the class of each pixel of x [N, H, W, C]
+    segmentation  y [N, H, W] int32: the class of each pixel of x [N, H, W, C]; of volumes
+                  [N, D, H, W, C] y [N, D, H, W]
+    reconstruction  y [N, H, W, C] float32 in 0..1: the image of which x [N, H, W, ...] was made; classes: its channels
+
+x, and y of a segmentation, may be `p2pfl.data.stored.Stored`: rows that are read when they are asked for.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pfl.check import at_least, fraction
+from p2pfl.data.stored import Stored
 from p2pfl.errors import DataError, nearest
 
 # One constant per purpose of randomness, so that the same seed elsewhere does not draw the same numbers.
@@ -32,12 +37,22 @@ KINDS: Mapping[str, tuple[type, tuple[str, ...]]] = MappingProxyType(
         "regression": (np.float32, ("rows", "targets")),
         "survival": (np.float32, ("rows", "2")),
         "segmentation": (np.int32, ("rows", "height", "width")),
+        "reconstruction": (np.float32, ("rows", "height", "width", "channels")),
     }
 )
 """What is predicted -> dtype and axes of y; see the head of this module."""
 RISK = ("risk",)
 """The classes of a survival data set: the model's one output, the logarithm of the relative risk."""
-_COUNTS = {1: "one axis", 2: "two axes", 3: "three axes"}
+_COUNTS = {1: "one axis", 2: "two axes", 3: "three axes", 4: "four axes"}
+
+
+class Cases(NamedTuple):
+    """The volume, or the patient, that each row of a segmentation is a piece of: what is scored as one."""
+
+    of: np.ndarray  # [N] int64: the case of each row, 0, 1, ...; the rows of one stand together
+    start: np.ndarray | None = None  # [N, 3] int64: of windows, where each begins in its volume; None: pieces of which
+    # none lies on another, as slices
+    size: np.ndarray | None = None  # [cases, 3] int64: voxels of each volume, of windows
 
 
 class Samples(NamedTuple):
@@ -47,6 +62,7 @@ class Samples(NamedTuple):
     y: np.ndarray  # [N, ...] what is to be predicted, by Dataset.kind; of "classes" [N] int32
     site: np.ndarray | None = None  # [N] int32: index into Dataset.sites
     line: np.ndarray | None = None  # [N] int: the line of the file that a row is from, where it is from one
+    case: Cases | None = None  # of a segmentation, where rows are pieces of something
 
 
 INDICATOR = "+indicator"
@@ -233,11 +249,12 @@ def _validate_part(samples: Samples, part: str, dataset: Dataset, where: str) ->
     if samples.site is not None:
         named.append(("site", samples.site, np.int32, ("rows",)))
     for name, array, dtype, axes in named:
-        if not isinstance(array, np.ndarray):
+        if not isinstance(array, np.ndarray | Stored):
             raise DataError(f"{where}: {part}.{name} is a {type(array).__name__}; it must be a numpy array")
         if array.dtype != dtype:
             raise DataError(f"{where}: {part}.{name} has dtype {array.dtype}; it must be {np.dtype(dtype).name}")
-        if (array.ndim != len(axes)) if name != "x" else (array.ndim < 2):
+        volumes = dataset.kind == "segmentation" and name == "y" and array.ndim == samples.x.ndim - 1 == 4
+        if (array.ndim != len(axes) and not volumes) if name != "x" else (array.ndim < 2):
             count = "two or more axes" if name == "x" else f"{_COUNTS[len(axes)]}"
             raise DataError(
                 f"{where}: {part}.{name} has shape {array.shape}; it must have {count}, [{', '.join(axes)}]"
@@ -251,6 +268,8 @@ def _validate_part(samples: Samples, part: str, dataset: Dataset, where: str) ->
     _validate_answers(samples, dataset, f"{where}: {part}")
     if samples.site is not None:
         _validate_range(samples.site, len(dataset.sites), f"{where}: {part}.site", "sites")
+    if isinstance(samples.x, Stored):
+        return  # what is in it was looked at when it was written
     later = any(column.missing.removesuffix(INDICATOR) == "gossip" for column in dataset.columns)
     _validate_finite(np.where(np.isnan(samples.x), 0, samples.x) if later else samples.x, f"{where}: {part}.x")
 
@@ -263,11 +282,16 @@ def _validate_answers(samples: Samples, dataset: Dataset, where: str) -> None:
         if y.shape[1] != width:
             of = "time and event" if kind == "survival" else ", ".join(names)
             raise DataError(f"{where}.y has {y.shape[1]} columns; kind={kind!r} needs {width}: {of}")
-    if kind == "segmentation" and (samples.x.ndim != 4 or samples.x.shape[:3] != y.shape):
+    if kind == "segmentation" and (samples.x.ndim not in (4, 5) or samples.x.shape[:-1] != y.shape):
         raise DataError(
             f"{where}.x has shape {samples.x.shape}, {where}.y {y.shape}; a mask [N, H, W] must have a class for each "
-            "pixel of the images [N, H, W, C]"
+            "pixel of the images [N, H, W, C], and of volumes [N, D, H, W, C] one [N, D, H, W] for each voxel"
         )
+    if isinstance(y, Stored):
+        return
+    if kind == "reconstruction":
+        space = dataset.image is not None and dataset.image.unit == "k-space"  # of which images are still to be made
+        _validate_images(samples, names, where, space)
     if kind in ("classes", "segmentation"):
         _validate_range(y, len(names), f"{where}.y", "classes")
     elif kind == "labels":
@@ -279,6 +303,25 @@ def _validate_answers(samples: Samples, dataset: Dataset, where: str) -> None:
             if wrong.any():
                 row = int(np.argmax(wrong))
                 raise DataError(f"{where}.y: {rule}; {int(wrong.sum())} are not, first in row {row}: {y[row].tolist()}")
+
+
+def _validate_images(samples: Samples, names: Sequence[str], where: str, space: bool) -> None:
+    """Of a reconstruction: as many pixels in x as in y, a channel for each name, and y within 0..1."""
+    x, y = samples.x, samples.y
+    if x.ndim != 4 or (x.shape[:3] != y.shape[:3] and not space):
+        raise DataError(
+            f"{where}.x has shape {x.shape}, {where}.y {y.shape}; both must be images of one height and width, "
+            "[N, H, W, C]"
+        )
+    if y.shape[3] != len(names):
+        raise DataError(f"{where}.y has {y.shape[3]} channels; {len(names)} are named: {', '.join(names)}")
+    outside = (y < 0) | (y > 1)
+    if outside.any():
+        row = int(np.argmax(outside.reshape(len(y), -1).any(axis=1)))
+        raise DataError(
+            f"{where}.y holds {int(outside.sum())} values outside 0..1, first in row {row}: {float(y[outside][0]):g}; "
+            "PSNR and SSIM are of images of this range, so scale them to it"
+        )
 
 
 def _validate_finite(array: np.ndarray, what: str) -> None:

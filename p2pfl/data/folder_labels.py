@@ -15,12 +15,12 @@ from p2pfl.errors import DataError, nearest
 
 
 def labels(layout: Layout, rows: Rows) -> tuple[Rows, np.ndarray, tuple[str, ...]]:
-    """The rows that are kept, y [N, ...] as the kind has it (of segmentation zeros [N]: masks are files), classes.
+    """The rows that are kept, y [N, ...] as the kind has it (of images zeros [N]: they are in files), classes.
 
     Raises DataError that names the place, the column and the cell of what can't be a label.
     """
     label, kind = layout.label, layout.kind
-    if kind == "segmentation":
+    if kind in ("segmentation", "reconstruction"):
         return rows, np.zeros(len(rows.places), np.int32), layout.classes
     named = [("column", label.column), ("time", label.time), ("event", label.event)]
     named += [("columns", name) for name in label.columns or ()]

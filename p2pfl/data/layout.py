@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from p2pfl.check import LIST, STRICT, Count, Texts
 from p2pfl.data import toml_file
+from p2pfl.data.volumes import VolumeTable
 from p2pfl.errors import ConfigError, DataError, nearest
 
 Adds = dict[str, str]
@@ -123,8 +124,8 @@ class Layout:
 
     name: str  # of the data set
     origin: str  # where the data set is got, and what says that it lies so
-    kind: Literal["classes", "labels", "regression", "survival", "segmentation"]
-    format: Literal["image", "dicom", "nifti", "mhd", "npy", "series", "table"]
+    kind: Literal["classes", "labels", "regression", "survival", "segmentation", "reconstruction"]
+    format: Literal["image", "dicom", "nifti", "mhd", "npy", "series", "table", "fastmri"]
     label: Label
     classes: Texts = ()  # of classes and segmentation, in order: every site must have the same
     files: Annotated[tuple[Files, ...], LIST] = ()
@@ -139,6 +140,7 @@ class Layout:
     min_rows: Annotated[int, Field(ge=0)] = 0  # sites with fewer rows are left out
     split: Split | None = None
     pixels: Pixels = Field(default_factory=Pixels)
+    volume: VolumeTable | None = None  # of whole volumes: their frame, spacing, patches
     features: Features | None = None
 
 
@@ -171,10 +173,15 @@ def find(name: str, beside: Path) -> Path:
 def read(file: Path) -> Layout:
     """Read and check a layout. Raises DataError with file, field, value and rule, a line for each fault."""
     layout: Layout = toml_file.made(Layout, toml_file.table(file, "a layout"), file, "a layout")
+    return judged(layout, str(file))
+
+
+def judged(layout: Layout, where: str) -> Layout:
+    """A layout whose fields go together. Raises DataError that begins with `where`."""
     try:
         _judge(layout)
     except ConfigError as exc:
-        raise DataError(f"{file}: {exc}") from exc
+        raise DataError(f"{where}: {exc}") from exc
     return layout
 
 
@@ -188,17 +195,23 @@ def _judge(layout: Layout) -> None:
         )
     if (layout.format == "table") != (layout.features is not None):
         raise ConfigError('features: goes with format = "table", and with no other')
+    if (layout.kind == "reconstruction") != (layout.format == "fastmri"):
+        raise ConfigError(
+            f'kind={layout.kind!r}: reconstruction goes with format = "fastmri", and with no other; of other images '
+            "[data.degrade] makes one"
+        )
     if layout.kind == "segmentation":
         if layout.format not in ("image", "dicom", "nifti", "mhd", "npy"):
             raise ConfigError(f"format={layout.format!r}: has no pixels to segment; use another kind")
-        if layout.pixels.slices == "volume":
-            raise ConfigError('pixels.slices="volume": masks are for slices; use "middle", "all" or a range')
     elif layout.pixels.foreground:
         raise ConfigError('pixels.foreground=true: goes with kind = "segmentation"')
     whole = layout.pixels.slices == "volume"
+    if layout.format == "fastmri" and (whole or layout.pixels.size):
+        raise ConfigError('pixels: k-space is read by slices, at its own size; leave size and slices = "volume" out')
     if layout.pixels.size and len(layout.pixels.size) != (3 if whole else 2):
         rule = "[depth, height, width]" if whole else "[height, width]"
         raise ConfigError(f"pixels.size={list(layout.pixels.size)}: must be {rule}")
+    _judge_volume(layout)
     if layout.pixels.window is not None and (layout.pixels.intensity != "auto" or layout.pixels.window[1] <= 0):
         raise ConfigError("pixels.window: must be [centre, width > 0], and intensity must be left out")
     if layout.pixels.unit is not None and layout.format != "dicom":
@@ -215,12 +228,32 @@ def _judge(layout: Layout) -> None:
             raise ConfigError(f"columns.{name}.pattern={column.pattern!r}: no regular expression: {exc}") from exc
 
 
+def _judge_volume(layout: Layout) -> None:
+    volume, pixels = layout.volume, layout.pixels
+    if volume is None:
+        return
+    if pixels.slices != "volume":
+        raise ConfigError('volume: is of whole volumes; give pixels.slices = "volume" too')
+    if layout.format not in ("dicom", "nifti", "mhd", "npy"):
+        raise ConfigError(f"volume: format={layout.format!r} holds no volumes; leave it out")
+    if volume.patch is not None and layout.kind != "segmentation":
+        raise ConfigError(
+            f'volume.patch: goes with kind = "segmentation"; a patch has no answer of kind {layout.kind!r}. Give '
+            "pixels.size = [depth, height, width], to which volumes are cut or padded"
+        )
+    if volume.patch is not None and pixels.size:
+        raise ConfigError("volume.patch and pixels.size: give one; patches are of volumes as they are")
+    if volume.patch is None and not pixels.size:
+        raise ConfigError("volume: needs patch, or pixels.size, so that rows are of one shape")
+
+
 LABELS: dict[str, Sequence[tuple[str, ...]]] = {
     "classes": (("column",), ("columns",)),
     "labels": (("columns",), ("column", "separator")),
     "regression": (("columns",),),
     "survival": (("time", "event"),),
     "segmentation": (("mask",),),
+    "reconstruction": ((),),
 }
 """Kind -> the ways to say what is to be predicted: fields of [label] that must be given together."""
 
@@ -230,7 +263,7 @@ def _judge_label(layout: Layout) -> None:
     given = {name for name in fields if getattr(layout.label, name) is not None}
     ways = LABELS[layout.kind]
     if given not in [set(way) for way in ways]:
-        said = "; or ".join(" and ".join(way) for way in ways)
+        said = "; or ".join(" and ".join(way) or "none of them" for way in ways)
         raise ConfigError(f"label: kind={layout.kind!r} needs {said}. Given: {', '.join(sorted(given)) or 'none'}")
     if layout.format == "table" and (layout.label.values or layout.label.drop or layout.label.separator):
         raise ConfigError('label: with format = "table" values, drop and separator are not used; use keep and classes')

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import TypeAdapter
 
-from p2pfl.data import csv
+from p2pfl.data import csv, volumes
 from p2pfl.data.columns import NOT_APPLICABLE, Coding, encode
 from p2pfl.data.csv import CsvTable
-from p2pfl.data.dataset import Recipe
+from p2pfl.data.dataset import Cases, Recipe
 from p2pfl.data.derive import Derived, derived
 from p2pfl.data.layout import Label, Layout, Pixels
 from p2pfl.data.npz import images
@@ -29,6 +29,7 @@ from p2pfl.data.numerals import normalized
 from p2pfl.data.pixels import Entry, add, arrays
 from p2pfl.data.rows import listing
 from p2pfl.data.table import Table, is_number, of_frame, read, same
+from p2pfl.data.volumes import VolumeTable
 from p2pfl.errors import DataError
 
 KEYS = ("images", "x", "test_images")
@@ -51,6 +52,7 @@ class NewRows(NamedTuple):
     known_as: Mapping[str, Sequence[Any]]  # column -> [N]: how a person finds a row again
     place: np.ndarray | None = None  # [N] index of the site whose scaling is the row's; None: nobody says
     notes: tuple[str, ...] = ()
+    case: Cases | None = None  # of windows: which volume each is of, and where it lies there
 
 
 def load(path: Path, recipe: Recipe, sites: Sequence[str], shape: Sequence[int], features: Sequence[str]) -> NewRows:
@@ -252,7 +254,9 @@ def of_files(path: Path, fields: Mapping[str, Any], sites: Sequence[str], featur
             f"{path}: the model takes several files or frames for a row, which a folder of new ones does not say; give "
             "arrays to p2pfl.load_model in Python"
         )
-    layout = Layout("new rows", "", "classes", form, Label(column=""), pixels=pixels)
+    given = fields["layout"].get("volume")
+    volume: VolumeTable | None = None if given is None else TypeAdapter(VolumeTable).validate_json(json.dumps(given))
+    layout = Layout("new rows", "", "classes", form, Label(column=""), pixels=pixels, volume=volume)
     ends = SUFFIXES.get(form, ("",))
     names = [path.name] if path.is_file() else [name for name in listing(path) if name.lower().endswith(ends)]
     root = path.parent if path.is_file() else path
@@ -265,11 +269,17 @@ def of_files(path: Path, fields: Mapping[str, Any], sites: Sequence[str], featur
     x: list[np.ndarray] = []
     owner: list[str] = []
     part: list[int] = []
+    starts: list[np.ndarray] = []
+    sizes: list[tuple[int, ...]] = []
     said: dict[str, list[str]] = {}
     for name in names:
         found = arrays(layout, Entry((root / name,)))
         for what, where in found.notes:
             said.setdefault(what, []).append(where)
+        if volume is not None and volume.patch is not None:
+            sizes.append(found.x[0].shape[:3])
+            starts.append(volumes.windows(sizes[-1], volume.patch, volume.overlap))
+            found = found._replace(x=[volumes.patch_of(found.x[0], start, volume.patch) for start in starts[-1]])
         for index, array in enumerate(found.x):
             add(x, array, root / name, root / (owner[0] if owner else name))
             owner.append(name)
@@ -277,7 +287,11 @@ def of_files(path: Path, fields: Mapping[str, Any], sites: Sequence[str], featur
     notes = tuple(f"{what}: {len(places)}, such as {places[0]}" for what, places in said.items())
     if not x:
         raise DataError(f"{path}: no file holds an image{': ' if notes else ''}{'; '.join(notes)}")
-    return NewRows(np.stack(x).astype(np.float64), {"file": owner, "part": part}, None, notes)
+    if not starts:
+        return NewRows(np.stack(x).astype(np.float64), {"file": owner, "part": part}, None, notes)
+    of = np.repeat(np.arange(len(starts)), [len(each) for each in starts])
+    case = Cases(of, np.concatenate(starts), np.array(sizes))
+    return NewRows(np.stack(x), {"file": owner, "part": part}, None, notes, case)
 
 
 READERS: Mapping[str, Callable[[Path, Mapping[str, Any], Sequence[str], Sequence[str]], NewRows]] = MappingProxyType(

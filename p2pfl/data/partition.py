@@ -15,6 +15,7 @@ import numpy as np
 
 from p2pfl.check import at_least, positive
 from p2pfl.data.dataset import Dataset, apportion
+from p2pfl.data.stored import Stored
 from p2pfl.errors import ConfigError, DataError
 
 # One constant per purpose of randomness, so that the same seed elsewhere does not draw the same numbers.
@@ -34,6 +35,8 @@ class Partition(NamedTuple):
 def iid(dataset: Dataset, nodes: int, seed: int) -> Partition:
     """Deal the rows at random in equal parts (sizes differ by at most 1).
 
+    Rows that are pieces of a volume or of a patient (`Samples.case`) stay together: these are dealt.
+
     Args:
         dataset: whose rows are dealt.
         nodes: their number n, at most the training rows.
@@ -43,7 +46,7 @@ def iid(dataset: Dataset, nodes: int, seed: int) -> Partition:
         The rows of each node.
 
     Raises:
-        DataError: more nodes than training rows.
+        DataError: more nodes than training rows, or than volumes or patients of training rows.
         ConfigError: nodes < 1 or a negative seed.
 
     Example:
@@ -54,8 +57,18 @@ def iid(dataset: Dataset, nodes: int, seed: int) -> Partition:
     """
     _check(dataset, nodes, seed)
     rng = np.random.default_rng([seed, IID_PURPOSE])
-    train, test = (rng.permutation(len(part.y)) for part in (dataset.train, dataset.test))
-    return _partition(np.array_split(train, nodes), np.array_split(test, nodes))
+    parts = []
+    for part in (dataset.train, dataset.test):
+        owner = np.arange(len(part.y)) if part.case is None else part.case.of
+        units = np.unique(owner)
+        if part is dataset.train and nodes > len(units):
+            raise DataError(
+                f"nodes={nodes}: more than the {len(units)} volumes or patients that the train rows are pieces of; use "
+                "fewer nodes or more data"
+            )
+        dealt = np.array_split(rng.permutation(units), nodes)
+        parts.append(dealt if part.case is None else [np.flatnonzero(np.isin(owner, own)) for own in dealt])
+    return _partition(*parts)
 
 
 def dirichlet(dataset: Dataset, nodes: int, seed: int, alpha: float) -> Partition:
@@ -249,6 +262,15 @@ def checked(made: object, dataset: Dataset, nodes: int, where: str) -> Partition
             said = f"row {row} belongs to {times[row]} nodes" if times[row] else f"row {row} belongs to no node"
             raise DataError(f"{where}: {name}: {said}; every row must belong to exactly one")
         parts.append([each.astype(np.int64) for each in dealt])
+    for name, part, dealt in zip(("train", "test"), (dataset.train, dataset.test), parts, strict=True):
+        if part.case is not None:
+            owners = [np.unique(part.case.of[rows.astype(np.int64)]) for rows in dealt]
+            times = np.bincount(np.concatenate([np.zeros(0, np.int64), *owners]))
+            if (times > 1).any():
+                raise DataError(
+                    f"{where}: {name}: the rows of a volume or patient are dealt to {int(times.max())} nodes; they "
+                    "must stay together (`case.of` of the samples says which belong together)"
+                )
     bare = [node for node, rows in enumerate(parts[0]) if not len(rows)]
     if bare:
         raise DataError(f"{where}: node {bare[0]} has no training rows; every node must have some")
@@ -289,6 +311,8 @@ def describe(partition: Partition, dataset: Dataset) -> list[str]:
 
 def _held(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
     """Count each class, label or event in these training rows; regression has nothing that could lack."""
+    if isinstance(dataset.train.y, Stored):
+        return np.ones(1)  # masks that are not read for this
     y = dataset.train.y[rows]
     if dataset.kind in ("classes", "segmentation"):
         return np.bincount(y.reshape(-1), minlength=len(dataset.classes))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from p2pfl.data import fastmri, volumes
 from p2pfl.data.dataset import ImageFacts
 from p2pfl.data.dicom import NoImage
 from p2pfl.data.formats import correlations, read
@@ -29,7 +30,8 @@ class Arrays(NamedTuple):
     """The arrays of a row: one or more rows of the data set, as its volume is cut."""
 
     x: list[np.ndarray]  # of [H, W, C], [D, H, W, C] or [F] float32
-    y: list[np.ndarray]  # of [H, W] int32 class indices; empty but for segmentation
+    y: list[np.ndarray]  # of segmentation [H, W] or [D, H, W] int32 class indices, of reconstruction [H, W, C]; else
+    # empty
     facts: ImageFacts | None = None  # of all of them
     notes: tuple[tuple[str, str], ...] = ()  # as ReadImage has them
 
@@ -39,6 +41,10 @@ def arrays(layout: Layout, entry: Entry) -> Arrays:
     if layout.format == "series":
         return Arrays([correlations(entry.files[0])], [])
     pixels = layout.pixels
+    if layout.format == "fastmri":
+        assert not isinstance(pixels.slices, str) or pixels.slices in ("middle", "all")
+        volume = fastmri.read(entry.files[0], pixels.slices)
+        return Arrays([*volume.space], [*volume.images], volume.facts)
     try:
         channels = [read(file, layout.format, pixels.mode, pixels.unit) for file in entry.files]
     except NoImage as exc:
@@ -53,34 +59,36 @@ def arrays(layout: Layout, entry: Entry) -> Arrays:
     notes = tuple(note for picture in (*channels, *([mask] if mask is not None else [])) for note in picture.notes)
     found = Arrays([], [], notes=notes)
     scalings: list[Scaling] = []
-    for frame in entry.frames or (None,):
-        scaled = [
-            _intensity(_frame(channel, frame, file), layout, file)
-            for channel, file in zip(channels, entry.files, strict=True)
-        ]
+    for frame in (frames := entry.frames or (None,)):
+        placed = [_placed(channel, frame, layout, file) for channel, file in zip(channels, entry.files, strict=True)]
+        found = found._replace(
+            notes=(*found.notes, *(note for each in placed for note in each.notes if frame == frames[0]))
+        )
+        scaled = [_intensity(each, layout, file) for each, file in zip(placed, entry.files, strict=True)]
         scalings += [scaling for _, scaling in scaled]
-        parts = [_planes(picture, pixels, file) for (picture, _), file in zip(scaled, entry.files, strict=True)]
+        parts = [_planes(picture, layout, file) for (picture, _), file in zip(scaled, entry.files, strict=True)]
         _same_count(parts, entry.files)
         colors = not channels[0].volume and channels[0].array.ndim == 3
         stacked = [_stack([part[index] for part in parts], entry.files, colors) for index in range(len(parts[0]))]
         if mask is None or entry.mask is None:
             found.x.extend(stacked)
             continue
-        own = _frame(mask, frame, entry.mask)
+        own = _placed(mask, frame, layout, entry.mask, labels=True)
         _same_proportions(own, scaled[0][0], pixels, entry)
-        planes = _planes(own, pixels, entry.mask, labels=True)
+        planes = _planes(own, layout, entry.mask, labels=True)
         _same_count([planes, stacked], (entry.mask, entry.files[0]))
         for plane, x in zip(planes, stacked, strict=True):
             y = _classes(plane, layout, entry.mask)
-            if y.shape != x.shape[:2]:
+            if y.shape != x.shape[:-1]:
+                size, other = (" x ".join(map(str, shape)) for shape in (y.shape, x.shape[:-1]))
                 raise DataError(
-                    f"{entry.mask}: the mask is {y.shape[0]} x {y.shape[1]}, {entry.files[0]} is {x.shape[0]} x "
-                    f"{x.shape[1]}; give both one size: pixels.size"
+                    f"{entry.mask}: the mask is {size}, {entry.files[0]} is {other}; give both one size: pixels.size"
                 )
             if y.any() or not pixels.foreground:
                 found.x.append(x)
                 found.y.append(y)
-    return found._replace(facts=_facts(found.x, channels, scalings, pixels)) if found.x else found
+    turned = [channels[0]._replace(affine=placed[0].affine), *channels[1:]]  # as all its frames are
+    return found._replace(facts=_facts(found.x, turned, scalings, pixels)) if found.x else found
 
 
 def _facts(
@@ -117,6 +125,12 @@ def _frame(picture: ReadImage, frame: int | None, file: Path) -> ReadImage:
     if not 0 <= frame < count:
         raise DataError(f"{file}: frame {frame} is asked for; it has the frames 0 to {count - 1}")
     return picture._replace(array=picture.array[..., frame])
+
+
+def _placed(picture: ReadImage, frame: int | None, layout: Layout, file: Path, labels: bool = False) -> ReadImage:
+    """One frame of a file, in the frame and spacing of [volume]; its notes are those of that alone."""
+    own = _frame(picture, frame, file)._replace(notes=())
+    return own if layout.volume is None else volumes.brought(own, layout.volume, file, labels)
 
 
 class Scaling(NamedTuple):
@@ -167,16 +181,18 @@ def _intensity(picture: ReadImage, layout: Layout, file: Path) -> tuple[ReadImag
     return picture._replace(array=x.astype(np.float32)), scaling
 
 
-def _planes(picture: ReadImage, pixels: Pixels, file: Path, labels: bool = False) -> list[np.ndarray]:
+def _planes(picture: ReadImage, layout: Layout, file: Path, labels: bool = False) -> list[np.ndarray]:
     """The planes [H, W] or [H, W, colours] of a picture at their size; of whole volumes one array [D, H, W]."""
-    array = picture.array
+    array, pixels = picture.array, layout.pixels
     if not picture.volume:
         if pixels.slices == "volume":
             raise DataError(f'{file}: has shape {array.shape}; pixels.slices="volume" needs volumes')
         return [_resized(array, pixels.size, labels)]
     array = np.moveaxis(array, pixels.axis, 0)
     if pixels.slices == "volume":
-        return [_resized_volume(array, pixels.size)]
+        if layout.volume is not None and layout.volume.spacing is not None and pixels.size:
+            return [volumes.cut(array, pixels.size)]
+        return [_resized_volume(array, pixels.size, labels)]
     count = len(array)
     chosen: Sequence[int] = range(count)
     if pixels.slices == "middle":
@@ -205,13 +221,14 @@ def _resized(plane: np.ndarray, size: Sequence[int], labels: bool) -> np.ndarray
     return found[..., 0] if plane.ndim == 2 else found
 
 
-def _resized_volume(volume: np.ndarray, size: Sequence[int]) -> np.ndarray:
+def _resized_volume(volume: np.ndarray, size: Sequence[int], labels: bool) -> np.ndarray:
     from scipy.ndimage import zoom  # type: ignore[import-untyped]  # here: 0.1 s, and most data are planes
 
     if not size or volume.shape == tuple(size):
         return volume
-    found: np.ndarray = zoom(volume, [to / now for to, now in zip(size, volume.shape, strict=True)], order=1)
-    return found.astype(np.float32)
+    by = [to / now for to, now in zip(size, volume.shape, strict=True)]
+    found: np.ndarray = zoom(volume, by, order=0 if labels else 1)
+    return found if labels else found.astype(np.float32)
 
 
 def _same_proportions(mask: ReadImage, image: ReadImage, pixels: Pixels, entry: Entry) -> None:
@@ -244,9 +261,9 @@ def _stack(planes: Sequence[np.ndarray], files: Sequence[Path], colors: bool) ->
 
 
 def _classes(plane: np.ndarray, layout: Layout, file: Path) -> np.ndarray:
-    """Class indices [H, W] int32 of a mask, by label.values or as they are."""
+    """Class indices [H, W], of a volume [D, H, W], int32 of a mask, by label.values or as they are."""
     names = layout.classes
-    if plane.ndim != 2:
+    if plane.ndim != (3 if layout.pixels.slices == "volume" else 2):
         raise DataError(f"{file}: a mask must have one number per pixel; it has the shape {plane.shape}")
     known = {float(value): names.index(name) for value, name in layout.label.values.items() if name in names}
     found, inverse = np.unique(plane, return_inverse=True)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from p2pfl.data import fastmri
 from p2pfl.data.dataset import LeftOut, left_out
 from p2pfl.data.layout import Join, Layout, TableFile
 from p2pfl.data.table import Table
@@ -67,6 +68,9 @@ def find(layout: Layout, root: Path) -> Rows:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder ({root.resolve()}); data.path is the root of the data set")
     rows = _from_files(layout, root) if layout.files else _from_tables(layout.tables, root)
+    if layout.format == "fastmri" and FILE in rows.columns:
+        told = [fastmri.described(root / name) for name in rows.columns[FILE]]
+        rows.columns.update({name: np.array([each[name] for each in told], object) for name in fastmri.COLUMNS})
     rows = rows._replace(site=layout.site)
     for index, join in enumerate(layout.join):
         rows = _joined(rows, join, f"join[{index}]")

@@ -25,16 +25,19 @@ from p2pfl.config.data import (
     given,
 )  # fmt: skip
 from p2pfl.config.experiment import Experiment
-from p2pfl.data import Dataset, dictionary, partition
+from p2pfl.data import Dataset, degrade, dictionary, partition
 from p2pfl.data.csv import CsvTable
-from p2pfl.data.dataset import left_out
+from p2pfl.data.dataset import left_out, split
 from p2pfl.data.dictionary import Dictionary
 from p2pfl.data.far_off import answers_turned
 from p2pfl.data.partition import Partition
+from p2pfl.data.stored import Stored
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.federation import events, plugins
 from p2pfl.federation.topology import Topology
 from p2pfl.learning import quadratic
+from p2pfl.methods.answers import HELD_BACK
+from p2pfl.methods.watching import BEST
 
 
 class Datasets(NamedTuple):
@@ -46,6 +49,7 @@ class Datasets(NamedTuple):
     notes: tuple[str, ...]  # what a person should know of the data
     events: tuple[churn.Event, ...]  # of [[churn]], with what depends on the data
     task: quadratic.Quadratic | None = None  # of the source "quadratic": what is to be found
+    validation: tuple[np.ndarray, ...] | None = None  # where nodes watch their models: rows of dataset.validation
 
     @property
     def samples(self) -> np.ndarray:
@@ -80,13 +84,26 @@ def resolve_datasets(experiment: Experiment, topology: Topology, dataset: Datase
     if isinstance(data, QuadraticData):
         return _quadratic(experiment, topology, data)
     dataset = _tested_on(read(data, experiment.seed) if dataset is None else dataset, experiment.evaluation.rows)
+    dataset = _watched(experiment, dataset)
+    if experiment.evaluation.splits and isinstance(dataset.train.x, Stored):
+        raise ConfigError(
+            "evaluation.splits: rows that are read from a cache (patches of volumes, or data.cache) are not split "
+            "anew; leave it out"
+        )
     parts = spread(data.partition, dataset, topology.nodes, experiment.seed)
+    validation = None
+    if (
+        watched(experiment) and dataset.validation is not None
+    ):  # they follow the rule of the training rows, as a test's do
+        other = dataset._replace(test=dataset.validation)
+        validation = spread(data.partition, other, topology.nodes, experiment.seed).test
     planned = topology.events
     if events.by_label(experiment):
         labels = [events.labels(dataset, rows) for rows in parts.train]
         planned = events.planned(experiment, topology.schedule, labels)
+    dataset = _degraded(experiment, data, dataset, parts)
     notes = (*dataset.notes, *answers_turned(dataset), *partition.describe(parts, dataset))
-    return Datasets(dataset, parts, True, notes, planned)
+    return Datasets(dataset, parts, True, notes, planned, validation=validation)
 
 
 def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data, admitted: int = 0) -> Datasets:
@@ -108,10 +125,56 @@ def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data
     if isinstance(own, QuadraticData):
         raise ConfigError("data.source='quadratic' in a node's own [data]: it has no rows; name it in the experiment")
     dataset = _tested_on(read(own, experiment.seed, by_name=True), experiment.evaluation.rows)
+    dataset = _watched(experiment, dataset)
     events.no_labels(experiment)
-    train, test = [[np.zeros(0, np.int64)] * nodes for _ in range(2)]
+    train, test, kept = [[np.zeros(0, np.int64)] * nodes for _ in range(3)]
     train[node], test[node] = np.arange(len(dataset.train.y)), np.arange(len(dataset.test.y))
-    return Datasets(dataset, Partition(tuple(train), tuple(test)), False, dataset.notes, topology.events)
+    if dataset.validation is not None:
+        kept[node] = np.arange(len(dataset.validation.y))
+    validation = tuple(kept) if watched(experiment) else None
+    parts = Partition(tuple(train), tuple(test))
+    dataset = _degraded(experiment, own, dataset, parts)
+    return Datasets(dataset, parts, False, dataset.notes, topology.events, validation=validation)
+
+
+def _degraded(experiment: Experiment, data: Data, dataset: Dataset, parts: Partition) -> Dataset:
+    """The data as [data.degrade] says; rows of each node by its settings. Raises ConfigError."""
+    if data.degrade is None:
+        if degrade.measured(dataset):
+            raise ConfigError(
+                "data.degrade: missing; the data are whole k-space, of which it says what is seen, as in "
+                '{ by = "undersample", acceleration = 4 }'
+            )
+        return dataset
+    return degrade.degraded(dataset, parts, data.degrade, experiment.seed, data.partition == EvenPartition("by_site"))
+
+
+def watched(experiment: Experiment) -> bool:
+    """Return whether nodes test their models by validation rows while they train."""
+    return experiment.training.patience is not None or BEST in experiment.evaluation.answers
+
+
+def _part(rows: sources.Samples, part: np.ndarray) -> sources.Samples:
+    """The rows that are marked."""
+    site, line = (None if each is None else each[part] for each in (rows.site, rows.line))
+    case = None if rows.case is None else rows.case._replace(
+        of=rows.case.of[part], start=None if rows.case.start is None else rows.case.start[part]
+    )  # fmt: skip
+    return sources.Samples(rows.x[part], rows.y[part], site, line, case)
+
+
+def _watched(experiment: Experiment, dataset: Dataset) -> Dataset:
+    """The data with validation rows, where they are asked for: the data set's own, or training rows held back."""
+    if not watched(experiment) or dataset.validation is not None:
+        return dataset
+    rows = dataset.train
+    group = None if rows.case is None else rows.case.of  # who is held back is so whole
+    y = rows.y if dataset.kind == "classes" else np.zeros(len(rows.y), np.int32)
+    held = split(y, rows.site, 1 / HELD_BACK, experiment.seed, group)
+    train, validation = (_part(rows, part) for part in (~held, held))
+    asked = "training.patience" if experiment.training.patience is not None else f"evaluation.answers = [{BEST!r}]"
+    note = f"{int(held.sum())} of {len(held)} training rows are held back as validation rows, for {asked}"
+    return dataset._replace(train=train, validation=validation, notes=(*dataset.notes, note))
 
 
 def resolve_script(experiment: Experiment, topology: Topology, node: int = 0) -> Datasets:
@@ -130,6 +193,10 @@ def _quadratic(experiment: Experiment, topology: Topology, data: QuadraticData) 
     events.no_labels(experiment)
     if data.dictionary is not None:
         raise ConfigError(f"data.dictionary={data.dictionary!r}: source='quadratic' has no rows; leave it out")
+    if watched(experiment):
+        raise ConfigError("training.patience: source='quadratic' has no rows to validate by; leave it out")
+    if data.degrade is not None:
+        raise ConfigError("data.degrade: source='quadratic' has no images; leave it out")
     if experiment.model is not None:
         raise ConfigError(f"model.name={experiment.model.name!r}: source='quadratic' brings its own; leave [model] out")
     if experiment.training.loss is not None:

@@ -22,6 +22,7 @@ from p2pfl.federation.plugins import called, chosen, seeded
 from p2pfl.packages import registered
 from p2pfl.topology import requirements
 from p2pfl.topology.graphs import checked
+from p2pfl.topology.sampled import taking_part
 from p2pfl.topology.schedules import sound
 from p2pfl.types import Algorithm, Planning, Schedule
 
@@ -36,6 +37,7 @@ class Epoch(NamedTuple):
 def suited(algorithm: Algorithm, graph: Schedule, planning: Planning, where: str) -> Schedule:
     """The schedule that an algorithm makes of a graph, if it fits. Raises TopologyError; `where` names the graph."""
     plan = graph if algorithm.plan is None else algorithm.plan(graph, planning)
+    plan = taking_part(plan, planning)
     requirements.check(algorithm, plan, where)
     if algorithm.per_edge:
         return topology.stable(plan)
@@ -101,7 +103,7 @@ def planner(
 
     def planned(members: tuple[int, ...]) -> Epoch:
         graph, note = among(experiment, members)
-        planning = Planning(experiment.rounds, experiment.seed, known(samples, members))
+        planning = Planning(experiment.rounds, experiment.seed, known(samples, members), experiment.topology.take_part)
         try:
             schedule = suited(algorithm, graph, planning, f"the graph of the {len(members)} members that are left")
         except TopologyError as error:

@@ -152,7 +152,7 @@ class Federation(NamedTuple):
 
     def with_algorithm(self, make: Callable[[Learner], Algorithm]) -> Federation:
         """The same with another algorithm, for the same schedule."""
-        return self._replace(learning=self.learning._replace(make=make, algorithm=make(self.learner)))
+        return self._replace(learning=self.learning._replace(make=make, algorithm=make(self.learner), sliced=None))
 
 
 def build(experiment: Experiment, dataset: Dataset | None = None) -> Federation:
@@ -222,6 +222,10 @@ def _script(experiment: Experiment) -> None:
         "model": experiment.model,
         "training.loss": experiment.training.loss,
         "training.objective": experiment.training.objective,
+        "training.compute": experiment.training.compute,
+        "training.freeze": experiment.training.freeze,
+        "training.lora": experiment.training.lora,
+        "training.patience": experiment.training.patience,
         "evaluation.extra_metrics": experiment.evaluation.extra_metrics,
         "statistics": experiment.statistics.gather or experiment.statistics.normalize,
         "evaluation.answers": experiment.evaluation.answers,
@@ -276,10 +280,9 @@ def _check_table(experiment: Experiment, data: CsvData) -> None:
             "data.missing='gossip': missing cells are filled in with the mean of all nodes, which nobody finds out; "
             "set statistics.normalize = true"
         )
-    if data.missing == "gossip" and "selector" in experiment.evaluation.answers:
+    if data.missing == "gossip" and any(each.get("name") == "selector" for each in experiment.training.objective):
         raise ConfigError(
-            "evaluation.answers='selector': looks at inputs before data.missing='gossip' has filled them in; leave it "
-            "out"
+            "training.objective selector: looks at inputs before data.missing='gossip' has filled them in; leave it out"
         )
 
 
@@ -302,8 +305,17 @@ def model_shape(federation: Federation) -> Any:
 def _private_left_out(federation: Federation) -> dict[str, Any]:
     """The experiment, without what is a machine's own matter."""
     table, data = asdict(federation.experiment), federation.experiment.data
-    for private in ("path", "root", "limit", "missing", "dictionary"):  # what it says is compared column by column
+    for private in (
+        "path",
+        "root",
+        "limit",
+        "missing",
+        "dictionary",
+        "cache",
+    ):  # what it says is compared column by column
         table["data"].pop(private, None)
+    if isinstance(weights := (table["model"] or {}).get("weights"), str):  # what it holds is meant, wherever it lies
+        table["model"]["weights"] = hashlib.blake2b(Path(weights).read_bytes(), digest_size=16).hexdigest()
     if isinstance(data, FolderData):  # its classes and values of labels are meant, wherever the file lies
         table["data"]["layout"] = hashlib.blake2b(Path(data.layout).read_bytes()).hexdigest()
     table["loss"], table["alone"] = federation.experiment.network.loss, federation.experiment.network.alone

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,19 +24,35 @@ from p2pfl.config.experiment import Experiment
 from p2pfl.config.model import FunctionModel
 from p2pfl.data import BUILTIN, Dataset
 from p2pfl.data.partition import PARTITIONS
+from p2pfl.data.stored import Stored
 from p2pfl.errors import ConfigError, nearest
 from p2pfl.federation import epochs
-from p2pfl.federation.datasets import Datasets
+from p2pfl.federation.datasets import Datasets, watched
 from p2pfl.federation.events import growing, memberships
 from p2pfl.federation.plugins import FAULTS, called, chosen, function, unknown
 from p2pfl.federation.topology import Topology
 from p2pfl.learning import flax, local_steps, losses, models, optimizers, quadratic
+from p2pfl.learning.batching import in_batches
 from p2pfl.learning.targets import TARGETS, PerSample
-from p2pfl.methods import answers, bulletin, compose, sharing, statistics
+from p2pfl.methods import adapters, answers, bulletin, compose, freezing, sharing, starting, statistics, watching
 from p2pfl.methods import site_facts as sites
 from p2pfl.methods.objectives import OBJECTIVES, Objective
+from p2pfl.methods.site_facts import counting
+from p2pfl.node import model_file
 from p2pfl.topology import GRAPHS
 from p2pfl.types import Algorithm, Learner, Planning, Schedule, Tree
+
+BEGIN = ("name", "weights", "rename", "fresh")
+"""Fields of [model] that its maker does not take."""
+
+
+class Sliced(NamedTuple):
+    """What nodes learn with whose models are slices of a whole one: by level, of which 0 is the whole."""
+
+    levels: tuple[int, ...]  # of each node
+    learners: tuple[Learner, ...]
+    algorithms: tuple[Algorithm, ...]
+    stretches: tree.Stretches  # of the whole model
 
 
 class Learning(NamedTuple):
@@ -47,6 +64,7 @@ class Learning(NamedTuple):
     schedule: Schedule  # what the algorithm makes of the graph
     sites: Tree  # [n, ...] what each node knows of its own data, where it is asked for
     notes: tuple[str, ...]  # what a person should know of that
+    sliced: Sliced | None = None  # where nodes have models of unequal shapes; the above is then for arrays of the whole
 
 
 class ScriptedSteps(NamedTuple):
@@ -61,11 +79,20 @@ def resolve_learning(
 ) -> Learning:
     """Resolve the learner and the algorithm of an experiment. Raises ConfigError."""
     rule, dataset = optimizer(experiment) if script is None else script.optimizer, data.dataset
+    sliced: Sliced | None = None
     methods = objectives(experiment, rule)
-    sites, notes = known(experiment, methods, dataset, data.partition.train, topology.nodes, real=not data.pooled)
+    real = not data.pooled and data.task is None
+    sites, notes = known(experiment, methods, dataset, data.partition.train, topology.nodes, real)
+    held = np.array([len(rows) for rows in data.validation or ()], np.int32)
+    if len(held):
+        sites = {**sites, watching.HELD: held}
+    ahead = in_batches(held, experiment.training.batch_size).shape[1]
     if script is None:
         base = base_learner(experiment, dataset) if data.task is None else quadratic.learner(data.task.a.shape[1])
-        learner = made_learner(experiment, base, methods, rule, sites, dataset.train.x.shape[1:])
+        begun = started(experiment, flax.cast(base, experiment.training.dtype), dataset.train.x.shape[1:])
+        learner = made_learner(experiment, begun.learner, methods, rule, sites, dataset.train.x.shape[1:])
+        sliced = _sliced(experiment, begun.learner, methods, rule, sites, dataset)
+        notes = (*notes, *_begun(experiment, begun))
     else:
         learner = script.learner
     _check_answers(experiment, learner, data)
@@ -73,7 +100,13 @@ def resolve_learning(
 
     def make(learner: Learner) -> Algorithm:
         made = named(experiment, learner, methods, rule, apart)
-        return made._replace(weigh=renormalized) if experiment.network.rule == "renormalise" else made
+        if len(held):
+            patience, every = experiment.training.patience, experiment.evaluation.every
+            made = watching.watch(made, learner, ahead, every, patience)
+        made = made._replace(weigh=renormalized) if experiment.network.rule == "renormalise" else made
+        for method in methods:
+            made = method.around(made) if method.around else made
+        return made
 
     algorithm = make(learner)
     if not isinstance(experiment.training.optimizer, dict):  # some of what a list may hold looks at the model's shapes
@@ -82,13 +115,24 @@ def resolve_learning(
     _check_shares(algorithm, shape(learner, sites))
     table = experiment.topology
     where = f"topology {table.graph or table.file!s} of {topology.nodes} nodes"
-    planning = Planning(experiment.rounds, experiment.seed, data.samples[: topology.nodes])
+    planning = Planning(experiment.rounds, experiment.seed, data.samples[: topology.nodes], table.take_part)
     schedule = epochs.suited(algorithm, topology.schedule, planning, where)
     _check_growth(experiment, algorithm, topology, data)
     jax.eval_shape(lambda model: algorithm.init(model, 1), shape(learner, sites))  # some wraps look at the model
     notes = (*notes, *_own_scales(experiment, data, algorithm))
-    learning = Learning(learner, algorithm, make, schedule, sites, notes)
+    learning = Learning(learner, algorithm, make, schedule, sites, notes, sliced)
     return _gossiping(experiment, topology, data, learning) if "sums" in sites else learning
+
+
+def _begun(experiment: Experiment, begun: starting.Started) -> tuple[str, ...]:
+    """Say which leaves of the first model come from a file."""
+    if not begun.taken or experiment.model is None:
+        return ()
+    drawn = f"; drawn anew: {', '.join(begun.drawn)}" if begun.drawn else ""
+    name = Path(str(experiment.model.weights)).name
+    whole = len(begun.taken) + len(begun.drawn)
+    listed = "all of them" if not begun.drawn else ", ".join(begun.taken)
+    return (f"model: {len(begun.taken)} of {whole} leaves begin as in {name}: {listed}{drawn}",)
 
 
 def _check_growth(experiment: Experiment, algorithm: Algorithm, topology: Topology, data: Datasets) -> None:
@@ -101,7 +145,8 @@ def _check_growth(experiment: Experiment, algorithm: Algorithm, topology: Topolo
     if last >= nodes:  # the node of this machine, which the experiment does not plan
         parts.append(((*range(nodes), last), f"the graph of {nodes} nodes and node {last}, which joins them,"))
     for members, where in parts:
-        planning = Planning(experiment.rounds, experiment.seed, epochs.known(data.samples, members))
+        samples = epochs.known(data.samples, members)
+        planning = Planning(experiment.rounds, experiment.seed, samples, experiment.topology.take_part)
         epochs.suited(algorithm, epochs.among(experiment, members)[0], planning, where)
 
 
@@ -133,16 +178,65 @@ def _gossiping(experiment: Experiment, topology: Topology, data: Datasets, learn
     def make(learner: Learner) -> Algorithm:
         return statistics.gossip(learning.make(learner), needed)
 
-    return learning._replace(make=make, algorithm=make(learning.learner))
+    sliced = learning.sliced
+    if sliced is not None:
+        algorithms = tuple(statistics.gossip(each, needed) for each in sliced.algorithms)
+        sliced = sliced._replace(algorithms=algorithms)
+    return learning._replace(make=make, algorithm=make(learning.learner), sliced=sliced)
+
+
+def _sliced(
+    experiment: Experiment,
+    base: Learner,
+    methods: Sequence[Objective],
+    rule: optax.GradientTransformation,
+    sites: Tree,
+    dataset: Dataset,
+) -> Sliced | None:
+    """What the nodes of each level learn with, where an objective gives them models of unequal shapes."""
+    cutting = [method for method in methods if method.slices is not None]
+    if not cutting:
+        return None
+    slices, training = cutting[0].slices, experiment.training
+    assert slices is not None
+    if watched(experiment) or training.freeze is not None or training.lora is not None:
+        raise ConfigError(
+            "training.objective: widths gives nodes models of unequal shapes, which does not go with the answer best, "
+            "training.patience, training.freeze or training.lora; leave them out"
+        )
+    for i, given in enumerate(experiment.algorithm.wrap):
+        if given.get("name") in ("by_similarity", "fourier"):
+            raise ConfigError(
+                f"algorithm.wrap[{i}]: {given['name']} compares all channels of two models, and with the objective "
+                "widths two nodes hold unequal numbers of them; leave one of the two out"
+            )
+    learners, algorithms = [], []
+    for level, narrow in enumerate(slices.learners):
+        own = [method._replace(learner=narrow) if method is cutting[0] else method for method in methods]
+        learner = made_learner(experiment, base, own, rule, sites, dataset.train.x.shape[1:])
+        _check_slice(learner, shape(learner, sites), dataset, level)
+        learners.append(learner)
+        algorithms.append(named(experiment, learner, own, rule, withheld=True))
+    whole = jax.eval_shape(base.init, jax.random.key(0))
+    return Sliced(slices.levels, tuple(learners), tuple(algorithms), slices.stretches(whole))
+
+
+def _check_slice(learner: Learner, model: Tree, dataset: Dataset, level: int) -> None:
+    """Raises ConfigError for a model that does not compute with a slice of its leaves, before anything is compiled."""
+    x = dataset.train.x
+    row = jax.ShapeDtypeStruct((1, *x.shape[1:]), jax.tree.leaves(model["trained"])[0].dtype)
+    try:
+        jax.eval_shape(learner.predict, model, row)
+    except (*FAULTS, flax.SHAPE_FAULT) as error:
+        raise ConfigError(
+            f"model: does not compute with the first channels of its layers (level {level} of the widths): "
+            f"{flax.reason(error)}. A Linen module declares the shapes that it takes, and a module of one's own may "
+            "have numbers of channels in its code: give an NNX module that takes them from its inputs"
+        ) from error
 
 
 def _check_answers(experiment: Experiment, learner: Learner, data: Datasets) -> None:
-    names = experiment.evaluation.answers
-    answers.check(names, learner, data.dataset.kind)
-    if answers.SELECTOR in names and not data.pooled:
-        raise ConfigError(
-            "evaluation.answers='selector': needs the models of all nodes, and this machine has one; leave it out"
-        )
+    answers.check(experiment.evaluation.answers, learner, data.dataset.kind)
 
 
 def optimizer(experiment: Experiment) -> optax.GradientTransformation:
@@ -218,7 +312,8 @@ def made_learner(
 
     Raises ConfigError.
     """
-    made = flax.cast(base, experiment.training.dtype)
+    made = partly(experiment, flax.cast(base, experiment.training.dtype))
+    made = counting(made) if "entropy" in sites else made
     if "sums" in sites:
         one = jax.tree.map(lambda leaf: leaf[0], sites["sums"])
         made = statistics.learned(made, one, experiment.statistics.normalize)
@@ -226,14 +321,71 @@ def made_learner(
         if method.bulletin:
             made = bulletin.placed(made, method.bulletin, sites["node"].shape[1], x)
         made = method.learner(made) if method.learner else made
+        made = method.shaped(made, x) if method.shaped else made
     share = experiment.algorithm.share
-    if share is None:
-        return made
+    if share is not None:
+        try:
+            given = function(share, "algorithm.share") if isinstance(share, str) and ":" in share else share
+            made = sharing.keep(made, optimizer, sharing.predicate(given, made))
+        except ConfigError as error:
+            raise ConfigError(f"algorithm.{error}") from error
+    return watching.placed(made) if watched(experiment) else made
+
+
+def partly(experiment: Experiment, made: Learner) -> Learner:
+    """The learner of which only a part is trained, where [training] says so. Raises ConfigError."""
+    training = experiment.training
+    if training.freeze is not None and training.lora is not None:
+        raise ConfigError(
+            "training.freeze: with training.lora all of the model is frozen but its adapters and what lora.train "
+            "names; leave freeze out"
+        )
     try:
-        given = function(share, "algorithm.share") if isinstance(share, str) and ":" in share else share
-        return sharing.keep(made, optimizer, sharing.predicate(given, made))
+        if training.freeze is not None:
+            paths = sharing.leaves(jax.eval_shape(made.init, jax.random.key(0)))
+            return freezing.freeze(made, sharing.matching(training.freeze, paths, "freeze"))
+        if training.lora is None:
+            return made
+        table = training.lora
+        return adapters.lora(made, table.rank, table.alpha, table.matching, table.train, table.freeze_a)
     except ConfigError as error:
-        raise ConfigError(f"algorithm.{error}") from error
+        raise ConfigError(f"training.{error}") from error
+
+
+def _still(experiment: Experiment) -> Callable[[str], bool] | None:
+    """Of a batch statistic, whether it is frozen; the patterns are checked where leaves are frozen."""
+    training = experiment.training
+    if training.freeze is not None:
+        frozen = sharing.matching(training.freeze, None, "freeze")
+        return lambda path: frozen(sharing.statistic(path))
+    if training.lora is not None:
+        whole = adapters.whole_of(training.lora.train, None)
+        return lambda path: not whole(sharing.statistic(path))
+    return None
+
+
+def started(experiment: Experiment, learner: Learner, x: tuple[int, ...]) -> starting.Started:
+    """The learner with its first model from the file that [model] names, if it names one. `x`: shape of a row.
+
+    Raises ConfigError.
+    """
+    table = experiment.model
+    if table is None or table.weights is None:
+        if table is not None and (table.rename or table.fresh):
+            given = "rename" if table.rename else "fresh"
+            raise ConfigError(f"model.{given}: is for the leaves of model.weights, which is not given; leave it out")
+        return starting.Started(learner, (), (), ())
+    file = Path(table.weights)
+    found = starting.start(learner, model_file.read(file), file.name, table.rename, table.fresh or ())
+    flat = {"cnn": "head/kernel", "mlp": "layers/0/kernel", "logistic": "layers/0/kernel"}.get(table.name)
+    if flat in found.dense and len(x) == 3 and (table.name == "cnn" or x[-1] > 1):
+        raise ConfigError(
+            f"model.weights: {file.name} has {flat} with the axes of PyTorch, which flattens images by channel, row "
+            f"and column, and model {table.name} by row, column and channel; draw it anew: model.fresh = [{flat!r}]"
+        )
+    if not found.taken:
+        raise ConfigError(f"model.fresh={list(table.fresh or ())}: all leaves are drawn anew; leave model.weights out")
+    return found
 
 
 def learner_alone(experiment: Experiment, like: Dataset, sites: Tree) -> Learner:
@@ -312,14 +464,27 @@ def known(
             found[name] = array
     if any(method.bulletin for method in methods):
         found["node"] = np.eye(len(parts), nodes, dtype=np.int32)
+    if "entropy" in wanted:
+        found["entropy"] = sites.entropy(len(parts), None if real else experiment.seed)
+    said = _noise_notes(real) if "entropy" in wanted else ()
     dtype = np.dtype(experiment.training.dtype)
     found = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in found.items()}
+    told = tuple(f"with models go {each.bulletin.what}" for each in methods if each.bulletin)
     table, names = experiment.statistics, gathered(experiment)
     if not names:
-        return found, ()
+        return found, (*said, *told)
     seed = None if real else experiment.seed
     found["sums"] = statistics.stacked(names, dataset, parts, table.minimum, table.noise, seed, dtype.name)
-    return found, statistics.notes(names, dataset, parts, table.minimum)
+    return found, (*said, *told, *statistics.notes(names, dataset, parts, table.minimum))
+
+
+def _noise_notes(real: bool) -> tuple[str, ...]:
+    """Say where the noise of methods comes from."""
+    if real:
+        return ("the noise that this node adds to what it sends comes from its operating system",)
+    return (
+        "the noise that nodes add to what they send follows from the seed, so that anybody can take it off: a study",
+    )
 
 
 def shape(learned: Learner, sites: Tree) -> Tree:
@@ -339,15 +504,17 @@ def base_learner(experiment: Experiment, dataset: Dataset) -> Learner:
     table, shape, classes = experiment.model, dataset.train.x.shape[1:], len(dataset.classes)
     if table is None:
         raise ConfigError("model: missing; a table [model] must be given")
-    given = {name: value for name, value in asdict(table).items() if name != "name" and value is not None}
-    where, example = f"model.name={table.name!r}", jnp.asarray(dataset.train.x[:1])
+    given = {name: value for name, value in asdict(table).items() if name not in BEGIN and value is not None}
+    first = dataset.train.x  # of rows that are stored none is read: the first may be another node's
+    where = f"model.name={table.name!r}"
+    example = jnp.zeros((1, *shape), first.dtype) if isinstance(first, Stored) else jnp.asarray(first[:1])
     fits = None if experiment.training.loss is None else loss(experiment, dataset)
+    more = dataset.kind, fits, experiment.training.compute, _still(experiment)
     if not isinstance(table, FunctionModel):
-        model = models.MODELS[table.name](shape, classes, **given)
-        return flax.from_flax(model, example, classes, dataset.kind, fits)
+        return flax.from_flax(models.MODELS[table.name](shape, classes, **given), example, classes, *more)
     maker = chosen(table.name, "model.name", models.MODELS, "p2pfl.models")
     try:
-        return flax.from_flax(maker(shape, classes, **(table.arguments or {})), example, classes, dataset.kind, fits)
+        return flax.from_flax(maker(shape, classes, **(table.arguments or {})), example, classes, *more)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     except FAULTS as error:

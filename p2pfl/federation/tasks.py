@@ -7,33 +7,82 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from p2pfl import churn
-from p2pfl.data import dictionary
+from p2pfl import churn, tree
+from p2pfl.data import Samples, dictionary
 from p2pfl.data.far_off import beside_all
+from p2pfl.data.stored import part as rows_of
+from p2pfl.errors import ConfigError
 from p2pfl.federation.epochs import Epoch
 from p2pfl.federation.federation import Federation
+from p2pfl.federation.learning import shape
 from p2pfl.learning import batching
 from p2pfl.learning.batching import eval_set
 from p2pfl.learning.targets import TARGETS
 from p2pfl.methods import statistics
+from p2pfl.node.fit import NodeSlice
 from p2pfl.node.program import compile
 from p2pfl.node.task import Task, node_schedule
-from p2pfl.types import Tree
+from p2pfl.types import Algorithm, Neighborhood, Params, Payload, Tree
 
 
 def tasks(federation: Federation) -> list[Task]:
     """The tasks of all nodes, for drivers that run them in one process: equal programs are compiled once."""
-    plan = federation.planner()
-    made = [task(federation, node, plan) for node in range(len(federation.graph))]
-    programs = {each.program.slots: each.program for each in made}
-    return [each._replace(program=programs[each.program.slots], test=made[0].test) for each in made]
+    plan, fit = federation.planner(), fitting(federation)
+    made = [task(federation, node, plan, fit) for node in range(len(federation.graph))]
+
+    def same(each: Task) -> tuple[int, int]:
+        return each.program.slots, each.fit.level if each.fit else 0
+
+    programs = {same(each): each.program for each in made}
+    return [each._replace(program=programs[same(each)], test=made[0].test) for each in made]
 
 
-def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoch] | None = None) -> Task:
-    """Return the task of one node. `plan`: of `federation.planner()`, for those who make several tasks."""
-    plan = plan or federation.planner()
+def fitting(federation: Federation) -> Callable[[int], NodeSlice | None]:
+    """How the models of nodes go together, by node, where they are of unequal shapes."""
+    sliced, sites = federation.learning.sliced, federation.sites
+    if sliced is None:
+        return lambda node: None
+    around = Neighborhood(np.zeros(1), np.zeros(1))
+    payloads, models = [], []
+    for learner, algorithm in zip(sliced.learners, sliced.algorithms, strict=True):
+        state = jax.eval_shape(lambda model, algorithm=algorithm: algorithm.init(model, 1), shape(learner, sites))
+        payloads.append(jax.eval_shape(lambda state, algorithm=algorithm: algorithm.send(state, around)[1], state))
+        models.append(tree.public(jax.eval_shape(algorithm.params, state)))
+    _check_slices(sliced.algorithms[0], payloads, models[0])
+    whole = shape(sliced.learners[0], sites)
+    return lambda node: NodeSlice(sliced.levels[node], sliced.levels, payloads, models, whole, sliced.stretches)
+
+
+def _check_slices(algorithm: Algorithm, payloads: Sequence[Payload], model: Params) -> None:
+    """Raises ConfigError where what a narrow node sends is no part, by leaves of the model, of what a wide one does."""
+    whole = tree.named_leaves(payloads[0])
+    known = {leaf.partition("/")[2] for leaf in tree.named_leaves(tree.mixed(model))}
+    for each in payloads[1:]:
+        for name, leaf in tree.named_leaves(each).items():
+            given = whole.get(name)
+            if given is not None and given.shape == leaf.shape:
+                continue
+            of_model = any(name == path or name.endswith(f"/{path}") for path in known)
+            if given is None or not of_model or any(n > have for n, have in zip(leaf.shape, given.shape, strict=False)):
+                raise ConfigError(
+                    f"objective widths: {algorithm.name} with its combinators sends {name}, of which a narrow node has "
+                    "no part of what a wide one has; leave the combinator out, or widths"
+                )
+
+
+def task(
+    federation: Federation,
+    node: int,
+    plan: Callable[[Sequence[int]], Epoch] | None = None,
+    fit: Callable[[int], NodeSlice | None] | None = None,
+) -> Task:
+    """Return the task of one node. `plan`, `fit`: of `federation.planner()`, for those who make several tasks."""
+    plan, own = plan or federation.planner(), (fit or fitting(federation))(node)
     experiment, dataset, parts = federation.experiment, federation.dataset, federation.partition
     algorithm, rows, training = federation.algorithm, parts.train[node], experiment.training
+    learner, sliced = federation.learner, federation.learning.sliced
+    if sliced is not None and own is not None:
+        learner, algorithm = sliced.learners[own.level], sliced.algorithms[own.level]
     planned = federation.schedule.neighbor.shape[1]
     whole = federation.schedule if node < planned else plan((*range(planned), node)).schedule
     part = node_schedule(whole, node)
@@ -50,14 +99,14 @@ def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoc
         link=algorithm.link,
         per_edge=algorithm.per_edge,
         lost=churn.losing(known, experiment.network.loss, seed),
-        program=compile(algorithm, federation.learner, part.slots(algorithm.per_edge), seed),
+        program=compile(algorithm, learner, part.slots(algorithm.per_edge), seed, own),
         slots=part.slots(algorithm.per_edge),
         within=lambda members: node_schedule(plan(members).schedule, node),
         note=lambda members: plan(members).note,
         seed=seed,
         rounds=experiment.rounds,
-        x=dataset.train.x[rows].astype(dtype),
-        y=dataset.train.y[rows],
+        x=rows_of(dataset.train.x, rows).astype(dtype),
+        y=rows_of(dataset.train.y, rows),
         site=jax.tree.map(lambda rows: np.asarray(rows[node]), federation.sites),
         batching=batching.one(seed, node, max(len(rows), 1), int(federation.steps[node]), federation.batch_size),
         test=eval_set(dataset.test.x.astype(dtype), dataset.test.y, dataset.kind == "survival"),
@@ -65,11 +114,26 @@ def task(federation: Federation, node: int, plan: Callable[[Sequence[int]], Epoc
         pooled=federation.pooled,
         evaluate_every=experiment.evaluation.every,
         events=federation.churn,
+        held=_held(federation, node),
+        patient=training.patience is not None,
         score=TARGETS[dataset.kind].key,
         meaning=dictionary.to_json(meaning),
         learned=None if federation.pooled else _beside_all(federation, node),
         compare=lambda theirs: dictionary.differences(dictionary.from_json(theirs), meaning),
+        fit=own,
+        part=experiment.topology.take_part,
     )
+
+
+def _held(federation: Federation, node: int) -> Samples | None:
+    """The validation rows by which a node watches its model, in batches [V, B, ...]; None where it does not."""
+    rows, kept = federation.data.validation, federation.dataset.validation
+    if rows is None or kept is None:
+        return None
+    sizes = np.array([len(each) for each in rows])
+    places = batching.in_batches(sizes, federation.batch_size)[node]
+    own = np.concatenate([rows[node], np.zeros(1, np.int64)])[places]  # of a node without any, anything
+    return Samples(kept.x[own].astype(federation.experiment.training.dtype), kept.y[own])
 
 
 def _beside_all(federation: Federation, node: int) -> Callable[[Tree], Sequence[str] | None] | None:

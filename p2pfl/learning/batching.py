@@ -7,12 +7,15 @@ which a node trains, 1, 2, ...
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from p2pfl import random_bits
+from p2pfl.data.stored import Stored
 from p2pfl.types import Array
 
 _BLOCK = 1 << 15
@@ -102,28 +105,62 @@ def one(seed: int, node: int, rows: int, steps: int, batch_size: int) -> Batchin
     return Batching(seed, np.array([node]), np.array([rows]), np.array([steps]), batch_size)
 
 
+def in_batches(rows: np.ndarray, batch_size: int) -> np.ndarray:
+    """[n, V, batch_size] int64: numbers 0 to rows[i] - 1 of each node, in as many batches as the most rows need."""
+    most = -(-int(rows.max(initial=0)) // batch_size)
+    number = np.arange(most * batch_size).reshape(1, most, batch_size)
+    return np.where(number < rows.reshape(-1, 1, 1), number, 0)
+
+
 # --- rows to evaluate on
 
+VOLUME = 4
+"""Axes of a row that is a volume, channels included."""
 CHUNK = 512
 """Rows of one call of the compiled evaluation; the last chunk is padded, so that one program serves every data set."""
+NUMBERS = 1 << 20
+"""Numbers of inputs of one call where rows are volumes: a network over them holds a hundred times as many at once."""
+
+
+def chunk(row: Sequence[int], most: int | None = None) -> int:
+    """Return how many rows of this shape are evaluated at once, `most` (CHUNK) of them.
+
+    >>> chunk((28, 28, 1)), chunk((32, 32, 32, 1)), chunk((64, 64, 64, 4))
+    (512, 32, 1)
+    """
+    most = CHUNK if most is None else most
+    return max(1, min(most, NUMBERS // math.prod(row))) if len(row) == VOLUME else most
 
 
 class EvalSet(NamedTuple):
     """Test rows on the device, in chunks of one size."""
 
-    chunks: tuple[tuple[Array, Array, Array], ...]  # (x, y, mask)
+    chunks: Iterable[tuple[Array, Array, Array]]  # (x, y, mask); of rows that are stored, read each time
     rows: int
+
+
+class _ChunksRead:
+    """The chunks of rows that are stored, which are read whenever they are gone through."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, size: int) -> None:
+        self._x, self._y, self._size = x, y, size
+
+    def __iter__(self) -> Iterator[tuple[Array, Array, Array]]:
+        return _chunks(self._x, self._y, self._size)
 
 
 def eval_set(x: np.ndarray, y: np.ndarray, whole: bool = False) -> EvalSet:
     """Chunks and pads test rows x [N, ...] and y [N, ...]; `whole`: in one, where rows are compared with each other."""
-    size = (len(y) if whole else min(CHUNK, len(y))) or 1
-    chunks = []
+    size = (len(y) if whole else min(chunk(x.shape[1:]), len(y))) or 1
+    stored = isinstance(x, Stored) and not whole
+    return EvalSet(_ChunksRead(x, y, size) if stored else tuple(_chunks(x, y, size)), len(y))
+
+
+def _chunks(x: np.ndarray, y: np.ndarray, size: int) -> Iterator[tuple[Array, Array, Array]]:
     for start in range(0, len(y), size):
         part_x, part_y = x[start : start + size], y[start : start + size]
         gap = size - len(part_y)
         mask = np.pad(np.ones(len(part_y), np.float32), (0, gap))
         padded = (np.pad(part, ((0, gap),) + ((0, 0),) * (part.ndim - 1)) for part in (part_x, part_y))
         rows, answers = map(jnp.asarray, padded)
-        chunks.append((rows, answers, jnp.asarray(mask)))
-    return EvalSet(tuple(chunks), len(y))
+        yield rows, answers, jnp.asarray(mask)

@@ -6,6 +6,7 @@ float variables (batch statistics) form params["carried"]: they travel and are m
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import traceback
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import flax.linen as linen
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.errors import ScopeParamShapeError
 
 from p2pfl import tree
 from p2pfl.check import one_of
@@ -27,7 +29,13 @@ from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
 
 
 def from_flax(
-    model: Any, example: Array, classes: int, kind: str = "classes", loss: Callable[..., Array] | None = None
+    model: Any,
+    example: Array,
+    classes: int,
+    kind: str = "classes",
+    loss: Callable[..., Array] | None = None,
+    compute: str | None = None,
+    still: Callable[[str], bool] | None = None,
 ) -> Learner:
     """Make a learner from a Flax model.
 
@@ -38,8 +46,13 @@ def from_flax(
         kind: what is predicted, a name of p2pfl.learning.TARGETS.
         loss: what is made small, (outputs [B, ...], y [B, ...]) -> [B]; with a parameter `mask` it is given that too,
             [B], 0 for rows that are to have no part in it. None: that of the kind.
+        compute: "bfloat16": local steps compute outputs and their derivatives so, from parameters as they are. Loss,
+            gradients of parameters, batch statistics and all evaluation are in the precision of the model.
+        still: (path of a batch statistic, without `batch_stats`) -> whether a batch normalisation that keeps it works
+            in training as in evaluation: by that statistic, which it then leaves as it is.
 
-    A method `features(x)` of the model, which gives what its last part takes in, becomes `Learner.features`.
+    A method `features(x)` of the model, which gives what its last part takes in, becomes `Learner.features`; `maps(x)`,
+    the maps of its last convolution, and `from_maps(maps)`, what it puts out for them, become `Learner.maps`.
 
     Returns:
         The learner; batches are {"x": [B, ...], "y": [B, ...]}, y as the kind has it ([B] int32 for classes).
@@ -60,15 +73,16 @@ def from_flax(
     target = TARGETS[kind]
     fits = target.loss if loss is None else losses.with_mask(loss)
     if isinstance(model, linen.Module):
-        init, apply, features = _linen(model, example)
+        init, apply, method = _linen(model, example, still)
     elif callable(model) and not isinstance(model, nnx.Module):
-        init, apply, features = _nnx(model)
+        init, apply, method = _nnx(model, still)
     else:
         raise ConfigError(f"model: is an instance of {type(model).__name__}; {_RULE}")
     unroll = _check(init, apply, example, target.output(example.shape[1:], classes))
+    trains = apply if compute is None else _narrowed(apply, compute)
 
     def objective(trained: Tree, carried: Tree, batch: Tree, key: Key) -> tuple[Array, Tree]:
-        outputs, carried = apply({"trained": trained, "carried": carried}, batch["x"], key)
+        outputs, carried = trains({"trained": trained, "carried": carried}, batch["x"], key)
         each = fits(_seen(outputs, batch), batch["y"])
         if "weight" in batch:
             each = each * batch["weight"].astype(each.dtype)
@@ -87,7 +101,16 @@ def from_flax(
     def predict(params: Params, x: Array) -> Array:
         return apply(params, x, None)[0]
 
-    return Learner(init, grad, evaluate, unroll, predict=predict, features=features)
+    features, maps, rest_of = (method(name) for name in ("features", "maps", "from_maps"))
+    features = features if compute is None or features is None else _narrowed(features, compute)
+
+    def shown(params: Params, x: Array) -> tuple[Array, Callable[[Array], Array]]:
+        assert maps is not None and rest_of is not None
+        of_maps = rest_of
+        return maps(params, x, None)[0], lambda found: of_maps(params, found, None)[0]
+
+    shows = shown if maps and rest_of else None
+    return Learner(init, grad, evaluate, unroll, predict=predict, features=features, maps=shows)
 
 
 def _seen(outputs: Array, batch: Tree) -> Array:
@@ -97,18 +120,46 @@ def _seen(outputs: Array, batch: Tree) -> Array:
     return jnp.where(jnp.broadcast_to(batch["classes"], outputs.shape), outputs, jnp.asarray(ABSENT, outputs.dtype))
 
 
+SHAPE_FAULT = ScopeParamShapeError
+"""What a Linen module says of parameters of other shapes than it would make."""
+
 _RULE = "must be a Linen module, or a function (nnx.Rngs) -> nnx.Module such as `lambda rngs: Net(rngs=rngs)`"
+
+
+def _narrowed(apply: Apply, dtype: str) -> Apply:
+    """The same function computed in a narrower dtype in training: what goes in is cast, and outputs are cast back."""
+
+    def cast_to(tree: Tree, dtype: str) -> Tree:
+        def leaf(leaf: Array) -> Array:
+            return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+        return jax.tree.map(leaf, tree)
+
+    def narrowed(params: Params, x: Array, key: Key | None) -> tuple[Array, Tree]:
+        if key is None:
+            return apply(params, x, key)
+        wide = jax.tree.leaves(params["trained"])[0].dtype
+        inside = {**params, "trained": cast_to(params["trained"], dtype)}
+        with jax.numpy_dtype_promotion("standard"):  # batch statistics stay as wide as they are
+            outputs, carried = apply(inside, cast_to(x, dtype), key)
+        carried = jax.tree.map(lambda new, old: new.astype(old.dtype), carried, params["carried"])
+        return outputs.astype(wide), carried
+
+    return narrowed
+
 
 Init = Callable[[Key], Params]
 Apply = Callable[[Params, Array, Key | None], tuple[Array, Tree]]
 """(model, inputs, key) -> (logits, new carried); key None means evaluation."""
+Still = Callable[[str], bool]
+"""See `from_flax`."""
 
 
-FEATURES = "features"
-"""The method of a model that gives what its last part takes in."""
+Method = Callable[[str], Apply | None]
+"""Of a name, that method of the model; None where it has none."""
 
 
-def _nnx(make: Callable[[nnx.Rngs], Any]) -> tuple[Init, Apply, Apply | None]:
+def _nnx(make: Callable[[nnx.Rngs], Any], still: Still | None) -> tuple[Init, Apply, Method]:
     def build(key: Key) -> Any:
         return make(nnx.Rngs(key))
 
@@ -131,14 +182,17 @@ def _nnx(make: Callable[[nnx.Rngs], Any]) -> tuple[Init, Apply, Apply | None]:
             carried = _filled(carried_like, params["carried"])
             module = nnx.merge(graph, trained, _random(rng_like, key), carried)
             module.eval() if key is None else module.train()
+            if key is not None and still is not None:
+                for path, part in nnx.iter_modules(module):
+                    if isinstance(part, nnx.BatchNorm) and still("/".join(map(str, (*path, "mean")))):
+                        part.use_running_average = True
             result = getattr(module, method)(x)
             _, (_, _, carried) = _parts(module)
             return result, nnx.to_pure_dict(carried)
 
         return apply
 
-    has = callable(getattr(abstract, FEATURES, None))
-    return init, applied("__call__"), applied(FEATURES) if has else None
+    return init, applied("__call__"), lambda name: applied(name) if callable(getattr(abstract, name, None)) else None
 
 
 def _parts(module: Any) -> tuple[Any, list[Any]]:
@@ -167,7 +221,7 @@ def _random(like: Any, key: Key | None) -> Any:
     return jax.tree.unflatten(structure, fresh)
 
 
-def _linen(module: linen.Module, example: Array) -> tuple[Init, Apply, Apply | None]:
+def _linen(module: linen.Module, example: Array, still: Still | None) -> tuple[Init, Apply, Method]:
     def mode(method: str, training: bool) -> dict[str, Any]:
         accepted = inspect.signature(getattr(type(module), method)).parameters
         known = {"train": training, "training": training, "deterministic": not training}
@@ -185,13 +239,28 @@ def _linen(module: linen.Module, example: Array) -> tuple[Init, Apply, Apply | N
                 result: Any = module.apply(variables, x, **mode(method, False), method=method)
                 return result, params["carried"]
             carried, rngs = list(params["carried"]), {"dropout": key}
-            result, new = module.apply(variables, x, **mode(method, True), rngs=rngs, mutable=carried, method=method)
+            with linen.intercept_methods(_stilled(still)) if still is not None else contextlib.nullcontext():
+                result, new = module.apply(
+                    variables, x, **mode(method, True), rngs=rngs, mutable=carried, method=method
+                )
             return result, {**params["carried"], **new}
 
         return apply
 
-    has = callable(getattr(module, FEATURES, None))
-    return init, applied("__call__"), applied(FEATURES) if has else None
+    return init, applied("__call__"), lambda name: applied(name) if callable(getattr(module, name, None)) else None
+
+
+def _stilled(still: Still) -> Callable[..., Any]:
+    """What Linen asks around every method: a batch normalisation whose statistics are still works as in evaluation."""
+
+    def around(method: Callable[..., Any], args: Any, kwargs: Any, context: linen.module.InterceptorContext) -> Any:
+        part = context.module
+        if isinstance(part, linen.BatchNorm) and still("/".join((*part.path, "mean"))):
+            object.__setattr__(part, "use_running_average", True)  # of a module that lives for this call alone
+            kwargs = {name: value for name, value in kwargs.items() if name != "use_running_average"}
+        return method(*args, **kwargs)
+
+    return around
 
 
 def _check(init: Init, apply: Apply, example: Array, wanted: tuple[int, ...]) -> bool:

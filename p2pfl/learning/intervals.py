@@ -230,10 +230,26 @@ def _survival(outputs: np.ndarray, y: np.ndarray, classes: Sequence[str], weight
 
 
 def _segmentation(outputs: np.ndarray, y: np.ndarray, classes: Sequence[str], weight: np.ndarray) -> Drawn:
-    dice, overlap = metrics.overlaps(outputs, y, len(classes))
+    return of_overlaps(metrics.overlaps(outputs.argmax(axis=-1), y, len(classes)), classes, weight)
+
+
+def of_overlaps(overlaps: np.ndarray, classes: Sequence[str], weight: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what `draws` does of a segmentation, of `metrics.overlaps` of its cases; weight [draws, N cases]."""
+    if not len(overlaps) or not np.isfinite(overlaps).all():
+        return {}
+    dice, overlap = metrics.shared(overlaps)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return _of_shares(dice, overlap, classes, weight)
+
+
+def _of_shares(dice: np.ndarray, overlap: np.ndarray, classes: Sequence[str], weight: np.ndarray) -> Drawn:
     each = [_mean(weight, of_class) for of_class in dice]
     found = {f"dice_{name}": values for name, values in zip(classes[1:], each, strict=True)}
     return {**found, "dice_mean": _average(each), "iou_mean": _average([_mean(weight, one) for one in overlap])}
+
+
+def _reconstruction(outputs: np.ndarray, y: np.ndarray, classes: Sequence[str], weight: np.ndarray) -> Drawn:
+    return {name: _mean(weight, each) for name, each in metrics.likeness(outputs, y)._asdict().items()}
 
 
 _DRAWS: Mapping[str, Callable[[np.ndarray, np.ndarray, Sequence[str], np.ndarray], Drawn]] = MappingProxyType(
@@ -243,5 +259,6 @@ _DRAWS: Mapping[str, Callable[[np.ndarray, np.ndarray, Sequence[str], np.ndarray
         "regression": _regression,
         "survival": _survival,
         "segmentation": _segmentation,
+        "reconstruction": _reconstruction,
     }
 )

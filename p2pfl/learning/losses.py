@@ -230,7 +230,7 @@ def absolute_error(classes: int) -> PerSample:
 
 
 def pixel_cross_entropy(classes: int, weights: Sequence[float] | None = None) -> PerSample:
-    """The mean cross entropy of the pixels, of which those of class c count weights[c]; [B, H, W, C], y [B, H, W].
+    """The mean cross entropy of the pixels, of which those of class c count weights[c]; [B, ..., C], y [B, ...].
 
     Args:
         classes: their number C.
@@ -254,7 +254,32 @@ def pixel_cross_entropy(classes: int, weights: Sequence[float] | None = None) ->
         each = optax.softmax_cross_entropy_with_integer_labels(outputs, y)
         if weight is not None:
             each = each * jnp.asarray(weight, outputs.dtype)[y]
-        return masked(each.mean(axis=(1, 2)), mask)
+        return masked(each.reshape(each.shape[0], -1).mean(axis=1), mask)
+
+    return loss
+
+
+# --------------------------------------------------------------------------------------------------- reconstruction
+
+
+def squared_pixels(classes: int) -> PerSample:
+    """The mean squared difference of all pixels; outputs and y [B, H, W, C].
+
+    Args:
+        classes: channels C.
+
+    Returns:
+        The loss, per sample.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from p2pfl.learning.losses import squared_pixels
+        >>> squared_pixels(1)(jnp.full((1, 2, 2, 1), 3.0), jnp.zeros((1, 2, 2, 1))).tolist()
+        [9.0]
+    """
+
+    def loss(outputs: Array, y: Array, mask: Array | None = None) -> Array:
+        return masked(((outputs - y.astype(outputs.dtype)) ** 2).mean(axis=(1, 2, 3)), mask)
 
     return loss
 
@@ -281,6 +306,9 @@ LOSSES: Mapping[str, Mapping[str, Callable[..., PerSample]]] = MappingProxyType(
         "survival": MappingProxyType({"cox": _plain("survival")}),
         "segmentation": MappingProxyType(
             {"cross_entropy_and_dice": _plain("segmentation"), "cross_entropy": pixel_cross_entropy}
+        ),
+        "reconstruction": MappingProxyType(
+            {"absolute_error": _plain("reconstruction"), "squared_error": squared_pixels}
         ),
     }
 )

@@ -15,11 +15,13 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
+from scipy import ndimage  # type: ignore[import-untyped]
 
 from p2pfl.check import one_of
 from p2pfl.errors import DataError
 from p2pfl.learning import likelihood
 from p2pfl.learning.likelihood import CoxRows, LogisticRows
+from p2pfl.learning.targets import EXACT
 
 Found = dict[str, float | None]
 """Metrics by name; None: not defined."""
@@ -40,6 +42,7 @@ def assess(kind: str, outputs: np.ndarray, y: np.ndarray, classes: Sequence[str]
     survival: c_index, see `concordance`; calibration_slope, the coefficient of the log risk in a Cox model of y.
     segmentation: dice_NAME of each class but the first, the mean over the images in which it is, in y or predicted;
     dice_mean and iou_mean (Jaccard), the means over classes.
+    reconstruction: psnr, ssim and nmse, means over the images (see `likeness`); ssim of images from 11 x 11 pixels.
     Raises ConfigError for another kind, DataError when outputs and y differ in rows or outputs are not of `classes`.
     """
     one_of(_ASSESS, kind=kind)
@@ -68,6 +71,7 @@ def names(kind: str, classes: Sequence[str]) -> tuple[str, ...]:
         "labels": ("accuracy", "balanced_accuracy", "auc", "f1_macro"),
         "regression": ("mae", "rmse", "r2"),
         "survival": ("c_index", "calibration_slope"),
+        "reconstruction": ("psnr", "ssim", "nmse"),
     }[kind]
 
 
@@ -297,28 +301,105 @@ def _survival(outputs: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> Fou
 
 def _segmentation(outputs: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> Found:
     """Per image, as is usual in medicine, and not per pixel of all images: hence without scikit-learn."""
-    dice, overlap = overlaps(outputs, y, len(classes))
-    each = [_mean(one[np.isfinite(one)].tolist()) for one in dice]
-    found: Found = {f"dice_{name}": value for name, value in zip(classes[1:], each, strict=True)}
-    found["dice_mean"] = _mean([value for value in each if value is not None])
-    shared = [_mean(one[np.isfinite(one)].tolist()) for one in overlap]
-    found["iou_mean"] = _mean([value for value in shared if value is not None])
+    return of_overlaps(overlaps(outputs.argmax(axis=-1), y, len(classes)), classes)
+
+
+def overlaps(guess: np.ndarray, y: np.ndarray, classes: int) -> np.ndarray:
+    """Return what Dice and Jaccard are made of, [N, classes - 1, 3] float64: of each class but the first in each image
+    the pixels in both, in the prediction, and in the truth. Those of the slices of a volume add up.
+
+    guess, y [N, ...]: classes that are predicted, and that are true.
+    """
+    found = np.zeros((len(y), classes - 1, 3))
+    for c in range(1, classes):
+        t, g = ((of == c).reshape(len(y), -1) for of in (y, guess))
+        found[:, c - 1] = np.stack([each.sum(axis=1) for each in (t & g, g, t)], axis=1)
     return found
 
 
-def overlaps(outputs: np.ndarray, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return Dice and Jaccard of each class but the first in each image, [classes - 1, N]; NaN where it is in neither.
+def shared(overlaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return Dice and Jaccard of each class but the first in each case, [classes - 1, N]; NaN where it is in neither.
 
-    outputs [N, H, W, classes] raw, y [N, H, W].
+    `overlaps` [N, classes - 1, 3]: of `overlaps`.
     """
-    guess = outputs.argmax(axis=-1)
-    dice, jaccard = (np.full((classes - 1, len(y)), np.nan) for _ in range(2))
-    for c in range(1, classes):
-        t, g = ((of == c).reshape(len(y), -1) for of in (y, guess))
-        both, either = (t & g).sum(axis=1), (t | g).sum(axis=1)
-        np.divide(2 * both, both + either, out=dice[c - 1], where=either > 0)
-        np.divide(both, either, out=jaccard[c - 1], where=either > 0)
+    both, guess, truth = np.moveaxis(overlaps, -1, 0).swapaxes(1, 2)
+    dice, jaccard = (np.full(both.shape, np.nan) for _ in range(2))
+    np.divide(2 * both, guess + truth, out=dice, where=guess + truth > 0)
+    np.divide(both, guess + truth - both, out=jaccard, where=guess + truth > 0)
     return dice, jaccard
+
+
+def of_overlaps(overlaps: np.ndarray, classes: Sequence[str]) -> Found:
+    """All metrics of a segmentation, as `assess` has them, of cases that are made up of images.
+
+    overlaps [N, classes - 1, 3]: of `overlaps`, summed over the pieces of a case; NaN where an output was not finite.
+    """
+    if not len(overlaps) or not np.isfinite(overlaps).all():
+        return dict.fromkeys(names("segmentation", classes))
+    dice, overlap = shared(overlaps)
+    each = [_mean(one[np.isfinite(one)].tolist()) for one in dice]
+    found: Found = {f"dice_{name}": value for name, value in zip(classes[1:], each, strict=True)}
+    found["dice_mean"] = _mean([value for value in each if value is not None])
+    jaccard = [_mean(one[np.isfinite(one)].tolist()) for one in overlap]
+    found["iou_mean"] = _mean([value for value in jaccard if value is not None])
+    return found
+
+
+def _reconstruction(outputs: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> Found:
+    return {name: _mean(each[np.isfinite(each)].tolist()) for name, each in likeness(outputs, y)._asdict().items()}
+
+
+class Likeness(NamedTuple):
+    """How like each of N images is to the true one, [N] each; NaN where it is not defined."""
+
+    psnr: np.ndarray  # dB
+    ssim: np.ndarray
+    nmse: np.ndarray
+
+
+def likeness(outputs: np.ndarray, y: np.ndarray) -> Likeness:
+    """Return PSNR, SSIM and NMSE of each image, in float64; outputs and y [N, H, W, C] in 0..1.
+
+    PSNR: as `p2pfl.learning.targets.psnr`, of a range of 1. NMSE: |outputs - y|^2 / |y|^2, of all pixels of an image;
+    of one that is black everywhere there is none. SSIM: see `structural_similarity`.
+    """
+    guess, truth = outputs.astype(np.float64), y.astype(np.float64)
+    error = ((guess - truth) ** 2).mean(axis=(1, 2, 3))
+    size = (truth**2).mean(axis=(1, 2, 3))
+    nmse = np.divide(error, size, out=np.full(len(y), np.nan), where=size > 0)
+    return Likeness(-10 * np.log10(np.maximum(error, EXACT)), structural_similarity(guess, truth), nmse)
+
+
+WINDOW, SIGMA = 11, 1.5
+"""Pixels of a side of the window of SSIM, and the standard deviation of its Gaussian weights."""
+K1, K2 = 0.01, 0.03
+"""Of SSIM: the constants of brightness and contrast, in units of the data range."""
+
+
+def structural_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the mean structural similarity of each pair of images [N, H, W, C] float64 in 0..1: [N].
+
+    The mean over channels, and over the windows that lie within the image; NaN of images smaller than a window. Source:
+    Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to structural similarity" (2004),
+    section III.B, with its own constants: a window of 11 x 11 with Gaussian weights of standard deviation 1.5. Equal to
+    `skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+    data_range=1)`.
+    """
+    if min(a.shape[1:3]) < WINDOW:
+        return np.full(len(a), np.nan)
+    inside = slice(WINDOW // 2, -(WINDOW // 2))
+
+    def local(x: np.ndarray) -> np.ndarray:
+        mean = ndimage.gaussian_filter(x, SIGMA, radius=WINDOW // 2, axes=(1, 2))
+        windows: np.ndarray = mean[:, inside, inside]
+        return windows
+
+    mean_a, mean_b = local(a), local(b)
+    var_a, var_b, both = local(a * a) - mean_a**2, local(b * b) - mean_b**2, local(a * b) - mean_a * mean_b
+    like = (2 * mean_a * mean_b + K1**2) * (2 * both + K2**2)
+    most = (mean_a**2 + mean_b**2 + K1**2) * (var_a + var_b + K2**2)
+    similarity: np.ndarray = (like / most).mean(axis=(1, 2, 3))
+    return similarity
 
 
 _ASSESS: Mapping[str, Callable[[np.ndarray, np.ndarray, Sequence[str]], Found]] = MappingProxyType(
@@ -328,5 +409,6 @@ _ASSESS: Mapping[str, Callable[[np.ndarray, np.ndarray, Sequence[str]], Found]] 
         "regression": _regression,
         "survival": _survival,
         "segmentation": _segmentation,
+        "reconstruction": _reconstruction,
     }
 )

@@ -10,6 +10,7 @@ its last part, a U-Net's decoder, takes in.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,9 @@ MOMENTUM = 0.9
 """What a step leaves of the running mean and variance in batch normalisation."""
 NORMS = ("batch", "group")
 """Batch normalisation (Ioffe and Szegedy 2015) and group normalisation (Wu and He 2018), the latter in two groups."""
+
+STEMS = ("small", "large")
+"""The first convolution of a ResNet: 3 x 3; or 7 x 7 with stride 2 and 3 x 3 max pooling, which quarters an image."""
 
 
 def _norms(norm: str | None, widths: Sequence[int], rngs: nnx.Rngs) -> Any:
@@ -69,52 +73,87 @@ class MLP(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """A convolution, stride 1, zero padding, written as shifted slices and one matrix product.
+    """A convolution over two axes or three, zero padding, written as shifted slices and one matrix product.
 
     The same function as nnx.Conv. XLA:CPU runs this form several times faster inside a loop over local steps, and many
-    times faster with a weight per node. kernel [size * size * inputs, outputs].
+    times faster with a weight per node. Over three axes only the slices of a plane are laid beside each other, nine for
+    a size of 3 and not 27: the product is taken for each shift along the first axis at once, and its parts are shifted
+    and added up. kernel [size ** axes * inputs, outputs]. With `stride` s, over two axes, only every s-th row and
+    column is computed, from the first on.
     """
 
-    def __init__(self, inputs: int, outputs: int, size: int = 3, *, rngs: nnx.Rngs) -> None:
-        self.size = size
-        kernel = nnx.initializers.lecun_normal()(rngs.params(), (size * size * inputs, outputs), jnp.float32)
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int = 3,
+        axes: int = 2,
+        stride: int = 1,
+        bias: bool = True,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.size, self.axes, self.stride = size, axes, stride
+        kernel = nnx.initializers.lecun_normal()(rngs.params(), (size**axes * inputs, outputs), jnp.float32)
         self.kernel = nnx.Param(kernel)
-        self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
 
     def __call__(self, x: Array) -> Array:
-        """x [B, H, W, inputs] -> [B, H, W, outputs]."""
-        _, height, width, _ = x.shape
-        before = (self.size - 1) // 2
-        pad = (before, self.size - 1 - before)
-        padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
-        slices = [padded[:, i : i + height, j : j + width, :] for i in range(self.size) for j in range(self.size)]
-        return jnp.concatenate(slices, axis=-1) @ self.kernel[...] + self.bias[...].reshape(1, 1, 1, -1)
+        """x [B, ..., inputs] -> [B, ..., outputs], with as many axes between as the convolution has.
+
+        Each is 1 / stride as long, rounded up.
+        """
+        kernel = self.kernel[...]
+        if self.axes == 2:
+            y = jnp.concatenate(shifted(x, self.size, self.stride), axis=-1) @ kernel
+        else:
+            outputs, depth, before = kernel.shape[-1], x.shape[1], (self.size - 1) // 2
+            x = jnp.pad(x, ((0, 0), (before, self.size - 1 - before), *((0, 0),) * 3))
+            plane = jnp.concatenate(shifted(x, self.size), axis=-1)
+            beside = kernel.reshape(self.size, -1, outputs).swapaxes(0, 1).reshape(-1, self.size * outputs)
+            product = plane @ beside
+            parts = [product[:, i : i + depth, ..., i * outputs : (i + 1) * outputs] for i in range(self.size)]
+            y = sum(parts[1:], parts[0])
+        return y if self.bias is None else y + self.bias[...].reshape(*(1,) * (y.ndim - 1), -1)
+
+
+def shifted(x: Array, size: int, stride: int = 1, fill: float = 0.0) -> list[Array]:
+    """What a window of `size` x `size` sees of [..., H, W, C]: size * size arrays [..., H / stride, W / stride, C]."""
+    *ahead, height, width, _ = x.shape
+    before = (size - 1) // 2
+    pad = (before, size - 1 - before)
+    padded = jnp.pad(x, (*((0, 0),) * len(ahead), pad, pad, (0, 0)), constant_values=fill)
+    down, right = ((-(-side // stride) - 1) * stride + 1 for side in (height, width))
+    return [padded[..., i : i + down : stride, j : j + right : stride, :] for i in range(size) for j in range(size)]
 
 
 def max_pool(x: Array) -> Array:
-    """2 x 2 max pooling of [B, H, W, C]; an odd last row or column is left out."""
-    batch, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2, :]
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+    """Max pooling by two along every axis of [B, ..., C] between; what is odd at an end is left out."""
+    batch, *space, channels = x.shape
+    x = x[:, *(slice(length // 2 * 2) for length in space), :]
+    halves = [size for length in space for size in (length // 2, 2)]
+    return x.reshape(batch, *halves, channels).max(axis=tuple(range(2, 2 * len(space) + 1, 2)))
 
 
 def double(x: Array) -> Array:
-    """Every pixel of [B, H, W, C] four times: [B, 2 H, 2 W, C]."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    """Every pixel of [B, ..., C] twice along every axis between: [B, 2 H, 2 W, C] of [B, H, W, C]."""
+    for axis in range(1, x.ndim - 1):
+        x = jnp.repeat(x, 2, axis=axis)
+    return x
 
 
 class Residual(nnx.Module):
-    """x + f(x), where f is twice: normalisation, ReLU, 3 x 3 convolution.
+    """x + f(x), where f is twice: normalisation, ReLU, convolution of size 3.
 
     Source: He, Zhang, Ren, Sun (2016), "Identity mappings in deep residual networks". Paths: convs/I, norms/I.
     """
 
-    def __init__(self, channels: int, norm: str | None, *, rngs: nnx.Rngs) -> None:
-        self.convs = nnx.List([Conv(channels, channels, rngs=rngs) for _ in range(2)])
+    def __init__(self, channels: int, norm: str | None, axes: int = 2, *, rngs: nnx.Rngs) -> None:
+        self.convs = nnx.List([Conv(channels, channels, axes=axes, rngs=rngs) for _ in range(2)])
         self.norms = _norms(norm, [channels] * 2, rngs)
 
     def __call__(self, x: Array) -> Array:
-        """x [B, H, W, C] -> the same shape."""
+        """x [B, ..., C] -> the same shape."""
         y = x
         for index, conv in enumerate(self.convs):
             y = conv(nnx.relu(_normed(self.norms, index, y)))
@@ -122,7 +161,7 @@ class Residual(nnx.Module):
 
 
 class CNN(nnx.Module):
-    """Blocks of 3 x 3 convolution, ReLU and 2 x 2 max pooling, then a linear layer.
+    """Blocks of convolution of size 3, ReLU and max pooling by 2, then a linear layer; over two axes or three.
 
     Paths: blocks/I, norms/I (between block I and its ReLU), residuals/I (between block I and its norm), head (after a
     dropout).
@@ -139,39 +178,47 @@ class CNN(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ) -> None:
-        height, width, inputs = shape
-        widths = [inputs, *channels]
-        self.blocks = nnx.List([Conv(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)])
+        *space, inputs = shape
+        widths, axes = [inputs, *channels], len(space)
+        self.blocks = nnx.List([Conv(a, b, axes=axes, rngs=rngs) for a, b in itertools.pairwise(widths)])
         scale = 2 ** len(channels)
-        self.head = nnx.Linear((height // scale) * (width // scale) * widths[-1], classes, rngs=rngs)
+        self.head = nnx.Linear(math.prod(length // scale for length in space) * widths[-1], classes, rngs=rngs)
         self.norms = _norms(norm, channels, rngs)
-        self.residuals = nnx.List([Residual(c, norm, rngs=rngs) for c in channels] if residual else [])
+        self.residuals = nnx.List([Residual(c, norm, axes, rngs=rngs) for c in channels] if residual else [])
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
 
-    def features(self, x: Array) -> Array:
-        """x [B, H, W, C] -> the inputs of the head, before dropout [B, pixels * channels]."""
+    def maps(self, x: Array) -> Array:
+        """x [B, H, W, C] or [B, D, H, W, C] -> what the last block gives, [B, h, w, channels] of [B, H, W, C]."""
         for index, block in enumerate(self.blocks):
             x = block(x)
             if len(self.residuals):
                 x = self.residuals[index](x)
             x = max_pool(nnx.relu(_normed(self.norms, index, x)))
-        return x.reshape(x.shape[0], -1)
+        return x
+
+    def features(self, x: Array) -> Array:
+        """x [B, H, W, C] -> the inputs of the head, before dropout [B, pixels * channels]."""
+        return self.maps(x).reshape(x.shape[0], -1)
+
+    def from_maps(self, maps: Array) -> Array:
+        """maps [B, h, w, channels] -> logits [B, classes]."""
+        x = maps.reshape(maps.shape[0], -1)
+        return self.head(x if self.dropout is None else self.dropout(x))
 
     def __call__(self, x: Array) -> Array:
         """x [B, H, W, C] -> logits [B, classes]."""
-        x = self.features(x)
-        return self.head(x if self.dropout is None else self.dropout(x))
+        return self.from_maps(self.maps(x))
 
 
 class Twice(nnx.Module):
-    """Twice a 3 x 3 convolution, normalisation and ReLU. Paths: convs/I, norms/I."""
+    """Twice a convolution of size 3, normalisation and ReLU. Paths: convs/I, norms/I."""
 
-    def __init__(self, inputs: int, outputs: int, norm: str | None, *, rngs: nnx.Rngs) -> None:
-        self.convs = nnx.List([Conv(a, outputs, rngs=rngs) for a in (inputs, outputs)])
+    def __init__(self, inputs: int, outputs: int, norm: str | None, axes: int = 2, *, rngs: nnx.Rngs) -> None:
+        self.convs = nnx.List([Conv(a, outputs, axes=axes, rngs=rngs) for a in (inputs, outputs)])
         self.norms = _norms(norm, [outputs] * 2, rngs)
 
     def __call__(self, x: Array) -> Array:
-        """x [B, H, W, inputs] -> [B, H, W, outputs]."""
+        """x [B, ..., inputs] -> [B, ..., outputs]."""
         for index, conv in enumerate(self.convs):
             x = nnx.relu(_normed(self.norms, index, conv(x)))
         return x
@@ -180,24 +227,33 @@ class Twice(nnx.Module):
 class UNet(nnx.Module):
     """A U-Net: halved by max pooling, doubled by repetition, with what was there at each size put beside it.
 
-    Sizes that can't be halved so often are padded with zeros below and on the right, and cut off at the end.
-    Source: Ronneberger, Fischer, Brox (2015). Paths: encoder/I (0: full size), decoder/I (0: smallest size), each with
-    convs/J and norms/J; head.
+    Sizes that can't be halved so often are padded with zeros at their ends, and cut off at last. Over two axes, or over
+    the three of a volume. With `residual` its output is added to the image. Sources: Ronneberger, Fischer, Brox (2015);
+    over three axes Cicek et al. (2016), "3D U-Net". Paths: encoder/I (0: full size), decoder/I (0: smallest size), each
+    with convs/J and norms/J; head.
     """
 
     def __init__(
-        self, inputs: int, channels: Sequence[int], classes: int, norm: str | None = None, *, rngs: nnx.Rngs
+        self,
+        inputs: int,
+        channels: Sequence[int],
+        classes: int,
+        norm: str | None = None,
+        axes: int = 2,
+        residual: bool = False,
+        *,
+        rngs: nnx.Rngs,
     ) -> None:
+        self.residual = residual
         pairs, back = itertools.pairwise([inputs, *channels]), itertools.pairwise(channels[::-1])
-        self.encoder = nnx.List([Twice(a, b, norm, rngs=rngs) for a, b in pairs])
-        self.decoder = nnx.List([Twice(deep + flat, flat, norm, rngs=rngs) for deep, flat in back])
+        self.encoder = nnx.List([Twice(a, b, norm, axes, rngs=rngs) for a, b in pairs])
+        self.decoder = nnx.List([Twice(deep + flat, flat, norm, axes, rngs=rngs) for deep, flat in back])
         self.head = nnx.Linear(channels[0], classes, rngs=rngs)
 
     def encoded(self, x: Array) -> list[Array]:
-        """x [B, H, W, C] -> what the encoder gives at each size, the smallest last."""
-        _, height, width, _ = x.shape
+        """x [B, H, W, C] or [B, D, H, W, C] -> what the encoder gives at each size, the smallest last."""
         whole = 2 ** len(self.decoder)
-        x = jnp.pad(x, ((0, 0), (0, -height % whole), (0, -width % whole), (0, 0)))
+        x = jnp.pad(x, ((0, 0), *((0, -length % whole) for length in x.shape[1:-1]), (0, 0)))
         found = []
         for index, block in enumerate(self.encoder):
             x = block(max_pool(x) if index else x)
@@ -205,16 +261,220 @@ class UNet(nnx.Module):
         return found
 
     def features(self, x: Array) -> Array:
-        """x [B, H, W, C] -> what the encoder gives at the smallest size [B, h, w, channels]."""
+        """x [B, ..., C] -> what the encoder gives at the smallest size, [B, h, w, channels] of [B, H, W, C]."""
         return self.encoded(x)[-1]
 
-    def __call__(self, x: Array) -> Array:
-        """x [B, H, W, C] -> logits [B, H, W, classes]."""
-        _, height, width, _ = x.shape
+    def maps(self, x: Array) -> Array:
+        """x [B, ..., C] -> the inputs of the head [B, ..., channels], two axes or three between.
+
+        With `residual` the image lies behind them, as further channels.
+        """
+        image, space = x, x.shape[1:-1]
         *beside, x = self.encoded(x)
         for block in self.decoder:
             x = block(jnp.concatenate([double(x), beside.pop()], axis=-1))
-        return self.head(x)[:, :height, :width, :]
+        x = x[:, *(slice(length) for length in space), :]
+        return jnp.concatenate([x, image], axis=-1) if self.residual else x
+
+    def from_maps(self, maps: Array) -> Array:
+        """maps [B, ..., channels] -> outputs [B, ..., classes]."""
+        inputs = self.head.in_features
+        outputs = self.head(maps[..., :inputs])
+        return outputs + maps[..., inputs:] if self.residual else outputs
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] -> logits [B, H, W, classes]; [B, D, H, W, C] -> [B, D, H, W, classes]."""
+        return self.from_maps(self.maps(x))
+
+
+class BasicBlock(nnx.Module):
+    """ReLU of s(x) + f(x): f is a 3 x 3 convolution, normalisation and ReLU, then a convolution and a normalisation.
+
+    The first convolution has the stride. s is x itself, or where shapes differ a 1 x 1 convolution and a normalisation.
+    Source: He, Zhang, Ren, Sun (2016), "Deep residual learning for image recognition". Paths: convs/I, norms/I, and
+    where there is one, shortcut/conv and shortcut/norm.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: str, *, rngs: nnx.Rngs) -> None:
+        first = Conv(inputs, outputs, stride=stride, bias=False, rngs=rngs)
+        self.convs = nnx.List([first, Conv(outputs, outputs, bias=False, rngs=rngs)])
+        self.norms = _norms(norm, [outputs] * 2, rngs)
+        other = stride > 1 or inputs != outputs
+        self.shortcut = ConvNorm(inputs, outputs, 1, stride, norm, rngs=rngs) if other else None
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, inputs] -> [B, H / stride, W / stride, outputs]."""
+        y = nnx.relu(self.norms[0](self.convs[0](x)))
+        y = self.norms[1](self.convs[1](y))
+        return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+
+
+class ConvNorm(nnx.Module):
+    """A convolution without bias, and its normalisation. Paths: conv, norm."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, stride: int, norm: str, *, rngs: nnx.Rngs) -> None:
+        self.conv = Conv(inputs, outputs, size, stride=stride, bias=False, rngs=rngs)
+        self.norm = _norms(norm, [outputs], rngs)[0]
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, inputs] -> [B, H / stride, W / stride, outputs]."""
+        return self.norm(self.conv(x))
+
+
+class ResNetEncoder(nnx.Module):
+    """A stem, and stages of basic blocks, each but the first at half the size of the one before.
+
+    Paths: stem/conv, stem/norm, stages/I/J: block J of stage I.
+    """
+
+    def __init__(
+        self, inputs: int, channels: Sequence[int], blocks: Sequence[int], norm: str, stem: str, *, rngs: nnx.Rngs
+    ) -> None:
+        self.pooled = stem == "large"
+        size, stride = (7, 2) if self.pooled else (3, 1)
+        self.stem = ConvNorm(inputs, channels[0], size, stride, norm, rngs=rngs)
+        stages = []
+        for index, (before, width) in enumerate(itertools.pairwise([channels[0], *channels])):
+            first = BasicBlock(before, width, 2 if index else 1, norm, rngs=rngs)
+            others = [BasicBlock(width, width, 1, norm, rngs=rngs) for _ in range(blocks[index] - 1)]
+            stages.append(nnx.List([first, *others]))
+        self.stages = nnx.List(stages)
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] -> [B, h, w, channels]."""
+        x = nnx.relu(self.stem(x))
+        if self.pooled:  # 3 x 3, stride 2; what lies outside is no maximum, after a ReLU
+            x = functools.reduce(jnp.maximum, shifted(x, 3, 2))
+        for stage in self.stages:
+            for block in stage:
+                x = block(x)
+        return x
+
+
+class ResNet(nnx.Module):
+    """A residual network: an encoder, the mean over all places, a linear layer. Paths: encoder, head."""
+
+    def __init__(
+        self,
+        inputs: int,
+        channels: Sequence[int],
+        blocks: Sequence[int],
+        classes: int,
+        norm: str,
+        stem: str,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.encoder = ResNetEncoder(inputs, channels, blocks, norm, stem, rngs=rngs)
+        self.head = nnx.Linear(channels[-1], classes, rngs=rngs)
+
+    def maps(self, x: Array) -> Array:
+        """x [B, H, W, C] -> the encoder's output [B, h, w, channels]."""
+        return self.encoder(x)
+
+    def features(self, x: Array) -> Array:
+        """x [B, H, W, C] -> [B, channels], the mean of the encoder's output over all places."""
+        return self.maps(x).mean(axis=(1, 2))
+
+    def from_maps(self, maps: Array) -> Array:
+        """maps [B, h, w, channels] -> logits [B, classes]."""
+        return self.head(maps.mean(axis=(1, 2)))
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] -> logits [B, classes]."""
+        return self.from_maps(self.maps(x))
+
+
+class NodeFeatures(nnx.Module):
+    """An encoder that gives features of their own for each label: blocks of a CNN, then a layer for each label.
+
+    Paths: blocks/I, norms/I (between block I and its ReLU), nodes.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], channels: Sequence[int], labels: int, width: int, norm: str | None = None, *,
+        rngs: nnx.Rngs,
+    ) -> None:  # fmt: skip
+        height, wide, inputs = shape
+        self.blocks = nnx.List([Conv(a, b, rngs=rngs) for a, b in itertools.pairwise([inputs, *channels])])
+        scale = 2 ** len(channels)
+        self.nodes = nnx.Linear((height // scale) * (wide // scale) * channels[-1], labels * width, rngs=rngs)
+        self.norms = _norms(norm, channels, rngs)
+        self.width = width
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] -> [B, labels, width]."""
+        for index, block in enumerate(self.blocks):
+            x = max_pool(nnx.relu(_normed(self.norms, index, block(x))))
+        return nnx.relu(self.nodes(x.reshape(x.shape[0], -1))).reshape(x.shape[0], -1, self.width)
+
+
+PAIRS = 4
+"""Numbers that are known of an edge between two labels: shares of rows with both, with neither, with one, the other."""
+
+
+class EdgeConvolution(nnx.Module):
+    """A graph convolution whose weights depend on the edge: x_i <- x_i K + b + mean over j of x_j M(e_ij).
+
+    M(e) = tanh(e E + c), as a matrix. Source: Gilmer, Schoenholz, Riley, Vinyals, Dahl, "Neural message passing for
+    quantum chemistry" (2017). Paths: own, edges.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs) -> None:
+        self.own = nnx.Linear(inputs, outputs, rngs=rngs)
+        self.edges = nnx.Linear(PAIRS, inputs * outputs, rngs=rngs)
+        self.shape = (inputs, outputs)
+
+    def __call__(self, x: Array, edges: Array) -> Array:
+        """x [B, L, inputs], edges [L, L, PAIRS] -> [B, L, outputs]; no label has an edge to itself."""
+        labels = x.shape[1]
+        others = (1 - jnp.eye(labels, dtype=x.dtype))[:, :, None, None]
+        weights = jnp.tanh(self.edges(edges)).reshape(labels, labels, *self.shape) * others
+        heard = jnp.einsum("bjc,ijcd->bid", x, weights) / max(labels - 1, 1)
+        return self.own(x) + heard
+
+
+class LabelGraph(nnx.Module):
+    """A graph network over labels, which all have edges to one another; `pairs` says how they go together.
+
+    Paths: layers/I, the last one to one number for each label; of what is carried, pairs [L, L, PAIRS].
+    """
+
+    def __init__(self, labels: int, width: int, depth: int, *, rngs: nnx.Rngs) -> None:
+        widths = [width] * depth + [1]
+        self.layers = nnx.List([EdgeConvolution(width, out, rngs=rngs) for out in widths])
+        self.pairs = nnx.Variable(jnp.zeros((labels, labels, PAIRS), jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, L, width] -> [B, L]."""
+        edges = self.pairs[...].astype(x.dtype)
+        for layer in self.layers[:-1]:
+            x = x + nnx.relu(layer(x, edges))
+        return self.layers[-1](x, edges)[..., 0]
+
+
+class CnnGnn(nnx.Module):
+    """A CNN that gives features for each label, and a graph network that says by them which labels there are.
+
+    Source: Chakravarty, Kar, Sethuraman, Sheet, "Federated learning for site aware chest radiograph screening" (2021),
+    and the authors' program; one layer for each label instead of two, without their normalisations, and no layer that
+    makes three channels of one. Paths: encoder, gnn.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], channels: Sequence[int], labels: int, width: int, depth: int,
+        norm: str | None = None, *, rngs: nnx.Rngs,
+    ) -> None:  # fmt: skip
+        self.encoder = NodeFeatures(shape, channels, labels, width, norm, rngs=rngs)
+        self.gnn = LabelGraph(labels, width, depth, rngs=rngs)
+
+    def features(self, x: Array) -> Array:
+        """x [B, H, W, C] -> the features of each label [B, labels, width]."""
+        return self.encoder(x)
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] -> logits [B, labels]."""
+        return self.gnn(self.encoder(x))
 
 
 def logistic(shape: tuple[int, ...], classes: int) -> Make:
@@ -243,31 +503,129 @@ def cnn(
     norm: one of NORMS, or None. dropout: the share of the inputs of the last layer that a local step leaves out.
     residual: with a residual block after each convolution. Raises ConfigError.
     """
-    _check_images("cnn", shape, channels, "Use mlp.")
+    _check_images("cnn", shape, channels, (3,), "Use cnn3d." if len(shape) == 4 else "Use mlp.")
+    return _cnn("cnn", shape, classes, channels, norm, dropout, residual)
+
+
+def cnn3d(
+    shape: tuple[int, ...],
+    classes: int,
+    channels: Sequence[int] = (16, 32),
+    norm: str | None = None,
+    dropout: float = 0.0,
+    residual: bool = False,
+) -> Make:
+    """The same for volumes [D, H, W, C]: convolutions and pooling along all three axes. Raises ConfigError.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> make = cnn3d((8, 8, 8, 1), classes=3)
+    >>> jax.eval_shape(lambda x: make(nnx.Rngs(0))(x), jnp.zeros((2, 8, 8, 8, 1))).shape
+    (2, 3)
+    """
+    _check_images("cnn3d", shape, channels, (4,), "Use cnn." if len(shape) == 3 else "Use mlp.")
+    return _cnn("cnn3d", shape, classes, channels, norm, dropout, residual)
+
+
+def _cnn(
+    name: str, shape: tuple[int, ...], classes: int, channels: Sequence[int], norm: str | None, dropout: float,
+    residual: bool,
+) -> Make:  # fmt: skip
     _check_norm(norm)
     _check_channels(channels, norm)
     share(dropout=dropout)
-    if min(shape[:2]) < 2 ** len(channels):
-        raise ConfigError(f"model cnn: {len(channels)} blocks halve a {shape[0]} x {shape[1]} image to nothing")
+    if min(shape[:-1]) < 2 ** len(channels):
+        raise ConfigError(f"model {name}: {len(channels)} blocks halve {_image(shape)} to nothing")
     return lambda rngs: CNN(shape, channels, classes, norm, dropout, residual, rngs=rngs)
 
 
-def unet(shape: tuple[int, ...], classes: int, channels: Sequence[int] = (16, 32), norm: str | None = None) -> Make:
-    """A network for the segmentation of images [H, W, C], each entry of `channels` at half the size of the one before.
+def unet(
+    shape: tuple[int, ...],
+    classes: int,
+    channels: Sequence[int] = (16, 32),
+    norm: str | None = None,
+    residual: bool = False,
+) -> Make:
+    """A network from images [H, W, C] to images, or volumes [D, H, W, C]: for segmentation and reconstruction.
 
-    norm: one of NORMS, or None. Raises ConfigError.
+    Each entry of `channels` is at half the size of the one before. norm: one of NORMS, or None. residual: what it puts
+    out is added to the image, so that of a reconstruction only what is wrong with the image has to be learned. Raises
+    ConfigError.
     """
-    _check_images("unet", shape, channels, "Use another model.")
+    _check_images("unet", shape, channels, (3, 4), "Use another model.")
     _check_norm(norm)
     _check_channels(channels, norm)
     if not channels:
         raise ConfigError("channels=(): must have one entry or more; give one for each size of the image")
-    if min(shape[:2]) < 2 ** (len(channels) - 1):
+    if min(shape[:-1]) < 2 ** (len(channels) - 1):
         raise ConfigError(
-            f"model unet: {len(channels)} channels halve a {shape[0]} x {shape[1]} image {len(channels) - 1} times, "
-            "to nothing; give fewer"
+            f"model unet: {len(channels)} channels halve {_image(shape)} {len(channels) - 1} times, to nothing; give "
+            "fewer"
         )
-    return lambda rngs: UNet(shape[2], channels, classes, norm, rngs=rngs)
+    if residual and shape[-1] != classes:
+        raise ConfigError(
+            f"residual=true: adds an image of {shape[-1]} channels to an output of {classes}; is for reconstruction"
+        )
+    return lambda rngs: UNet(shape[-1], channels, classes, norm, len(shape) - 1, residual, rngs=rngs)
+
+
+def _image(shape: tuple[int, ...]) -> str:
+    return f"a {' x '.join(map(str, shape[:-1]))} {'image' if len(shape) == 3 else 'volume'}"
+
+
+def resnet(
+    shape: tuple[int, ...],
+    classes: int,
+    channels: Sequence[int] | None = None,
+    blocks: Sequence[int] | None = None,
+    norm: str | None = None,
+    stem: str = "small",
+) -> Make:
+    """A residual network of basic blocks for images [H, W, C]; ResNet-18 has channels 64, 128, 256, 512.
+
+    channels: of each stage, each at half the size of the one before; None: 16, 32, 64, 128. blocks: of each stage;
+    None: two. norm: one of NORMS; None: group. stem: one of STEMS. Raises ConfigError.
+    """
+    channels = (16, 32, 64, 128) if channels is None else channels
+    norm = "group" if norm is None else norm
+    _check_images("resnet", shape, channels, (3,), "Use cnn3d." if len(shape) == 4 else "Use mlp.")
+    one_of(NORMS, norm=norm)
+    one_of(STEMS, stem=stem)
+    _check_channels(channels, norm)
+    depth = (2,) * len(channels) if blocks is None else tuple(blocks)
+    for number in depth:
+        positive(blocks=number)
+    if not channels or len(depth) != len(channels):
+        raise ConfigError(
+            f"model resnet: {len(channels)} channels and {len(depth)} blocks; give one of each for each stage"
+        )
+    return lambda rngs: ResNet(shape[2], channels, depth, classes, norm, stem, rngs=rngs)
+
+
+def cnn_gnn(
+    shape: tuple[int, ...],
+    classes: int,
+    channels: Sequence[int] = (16, 32),
+    width: int = 16,
+    depth: int = 2,
+    norm: str | None = None,
+) -> Make:
+    """A convolutional network with features for each label, and a graph network over the labels.
+
+    `classes`: labels. channels: of the blocks. width: features of a label. depth: graph convolutions before the last.
+    norm: one of NORMS, or None, in the blocks. How labels go together is filled in by the objective "label_graph".
+    Raises ConfigError.
+    """
+    _check_images("cnn_gnn", shape, channels, (3,), "Use another model.")
+    _check_norm(norm)
+    _check_channels(channels, norm)
+    positive(width=width, depth=depth)
+    if not channels or min(shape[:2]) < 2 ** len(channels):
+        raise ConfigError(
+            f"model cnn_gnn: {len(channels)} blocks of a {shape[0]} x {shape[1]} image, each of which halves it; give "
+            "one or more, and no more than that leaves something of it"
+        )
+    return lambda rngs: CnnGnn(shape, channels, classes, width, depth, norm, rngs=rngs)
 
 
 def _check_channels(channels: Sequence[int], norm: str | None) -> None:
@@ -278,11 +636,15 @@ def _check_channels(channels: Sequence[int], norm: str | None) -> None:
         )
 
 
-def _check_images(name: str, shape: tuple[int, ...], channels: Sequence[int], way_out: str) -> None:
-    if len(shape) != 3:
-        raise ConfigError(
-            f"model {name}: needs images [height, width, channels]; the data has shape {list(shape)}. {way_out}"
-        )
+_OF_AXES = {3: "images [height, width, channels]", 4: "volumes [depth, height, width, channels]"}
+
+
+def _check_images(
+    name: str, shape: tuple[int, ...], channels: Sequence[int], axes: Sequence[int], way_out: str
+) -> None:
+    if len(shape) not in axes:
+        needed = " or ".join(_OF_AXES[count] for count in axes)
+        raise ConfigError(f"model {name}: needs {needed}; the data has shape {list(shape)}. {way_out}")
     for width in channels:
         positive(channels=width)
 
@@ -293,6 +655,14 @@ def _check_norm(norm: str | None) -> None:
 
 
 MODELS: Mapping[str, Callable[..., Make]] = MappingProxyType(
-    {"logistic": logistic, "mlp": mlp, "cnn": cnn, "unet": unet}
+    {
+        "logistic": logistic,
+        "mlp": mlp,
+        "cnn": cnn,
+        "cnn3d": cnn3d,
+        "unet": unet,
+        "resnet": resnet,
+        "cnn_gnn": cnn_gnn,
+    }
 )
 """The built-in models by name."""

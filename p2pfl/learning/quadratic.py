@@ -15,6 +15,7 @@ import numpy as np
 
 from p2pfl.check import at_least, positive
 from p2pfl.data.dataset import Dataset, Samples
+from p2pfl.learning.local_steps import rest
 from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
 
 
@@ -60,7 +61,7 @@ def learner(dim: int) -> Learner:
     def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
         a, b = batch["x"][:, :dim], batch["x"][:, dim:]
         away = params["trained"]["x"][None, :] - b
-        return {"x": (a * away).mean(axis=0)}, {"carried": {}}, {"loss": (a * away**2).sum(axis=1).mean() / 2}
+        return {"x": (a * away).mean(axis=0)}, rest(params), {"loss": (a * away**2).sum(axis=1).mean() / 2}
 
     def evaluate(params: Params, batch: Tree, mask: Array) -> Metrics:
         return {"score": jnp.zeros_like(mask), "loss": jnp.zeros_like(mask)}

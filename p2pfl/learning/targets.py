@@ -20,6 +20,8 @@ SMOOTH = 1.0
 """Added above and below in the soft Dice, so that a class that is nowhere divides nothing by nothing."""
 ABSENT = -1e9
 """The output of a class that is not to be seen: its probability is 0."""
+EXACT = 1e-10
+"""Mean squared difference of images below which they are the same: 100 dB."""
 ROWS = 256
 """Rows that are compared with all others at once in `concordant`: bounds its memory, changes no result."""
 
@@ -165,34 +167,59 @@ def _survival(outputs: Array, y: Array) -> tuple[Array, Array, Array]:
 
 
 def cross_entropy_and_dice(outputs: Array, y: Array, mask: Array | None = None) -> Array:
-    """Half the mean cross entropy of the pixels, half 1 - soft Dice; outputs [B, H, W, classes], y [B, H, W] int32.
+    """Half the mean cross entropy of the pixels, half 1 - soft Dice; outputs [B, ..., classes], y [B, ...] int32.
 
-    Soft Dice of a class: (2 sum p g + 1) / (sum p + sum g + 1), p its probabilities, g its pixels; the mean over the
-    classes but the first, which is background. Source: Milletari, Navab, Ahmadi (2016), "V-Net", without its squares.
+    Of images [B, H, W], or of the voxels of volumes [B, D, H, W]. Soft Dice of a class: (2 sum p g + 1) / (sum p + sum
+    g + 1), p its probabilities, g its pixels; the mean over the classes but the first, which is background. Source:
+    Milletari, Navab, Ahmadi (2016), "V-Net", without its squares.
     """
-    entropy = optax.softmax_cross_entropy_with_integer_labels(outputs, y).mean(axis=(1, 2))
+    space = _space(outputs)
+    entropy = optax.softmax_cross_entropy_with_integer_labels(outputs, y).mean(axis=space)
     p, g = _softmax(outputs)[..., 1:], _pixels(y, outputs)
-    both, size = (p * g).sum(axis=(1, 2)), (p + g).sum(axis=(1, 2))
+    both, size = (p * g).sum(axis=space), (p + g).sum(axis=space)
     soft = (2 * both + SMOOTH) / (size + SMOOTH)
     return masked((entropy + 1 - soft.mean(axis=-1)) / 2, mask)
 
 
 def dice(outputs: Array, y: Array, mask: Array | None = None) -> Array:
-    """Dice of the classes with the largest outputs; outputs [B, H, W, classes], y [B, H, W] int32.
+    """Dice of the classes with the largest outputs; outputs [B, ..., classes], y [B, ...] int32.
 
     2 |P and G| / (|P| + |G|), the mean over the classes but the first that are in truth or prediction; 1 where both
     are background alone.
     """
     p, g = _pixels(outputs.argmax(axis=-1).astype(y.dtype), outputs), _pixels(y, outputs)
-    both, size = (p * g).sum(axis=(1, 2)), (p + g).sum(axis=(1, 2))
+    both, size = (p * g).sum(axis=_space(outputs)), (p + g).sum(axis=_space(outputs))
     found = (size > 0).sum(axis=-1, dtype=outputs.dtype)
     total = (2 * both / jnp.maximum(size, 1)).sum(axis=-1)
     return masked(jnp.where(found > 0, total / jnp.maximum(found, 1), 1), mask)
 
 
 def _pixels(y: Array, outputs: Array) -> Array:
-    """[B, H, W, classes - 1]: 1 where the pixel is of the class, the first class left out."""
+    """[B, ..., classes - 1]: 1 where the pixel is of the class, the first class left out."""
     return jax.nn.one_hot(y, outputs.shape[-1], dtype=outputs.dtype)[..., 1:]
+
+
+def _space(outputs: Array) -> tuple[int, ...]:
+    """The axes of space of [B, ..., classes]."""
+    return tuple(range(1, outputs.ndim - 1))
+
+
+# --------------------------------------------------------------------------------------------------- reconstruction
+
+
+def absolute_pixels(outputs: Array, y: Array, mask: Array | None = None) -> Array:
+    """The mean absolute difference of all pixels; outputs and y [B, H, W, C]."""
+    return masked(jnp.abs(outputs - y.astype(outputs.dtype)).mean(axis=(1, 2, 3)), mask)
+
+
+def psnr(outputs: Array, y: Array, mask: Array | None = None) -> Array:
+    """Peak signal to noise of each image in dB: 10 log10(1 / mean squared difference), of images in 0..1.
+
+    The range of the data is 1 for all images, not the maximum of each: so decibels of rows and sites compare. At most
+    100, which a mean squared difference of 1e-10 has. outputs and y [B, H, W, C].
+    """
+    error = ((outputs - y.astype(outputs.dtype)) ** 2).mean(axis=(1, 2, 3))
+    return masked(-10 * jnp.log10(jnp.maximum(error, EXACT)), mask)
 
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
@@ -219,8 +246,18 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
                 "dice",
                 "Dice",
                 True,
-                lambda row, classes: (*row[:2], classes),
+                lambda row, classes: (*row[:-1], classes),
                 _softmax,
+            ),
+            Target(
+                "reconstruction",
+                absolute_pixels,
+                psnr,
+                "psnr",
+                "PSNR in dB",
+                False,
+                lambda row, classes: (*row[:2], classes),
+                _same,
             ),
         )
     }

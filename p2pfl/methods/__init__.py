@@ -6,11 +6,15 @@ makers in `objectives` make of a learner another one.
 
 from __future__ import annotations
 
-from p2pfl.methods import answers, objectives, sharing, statistics
+from p2pfl.methods import answers, objectives, sharing, statistics, watching
+from p2pfl.methods.adapters import lora
 from p2pfl.methods.compose import WRAPS, Wrap, cast, chain, clip, withhold
 from p2pfl.methods.fourier import fourier
+from p2pfl.methods.freezing import freeze
 from p2pfl.methods.masking import masked
+from p2pfl.methods.noise import noise
 from p2pfl.methods.sharing import PRESETS, keep, predicate
+from p2pfl.methods.starting import start
 from p2pfl.methods.weighting import by_labels, by_loss, by_samples, by_similarity
 
 __all__ = [
@@ -26,11 +30,16 @@ __all__ = [
     "chain",
     "clip",
     "fourier",
+    "freeze",
     "keep",
+    "lora",
     "masked",
+    "noise",
     "objectives",
     "predicate",
     "sharing",
+    "start",
     "statistics",
+    "watching",
     "withhold",
 ]

@@ -15,6 +15,7 @@ hears, and tells nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -35,6 +36,7 @@ class Bulletin(NamedTuple):
     row: Callable[[Learner, tuple[int, ...]], Tree]  # (learner, shape of a row of x) -> shapes of what one node tells
     what: str  # in words, for a person who asks what travels
     bound: float = 1e6  # the largest absolute value of a number that is taken from others
+    passed_on: bool = True  # False: a node sends its own row alone, so that only its neighbours hear it
 
 
 def placed(learner: Learner, bulletin: Bulletin, nodes: int, x: tuple[int, ...]) -> Learner:
@@ -88,21 +90,38 @@ def carried(bulletin: Bulletin) -> Callable[[Algorithm], Algorithm]:
 
         def send(state: State, neighborhood: Neighborhood) -> tuple[State, Payload]:
             table = inner.params(state)["private"][bulletin.name]
+            mine = own(inner.params(state))
             state, payload = inner.send(state, neighborhood)
-            return state, {"inner": payload, "told": table}
+            return state, {"inner": payload, "told": table if bulletin.passed_on else alone(table, mine)}
 
         def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
             within = inbox._replace(sent=inbox.sent["inner"], received=inbox.received["inner"])
             state = inner.mix(state, within, neighborhood)
             params = inner.params(state)
-            private = params["private"]
-            table = merged(private[bulletin.name], own(params), inbox.received["told"], inbox.arrived, bulletin.bound)
+            private, told = params["private"], inbox.received["told"]
+            told = told if bulletin.passed_on else jax.vmap(partial(placed_at, nodes=len(own(params))))(told)
+            table = merged(private[bulletin.name], own(params), told, inbox.arrived, bulletin.bound)
             return inner.replaced(state, {**params, "private": {**private, bulletin.name: table}})
 
         travels = f"{inner.travels}, with {bulletin.what}"
         return inner._replace(send=send, mix=mix, linear=False, travels=travels)
 
     return wrap
+
+
+def alone(table: Tree, mine: Array) -> Tree:
+    """A node's own row of a table, and which it is: {"rows", "version" [], "node" []}; -1 for a node without a row."""
+    at = jnp.argmax(mine).astype(jnp.int32)
+    row = jax.tree.map(lambda leaf: leaf[at], {"rows": table["rows"], "version": table["version"]})
+    return {**row, "node": jnp.where(mine.any(), at, -1).astype(jnp.int32)}
+
+
+def placed_at(told: Tree, nodes: int) -> Tree:
+    """A table of `nodes` rows in which the one that `alone` made is all that is said."""
+    here = jnp.arange(nodes, dtype=jnp.int32) == told["node"].astype(jnp.int32)
+    rows = jax.tree.map(lambda leaf: jnp.where(over(here, leaf[None]), leaf[None], jnp.zeros_like(leaf[None])),
+                        told["rows"])  # fmt: skip
+    return {"rows": rows, "version": jnp.where(here, told["version"], 0)}
 
 
 def merged(table: Tree, mine: Array, theirs: Tree, arrived: Array, bound: float) -> Tree:

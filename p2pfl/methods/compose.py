@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from p2pfl.check import one_of, positive
 from p2pfl.errors import ConfigError
 from p2pfl.methods.fourier import fourier
+from p2pfl.methods.noise import noise
 from p2pfl.methods.weighting import by_labels, by_loss, by_samples, by_similarity
 from p2pfl.tree import is_model, mixed
 from p2pfl.types import Algorithm, Array, Inbox, Neighborhood, Params, Payload, State, Tree
@@ -232,9 +233,12 @@ WRAPS: Mapping[str, Callable[..., Wrap]] = MappingProxyType(
         "by_similarity": by_similarity,
         "by_labels": by_labels,
         "fourier": fourier,
+        "noise": noise,
     }
 )
 """Makers of combinators by the name that an experiment gives them."""
 
-FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType({"by_samples": ("samples",), "by_labels": ("labels",)})
+FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"by_samples": ("samples",), "by_labels": ("labels",), "noise": ("entropy",)}
+)
 """What combinators ask to know of each site, by their names: names of p2pfl.methods.site_facts.FACTS."""

@@ -36,24 +36,27 @@ def fourier(start: float, rounds: int, end: float = 0.95) -> Callable[[Algorithm
     1_L is the square |f| < L / 2 of frequencies in -1/2 .. 1/2 of both axes, all of them for L = 1; L grows evenly from
     `start` to `end` over the first `rounds` rounds. The phase and the other amplitudes stay the node's own. A leaf with
     two axes or more is such a kernel: seen as a matrix, that of a convolution [h, w, in, out] as [h * out, w * in].
-    Other leaves, batch statistics too, are mixed as ever. Source: Chen, Yang, Zhu, Li, Yuan, "Personalized
-    retrogress-resilient federated learning toward imbalanced medical data" (PRR-FL, 2022); without its deputy model.
+    Other leaves, batch statistics too, are mixed as ever. Source: Chen, Zhu, Yang, Yuan, "Personalized
+    retrogress-resilient framework for real-world medical federated learning" (PRR-FL, 2021); its other half, by which
+    the model that answers is never mixed, is the objective `deputy`.
 
-    Amplitudes are averaged, kernels are not: the mean of models is not kept, and kernels of equal amplitudes and
-    unequal phases stay apart for good. The whole model travels, at any L, with the round's number: who joins, or has
-    been away, takes over the highest it hears of.
+    Of a kernel nothing but these amplitudes travels, once each, since that of -f is that of f: about end^2 / 2 of its
+    bytes. A compiled program has one shape of message, which is that of the largest square: smaller ones are taken out
+    of it, so that `start` saves nothing; start = end, small, is what a slow link asks for. Amplitudes are averaged,
+    kernels are not: the mean of models is not kept, and kernels of equal amplitudes and unequal phases stay apart for
+    good. The number of the round travels along: who joins, or has been away, takes over the highest it hears of.
 
     Args:
         start: side L of the square at first, 0 to `end`, as a share.
         rounds: rounds in which L grows, > 0.
-        end: L from then on, at most 1.
+        end: L from then on, > 0 and at most 1.
 
     Returns:
         A combinator for `chain`.
 
     Raises:
-        ConfigError: not 0 <= start <= end <= 1, rounds <= 0; when applied, an algorithm without exchanges, or whose
-            corrections must have the sum zero.
+        ConfigError: not 0 <= start <= end <= 1, end = 0, rounds <= 0; when applied, an algorithm without exchanges, or
+            whose corrections must have the sum zero.
 
     Example:
         >>> import optax, p2pfl
@@ -63,7 +66,7 @@ def fourier(start: float, rounds: int, end: float = 0.95) -> Callable[[Algorithm
         'nothing'
     """
     at_least(0, start=start)
-    positive(rounds=rounds)
+    positive(rounds=rounds, end=end)
     if not start <= end <= 1:
         raise ConfigError(f"end={end!r}: must be >= start={start!r} and <= 1, the side of the square as a share")
 
@@ -80,33 +83,35 @@ def fourier(start: float, rounds: int, end: float = 0.95) -> Callable[[Algorithm
             state, metrics = lifted.local(state, batches, key, steps)
             return state._replace(own=jnp.minimum(state.own + 1, jnp.int32(rounds))), metrics
 
+        def told(leaf: Array) -> Array:
+            return leaf if leaf.ndim < 2 else amplitudes(leaf, end)
+
         def send(state: State, neighborhood: Neighborhood) -> tuple[State, Payload]:
             state, payload = lifted.send(state, neighborhood)
-            return state, {"inner": payload, "told": state.own}
+            return state, {"inner": _kernels(told, payload), "told": state.own}
 
         def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
             heard = jnp.clip(jnp.where(inbox.arrived, inbox.received["told"], 0), 0, rounds)
             count = jnp.maximum(state.own, heard.max(initial=0))
             reach = start + (end - start) * count.astype(jnp.float32) / rounds
+            slots = inbox.arrived.shape[0]
+
+            def mine(kernel: Array, sent: Array) -> Array:
+                return sent if kernel.ndim < 2 else jnp.broadcast_to(kernel, (slots, *kernel.shape))
+
+            def theirs(kernel: Array, sent: Array, received: Array) -> Array:
+                if kernel.ndim < 2:
+                    return received
+                # what did not arrive may hold anything
+                apart = jnp.where(over(inbox.arrived, sent), received - sent, 0)
+                return jax.vmap(lambda apart: kernel + moved(kernel, apart, reach, end))(apart)
+
+            own = lifted.send(state, neighborhood)[1]
             sent, received = inbox.sent["inner"], inbox.received["inner"]
+            whole = inbox._replace(sent=_kernels(mine, own, sent), received=_kernels(theirs, own, sent, received))
+            return lifted.mix(state, whole, neighborhood)._replace(own=count)
 
-            def model(sent: Tree, received: Tree) -> Tree:
-                if not is_model(sent):
-                    return received
-                return {**received, "trained": jax.tree.map(leaf, sent["trained"], received["trained"])}
-
-            def leaf(sent: Array, received: Array) -> Array:
-                if sent.ndim < 3:  # the first axis is that of the slots
-                    return received
-                here = over(inbox.arrived, received)  # what did not arrive may hold anything
-                received = jnp.where(here, received, sent)
-                return jax.vmap(lambda mine, theirs: low(mine, theirs, reach))(sent, received)
-
-            received = jax.tree.map(model, sent, received, is_leaf=is_model)
-            inbox = inbox._replace(sent=sent, received=received)
-            return lifted.mix(state, inbox, neighborhood)._replace(own=count)
-
-        travels = f"{inner.travels}, with the number of the round"
+        travels = f"{inner.travels}, of kernels low amplitudes, with the number of the round"
         return lifted._replace(
             local=local, send=send, mix=mix, linear=False, keeps_mean="nothing", travels=travels, any_steps=False
         )
@@ -114,20 +119,52 @@ def fourier(start: float, rounds: int, end: float = 0.95) -> Callable[[Algorithm
     return wrap
 
 
-def low(mine: Array, theirs: Array, reach: Array) -> Array:
-    """`mine` with the amplitudes of `theirs` at the frequencies of the square of relative side `reach` in 0..1.
+def _kernels(change: Callable[..., Array], payload: Payload, *more: Payload) -> Payload:
+    """The last of the payloads, with what `change` makes of the leaves of its models' "trained"."""
 
-    mine, theirs: kernels of two axes or more, of one shape; computed in float32 at least.
+    def model(*parts: Tree) -> Tree:
+        if not is_model(parts[-1]):
+            return parts[-1]
+        return {**parts[-1], "trained": jax.tree.map(change, *(part["trained"] for part in parts))}
+
+    return jax.tree.map(model, payload, *more, is_leaf=is_model)
+
+
+def amplitudes(kernel: Array, end: float) -> Array:
+    """The amplitudes of a kernel at the frequencies of the square of relative side `end`, those of f and -f once."""
+    rows, columns = _square(_matrix(kernel).shape, end)
+    return jnp.abs(jnp.fft.rfft2(_exact(_matrix(kernel))))[rows][:, :columns].astype(kernel.dtype)
+
+
+def moved(kernel: Array, apart: Array, reach: Array, end: float) -> Array:
+    """How a kernel changes as its amplitudes do, by what lies within the square of relative side `reach` in 0..1.
+
+    apart: by how much, of the frequencies of `amplitudes`; computed in float32 at least.
     """
-    dtype = mine.dtype if jnp.finfo(mine.dtype).bits >= 32 else jnp.dtype(jnp.float32)
-    ours, other = (jnp.fft.fft2(_matrix(kernel.astype(dtype))) for kernel in (mine, theirs))
-    rows, columns = (jnp.asarray(abs(np.fft.fftfreq(size)), reach.dtype) for size in ours.shape)
-    inside = (rows[:, None] < reach / 2) & (columns[None, :] < reach / 2) | (reach >= 1)
-    amplitude, wanted = jnp.abs(ours), jnp.abs(other)
-    phase = jnp.where(amplitude > 0, ours / jnp.where(amplitude > 0, amplitude, 1).astype(ours.dtype), 1)
-    changed = jnp.where(inside, wanted - amplitude, 0)
-    moved = jnp.fft.ifft2(changed.astype(ours.dtype) * phase).real
-    return mine + _kernel(moved, mine.shape).astype(mine.dtype)
+    matrix = _exact(_matrix(kernel))
+    spectrum = jnp.fft.rfft2(matrix)
+    rows, columns = _square(matrix.shape, end)
+    high, wide = (jnp.asarray(abs(each(size)), reach.dtype)
+                  for each, size in zip((np.fft.fftfreq, np.fft.rfftfreq), matrix.shape, strict=True))  # fmt: skip
+    inside = (high[rows][:, None] < reach / 2) & (wide[None, :columns] < reach / 2) | (reach >= 1)
+    low = spectrum[rows][:, :columns]
+    amplitude = jnp.abs(low)
+    phase = jnp.where(amplitude > 0, low / jnp.where(amplitude > 0, amplitude, 1).astype(low.dtype), 1)
+    changed = jnp.where(inside, apart.astype(matrix.dtype), 0).astype(low.dtype) * phase
+    whole = jnp.zeros_like(spectrum).at[rows[:, None], np.arange(columns)].set(changed)
+    return _kernel(jnp.fft.irfft2(whole, s=matrix.shape), kernel.shape).astype(kernel.dtype)
+
+
+def _square(shape: tuple[int, ...], end: float) -> tuple[np.ndarray, int]:
+    """The rows, and how many columns, of a spectrum of real numbers with |f| < end / 2; all of them for end = 1."""
+    if end >= 1:
+        return np.arange(shape[0]), shape[1] // 2 + 1
+    rows, columns = np.abs(np.fft.fftfreq(shape[0])), np.fft.rfftfreq(shape[1])
+    return np.flatnonzero(rows < end / 2), int((columns < end / 2).sum())
+
+
+def _exact(matrix: Array) -> Array:
+    return matrix.astype(matrix.dtype if jnp.finfo(matrix.dtype).bits >= 32 else jnp.float32)
 
 
 def _matrix(kernel: Array) -> Array:

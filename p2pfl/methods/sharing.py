@@ -67,14 +67,14 @@ def keep(learner: Learner, optimizer: optax.GradientTransformation, shared: Pred
     by_gradient(optimizer, "share: a leaf that stays at its node")
 
     def parted(params: Params) -> tuple[Params, Params]:
-        trained, own = _split(params["trained"], shared)
-        carried, stats = _split(params["carried"], lambda path: shared(statistic(path)))
+        trained, own = split(params["trained"], shared)
+        carried, stats = split(params["carried"], lambda path: shared(statistic(path)))
         return {"trained": trained, "carried": carried}, {"trained": own, "carried": stats}
 
     def whole(params: Params) -> Params:
         private = dict(params["private"])
         mine = private.pop("share")
-        parts = {part: _joined(params[part], mine["leaves"][part]) for part in ("trained", "carried")}
+        parts = {part: joined(params[part], mine["leaves"][part]) for part in ("trained", "carried")}
         return {**params, **parts, "private": private}
 
     def init(key: Key) -> Params:
@@ -86,9 +86,9 @@ def keep(learner: Learner, optimizer: optax.GradientTransformation, shared: Pred
     def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
         before = params["private"]["share"]
         gradient, others, metrics = learner.grad(whole(params), batch, key)
-        theirs, own = _split(gradient, shared)
+        theirs, own = split(gradient, shared)
         updates, state = optimizer.update(own, before["optimizer"], before["leaves"]["trained"])
-        carried, stats = _split(others["carried"], lambda path: shared(statistic(path)))
+        carried, stats = split(others["carried"], lambda path: shared(statistic(path)))
         mine = {"trained": optax.apply_updates(before["leaves"]["trained"], updates), "carried": stats}
         private = {**others.get("private", {}), "share": {"leaves": mine, "optimizer": state}}
         return theirs, {**rest(others), "carried": carried, "private": private}, metrics
@@ -101,7 +101,11 @@ def keep(learner: Learner, optimizer: optax.GradientTransformation, shared: Pred
         return {**own, **theirs, "private": {**own["private"], "share": kept}}
 
     viewed = learner.viewed(lambda params, x: (whole(params), x))
-    return viewed._replace(init=init, grad=grad, personal=personal if learner.personal else None)
+    plain = learner.plain
+    return viewed._replace(
+        init=init, grad=grad, personal=personal if learner.personal else None,
+        plain=None if plain is None else lambda params: plain(whole(params)),
+    )  # fmt: skip
 
 
 def leaves(params: Params) -> list[str]:
@@ -146,17 +150,27 @@ def predicate(given: str | Sequence[str] | Predicate, learner: Learner) -> Predi
                 f'share={given!r}: {nearest(given, PRESETS)}; or a list of patterns, or "module:function"'
             )
         given = PRESETS[given].patterns(like)
-    patterns = [(not text.startswith("!"), pattern(text.removeprefix("!"))) for text in given]
-    for text, (_, found) in zip(given, patterns, strict=True):
-        if not any(found.fullmatch(path) for path in paths):
-            raise ConfigError(f"share: {text!r} matches no leaf of the model; its leaves are {', '.join(paths)}")
-    otherwise = not any(wanted for wanted, _ in patterns)
+    return matching(given, paths, "share")
 
-    def shared(path: str) -> bool:
-        matching = [wanted for wanted, found in patterns if found.fullmatch(path)]
-        return matching[-1] if matching else otherwise
 
-    return shared
+def matching(patterns: Sequence[str], paths: Sequence[str] | None, what: str) -> Predicate:
+    """Make a predicate of patterns of paths, of which the last one that matches decides.
+
+    Where none does a path is not meant, but where all patterns begin with "!". `paths`: those that there are, for the
+    check; None: without one. `what`: the field, for the text of a refusal. Raises ConfigError for a pattern that
+    matches none of them.
+    """
+    compiled = [(not text.startswith("!"), pattern(text.removeprefix("!"))) for text in patterns]
+    for text, (_, found) in zip(patterns, compiled, strict=True):
+        if paths is not None and not any(found.fullmatch(path) for path in paths):
+            raise ConfigError(f"{what}: {text!r} matches no leaf of the model; its leaves are {', '.join(paths)}")
+    otherwise = not any(wanted for wanted, _ in compiled)
+
+    def meant(path: str) -> bool:
+        deciding = [wanted for wanted, found in compiled if found.fullmatch(path)]
+        return deciding[-1] if deciding else otherwise
+
+    return meant
 
 
 def pattern(text: str) -> re.Pattern[str]:
@@ -236,13 +250,13 @@ encoder alone, `private_head` all but the last layer."""
 # --- parts of nested dicts
 
 
-def _split(whole: Tree, shared: Predicate, at: str = "") -> tuple[Any, Any]:
+def split(whole: Tree, shared: Predicate, at: str = "") -> tuple[Any, Any]:
     """Two nested dicts: what is shared, and what is not; a dict with nothing in it is left out."""
     if not isinstance(whole, dict):
         return (whole, None) if shared(at) else (None, whole)
     theirs, mine = {}, {}
     for name, part in whole.items():
-        a, b = _split(part, shared, f"{at}/{name}" if at else str(name))
+        a, b = split(part, shared, f"{at}/{name}" if at else str(name))
         if a is not None and (not isinstance(a, dict) or a):
             theirs[name] = a
         if b is not None and (not isinstance(b, dict) or b):
@@ -250,9 +264,9 @@ def _split(whole: Tree, shared: Predicate, at: str = "") -> tuple[Any, Any]:
     return theirs, mine
 
 
-def _joined(a: Tree, b: Tree) -> Tree:
-    """The nested dict of which `_split` has made two."""
+def joined(a: Tree, b: Tree) -> Tree:
+    """The nested dict of which `split` has made two."""
     if not isinstance(a, dict):
         return a
     names = sorted({*a, *b}, key=lambda name: (str(type(name)), name))
-    return {name: _joined(a[name], b.get(name, {})) if name in a else b[name] for name in names}
+    return {name: joined(a[name], b.get(name, {})) if name in a else b[name] for name in names}

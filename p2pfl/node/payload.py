@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,27 +28,47 @@ NOTHING = Outgoing(None, (), 0)
 """What goes out behind a message without a payload."""
 
 
-def outgoing(payload: Payload) -> Outgoing:
-    """Make one raw frame per tensor, without a copy where the tensor is in host memory."""
-    arrays = [np.ascontiguousarray(leaf).reshape(-1) for leaf in jax.tree.leaves(payload)]
+def outgoing(payload: Payload, travels: Payload | None = None) -> Outgoing:
+    """Make one raw frame per tensor, without a copy where the tensor is in host memory.
+
+    `travels`: the part of it that goes out; None: all of it.
+    """
+    arrays = [
+        np.ascontiguousarray(leaf).reshape(-1) for leaf in jax.tree.leaves(payload if travels is None else travels)
+    ]
     frames = tuple(array.view(np.uint8).data for array in arrays)
     return Outgoing(payload, frames, sum(array.nbytes for array in arrays))
 
 
 class Incoming:
-    """From raw frames back to trees like one that is given, and whether they are fit to be used."""
+    """From raw frames back to trees like one that is given, and whether they are fit to be used.
 
-    def __init__(self, like: Payload) -> None:
+    `others`: trees that come in instead; `which`: of a node, which of all these it sends, 0 for `like`.
+    """
+
+    def __init__(
+        self, like: Payload, others: Sequence[Payload] = (), which: Callable[[int], int] = lambda node: 0
+    ) -> None:
+        self._all, self._which = [self, *map(Incoming, others)], which
         leaves, self._structure = jax.tree.flatten(like)
         self._like = [(np.dtype(leaf.dtype), tuple(leaf.shape)) for leaf in leaves]
         sizes = [int(np.prod(shape)) * dtype.itemsize for dtype, shape in self._like]
         self.leaves = tree.schema(like)
         self.schema: Schema = schema_of(self.leaves, sizes)
 
+    def of(self, node: int) -> Incoming:
+        """Return the same for what this node sends."""
+        return self._all[self._which(node)]
+
     @property
     def format(self) -> Format:
         """For the codec."""
-        return Format(self.schema, self.finite)
+        return Format(self.schema, self.finite, None if len(self._all) == 1 else lambda node: self.of(node).format)
+
+    @property
+    def schemas(self) -> list[Schema]:
+        """Of all that can come in, in the same order at all nodes."""
+        return [each.schema for each in self._all]
 
     def tree(self, frames: Frames) -> Payload:
         """Return the payload in these frames, as views of them."""

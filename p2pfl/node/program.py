@@ -12,6 +12,7 @@ import numpy as np
 from p2pfl import tree
 from p2pfl.learning.batching import EvalSet
 from p2pfl.learning.local_steps import placed
+from p2pfl.node.fit import NodeSlice
 from p2pfl.types import Algorithm, Array, Inbox, Learner, Neighborhood, Params, Payload, State, Tree
 
 
@@ -36,7 +37,7 @@ class Program(NamedTuple):
     evaluate: Callable[[State, EvalSet], tuple[np.ndarray, np.ndarray]]
 
 
-def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Program:
+def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int, fit: NodeSlice | None = None) -> Program:
     """The program of a node with `slots` neighbour slots. Nothing is compiled before its first use.
 
     `init(seed, site)`: every node starts from the same model; `site`: what the node knows of its own data, {} where
@@ -44,8 +45,11 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Pr
     returns (state, loss, payload, model), the model after the local steps as others may have it, None where it is the
     payload itself; so does `put(state, model, around)`, but for the loss, with a model that somebody else has trained.
     `mix` takes an inbox whose `sent` and `received` are sequences of K payloads (of K parts, where the algorithm is
-    `per_edge`). `evaluate` returns per row (score, loss) as float32 arrays [rows].
+    `per_edge`). `evaluate` returns per row (score, loss) as float32 arrays [rows]. `params` is the model for others to
+    see: with a `fit`, in the shapes of the whole one.
     """
+
+    shown, widened = (fit.widen, fit.widened) if fit else (lambda params: params, lambda payload: payload)
 
     @jax.jit
     def train(
@@ -78,10 +82,11 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Pr
         if algorithm.keeps_mean == "exchange" and inbox.received:
             weight = jnp.where(inbox.arrived, around.weight, 0).astype(jnp.float32)
             rows = [
-                weight[k] * tree.sketch(tree.subtract(inbox.received[k], inbox.sent[k])) for k in range(weight.shape[0])
+                weight[k] * tree.sketch(widened(tree.subtract(inbox.received[k], inbox.sent[k])))
+                for k in range(weight.shape[0])
             ]
             exchanged = jnp.stack(rows)
-        return new, Mixed(exchanged, tree.sketch(tree.mixed(algorithm.params(new))))
+        return new, Mixed(exchanged, tree.sketch(tree.mixed(shown(algorithm.params(new)))))
 
     @jax.jit
     def evaluate(state: State, x: Array, y: Array, mask: Array) -> tuple[Array, Array]:
@@ -100,7 +105,7 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int) -> Pr
         adopt=jax.jit(algorithm.adopt),
         put=put,
         restart=jax.jit(algorithm.restart, static_argnums=1) if algorithm.restart else lambda state, slots: state,
-        params=jax.jit(algorithm.params),
+        params=jax.jit(lambda state: shown(algorithm.params(state))),
         evaluate=lambda state, test: _evaluated(evaluate, state, test),
     )
 

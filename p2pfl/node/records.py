@@ -45,6 +45,28 @@ class Measured(NamedTuple):
     time: float  # the node's own monotonic clock, seconds
     rounds: int | None = None  # that the record stands for, this one and those just before it; None: this one alone,
     booked: int | None = None  # ... and else how many exchanges were booked in them. Neither field is in the file then
+    takes_part: bool | None = None  # where a share of the nodes does in each round: the five steps of the process with
+    steps: int | None = None  # `arrived`: whether the node is selected, its local steps,
+    sends_to: list[int] | None = None  # neighbours that its model goes to,
+    kept: float | None = None  # and the weight that its own model kept when all was mixed
+
+
+class RoundSteps(NamedTuple):
+    """The five steps of a node in a round: selection, local training, sending, mixing, what is kept."""
+
+    takes_part: bool
+    steps: int
+    sends_to: list[int]
+    mixed_with: list[int]
+    kept: float
+
+    def __str__(self) -> str:
+        if not self.takes_part:
+            return "not selected, keeps its model"
+        return (
+            f"selected, {self.steps} local steps, sent to {self.sends_to}, mixed with {self.mixed_with}, "
+            f"kept its own by {self.kept:.3g}"
+        )
 
 
 class Traced(NamedTuple):
@@ -156,7 +178,7 @@ def exchanges(row: Mapping[str, Any]) -> int:
 CAPS = {"trace.jsonl": 64 << 20, "events.jsonl": 16 << 20}
 """Bytes of a file at most, by its name; the rest is dropped. metrics.jsonl grows ever slower instead: `recorded`."""
 
-OPTIONAL = ("exchanged", "model", "rounds", "booked")
+OPTIONAL = ("exchanged", "model", "rounds", "booked", "takes_part", "steps", "sends_to", "kept")
 """Fields that a record without them does not have."""
 
 

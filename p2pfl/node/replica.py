@@ -43,6 +43,7 @@ class Replica:
         self._slots: dict[int, tuple[int, ...]] = {}  # by round: whom the parts of a payload that is per_edge are for
         self._receivers: list[int] = []  # of the latest round's push
         self._loss = 0.0
+        self._taken = 0  # local steps of the latest round
         self._diverged: int | None = None  # the round from which on the loss is not finite
         self._before: Scores | None = None  # mixing
         self._after: Scores | None = None
@@ -103,7 +104,8 @@ class Replica:
         with self.faults("train", round):
             self.state, loss, payload, model = self._computed(round, receivers, steps)
             self.round, self._loss = round, float(loss)
-            if self._steps(round, steps):
+            self._taken = self._steps(round, steps)
+            if self._taken:
                 self._diverged = None if math.isfinite(self._loss) else self._diverged or round
             self._before = evaluated(task, self.state, round)
         self._receivers = [j for j in task.schedule.sends_to(round) if j in receivers] if task.link == "push" else []
@@ -119,7 +121,7 @@ class Replica:
     ) -> tuple[State, Array, Payload, Params | None]:
         task, batches = self.task, self.task.batches(round)
         if steps is not None:
-            batches = {name: rows[:steps] for name, rows in batches.items()}
+            batches = {name: rows[: task.ahead + steps] for name, rows in batches.items()}
         state, loss, payload, model = task.program.train(
             self.state, batches, np.int32(task.node), np.int32(round), task.outgoing(round, receivers)
         )
@@ -137,8 +139,18 @@ class Replica:
 
     def sent(self, to: int, round: int) -> Payload:
         """Return what a neighbour got, or was to get, of a round's payload."""
+        side, fit = self.side(to, round), self.task.fit
+        return side if fit is None else fit.payload(to, side)
+
+    def side(self, to: int, round: int) -> Payload:
+        """Return this node's side of what a neighbour got: of its own shape, where they are unequal."""
         payload = self.payloads[round]
         return part(payload, self._slots[round].index(to)) if self.task.per_edge else payload
+
+    def given(self, to: int, round: int) -> Params:
+        """Return what a node that joins gets of the model after a round's local steps."""
+        model, fit = self.models[round], self.task.fit
+        return model if fit is None else fit.model(to, model)
 
     def latest(self, to: int) -> Payload:
         """Return this node's latest payload for a neighbour: it stands where a push has no side of this node's."""
@@ -154,6 +166,8 @@ class Replica:
 
     def mix(self, round: int, booked: Sequence[Booked]) -> None:
         """Mix what was booked: at most one of each neighbour."""
+        if (fit := self.task.fit) is not None:
+            booked = [each._replace(received=fit.into(each.sent, each.received)) for each in booked]
         with self.faults("mix", round):
             inbox, around, slots = self.task.inbox(round, booked, self.payloads[self.round])
             self.state, mixed = self.task.program.mix(self.state, inbox, around)
@@ -174,9 +188,16 @@ class Replica:
     def adopt(self, model: Params, node: int, life: int, round: int) -> records.Adopted:
         """Begin with the model that this life of a neighbour had after its local steps in `round`."""
         with self.faults("adopt", round):
+            if self.task.fit is not None:  # what the neighbour does not hold stays as it is
+                model = self.task.fit.into(self._own(), model)
             self.state = self.task.program.adopt(self.state, model)
         self._diverged = None
         return records.Adopted(self.life, round + 1, [node, life, round])
+
+    def _own(self) -> Params:
+        """This node's model, as others may have it, in its own shapes."""
+        fit, model = self.task.fit, tree.public(self.task.program.params(self.state))
+        return model if fit is None else tree.cut(model, fit.models[fit.level], fit.stretches)
 
     def enter(self, round: int, members: tuple[int, ...]) -> records.Entered:
         """Enter an epoch before this round: its graph, and whatever has an invariant sum over the nodes afresh."""
@@ -241,9 +262,23 @@ class Replica:
     def _packed(self) -> dict[str, str]:
         return {who: records.pack(total) for who, total in self._exchanged.items()}
 
+    def five_steps(self, round: int, booked: Sequence[Booked]) -> records.RoundSteps:
+        """Return what this node did in a round: see `records.RoundSteps`. Weights are the graph's."""
+        schedule, steps = self.task.schedule, self._taken if round == self.round else 0
+        there = bool(steps or schedule.sends_to(round) or schedule.receives_from(round))
+        weight = sum(
+            schedule.exchange_weight(each.node, each.mine, each.theirs)
+            if self.task.link == "exchange"
+            else schedule.weight_of(each.node, each.theirs)
+            for each in booked
+        )
+        sends = [*schedule.sends_to(round)]
+        return records.RoundSteps(there, steps, sends, [each.node for each in booked], 1.0 - weight)
+
     def measured(self, round: int, booked: Sequence[Booked], cost: Cost) -> records.Measured:
         """Make the record of a round that has been evaluated, from all that it booked."""
         before, after = self._before or (None, None), self._after or (None, None)
+        did = self.five_steps(round, booked) if self.task.part < 1 else None
         return records.Measured(
             node=self.task.node,
             life=self.life,
@@ -255,4 +290,8 @@ class Replica:
             arrived=[each.node for each in booked],
             age=[round - each.mine for each in booked],
             **cost._asdict(),
+            takes_part=None if did is None else did.takes_part,
+            steps=None if did is None else did.steps,
+            sends_to=None if did is None else did.sends_to,
+            kept=None if did is None else did.kept,
         )

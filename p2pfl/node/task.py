@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from p2pfl.churn import Event
 from p2pfl.learning.batching import Batching, EvalSet
+from p2pfl.node.fit import NodeSlice
 from p2pfl.node.program import Program
 from p2pfl.types import Inbox, Neighborhood, Payload, Schedule, State, Tree
 
@@ -102,10 +103,14 @@ class Task(NamedTuple):
     pooled: bool  # the test rows are those of all nodes, not only its own
     evaluate_every: int
     events: tuple[Event, ...] = ()  # that the experiment plans, of all nodes and of the network
+    held: Any = None  # validation rows that go before the batches of a round of training: x [V, B, ...], y
+    patient: bool = False  # the node may end its training by them
     score: str = "accuracy"  # what a model is scored by: a key of p2pfl.learning.targets
     meaning: str = ""  # what the rows mean, in one line: the dictionary of the data
     compare: Callable[[str], Sequence[str]] = lambda theirs: ()  # with another's: what differs, in words; or ValueError
     learned: Callable[[Tree], Sequence[str] | None] | None = None  # of its rows beside all, in words; None: not yet
+    fit: NodeSlice | None = None  # where nodes have models of unequal shapes
+    part: float = 1.0  # share of the nodes that takes part in a round
 
     def at(self, members: tuple[int, ...]) -> Task:
         """Return the same task in the epoch of these members, this node among them. Slots never become fewer."""
@@ -118,7 +123,15 @@ class Task(NamedTuple):
         """Return the rows of the round's local steps, [S, B, ...]; S is 0 in a round without."""
         trains = bool(self.schedule.trains[self.schedule.row(round)])
         rows = self.batching.indices(self.schedule.turn(round))[0] if trains else np.zeros((0, 1), np.int64)
-        return {"x": self.x[rows], "y": self.y[rows]}
+        found = {"x": self.x[rows], "y": self.y[rows]}
+        if self.held is None or not trains:
+            return found
+        return {name: np.concatenate([getattr(self.held, name), part]) for name, part in found.items()}
+
+    @property
+    def ahead(self) -> int:
+        """The batches that go before those of the local steps."""
+        return 0 if self.held is None else len(self.held.y)
 
     def slot(self, node: int) -> int:
         """Return the slot of a neighbour, where slots are fixed."""

@@ -17,13 +17,14 @@ import safetensors
 from p2pfl import tree
 from p2pfl.errors import LocalError
 from p2pfl.node import model_file, records
+from p2pfl.node.fit import NodeSlice
 from p2pfl.node.payload import Frames, Incoming, Outgoing, outgoing
 from p2pfl.node.replica import Cost, Replica
 from p2pfl.node.said import Said
 from p2pfl.node.task import Booked, Task, part
 from p2pfl.protocol.events import Adopt, Advance, Booking, Finished, Leave, Trained
 from p2pfl.protocol.exchange import Side
-from p2pfl.types import Params, State
+from p2pfl.types import Params, Payload, State
 
 
 class SavedState(Protocol):
@@ -59,7 +60,7 @@ class Host(NamedTuple):
     say: Callable[[str], None]  # a line for a person
     store: CheckpointStore | None = None
     every: int = 0  # rounds from checkpoint to checkpoint; 0: none
-    finished: Callable[[records.Measured], None] = lambda measured: None  # told of each round
+    finished: Callable[[records.Measured, records.RoundSteps], None] = lambda measured, did: None  # told of each round
 
 
 class Worker:
@@ -71,7 +72,12 @@ class Worker:
         self.replica = Replica(task) if replica is None else replica
         payload, model = self.replica.sample()
         like = jax.tree.map(lambda leaf: np.empty(leaf.shape[1:], leaf.dtype), payload) if task.per_edge else payload
-        self.payloads, self.models = Incoming(like), Incoming(model)
+        fit = task.fit
+        if fit is None:
+            self.payloads, self.models = Incoming(like), Incoming(model)
+        else:
+            self.payloads = Incoming(fit.payloads[0], fit.payloads[1:], fit.meets)
+            self.models = Incoming(fit.models[0], fit.models[1:], fit.meets)
         self.last_round = 0  # that an earlier process of the node has finished
         self.kept: tuple[int, int] | None = None  # life and round of the checkpoint that this life goes on from
         self.trained = 0  # rounds, by this process
@@ -82,6 +88,7 @@ class Worker:
         self._began = host.now()
         self._learned = False  # what the statistics of all data say of this node's own
         self._measured: records.Measured | None = None  # since the last record
+        self._ended = False  # it is said that training has ended
         self._saved = 0  # the last round that a checkpoint was made after
         self._bytes = (0, 0)
 
@@ -163,14 +170,27 @@ class Worker:
             self._trace.write(self.replica.began(round, receivers))
         payload, model = self.replica.train(round, receivers)
         self.trained, self.untrained = self.trained + 1, False
+        if task.fit is not None:
+            return self._cut(task.fit, payload, model)
         going: Outgoing | Mapping[int, Outgoing] = (
             {j: outgoing(part(payload, task.slot(j))) for j in task.neighbors} if task.per_edge else outgoing(payload)
         )
         return Trained(going, None if model is None else outgoing(model))
 
+    def _cut(self, fit: NodeSlice, payload: Payload, model: Params | None) -> Trained:
+        """Cut out for each level what the nodes of it have in common with this one."""
+        payload, model = jax.tree.map(np.asarray, (payload, model))
+        nodes, first = range(len(fit.levels)), {fit.meets(j): j for j in range(len(fit.levels))}
+        going = {level: outgoing(payload, fit.payload(j, payload)) for level, j in first.items()}
+        given = None
+        if model is not None:
+            models = {level: outgoing(model, fit.model(j, model)) for level, j in first.items()}
+            given = {j: models[fit.meets(j)] for j in nodes}
+        return Trained({j: going[fit.meets(j)] for j in nodes}, given)
+
     def adopt(self, effect: Adopt) -> None:
         """Begin with a neighbour's model. Raises LocalError."""
-        model = self.models.tree(effect.payload)
+        model = self.models.of(effect.node).tree(effect.payload)
         self._trace.write(self.replica.adopt(model, effect.node, effect.life, effect.round))
         self.untrained = False
 
@@ -186,6 +206,7 @@ class Worker:
             self._trace.write(self.replica.traced(round, group, trained))
             trained = False
         self._learn(round)
+        self._end(round)
         self.replica.evaluate(round)
         self.replica.ends(round)
         now, (sent, received) = self._host.now(), self._host.traffic()
@@ -200,7 +221,7 @@ class Worker:
         for score in (measured.score_after_mixing, measured.score_own):
             self.score = self.score if score is None else score
         self.loss = measured.train_loss
-        self._host.finished(measured)
+        self._host.finished(measured, self.replica.five_steps(round, booked))
         self._measured = measured if self._measured is None else records.together(self._measured, measured)
         if records.recorded(round) or effect.next is None:
             self._record()
@@ -224,6 +245,20 @@ class Worker:
         for line in lines or ():
             self._host.say(Said(f"round {round}: {line}", "statistics", round=round))
 
+    def _end(self, round: int) -> None:
+        """Say that this node's training has ended by its validation rows, once."""
+        if not self.task.patient or self._ended:
+            return
+        best = self.task.program.params(self.replica.state)["private"]["best"]
+        if not int(best["ended"]):
+            return
+        self._ended = True
+        text = (
+            f"round {round}: trains no more, and goes on mixing: no better score on its validation rows than "
+            f"{float(best['score']):.3f}, of round {int(best['round'])}"
+        )
+        self._host.say(Said(text, "patience", round=round))
+
     def _booked(self, booking: Booking) -> Booked:
         mine: Side[Outgoing] | None = booking.mine
         theirs: Side[Frames] = booking.theirs
@@ -234,7 +269,7 @@ class Worker:
             mine=booking.opened,
             theirs=theirs.round,
             sent=mine.payload.tree if mine is not None else self.replica.latest(booking.node),
-            received=self.payloads.tree(theirs.payload),
+            received=self.payloads.of(booking.node).tree(theirs.payload),
         )
 
     # --- files

@@ -40,10 +40,14 @@ def schema_of(leaves: Sequence[tuple[str, str, tuple[int, ...]]], nbytes: Sequen
 
 
 class Format(NamedTuple):
-    """The payload format of a kind of message. `finite`: no NaN and no infinity in these frames."""
+    """The payload format of a kind of message. `finite`: no NaN and no infinity in these frames.
+
+    `of`: the format of what a node sends, by its number, where that depends on who sends.
+    """
 
     schema: Schema
     finite: Callable[[Sequence[Any]], bool]
+    of: Callable[[int], Format] | None = None
 
 
 def encode(envelope: Envelope) -> bytes:
@@ -81,7 +85,8 @@ def decode(frames: Sequence[Any], formats: Mapping[type[Any], Format]) -> Envelo
             raise RemoteError("frames", f"{KINDS[kind].__name__} carries no tensors")
         return envelope
     payload = list(frames[1:])
-    schema, finite = formats[KINDS[kind]]
+    form = formats[KINDS[kind]]
+    schema, finite, _ = form if form.of is None else form.of(node)
     sizes = tuple(memoryview(frame).nbytes for frame in payload)
     if sizes != schema.nbytes:
         raise RemoteError(

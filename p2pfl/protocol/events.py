@@ -42,7 +42,7 @@ class Trained(NamedTuple):
     """The local steps of the round are done.
 
     `payload`: what the neighbours shall get; with `Facts.per_edge` a mapping with what each of them shall get. `model`:
-    for a neighbour that joins; None where it is the payload itself.
+    for a neighbour that joins, or a mapping with what each shall get; None where it is the payload itself.
     """
 
     payload: Any

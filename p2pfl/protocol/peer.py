@@ -641,7 +641,10 @@ class Peer:
         if other.wants is not None and self._trained_in and self._trained_in >= other.wants and due:
             other.wants, other.served = None, self.state.now
             # the digest is put in by whoever has the bytes
-            self.state.send(other, Model(self._trained_in, ""), self._model)
+            model = self._model
+            if isinstance(model, Mapping):  # nodes have models of unequal shapes
+                model = model.get(other.node)
+            self.state.send(other, Model(self._trained_in, ""), model)
 
     # --- waiting
 

@@ -286,8 +286,9 @@ class Presence:
         gap, self._tick = state.now - self._tick, state.now
         if gap <= state.facts.timing.silence / 2:
             return 0.0
-        state.since += gap
-        state.deadline += gap
+        waited = min(gap, max(0.0, state.now - state.since))  # of a wait that has begun since, nothing is lost
+        state.since += waited
+        state.deadline += waited
         for other in state.neighbors.values():
             other.heard, other.pinged = state.now, None
             other.excused += gap

@@ -16,6 +16,10 @@ from collections.abc import Iterable
 from p2pfl.protocol.neighbor import KEPT, WAIT
 from p2pfl.protocol.state import JOINING, STARTING, PeerState
 
+_FASTER = 2.0
+"""Times that a machine is faster than this one, at most, for the two nodes of a federation to find each other again in
+the same round after one of them stood still. There is no majority to tell where the federation is."""
+
 
 def reached(rounds: Iterable[int], members: int) -> int:
     """Return the last round that more than half of so many members have reached; 0 where no majority is known."""
@@ -35,7 +39,8 @@ class CommonRound:
         self._credit = 0.0  # rounds that this node has missed by standing still, and not made up for
         self._since = 0  # rounds that it has begun since it last stood still
         self._began: float | None = None  # the present round
-        self._took: deque[float] = deque(maxlen=16)  # seconds of the latest rounds
+        self._took: deque[float] = deque(maxlen=16)  # seconds of the latest rounds ...
+        self._worked: deque[float] = deque(maxlen=16)  # ... and of those in which this node computed
         self._near: tuple[tuple[int, ...], frozenset[int]] = (), frozenset()  # members, and the neighbors among them
         self._still = 0.0  # seconds of the present round in which this node computed or stood still
 
@@ -60,8 +65,12 @@ class CommonRound:
 
     @property
     def lonely(self) -> bool:
-        """Return whether more than half of the expected members are lost."""
-        return 2 * self._present() < len(self.expected)
+        """Return whether more than half of the expected members are lost, or answer no ping.
+
+        Where a process hangs its membership goes on for a while.
+        """
+        hang = [node for node, other in self._state.neighbors.items() if other.suspect]
+        return 2 * (self._present() - sum(self._is_there(node) for node in hang)) < len(self.expected)
 
     def waits(self, already: bool) -> bool:
         """Return whether this node trains no further round before others are there. `already`: so far it does.
@@ -114,7 +123,11 @@ class CommonRound:
 
     def _present(self) -> int:
         """Members there whom nobody suspects, expected or not: who suspects most of them is rather cut off itself."""
-        return 1 + sum(not seen.suspect for seen in self._state.seen.values())
+        return 1 + sum(map(self._is_there, self._state.seen))
+
+    def _is_there(self, node: int) -> bool:
+        seen = self._state.seen.get(node)
+        return seen is not None and not seen.suspect
 
     def _known(self, by_now: bool = False) -> dict[int, int]:
         """Return the round of each of the others who are there, the latest that it has told this node itself.
@@ -196,7 +209,11 @@ class CommonRound:
 
     def ends(self) -> None:
         """The round is over: count what this node has missed, compared with how long its rounds take."""
-        self._missed(self._still / self._usual - 1)
+        missed = self._still / self._usual - 1
+        if missed >= 1 and len(self.expected) == 2 and self._worked:  # the other has gone on, and waits for nobody
+            missed = max(missed, _FASTER * self._still / max(statistics.median(self._worked), 1e-3) - 1)
+        self._missed(missed)
+        self._worked.append(self._still)
 
     def skips(self, rounds: int) -> None:
         """So many rounds are skipped."""

@@ -35,6 +35,7 @@ _ANSWERS: Mapping[str, str] = MappingProxyType(
         "classes": "probabilities",
         "labels": "probabilities",
         "segmentation": "probabilities of each pixel",
+        "reconstruction": "the image",
         "regression": "the numbers",
         "survival": "the logarithm of the relative risk",
     }

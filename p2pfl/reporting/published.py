@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 from p2pfl.reporting.run_data import DASH, Summary, measured
 
 SHOWN = ("c_index", "auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "brier", "r2", "mae", "rmse",
-         "dice_mean", "iou_mean")  # fmt: skip
+         "dice_mean", "iou_mean", "psnr", "ssim", "nmse")  # fmt: skip
 """Metrics whose intervals the report gives for all sites together."""
 NAMES = {
     "c_index": "Harrell's C", "auc": "AUC", "r2": "R2", "mae": "MAE", "rmse": "RMSE", "brier": "Brier score",
-    "dice_mean": "Dice", "iou_mean": "Jaccard", "ece": "calibration error",
+    "dice_mean": "Dice", "iou_mean": "Jaccard", "ece": "calibration error", "psnr": "PSNR in dB",
+    "ssim": "SSIM", "nmse": "NMSE",
 }  # fmt: skip
 MEANS = {
     "mean": "on all test rows, mean of the nodes",

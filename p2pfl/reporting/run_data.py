@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -299,6 +300,8 @@ class RunData(NamedTuple):
     survival: dict[str, Any]  # survival.json
     splits: dict[str, Any]  # splits.json
     left_out: dict[str, Any]  # left_out.json
+    explained: dict[str, Any]  # explanations/explanations.json
+    shown: dict[str, np.ndarray]  # explanations/explanations.npz
 
 
 def read(run: Path) -> RunData:
@@ -332,7 +335,20 @@ def read(run: Path) -> RunData:
         survival=_object(run / "survival.json", unread),
         splits=_object(run / "splits.json", unread),
         left_out=_object(run / "left_out.json", unread),
+        explained=_object(run / "explanations" / "explanations.json", unread),
+        shown=_arrays(run / "explanations" / "explanations.npz", unread),
     )
+
+
+def _arrays(path: Path, unread: list[str]) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        unread.append(f"{path.name}: {error}")
+        return {}
 
 
 def _object(path: Path, unread: list[str]) -> dict[str, Any]:

@@ -23,21 +23,25 @@ import numpy as np
 from p2pfl.config.data import EvenPartition
 from p2pfl.data import Dataset, Samples
 from p2pfl.data.partition import names
+from p2pfl.data.stored import part
 from p2pfl.federation import learning
 from p2pfl.federation.federation import Federation, model_shape
 from p2pfl.federation.metrics import KNOWN
 from p2pfl.learning import intervals, metrics
+from p2pfl.learning.batching import chunk
 from p2pfl.methods import answers as predict
+from p2pfl.methods.watching import BEST
 from p2pfl.node import model_file
+from p2pfl.runs import cases, predictions
 from p2pfl.runs import models as models_of
-from p2pfl.runs import predictions
+from p2pfl.runs.cases import Answerer
 from p2pfl.types import Params
 
 MOST = 64
 """Nodes up to which all are assessed."""
 _ROWS = 2048
 """Rows that are answered at once."""
-LOWER = frozenset({"log_loss", "brier", "ece", "mae", "rmse"})
+LOWER = frozenset({"log_loss", "brier", "ece", "mae", "rmse", "nmse"})
 """Metrics of which less is better."""
 IDEAL: Mapping[str, float] = MappingProxyType({"calibration_slope": 1.0, "calibration_intercept": 0.0})
 """Metrics of which neither more nor less is better."""
@@ -50,9 +54,6 @@ CONFUSED = 10
 """Classes up to which a confusion matrix is written."""
 SCOPES = ("pooled", "own")
 """Test rows of all nodes together; of each node its own."""
-
-Answerer = Callable[[np.ndarray], np.ndarray]
-"""x [N, ...] -> outputs [N, ...]."""
 
 
 class Assessment(NamedTuple):
@@ -74,19 +75,17 @@ def assess(federation: Federation, models: Mapping[int, Params], out: Path | Non
     if not models or len(federation.graph) > MOST:
         return Assessment()
     tuned = _tuned(federation, models)
-    chosen = _selector(federation, tuned)
+    chosen = _selectors(federation, models, tuned)
     if out is not None:
         models_of.write_answers(out, tuned)
-        if chosen is not None:
-            models_of.write_selector(out, chosen, [*tuned])
     if not len(dataset.test.y):
         return Assessment()
     answers = _answers(federation, models, tuned, chosen)
     weight = _resampled(federation, len(models))
     outputs = {node: _outputs(federation, node, answers[node]) for node in models}
-    result = {node: _of(federation, node, outputs[node]) for node in models}
+    result = {node: _of(federation, node, outputs[node], answers[node]) for node in models}
     sizes = [rows(federation, node)[1] for node in models]
-    drawn = {node: _drawn(federation, node, outputs[node][""], weight) for node in models}
+    drawn = {node: _drawn(federation, node, outputs[node][""], weight, answers[node][""]) for node in models}
     lower = LOWER | {each.label for each in federation.metrics if each.lower}
     draws = summed(list(drawn.values()), list(result.values()), sizes)
     whole = Assessment(figures(list(result.values()), sizes, lower), draws, _few(federation, result, draws))
@@ -101,6 +100,7 @@ def assess(federation: Federation, models: Mapping[int, Params], out: Path | Non
             "intervals": {str(node): each for node, (each, _) in judged.items()},
             "too_few": {str(node): few for node, (_, few) in judged.items()},
             "resampled": len(weight),
+            **({"best": watched(models)} if federation.data.validation is not None else {}),
             "threshold": _thresholds(federation, models, {node: each[""] for node, each in outputs.items()}),
             "confusion": _confusion(federation, {node: each[""] for node, each in outputs.items()}),
             **_curves(federation, {node: each[""] for node, each in outputs.items()}),
@@ -116,57 +116,129 @@ Drawn = dict[str, dict[str, np.ndarray]]
 """Scope -> metric -> [draws]."""
 
 
+def watched(models: Mapping[int, Params]) -> dict[str, dict[str, float]]:
+    """What nodes have seen on their validation rows: the best score, its round, and where training ended (0: not)."""
+    found = {node: model["private"][BEST] for node, model in models.items()}
+    return {
+        str(node): {"score": float(best["score"]), "round": int(best["round"]), "ended": int(best["ended"])}
+        for node, best in found.items()
+        if int(best["round"])
+    }
+
+
+def ended(federation: Federation, models: Mapping[int, Params]) -> list[str]:
+    """Say which nodes have ended their local training by their validation rows."""
+    if federation.experiment.training.patience is None:
+        return []
+    called = names(federation.partition, federation.dataset)
+    stopped = {called[int(node)]: each["ended"] for node, each in watched(models).items() if each["ended"]}
+    listed = ", ".join(f"{name} after round {round}" for name, round in [*stopped.items()][:MOST])
+    return [f"training.patience: {len(stopped)} of {len(models)} nodes trained no more: {listed or 'none'}"]
+
+
 def rows(federation: Federation, node: int) -> tuple[int, int]:
-    """Return the test rows of a node and how much they count in a mean over nodes: rows, of survival events."""
-    y = federation.dataset.test.y[federation.partition.test[node]]
+    """Return the test rows of a node and how much they count in a mean over nodes: rows, of survival events, of a
+    segmentation volumes or patients.
+    """
+    own = federation.partition.test[node]
+    if federation.dataset.kind == "segmentation":
+        return len(own), len(np.unique(cases.of_rows(federation.dataset)[own]))
+    y = federation.dataset.test.y[own]
     return len(y), int((y[:, 1] > 0).sum()) if federation.dataset.kind == "survival" else len(y)
 
 
 def _outputs(federation: Federation, node: int, answers: Mapping[str, Answerer]) -> dict[str, np.ndarray]:
-    """Of one node, what each answer puts out for the rows it is tested on: all, or its own where nobody has all."""
-    dataset = federation.dataset
-    x = dataset.test.x.astype(federation.experiment.training.dtype)
-    tested = slice(None) if federation.pooled else federation.partition.test[node]
-    return {name: answer(x[tested]) for name, answer in answers.items()}
+    """Of one node, what each answer puts out for the rows it is tested on: all, or its own where nobody has all.
+
+    Of a segmentation, what `cases.overlaps` has of these rows.
+    """
+    if federation.dataset.kind == "segmentation":
+        return {name: cases.overlaps(federation, answer, _tested(federation, node)) for name, answer in answers.items()}
+    return {name: _raw(federation, node, answer) for name, answer in answers.items()}
 
 
-def _scopes(federation: Federation, node: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Scope -> (places in the outputs of a node, rows of the test) that belong to it."""
-    own = federation.partition.test[node]
+def _tested(federation: Federation, node: int) -> np.ndarray:
+    """The test rows that a node answers."""
+    return np.arange(len(federation.dataset.test.y)) if federation.pooled else federation.partition.test[node]
+
+
+def _raw(federation: Federation, node: int, answer: Answerer) -> np.ndarray:
+    x = federation.dataset.test.x.astype(federation.experiment.training.dtype)
+    return answer(x[_tested(federation, node)])
+
+
+def _scopes(federation: Federation, node: int, whole: bool = True) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Scope -> (places in the outputs of a node, rows of the test) that belong to it.
+
+    `whole`: of a segmentation cases instead of rows.
+    """
+    own, count = federation.partition.test[node], len(federation.dataset.test.y)
+    if whole and federation.dataset.kind == "segmentation":
+        of = cases.of_rows(federation.dataset)
+        own, count = np.unique(of[own]), int(of.max(initial=-1)) + 1
     if not federation.pooled:
         return {"own": (np.arange(len(own)), own)}
-    every = np.arange(len(federation.dataset.test.y))
+    every = np.arange(count)
     return {"own": (own, own), "pooled": (every, every)}
 
 
-def _of(federation: Federation, node: int, outputs: Mapping[str, np.ndarray]) -> Assessed:
+def _answers_of(dataset: Dataset, tested: np.ndarray) -> np.ndarray:
+    """What is true of test rows, which says on how many a figure rests; of a segmentation only their number."""
+    return tested if dataset.kind == "segmentation" else dataset.test.y[tested]
+
+
+def _of(
+    federation: Federation, node: int, outputs: Mapping[str, np.ndarray], answers: Mapping[str, Answerer]
+) -> Assessed:
     """Of one node."""
     dataset, scopes = federation.dataset, _scopes(federation, node)
-    return {
-        name: {
-            scope: metrics.assess(dataset.kind, out[places], dataset.test.y[tested], dataset.classes)
-            | {each.label: each.of(out[places], dataset.test.y[tested]) for each in federation.metrics}
-            for scope, (places, tested) in scopes.items()
-        }
-        for name, out in outputs.items()
-    }
+    result: Assessed = {}
+    for name, out in outputs.items():
+        if dataset.kind == "segmentation":
+            known = {scope: metrics.of_overlaps(out[places], dataset.classes) for scope, (places, _) in scopes.items()}
+        else:
+            known = {
+                scope: metrics.assess(dataset.kind, out[places], dataset.test.y[tested], dataset.classes)
+                for scope, (places, tested) in scopes.items()
+            }
+        result[name] = known
+        if federation.metrics:
+            raw = _raw(federation, node, answers[name]) if dataset.kind == "segmentation" else out
+            for scope, (places, tested) in _scopes(federation, node, whole=False).items():
+                own = {each.label: each.of(raw[places], dataset.test.y[tested]) for each in federation.metrics}
+                known[scope] = {**known[scope], **own}
+    return result
 
 
 def _resampled(federation: Federation, models: int) -> np.ndarray:
     """How often each test row is drawn, [draws, N], with the rows of its own node; fewer draws for many rows."""
-    tested = federation.partition.test
-    site = np.zeros(len(federation.dataset.test.y), np.int64)
+    tested, of = federation.partition.test, cases.of_rows(federation.dataset)
+    site = np.zeros(int(of.max(initial=-1)) + 1, np.int64)
     for node, own in enumerate(tested):
-        site[own] = node
-    work = len(site) * models * (1 if federation.dataset.kind == "segmentation" else len(federation.dataset.classes))
+        site[of[own]] = node
+    pixels = federation.dataset.kind in ("segmentation", "reconstruction")  # what is resampled is a number an image
+    work = len(site) * models * (1 if pixels else len(federation.dataset.classes))
     draws = intervals.DRAWS if work <= MUCH else intervals.DRAWS // 5 if work <= 100 * MUCH else 0
     return intervals.resampled(site, draws, federation.experiment.seed)
 
 
-def _drawn(federation: Federation, node: int, outputs: np.ndarray, weight: np.ndarray) -> Drawn:
+def _drawn(federation: Federation, node: int, outputs: np.ndarray, weight: np.ndarray, answer: Answerer) -> Drawn:
     dataset = federation.dataset
     if not len(weight):
         return {}
+    if dataset.kind == "segmentation":
+        known = {
+            scope: intervals.of_overlaps(outputs[places], dataset.classes, weight[:, tested])
+            for scope, (places, tested) in _scopes(federation, node).items()
+        }
+        if not federation.metrics or dataset.test.case is not None:  # whole cases are drawn, and a metric takes rows
+            return known
+        raw = _raw(federation, node, answer)
+        return {
+            scope: known[scope]
+            | _drawn_own(federation, raw[places], dataset.test.y[tested], weight[:OWN_DRAWS, tested])
+            for scope, (places, tested) in _scopes(federation, node).items()
+        }
     return {
         scope: intervals.draws(
             dataset.kind, outputs[places], dataset.test.y[tested], dataset.classes, weight[:, tested]
@@ -218,7 +290,8 @@ def _too_few(
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for scope, each in metrics_of.items():
         for name in each:
-            found = intervals.basis(dataset.kind, name, dataset.test.y[scopes[scope][1]], dataset.classes)
+            y = _answers_of(dataset, scopes[scope][1])
+            found = intervals.basis(dataset.kind, name, y, dataset.classes)
             if found.few:
                 result.setdefault(scope, {})[name] = found._asdict()
     return result
@@ -235,7 +308,9 @@ def _few(federation: Federation, known: Mapping[int, Assessed], figures: Iterabl
         name = re.sub("(_own_mean|_own_weighted|_mean)$", "", key)
         scope = "own" if "_own_" in key[len(name) :] else "pooled"
         found = [
-            intervals.basis(dataset.kind, name, dataset.test.y[_scopes(federation, node)[scope][1]], dataset.classes)
+            intervals.basis(
+                dataset.kind, name, _answers_of(dataset, _scopes(federation, node)[scope][1]), dataset.classes
+            )
             for node, each in known.items()
             if each[""].get(scope, {}).get(name) is not None
         ]
@@ -251,16 +326,20 @@ def _counted(federation: Federation, node: int) -> dict[str, Any]:
     """What stands beside the scores of a node: its own test rows, and of how many each class or event is."""
     dataset, parts = federation.dataset, federation.partition
     result: dict[str, Any] = {}
-    for part, samples, own in (("train", dataset.train, parts.train[node]), ("test", dataset.test, parts.test[node])):
+    for name, samples, own in (("train", dataset.train, parts.train[node]), ("test", dataset.test, parts.test[node])):
+        result[name] = {"rows": len(own)}
+        if dataset.kind == "segmentation":
+            if samples.case is not None:
+                result[name]["cases"] = len(np.unique(samples.case.of[own]))
+            continue
         y = samples.y[own]
-        result[part] = {"rows": len(y)}
         if dataset.kind == "classes":
-            result[part]["classes"] = np.bincount(y, minlength=len(dataset.classes)).tolist()
+            result[name]["classes"] = np.bincount(y, minlength=len(dataset.classes)).tolist()
         elif dataset.kind == "labels":
-            result[part]["labels"] = y.sum(axis=0).tolist()
+            result[name]["labels"] = y.sum(axis=0).tolist()
         elif dataset.kind == "survival":
-            result[part]["events"] = int((y[:, 1] > 0).sum())
-            result[part]["median_time"] = float(np.median(y[:, 0])) if len(y) else None
+            result[name]["events"] = int((y[:, 1] > 0).sum())
+            result[name]["median_time"] = float(np.median(y[:, 0])) if len(y) else None
     if dataset.kind == "classes" and len(parts.train[node]) and len(parts.test[node]):
         result["majority"] = _majority(dataset, parts.train[node], parts.test[node])
     return result
@@ -371,31 +450,39 @@ def compared(
 def _tuned(federation: Federation, models: Mapping[int, Params]) -> dict[int, dict[str, Params]]:
     """What each node makes of its model, by the name of the answer, with what is to be chosen among."""
     asked = federation.experiment.evaluation.answers
-    names = [name for name in asked if name not in (predict.SELECTOR, "consensus")]
-    if predict.SELECTOR in asked and models_of.personal(federation.learner) not in names:
-        names.append(models_of.personal(federation.learner))
+    names = [name for name in asked if name not in (predict.SELECTOR, predict.ROUTED, "consensus")]
+    personal, banks = models_of.personal(federation.learner), {predict.SELECTOR, predict.ROUTED} & {*asked}
+    if banks and personal not in names:
+        names.append(personal)
     own = {node: own_of(federation, node, model) for node, model in models.items()} if names else {}
     trained = {node: each for node, each in own.items() if len(each.train.y)}
-    make = _prepared(federation, names) if trained else None
-    return {
-        node: {name: answer.params for name, answer in make(each).items()} for node, each in trained.items() if make
-    }
+    if not trained:
+        return {}
+    make = _prepared(federation, names)
+    found = {node: {name: answer.params for name, answer in make(each).items()} for node, each in trained.items()}
+    if predict.ROUTED in asked:
+        bank, mix = tuple(each[personal] for each in found.values()), _prepared(federation, [predict.ROUTED])
+        for node, each in trained.items():
+            found[node][predict.ROUTED] = mix(each._replace(bank=bank))[predict.ROUTED].params
+    return found
 
 
-def _selector(federation: Federation, tuned: Mapping[int, Mapping[str, Params]]) -> predict.Selector | None:
-    """The choice among the personal models of all, where it is asked for and there are two."""
-    if predict.SELECTOR not in federation.experiment.evaluation.answers or len(tuned) < 2:
-        return None
-    name, data, parts = models_of.personal(federation.learner), federation.dataset, federation.partition
-    inputs = [data.train.x[parts.train[node]] for node in tuned]
-    return predict.selector(federation.learner, [each[name] for each in tuned.values()], inputs)
+def _selectors(
+    federation: Federation, models: Mapping[int, Params], tuned: Mapping[int, Mapping[str, Params]]
+) -> dict[int, predict.Selector]:
+    """Of each node, its choice among the personal models that are here, where it is asked for."""
+    if predict.SELECTOR not in federation.experiment.evaluation.answers:
+        return {}
+    name = models_of.personal(federation.learner)
+    personals = {node: each[name] for node, each in tuned.items()}
+    return {node: predict.selector(federation.learner, model, personals) for node, model in models.items()}
 
 
 def _answers(
     federation: Federation,
     models: Mapping[int, Params],
     tuned: Mapping[int, Mapping[str, Params]],
-    chosen: predict.Selector | None,
+    chosen: Mapping[int, predict.Selector],
 ) -> dict[int, dict[str, Answerer]]:
     """The models that may answer at each node, by name; "" is the model itself."""
     run = jax.jit(federation.learner.predict)
@@ -404,8 +491,8 @@ def _answers(
         found = {"": model, "consensus": model, **tuned.get(node, {})}
         names = ["", *(name for name in federation.experiment.evaluation.answers if name in found)]
         result[node] = {name: partial(answered, run, found[name]) for name in names}
-        if chosen is not None:
-            result[node][predict.SELECTOR] = partial(chosen.predict, model)
+        if node in chosen:
+            result[node][predict.SELECTOR] = partial(chosen[node].predict, model)
     return result
 
 
@@ -421,20 +508,22 @@ def own_of(federation: Federation, node: int, model: Params) -> predict.Own:
     """Return what a node makes its answers of. Validation rows are its site's, or an equal part of them."""
     data, parts = federation.dataset, federation.partition
     train, test, kept = parts.train[node], parts.test[node], data.validation
-    if kept is not None and federation.experiment.evaluation.rows == "test":
+    if kept is not None and federation.data.validation is not None:
+        kept = Samples(kept.x[mine := federation.data.validation[node]], kept.y[mine])
+    elif kept is not None and federation.experiment.evaluation.rows == "test":
         by_site = federation.experiment.data.partition == EvenPartition("by_site") and kept.site is not None
         rows = np.flatnonzero(kept.site == node) if by_site else np.arange(node, len(kept.y), len(federation.graph))
-        kept = Samples(kept.x[rows], kept.y[rows])
+        kept = Samples(part(kept.x, rows), part(kept.y, rows))
     else:
         kept = None
-    return predict.Own(
-        node, model, Samples(data.train.x[train], data.train.y[train]), kept, data.test.x[test] if len(test) else None
-    )
+    own = Samples(part(data.train.x, train), part(data.train.y, train))
+    return predict.Own(node, model, own, kept, part(data.test.x, test) if len(test) else None)
 
 
 def answered(run: Callable[[Params, Any], Any], model: Params, x: np.ndarray) -> np.ndarray:
     """A model's outputs for x [N, ...], chunk by chunk. `run`: of the learner, jitted."""
-    return np.concatenate([np.asarray(run(model, jnp.asarray(x[at : at + _ROWS]))) for at in range(0, len(x), _ROWS)])
+    size = chunk(x.shape[1:], _ROWS)
+    return np.concatenate([np.asarray(run(model, jnp.asarray(x[at : at + size]))) for at in range(0, len(x), size)])
 
 
 def figures(nodes: list[Assessed], sizes: list[int], lower: frozenset[str] = LOWER) -> dict[str, float | None]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from p2pfl.config.data import EvenPartition
 from p2pfl.config.experiment import AlgorithmTable, Experiment, TopologyTable
+from p2pfl.data.stored import Stored
 from p2pfl.federation.events import founders, newcomers
 from p2pfl.federation.federation import Federation, build
 from p2pfl.reporting.run_data import FIRST
@@ -57,9 +58,14 @@ def baseline(
 
     `every`: rounds from one checkpoint to the next, 0 for none; it goes on from one that is there.
     """
-    built = build(other, federation.dataset)
+    # rows that are dealt by their class, which a reconstruction has let go, are read anew, and degraded as they were
+    again = other.data.degrade is not None and not isinstance(other.data.partition, EvenPartition)
+    built = build(other, None if again else federation.dataset)
     models.describe(built).write(place)
-    result = simulated.into(built, place, lambda status: None, every=every)
+    if isinstance(built.dataset.train.x, Stored):  # whose rows the vectorised driver would hold all at once
+        result = simulated.one_by_one(built, place)
+    else:
+        result = simulated.into(built, place, lambda status: None, every=every)
     if len(result.whole) == 1:  # one model of all data, at each site
         model = next(iter(result.whole.values()))
         built = built._replace(topology=federation.topology, data=federation.data)

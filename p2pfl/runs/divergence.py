@@ -20,6 +20,7 @@ import numpy as np
 
 from p2pfl.federation import learning
 from p2pfl.federation.federation import Federation
+from p2pfl.learning.batching import chunk
 from p2pfl.learning.local_steps import placed
 from p2pfl.learning.targets import TARGETS, PerSample
 from p2pfl.node import records
@@ -91,7 +92,7 @@ def notes(worse: Mapping[int, Worse]) -> list[str]:
 def _rows(federation: Federation, node: int) -> tuple[Array, Array]:
     """Return rows of a node, as many of each: over and over where it has fewer, so that one program does for all."""
     data, parts = federation.dataset.train, federation.partition.train
-    rows = np.resize(parts[node], min(ROWS, max(map(len, parts))))
+    rows = np.resize(parts[node], min(chunk(data.x.shape[1:], ROWS), max(map(len, parts))))
     return jnp.asarray(data.x[rows].astype(federation.experiment.training.dtype)), jnp.asarray(data.y[rows])
 
 
@@ -103,14 +104,14 @@ def _bounds(federation: Federation, nodes: Iterable[int]) -> dict[int, float]:
         if len(federation.partition.train[node]):
             x, y = _rows(federation, node)
             output = TARGETS[dataset.kind].output(x.shape[1:], len(dataset.classes))
-            result[node] = float(_nothing(fits, output, y, x.dtype.name))
+            result[node] = float(_nothing(fits, jnp.zeros((len(y), *output), x.dtype), y))
     return result
 
 
-@partial(jax.jit, static_argnums=(0, 1, 3))
-def _nothing(fits: PerSample, output: tuple[int, ...], y: Array, dtype: str) -> Array:
-    """Return the mean loss of outputs that are all 0."""
-    return fits(jnp.zeros((len(y), *output), dtype), y).mean()
+@partial(jax.jit, static_argnums=0)
+def _nothing(fits: PerSample, zeros: Array, y: Array) -> Array:
+    """Return the mean loss of outputs that are all 0, which are given: XLA takes seconds to fold those of volumes."""
+    return fits(zeros, y).mean()
 
 
 def _since(out: Path, bounds: Mapping[int, float]) -> dict[int, int]:

@@ -46,6 +46,7 @@ def export(path: Path, to: str, out: Path, node: int | None = None, answer: str 
         raise ConfigError(
             "answer='selector': is a choice among models, row by row, and no model; export those, by node"
         )
+    chosen = models.plain(chosen)
     model = LoadedModel(chosen)
     write = FORMATS[to](model, chosen)
     out.mkdir(parents=True, exist_ok=True)
@@ -77,6 +78,8 @@ def narrowed(chosen: ChosenModel) -> ModelFacts:
     data = {name: value if name not in private else Path(str(value)).name for name, value in
             about.experiment["data"].items()}  # fmt: skip
     experiment["data"] = data
+    begin = ("weights", "rename", "fresh")  # it is what has come of them
+    experiment["model"] = {name: value for name, value in experiment["model"].items() if name not in begin}
     topology = dict(experiment["topology"])
     if "file" in topology:
         topology["file"] = Path(str(topology["file"])).name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
@@ -16,10 +17,12 @@ import numpy as np
 from p2pfl import churn, tree
 from p2pfl.config import experiment as config
 from p2pfl.config.experiment import Experiment, NodeFile
+from p2pfl.data.stored import Stored
 from p2pfl.drivers.live import clock, files, memory, ports, processes
 from p2pfl.drivers.live.launcher import Launcher, Lives, Order
 from p2pfl.errors import stopping
 from p2pfl.federation.federation import Federation, model_shape
+from p2pfl.learning.batching import chunk
 from p2pfl.node import records, result
 from p2pfl.node.free_memory import free_memory
 from p2pfl.node.said import Said
@@ -108,8 +111,10 @@ def needs(federation: Federation) -> memory.Needs:
     arrays = [dataset.train.x, dataset.train.y, dataset.test.x, dataset.test.y]
     arrays += [task.a, task.b] if task is not None else []
     item = np.dtype(federation.experiment.training.dtype).itemsize
-    row = dataset.train.x[0].size * item if len(dataset.train.x) else 0
+    row = math.prod(dataset.train.x.shape[1:]) * item if len(dataset.train.x) else 0
     rows = max(map(len, federation.partition.train), default=0) + dataset.test.x.shape[0]  # its own, and those to test
+    if isinstance(dataset.train.x, Stored):
+        rows = min(chunk(dataset.test.x.shape[1:]), dataset.test.x.shape[0])  # what is looked at at once
     return memory.Needs(
         leaves=[leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model)],
         state=tree.nbytes(state),

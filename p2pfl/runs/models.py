@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +27,13 @@ from p2pfl.config import experiment as config
 from p2pfl.config import toml
 from p2pfl.config.experiment import Experiment
 from p2pfl.data import Dataset, Samples
-from p2pfl.data.dataset import Numbers, Recipe
+from p2pfl.data.dataset import KINDS, Numbers, Recipe
 from p2pfl.data.partition import names
 from p2pfl.errors import ConfigError, DataError, nearest
 from p2pfl.federation import learning
 from p2pfl.federation.federation import Federation
-from p2pfl.methods.answers import SELECTOR, Selector, fitted
+from p2pfl.methods.answers import SELECTOR, Selector, selector
+from p2pfl.methods.freezing import FROZEN
 from p2pfl.node import model_file, result
 from p2pfl.packages import version
 from p2pfl.tree import named_leaves
@@ -130,12 +132,6 @@ def write_answers(out: Path, answers: Mapping[int, Mapping[str, Params]]) -> Non
             model_file.write(_answer(home, name), model)
 
 
-def write_selector(out: Path, chosen: Selector, nodes: Sequence[int]) -> None:
-    """Save the choice among the personal models of `nodes`, beside what they answer."""
-    (out / ANSWERS).mkdir(exist_ok=True)
-    model_file.write(_answer(out, SELECTOR), dict(chosen.fitted), {NODES: ",".join(map(str, nodes))})
-
-
 def personal(learner: Learner) -> str:
     """The answer that is a node's own model, among which the selector chooses."""
     return "personal" if learner.personal else "fine_tuned"
@@ -167,7 +163,7 @@ class SavedModels(NamedTuple):
     def answers(self, node: int) -> list[str]:
         """The names of what answers at a node beside its model."""
         files = sorted((self.home(node) / ANSWERS).glob("*.safetensors"))
-        return [each.stem for each in files if each.stem != SELECTOR and (not self.stacked or node in nodes_of(each))]
+        return [each.stem for each in files if not self.stacked or node in nodes_of(each)]
 
     def arrays(self, node: int, answer: str = "") -> dict[str, np.ndarray]:
         """The leaves of a model by path."""
@@ -325,15 +321,45 @@ def choose(path: Path, node: int | None = None, answer: str | None = None) -> Ch
     if answer == SELECTOR:
         said = f"the selector, and where it is not sure {said.replace('answer selector', 'model')},"
         return ChosenModel(saved.directory, saved.about, experiment, learner, params, node, answer, said,
-                           _selector(saved, learner, like, path))  # fmt: skip
+                           _selector(saved, learner, params, like, path))  # fmt: skip
     return ChosenModel(saved.directory, saved.about, experiment, learner, params, node, answer, said)
 
 
-def _selector(saved: SavedModels, learner: Learner, like: Params, path: Path) -> Selector:
-    """The choice among the personal models of all nodes, as it was fitted."""
-    file = _answer(saved.directory, SELECTOR)
-    models = [unflattened(like, saved.arrays(node, personal(learner)), path) for node in nodes_of(file)]
-    return fitted(learner, models, model_file.read(file))
+def plain(chosen: ChosenModel) -> ChosenModel:
+    """The same model as Flax has it: what was frozen, adapted or kept at home is put together.
+
+    So it is used where nothing is trained, and what it was trained by is left out of its experiment.
+    """
+    put_together = chosen.learner.plain
+    if put_together is None:
+        return chosen
+    experiment = replace(
+        chosen.experiment,
+        training=replace(chosen.experiment.training, freeze=None, lora=None),
+        algorithm=replace(chosen.experiment.algorithm, share=None),
+    )
+    about = chosen.about._replace(experiment=toml.plain(experiment))
+    with jax.enable_x64(experiment.training.dtype == "float64"):
+        found = {name: np.asarray(leaf) for name, leaf in named_leaves(put_together(chosen.params)).items()}
+        learner, like = _learner(about, experiment, found)
+    arrays = {
+        name: np.zeros(leaf.shape, leaf.dtype)  # of what others keep beside the model, which answers for nothing
+        if name.startswith("private/") and (name not in found or found[name].shape != leaf.shape)
+        else found[name]
+        for name, leaf in named_leaves(like).items()
+    }
+    params = unflattened(like, arrays, chosen.directory)
+    return chosen._replace(about=about, experiment=experiment, learner=learner, params=params)
+
+
+def _selector(saved: SavedModels, learner: Learner, params: Params, like: Params, path: Path) -> Selector:
+    """The choice of a model's selector among the personal models that are saved here. Raises ConfigError."""
+    name = personal(learner)
+    homes = [node for node in saved.nodes if name in saved.answers(node)]
+    if not homes:
+        raise ConfigError(f"{path}: answer='selector': is not saved; name it in evaluation.answers of a run")
+    models = {node: unflattened(like, saved.arrays(node, name), path) for node in homes}
+    return selector(learner, params, models)
 
 
 def _named(saved: SavedModels, node: int) -> str:
@@ -351,7 +377,7 @@ def _judge(saved: SavedModels, path: Path, node: int | None, answer: str) -> Non
     if not answer:
         return
     if answer == SELECTOR:
-        if not _answer(saved.directory, SELECTOR).exists():
+        if SELECTOR not in saved.about.experiment.get("evaluation", {}).get("answers", ()):
             raise ConfigError(f"{path}: answer='selector': is not saved; name it in evaluation.answers of a run")
         return
     if node is None and len(saved.nodes) > 1:
@@ -366,7 +392,7 @@ def _judge(saved: SavedModels, path: Path, node: int | None, answer: str) -> Non
 
 def _judge_private(saved: SavedModels, path: Path, learner: Learner, like: Params) -> None:
     """Raises ConfigError where every node predicts with something of its own."""
-    own = [name for name in used(learner, like, saved.about.shape) if name.startswith("private/")]
+    own = _own(saved, learner, like)
     whose = ", ".join(_named(saved, node) for node in saved.there[:20]) + (", ..." if len(saved.there) > 20 else "")
     if saved.about.link == "none":
         raise ConfigError(
@@ -377,6 +403,24 @@ def _judge_private(saved: SavedModels, path: Path, learner: Learner, like: Param
             f"{path}: every node has a part of the model for itself ({len(own)} leaves, such as "
             f"{own[0].removeprefix('private/')}); say whose with --node: {whose}"
         )
+
+
+def _own(saved: SavedModels, learner: Learner, like: Params) -> list[str]:
+    """The leaves that predictions depend on and that are a node's own."""
+    named = used(learner, like, saved.about.shape)
+    return [name for name in named if name.startswith("private/") and not name.startswith(f"private/{FROZEN}/")]
+
+
+def common(path: Path) -> bool:
+    """Return whether the nodes of a directory have one model in common, their mean. Raises ConfigError."""
+    saved = find(path)
+    if saved.within is not None or len(saved.nodes) == 1:
+        return True
+    experiment = _experiment(saved.about)
+    with jax.enable_x64(experiment.training.dtype == "float64"):
+        learner, like = _learner(saved.about, experiment, saved.arrays(saved.there[0]))
+    kept = saved.about.link != "none" and saved.about.keeps_mean != "nothing"
+    return kept and not _own(saved, learner, like)
 
 
 def used(learner: Learner, like: Params, shape: Sequence[int]) -> list[str]:
@@ -445,10 +489,13 @@ def _learner(about: ModelFacts, experiment: Experiment, arrays: Mapping[str, np.
 
 def stand_in(about: ModelFacts) -> Dataset:
     """A data set of one row that is like the one that the models have learned from, for its shapes and names."""
-    width = {"labels": (len(about.classes),), "regression": (len(about.classes),), "survival": (2,)}
-    y = np.zeros((1, *width.get(about.kind, about.shape[:2] if about.kind == "segmentation" else ())), np.float32)
-    rows = Samples(np.zeros((1, *about.shape), np.float32), y if about.kind in ("regression", "survival") else
-                   y.astype(np.int32))  # fmt: skip
+    many, space = len(about.classes), about.shape[:-1]
+    width: dict[str, tuple[int, ...]] = {
+        "labels": (many,), "regression": (many,), "survival": (2,), "segmentation": space,
+        "reconstruction": (*space, many),
+    }  # fmt: skip
+    y: np.ndarray = np.zeros((1, *width.get(about.kind, ())), KINDS[about.kind][0])
+    rows = Samples(np.zeros((1, *about.shape), np.float32), y)
     return Dataset(rows, rows, about.classes, features=about.features, kind=about.kind)
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from p2pfl.data.stored import Stored
 from p2pfl.errors import ConfigError
 from p2pfl.federation.federation import Federation
 
@@ -103,6 +104,9 @@ def rows_digest(federation: Federation) -> str:
     arrays = [data.train.x, data.train.y, data.test.x, data.test.y]
     arrays += [*federation.partition.train, *federation.partition.test]
     for array in arrays:
+        if isinstance(array, Stored):
+            h.update(array.digest())
+            continue
         whole = np.ascontiguousarray(array)
         h.update(f"{whole.dtype} {whole.shape} ".encode())
         h.update(whole.reshape(-1).view(np.uint8).data)

@@ -11,14 +11,16 @@ import numpy as np
 from p2pfl.data import Dataset, Samples
 from p2pfl.data.partition import names
 from p2pfl.federation.federation import Federation
+from p2pfl.learning.metrics import shared
 from p2pfl.learning.targets import TARGETS
+from p2pfl.runs import cases
 
 MOST = 2_000_000
 """Numbers of predictions that are written at most; of more, those of each node on its own rows; then none."""
 
 
 def write(federation: Federation, outputs: Mapping[int, np.ndarray], out: Path) -> None:
-    """Write split.csv and predictions.csv.
+    """Write split.csv and predictions.csv, of a segmentation dice.csv instead.
 
     split.csv has a line for each row: its part, its number there, its node, and where the source says so the line of
     its file. predictions.csv has one for each test row and node: the node whose model answers, the row's number among
@@ -35,6 +37,8 @@ def write(federation: Federation, outputs: Mapping[int, np.ndarray], out: Path) 
             for node, own in enumerate(of_nodes):
                 lines.writerows((part, row, node, called[node], line[row]) for row in own.tolist())
     if dataset.kind == "segmentation":
+        _write_dice(federation, outputs, out)
+    if dataset.kind in ("segmentation", "reconstruction"):
         return
     whole = sum(each.size for each in outputs.values())
     own_only = federation.pooled and whole > MOST
@@ -45,6 +49,25 @@ def write(federation: Federation, outputs: Mapping[int, np.ndarray], out: Path) 
         truth, said = _columns(dataset)
         lines.writerow(("node", "row", "row_of", *truth, *said))
         lines.writerows(_rows(federation, outputs, own_only))
+
+
+def _write_dice(federation: Federation, overlaps: Mapping[int, np.ndarray], out: Path) -> None:
+    """Write dice.csv: a line for each node, case and class. `overlaps`: node -> of `cases.overlaps`."""
+    dataset, parts, of = federation.dataset, federation.partition, cases.of_rows(federation.dataset)
+    owner = np.full(int(of.max(initial=-1)) + 1, -1)
+    for node, own in enumerate(parts.test):
+        owner[of[own]] = node
+    with (out / "dice.csv").open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(("node", "case", "case_of", "class", "dice", "jaccard"))
+        for node, found in overlaps.items():
+            tested = np.arange(len(owner)) if federation.pooled else np.unique(of[parts.test[node]])
+            dice, jaccard = shared(found)
+            for place, case in enumerate(tested.tolist()):
+                for index, name in enumerate(dataset.classes[1:]):
+                    values = [float(f"{each[index, place]:.7g}") for each in (dice, jaccard)]
+                    cells = ["" if value != value else value for value in values]
+                    lines.writerow((node, case, int(owner[case]), name, *cells))
 
 
 def said_of(kind: str, classes: Sequence[str]) -> list[str]:

@@ -105,6 +105,7 @@ def _run(
         result = start(federation, out, view, callbacks)
     if callbacks.early:
         result = result._replace(notes=(*result.notes, *_early(callbacks, federation.experiment, out)))
+    result = result._replace(notes=(*result.notes, *assessment.ended(federation, result.whole)))
     for note in result.notes:
         view.say(note)
     if callbacks.error is None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import resource
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,7 +23,7 @@ from p2pfl.drivers.simulate.plan import tested_in
 from p2pfl.drivers.simulate.simulation import Evaluated, How, Look, Outcome, Simulation, by_step, make_work
 from p2pfl.drivers.simulate.voids import Divergence
 from p2pfl.federation.federation import Federation, identity, model_shape
-from p2pfl.federation.tasks import tasks
+from p2pfl.federation.tasks import fitting, tasks
 from p2pfl.node import model_file, records
 from p2pfl.node.checkpoint import Store
 from p2pfl.node.result import NodeResult
@@ -66,6 +67,11 @@ def work_of(federation: Federation) -> Simulation:
         for row in rows:
             owner[row] = node
     dtype, planned = experiment.training.dtype, course_of(federation)
+    x, y, own, held = data.train.x, data.train.y, federation.partition.train, None
+    if (kept := federation.data.validation) is not None and data.validation is not None:
+        own = tuple(np.concatenate([mine, len(y) + more]) for mine, more in zip(own, kept, strict=True))
+        x, y = np.concatenate([x, data.validation.x]), np.concatenate([y, data.validation.y])
+        held = np.array([len(more) for more in kept])
     return make_work(
         algorithm=federation.algorithm,
         learner=federation.learner,
@@ -73,9 +79,10 @@ def work_of(federation: Federation) -> Simulation:
         schedule=planned.schedule if planned else federation.schedule,
         seed=experiment.seed,
         rounds=experiment.rounds,
-        x=data.train.x.astype(dtype),
-        y=data.train.y,
-        rows=federation.partition.train,
+        x=x.astype(dtype),
+        y=y,
+        rows=own,
+        held=held,
         steps=federation.steps,
         batch_size=federation.batch_size,
         test_x=data.test.x.astype(dtype),
@@ -86,6 +93,7 @@ def work_of(federation: Federation) -> Simulation:
         conditions=federation.conditions,
         sites=federation.sites,
         course=planned,
+        part=experiment.topology.take_part,
     )
 
 
@@ -123,6 +131,13 @@ def run_loop(federation: Federation, out: Path, view: View, callbacks: Callbacks
     return _timed(result, clock.now() - began)
 
 
+def one_by_one(federation: Federation, out: Path) -> Collected:
+    """Run the plain loop, which nobody looks at, into `out`; what an earlier one has left there is done anew."""
+    shutil.rmtree(out / "nodes", ignore_errors=True)
+    loop_into(federation, out, lambda status: None)
+    return collect(federation, out)
+
+
 def _timed(result: Collected, seconds: float) -> Collected:
     timed = replace(result.summary, driver="simulate", seconds_startup=0.0, seconds_running=seconds)
     return result._replace(summary=timed)
@@ -149,7 +164,8 @@ def into(
         keeper = Keeper(store, every, clock.now, kept.beside, kept.begin, say)
     else:
         kept.begin(0, {}, None)
-    outcome = engine.run(work, How(driver.chunk, driver.devices), kept.progress, clock.now, look, keeper)
+    chunk = driver.chunk or (None if federation.learning.sliced is None else 1)  # each at its own cost
+    outcome = engine.run(work, How(chunk, driver.devices), kept.progress, clock.now, look, keeper)
     (last,) = kept.last
     if writes:
         kept.close()
@@ -193,7 +209,7 @@ class _Records:
         say: Callable[[str], None],
     ) -> None:
         self._say = say
-        self.payload, self.last = payload_bytes(federation), list[Evaluated]()
+        self.payload, self.last = message_sizes(federation), list[Evaluated]()
         self._work, self._out, self._update, self._shown = work, out, update, score(federation)
         self._files: tuple[records.Lines, ...] = ()  # of nodes, of rounds
         self._began = clock.now()
@@ -243,36 +259,68 @@ def reached(path: Path) -> int:
     return max((row["round"] for row in records.read(path)), default=0)
 
 
-def payload_bytes(federation: Federation) -> int:
-    """Bytes of what goes to one neighbour in a round."""
+class MessageSizes(NamedTuple):
+    """Bytes of what goes to one neighbour in a round: of the level that the two have in common."""
+
+    nbytes: np.ndarray  # [levels] int64
+    level: np.ndarray  # [n] int64
+
+    def sent(self, neighbor: np.ndarray, sends: np.ndarray) -> np.ndarray:
+        """[..., n] bytes that nodes send to those of their neighbours [..., n, K] that are marked."""
+        common = np.maximum(self.level[:, None], self.level[np.maximum(neighbor, 0)])
+        return np.asarray(np.where(sends, self.nbytes[common], 0).sum(axis=-1))
+
+
+def message_sizes(federation: Federation) -> MessageSizes:
+    """Return the bytes of messages without sending any."""
     algorithm, slots = federation.algorithm, federation.schedule.neighbor.shape[2]
+    nodes, fit = federation.schedule.neighbor.shape[1], fitting(federation)(0)
+    if fit is not None:
+        return MessageSizes(np.array([tree.nbytes(each) for each in fit.payloads]), np.array(fit.levels))
     state = jax.eval_shape(lambda p: algorithm.init(p, slots), model_shape(federation))
     around = Neighborhood(np.zeros(slots), np.zeros(slots))
     total = tree.nbytes(jax.eval_shape(lambda s: algorithm.send(s, around)[1], state))
-    return total // max(slots, 1) if algorithm.per_edge else total
+    each = total // max(slots, 1) if algorithm.per_edge else total
+    return MessageSizes(np.array([each]), np.zeros(nodes, np.int64))
 
 
-def _measured(work: Simulation, one: Evaluated, payload: int, time: float) -> list[dict[str, Any]]:
-    neighbor = one.neighbor
+def _measured(work: Simulation, one: Evaluated, payload: MessageSizes, time: float) -> list[dict[str, Any]]:
+    neighbor, sent = one.neighbor, payload.sent(one.neighbor, one.arrived)
     lives = work.course.timeline.life[one.round - 1] if work.course else np.ones(len(one.active), int)
     listed = neighbor.shape[1] <= _LISTED
 
     def value(array: np.ndarray | None, i: int) -> float | None:
         return None if array is None or np.isnan(array[i]) else float(array[i])
 
+    five = _five_steps(work, one) if work.part < 1 else {}
     return [
         {
             "node": int(i), "life": int(lives[i]), "round": one.round, "train_loss": float(one.train_loss[i]),
             "score_before_mixing": value(one.score_before, i),
             "score_after_mixing": value(one.score, i), "score_own": value(one.score_own, i),
             "arrived": neighbor[i][one.arrived[i]].tolist() if listed else int(one.arrived[i].sum()),
-            "bytes_sent": payload * int(one.arrived[i].sum()), "time": time,
+            "bytes_sent": int(sent[i]), "time": time, **five.get(i, {}),
         }
         for i in np.flatnonzero(one.active).tolist()
     ]  # fmt: skip
 
 
-def _round(one: Evaluated, payload: int, seconds: float) -> RoundRow:
+def _five_steps(work: Simulation, one: Evaluated) -> dict[int, dict[str, Any]]:
+    """By node, the fields of `records.RoundSteps` beside those that every record has."""
+    at = work.course.row[one.round - 1] if work.course else (one.round - 1) % len(work.schedule.neighbor)
+    weight, out, trains = (part[at] for part in (work.schedule.weight, work.schedule.out_weight, work.schedule.trains))
+    there = trains | (weight > 0).any(axis=1) | (out > 0).any(axis=1)
+    kept = 1 - np.where(one.arrived, weight, 0).sum(axis=1)
+    return {
+        int(i): {
+            "takes_part": bool(there[i]), "steps": int(work.steps[i]) * int(trains[i]),
+            "sends_to": one.neighbor[i][out[i] > 0].tolist(), "kept": float(kept[i]),
+        }
+        for i in np.flatnonzero(one.active)
+    }  # fmt: skip
+
+
+def _round(one: Evaluated, payload: MessageSizes, seconds: float) -> RoundRow:
     scores = None if one.score is None else one.score[one.active]
     return RoundRow(
         round=one.round,
@@ -280,7 +328,7 @@ def _round(one: Evaluated, payload: int, seconds: float) -> RoundRow:
         score_mean=None if scores is None else float(scores.mean()),
         score_worst=None if scores is None else float(scores.min()),
         consensus_distance=one.consensus_distance,
-        bytes_sent=payload * int(one.arrived.sum()),
+        bytes_sent=int(payload.sent(one.neighbor, one.arrived).sum()),
         seconds_median=seconds,
     )
 
@@ -327,7 +375,9 @@ def _status(work: Simulation, round: int, one: Evaluated | None, began: float, s
     return Status(round, rounds, nodes, mean, worst, 0, left, shown)
 
 
-def _figures(federation: Federation, outcome: Outcome, last: Evaluated, payload: int, seconds: float) -> Summary:
+def _figures(
+    federation: Federation, outcome: Outcome, last: Evaluated, payload: MessageSizes, seconds: float
+) -> Summary:
     def mean_worst(array: np.ndarray | None) -> tuple[float | None, float | None]:
         known = np.zeros(0) if array is None else array[last.active]
         known = known[~np.isnan(known)]
@@ -338,6 +388,8 @@ def _figures(federation: Federation, outcome: Outcome, last: Evaluated, payload:
     nodes, rounds = len(federation.graph), outcome.rounds
     halves = 2 if federation.algorithm.link == "exchange" else 1
     timed = max(outcome.rounds_timed, 1)
+    planned = federation.schedule.weight > 0  # of unequal messages those that are lost count like the others
+    each = payload.sent(federation.schedule.neighbor, planned).sum() / max(planned.sum(), 1)
     return replace(
         summary.blank(federation),
         score_mean=mean,
@@ -347,7 +399,7 @@ def _figures(federation: Federation, outcome: Outcome, last: Evaluated, payload:
         score_own_worst=own_worst,
         train_loss_mean=float(last.train_loss[last.active].mean()),
         seconds_per_round_median=outcome.seconds / timed if outcome.rounds_timed else seconds,
-        bytes_sent_per_node_round=payload * outcome.booked / nodes / rounds,
+        bytes_sent_per_node_round=each * outcome.booked / nodes / rounds,
         consensus_distance=last.consensus_distance,
         exchanges_booked=outcome.booked // halves,
         exchanges_voided=(outcome.planned - outcome.booked) // halves,

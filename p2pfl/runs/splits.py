@@ -20,6 +20,7 @@ from p2pfl.data import Dataset, Samples
 from p2pfl.data.dataset import split as draw_split
 from p2pfl.drivers.live import clock
 from p2pfl.errors import ConfigError
+from p2pfl.federation.datasets import read
 from p2pfl.federation.events import undisturbed
 from p2pfl.federation.federation import Federation, build
 from p2pfl.learning import intervals
@@ -85,8 +86,8 @@ def repeated(federation: Federation, out: Path, view: View) -> dict[str, Any]:
         quiet = undisturbed(federation.experiment, "evaluation.splits")
         experiment = replace(quiet, seed=quiet.seed + k)
         built = build(experiment)
-        if np.array_equal(built.dataset.train.x, federation.dataset.train.x):  # the data bring a split of their own
-            built = build(experiment, redrawn(federation.dataset, experiment.seed))
+        if np.array_equal(_rows_of(built), _rows_of(federation)):  # the data bring a split of their own
+            built = build(experiment, redrawn(_whole(federation), experiment.seed))
         rows.append(len(built.dataset.test.y) / len(built.dataset.train.y))
         runs.append(_all(built, out / "splits" / str(k)))
     figures = {}
@@ -104,6 +105,18 @@ def repeated(federation: Federation, out: Path, view: View) -> dict[str, Any]:
             sd = float(some.std(ddof=1)) if len(some) > 1 else None
             figures[name] = {"values": values, "mean": float(some.mean()), "sd": sd, "less": less}
     return {"splits": many, "figures": figures}
+
+
+def _rows_of(federation: Federation) -> np.ndarray:
+    """The training rows before anything was drawn for them, which another seed would draw anew."""
+    train = federation.dataset.train
+    return train.y if federation.experiment.data.degrade is not None else train.x
+
+
+def _whole(federation: Federation) -> Dataset:
+    """The data to be split anew: images that are degraded by the node that gets them, as they were before."""
+    data = federation.experiment.data
+    return federation.dataset if data.degrade is None else read(data, federation.experiment.seed)
 
 
 def _value(value: float | None) -> float:

@@ -12,7 +12,7 @@ from p2pfl.topology.dynamic import matching
 from p2pfl.topology.schedules import Edges, from_rounds, undirected
 from p2pfl.types import Planning, Schedule
 
-GREEDY_PURPOSE, PUSH_PURPOSE, REGULAR_PURPOSE = 0x3A7D, 0x9054, 0x4E64
+GREEDY_PURPOSE, PUSH_PURPOSE, REGULAR_PURPOSE, SHARE_PURPOSE = 0x3A7D, 0x9054, 0x4E64, 0x5A7E
 TRIES = 100
 """So many attempts at a random regular graph; each fails with a small probability."""
 
@@ -41,6 +41,52 @@ def matchings(schedule: Schedule, planning: Planning) -> Schedule:
         neighbor[r - 1, pairs[:, 0], 0], neighbor[r - 1, pairs[:, 1], 0] = pairs[:, 1], pairs[:, 0]
     weight = np.where(neighbor >= 0, 0.5, 0.0)
     return Schedule(neighbor, weight, weight.copy(), np.ones((planning.rounds, nodes), bool))
+
+
+def selected(nodes: int, share: float, seed: int, round: int) -> np.ndarray:
+    """[nodes] bool: who takes part in a round: max(1, round(share nodes)) of them, drawn uniformly.
+
+    Source: the client fraction C of McMahan et al., "Communication-efficient learning of deep networks from
+    decentralized data" (2017), algorithm 1; there a server draws, here every node does, and finds the same.
+
+    Args:
+        nodes: their number.
+        share: of them, > 0 and <= 1.
+        seed: of the run.
+        round: 1, 2, ...
+
+    Returns:
+        The flag of each node.
+
+    Example:
+        >>> from p2pfl.topology.sampled import selected
+        >>> [int(selected(10, 0.3, seed=1, round=r).sum()) for r in (1, 2)]
+        [3, 3]
+    """
+    order = np.random.default_rng([seed, nodes, round, SHARE_PURPOSE]).permutation(nodes)
+    flags = np.zeros(nodes, bool)
+    flags[order[: max(1, int(share * nodes + 0.5))]] = True
+    return flags
+
+
+def taking_part(schedule: Schedule, planning: Planning) -> Schedule:
+    """The schedule of a run of which a share of the nodes, planning.part, takes part in each round.
+
+    The others take no steps, send nothing and keep what they have. Who takes part exchanges with those of its
+    neighbours that do, with the graph's weights: what the others would have got, a node keeps, so that W stays doubly
+    stochastic. T = planning.rounds.
+    """
+    period, nodes, _ = schedule.neighbor.shape
+    if planning.part >= 1:
+        return schedule
+    edges: list[Edges] = []
+    trains = np.zeros((planning.rounds, nodes), bool)
+    for r in range(1, planning.rounds + 1):
+        t, here = (r - 1) % period, selected(nodes, planning.part, planning.seed, r)
+        trains[r - 1] = schedule.trains[t] & here
+        i, k = np.nonzero((schedule.weight[t] != 0) & here[:, None] & here[schedule.neighbor[t]])
+        edges.append((i, schedule.neighbor[t, i, k].astype(np.int64), schedule.weight[t, i, k]))
+    return from_rounds(nodes, edges, trains)
 
 
 def _maximal(edges: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Messages between two that nobody can call: sealed from end to end, and forwarded by a member that both have called.
 
-Whoever forwardse on reads who it is from and whom it is for, and how long it is; not what it holds. A member cannot
+Whoever forwards reads who it is from and whom it is for, and how long it is; not what it holds. A member cannot
 make one up in another's name, change one, or have one taken twice: each is sealed between the keys of its two ends, and
 counted. (It may drop or delay what it forwards: that happens to any message, and the exchange stands it.)
 """
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from nacl import bindings
 from nacl.exceptions import CryptoError
 
-from p2pfl.drivers.live.listener import Arrived, Listener
+from p2pfl.drivers.live.listener import Arrived, Listener, Volume
 from p2pfl.drivers.live.zmtp import Limits
 from p2pfl.errors import RemoteError
 from p2pfl.protocol.budget import Budget
@@ -75,9 +75,13 @@ def ends(frames: Sequence[Any]) -> Ends:
 class Forwarder:
     """What one node says to, and hears of, those that it can't be in touch with itself."""
 
-    def __init__(self, keyring: Keyring, life: int) -> None:
-        """`life`: greater than that of any earlier process of the node."""
+    def __init__(self, keyring: Keyring, life: int, volume: Volume | None = None) -> None:
+        """`life`: greater than that of any earlier process of the node. `volume`: that is forwarded from one node to
+        another; None: what may come from the node is bound enough.
+        """
         self._keyring, self._life, self._sent = keyring, life, 0
+        self._volume = volume
+        self._between: dict[Ends, Budget] = {}  # what may still be forwarded
         self._taken: dict[int, tuple[int, int]] = {}  # life and count of the last, by node
         self._useless: dict[int, Budget] = {}
         self._ways: dict[int, tuple[int, float]] = {}  # by way of whom something came from a node, and when
@@ -86,6 +90,13 @@ class Forwarder:
     def admit(self, keyring: Keyring) -> None:
         """Take other keys from now on."""
         self._keyring = keyring
+        for each in [each for each in self._between if None in (keyring.key_of(each.sender), keyring.key_of(each.to))]:
+            del self._between[each]
+
+    def allow(self, nbytes: float) -> None:
+        """Let so many more bytes be forwarded between each two."""
+        for budget in self._between.values():
+            budget.add(nbytes)
 
     def seal(self, to: int, frames: Sequence[Any]) -> list[bytes] | None:
         """Return a message as it is forwarded; None: there is no such member."""
@@ -133,16 +144,31 @@ class Forwarder:
     def take(self, message: Arrived, listener: Listener, now: float) -> Arrived | None:
         """Return what came in by way of another; None: it was for another, and is on its way. Raises RemoteError."""
         sender, to = ends(message.frames)
+        nbytes = sum(len(memoryview(frame)) for frame in message.frames)
         if to == self._keyring.node:
             sender, frames = self.open(message.frames, now)
+            self._count(Ends(sender, to), message.node, nbytes, listener, now)
             self._ways[sender] = message.node, now  # who has both can have them in the other direction, too
             return Arrived(sender, FORWARDED, [*frames])
         if sender != message.node:
             raise RemoteError("identity", f"node {message.node} speaks for node {sender}")
-        if self._keyring.key_of(to) is None or not listener.put(to, message.frames):
+        if self._keyring.key_of(to) is None or not listener.takes(to):
             raise RemoteError("forward", f"from node {sender} to node {to}, which is in no touch with this one")
-        self.forwarded[ends(message.frames)] += sum(len(memoryview(frame)) for frame in message.frames)
+        self._count(Ends(sender, to), sender, nbytes, listener, now)
+        if not listener.put(to, message.frames):
+            raise RemoteError("forward", f"from node {sender} to node {to}, which takes nothing now")
+        self.forwarded[Ends(sender, to)] += nbytes
         return None
+
+    def _count(self, between: Ends, by: int, nbytes: int, listener: Listener, now: float) -> None:
+        """Count bytes as those between two, and not as those of whose connection they came by. Raises RemoteError."""
+        if self._volume is None:
+            return
+        budget = self._between.setdefault(between, Budget(*self._volume, now))
+        if not budget.left(now):
+            raise RemoteError("flood", f"from node {between.sender} to node {between.to}: more than is forwarded")
+        budget.spend(nbytes)
+        listener.restore(by, nbytes)
 
     def ways(self, to: int, members: Sequence[int], now: float) -> list[int]:
         """Return who may forward what is for a node, the best first: `members` that both ends can call."""

@@ -2,10 +2,11 @@
 
 A connection says in its first frame which node of the federation it is from, or is hung up; or that it brings a
 question, and is hung up with the answer. Where there are keys it proves first which one it holds: one that
-is none of the federation's is hung up, and a member cannot say that it is another. Each turn reads a few messages of
-each connection and goes on in the next: who sends much delays nobody else. A connection has a budget of
-messages; what comes beyond that is not read, and waits at its own end, by TCP. A node has a budget of messages that are
-of no use, and of connections; when that is spent, the connection is hung up.
+is none of the federation's is hung up, and a member cannot say that it is another. Who was a member is told so, where
+it asks. Each turn reads a few messages of each connection and goes on in the next: who sends much delays nobody else.
+A connection has a budget of messages, and a node one of bytes; what comes beyond that is not read, and waits at its own
+end, by TCP. A node has a budget of messages that are of no use, and of connections; when that is spent, the connection
+is hung up.
 """
 
 from __future__ import annotations
@@ -83,6 +84,16 @@ _QUEUE = 64
 _USELESS = 20.0, 200.0
 """Messages of a node that may be of no use: a second for long, and at once."""
 
+_FAREWELLS = 1.0, 4.0
+"""Times that those who were members are told so: a second for long, and at once."""
+
+
+class Volume(NamedTuple):
+    """Bytes that may come from one node."""
+
+    rate: float  # a second, for long
+    burst: float  # at once
+
 
 class Allowance(NamedTuple):
     """What may come by one connection."""
@@ -92,6 +103,7 @@ class Allowance(NamedTuple):
     burst: float  # messages at once
     unit: float  # bytes that count as one message more
     large: float = math.inf  # bytes from which on a message counts as a part of one only: of these few fit on a link
+    volume: Volume | None = None  # of all connections of a node together; None: what `unit` says is enough
 
 
 class Arrived(NamedTuple):
@@ -143,10 +155,19 @@ class _Connection:
 
 
 class _Costs:
-    """What a node may still cost beyond useful messages."""
+    """What a node may still cost, by whatever connections it has or makes."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, volume: Volume | None) -> None:
         self.connects, self.useless = Budget(*_CONNECTS, now), Budget(*_USELESS, now)
+        self.volume = None if volume is None else Budget(*volume, now)
+
+    def left(self, now: float) -> bool:
+        """Return whether more of its bytes are read."""
+        return self.volume is None or self.volume.left(now)
+
+    def whole(self, now: float) -> bool:
+        """Return whether nothing has to be remembered."""
+        return all(each is None or each.full(now) for each in (self.connects, self.useless, self.volume))
 
 
 class Listener:
@@ -156,11 +177,13 @@ class Listener:
         self, address: str, federation: str, nodes: int, allowance: Allowance, now: float,
         about: bytes = b"", answer: Callable[[int], bytes] | None = None,
         answers: Callable[[bytes, Asker, float], bytes] | None = None, keyring: Keyring | None = None,
+        records: Callable[[], bytes] = bytes,
     ) -> None:  # fmt: skip
         """`address`: tcp://HOST:PORT. `nodes`: that there can be; others are strangers. `about`: what is said to
         whoever connects. `answer`: told which node has connected, returns what it is told if it asks. `answers`: given
         a question of whoever brings one, and who that is, returns what it is told. `keyring`: whose keys are taken;
-        None: none are asked for, and nothing is sealed.
+        None: none are asked for, and nothing is sealed. `records`: returns those of the federation, which show whoever
+        was a member, and asks, that it is none any more; b"": there are none.
         """
         self._federation, self._nodes, self._allowance = federation, nodes, allowance
         self._keyring, self._own = keyring, None if keyring is None else KeyPair(keyring.public, keyring.secret)
@@ -170,6 +193,7 @@ class Listener:
         )  # fmt: skip
         self._answer = answer
         self._answers = answers
+        self._records, self._farewells = records, Budget(*_FAREWELLS, now)
         self._socket = _listening(address)
         self._epoll = select.epoll()
         self._epoll.register(self._socket, select.EPOLLIN)
@@ -255,7 +279,7 @@ class Listener:
         connection.reader, connection.inlet = inlet.reader, True
         self._connections[inlet.link.fileno()] = connection
         self._epoll.register(inlet.link, select.EPOLLIN)
-        self._costs.setdefault(inlet.node, _Costs(now))
+        self._cost(inlet.node, now)
         self._known(connection, inlet.node, now)
         self._ready[inlet.link.fileno()] = None  # what came with the greeting has been read already
 
@@ -283,11 +307,20 @@ class Listener:
         """There can be so many nodes now."""
         self._nodes = max(self._nodes, nodes)
 
-    def allow(self, messages: float) -> None:
-        """Let so many more messages come by each connection."""
+    def allow(self, messages: float, nbytes: float = 0.0) -> None:
+        """Let so many more messages come by each connection, and so many more bytes from each node."""
         for connection in self._connections.values():
             if connection.node is not None:
                 connection.budget.add(messages)
+        for cost in self._costs.values():
+            if cost.volume is not None:
+                cost.volume.add(nbytes)
+
+    def restore(self, node: int, nbytes: int) -> None:
+        """So many bytes of a node were counted elsewhere."""
+        cost = self._costs.get(node)
+        if cost is not None and cost.volume is not None:
+            cost.volume.add(nbytes)
 
     def told(self) -> list[tuple[str, str]]:
         """Return why connections were hung up since the last call: reason and detail."""
@@ -316,7 +349,7 @@ class Listener:
         nbytes = 0
         try:
             while most > 0 and nbytes < _SHARE_BYTES:
-                if not connection.budget.left(now):
+                if not self._may_bring(connection, now):
                     connection.behind = now if connection.behind is None else connection.behind
                     self._epoll.unregister(file)
                     self._paused.add(file)
@@ -353,6 +386,8 @@ class Listener:
             return None
         size = 0 if isinstance(item, Command) else sum(map(len, item))
         connection.budget.spend((_LARGE if size >= self._allowance.large else 1) + size / self._allowance.unit)
+        if (volume := self._cost(connection.node, now).volume) is not None:
+            volume.spend(size)
         if isinstance(item, Command):  # that ask for an answer which this end does not owe: it sends no PING
             return None
         self.nbytes += size
@@ -365,6 +400,7 @@ class Listener:
                 raise RemoteError("plaintext", "a message before both ends have agreed on keys")
             answer = connection.handshake.take(item, self._about)
             if connection.handshake.said is not None:
+                self._take_leave(connection, answer, now)
                 self._proved(connection, None)  # a stranger is told nothing
                 connection.reader.sealing, item = connection.handshake.session, connection.handshake.said
             connection.say(answer)
@@ -391,6 +427,17 @@ class Listener:
             if told and zmtp.asks(item):
                 connection.tell(told)
 
+    def _take_leave(self, connection: _Connection, ready: bytes, now: float) -> None:
+        """Tell whoever was a member, and asks, by the records that it is none any more: its last word may be lost."""
+        handshake, records = connection.handshake, self._records()
+        former = {} if self._keyring is None else self._keyring.former
+        if handshake is None or handshake.said is None or handshake.session is None or handshake.key not in former:
+            return
+        if records and zmtp.asks(handshake.said) and self._farewells.take(now):
+            with contextlib.suppress(OSError):
+                connection.link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(records) + questions.CAP)
+            connection.say(ready + zmtp.message(zmtp.REVOKED + records, handshake.session))
+
     def _asker(self, connection: _Connection) -> Asker:
         """Return who asks, by the key that it has proved to hold."""
         handshake = connection.handshake
@@ -413,11 +460,21 @@ class Listener:
     def _introduced(self, connection: _Connection, node: int, now: float) -> None:
         if node >= self._nodes:
             raise RemoteError("handshake", f"says it is node {node}; there are {self._nodes}")
-        connects = self._costs.setdefault(node, _Costs(now)).connects
+        connects = self._cost(node, now).connects
         if not connects.left(now):
             raise RemoteError("flood", f"says it is node {node}, which has connected too often")
         connects.spend(1)
         self._known(connection, node, now)
+
+    def _cost(self, node: int, now: float) -> _Costs:
+        if node not in self._costs:
+            self._costs[node] = _Costs(now, self._allowance.volume)
+        return self._costs[node]
+
+    def _may_bring(self, connection: _Connection, now: float) -> bool:
+        """Return whether more is read of a connection now."""
+        known = connection.node is None or self._cost(connection.node, now).left(now)
+        return known and connection.budget.left(now)
 
     def _known(self, connection: _Connection, node: int, now: float) -> None:
         """It is known whose connection it is."""
@@ -464,7 +521,7 @@ class Listener:
             self._accepting = True
             self._epoll.modify(self._socket, select.EPOLLIN)
         for file in [*self._paused]:
-            if self._connections[file].budget.left(now):
+            if self._may_bring(self._connections[file], now):
                 self._paused.discard(file)
                 self._epoll.register(file, self._wanted(self._connections[file]))
                 self._ready[file] = None
@@ -479,7 +536,7 @@ class Listener:
                 self._hang_up(file, "connection", f"silent for {_UNFINISHED} s in the middle of a message")
         here = {connection.node for connection in self._connections.values()}
         for node, cost in [*self._costs.items()]:
-            if node not in here and cost.connects.full(now) and cost.useless.full(now):
+            if node not in here and cost.whole(now):
                 del self._costs[node]
 
     def _closed(self, file: int, connection: _Connection) -> None:

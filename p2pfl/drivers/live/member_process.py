@@ -109,16 +109,18 @@ class MemberSockets:
 
     def __init__(
         self, listen: str, node: int, cluster: str, dropped: Callable[[str, str], None],
-        nodes: int = 1 << 31, keyring: Keyring | None = None, calls: bool = False,
+        nodes: int = 1 << 31, keyring: Keyring | None = None, calls: bool = False, records: Callable[[], bytes] = bytes,
     ) -> None:  # fmt: skip
         """`nodes`: that there can be; others are strangers. `calls`: nobody can call this member, so that it calls
-        whoever can be called.
+        whoever can be called. `records`: see Listener.
         """
         self._dropped, self._keyring = dropped, keyring
         self.known: Collection[str] = ()  # where members are
         about = versions.here(node, versions.MEMBERSHIP).encode()
         allowance = _ALLOWANCE if keyring is None else _ALLOWANCE._replace(limits=widened(_ALLOWANCE.limits))
-        self.listener = Listener(listen, cluster, nodes, allowance, clock.now(), about, keyring=keyring)
+        self.listener = Listener(
+            listen, cluster, nodes, allowance, clock.now(), about, keyring=keyring, records=records
+        )
         self._forwarder = None if keyring is None else Forwarder(keyring, clock.life())
         self._inlets: Inlets | None = None
         if keyring is not None and calls:
@@ -498,7 +500,11 @@ class MemberProcess:
 
     def _open(self, listen: str, me: Me) -> MemberSockets:
         calls = wire.dialer(me.address) is not None
-        return MemberSockets(listen, me.node, self._cluster, self._dropped, me.nodes, self._keys, calls)
+
+        def records() -> bytes:
+            return b"" if self._member is None else self._member.document
+
+        return MemberSockets(listen, me.node, self._cluster, self._dropped, me.nodes, self._keys, calls, records)
 
     def _sign(self, statement: bytes) -> bytes:
         assert self._keys is not None

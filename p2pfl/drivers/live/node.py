@@ -236,7 +236,7 @@ class LiveNode:
             for note in work.resume():
                 self._say(Said(note, "resumed"))
         terms = place.terms
-        schemas = [payload.schema, model.schema]
+        schemas = [*work.payloads.schemas, *work.models.schemas]
         life = self._life.next(clock.life(), work.kept[0] if work.kept else 0)
         nodes = max(terms.nodes, task.node + 1)  # until those are let in who have been admitted
         keyring = None if self._trusted is None else self._trusted.keyring
@@ -298,16 +298,31 @@ class LiveNode:
         self._membership.admit(keyring, self._trusted.revoked)
         self.grow(self._trusted.nodes)
 
-    def _hear_records(self, told: Told, now: float) -> None:
-        """Take in what a member has of the federation file."""
+    def _hear_records(self, told: Told, now: float) -> bool:
+        """Take in what a member has of the federation file; return whether it is one."""
         if self._trusted is None:
-            return
+            return True
         try:
             if self._trusted.hear(told.document):
                 self._trust(now)
         except RemoteError as error:
             self._drop(Drop(error.reason, f"the federation file of node {told.by}: {error.detail}"))
-            self._membership.unwanted(told)
+            return False
+        return True
+
+    def _ask_whether_a_member(self, now: float) -> None:
+        """Where nobody is heard any more, ask those who should be there: the others may have revoked this node, and
+        the last word of it be lost. What counts are the signatures of the records that they show.
+        """
+        if self._trusted is None or self._error is not None:
+            return
+        me = self._task.node
+        if not any(each.present and not each.silent and each.node != me for each in self._table):
+            for address, node in self._trusted.places.items():
+                if node != me:
+                    self._reach.why(membership_address(address), now)
+        for address, document in self._reach.told():
+            self._hear_records(Told(document, self._trusted.places.get(models_address(address), me)), now)
 
     def _questions(self) -> Questions:
         """What this node answers whoever brings a question."""
@@ -334,11 +349,12 @@ class LiveNode:
 
     # --- the thread that computes
 
-    def _mixed(self, measured: records.Measured) -> None:
+    def _mixed(self, measured: records.Measured, did: records.RoundSteps) -> None:
         """Say what has become of a round, to who wants to know of each."""
         took = f"{measured.seconds:.3g} s, of which it waited {measured.waited:.3g} s"
-        text = f"round {measured.round}: loss {measured.train_loss:.4g}, mixed with {measured.arrived}, {took}"
-        self._say(Said(text, "round", logging.DEBUG, round=measured.round, loss=finite(measured.train_loss)))
+        text = f"round {measured.round}: {did}; loss {measured.train_loss:.4g}, {took}"
+        more = {**did._asdict(), "loss": finite(measured.train_loss)}
+        self._say(Said(text, "round", logging.DEBUG, round=measured.round, **more))
 
     def _compute(self) -> None:
         with self._within():
@@ -402,6 +418,7 @@ class LiveNode:
             self._handle(Leave(idle=False), now)
         if self._trusted is not None and self._trusted.look(now):
             self._trust(now)
+        self._ask_whether_a_member(now)
         self._grow(now)
         self._handle(Tick(), now)
         self._membership.beat()
@@ -592,7 +609,8 @@ class LiveNode:
                 self._note(Note("membership", self._task.node, self._peer.round, detail))
                 continue
             if isinstance(event, Told):
-                self._hear_records(event, now)
+                if not self._hear_records(event, now):
+                    self._membership.unwanted(event)
                 continue
             if isinstance(event, Changed):
                 for member in event.members:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import queue
 import socket
 import threading
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from p2pfl.drivers.live.settings import models_address
 from p2pfl.drivers.live.zmtp import Command, Frame, Kind, Limits, Reader
 from p2pfl.errors import RemoteError
 from p2pfl.protocol import questions
-from p2pfl.protocol.membership.wire import dialer
+from p2pfl.protocol.membership.wire import DOCUMENT_CAP, dialer
 from p2pfl.protocol.questions import DIFFERS
 from p2pfl.protocol.strangers import Stranger, Strangers
 
@@ -36,12 +37,16 @@ _HANGS_UP = 0.5
 """Seconds in which a node of another federation hangs up."""
 
 ANSWER = Limits(1 << 14, 1, 1 << 14)
-"""What a node may say to who has introduced itself."""
+"""What a node may say to who has introduced itself ..."""
+
+_FAREWELL = Limits(len(zmtp.REVOKED) + DOCUMENT_CAP, 1, len(zmtp.REVOKED) + DOCUMENT_CAP)
+"""... or a member to who was one."""
 
 _OTHER = "is of another federation: its experiment differs from this one"
 
 _UNKNOWN = "does not take this node's key: its federation file is older than ours, or we are no members any more"
 _OTHER_KEY = "has another key than the federation's file says of it"
+_REVOKED = "says that we are no members any more: the others have revoked us"
 _PLAIN = "was started without keys: nothing that is sent there is encrypted"
 
 _MEMBERS = "it speaks to members of its federation alone; ask by its node file, or with --key and --federation"
@@ -67,6 +72,7 @@ class Reachability:
         self._introduction, self._ours, self._keys = introduction, ours, keys
         self._known: dict[str, str] = {}
         self.strangers: dict[str, Stranger] = {}
+        self._told: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
         self._due: dict[str, float] = {}
         self._under_way: set[str] = set()
 
@@ -81,6 +87,13 @@ class Reachability:
             threading.Thread(target=self._look, args=(address,), name="reach", daemon=True).start()
         return self._known.get(address)
 
+    def told(self) -> list[tuple[str, bytes]]:
+        """Return the records of the federation by which members have said that this node is none, and where."""
+        told = []
+        while not self._told.empty():
+            told.append(self._told.get())
+        return told
+
     def again(self) -> None:
         """Look at all addresses anew: somebody there may have changed."""
         self._due.clear()
@@ -90,6 +103,8 @@ class Reachability:
             keys = self._keys(address)
             found = examine(address, Caller(self._introduction, keys, zmtp.ASKS))
             seen = found.why
+            if found.how == LookEnd.KEY and found.said:
+                self._told.put((address, found.said))
             stranger = ask(models_address(address), self._ours, keys) if found.how == LookEnd.OTHER else None
             if stranger is None:
                 self.strangers.pop(address, None)
@@ -235,7 +250,7 @@ class Look(NamedTuple):
     how: LookEnd
     why: str  # nobody of this federation is reached there, for a person; REACHED
     kind: Kind | None = None  # what listens there, where it says so
-    said: bytes = b""  # by a node that answers whoever has said who it is, as one of `p2pfl doctor` does
+    said: bytes = b""  # by a node of `p2pfl doctor`, which answers; or, with KEY, the records by which we are no member
 
 
 class LookEnd(enum.Enum):
@@ -312,10 +327,10 @@ def _call(family: int, where: tuple[str, int], who: Caller) -> Look:
 
 def _listen(call: Call, kind: Kind | None, port: str) -> Look:
     """Hear whether the other end, which has greeted, hangs up: only who finds no fault with the introduction stays."""
-    call.reader.limits = ANSWER
+    call.reader.limits = ANSWER if call.reader.sealing is None else _FAREWELL
     call.more(_HANGS_UP)
     try:
-        while isinstance(item := call.next(), Command):
+        while isinstance(item := _next(call), Command):
             pass
     except TimeoutError:
         return Look(LookEnd.REACHED, REACHED, kind)
@@ -323,4 +338,18 @@ def _listen(call: Call, kind: Kind | None, port: str) -> Look:
         return Look(LookEnd.NO_NODE, f"what listens at {port} is no node")
     except OSError:
         return Look(LookEnd.OTHER, f"the node at {port} {_OTHER}", kind)
-    return Look(LookEnd.REACHED, REACHED, kind, bytes(item[0]))
+    said = bytes(item[0])
+    if said.startswith(zmtp.REVOKED) and call.reader.sealing is not None:
+        return Look(LookEnd.KEY, f"the node at {port} {_REVOKED}", kind, said.removeprefix(zmtp.REVOKED))
+    return Look(LookEnd.REACHED, REACHED, kind, said)
+
+
+def _next(call: Call) -> Command | list[Frame]:
+    """Return the next that comes; what has begun to come gets its time."""
+    try:
+        return call.next()
+    except TimeoutError:
+        if not call.reader.unfinished:
+            raise
+    call.more(_PATIENCE)
+    return call.next()

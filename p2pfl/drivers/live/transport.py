@@ -20,7 +20,7 @@ from p2pfl.drivers.live.addresses import Names
 from p2pfl.drivers.live.curve import Keys
 from p2pfl.drivers.live.forwarding import FORWARDED, Ends, Forwarder, is_forwarded, widened
 from p2pfl.drivers.live.inlets import Inlets
-from p2pfl.drivers.live.listener import Allowance, Arrived, Listener
+from p2pfl.drivers.live.listener import Allowance, Arrived, Listener, Volume
 from p2pfl.drivers.live.parcels import PIECE, WINDOW, Letter, ParcelsIn, ParcelsOut
 from p2pfl.drivers.live.zmtp import Limits
 from p2pfl.errors import RemoteError
@@ -47,6 +47,15 @@ _ROUND = 3.0
 
 _PER_PIECE = 1.0
 """... and for each piece of the largest payload: every second one is answered."""
+
+_BYTES = 8e6, 8e6
+"""Bytes of a node, a second for long and at once; or of its largest payloads ..."""
+
+_PAYLOADS = 2.0, 4.0
+"""... so many, where that is more (at once: so many more) ..."""
+
+_PAYLOADS_PER_ROUND = 3.0
+"""... and so many more in each round of this node. An exchange takes one, and one more where it was lost."""
 
 _LAST = 50
 """Milliseconds between looks at what is still under way when a node closes."""
@@ -129,7 +138,10 @@ class Transport:
         self._per_round = _ROUND + (_PER_PIECE * -(-largest // piece) if largest > whole else 0.0)
         self._progress: Counter[tuple[int, int, int]] = Counter()  # bytes, by node, its life, this node's life
         limits = limits if keyring is None else widened(limits)
-        allowance = Allowance(limits, _RATE, _BURST, unit=float("inf"), large=piece / 2)
+        payload = largest + HEADER_CAP
+        volume = Volume(max(_BYTES[0], _PAYLOADS[0] * payload), _BYTES[1] + _PAYLOADS[1] * payload)
+        self._bytes_per_round = _PAYLOADS_PER_ROUND * payload
+        allowance = Allowance(limits, _RATE, _BURST, unit=float("inf"), large=piece / 2, volume=volume)
         about = versions.here(node, versions.MODELS).encode()
         self._listener = ports.listening(
             listen,
@@ -138,7 +150,7 @@ class Transport:
             ),
         )
         self._keyring = keyring
-        self._forwarder = None if keyring is None else Forwarder(keyring, life)
+        self._forwarder = None if keyring is None else Forwarder(keyring, life, volume)
         self._inlets: Inlets | None = None
         if keyring is not None and calls:
             self._inlets = Inlets(zmtp.introduction(federation, node), keyring, self._listener.adopted)
@@ -330,7 +342,9 @@ class Transport:
 
     def progress(self, rounds: int) -> None:
         """This node has got on by so many rounds: there is more that its neighbours have to say."""
-        self._listener.allow(self._per_round * rounds)
+        self._listener.allow(self._per_round * rounds, self._bytes_per_round * rounds)
+        if self._forwarder is not None:
+            self._forwarder.allow(self._bytes_per_round * rounds)
 
     def blame(self, message: Arrived) -> None:
         """A message was of no use: after many, the connection is hung up."""

@@ -168,6 +168,10 @@ def introduction(federation: str, node: int) -> bytes:
 QUESTION = b"p2pfl/1 asks"
 """The identity of a connection that brings one question, see p2pfl.protocol.questions, and gets one answer."""
 
+REVOKED = b"revoked "
+"""What a message begins with by which whoever was a member is told that it is none any more; the records that say so
+follow."""
+
 
 def introduced(identity: bytes, federation: str) -> int:
     """Return the node whose introduction this is. Raises RemoteError."""

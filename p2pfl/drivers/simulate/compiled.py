@@ -23,9 +23,10 @@ from p2pfl import tree
 from p2pfl.drivers.simulate import epochs, inboxes
 from p2pfl.drivers.simulate.inboxes import AfterSteps, Sharing, where
 from p2pfl.drivers.simulate.shapes import AXIS, OVER, ROWS, WHOLE, Carry, Graph, Rounds, Shape, Stretch, table_rows
+from p2pfl.learning.batching import VOLUME, chunk
 from p2pfl.learning.local_steps import placed
 from p2pfl.node.program import node_key
-from p2pfl.types import Algorithm, Array, Learner, Neighborhood, Params, State, Tree
+from p2pfl.types import Algorithm, Array, Learner, Metrics, Neighborhood, Params, State, Tree
 
 
 def compile_stretch(over: Callable[[Array, Array], Algorithm], shape: Shape, mesh: Mesh) -> Callable[..., Any]:
@@ -110,6 +111,20 @@ def _by_chunk(
     return jax.lax.fori_loop(jnp.int32(0), jnp.int32(size // chunk), one, (out, total))
 
 
+def each(chunk: int, node: Callable[..., Any]) -> Callable[..., Any]:
+    """Of a function of a node, that of a chunk of nodes. One by itself is computed as it is, not under vmap.
+
+    Under vmap all branches of a switch are computed: nodes of unequal width would each cost as much as all widths.
+    """
+    if chunk > 1:
+        return jax.vmap(node)
+
+    def alone(*given: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf[None], node(*jax.tree.map(lambda leaf: leaf[0], given)))
+
+    return alone
+
+
 def _train(algorithm: Algorithm, shape: Shape, shared: Sharing, carry: Carry, now: Rounds, around: Graph) -> AfterSteps:
     """Local steps of all nodes of a device, from the states to `spare`."""
     size = shape.layout.size
@@ -130,7 +145,7 @@ def _train(algorithm: Algorithm, shape: Shape, shared: Sharing, carry: Carry, no
 
     def all_chunks(rows: Array, steps: Array | None) -> AfterSteps:
         def chunk(read: Any) -> Any:
-            state, apart, models, loss, finite = jax.vmap(node)(*read)
+            state, apart, models, loss, finite = each(shape.layout.chunk, node)(*read)
             return AfterSteps((state, apart), models, loss, finite), ()
 
         slots = (shape.slots,) if algorithm.per_edge else ()
@@ -157,7 +172,8 @@ def compile_init(algorithm: Algorithm, learner: Learner, shape: Shape, mesh: Mes
         state = jax.vmap(one)(jnp.arange(layout.places), sites)
         mass = jax.eval_shape(algorithm.mass or algorithm.params, jax.tree.map(lambda leaf: leaf[0], state))
         drift = jax.tree.map(lambda leaf: jnp.zeros((layout.devices, *leaf.shape), leaf.dtype), mass)
-        models = jax.vmap(algorithm.params)(state) if shape.keep else ()
+        # as they are drawn: an algorithm may begin with a part of that
+        models = jax.vmap(lambda _, site: placed(params, site))(jnp.arange(layout.places), sites) if shape.keep else ()
         history: Tree = ()
         if shape.ages:
             around = Neighborhood(jnp.zeros(shape.slots), jnp.zeros(shape.slots))
@@ -193,12 +209,24 @@ def compile_evaluate(
     x [N, ...], y [N], mask [N], owner [N]: the node that a row is the own of. Models are tested chunk by chunk.
     """
 
+    def tested(params: Params, x: Array, y: Array, mask: Array) -> Metrics:
+        """Of all rows at once, but for volumes."""
+        if x.ndim <= VOLUME:
+            return learner.evaluate(params, {"x": x, "y": y}, mask)
+
+        def one(row: tuple[Array, Array, Array]) -> Metrics:
+            x, y, mask = (part[None] for part in row)
+            return jax.tree.map(lambda each: each[0], learner.evaluate(params, {"x": x, "y": y}, mask))
+
+        found: Metrics = jax.lax.map(one, (x, y, mask), batch_size=chunk(x.shape[1:]))
+        return found
+
     def evaluate(states: Any, x: Array, y: Array, mask: Array, owner: Array) -> tuple[Array, Array, Array]:
         size = shape.layout.size
         ids = jax.lax.axis_index(AXIS).astype(jnp.int32) * size + jnp.arange(size, dtype=jnp.int32)
 
         def node(state: Any, index: Array) -> tuple[Array, Array, Array]:
-            sums = learner.evaluate(model(state), {"x": x, "y": y}, mask)
+            sums = tested(model(state), x, y, mask)
             own = (owner == index).astype(jnp.float32)
             score = sums["score"].astype(jnp.float32)
             rows, mine = jnp.maximum(mask.sum(), 1), own.sum()
@@ -208,7 +236,7 @@ def compile_evaluate(
         none = tuple(jnp.zeros(size, jnp.float32) for _ in range(3))
         found: tuple[Array, Array, Array]
         found, _ = _by_chunk(
-            size, shape.layout.chunk, lambda read: (jax.vmap(node)(*read), ()), none, (states, ids), ()
+            size, shape.layout.chunk, lambda read: (each(shape.layout.chunk, node)(*read), ()), none, (states, ids), ()
         )
         return found
 

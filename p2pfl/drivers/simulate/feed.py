@@ -34,6 +34,7 @@ class Feed:
         self._plan, self._x, self._y, self._first = plan, x, y, first
         work = plan.work
         self._deliveries = deliveries(work)
+        self._ahead = work.ahead()  # [n, V, B]
         self._period = len(work.schedule.neighbor)
         self._turns = np.cumsum(work.schedule.trains.any(axis=1))  # rounds with local steps up to each row
         self._graph = self._placed(None) if self._period <= plan.longest else None
@@ -49,10 +50,12 @@ class Feed:
         if graph is None:
             graph, row = self._placed(t.tolist()), np.arange(most, dtype=np.int32)
         trains = work.schedule.trains[t].any(axis=1)
-        rows = np.zeros((most, at.places, self._plan.batching.width, work.batch_size), np.int32)
+        width = self._ahead.shape[1] + self._plan.batching.width
+        rows = np.zeros((most, at.places, width, work.batch_size), np.int32)
         for r in range(count):
             if trains[r]:
-                rows[r, : at.nodes] = self._samples(start + r) + self._first[: at.nodes, None, None]
+                taken = np.concatenate([self._ahead, self._samples(start + r)], axis=1)
+                rows[r, : at.nodes] = taken + self._first[: at.nodes, None, None]
         planned = self._count(t[:count], delivery)
 
         def over(array: np.ndarray, used: bool) -> Any:

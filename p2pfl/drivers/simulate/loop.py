@@ -62,10 +62,10 @@ def _booked(nodes: Sequence[Replica], i: int, round: int, delivery: Delivery) ->
     for k in np.flatnonzero(delivery.arrived[round - 1, i]):
         opened = round - int(delivery.age[round - 1, i, k])
         j = int(me.task.schedule.neighbor[me.task.schedule.row(opened), k])
-        sent, received = me.sent(j, opened), nodes[j].sent(i, opened)
-        if not tree.finite(received) or (me.task.link == "exchange" and not tree.finite(sent)):
+        received = nodes[j].sent(i, opened)
+        if not tree.finite(received) or (me.task.link == "exchange" and not tree.finite(me.sent(j, opened))):
             continue
-        result.append(Booked(j, nodes[j].life, opened, opened, opened, sent, received))
+        result.append(Booked(j, nodes[j].life, opened, opened, opened, me.side(j, opened), received))
     return result
 
 
@@ -81,7 +81,7 @@ def _changed(nodes: list[Replica], round: int, keep: int, course: Course) -> dic
     donors = {i: course.donor[round - 1, i] for i in np.flatnonzero(when.fresh[round - 1]).tolist()}
     new = {i: Replica(nodes[i].whole, int(when.life[round - 1, i]), keep) for i in donors}
     for i, j in donors.items():
-        model = nodes[j].models[round - 1] if j >= 0 else None
+        model = nodes[j].given(i, round - 1) if j >= 0 else None
         if model is not None and tree.finite(model):
             result.setdefault(i, []).append(new[i].adopt(model, int(j), nodes[j].life, round - 1))
     for i, node in new.items():

@@ -72,10 +72,8 @@ def plan(work: Simulation, how: How, now: Clock) -> EnginePlan:
         restarts=work.course is not None and bool(work.course.enters.any()),
         back=back,
     )
-    batching = Batching(
-        work.seed, np.arange(nodes), np.array([max(len(r), 1) for r in work.rows]), work.steps, work.batch_size
-    )
-    each = nodes * batching.width * work.batch_size * 4 + nodes * slots * 6 * work.drawn
+    batching = Batching(work.seed, np.arange(nodes), np.maximum(work.sizes, 1), work.steps, work.batch_size)
+    each = nodes * (work.ahead().shape[1] + batching.width) * work.batch_size * 4 + nodes * slots * 6 * work.drawn
     gaps = [after - before for before, after in itertools.pairwise([0, *stops(work)])]
     longest = max(1, min(_INPUT // max(each, 1), _LONGEST, work.rounds, max(gaps)))
     mesh = Mesh(np.array(devices[: at.devices]), (AXIS,))
@@ -102,7 +100,7 @@ def _guess(work: Simulation, params: Params) -> int:
 
 def _measured(work: Simulation, most: int, now: Clock) -> autotune.Measurement:
     first = work.rows[0][:1] if len(work.rows[0]) else np.zeros(1, np.int64)
-    rows = np.broadcast_to(first, (int(work.steps.max()), work.batch_size))
+    rows = np.broadcast_to(first, (work.ahead().shape[1] + int(work.steps.max()), work.batch_size))
     batches = {"x": jnp.asarray(work.x[rows]), "y": jnp.asarray(work.y[rows])}
     slots = work.schedule.neighbor.shape[2]
     return autotune.chunk(work.algorithm, work.first(jax.random.key(0)), slots, batches, most, now)

@@ -142,7 +142,7 @@ class _Replay:
             donor, round = life.adopted
             if round not in self.lives[donor].node.models:
                 return False
-            node.adopt(self.lives[donor].node.models[round], *donor, round)
+            node.adopt(self.lives[donor].node.given(node.task.node, round), *donor, round)
             self._models[donor, round] -= 1
             self._forget(self.lives[donor])
             life.adopted, moved = None, True
@@ -183,7 +183,7 @@ class _Replay:
 
     def _booked(self, life: _Life, node: int, its_life: int, number: int, mine: int, theirs: int) -> Booked:
         me, other = life.node, self.lives[Name(node, its_life)].node
-        sent = me.sent(node, mine) if me.task.link == "exchange" else me.latest(node)
+        sent = me.side(node, mine) if me.task.link == "exchange" else me.latest(node)
         return Booked(node, its_life, number, mine, theirs, sent, other.sent(me.task.node, theirs))
 
     def _forget(self, life: _Life) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from p2pfl import churn
 from p2pfl.churn.course import Course
+from p2pfl.learning.batching import in_batches
 from p2pfl.learning.local_steps import placed
 from p2pfl.types import Algorithm, Array, Key, Learner, Metrics, Params, Schedule, State, Steps, Tree
 
@@ -37,6 +38,24 @@ class Simulation(NamedTuple):
     conditions: churn.Conditions
     sites: Tree  # [n, ...] what each node knows of its own data, where it is asked for
     course: Course | None = None  # of the events; its schedule is then `schedule`
+    held: np.ndarray | None = None  # [n] the last so many rows of each node are validation rows, which go before a
+    # round's
+    part: float = 1.0  # share of the nodes that takes part in a round
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """[n] training rows of each node."""
+        rows = np.array([len(each) for each in self.rows], np.int64)
+        return rows if self.held is None else rows - self.held
+
+    def ahead(self) -> np.ndarray:
+        """[n, V, B] the places of the validation rows among the rows of each node, in batches."""
+        if self.held is None:
+            return np.zeros((len(self.rows), 0, self.batch_size), np.int64)
+        places = in_batches(self.held, self.batch_size)
+        return np.minimum(
+            places + self.sizes.reshape(-1, 1, 1), np.maximum(self.sizes + self.held - 1, 0).reshape(-1, 1, 1)
+        )
 
     @property
     def late(self) -> int:
@@ -72,7 +91,10 @@ def by_step(make: Callable[[Learner], Algorithm], learner: Learner) -> Callable[
         def grad(params: Params, rows: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
             return learner.grad(params, {"x": x[rows], "y": y[rows]}, key)
 
-        return make(learner._replace(grad=grad))
+        def evaluate(params: Params, rows: Tree, mask: Array) -> Metrics:
+            return learner.evaluate(params, {"x": x[rows], "y": y[rows]}, mask)
+
+        return make(learner._replace(grad=grad, evaluate=evaluate))
 
     return over
 

@@ -166,13 +166,13 @@ class _VirtualRun:
             work.resume()
         life = self.world.life(node)
         work.begin(life)
-        payload, model = work.payloads.format, work.models.format
+        payload, model = work.payloads, work.models
 
         def taken(envelope: Envelope) -> PeerEvent:
             """As it comes out of a codec: raw frames, and none with a number that is not finite."""
             frames: Frames = envelope.payload.frames
             known = model if isinstance(envelope.message, Model) else payload
-            fit = known.finite(frames)
+            fit = known.of(envelope.node).finite(frames)
             return Received(envelope._replace(payload=frames)) if fit else Refused(envelope._replace(payload=None))
 
         others = [j for j in range(len(self._tasks)) if j != node and j not in task.neighbors]

@@ -1,14 +1,16 @@
 """Answers: what a node can make, at the end, of the model that all have, with its own rows alone.
 
     consensus      the shared model as it is
+    best           of the models that the node has had, the one with the best score on its validation rows
     personal       the node's own, where the experiment's objective trains one
     fine_tuned     the shared model after some local steps
     interpolated   between the shared model and the personal or fine-tuned one, as far as validation rows say
     recalibrated   the shared model with the batch statistics of the node's own inputs; needs no labels
     adapted        the same for inputs that are to be predicted, and a few steps for certain and steady answers
+    routed         the same from a mixture, layer by layer, of the personal models that are here
 
-None of them sends anything. `adapted` looks at the inputs of the test rows, though not at their labels: as a hospital
-without labels may, but say it beside its figures. For a choice among the personal models of all, see `selector`.
+None of them sends anything. `adapted` and `routed` look at the inputs of the test rows, though not at their labels: as
+a hospital without labels may, but say it beside their figures. For a choice among personal models see `selector`.
 """
 
 from __future__ import annotations
@@ -27,14 +29,20 @@ from p2pfl.data import Samples
 from p2pfl.errors import ConfigError
 from p2pfl.learning.batching import Batching, eval_set
 from p2pfl.learning.local_steps import descend
-from p2pfl.methods.answers import calibration
-from p2pfl.methods.answers.selector import Selector, fitted, selector
+from p2pfl.methods.answers import adaptation, calibration
+from p2pfl.methods.answers import selector as choice
+from p2pfl.methods.answers.selector import Selector, selector
+from p2pfl.methods.watching import BEST, best_of
 from p2pfl.types import Array, Key, Learner, Params, Tree
 
-__all__ = ["ANSWERS", "SELECTOR", "Answer", "Own", "Selector", "check", "fitted", "held_back", "prepared", "selector"]
+__all__ = ["ANSWERS", "ROUTED", "SELECTOR", "Answer", "Own", "Selector", "check", "held_back", "prepared", "selector"]
 
 SELECTOR = "selector"
-"""The answer that needs the models of all nodes, and so is made by whoever has them: see `selector`."""
+"""The answer that is a choice among the personal models that are there: see `selector`."""
+ROUTED = "routed"
+"""The answer that takes a bank of personal models: see `routed`."""
+ADAPTED = ("adapted", ROUTED)
+"""Answers that adapt to the inputs they are to predict."""
 HELD_BACK = 5
 """Where a node has no validation rows of its own, one of so many training rows is held back from fine-tuning."""
 ALPHAS = tuple(i / 10 for i in range(11))
@@ -56,6 +64,7 @@ class Own(NamedTuple):
     train: Samples  # its own rows
     validation: Samples | None = None  # its own, where it has any: neither trained on nor tested on
     unlabelled: np.ndarray | None = None  # x of the rows that are to be predicted
+    bank: tuple[Params, ...] = ()  # the personal models that are here, of this node and of others
 
 
 class AnswerInputs(NamedTuple):
@@ -121,18 +130,24 @@ def check(names: Sequence[str], learner: Learner, kind: str) -> None:
     """Raises ConfigError for names that are unknown, and for answers that the learner or the task can't give."""
     for name in names:
         one_of((*ANSWERS, SELECTOR), answers=name)
+    if SELECTOR in names:
+        choice.check(learner)
     if "personal" in names and learner.personal is None:
         raise ConfigError(
             "answers='personal': nothing trains a model of the node's own; add an objective such as ditto, or ask for "
             "'fine_tuned'"
         )
-    for name in ("recalibrated", "adapted"):
+    if BEST in names and BEST not in jax.eval_shape(learner.init, jax.random.key(0)).get("private", {}):
+        raise ConfigError(
+            "answers='best': is kept while the model is trained; name it in evaluation.answers of the run"
+        )
+    for name in ("recalibrated", *ADAPTED):
         if name in names:
             calibration.check(learner, name)
-    if "adapted" in names and kind not in _CERTAIN:
-        raise ConfigError(
-            f"answers='adapted': makes answers certain, and data of kind {kind!r} has no probabilities; leave it out"
-        )
+        if name in names and name in ADAPTED and kind not in adaptation.CERTAIN:
+            raise ConfigError(
+                f"answers={name!r}: makes answers certain, and data of kind {kind!r} has no probabilities; leave it out"
+            )
 
 
 Maker = Callable[[Own], Answer]
@@ -141,6 +156,27 @@ Maker = Callable[[Own], Answer]
 def consensus(given: AnswerInputs) -> Maker:
     """The shared model as it is after the last mixing."""
     return lambda own: Answer(own.params, "")
+
+
+def best(given: AnswerInputs) -> Maker:
+    """Of the models that evaluations have seen, and the last, the one with the best score on validation rows.
+
+    Equals: the earliest. See p2pfl.methods.watching.
+    """
+    score = jax.jit(lambda params, x, y, mask: given.learner.evaluate(params, {"x": x, "y": y}, mask)["score"].sum())
+
+    def answer(own: Own) -> Answer:
+        held, known = own.validation, own.params["private"][BEST]
+        if held is None or not len(held.y):
+            return Answer(own.params, "the last: there are no validation rows to choose by")
+        test = eval_set(held.x, held.y, whole=given.kind == "survival")
+        last = float(sum(float(score(own.params, *chunk)) for chunk in test.chunks)) / test.rows
+        if np.float32(last) > float(known["score"]):
+            return Answer(own.params, f"the last, of score {last:.3f} on {test.rows} validation rows")
+        found = f"of round {int(known['round'])}, of score {float(known['score']):.3f} on {test.rows} validation rows"
+        return Answer(best_of(own.params), found)
+
+    return answer
 
 
 def personal(given: AnswerInputs) -> Maker:
@@ -209,51 +245,76 @@ def recalibrated(given: AnswerInputs) -> Maker:
 def adapted(given: AnswerInputs) -> Maker:
     """Test-time adaptation without labels: batch statistics of the inputs to be predicted, then certain answers.
 
-        least of   entropy(p(x)) + consistency |p(x) - p(x + noise)|^2     over scale and bias of batch normalisation
-
-    by `adapt_steps` steps of Adam on all these inputs together (of many, the first ROWS), the statistics anew after
-    each. Without `unlabelled` it adapts to the training inputs. Sources: Wang, Shelhamer, Liu, Olshausen, Darrell,
-    "Tent: fully test-time adaptation by entropy minimization" (2021); Jiang et al., "IOP-FL" (2023), outside
-    personalization, whose terms of rotation and of smooth shapes are left out. Certainty is no knowledge: where most
-    answers are wrong, it makes them surely wrong.
+    Scale and bias of batch normalisation are moved by `adapt_steps` steps of Adam on all these inputs together (of
+    many, the first ROWS), the statistics anew after each, so that what p2pfl.methods.answers.adaptation says is least:
+    that answers are certain, the same under noise, and of images also when turned, and smooth. Without `unlabelled` it
+    adapts to the training inputs. Sources: Wang, Shelhamer, Liu, Olshausen, Darrell, "Tent: fully test-time adaptation
+    by entropy minimization" (2021); Jiang et al., "IOP-FL" (2023), outside personalization; with its bank of models it
+    is `routed`. Certainty is no knowledge: where most answers are wrong, it makes them surely wrong.
     """
-    predict, certain, adam = given.learner.predict, _CERTAIN[given.kind], optax.adam(given.adapt_rate)
-
-    @jax.jit
-    def step(params: Params, memory: Tree, x: Array, key: Key) -> tuple[Params, Tree]:
-        noisy = x + given.noise * x.std() * jax.random.normal(key, x.shape, x.dtype)
-
-        def objective(norms: Tree) -> Array:
-            tried = calibration.with_norms(params, norms)
-            entropy, p = certain(predict(tried, x))
-            _, q = certain(predict(tried, noisy))
-            return entropy.mean() + given.consistency * ((p - q) ** 2).sum(axis=-1).mean()
-
-        norms = calibration.norms(params)
-        updates, memory = adam.update(jax.grad(objective)(norms), memory, norms)
-        return calibration.with_norms(params, optax.apply_updates(norms, updates)), memory
+    adapt = _adapting(given)
 
     def answer(own: Own) -> Answer:
-        x = own.train.x if own.unlabelled is None or not len(own.unlabelled) else own.unlabelled
-        inputs, label, key = jnp.asarray(x[: calibration.ROWS]), jnp.asarray(own.train.y[:1]), _key(given, own)
-        params = given.again(own.params, inputs, label, key)
-        memory: Any = adam.init(calibration.norms(params))
-        for _ in range(given.adapt_steps):
-            params, memory = step(params, memory, inputs, key)
-            params = given.again(params, inputs, label, key)
-        return Answer(params, f"{given.adapt_steps} steps on {len(inputs)} inputs without their labels")
+        return adapt(own, (own.params,), "")
 
     return answer
+
+
+def routed(given: AnswerInputs) -> Maker:
+    """The same from a bank: the personal models that are here and the shared one, mixed layer by layer.
+
+    The weights of each layer are found along with scale and bias. A process that has all nodes has the personal models
+    of all; a node by itself has its own. For a site that joins without labels. Source: Jiang, Yang, Chen, Dou,
+    "IOP-FL: inside-outside personalization for federated medical image segmentation" (2023), outside personalization;
+    see p2pfl.methods.answers.adaptation for what differs.
+    """
+    adapt = _adapting(given)
+
+    def answer(own: Own) -> Answer:
+        return adapt(own, (own.params, *own.bank), f", from a bank of {1 + len(own.bank)} models")
+
+    return answer
+
+
+def _adapting(given: AnswerInputs) -> Callable[[Own, tuple[Params, ...], str], Answer]:
+    """A function from what a node has, and a bank of models, to the model that answers."""
+    predict, adam = given.learner.predict, optax.adam(given.adapt_rate)
+    least = adaptation.loss(given.kind, given.noise, given.consistency)
+
+    @jax.jit
+    def step(bank: tuple[Params, ...], params: Params, found: Tree, memory: Tree, x: Array, key: Key) -> Any:
+        def objective(found: Tree) -> Array:
+            tried = calibration.with_statistics_of(adaptation.routed(bank, found), params)
+            return least(lambda x: predict(tried, x), x, key)
+
+        updates, memory = adam.update(jax.grad(objective)(found), memory, found)
+        found = optax.apply_updates(found, updates)
+        return adaptation.routed(bank, found), found, memory
+
+    def adapt(own: Own, bank: tuple[Params, ...], said: str) -> Answer:
+        x = own.train.x if own.unlabelled is None or not len(own.unlabelled) else own.unlabelled
+        inputs, label, key = jnp.asarray(x[: calibration.ROWS]), jnp.asarray(own.train.y[:1]), _key(given, own)
+        found = adaptation.start(bank)
+        memory: Any = adam.init(found)
+        params = given.again(adaptation.routed(bank, found), inputs, label, key)
+        for number in range(given.adapt_steps):
+            params, found, memory = step(bank, params, found, memory, inputs, jax.random.fold_in(key, number))
+            params = given.again(params, inputs, label, key)
+        return Answer(params, f"{given.adapt_steps} steps on {len(inputs)} inputs without their labels{said}")
+
+    return adapt
 
 
 ANSWERS: Mapping[str, Callable[[AnswerInputs], Maker]] = MappingProxyType(
     {
         "consensus": consensus,
+        "best": best,
         "personal": personal,
         "fine_tuned": fine_tuned,
         "interpolated": interpolated,
         "recalibrated": recalibrated,
         "adapted": adapted,
+        "routed": routed,
     }
 )
 """Makers of the models that answer, by name."""
@@ -307,22 +368,3 @@ def _between(a: Params, b: Params, alpha: Array) -> Params:
         return (1 - share) * a + share * b
 
     return jax.tree.map(leaf, a, b)
-
-
-def _softmax(outputs: Array) -> tuple[Array, Array]:
-    """Entropy [B, ...] and probabilities [B, ..., C]."""
-    log_p = jax.nn.log_softmax(outputs, axis=-1)
-    p = jnp.exp(log_p)
-    return -(p * log_p).sum(axis=-1), p
-
-
-def _sigmoid(outputs: Array) -> tuple[Array, Array]:
-    """Entropy [B], the mean over labels, and probabilities [B, L]."""
-    p = jax.nn.sigmoid(outputs)
-    each = -(p * jax.nn.log_sigmoid(outputs) + (1 - p) * jax.nn.log_sigmoid(-outputs))
-    return each.mean(axis=-1), p
-
-
-_CERTAIN: Mapping[str, Callable[[Array], tuple[Array, Array]]] = MappingProxyType(
-    {"classes": _softmax, "segmentation": _softmax, "labels": _sigmoid}
-)

@@ -117,11 +117,11 @@ def _with_statistics(params: Params, found: Tree) -> Params:
 
 def norms(params: Params) -> dict[str, Array]:
     """Scale and bias of the layers that have batch statistics, by path; shared ones and private ones."""
-    return {path: leaf for path, leaf in _trained(params).items() if _is_norm(path, params)}
+    return {path: leaf for path, leaf in trained(params).items() if _is_norm(path, params)}
 
 
-def with_norms(params: Params, found: dict[str, Array]) -> Params:
-    """The model with other scales and biases."""
+def with_trained(params: Params, found: dict[str, Array]) -> Params:
+    """The model with other leaves, by path, of those that are trained."""
 
     def replaced(prefix: str, tree: Tree) -> Tree:
         return jax.tree_util.tree_map_with_path(lambda path, leaf: found.get(f"{prefix}{path_name(path)}", leaf), tree)
@@ -130,7 +130,13 @@ def with_norms(params: Params, found: dict[str, Array]) -> Params:
     return _with(params, "trained", replaced("", params["trained"]), replaced("own:", own))
 
 
-def _trained(params: Params) -> dict[str, Array]:
+def with_statistics_of(params: Params, other: Params) -> Params:
+    """The model with the batch statistics of another."""
+    return _with_statistics(params, statistics(other))
+
+
+def trained(params: Params) -> dict[str, Array]:
+    """The leaves that are trained, by path; private ones with "own:" in front."""
     own = params.get("private", {}).get("share", {}).get("leaves", {}).get("trained", {})
     mine = {f"own:{path}": leaf for path, leaf in named_leaves(own).items()}
     return {**named_leaves(params["trained"]), **mine}

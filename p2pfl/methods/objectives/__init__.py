@@ -7,7 +7,8 @@
 They are applied in the order in which they are given, each to what the ones before have made. Where several bring a
 model of the node's own, the last one's answers for the node (`Learner.personal`); the others are trained all the same.
 What a method keeps is private to the node: it lies in params["private"] under the method's name, and no message holds
-it. So each method can be given once.
+it, but for what its line in docs/medical.md says travels (a bulletin, an own model, a selector). So each method can be
+given once.
 """
 
 from __future__ import annotations
@@ -15,29 +16,47 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from p2pfl.methods.objectives.align import align
 from p2pfl.methods.objectives.augmentation import augment
-from p2pfl.methods.objectives.gradient import fedprox, ridge, sharpness
+from p2pfl.methods.objectives.contrast import fedmri
+from p2pfl.methods.objectives.deputy import deputy
+from p2pfl.methods.objectives.experts import experts
+from p2pfl.methods.objectives.fedharmony import fedharmony
+from p2pfl.methods.objectives.gradient import fedprox, proportional, ridge, sharpness
 from p2pfl.methods.objectives.hetero_width import widths
+from p2pfl.methods.objectives.label_graph import label_graph
 from p2pfl.methods.objectives.label_shift import class_weights, fedsld, missing_classes
 from p2pfl.methods.objectives.multitask import tasks
 from p2pfl.methods.objectives.objective import Objective
-from p2pfl.methods.objectives.personal import average, cusfl, ditto, iop, pfedme
+from p2pfl.methods.objectives.personal import average, cusfl, ditto, iop, pfedme, soft_pull
+from p2pfl.methods.objectives.reference_site import fl_mrcm
+from p2pfl.methods.objectives.site_selector import selector
 
 __all__ = [
     "OBJECTIVES",
     "Objective",
+    "align",
     "augment",
     "average",
     "class_weights",
     "cusfl",
+    "deputy",
     "ditto",
+    "experts",
+    "fedharmony",
+    "fedmri",
     "fedprox",
     "fedsld",
+    "fl_mrcm",
     "iop",
+    "label_graph",
     "missing_classes",
     "pfedme",
+    "proportional",
     "ridge",
+    "selector",
     "sharpness",
+    "soft_pull",
     "tasks",
     "widths",
 ]
@@ -49,15 +68,25 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType(
         "ditto": ditto,
         "cusfl": cusfl,
         "iop": iop,
+        "soft_pull": soft_pull,
+        "selector": selector,
         "average": average,
+        "fedmri": fedmri,
         "fedsld": fedsld,
         "missing_classes": missing_classes,
+        "fl_mrcm": fl_mrcm,
         "tasks": tasks,
         "sharpness": sharpness,
         "ridge": ridge,
+        "proportional": proportional,
+        "deputy": deputy,
         "class_weights": class_weights,
         "augment": augment,
         "widths": widths,
+        "fedharmony": fedharmony,
+        "experts": experts,
+        "align": align,
+        "label_graph": label_graph,
     }
 )
 """Makers by name; each takes the experiment's optimizer and the arguments of its table."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +35,8 @@ def augment(
     `rotate`: degrees, up to so many either way, by linear interpolation. What comes in from outside is the border's
     pixel. Then `contrast` <= 1: the distance from the image's mean is multiplied by 1 - contrast .. 1 + contrast.
     `brightness`: up to so much is added to all pixels, either way; `noise`: standard deviation of what is added to
-    each; both in the units of x. Masks [B, H, W] of segmentation are moved with their images. Evaluation is as without.
-    Keeps nothing.
+    each; both in the units of x. Masks [B, H, W] of segmentation are moved with their images, and so are the images
+    [B, H, W, C] of a reconstruction, for which what lights anew is refused. Evaluation is as without. Keeps nothing.
 
     Args:
         optimizer: of the experiment, or any of optax.
@@ -62,17 +63,17 @@ def augment(
         raise ConfigError(f"contrast={contrast!r}: must be <= 1")
 
     def moved(x: Array, y: Array, key: Key) -> tuple[Array, Array]:
-        """One image [H, W, C], and its mask where y is one."""
+        """One image [H, W, C], and its mask or its true image where y is one."""
         height, width, _ = x.shape
         keys = jax.random.split(key, 3)
         down, right = jax.random.randint(keys[0], (2,), -shift, shift + 1) if shift else (0, 0)
         rows, columns = jnp.arange(height) - down, jnp.arange(width) - right
         if flip:
             columns = jnp.where(jax.random.bernoulli(keys[1]), width - 1 - columns, columns)
-        mask = y.shape == x.shape[:2]
+        along = y.ndim > 1 and y.shape[:2] == x.shape[:2]
         if not rotate:
             at = jnp.clip(rows, 0, height - 1)[:, None], jnp.clip(columns, 0, width - 1)[None, :]
-            return x[at], y[at] if mask else y
+            return x[at], y[at] if along else y
         angle = jax.random.uniform(keys[2], (), x.dtype, -1, 1) * math.radians(rotate)
         up = rows.astype(x.dtype)[:, None] - (height - 1) / 2
         side = columns.astype(x.dtype)[None, :] - (width - 1) / 2
@@ -83,8 +84,11 @@ def augment(
         def plane(plane: Array, order: int) -> Array:
             return map_coordinates(plane, coordinates, order=order, mode="nearest")
 
-        turned = jax.vmap(lambda each: plane(each, 1), in_axes=2, out_axes=2)(x)
-        return turned, plane(y, 0) if mask else y
+        def image(image: Array) -> Array:
+            turned: Array = jax.vmap(lambda each: plane(each, 1), in_axes=2, out_axes=2)(image)
+            return turned
+
+        return image(x), image(y) if along and y.ndim == 3 else plane(y, 0) if along else y
 
     def lit(x: Array, key: Key) -> Array:
         keys = jax.random.split(key, 3)
@@ -111,10 +115,15 @@ def augment(
 
         return learner._replace(grad=grad)
 
-    return Objective(wrap, suits=_images)
+    return Objective(wrap, suits=partial(_images, lit=bool(contrast or brightness)))
 
 
-def _images(dataset: Dataset) -> None:
+def _images(dataset: Dataset, lit: bool) -> None:
+    if dataset.kind == "reconstruction" and lit:
+        raise ConfigError(
+            "objective augment: contrast and brightness light x alone, and what is reconstructed would be another "
+            "image; leave them out"
+        )
     shape = dataset.train.x.shape[1:]
     if len(shape) != 3:
         raise ConfigError(

@@ -8,7 +8,7 @@ import optax
 
 from p2pfl import tree
 from p2pfl.algorithms.fedprox import proximal
-from p2pfl.check import at_least, positive
+from p2pfl.check import at_least, fraction, positive
 from p2pfl.errors import ConfigError
 from p2pfl.methods.objectives.objective import Objective
 from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
@@ -119,6 +119,51 @@ def ridge(optimizer: optax.GradientTransformation, strength: float, matching: st
             gradient = jax.tree.map(lambda g, w: g + jnp.asarray(strength, g.dtype) * w, gradient, sized)
             more = jnp.asarray(strength / 2, metrics["loss"].dtype) * _norm(sized) ** 2
             return gradient, others, {**metrics, "loss": metrics["loss"] + more}
+
+        return learner._replace(grad=grad)
+
+    return Objective(wrap)
+
+
+def proportional(optimizer: optax.GradientTransformation, baseline: float = 5.0, least: float = 0.2) -> Objective:
+    """Proportional fairness: the sum over nodes of the logarithm of a utility M - f_i is made large, M = `baseline`.
+
+        minimise - sum_i M log(1 - f_i(x) / M),      gradient sum_i g_i / (1 - f_i / M)
+
+    A node that fits badly counts more, by M / (M - loss), wherever it is in the graph: its local steps are longer, and
+    mixing stays as it is, so that the mean is kept. As M grows this becomes the plain sum of the losses. The loss is
+    that of the batch; above M (1 - `least`) the factor stays 1 / `least`, where the published methods take the plain
+    loss or leave the logarithm undefined. Keeps nothing.
+    Sources: Zhang, Malekmohammadi, Chen, Yu, "Proportional fairness in federated learning" (2022), whose objective and
+    local steps these are; Hosseini, Sikaroudi, Babaie, Tizhoosh, "Proportionally fair hospital collaborations in
+    federated learning of histopathology images" (Prop-FFL, 2023), which is of the same kind; its exact objective could
+    not be read where this was written.
+
+    Args:
+        optimizer: of the experiment, or any of optax; one that divides by the gradient's size, such as Adam, undoes
+            most of it.
+        baseline: the loss at which a node would have no utility at all, > 0, in units of the loss.
+        least: the least utility that is told apart, as a share of the baseline, > 0 and < 1.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ConfigError: an argument is out of bounds.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> p2pfl.methods.objectives.proportional(optax.sgd(0.1), baseline=2.0).facts
+        ()
+    """
+    positive(baseline=baseline)
+    fraction(least=least)
+
+    def wrap(learner: Learner) -> Learner:
+        def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
+            gradient, others, metrics = learner.grad(params, batch, key)
+            factor = 1 / jnp.maximum(1 - metrics["loss"] / baseline, least)
+            return jax.tree.map(lambda g: g * factor.astype(g.dtype), gradient), others, metrics
 
         return learner._replace(grad=grad)
 

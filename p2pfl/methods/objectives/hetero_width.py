@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,8 @@ import optax
 from p2pfl import tree
 from p2pfl.errors import ConfigError
 from p2pfl.methods import masking
-from p2pfl.methods.objectives.objective import Objective
-from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
+from p2pfl.methods.objectives.objective import Objective, Slices
+from p2pfl.types import Algorithm, Array, Key, Learner, Metrics, Params, State, Tree
 
 
 def widths(
@@ -25,24 +27,23 @@ def widths(
 ) -> Objective:
     """HeteroFL: node i holds the first ceil(ratios[i] C) of the C output channels of every hidden layer.
 
-    The inputs of a layer are the outputs of the one before; what the last layer puts out is never cut. A node computes
-    with what it holds, as a network of that size would; everything else of its model stays as it is. An element is
-    mixed by the exchanges of two nodes that both hold it (p2pfl.methods.masking.masked), with the graph's weights: its
-    mean
-    over its holders is kept, and they agree on it only where they are joined by edges among themselves. Neighbours
-    learn the ratio. Keeps nothing; a joiner adopts the donor's model, also what the donor does not hold. Source: Diao,
-    Ding, Tarokh, "HeteroFL: computation and communication efficient federated learning for heterogeneous clients"
-    (2021).
+    The inputs of a layer are the outputs of the one before; what the last layer puts out is never cut. A node holds,
+    computes and sends nothing but that slice: its model has the smaller shapes, with one compiled step for each ratio,
+    and what travels between two nodes is the slice of the narrower one. An element is mixed by the exchanges of two
+    nodes that both hold it, with the graph's weights: its mean over its holders is kept, and they agree on it only
+    where they are joined by edges among themselves. Source: Diao, Ding, Tarokh, "HeteroFL: computation and
+    communication efficient federated learning for heterogeneous clients" (2021); there a server averages each element
+    over those that hold it.
+
+    A joiner takes of its donor's model what both hold; the rest of its own stays as it was drawn. The simulator keeps
+    all nodes in arrays of the whole shape, zero where a node holds nothing, and computes with the slices; files have
+    models of that shape, too.
 
     `layers`: paths of the layers with kernels [..., in, out] in their order, the last being the output; known of the
     built-in mlp and cnn. `scaler`: outputs of hidden layers are divided by the node's ratio, the paper's Scaler, here
     in evaluation too, since a node answers with the network that it has trained. Batch normalisation would undo that:
     with it the Scaler is left out. The paper's normalisation keeps no running statistics; here they are kept, and stay
     at home with share = "silobn". Its loss without absent classes is the method `missing_classes`.
-
-    What this does not do is save anything: the masked network costs as much as the whole, and the whole model travels.
-    It says what a federation of unequal networks learns. With weight decay an optimizer shrinks also what a node does
-    not hold, which none but a joiner ever sees.
 
     Args:
         optimizer: of the experiment, or any of optax.
@@ -54,74 +55,186 @@ def widths(
         The objective.
 
     Raises:
-        ConfigError: a ratio is out of bounds; when a model is made, its layers do not follow one another or it is
-            normalised over several channels; when applied, an algorithm that sends one way.
+        ConfigError: a ratio is out of bounds; when a model is made, its layers do not follow one another, it is
+            normalised over several channels, or an objective before this one keeps a model of its own; when applied, an
+            algorithm that sends one way.
 
     Example:
         >>> import optax, p2pfl
-        >>> p2pfl.methods.objectives.widths(optax.sgd(0.1), ratios=[1.0, 0.5]).given["width"].tolist()
-        [1.0, 0.5]
+        >>> p2pfl.methods.objectives.widths(optax.sgd(0.1), ratios=[1.0, 0.5]).slices.levels
+        (0, 1)
     """
     for i, ratio in enumerate(ratios):
         if not 0 < ratio <= 1:
             raise ConfigError(f"ratios[{i}]={ratio!r}: must be > 0 and <= 1, a share of each layer's channels")
+    steps = tuple(sorted({1.0, *map(float, ratios)}, reverse=True))
+    used = tuple(sorted({*map(float, ratios)}, reverse=True))
+    one = partial(_sliced, layers=layers, scaler=scaler)
 
-    def wrap_learner(learner: Learner) -> Learner:
-        like = jax.eval_shape(learner.init, jax.random.key(0))
-        cuts = layout(_shapes(like), layers)
-        normed = _check_norms(like)
-        hidden = {f"{layer}/{leaf}" for layer in cuts.order[:-1] for leaf in ("kernel", "bias")}
-
-        def scales(params: Params, ratio: Array) -> Tree:
-            """Return the factors of the leaves of params["trained"]."""
-
-            def leaf(path: str, leaf: Array, mask: Array) -> Array:
-                by = 1 / ratio if scaler and not normed and path in hidden else jnp.ones_like(ratio)
-                return jnp.where(mask, by.astype(leaf.dtype), 0)
-
-            masks = jax.tree.leaves(mask_of(ratio, params, cuts)["trained"])
-            named = tree.named_leaves(params["trained"])
-            found = [leaf(path, part, mask) for (path, part), mask in zip(named.items(), masks, strict=True)]
-            return jax.tree.unflatten(jax.tree.structure(params["trained"]), found)
-
-        def narrow(params: Params) -> Params:
-            ratio = _ratio(params)
-            trained = jax.tree.map(_times, params["trained"], scales(params, ratio))
-            carried = jax.tree.map(_where, mask_of(ratio, params, cuts)["carried"], params["carried"])
-            return {**params, "trained": trained, "carried": carried}
-
-        def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
-            ratio = _ratio(params)
-            gradient, others, metrics = learner.grad(narrow(params), batch, key)
-            gradient = jax.tree.map(_times, gradient, scales(params, ratio))
-            masks = mask_of(ratio, params, cuts)["carried"]
-            carried = jax.tree.map(_where, masks, others["carried"], params["carried"])
-            return gradient, {**others, "carried": carried}, metrics
-
-        return learner.viewed(lambda params, x: (narrow(params), x))._replace(grad=grad)
+    def stretches(params: Params) -> tree.Stretches:
+        return layout(_shapes(params), layers).stretches
 
     def held(ratio: Array, params: Params) -> Params:
-        return mask_of(ratio, params, layout(_shapes(params), layers))
+        return tree.mixed(mask_of(ratio, params, layout(_shapes(params), layers)))
 
-    wrap = masking.masked("widths", "the node's width", _ratio, held)
-    return Objective(wrap_learner, wrap, given={"width": np.asarray(ratios, np.float32)})
+    def around(inner: Algorithm) -> Algorithm:
+        return _in_whole_arrays(masking.masked("widths", "the node's width", _ratio, held)(inner), layers)
+
+    return Objective(
+        learner=lambda learner: _joint(learner, used, layers, scaler),
+        given={"width": np.asarray(ratios, np.float32)},
+        around=around,
+        slices=Slices(
+            levels=tuple(steps.index(float(ratio)) for ratio in ratios),
+            learners=tuple(partial(one, ratio=ratio) for ratio in steps),
+            stretches=stretches,
+        ),
+    )
+
+
+# --- the learner of one width, and of all
+
+
+def _sliced(learner: Learner, ratio: float, layers: Sequence[str] | None, scaler: bool) -> Learner:
+    """The learner of a node of one width: its model has the shapes of the slice."""
+    like = jax.eval_shape(learner.init, jax.random.key(0))
+    if "private" in like:
+        raise ConfigError(
+            f"objective widths: an objective before it keeps a model of its own ({', '.join(like['private'])}), whose "
+            "width nobody has said; name widths first in training.objective"
+        )
+    cuts = layout(_shapes(like), layers, like["carried"])
+    small, normed = cuts.slice(like, ratio), _check_norms(like)
+    hidden = {f"{layer}/{leaf}" for layer in cuts.order[:-1] for leaf in ("kernel", "bias")}
+
+    def scaled(trained: Tree) -> Tree:
+        def leaf(path: Any, leaf: Array) -> Array:
+            return leaf / ratio if tree.path_name(path) in hidden else leaf
+
+        return jax.tree_util.tree_map_with_path(leaf, trained) if scaler and not normed and ratio < 1 else trained
+
+    def seen(params: Params) -> Params:
+        return {**params, "trained": scaled(params["trained"])}
+
+    def init(key: Key) -> Params:
+        return tree.cut(learner.init(key), small, cuts.stretches)
+
+    def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
+        gradient, others, metrics = learner.grad(seen(params), batch, key)
+        return scaled(gradient), others, metrics
+
+    return learner.viewed(lambda params, x: (seen(params), x))._replace(init=init, grad=grad)
+
+
+def _joint(learner: Learner, ratios: Sequence[float], layers: Sequence[str] | None, scaler: bool) -> Learner:
+    """The learner of all widths: models lie in arrays of the whole shape, and each is computed with as its slice."""
+    nets = [_sliced(learner, ratio, layers, scaler) for ratio in ratios]
+    small = [jax.eval_shape(net.init, jax.random.key(0)) for net in nets]
+    like = jax.eval_shape(learner.init, jax.random.key(0))
+    stretches = layout(_shapes(like), layers, like["carried"]).stretches
+
+    def by_width(params: Params, does: Callable[[Learner, Params], Any]) -> Any:
+        """Do something with the slice of a model that its node holds, and the learner of that width."""
+
+        def branch(net: Learner, small: Params) -> Callable[[Params], Any]:
+            def of(params: Params) -> Any:
+                return does(net, {**params, **tree.cut(tree.mixed(params), small, stretches)})
+
+            return of
+
+        known = jnp.asarray(ratios, _ratio(params).dtype)
+        level = jnp.argmin(jnp.abs(known - _ratio(params))).astype(jnp.int32)
+        return jax.lax.switch(level, [branch(*pair) for pair in zip(nets, small, strict=True)], params)
+
+    def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
+        def whole(net: Learner, params: Params) -> tuple[Tree, Params, Metrics]:
+            gradient, others, metrics = net.grad(params, batch, key)
+            carried = tree.padded(others["carried"], like["carried"], stretches)
+            return tree.padded(gradient, like["trained"], stretches), {**others, "carried": carried}, metrics
+
+        found: tuple[Tree, Params, Metrics] = by_width(params, whole)
+        return found
+
+    def evaluate(params: Params, batch: Tree, mask: Array) -> Metrics:
+        found: Metrics = by_width(params, lambda net, params: net.evaluate(params, batch, mask))
+        return found
+
+    def predict(params: Params, x: Array) -> Array:
+        found: Array = by_width(params, lambda net, params: net.predict(params, x))
+        return found
+
+    return learner._replace(grad=grad, evaluate=evaluate, predict=predict, features=None)  # one shape for each width
+
+
+def _in_whole_arrays(inner: Algorithm, layers: Sequence[str] | None) -> Algorithm:
+    """The algorithm whose models lie in arrays of the whole shape: zero where their node holds nothing."""
+
+    def init(params: Params, slots: int) -> State:
+        mask = mask_of(_ratio(params), params, layout(_shapes(params), layers))
+        return inner.init(jax.tree.map(_where, mask, params), slots)
+
+    def adopt(state: State, params: Params) -> State:
+        own = inner.params(state)
+        cuts = layout(_shapes(own), layers)
+        both = tree.mixed(mask_of(_ratio(own), own, cuts))
+        if "site" in params.get("private", {}):  # the simulator hands over all of a donor
+            both = jax.tree.map(jnp.logical_and, both, tree.mixed(mask_of(_ratio(params), own, cuts)))
+        given = jax.tree.map(_where, both, tree.mixed(params), tree.mixed(own))
+        return inner.adopt(state, {**params, **given})
+
+    return inner._replace(init=init, adopt=adopt)
+
+
+# --- which parts of a model
 
 
 class WidthLayout(NamedTuple):
     """The axes of a model's leaves that are cut."""
 
     order: tuple[str, ...]  # paths of the layers
-    cuts: Mapping[str, tuple[int, int]]  # of each leaf of "trained": (channels of its inputs, of its outputs), 0: whole
+    cuts: Mapping[str, tuple[int, int]]  # of each leaf: (channels of its inputs, of its outputs), 0: whole
+    inputs: Mapping[str, int]  # of each kernel: the stretches of its inputs, each of so many channels
 
     def of(self, path: str) -> tuple[int, int]:
-        """Of a leaf of "trained", by its path."""
-        return self.cuts[path]
+        """Of a leaf by its path, or by one that ends like it: of an optimizer's state, a momentum, a payload."""
+        return self.cuts.get(self._known(path), (0, 0))
+
+    def stretches(self, path: str) -> int:
+        """Return into how many stretches the inputs of a kernel fall, by such a path."""
+        return self.inputs.get(self._known(path), 1)
+
+    def _known(self, path: str) -> str:
+        names = path.split("/")
+        ends = ("/".join(names[i:]) for i in range(len(names)))
+        return next((end for end in ends if end in self.cuts), "")
+
+    def slice(self, like: Params, ratio: float) -> Params:
+        """Return the shapes of the slice of a model that a node of this width holds."""
+
+        def leaf(path: Any, leaf: Any) -> Any:
+            name, shape = tree.path_name(path), list(leaf.shape)
+            before, out = self.of(name)
+            if out:
+                shape[-1] = channels(out, ratio)
+            if before:
+                shape[-2] = self.stretches(name) * channels(before, ratio)
+            return jax.ShapeDtypeStruct(tuple(shape), leaf.dtype)
+
+        return jax.tree_util.tree_map_with_path(leaf, like)
 
 
-def layout(shapes: Mapping[str, tuple[int, ...]], layers: Sequence[str] | None) -> WidthLayout:
-    """The layout of a model from the shapes of its trained leaves by path. Raises ConfigError."""
+def channels(count: int, ratio: float) -> int:
+    """Return how many of so many channels a node of this width holds: ceil(ratio count), but for rounding."""
+    return max(1, math.ceil(ratio * count - 1e-3))
+
+
+def layout(
+    shapes: Mapping[str, tuple[int, ...]], layers: Sequence[str] | None, carried: Tree | None = None
+) -> WidthLayout:
+    """The layout of a model, from its trained leaves' shapes by path and its statistics. Raises ConfigError."""
     order = tuple(layers) if layers is not None else _order(shapes)
     cuts: dict[str, tuple[int, int]] = {}
+    inputs: dict[str, int] = {}
     before = 0
     for i, layer in enumerate(order):
         shape = shapes.get(f"{layer}/kernel", ())
@@ -135,40 +248,39 @@ def layout(shapes: Mapping[str, tuple[int, ...]], layers: Sequence[str] | None) 
             )
         width = 0 if i == len(order) - 1 else shape[-1]
         cuts[f"{layer}/kernel"], cuts[f"{layer}/bias"] = (before, width), (0, width)
+        inputs[f"{layer}/kernel"] = shape[-2] // before if before else 1
         before = width
     hidden = {out for _, out in cuts.values()}
     for path, shape in shapes.items():
         if path not in cuts and len(shape) > 1:
             raise ConfigError(f"layers: does not name the layer of {path}; every kernel must be in it")
         cuts.setdefault(path, (0, shape[-1] if shape and shape[-1] in hidden else 0))
-    return WidthLayout(order, cuts)
+    for path, leaf in tree.named_leaves(carried or {}).items():
+        cuts.setdefault(path, (0, leaf.shape[-1] if leaf.shape and leaf.shape[-1] in hidden else 0))
+    return WidthLayout(order, cuts, inputs)
 
 
 def mask_of(ratio: Array, params: Params, cuts: WidthLayout) -> Params:
     """Mark the elements that a node of width `ratio` [] holds: bools that broadcast to the leaves of a model."""
+    hidden = {out for _, out in cuts.cuts.values()} - {0}
 
-    def first(channels: int, size: int) -> Array:  # ceil(ratio * channels), but for rounding
+    def first(channels: int, size: int) -> Array:  # as `channels` counts them
         index = jnp.arange(size, dtype=jnp.int32) % channels
-        return index.astype(ratio.dtype) < ratio * channels - 1e-3
+        return index.astype(ratio.dtype) < jnp.maximum(ratio * channels - 1e-3, 0.5)
 
-    def leaf(shape: tuple[int, ...], cut: tuple[int, int]) -> Array:
-        found = jnp.ones((1,) * len(shape), bool)
-        if cut[1]:
-            found = found & first(cut[1], shape[-1]).reshape(*(1,) * (len(shape) - 1), -1)
-        if cut[0]:
-            found = found & first(cut[0], shape[-2]).reshape(*(1,) * (len(shape) - 2), -1, 1)
+    def leaf(path: Any, leaf: Array) -> Array:
+        name = tree.path_name(path)
+        before, out = cuts.of(name)
+        if "carried" in name.split("/") and leaf.ndim and leaf.shape[-1] in hidden:
+            out = leaf.shape[-1]
+        found = jnp.ones((1,) * leaf.ndim, bool)
+        if out and leaf.ndim and leaf.shape[-1] == out:
+            found = found & first(out, leaf.shape[-1]).reshape(*(1,) * (leaf.ndim - 1), -1)
+        if before and leaf.ndim > 1 and leaf.shape[-2] == before * cuts.stretches(name):
+            found = found & first(before, leaf.shape[-2]).reshape(*(1,) * (leaf.ndim - 2), -1, 1)
         return found
 
-    widths = {out for _, out in cuts.cuts.values()} - {0}
-    trained = [leaf(part.shape, cuts.of(path)) for path, part in tree.named_leaves(params["trained"]).items()]
-    carried = [
-        leaf(part.shape, (0, part.shape[-1] if part.shape and part.shape[-1] in widths else 0))
-        for part in jax.tree.leaves(params["carried"])
-    ]
-    return {
-        "trained": jax.tree.unflatten(jax.tree.structure(params["trained"]), trained),
-        "carried": jax.tree.unflatten(jax.tree.structure(params["carried"]), carried),
-    }
+    return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 def _ratio(params: Params) -> Array:
@@ -216,12 +328,8 @@ def _check_norms(params: Params) -> bool:
     return bool(statistics)
 
 
-def _times(leaf: Array, by: Array) -> Array:
-    """leaf * by, and zero where that is zero."""
-    wide = jnp.broadcast_to(by, leaf.shape)
-    return jnp.where(wide != 0, leaf * wide, 0)
-
-
 def _where(mask: Array, leaf: Array, other: Array | None = None) -> Array:
     """The leaf where the mask holds; elsewhere the other one, or zero."""
-    return jnp.where(jnp.broadcast_to(mask, leaf.shape), leaf, 0 if other is None else other)
+    if not jnp.issubdtype(leaf.dtype, jnp.number) and leaf.dtype != bool:
+        return leaf  # a random key
+    return jnp.where(jnp.broadcast_to(mask, leaf.shape), leaf, jnp.zeros((), leaf.dtype) if other is None else other)

@@ -34,9 +34,11 @@ def tasks(
     so the mean is kept, but a head is agreed on only among nodes of its task that are joined by edges between them.
     Neighbours learn the number of a node's task. `heads`: patterns of the leaves with a column (last axis) for each
     class; by default, all leaves whose last axis has that length. Keeps nothing. A joiner adopts its donor's head,
-    which nobody has trained where the donor has another task. Source: Huang, Yang, Feng, "Federated multi-task learning
-    for joint diagnosis of multiple mental disorders on MRI scans" (2022), its heads by task; its contrastive encoder
-    and its weights of tasks are left out.
+    which nobody has trained where the donor has another task. Source: Huang, Hu, Liu, Xue, Zhu, Song, Tan, "Federated
+    multi-task learning for joint diagnosis of multiple mental disorders on MRI scans" (FMTLJD, 2023): its shared
+    encoder with a head for each task. Its contrastive training of the encoder, its classifier, a mixture of experts
+    with a gate for each task, and its weights of losses are left out: their formulas could not be read where this was
+    written.
 
     Args:
         optimizer: of the experiment, or any of optax.

@@ -10,23 +10,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from p2pfl import tree
 from p2pfl.data import Dataset
 from p2pfl.errors import USER_FAULTS, ConfigError
 from p2pfl.learning.flax import reason
 from p2pfl.methods.bulletin import Bulletin
 from p2pfl.methods.compose import Wrap
-from p2pfl.types import Array, Key, Learner
+from p2pfl.types import Array, Features, Key, Learner, Params
+
+
+class Slices(NamedTuple):
+    """Nodes whose models are slices of a whole one (p2pfl.tree.cut), by level; level 0 is the whole.
+
+    Where all nodes lie in arrays of one shape, the objective's own `learner` and `around` stand for them all.
+    """
+
+    levels: tuple[int, ...]  # of each node
+    learners: tuple[Callable[[Learner], Learner], ...]  # what is done to the learner of the nodes of each level
+    stretches: Callable[[Params], tree.Stretches]  # of the shapes of the whole model
 
 
 class Objective(NamedTuple):
     """A method: what it does to the learner, and where it needs that, to the algorithm.
 
+    `shaped`: what it does to the learner, given the shape of a row of the data too.
     `facts`: what it asks to know of each site, names of p2pfl.methods.site_facts.FACTS, then found
     in params["private"]["site"].
     `given`: the same, where the experiment says it for each node: name -> [n, ...].
     `suits`: raises ConfigError for data that it can't be used with.
     `bulletin`: what nodes tell all others of themselves for it; then params["private"]["site"]["node"] [n] is 1 at
     the place of the node itself among those planned, else 0.
+    `around`: what it asks of the algorithm with all combinators, where all nodes lie in arrays of one shape.
+    `slices`: where nodes have models of unequal shapes.
     """
 
     learner: Callable[[Learner], Learner] | None = None
@@ -35,16 +50,24 @@ class Objective(NamedTuple):
     given: Mapping[str, np.ndarray] = MappingProxyType({})
     suits: Callable[[Dataset], None] | None = None
     bulletin: Bulletin | None = None
+    around: Wrap | None = None
+    slices: Slices | None = None
+    shaped: Callable[[Learner, tuple[int, ...]], Learner] | None = None
 
 
-def featured(name: str, learner: Learner, x: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    """The features [1, ...] of one row of x, of this shape; `name`: of the method. Raises ConfigError."""
-    find = learner.features
-    if find is None:
+def finder(name: str, learner: Learner) -> Features:
+    """The function that finds the features; `name`: of the method. Raises ConfigError where the model has none."""
+    if learner.features is None:
         raise ConfigError(
             f"objective {name}: works on features, and the model does not say what they are; give it a method "
             "features(x) that returns what its last part takes in"
         )
+    return learner.features
+
+
+def featured(name: str, learner: Learner, x: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """The features [1, ...] of one row of x, of this shape; `name`: of the method. Raises ConfigError."""
+    find = finder(name, learner)
 
     def first(key: Key) -> Array:
         params = learner.init(key)

@@ -1,6 +1,7 @@
 """Methods with a model of the node's own beside the shared one, which is what neighbours get.
 
-The node's own model v lies in params["private"] under the method's name; no message holds it. It begins, at the node's
+The node's own model v lies in params["private"] under the method's name; no message holds it, but that of `soft_pull`.
+It begins, at the node's
 first local step, as the shared model w is then: so a joiner's begins as the model that it has adopted, and a node that
 comes back with its checkpoint has its own again. v is trained on the same batches as w; batch statistics too are its
 own. It needs the memory of the model twice, with the optimizer's state thrice or more, and a step takes twice the time
@@ -16,14 +17,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from p2pfl.check import at_least, fraction, one_of, positive
-from p2pfl.data import Dataset
-from p2pfl.errors import ConfigError
+from p2pfl.check import at_least, fraction, positive
 from p2pfl.learning.local_steps import rest
 from p2pfl.learning.optimizers import by_gradient
-from p2pfl.methods.objectives.objective import Objective
+from p2pfl.methods.alongside import added, alongside
+from p2pfl.methods.objectives.objective import Objective, finder
 from p2pfl.tree import add, mixed
-from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
+from p2pfl.types import Algorithm, Array, Inbox, Key, Learner, Metrics, Neighborhood, Params, State, Tree
 
 
 def pfedme(
@@ -63,7 +63,7 @@ def pfedme(
     def wrap(learner: Learner) -> Learner:
         def init(key: Key) -> Params:
             params = learner.init(key)
-            return _kept(params, "pfedme", {"steps": jnp.zeros((), jnp.int32), "model": mixed(params)})
+            return added(params, "pfedme", {"steps": jnp.zeros((), jnp.int32), "model": mixed(params)})
 
         def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
             w, own = params["trained"], _model(params, "pfedme")
@@ -88,7 +88,7 @@ def pfedme(
             moreau = jax.tree.map(lambda w, theta: strength * (w - theta), w, theta)
             count = params["private"]["pfedme"]["steps"] + 1
             kept = {"steps": count, "model": {"trained": theta, "carried": carried}}
-            return moreau, _kept({**rest(params), **others}, "pfedme", kept), metrics
+            return moreau, added({**rest(params), **others}, "pfedme", kept), metrics
 
         return _answering(learner._replace(init=init, grad=grad), "pfedme")
 
@@ -121,7 +121,7 @@ def ditto(optimizer: optax.GradientTransformation, strength: float) -> Objective
     at_least(0, strength=strength)
 
     def wrap(learner: Learner) -> Learner:
-        def pull(own: Params, params: Params, batch: Tree) -> Tree:
+        def pull(own: Params, params: Params, batch: Tree, key: Key) -> Tree:
             return jax.tree.map(lambda v, w: strength * (v - w), own["trained"], params["trained"])
 
         return _beside(learner, "ditto", optimizer, pull)
@@ -129,26 +129,25 @@ def ditto(optimizer: optax.GradientTransformation, strength: float) -> Objective
     return Objective(wrap)
 
 
-def cusfl(optimizer: optax.GradientTransformation, strength: float, distance: str = "kl") -> Objective:
-    """The node's own model v is trained on f(v) + strength D(w, v), with the shared model w as its frozen teacher.
+def cusfl(optimizer: optax.GradientTransformation, strength: float) -> Objective:
+    """The node's own model v is trained on f(v) + strength/2 mean (h(v) - h(w))^2, w the shared model, its teacher.
 
-    `distance` D of the outputs on the batch: "kl", the divergence of v's probabilities (softmax over the last axis)
-    from those of w; or "squared", half the squared distance of the outputs, for anything but classes. `strength` >= 0;
-    0: v is trained alone. The paper compares the features before the last layer; outputs need no knowledge of the model
-    and hold for any. They are those of evaluation: no dropout, batch statistics as they are. Source: Wicaksana, Yan,
-    Yang, Liu, Fan, Cheng, "Customized federated learning for multi-source decentralized medical image classification"
-    (2022).
+    h: the features, what the model's last part takes in (`Learner.features`), on the batch; the mean is over rows and
+    features. `strength` >= 0; 0: v is trained alone. Nothing but the features is pulled, so that v's last part is the
+    site's own. The teacher is frozen: its features are those of evaluation, with no dropout and batch statistics as
+    they are; those of v are of training. A linear model's features are its inputs: there v is trained alone. Source:
+    Wicaksana, Yan, Yang, Liu, Fan, Cheng, "Customized federated learning for multi-source decentralized medical image
+    classification" (2022), whose shared model is a server's; here it is what the node has of it.
 
     Args:
         optimizer: of the experiment, or any of optax.
         strength: >= 0.
-        distance: "kl" for classes, "squared" for anything else.
 
     Returns:
         The objective.
 
     Raises:
-        ConfigError: an argument is out of bounds; when applied, nothing is predicted of the data.
+        ConfigError: strength < 0; when applied, the model does not say what its features are.
 
     Example:
         >>> import optax, p2pfl
@@ -156,43 +155,39 @@ def cusfl(optimizer: optax.GradientTransformation, strength: float, distance: st
         ()
     """
     at_least(0, strength=strength)
-    one_of(_DISTANCES, distance=distance)
 
     def wrap(learner: Learner) -> Learner:
-        predict = learner.predict
+        find = finder("cusfl", learner)
 
-        def pull(own: Params, params: Params, batch: Tree) -> Tree:
-            teacher = predict(params, batch["x"])
-            if distance == "kl" and teacher.shape[-1] == 1:
-                raise ConfigError(
-                    "objective cusfl: distance='kl': the model has one output, and no classes; use distance = 'squared'"
-                )
+        def pull(own: Params, params: Params, batch: Tree, key: Key) -> Tree:
+            teacher = find(params, batch["x"], None)[0]
 
             def between(trained: Tree) -> Array:
-                return _DISTANCES[distance](teacher, predict({**params, **own, "trained": trained}, batch["x"])).mean()
+                student = find({**params, **own, "trained": trained}, batch["x"], key)[0]
+                return strength / 2 * ((student - teacher) ** 2).mean()
 
-            return jax.tree.map(lambda g: strength * g, jax.grad(between)(own["trained"]))
+            return jax.grad(between)(own["trained"])
 
         return _beside(learner, "cusfl", optimizer, pull)
 
-    def suits(dataset: Dataset) -> None:
-        if dataset.kind == "classes" and not dataset.classes:
-            raise ConfigError("objective cusfl: compares outputs, and this task has none; use ditto")
-
-    return Objective(wrap, suits=suits)
+    return Objective(wrap)
 
 
 def iop(optimizer: optax.GradientTransformation, strength: float) -> Objective:
-    """The node's own model v takes in both gradients, its own and the one that all have accumulated in w.
+    """The node's own model v takes in two gradients: its own, at v, and that of all others, which mixing brings.
 
-        v <- v - (step of the optimizer on the local gradient at v);      v <- v + strength (w - v)
+        v <- v - (step of the optimizer on the local gradient at v) + strength c,      c = (w mixed - w own) / steps
 
-    0 < `strength` < 1; near 0 v is trained alone, near 1 it is w. w - v is what neighbours and the node itself have
-    moved the shared model, less what v has already taken in: the published method has it from a server, as the global
-    model of each round, and takes it once a round, in a running mean of models; here it comes from mixing with
-    neighbours, at every step. v has its own copy of the experiment's optimizer.
+    w own is the shared model as the node's `steps` local steps of a round leave it, w mixed what neighbours make of it:
+    c is what the others' gradients have moved it by, for each step, and is taken in at the steps of the next round.
+    0 < `strength` < 1; near 0 v is trained alone, near 1 it goes as w does. With SGD it rests where its own gradient is
+    `strength` times that at w. Of a quadratic loss that is a point on the line from the own minimum to w, the same in
+    all directions; one that is pulled to w (`ditto`) yields in flat directions alone. v has its own copy of the
+    experiment's optimizer. With algorithm.name = "local" it is trained alone.
     Source: Jiang, Yang, Chen, Dou, "IOP-FL: inside-outside personalization for federated medical image segmentation"
-    (2023), inside personalization. For the outside, see `adapted` in p2pfl.methods.answers.
+    (2023), inside personalization, which accumulates global and local gradients. Its released code does so in a running
+    mean, over rounds, of the model that leaves local steps, so that both are those at w; here the local one is that at
+    v, and there is no server to have the global one from. For the outside see `routed` in p2pfl.methods.answers.
 
     Args:
         optimizer: of the experiment, or any of optax.
@@ -212,12 +207,93 @@ def iop(optimizer: optax.GradientTransformation, strength: float) -> Objective:
     fraction(strength=strength)
 
     def wrap(learner: Learner) -> Learner:
-        def moved(v: Tree, w: Tree) -> Tree:
-            return jax.tree.map(lambda v, w: v + strength * (w - v), v, w)
+        def moved(v: Tree, params: Params) -> Tree:
+            return jax.tree.map(lambda v, c: v + strength * c, v, params["private"]["iop"]["common"])
 
-        return _beside(learner, "iop", optimizer, moved=moved)
+        beside = _beside(learner, "iop", optimizer, moved=moved)
 
-    return Objective(wrap)
+        def init(key: Key) -> Params:
+            params = beside.init(key)
+            zeros = jax.tree.map(jnp.zeros_like, params["trained"])
+            none = jnp.zeros((), jnp.int32)
+            return added(params, "iop", {**params["private"]["iop"], "common": zeros, "mixed": none, "taken": none + 1})
+
+        return beside._replace(init=init)
+
+    return Objective(wrap, wrap=_common)
+
+
+def _common(inner: Algorithm) -> Algorithm:
+    """The algorithm that notes what mixing has moved the shared model by, for each of the local steps before it.
+
+    Where a round mixes more than once, their sum.
+    """
+    if inner.link == "none":
+        return inner
+
+    def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
+        before = inner.params(state)["trained"]
+        state = inner.mix(state, inbox, neighborhood)
+        params = inner.params(state)
+        own = params["private"]["iop"]
+        anew = own["steps"] > own["mixed"]
+        taken = jnp.where(anew, own["steps"] - own["mixed"], own["taken"])
+
+        def leaf(common: Array, before: Array, after: Array) -> Array:
+            return jnp.where(anew, 0, common) + (after - before) / taken.astype(after.dtype)
+
+        common = _laid(leaf, own["common"], before, params["trained"])
+        kept = {**own, "common": common, "mixed": own["steps"], "taken": taken}
+        return inner.replaced(state, added(params, "iop", kept))
+
+    return inner._replace(mix=mix)
+
+
+def _laid(leaf: Callable[..., Array], whole: Tree, *parts: Tree) -> Tree:
+    """`leaf` of a model's leaves and those of parts of it, which lack what is kept at home; there the leaf stays."""
+    if not isinstance(whole, dict):
+        return leaf(whole, *parts)
+    return {
+        name: _laid(leaf, each, *(part[name] for part in parts)) if name in parts[0] else each
+        for name, each in whole.items()
+    }
+
+
+def soft_pull(optimizer: optax.GradientTransformation, keep: float = 0.7) -> Objective:
+    """The node's own model v is trained alone, and pulled in every round towards the own models of its neighbours.
+
+        v <- (step of the optimizer on the local gradient at v) in local steps;     then
+        v_i <- keep v_i + (1 - keep) sum_j w_ij v_j
+
+    SoftPull: the source has keep v_i + (1 - keep) mean of the v_j of all others, from a server. On a complete graph of
+    n nodes with weights 1/n the above is that, with keep + (1 - keep)/n for its lambda; on others v is pulled towards
+    near nodes, and through them towards all. 0 < `keep` < 1: near 1 v is trained alone, near 0 all have one model. The
+    mean of all v is kept, whatever is lost. The shared model is trained as without. **Own models travel**: messages
+    hold two models. v has its own copy of the experiment's optimizer; with algorithm.name = "local" it is alone.
+    Source: Xu, Li, Guo, Yang, Roth, Hatamizadeh, Zhao, Xu, Huang, Xu, "Closing the generalization gap of cross-silo
+    federated medical image segmentation" (FedSM, 2022). Its selector is the objective `selector`.
+
+    Args:
+        optimizer: of the experiment, or any of optax.
+        keep: 0 < keep < 1.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ConfigError: keep is out of bounds; when applied, an algorithm that sends one way.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> p2pfl.methods.objectives.soft_pull(optax.sgd(0.1)).facts
+        ()
+    """
+    fraction(keep=keep)
+
+    def wrap(learner: Learner) -> Learner:
+        return _beside(learner, "soft_pull", optimizer)
+
+    return Objective(wrap, wrap=alongside("soft_pull", "the node's own model", 1 - keep))
 
 
 def average(optimizer: optax.GradientTransformation, decay: float = 0.99) -> Objective:
@@ -249,7 +325,7 @@ def average(optimizer: optax.GradientTransformation, decay: float = 0.99) -> Obj
     def wrap(learner: Learner) -> Learner:
         def init(key: Key) -> Params:
             params = learner.init(key)
-            return _kept(params, "average", {"steps": jnp.zeros((), jnp.int32), "model": mixed(params)})
+            return added(params, "average", {"steps": jnp.zeros((), jnp.int32), "model": mixed(params)})
 
         def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
             gradient, others, metrics = learner.grad(params, batch, key)
@@ -262,7 +338,7 @@ def average(optimizer: optax.GradientTransformation, decay: float = 0.99) -> Obj
 
             mean = jax.tree.map(nearer, params["private"]["average"]["model"], mixed(params))
             kept = {"steps": steps, "model": mean}
-            return gradient, _kept({**rest(params), **others}, "average", kept), metrics
+            return gradient, added({**rest(params), **others}, "average", kept), metrics
 
         return _answering(learner._replace(init=init, grad=grad), "average")
 
@@ -270,11 +346,6 @@ def average(optimizer: optax.GradientTransformation, decay: float = 0.99) -> Obj
 
 
 # --- what they have in common
-
-
-def _kept(params: Params, name: str, state: Tree) -> Params:
-    """The parts of a model with a method's own state among what is private."""
-    return {**params, "private": {**params.get("private", {}), name: state}}
 
 
 def _model(params: Params, name: str) -> Params:
@@ -291,13 +362,13 @@ def _beside(
     learner: Learner,
     name: str,
     optimizer: optax.GradientTransformation,
-    pull: Callable[[Params, Params, Tree], Tree] | None = None,
-    moved: Callable[[Tree, Tree], Tree] | None = None,
+    pull: Callable[[Params, Params, Tree, Key], Tree] | None = None,
+    moved: Callable[[Tree, Params], Tree] | None = None,
 ) -> Learner:
     """A learner with a model v of the node's own, trained by an optimizer of its own beside the shared model w.
 
-    `pull(own parts, params, batch)`: is added to the local gradient at v. `moved(v, w)`: v after its step. Both
-    gradients of a step have the same randomness. Of what other methods keep, only what w's gradient made is kept.
+    `pull(own parts, params, batch, key)`: is added to the local gradient at v. `moved(v, params)`: v after its step.
+    Both gradients of a step have the same randomness. Of what other methods keep, only what w's gradient made is kept.
     """
     by_gradient(optimizer, f"objective {name}")
 
@@ -308,33 +379,20 @@ def _beside(
             "model": mixed(params),
             "optimizer": optimizer.init(params["trained"]),
         }
-        return _kept(params, name, state)
+        return added(params, name, state)
 
     def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
         gradient, others, metrics = learner.grad(params, batch, key)
         own, state = _model(params, name), params["private"][name]
         towards, new, _ = learner.grad({**params, **own}, batch, key)
         if pull is not None:
-            towards = add(towards, pull(own, params, batch))
+            towards = add(towards, pull(own, params, batch, key))
         updates, memory = optimizer.update(towards, state["optimizer"], own["trained"])
         v: Any = optax.apply_updates(own["trained"], updates)
         if moved is not None:
-            v = moved(v, params["trained"])
+            v = moved(v, params)
         model = {"trained": v, "carried": new["carried"]}
-        kept = {"steps": state["steps"] + 1, "model": model, "optimizer": memory}
-        return gradient, _kept({**rest(params), **others}, name, kept), metrics
+        kept = {**state, "steps": state["steps"] + 1, "model": model, "optimizer": memory}
+        return gradient, added({**rest(params), **others}, name, kept), metrics
 
     return _answering(learner._replace(init=init, grad=grad), name)
-
-
-def _divergence(teacher: Array, student: Array) -> Array:
-    """KL of the probabilities of `student` from those of `teacher`: [B, ...] without the last axis."""
-    log_p, log_q = jax.nn.log_softmax(teacher, axis=-1), jax.nn.log_softmax(student, axis=-1)
-    return (jnp.exp(log_p) * (log_p - log_q)).sum(axis=-1)
-
-
-def _squared(teacher: Array, student: Array) -> Array:
-    return ((teacher - student) ** 2).sum(axis=-1) / 2
-
-
-_DISTANCES: dict[str, Callable[[Array, Array], Array]] = {"kl": _divergence, "squared": _squared}

@@ -151,6 +151,11 @@ class Membership:
         return told if told is not None and told.life == member.life else Word(member.life, 0, 0.0)
 
     @property
+    def document(self) -> bytes:
+        """Return the document of this node; b"" for none."""
+        return self._documents.data
+
+    @property
     def score(self) -> int:
         """Return how ill this node finds itself: 0 to 7."""
         return self._health.score
