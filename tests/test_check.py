@@ -299,6 +299,7 @@ def test_one_node_diverges_and_the_others_do_not(tmp_path: Path, driver: str, op
         assert checked.exit_code == Exit.NOT_WHOLE and "training has diverged: node 3 from round 1 on" in checked.stderr
 
 
+@pytest.mark.more
 def test_a_run_whose_models_are_worse_than_untrained_ones_has_diverged(tmp_path: Path, optimised: None) -> None:
     """All numbers are finite."""
     summary = run(experiment.load(digits_file(tmp_path, 1e6), ["driver.kind=simulate"]), tmp_path / "run")

@@ -403,6 +403,7 @@ def test_every_exit_code_is_documented() -> None:
     assert [int(code) for row in codes for code in row.split(", ")] == sorted(Exit)
 
 
+@pytest.mark.more
 def test_report_writes_the_page_anew() -> None:
     out = run("--set", "baselines=false")
     page = (out / "report.html").read_text()
@@ -469,6 +470,7 @@ def test_a_node_crashes_and_comes_back() -> None:
     assert len(records(out / "baselines" / "local" / "metrics.jsonl")) == 15
 
 
+@pytest.mark.more
 def test_accuracy_is_measured_every_so_often_and_at_the_end() -> None:
     out = run("--set", "baselines=false", "--set", "evaluation.every=2")
     rows = {row["round"]: row["accuracy_after_mixing"] for row in records(out / "metrics.jsonl")}

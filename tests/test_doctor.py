@@ -513,6 +513,7 @@ def test_two_machines_find_out_which_side_fails(
     assert "node 0 reaches this node: if it is one of those that are not reached, this machine is right" in second
 
 
+@pytest.mark.more
 def test_a_library_that_is_missing_is_a_finding_and_no_traceback() -> None:
     code = "import sys; sys.modules['flax'] = None; from p2pfl.cli import main; main(['doctor', 'node.toml', '--json'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
