@@ -185,7 +185,8 @@ def scanners() -> Dataset:
 
 def told_by_features(made: Federation, models: Tree) -> float:
     """How often a fresh linear classifier tells the scanner of test rows from the features of node 0."""
-    linear_model = pytest.importorskip("sklearn.linear_model")
+    from sklearn import linear_model  # here: it takes a second to import
+
     find, params = made.learner.features, jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), models)
     assert find is not None
     train, test = made.dataset.train, made.dataset.test

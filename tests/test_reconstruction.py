@@ -23,7 +23,7 @@ from p2pfl.federation import federation
 from p2pfl.learning import models
 from p2pfl.learning.flax import from_flax
 from p2pfl.learning.local_steps import placed
-from p2pfl.methods import bulletin
+from p2pfl.methods import bulletin, site_facts
 from p2pfl.methods.compose import withhold
 from p2pfl.methods.objectives import OBJECTIVES
 from p2pfl.methods.objectives.adversary import flat
@@ -322,9 +322,10 @@ def placed_learner(**arguments: Any) -> tuple[Learner, list[Tree]]:
     """A learner, and the models of two nodes of which node 0 is the reference."""
     method = OBJECTIVES["fl_mrcm"](SGD, rows=2, **arguments)
     assert method.bulletin is not None and method.learner is not None
-    learner = method.learner(bulletin.placed(unet(), method.bulletin, 2, (8, 8, 1)))
-    first = learner.init(KEY)
-    return learner, [placed(first, {"node": np.eye(2, dtype=np.int32)[node]}) for node in range(2)]
+    learner = method.learner(bulletin.placed(site_facts.counting(unet()), method.bulletin, 2, (8, 8, 1)))
+    first, keys = learner.init(KEY), site_facts.entropy(2, 0)
+    sites = [{"node": np.eye(2, dtype=np.int32)[node], "entropy": keys[node]} for node in range(2)]
+    return learner, [placed(first, site) for site in sites]
 
 
 @pytest.mark.more

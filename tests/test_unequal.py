@@ -136,13 +136,15 @@ def test_what_goes_with_no_widths_is_refused(
 # ------------------------------------------------------------------------------------------------ a share in each round
 
 
-def test_every_node_draws_the_same_share() -> None:
+def test_a_share_is_drawn_evenly_and_never_empty_and_by_the_seed() -> None:
     drawn = np.array([selected(10, 0.3, 1, r) for r in range(1, 400)])
     assert (drawn.sum(axis=1) == 3).all()
     assert abs(drawn.mean(axis=0) - 0.3).max() < 0.08 and (
         selected(3, 0.01, 1, 5).sum(),
         selected(4, 1.0, 1, 1).sum(),
     ) == (1, 4)
+    again, other = ([selected(10, 0.3, seed, r) for r in range(1, 400)] for seed in (1, 2))
+    assert (again == drawn).all() and (other != drawn).any()
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -167,6 +169,12 @@ def test_the_five_steps_of_each_round_and_node_are_in_the_records(driver: str, t
     if driver == "live":
         log = (tmp_path / "nodes" / "0" / "log.txt").read_text()
         assert "selected" not in log  # at the level info
+
+
+def test_the_five_steps_are_a_line_of_the_log() -> None:
+    steps = records.RoundSteps(True, 2, [1, 4], [4], 0.6)
+    assert str(steps) == "selected, 2 local steps, sent to [1, 4], mixed with [4], kept its own by 0.6"
+    assert str(steps._replace(takes_part=False)) == "not selected, keeps its model"
 
 
 def test_an_algorithm_that_asks_for_one_graph_refuses_a_share() -> None:

@@ -1,4 +1,4 @@
-"""Nodes that watch their models by validation rows: the best is kept, training ends, in every driver alike."""
+"""Nodes that watch their models by validation rows: the best is kept, training ends, whoever runs them."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ DRIVERS = (["simulate"], ["simulate", "--set", "driver.loop=true"], ["virtual"])
 
 
 @pytest.mark.more
-def test_every_driver_ends_alike(tmp_path: Path) -> None:
+def test_the_loop_the_virtual_network_and_the_simulation_end_alike(tmp_path: Path) -> None:
     """Loop and virtual network to the bit, and what is said; the compiled simulation in the same rounds."""
     file = tmp_path / "experiment.toml"
     table = {**TABLE["training"], "patience": 2, "dtype": "float64"}

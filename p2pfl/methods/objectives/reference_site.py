@@ -10,7 +10,7 @@ from p2pfl.check import at_least
 from p2pfl.errors import ConfigError
 from p2pfl.learning.local_steps import rest
 from p2pfl.learning.optimizers import by_gradient
-from p2pfl.methods import bulletin
+from p2pfl.methods import bulletin, site_facts
 from p2pfl.methods.bulletin import Bulletin
 from p2pfl.methods.objectives.adversary import discriminator, flat, judge, telling_two, width
 from p2pfl.methods.objectives.objective import Objective, featured
@@ -21,7 +21,7 @@ NAME = "fl_mrcm"
 CLASSIFIER = "fl_mrcm_classifier"
 """Of what is private: the site's own classifier of features."""
 _STREAM = 0xF12
-"""Sets the randomness of the noise apart from that of the model."""
+"""Sets the first classifier's randomness apart from that of the model."""
 
 
 def fl_mrcm(
@@ -41,7 +41,8 @@ def fl_mrcm(
     batch, in a bulletin that goes along with the models; in the paper its images themselves are at every site, from
     which features are made there. Features tell of the images that they are made of. `noise` is added to them before
     they leave; that is no privacy that an accountant could vouch for. Feature maps are told as the mean over 4 x 4
-    fields, which is also what C sees: a small network in place of the paper's convolutions.
+    fields, which is also what C sees: a small network in place of the paper's convolutions. The noise follows from the
+    seed in studies, and comes from the operating system elsewhere.
 
     Source: Guo, Wang, Zhou, Jiang, Patel, "Multi-institutional collaborations for improving deep learning-based
     magnetic resonance image reconstruction using federated learning" (2021), equations 4 to 6; that labels are
@@ -75,7 +76,11 @@ def fl_mrcm(
         return {"features": jax.ShapeDtypeStruct((rows, width(shape)), jnp.float32)}
 
     told = Bulletin(NAME, row, f"features of {rows} rows of node {reference}, which tell of its images", bound=1e3)
-    return Objective(lambda learner: _aligned(learner, optimizer, reference, strength, noise), bulletin=told)
+
+    def wrap(learner: Learner) -> Learner:
+        return _aligned(learner, optimizer, reference, strength, noise)
+
+    return Objective(wrap, facts=("entropy",) if noise else (), bulletin=told)
 
 
 def _aligned(
@@ -119,7 +124,7 @@ def _aligned(
         better = {"network": optax.apply_updates(kept["network"], updates), "optimizer": state}
         classifier = jax.tree.map(lambda new, old: jnp.where(active, new, old), better, kept)
         private = {**others.get("private", params["private"]), CLASSIFIER: classifier}
-        said = _said({**params, "private": private}, z, key, reference, noise)
+        said = _said({**params, "private": private}, z, reference, noise)
         return (
             gradient,
             {**rest(params), **others, "private": said},
@@ -129,13 +134,13 @@ def _aligned(
     return inner._replace(init=init, grad=grad)
 
 
-def _said(params: Params, z: Array, key: Key, reference: int, noise: float) -> Tree:
+def _said(params: Params, z: Array, reference: int, noise: float) -> Tree:
     """What is private, with features z [B, D] of the batch in the table where this is the reference."""
     many = params["private"][NAME]["rows"]["features"].shape[1]
     told = z[jnp.arange(many) % len(z)]  # of a small batch, some twice
     if noise:
-        drawn = jax.random.normal(jax.random.fold_in(key, _STREAM), told.shape, told.dtype)
-        told = told + jnp.asarray(noise, told.dtype) * drawn
+        key, params = site_facts.drawn(params)
+        told = told + jnp.asarray(noise, told.dtype) * jax.random.normal(key, told.shape, told.dtype)
     written = bulletin.say(params, NAME, {"features": told})
     here = bulletin.own(params)[reference]
     table = jax.tree.map(lambda new, old: jnp.where(here, new, old), written[NAME], params["private"][NAME])
