@@ -153,8 +153,24 @@ def test_a_liar_moves_no_row_beyond_the_bound_and_never_a_nodes_own() -> None:
         "version": jnp.asarray([[7, 3, 2**31 - 1], [2, 4, 2]], jnp.int32),
     }
     after = bulletin.merged(table, mine, lie, np.array([True, True]), 2.0)
-    assert after["rows"].ravel().tolist() == [1.0, 2.0, 2.0] and after["version"].tolist() == [7, 4, 2]
+    assert after["rows"].ravel().tolist() == [1.0, 2.0, 2.0] and after["version"].tolist() == [7, 4, 2**31 - 1]
     kept = bulletin.merged(table, mine, lie, np.array([False, False]), 2.0)
     jax.tree.map(np.testing.assert_array_equal, kept, table)
     said = bulletin.say({"private": {"site": {"node": mine}, "news": after}}, "news", jnp.asarray([0.5]))["news"]
-    assert said["version"].tolist() == [8, 4, 2] and said["rows"].ravel().tolist() == [0.5, 2.0, 2.0]
+    assert said["version"].tolist() == [8, 4, 2**31 - 1] and said["rows"].ravel().tolist() == [0.5, 2.0, 2.0]
+    # node 2 itself hears of that version, tells the one after it, and is heard by all
+    third = np.eye(3, dtype=np.int32)[2]
+    follows = bulletin.merged(table, third > 0, lie, np.array([True, True]), 2.0)
+    own = bulletin.say({"private": {"site": {"node": third}, "news": follows}}, "news", jnp.asarray([-1.0]))["news"]
+    heard = bulletin.merged(after, mine > 0, jax.tree.map(lambda leaf: leaf[None], own), np.array([True]), 2.0)
+    assert heard["version"][2] == -(2**31) and heard["rows"][2, 0] == -1.0
+
+
+def test_where_each_tells_its_own_row_alone_one_that_begins_afresh_is_heard() -> None:
+    table = {"rows": jnp.asarray([[1.0], [1.0]]), "version": jnp.asarray([5, 9], jnp.int32)}
+    fresh = {"rows": jnp.asarray([[[0.0], [0.5]]]), "version": jnp.asarray([[0, 1]], jnp.int32)}
+    mine = np.array([True, False])
+    after = bulletin.merged(table, mine, fresh, np.array([True]), 2.0, passed_on=False)
+    assert after["rows"].ravel().tolist() == [1.0, 0.5] and after["version"].tolist() == [5, 1]
+    kept = bulletin.merged(table, mine, fresh, np.array([True]), 2.0)
+    assert kept["rows"].ravel().tolist() == [1.0, 1.0]

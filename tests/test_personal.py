@@ -106,7 +106,8 @@ def train(algorithm: Algorithm, dataset: Dataset, rounds: int = 40, steps: int =
     @jax.jit
     def run(x: Any, y: Any) -> Tree:
         def first(node: Any) -> Any:
-            return algorithm.init(placed(learner.init(KEY), {"node": node}), n - 1)
+            site = {"node": node, "samples": jnp.float32(len(dataset.train.y) // n)}
+            return algorithm.init(placed(learner.init(KEY), site), n - 1)
 
         items = (jnp.arange(rounds, dtype=jnp.int32), {"x": x[rows], "y": y[rows]})
         state = jax.lax.scan(round, jax.vmap(first)(jnp.eye(n, dtype=jnp.int32)), items)[0]

@@ -18,7 +18,7 @@ from p2pfl.errors import ConfigError
 from p2pfl.federation.federation import build
 from p2pfl.learning import models
 from p2pfl.learning.flax import from_flax
-from p2pfl.learning.local_steps import descend
+from p2pfl.learning.local_steps import descend, placed
 from p2pfl.methods import answers as predict
 from p2pfl.methods import bulletin, sharing
 from p2pfl.methods.answers import ANSWERS, Answer, Own, calibration, check, held_back, prepared, selector
@@ -304,6 +304,27 @@ def test_a_node_chooses_among_the_personal_models_that_are_there_and_else_takes_
     for chosen, expected in ((both, (own[0], params, own[1])), (mine, (params, params, own[1]))):
         wanted = np.stack([np.asarray(run(model, jnp.asarray(x)))[i] for i, model in enumerate(expected)])
         np.testing.assert_allclose(chosen.predict(params, x), wanted, rtol=1e-6)
+
+
+def test_a_site_of_few_rows_tells_nothing_of_them_and_is_not_told_from() -> None:
+    learner, _ = knowing(1.0)
+    batch = {"x": jnp.ones((4, FEATURES)), "y": jnp.zeros(4, jnp.int32)}
+    for samples, says in ((9.0, False), (10.0, True)):
+        site = {"node": jnp.asarray([1, 0], jnp.int32), "samples": jnp.float32(samples)}
+        params = placed(learner.init(KEY), site)
+        private = learner.grad(params, batch, KEY)[1]["private"]
+        assert private["appearance"]["version"].tolist() == [int(says), 0]
+        assert private["appearance"]["rows"]["mean"].any() == private["selector"]["sum"]["bias"].any() == says
+
+
+def test_a_gate_between_two_models_is_no_mixture_of_them() -> None:
+    wrap = OBJECTIVES["experts"](SGD).shaped
+    assert wrap is not None
+    learner = wrap(logistic(), (FEATURES,))
+    check(["personal", "consensus"], learner, "classes")
+    for name in ("interpolated", "routed"):
+        with pytest.raises(ConfigError, match=rf"answers='{name}': mixes two models, and the objective experts has a"):
+            check([name], learner, "classes")
 
 
 def test_a_selector_must_be_trained() -> None:

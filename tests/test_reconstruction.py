@@ -92,6 +92,12 @@ def test_each_node_has_its_own_settings_and_every_row_its_own_noise() -> None:
     assert len({row.tobytes() for row in own[1]}) == len(own[1])
     assert not np.array_equal(off, found.test.x - found.test.y)
     assert found.validation is not None and not (found.validation.x - found.validation.y)[::2].any()
+    dealt = (np.arange(4), np.arange(4, 8))  # otherwise than by site, as where nodes watch their models by them
+    other = degraded(
+        images(), data.by_site(images(), 2, 0), Noise("noise", noise=(0.0, 0.1)), 0, True, dealt
+    ).validation
+    assert other is not None
+    assert not (other.x - other.y)[:4].any() and (other.x - other.y)[4:].any(axis=(1, 2, 3)).all()
     again = made(Noise("noise", noise=(0.0, 0.1)))
     np.testing.assert_array_equal(again.train.x, found.train.x)
     assert not np.array_equal(made(Noise("noise", noise=(0.0, 0.1)), seed=1).train.x, found.train.x)

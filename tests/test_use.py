@@ -550,3 +550,5 @@ def test_images_are_reconstructed_into_an_array_or_into_pictures(tmp_path: Path)
     np.testing.assert_allclose(np.stack(shown) / 255, np.clip(images, 0, 1), atol=0.003)
     code, text = command("predict", place, "--data", tmp_path / "new.npz", "--out", tmp_path / "out.csv")
     assert code == 1 and "predictions of kind 'reconstruction' are images; give it a name that ends in .npz" in text
+    code, text = command("explain", place)
+    assert code == 1 and "answers with images, of which there is nothing to explain" in text

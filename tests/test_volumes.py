@@ -420,6 +420,23 @@ def test_a_node_reads_its_own_volumes_alone(tmp_path: Path, monkeypatch: pytest.
     sites = [name.parent.name for name in sorted((tmp_path / "data").rglob("*_image.nii.gz"))]
     assert {sites[row] for row in seen} == {"b"}
     assert len(seen) == 12, "no more than the rows of its batches"
+    assert one.x[np.zeros((0, 1), np.int64)].shape == (0, 1, 6, 6, 6, 1)  # of a round without local steps
+    watched = build(load(tmp_path / "experiment.toml", ["training.patience=2"])).dataset
+    assert isinstance(watched.train.x, Stored) and watched.validation is not None
+    assert isinstance(watched.validation.x, Stored) and len(seen) == 12
+
+
+def test_images_of_a_cache_are_not_degraded_and_a_cache_that_lost_its_end_is_not_gone_on_with(tmp_path: Path) -> None:
+    tree(tmp_path)
+    with pytest.raises(ConfigError, match=r"data\.degrade: degraded images lie in memory"):
+        build(load(experiment(tmp_path), ['data.degrade={by="noise", noise=0.1}']))
+    (folder,) = (tmp_path / "data" / FOLDER).iterdir()
+    lines = (folder / "index.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "index.jsonl").write_bytes(b"".join(lines[:-1]))
+    with (folder / "x").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(DataError, match="holds less than its index says"):
+        build(load(experiment(tmp_path)))
 
 
 def test_splits_are_not_drawn_anew_of_what_is_in_a_cache(tmp_path: Path) -> None:

@@ -189,6 +189,8 @@ def _finish(
     with contextlib.ExitStack() as stack:
         x, y, index = (stack.enter_context((folder / name).open("ab")) for name in ("x", "y", "index.jsonl"))
         for file, name in ((x, "x"), (y, "y"), (index, "index.jsonl")):
+            if os.fstat(file.fileno()).st_size < ends[name]:
+                raise DataError(f"{folder}: holds less than its index says: it is damaged; remove this folder")
             file.truncate(ends[name])
         waiting: list[bytes] = []
         bytes_ = 0
@@ -205,7 +207,7 @@ def _finish(
             bytes_ = 0
 
         shown = max(1, count // TOLD)
-        for number, found in enumerate(read(len(lines)), len(lines) + 1):
+        for number, found in enumerate(_decoded(read(len(lines))), len(lines) + 1):
             for row in found.x:
                 x.write(np.ascontiguousarray(row, np.float32).data)
                 bytes_ += row.nbytes
@@ -216,6 +218,14 @@ def _finish(
                 settle()
             if count >= TOLD and (number % shown == 0 or number == count):
                 say(f"decoding into {folder}: {number} of {count}")
+
+
+def _decoded(entries: Iterator[Arrays]) -> Iterator[Arrays]:
+    """The same; a file of the data that can't be read is no fault of the cache's folder."""
+    try:
+        yield from entries
+    except OSError as exc:
+        raise DataError(f"{exc.filename or 'the data'}: can't be read: {exc.strerror or exc}") from exc
 
 
 def _raw(folder: Path) -> list[bytes]:

@@ -24,6 +24,7 @@ from p2pfl.check import LIST, STRICT
 from p2pfl.data.dataset import Dataset, Samples
 from p2pfl.data.fastmri import UNIT
 from p2pfl.data.partition import Partition
+from p2pfl.data.stored import Stored
 from p2pfl.errors import ConfigError, DataError
 
 # One constant per purpose of randomness, so that the same seed elsewhere does not draw the same numbers.
@@ -78,7 +79,10 @@ Degrade = Undersample | Downsample | Noise
 """[data.degrade]: what is done to images, to be undone."""
 
 
-def degraded(dataset: Dataset, parts: Partition, how: Degrade, seed: int, by_site: bool = False) -> Dataset:
+def degraded(
+    dataset: Dataset, parts: Partition, how: Degrade, seed: int, by_site: bool = False,
+    validation: Sequence[np.ndarray] | None = None,
+) -> Dataset:  # fmt: skip
     """Make of a data set of images one of kind "reconstruction", in which x is degraded and y is the image.
 
     Args:
@@ -88,13 +92,15 @@ def degraded(dataset: Dataset, parts: Partition, how: Degrade, seed: int, by_sit
         how: the settings.
         seed: of masks and noise, >= 0.
         by_site: validation rows are those of the node with the number of their site; else they go round the nodes.
+        validation: those of each node, where they are dealt out otherwise.
 
     Returns:
         The data set; one that is a reconstruction already stays as it is.
 
     Raises:
         DataError: rows that are no images, or pixels outside 0..1.
-        ConfigError: a list of settings of another length than the nodes, or one that images of this size can't have.
+        ConfigError: rows that are read from a cache, a list of settings of another length than the nodes, or one
+            that images of this size can't have.
 
     Example:
         >>> import numpy as np, p2pfl
@@ -111,18 +117,20 @@ def degraded(dataset: Dataset, parts: Partition, how: Degrade, seed: int, by_sit
     _judge(dataset, how, nodes)
     kept = dataset.validation
     owner = None
-    if kept is not None:
+    if kept is not None and validation is not None:
+        owner = _owners(validation, len(kept.y))
+    elif kept is not None:
         owner = kept.site if by_site and kept.site is not None else np.arange(len(kept.y)) % nodes
     train, test = (
         _pairs(samples, _owners(rows, len(samples.y)), how, seed, part)
         for samples, rows, part in ((dataset.train, parts.train, TRAIN), (dataset.test, parts.test, TEST))
     )
-    validation = None if kept is None or owner is None else _pairs(kept, owner, how, seed, VALIDATION)
+    held = None if kept is None or owner is None else _pairs(kept, owner, how, seed, VALIDATION)
     channels = train.x.shape[-1]
     names = COLOURS.get(channels, tuple(f"channel_{i}" for i in range(channels)))
     image = dataset.image._replace(unit="stored") if dataset.image is not None and measured(dataset) else dataset.image
     return dataset._replace(
-        train=train, test=test, validation=validation, classes=names, kind=KIND, predicts=(), image=image,
+        train=train, test=test, validation=held, classes=names, kind=KIND, predicts=(), image=image,
         notes=(*dataset.notes, *_said(how)),
     )  # fmt: skip
 
@@ -154,6 +162,11 @@ def _judge(dataset: Dataset, how: Degrade, nodes: int) -> None:
                 f"{where}.{name}={[*value]}: {len(value)} values for {nodes} nodes; give one for each, or one for all"
             )
     shape = dataset.train.x.shape[1:]
+    if isinstance(dataset.train.x, Stored):
+        raise ConfigError(
+            f"{where}: degraded images lie in memory, and these rows are read from a cache; leave data.cache (or "
+            "data.volume) out"
+        )
     if len(shape) != 3:
         raise DataError(
             f"{where}: degrades images [height, width, channels]; a row of the data has shape {[*shape]}. Leave it out"

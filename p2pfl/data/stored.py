@@ -46,9 +46,11 @@ class Stored:
 
     def __getitem__(self, index: Any) -> np.ndarray:
         """Rows by a number, a slice, or an array of numbers or of truth values: [..., *row], in memory."""
-        wanted = self._numbers[index]
-        found = self._read(np.asarray(wanted).reshape(-1)).astype(self.dtype, copy=False)
-        return found.reshape(*np.shape(wanted), *self._row)
+        wanted = np.asarray(self._numbers[index])
+        if not wanted.size:
+            return np.zeros((*wanted.shape, *self._row), self.dtype)
+        found = self._read(wanted.reshape(-1)).astype(self.dtype, copy=False)
+        return found.reshape(*wanted.shape, *self._row)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         found = self[:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,7 @@ from p2pfl.data.dictionary import Dictionary
 from p2pfl.data.far_off import answers_turned
 from p2pfl.data.partition import Partition
 from p2pfl.data.stored import Stored
+from p2pfl.data.stored import part as rows_of
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.federation import events, plugins
 from p2pfl.federation.topology import Topology
@@ -92,16 +94,14 @@ def resolve_datasets(experiment: Experiment, topology: Topology, dataset: Datase
         )
     parts = spread(data.partition, dataset, topology.nodes, experiment.seed)
     validation = None
-    if (
-        watched(experiment) and dataset.validation is not None
-    ):  # they follow the rule of the training rows, as a test's do
+    if watched(experiment) and dataset.validation is not None:  # by the rule of the training rows, as a test's
         other = dataset._replace(test=dataset.validation)
         validation = spread(data.partition, other, topology.nodes, experiment.seed).test
     planned = topology.events
     if events.by_label(experiment):
         labels = [events.labels(dataset, rows) for rows in parts.train]
         planned = events.planned(experiment, topology.schedule, labels)
-    dataset = _degraded(experiment, data, dataset, parts)
+    dataset = _degraded(experiment, data, dataset, parts, validation)
     notes = (*dataset.notes, *answers_turned(dataset), *partition.describe(parts, dataset))
     return Datasets(dataset, parts, True, notes, planned, validation=validation)
 
@@ -133,12 +133,17 @@ def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data
         kept[node] = np.arange(len(dataset.validation.y))
     validation = tuple(kept) if watched(experiment) else None
     parts = Partition(tuple(train), tuple(test))
-    dataset = _degraded(experiment, own, dataset, parts)
+    dataset = _degraded(experiment, own, dataset, parts, tuple(kept))
     return Datasets(dataset, parts, False, dataset.notes, topology.events, validation=validation)
 
 
-def _degraded(experiment: Experiment, data: Data, dataset: Dataset, parts: Partition) -> Dataset:
-    """The data as [data.degrade] says; rows of each node by its settings. Raises ConfigError."""
+def _degraded(
+    experiment: Experiment, data: Data, dataset: Dataset, parts: Partition, validation: Sequence[np.ndarray] | None
+) -> Dataset:
+    """The data as [data.degrade] says; rows of each node by its settings. Raises ConfigError.
+
+    `validation`: rows of each node, where they are dealt out.
+    """
     if data.degrade is None:
         if degrade.measured(dataset):
             raise ConfigError(
@@ -146,7 +151,8 @@ def _degraded(experiment: Experiment, data: Data, dataset: Dataset, parts: Parti
                 '{ by = "undersample", acceleration = 4 }'
             )
         return dataset
-    return degrade.degraded(dataset, parts, data.degrade, experiment.seed, data.partition == EvenPartition("by_site"))
+    by_site = data.partition == EvenPartition("by_site")
+    return degrade.degraded(dataset, parts, data.degrade, experiment.seed, by_site, validation)
 
 
 def watched(experiment: Experiment) -> bool:
@@ -160,7 +166,7 @@ def _part(rows: sources.Samples, part: np.ndarray) -> sources.Samples:
     case = None if rows.case is None else rows.case._replace(
         of=rows.case.of[part], start=None if rows.case.start is None else rows.case.start[part]
     )  # fmt: skip
-    return sources.Samples(rows.x[part], rows.y[part], site, line, case)
+    return sources.Samples(rows_of(rows.x, part), rows_of(rows.y, part), site, line, case)
 
 
 def _watched(experiment: Experiment, dataset: Dataset) -> Dataset:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +45,13 @@ from p2pfl.types import Algorithm, Learner, Planning, Schedule, Tree
 
 BEGIN = ("name", "weights", "rename", "fresh")
 """Fields of [model] that its maker does not take."""
+FLATTENED = MappingProxyType(
+    {
+        "cnn": "head/kernel", "cnn3d": "head/kernel", "cnn_gnn": "encoder/nodes/kernel",
+        "mlp": "layers/0/kernel", "logistic": "layers/0/kernel",
+    }
+)  # fmt: skip
+"""Kernels that take in an image that was flattened."""
 
 
 class Sliced(NamedTuple):
@@ -377,8 +385,8 @@ def started(experiment: Experiment, learner: Learner, x: tuple[int, ...]) -> sta
         return starting.Started(learner, (), (), ())
     file = Path(table.weights)
     found = starting.start(learner, model_file.read(file), file.name, table.rename, table.fresh or ())
-    flat = {"cnn": "head/kernel", "mlp": "layers/0/kernel", "logistic": "layers/0/kernel"}.get(table.name)
-    if flat in found.dense and len(x) == 3 and (table.name == "cnn" or x[-1] > 1):
+    flat = FLATTENED.get(table.name)
+    if flat in found.dense and len(x) > 2 and (table.name not in ("mlp", "logistic") or x[-1] > 1):
         raise ConfigError(
             f"model.weights: {file.name} has {flat} with the axes of PyTorch, which flattens images by channel, row "
             f"and column, and model {table.name} by row, column and channel; draw it anew: model.fresh = [{flat!r}]"

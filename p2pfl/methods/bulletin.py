@@ -25,9 +25,6 @@ from p2pfl.algorithms.mixing import over
 from p2pfl.methods.weighting import exchanges
 from p2pfl.types import Algorithm, Array, Inbox, Learner, Neighborhood, Params, Payload, State, Tree
 
-NEWEST = 2**30
-"""A row of a version above this is nobody's."""
-
 
 class Bulletin(NamedTuple):
     """What nodes tell of themselves."""
@@ -56,7 +53,7 @@ def placed(learner: Learner, bulletin: Bulletin, nodes: int, x: tuple[int, ...])
 def heard(params: Params, name: str) -> tuple[Tree, Array]:
     """The rows of all nodes, leading axis n, and [n] bool: of which node one has been heard, oneself included."""
     table = params["private"][name]
-    return table["rows"], table["version"] > 0
+    return table["rows"], table["version"] != 0
 
 
 def own(params: Params) -> Array:
@@ -65,15 +62,16 @@ def own(params: Params) -> Array:
     return found
 
 
-def say(params: Params, name: str, row: Tree) -> Params:
-    """Return params["private"] with the node's own row written anew."""
-    private, mine = params["private"], own(params)
+def say(params: Params, name: str, row: Tree, when: Array | bool = True) -> Params:
+    """Return params["private"] with the node's own row written anew; as it was where `when` [] does not hold."""
+    private, mine = params["private"], own(params) & when
     table = private[name]
 
     def leaf(rows: Array, new: Array) -> Array:
         return jnp.where(over(mine, rows), new.astype(rows.dtype)[None], rows)
 
-    version = table["version"] + mine.astype(jnp.int32)
+    next_ = table["version"] + mine.astype(jnp.int32)
+    version = jnp.where(mine & (next_ == 0), 1, next_)  # 0 is a row that nobody has said
     return {**private, name: {"rows": jax.tree.map(leaf, table["rows"], row), "version": version}}
 
 
@@ -100,7 +98,7 @@ def carried(bulletin: Bulletin) -> Callable[[Algorithm], Algorithm]:
             params = inner.params(state)
             private, told = params["private"], inbox.received["told"]
             told = told if bulletin.passed_on else jax.vmap(partial(placed_at, nodes=len(own(params))))(told)
-            table = merged(private[bulletin.name], own(params), told, inbox.arrived, bulletin.bound)
+            table = merged(private[bulletin.name], own(params), told, inbox.arrived, bulletin.bound, bulletin.passed_on)
             return inner.replaced(state, {**params, "private": {**private, bulletin.name: table}})
 
         travels = f"{inner.travels}, with {bulletin.what}"
@@ -124,16 +122,20 @@ def placed_at(told: Tree, nodes: int) -> Tree:
     return {"rows": rows, "version": jnp.where(here, told["version"], 0)}
 
 
-def merged(table: Tree, mine: Array, theirs: Tree, arrived: Array, bound: float) -> Tree:
+def merged(table: Tree, mine: Array, theirs: Tree, arrived: Array, bound: float, passed_on: bool = True) -> Tree:
     """The newest of every row. `theirs`: tables of K neighbours, of which those that have `arrived` [K] count.
 
     Of the node's own row the numbers stay, and its version becomes the newest that is known: so whoever comes back with
-    an old table is heard again.
+    an old table is heard again. Versions are compared as serial numbers (RFC 1982): the one after the largest int32 is
+    the smallest, so that nobody can make up a version that the node itself could not follow. `passed_on`: rows of
+    others come along; where each tells its own alone, what it tells now counts, so that one that begins afresh is
+    heard.
     """
     rows, version = table["rows"], table["version"]
     for k in range(arrived.shape[0]):  # slot by slot, so that every driver ends with the same
         told = theirs["version"][k].astype(jnp.int32)
-        newer = arrived[k] & (told > version) & (told <= NEWEST)
+        later = (version == 0) | (told - version > 0) if passed_on else told != version
+        newer = arrived[k] & (told != 0) & later
 
         def leaf(rows: Array, new: Array, k: int = k, newer: Array = newer) -> Array:
             new = jnp.clip(new[k].astype(rows.dtype), -bound, bound)

@@ -107,7 +107,8 @@ def cast(dtype: str = "bfloat16") -> Wrap:
 def clip(radius: float) -> Wrap:
     """Clip what an exchange may move: z_j = x_i + (x_j - x_i) min(1, radius / |x_j - x_i|).
 
-    Both ends clip alike, so that the mean is kept; one bad neighbour can't move a model far. Source: He, Karimireddy,
+    Both ends clip alike, so that the mean is kept; one bad neighbour can't move a model far. Own models and networks
+    that travel alongside (the objectives "soft_pull" and "selector") are not clipped. Source: He, Karimireddy,
     Jaggi, "Byzantine-robust decentralized learning via ClippedGossip" (2022), equation of algorithm 1.
 
     Args:
@@ -160,8 +161,8 @@ def clip(radius: float) -> Wrap:
 
 
 def _told(path: tuple[Any, ...]) -> bool:
-    """Return whether a leaf is what a node tells of itself (see methods.weighting), no part of its model."""
-    return any(getattr(key, "key", None) in ("told", "sums") for key in path)
+    """Return whether a leaf is no part of the shared model: what a node tells of itself, what travels alongside."""
+    return any(getattr(key, "key", None) in ("told", "sums", "own") for key in path)
 
 
 def _moved(payload: Payload) -> list[Array]:

@@ -19,8 +19,9 @@ LAWS: Mapping[str, Callable[..., Array]] = MappingProxyType(
 )
 """How noise is distributed: of standard deviation 1, and of Laplace's scale 1 (a standard deviation of 1.41)."""
 
-AS_THEY_ARE = ("told", "sums", "carried")
-"""Parts of a payload that get no noise: what a node tells of itself, sums (which have their own), batch statistics."""
+AS_THEY_ARE = ("told", "sums", "carried", "second")
+"""Parts of a payload that get no noise: what a node tells of itself, sums (which have their own), batch statistics,
+second moments (of the objective "selector"), which are not below zero."""
 
 
 def noise(scale: float, kind: str = "gaussian") -> Callable[[Algorithm], Algorithm]:

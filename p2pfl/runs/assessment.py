@@ -509,7 +509,8 @@ def own_of(federation: Federation, node: int, model: Params) -> predict.Own:
     data, parts = federation.dataset, federation.partition
     train, test, kept = parts.train[node], parts.test[node], data.validation
     if kept is not None and federation.data.validation is not None:
-        kept = Samples(kept.x[mine := federation.data.validation[node]], kept.y[mine])
+        mine = federation.data.validation[node]
+        kept = Samples(part(kept.x, mine), part(kept.y, mine))
     elif kept is not None and federation.experiment.evaluation.rows == "test":
         by_site = federation.experiment.data.partition == EvenPartition("by_site") and kept.site is not None
         rows = np.flatnonzero(kept.site == node) if by_site else np.arange(node, len(kept.y), len(federation.graph))

@@ -20,6 +20,7 @@ import numpy as np
 
 from p2pfl.config import experiment as config
 from p2pfl.data.partition import names
+from p2pfl.data.stored import part
 from p2pfl.errors import ConfigError
 from p2pfl.federation.federation import build, precision
 from p2pfl.learning import attribution, metrics
@@ -83,6 +84,11 @@ def explain(
         raise ConfigError("answer='selector': is several models; name one, such as personal, with --node")
     saved = models.find(run)
     about = saved.about
+    if about.kind == "reconstruction":
+        raise ConfigError(
+            f"{run}: this model answers with images, of which there is nothing to explain; explained are classes, "
+            "labels, numbers, risks and masks"
+        )
     of = _place(about, asked.of)
     sites = _of_file(run, asked) if asked.data else _of_run(run, about, asked, saved.within)
     common = asked.node is None and asked.answer is None and models.common(run)
@@ -147,7 +153,8 @@ def _of_run(run: Path, about: models.ModelFacts, asked: Question, within: int | 
     tested = {each: parts.test[each] for each in wanted if len(parts.test[each])}
     if not tested:
         raise ConfigError(f"{run}: node={node}: has no test rows; give rows, as in --data new.csv")
-    return [SiteSample(called[each], each, dataset.test.x[rows], dataset.test.y[rows]) for each, rows in tested.items()]
+    x, y = dataset.test.x, dataset.test.y
+    return [SiteSample(called[each], each, part(x, rows), part(y, rows)) for each, rows in tested.items()]
 
 
 # --- the number that is explained

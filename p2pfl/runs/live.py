@@ -115,6 +115,7 @@ def needs(federation: Federation) -> memory.Needs:
     rows = max(map(len, federation.partition.train), default=0) + dataset.test.x.shape[0]  # its own, and those to test
     if isinstance(dataset.train.x, Stored):
         rows = min(chunk(dataset.test.x.shape[1:]), dataset.test.x.shape[0])  # what is looked at at once
+    rows += max(map(len, federation.data.validation or ((),)))  # by which it watches its model
     return memory.Needs(
         leaves=[leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model)],
         state=tree.nbytes(state),

@@ -137,6 +137,9 @@ def check(names: Sequence[str], learner: Learner, kind: str) -> None:
             "answers='personal': nothing trains a model of the node's own; add an objective such as ditto, or ask for "
             "'fine_tuned'"
         )
+    for name in ("interpolated", ROUTED):  # they mix models, and a mixture of experts is none
+        if name in names and "experts" in jax.eval_shape(learner.init, jax.random.key(0)).get("private", {}):
+            raise ConfigError(f"answers={name!r}: mixes two models, and the objective experts has a gate; leave it out")
     if BEST in names and BEST not in jax.eval_shape(learner.init, jax.random.key(0)).get("private", {}):
         raise ConfigError(
             "answers='best': is kept while the model is trained; name it in evaluation.answers of the run"

@@ -92,9 +92,7 @@ def align(
 
         def said(params: Params, features: Array) -> Tree:
             enough = params["private"]["site"]["samples"] >= minimum
-            first = features[np.arange(rows) % features.shape[0]]
-            new, before = bulletin.say(params, NAME, first), params["private"][NAME]
-            return {**new, NAME: jax.tree.map(lambda now, then: jnp.where(enough, now, then), new[NAME], before)}
+            return bulletin.say(params, NAME, features[np.arange(rows) % features.shape[0]], enough)
 
         return _aligned(learner, optimizer, critic, (strength, after), blurred, said)
 

@@ -13,6 +13,7 @@ from p2pfl.errors import ConfigError
 from p2pfl.learning.local_steps import rest
 from p2pfl.learning.optimizers import by_gradient
 from p2pfl.methods.objectives.objective import Objective, of_kinds
+from p2pfl.methods.objectives.personal import own_model
 from p2pfl.tree import mixed
 from p2pfl.types import Algorithm, Array, Inbox, Key, Learner, Metrics, Neighborhood, Params, State, Tree
 
@@ -31,7 +32,7 @@ def deputy(
 
         recover     at first, and while s_deputy < recover s_own       the deputy learns from the own model, too
         exchange    until s_deputy >= sublimate s_own                  each learns from the other
-        sublimate   from then on                                       the own model learns from the deputy
+        sublimate   while s_deputy >= sublimate s_own                  the own model learns from the deputy
 
     Who learns from the other has the divergence KL(teacher || student) of the outputs beside its loss; the teacher is
     held fixed. A stage is left for the next at the next batch at the earliest, and a mixing begins with the first.
@@ -81,7 +82,7 @@ def deputy(
             return {**params, "private": {**params.get("private", {}), NAME: state}}
 
         def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
-            state, own = params["private"][NAME], {**params, **_own(params)}
+            state, own = params["private"][NAME], {**params, **own_model(params, NAME)}
             scores, stage = _looked(learner, state, (own, params), batch, (recover, sublimate), decay)
             gradient, others, metrics = learner.grad(params, batch, key)
             mine, new, _ = learner.grad(own, batch, key)
@@ -97,7 +98,7 @@ def deputy(
             private = {**others.get("private", {}), NAME: kept}
             return gradient, {**rest(params), **others, "private": private}, metrics
 
-        return learner._replace(init=init, grad=grad, personal=lambda params: {**params, **_own(params)})
+        return learner._replace(init=init, grad=grad, personal=lambda params: {**params, **own_model(params, NAME)})
 
     return Objective(wrap_learner, wrap=_from_the_first, suits=of_kinds(NAME, "classes"))
 
@@ -127,12 +128,6 @@ def _from_the_first(inner: Algorithm) -> Algorithm:
         return inner.replaced(after, {**params, "private": {**params["private"], NAME: kept}})
 
     return inner._replace(mix=mix, linear=False)  # whether anything arrived is no part of a sum
-
-
-def _own(params: Params) -> Params:
-    """The node's own trained and carried: before its first step, the shared ones."""
-    state = params["private"][NAME]
-    return jax.tree.map(lambda v, w: jnp.where(state["steps"] > 0, v, w), state["model"], mixed(params))
 
 
 def _towards(learner: Learner, student: Params, teacher: Params, batch: Tree) -> Tree:

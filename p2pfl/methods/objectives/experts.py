@@ -12,6 +12,7 @@ import optax
 from p2pfl.learning.local_steps import rest
 from p2pfl.learning.optimizers import by_gradient
 from p2pfl.methods.objectives.objective import Objective, of_kinds
+from p2pfl.methods.objectives.personal import own_model
 from p2pfl.methods.statistics.known import normalized
 from p2pfl.tree import mixed
 from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
@@ -77,9 +78,7 @@ def experts(optimizer: optax.GradientTransformation) -> Objective:
 
 def _own(params: Params) -> Params:
     """With the node's own model in place of the shared one; before its first step they are the same."""
-    state = params["private"][NAME]
-    model = jax.tree.map(lambda v, w: jnp.where(state["steps"] > 0, v, w), state["model"], mixed(params))
-    return {**params, **model}
+    return {**params, **own_model(params, NAME)}
 
 
 def _trained(
@@ -130,7 +129,7 @@ def _answering(learner: Learner) -> Learner:
         answers = state["answers"] > 0
         return {name: jnp.where(answers, mixture[name].astype(shared[name].dtype), shared[name]) for name in mixture}
 
-    return learner._replace(predict=predict, evaluate=evaluate)
+    return learner._replace(predict=predict, evaluate=evaluate, maps=None)  # those of one expert say nothing of both
 
 
 def opened(gate: Tree, params: Params, x: Array) -> Array:

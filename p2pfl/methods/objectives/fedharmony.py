@@ -98,8 +98,7 @@ def fedharmony(
             by = jnp.asarray(noise, sd.dtype) * sd
             mean, sd = mean + by * one, jnp.maximum(sd + by * two, 0)
         enough = params["private"]["site"]["samples"] >= minimum
-        said, before = bulletin.say(params, NAME, {"mean": mean, "sd": sd}), params["private"][NAME]
-        return {**said, NAME: jax.tree.map(lambda new, old: jnp.where(enough, new, old), said[NAME], before)}
+        return bulletin.say(params, NAME, {"mean": mean, "sd": sd}, enough)
 
     what = "mean and standard deviation of its features, to all nodes"
     facts = ("samples", "entropy") if noise else ("samples",)

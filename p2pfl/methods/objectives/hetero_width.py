@@ -163,7 +163,7 @@ def _joint(learner: Learner, ratios: Sequence[float], layers: Sequence[str] | No
         found: Array = by_width(params, lambda net, params: net.predict(params, x))
         return found
 
-    return learner._replace(grad=grad, evaluate=evaluate, predict=predict, features=None)  # one shape for each width
+    return learner._replace(grad=grad, evaluate=evaluate, predict=predict, features=None, maps=None)  # of each width
 
 
 def _in_whole_arrays(inner: Algorithm, layers: Sequence[str] | None) -> Algorithm:

@@ -66,7 +66,7 @@ def pfedme(
             return added(params, "pfedme", {"steps": jnp.zeros((), jnp.int32), "model": mixed(params)})
 
         def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
-            w, own = params["trained"], _model(params, "pfedme")
+            w, own = params["trained"], own_model(params, "pfedme")
             gradient, others, metrics = learner.grad(params, batch, key)
 
             def nearer(theta: Tree, gradient: Tree) -> Tree:
@@ -348,14 +348,14 @@ def average(optimizer: optax.GradientTransformation, decay: float = 0.99) -> Obj
 # --- what they have in common
 
 
-def _model(params: Params, name: str) -> Params:
+def own_model(params: Params, name: str) -> Params:
     """The node's own trained and carried: before its first step, the shared ones."""
     state = params["private"][name]
     return jax.tree.map(lambda v, w: jnp.where(state["steps"] > 0, v, w), state["model"], mixed(params))
 
 
 def _answering(learner: Learner, name: str) -> Learner:
-    return learner._replace(personal=lambda params: {**params, **_model(params, name)})
+    return learner._replace(personal=lambda params: {**params, **own_model(params, name)})
 
 
 def _beside(
@@ -383,7 +383,7 @@ def _beside(
 
     def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
         gradient, others, metrics = learner.grad(params, batch, key)
-        own, state = _model(params, name), params["private"][name]
+        own, state = own_model(params, name), params["private"][name]
         towards, new, _ = learner.grad({**params, **own}, batch, key)
         if pull is not None:
             towards = add(towards, pull(own, params, batch, key))

@@ -141,7 +141,4 @@ def _said(params: Params, z: Array, reference: int, noise: float) -> Tree:
     if noise:
         key, params = site_facts.drawn(params)
         told = told + jnp.asarray(noise, told.dtype) * jax.random.normal(key, told.shape, told.dtype)
-    written = bulletin.say(params, NAME, {"features": told})
-    here = bulletin.own(params)[reference]
-    table = jax.tree.map(lambda new, old: jnp.where(here, new, old), written[NAME], params["private"][NAME])
-    return {**written, NAME: table}
+    return bulletin.say(params, NAME, {"features": told}, bulletin.own(params)[reference])

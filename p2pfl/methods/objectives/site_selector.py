@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from p2pfl.check import positive
+from p2pfl.check import at_least, positive
 from p2pfl.learning.local_steps import rest
 from p2pfl.methods import appearance, bulletin
 from p2pfl.methods.alongside import added, alongside
@@ -23,28 +23,30 @@ BETA1, BETA2, TINY = 0.9, 0.999, 1e-8
 """Of Adam."""
 
 
-def selector(optimizer: optax.GradientTransformation, learning_rate: float = 0.1) -> Objective:
+def selector(optimizer: optax.GradientTransformation, learning_rate: float = 0.1, minimum: int = 10) -> Objective:
     """A network that tells from which site a row comes is trained by gossip, for the answer `selector`.
 
     It sees low-level features of a row (p2pfl.methods.appearance): softmax regression on the n planned sites. A site's
     rows have one label, the site itself, so that local steps would end in "all are mine": as the source's authors do,
     there is one step a round, by the gradient over all its batches, and the moments of Adam are averaged along with the
-    network. Each site tells the mean and the mean square of its features, by which all scale alike; nothing of single
-    rows. All sites count alike, whatever their number of rows. A node beyond those that were planned has no label: it
-    mixes, and learns nothing. The source takes VGG-11 on whole images; on features, a linear network needs no more
-    images than a site has. The model is trained as without.
+    network. Each site tells the running mean and mean square of its features, by which all scale alike: what two
+    messages differ by are the means over the rows of the batches in between. A site of fewer than `minimum`
+    training rows tells nothing, and is not told from. All sites count alike, whatever their number of rows. A node
+    beyond those that were planned has no label: it mixes, and learns nothing. The source takes VGG-11 on whole
+    images; on features, a linear network needs no more images than a site has. The model is trained as without.
     Source: Xu, Li, Guo, Yang, Roth, Hatamizadeh, Zhao, Xu, Huang, Xu, "Closing the generalization gap of cross-silo
     federated medical image segmentation" (FedSM, 2022).
 
     Args:
         optimizer: of the experiment; not used.
         learning_rate: of the selector's own Adam, > 0.
+        minimum: training rows below which a site tells nothing, >= 1.
 
     Returns:
         The objective; the network lies in params["private"]["selector"].
 
     Raises:
-        ConfigError: learning_rate <= 0; when applied, an algorithm that sends one way.
+        ConfigError: learning_rate <= 0, minimum < 1; when applied, an algorithm that sends one way.
 
     Example:
         >>> import optax, p2pfl
@@ -52,11 +54,16 @@ def selector(optimizer: optax.GradientTransformation, learning_rate: float = 0.1
         "mean and mean square of each site's features of light and texture"
     """
     positive(learning_rate=learning_rate)
+    at_least(1, minimum=minimum)
 
     def after(state: Tree) -> Tree:
         return _stepped(state, learning_rate)
 
-    return Objective(_learned, alongside(appearance.SELECTOR, "the selector of sites", after=after), bulletin=TOLD)
+    def wrap(learner: Learner) -> Learner:
+        return _learned(learner, minimum)
+
+    beside = alongside(appearance.SELECTOR, "the selector of sites", after=after)
+    return Objective(wrap, beside, facts=("samples",), bulletin=TOLD)
 
 
 def _row(learner: Learner, x: tuple[int, ...]) -> Tree:
@@ -67,7 +74,7 @@ def _row(learner: Learner, x: tuple[int, ...]) -> Tree:
 TOLD = Bulletin(appearance.TABLE, _row, "mean and mean square of each site's features of light and texture")
 
 
-def _learned(learner: Learner) -> Learner:
+def _learned(learner: Learner, minimum: int) -> Learner:
     """The learner that gathers the selector's gradient in its local steps."""
     like = jax.eval_shape(learner.init, jax.random.key(0))["private"][appearance.TABLE]["rows"]["mean"]
     sites, count = like.shape
@@ -85,7 +92,9 @@ def _learned(learner: Learner) -> Learner:
         whole = {**rest(params), **others}
         state, mine = whole["private"][appearance.SELECTOR], bulletin.own(params)
         found = appearance.features(batch["x"])
-        whole = {**whole, "private": bulletin.say(whole, appearance.TABLE, _told(whole, mine, found, state["steps"]))}
+        enough = whole["private"]["site"]["samples"] >= minimum
+        row = _told(whole, mine, found, state["steps"])
+        whole, mine = {**whole, "private": bulletin.say(whole, appearance.TABLE, row, enough)}, mine & enough
         scaled, label = appearance.scaled(whole, found), mine.astype(found.dtype)
 
         def loss(layer: Tree) -> Array:
@@ -124,7 +133,8 @@ def _stepped(state: Tree, learning_rate: float) -> Tree:
 
     def leaf(layer: Array, first: Array, second: Array) -> Array:
         t = rounds.astype(layer.dtype)
-        return layer - learning_rate * (first / (1 - BETA1**t)) / (jnp.sqrt(second / (1 - BETA2**t)) + TINY)
+        size = jnp.sqrt(jnp.maximum(second, 0) / (1 - BETA2**t))  # a neighbour could tell less than nothing
+        return layer - learning_rate * (first / (1 - BETA1**t)) / (size + TINY)
 
     new = {"layer": jax.tree.map(leaf, model["layer"], first, second), "first": first, "second": second}
     kept = jax.tree.map(lambda new, old: jnp.where(seen > 0, new, old), new, model)
