@@ -162,6 +162,10 @@ MECHANISMS: dict[str, dict[str, Any]] = {
         ]},
         "algorithm": {"name": "dsgd", "share": "split"},
     },
+    "private steps": {
+        **_objective({"name": "fedprox", "mu": 0.1}, name="mlp", hidden=[4]), "rounds": 4, "network": {"loss": 0.2},
+        "privacy": {"clip": 0.5, "noise": 1.0, "delta": 0.01, "epsilon": 6.0, "sampling": "poisson"},
+    },
     "noise and features": {
         **_objective({"name": "experts"}, {"name": "align", "rows": 3, "noise": 0.1, "minimum": 2}),
         "rounds": 4, "churn": GONE_AND_BACK,

@@ -59,6 +59,18 @@ class Training:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Privacy:
+    """[privacy]: local steps are differentially private for each training row: DP-SGD."""
+
+    clip: Annotated[float, Field(gt=0)]  # largest norm of the gradient of a row
+    delta: Annotated[float, Field(gt=0, lt=1)]  # of (epsilon, delta)
+    noise: Annotated[float, Field(gt=0)] | None = None  # standard deviation of the noise on their sum, in units of
+    # clip; None: as little as keeps all rounds within epsilon
+    epsilon: Annotated[float, Field(gt=0)] | None = None  # budget: a node trains no more before it is exceeded
+    sampling: Literal["passes", "poisson"] = "passes"  # how rows get into batches
+
+
+@dataclass(frozen=True, config=STRICT)
 class TopologyTable:
     """[topology]: the graph along which models travel."""
 
@@ -151,6 +163,7 @@ class Experiment:
     rounds: Count
     training: Training = dataclasses.field(default_factory=Training)
     statistics: Statistics = dataclasses.field(default_factory=Statistics)
+    privacy: Privacy | None = None  # noise on what local steps learn of single rows
     model: ModelTable | None = None  # must be given, but for the source quadratic
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     churn: Annotated[tuple[ChurnTable, ...], LIST] = ()

@@ -127,7 +127,14 @@ class Federation(NamedTuple):
     @property
     def batch_size(self) -> int:
         """Rows of a local step; of the source "quadratic" one, since a node has no other and it is long."""
+        if self.learning.private is not None:
+            return self.learning.private.batch_size
         return 1 if self.task is not None else self.experiment.training.batch_size
+
+    @property
+    def used(self) -> np.ndarray | None:
+        """[n] training rows of each node that a pass over them uses; None: all."""
+        return self.learning.private.used if self.learning.private is not None else None
 
     @property
     def steps(self) -> np.ndarray:
@@ -229,6 +236,7 @@ def _script(experiment: Experiment) -> None:
         "evaluation.extra_metrics": experiment.evaluation.extra_metrics,
         "statistics": experiment.statistics.gather or experiment.statistics.normalize,
         "evaluation.answers": experiment.evaluation.answers,
+        "privacy": experiment.privacy,
     }
     for name, value in given.items():
         if value:

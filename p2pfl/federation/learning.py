@@ -27,10 +27,11 @@ from p2pfl.data import BUILTIN, Dataset
 from p2pfl.data.partition import PARTITIONS
 from p2pfl.data.stored import Stored
 from p2pfl.errors import ConfigError, nearest
-from p2pfl.federation import epochs
+from p2pfl.federation import epochs, privacy
 from p2pfl.federation.datasets import Datasets, watched
 from p2pfl.federation.events import growing, memberships
 from p2pfl.federation.plugins import FAULTS, called, chosen, function, unknown
+from p2pfl.federation.privacy import PrivateSteps
 from p2pfl.federation.topology import Topology
 from p2pfl.learning import flax, local_steps, losses, models, optimizers, quadratic
 from p2pfl.learning.batching import in_batches
@@ -38,6 +39,7 @@ from p2pfl.learning.targets import TARGETS, PerSample
 from p2pfl.methods import adapters, answers, bulletin, compose, freezing, sharing, starting, statistics, watching
 from p2pfl.methods import site_facts as sites
 from p2pfl.methods.objectives import OBJECTIVES, Objective
+from p2pfl.methods.privacy import dp_sgd
 from p2pfl.methods.site_facts import counting
 from p2pfl.node import model_file
 from p2pfl.topology import GRAPHS
@@ -73,6 +75,7 @@ class Learning(NamedTuple):
     sites: Tree  # [n, ...] what each node knows of its own data, where it is asked for
     notes: tuple[str, ...]  # what a person should know of that
     sliced: Sliced | None = None  # where nodes have models of unequal shapes; the above is then for arrays of the whole
+    private: PrivateSteps | None = None  # local steps that are differentially private
 
 
 class ScriptedSteps(NamedTuple):
@@ -88,7 +91,8 @@ def resolve_learning(
     """Resolve the learner and the algorithm of an experiment. Raises ConfigError."""
     rule, dataset = optimizer(experiment) if script is None else script.optimizer, data.dataset
     sliced: Sliced | None = None
-    methods = objectives(experiment, rule)
+    private = privacy.resolve(experiment, data, rule)
+    methods = [*([private.objective] if private else []), *objectives(experiment, rule)]
     real = not data.pooled and data.task is None
     sites, notes = known(experiment, methods, dataset, data.partition.train, topology.nodes, real)
     held = np.array([len(rows) for rows in data.validation or ()], np.int32)
@@ -128,7 +132,8 @@ def resolve_learning(
     _check_growth(experiment, algorithm, topology, data)
     jax.eval_shape(lambda model: algorithm.init(model, 1), shape(learner, sites))  # some wraps look at the model
     notes = (*notes, *_own_scales(experiment, data, algorithm))
-    learning = Learning(learner, algorithm, make, schedule, sites, notes, sliced)
+    notes = (*notes, *(privacy.notes(experiment, data, private) if private else ()))
+    learning = Learning(learner, algorithm, make, schedule, sites, notes, sliced, private)
     return _gossiping(experiment, topology, data, learning) if "sums" in sites else learning
 
 
@@ -401,9 +406,12 @@ def learner_alone(experiment: Experiment, like: Dataset, sites: Tree) -> Learner
 
     `sites`: [1, ...] what a node knows of its own data, by the leaves of a model.
     """
-    rule = optimizer(experiment)
+    rule, table = optimizer(experiment), experiment.privacy
     base = base_learner(experiment, like)
-    return made_learner(experiment, base, objectives(experiment, rule), rule, sites, like.train.x.shape[1:])
+    private = [] if table is None else [dp_sgd(table.clip, 1)]  # trains nothing here
+    return made_learner(
+        experiment, base, [*private, *objectives(experiment, rule)], rule, sites, like.train.x.shape[1:]
+    )
 
 
 def named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 
 import jax
@@ -19,9 +20,10 @@ from p2pfl.learning import batching
 from p2pfl.learning.batching import eval_set
 from p2pfl.learning.targets import TARGETS
 from p2pfl.methods import statistics
+from p2pfl.methods.privacy.dp_sgd import ALLOWED, counted_from
 from p2pfl.node.fit import NodeSlice
 from p2pfl.node.program import compile
-from p2pfl.node.task import Task, node_schedule
+from p2pfl.node.task import StepBudget, Task, node_schedule
 from p2pfl.types import Algorithm, Neighborhood, Params, Payload, Tree
 
 
@@ -108,7 +110,7 @@ def task(
         x=rows_of(dataset.train.x, rows).astype(dtype),
         y=rows_of(dataset.train.y, rows),
         site=jax.tree.map(lambda rows: np.asarray(rows[node]), federation.sites),
-        batching=batching.one(seed, node, max(len(rows), 1), int(federation.steps[node]), federation.batch_size),
+        batching=_batching(federation, node),
         test=eval_set(dataset.test.x.astype(dtype), dataset.test.y, dataset.kind == "survival"),
         own=parts.test[node],
         pooled=federation.pooled,
@@ -122,7 +124,20 @@ def task(
         compare=lambda theirs: dictionary.differences(dictionary.from_json(theirs), meaning),
         fit=own,
         part=experiment.topology.take_part,
-    )
+        budget=None if (private := federation.learning.private) is None else StepBudget(
+            int(private.objective.given[ALLOWED][node]), counted_from
+        ),
+    )  # fmt: skip
+
+
+def _batching(federation: Federation, node: int) -> batching.Batching:
+    """Which rows a node trains on. Where it draws them in secret, from data of its own, nobody may guess them."""
+    seed, private = federation.experiment.seed, federation.learning.private
+    if private is not None and private.table.sampling == "poisson" and not federation.pooled:
+        seed = secrets.randbits(63)
+    many = max(len(federation.partition.train[node]), 1)
+    used = None if federation.used is None else int(federation.used[node])
+    return batching.one(seed, node, many, int(federation.steps[node]), federation.batch_size, used)
 
 
 def _held(federation: Federation, node: int) -> Samples | None:

@@ -79,6 +79,13 @@ def node_schedule(schedule: Schedule, node: int) -> NodeSchedule:
     return NodeSchedule(*(part[:, node] for part in schedule))
 
 
+class StepBudget(NamedTuple):
+    """How many local steps a node may take in all its lives, each of which tells of its rows."""
+
+    steps: int
+    counted: Callable[[State, int], State]  # a state, and what earlier processes have taken: one that counts them
+
+
 class Task(NamedTuple):
     """The data and the program of a node; nothing of the network."""
 
@@ -111,6 +118,7 @@ class Task(NamedTuple):
     learned: Callable[[Tree], Sequence[str] | None] | None = None  # of its rows beside all, in words; None: not yet
     fit: NodeSlice | None = None  # where nodes have models of unequal shapes
     part: float = 1.0  # share of the nodes that takes part in a round
+    budget: StepBudget | None = None  # where local steps are counted
 
     def at(self, members: tuple[int, ...]) -> Task:
         """Return the same task in the epoch of these members, this node among them. Slots never become fewer."""

@@ -21,6 +21,7 @@ from p2pfl.node.fit import NodeSlice
 from p2pfl.node.payload import Frames, Incoming, Outgoing, outgoing
 from p2pfl.node.replica import Cost, Replica
 from p2pfl.node.said import Said
+from p2pfl.node.spending import AHEAD, SpendingFile
 from p2pfl.node.task import Booked, Task, part
 from p2pfl.protocol.events import Adopt, Advance, Booking, Finished, Leave, Trained
 from p2pfl.protocol.exchange import Side
@@ -61,6 +62,7 @@ class Host(NamedTuple):
     store: CheckpointStore | None = None
     every: int = 0  # rounds from checkpoint to checkpoint; 0: none
     finished: Callable[[records.Measured, records.RoundSteps], None] = lambda measured, did: None  # told of each round
+    spending: SpendingFile | None = None  # where processes end and begin again: private steps, counted for them all
 
 
 class Worker:
@@ -91,6 +93,7 @@ class Worker:
         self._ended = False  # it is said that training has ended
         self._saved = 0  # the last round that a checkpoint was made after
         self._bytes = (0, 0)
+        self._spent = self._reserved = 0  # private steps of all processes, and how many are written down
 
     @property
     def task(self) -> Task:
@@ -114,7 +117,10 @@ class Worker:
         return [*notes, f"going on from the checkpoint after round {saved.table['round']}"]
 
     def begin(self, life: int) -> None:
-        """Open the records of this life, behind those of earlier ones; the clock of the first round starts now."""
+        """Open the records of this life, behind those of earlier ones; the clock of the first round starts now.
+
+        Raises LocalError.
+        """
         earlier = records.last(self.directory / "metrics.jsonl")
         if earlier:
             self.last_round = earlier["round"]
@@ -126,6 +132,10 @@ class Worker:
             if self._kept_sketches:  # as that life itself would have, had it ended there
                 self._trace.write(records.Sketches(*self._kept_sketches))
             self._trace.write(self.replica.renew(life, self.kept[1] + 1, self.kept))
+        if self._host.spending is not None and self.task.budget is not None:
+            with self.replica.faults("records", 0):
+                self._spent = self._reserved = self._host.spending.read()
+            self.replica.state = self.task.budget.counted(self.replica.state, self._spent)
         self._began = self._host.now()
 
     # --- rounds
@@ -168,6 +178,7 @@ class Worker:
         task = self.task
         if task.link == "push":  # whoever gets it may record it before this node records the round, if it ever does
             self._trace.write(self.replica.began(round, receivers))
+        self._reserve(round)
         payload, model = self.replica.train(round, receivers)
         self.trained, self.untrained = self.trained + 1, False
         if task.fit is not None:
@@ -176,6 +187,16 @@ class Worker:
             {j: outgoing(part(payload, task.slot(j))) for j in task.neighbors} if task.per_edge else outgoing(payload)
         )
         return Trained(going, None if model is None else outgoing(model))
+
+    def _reserve(self, round: int) -> None:
+        """Write down the private steps of this round and some to come, before they are taken."""
+        if self._host.spending is None or self.task.budget is None:
+            return
+        steps, most = self.task.batching.width, self.task.budget.steps
+        self._spent = min(self._spent + steps, most)
+        if self._spent > self._reserved:
+            self._reserved = min(self._spent + (AHEAD - 1) * steps, most)
+            self._host.spending.write(self._reserved)
 
     def _cut(self, fit: NodeSlice, payload: Payload, model: Params | None) -> Trained:
         """Cut out for each level what the nodes of it have in common with this one."""

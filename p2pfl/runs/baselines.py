@@ -107,5 +107,5 @@ def alone(experiment: Experiment) -> Experiment:
         topology = TopologyTable(graph="complete", nodes=founders(experiment) + more)
     return replace(
         experiment, algorithm=AlgorithmTable("local"), churn=(), network=network, training=training,
-        topology=topology, evaluation=evaluation, statistics=known, baselines=False,
+        topology=topology, evaluation=evaluation, statistics=known, privacy=None, baselines=False,
     )  # fmt: skip

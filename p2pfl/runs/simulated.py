@@ -94,6 +94,7 @@ def work_of(federation: Federation) -> Simulation:
         sites=federation.sites,
         course=planned,
         part=experiment.topology.take_part,
+        used=federation.used,
     )
 
 

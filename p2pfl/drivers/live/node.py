@@ -36,6 +36,7 @@ from p2pfl.node.plan import facts
 from p2pfl.node.replica import Replica
 from p2pfl.node.result import NodeResult
 from p2pfl.node.said import Said, level_of, whole
+from p2pfl.node.spending import SpendingFile
 from p2pfl.node.status import FORMAT, MEMBERS, SELF, LateNode, ReportedMember, StatusReport, finite, first
 from p2pfl.node.task import Task
 from p2pfl.node.worker import Host, Worker
@@ -115,7 +116,10 @@ class LiveNode:
         place.directory.mkdir(parents=True, exist_ok=True)
         self._counters = (0, 0)
         store = Store(place.directory, place.kept_by or place.terms.federation)
-        host = Host(clock.now, lambda: self._counters, self._happens, self._say, store, place.every, self._mixed)
+        spending = SpendingFile(place.directory)
+        host = Host(
+            clock.now, lambda: self._counters, self._happens, self._say, store, place.every, self._mixed, spending
+        )
         with within():
             self._work = Worker(task, place.directory, host, replica)
         self._event_log = EventLog(task.node, self._write)

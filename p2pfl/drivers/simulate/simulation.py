@@ -41,6 +41,7 @@ class Simulation(NamedTuple):
     held: np.ndarray | None = None  # [n] the last so many rows of each node are validation rows, which go before a
     # round's
     part: float = 1.0  # share of the nodes that takes part in a round
+    used: np.ndarray | None = None  # [n] rows of each node that a pass over them uses; None: all
 
     @property
     def sizes(self) -> np.ndarray:
