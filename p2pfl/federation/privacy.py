@@ -195,21 +195,23 @@ def by_distance(experiment: Experiment, topology: Topology, steps: PrivateSteps)
     """
     weights = np.stack([matrix(topology.schedule, row) for row in range(len(topology.schedule.neighbor))])
     nodes, rounds = weights.shape[1], experiment.rounds
-    plain = isinstance(experiment.training.optimizer, dict) and experiment.training.optimizer.get("name") == "sgd"
-    moved = isinstance(experiment.training.optimizer, dict) and experiment.training.optimizer.get("momentum")
-    fits = experiment.algorithm.name in LINEAR and not experiment.algorithm.wrap and plain and not moved
+    rule = experiment.training.optimizer  # at one rate: what is added in each round is noised alike
+    plain = isinstance(rule, dict) and rule.keys() == {"name", "learning_rate"} and rule["name"] == "sgd"
+    steady = plain and isinstance(rule, dict) and isinstance(rule["learning_rate"], int | float)
+    fits = experiment.algorithm.name in LINEAR and not experiment.algorithm.wrap and steady
     lossy = experiment.churn or experiment.network.loss or experiment.topology.take_part < 1
     largest = max(len(joint_view.seen_by(weights, [node])) for node in range(nodes))
     if not fits or lossy or joint_view.too_large(nodes, rounds, largest) or None in steps.sampling:
         return None
     table: dict[str, dict[str, float]] = {str(node): {} for node in range(nodes)}
+    most = [steps.spent(node, steps.allowed[node]) or 0.0 for node in range(nodes)]  # of all together
     adding = max(-(-steps.allowed[node] * rounds // max(steps.planned[node], 1)) for node in range(nodes))
     for looker in range(nodes):
         seen = joint_view.projection(weights, rounds, {looker}, adding)
         for node in range(nodes):
             if node != looker:
                 mu = _mu_squared(seen[node], steps, node, rounds)
-                table[str(node)][str(looker)] = accountant.of_gaussian(mu, steps.table.delta)
+                table[str(node)][str(looker)] = min(most[node], accountant.of_gaussian(mu, steps.table.delta))
     return table
 
 
@@ -221,4 +223,4 @@ def _mu_squared(view: np.ndarray, steps: PrivateSteps, node: int, rounds: int) -
     most = own.parts(steps.allowed[node])
     at_once = min(own.parts(a_round) + (0 if own.poisson else 1), a_round)
     change = np.full(len(view), at_once / (steps.noise[node] * np.sqrt(a_round)))
-    return joint_view.sensitivity(view, change, most)
+    return joint_view.sensitivity(view, change, -(-most // at_once))

@@ -106,9 +106,9 @@ def sensitivity(view: np.ndarray, change: np.ndarray, most: int | None = None) -
         most: rounds in which a row takes part, at most; None: all.
 
     Returns:
-        The smallest of three bounds: sum_rs |P_rs| c_r c_s (which is exact where P >= 0 and a row takes part in every
-        round), the sum of the `most` largest c_r^2 times the largest eigenvalue of P, and `most` times that of the
-        matrix of |P_rs| c_r c_s.
+        The smaller of two bounds: over the `most` rounds r that have most of it, the sum of the `most` largest
+        |P_rs| c_r c_s (which is exact where P >= 0 and a row takes part in every round, or in a single one); and the
+        sum of the `most` largest c_r^2 times the largest eigenvalue of P.
 
     Example:
         >>> import numpy as np
@@ -119,4 +119,5 @@ def sensitivity(view: np.ndarray, change: np.ndarray, most: int | None = None) -
     many = len(change) if most is None else min(most, len(change))
     sized = np.abs(view) * change[:, None] * change[None, :]
     largest = float(np.sort(change**2)[len(change) - many :].sum()) * float(np.linalg.eigvalsh(view)[-1])
-    return min(float(sized.sum()), largest, many * float(np.linalg.eigvalsh(sized)[-1]))
+    rows = np.sort(sized, axis=1)[:, len(change) - many :].sum(axis=1)
+    return min(float(np.sort(rows)[len(change) - many :].sum()), largest)
