@@ -41,6 +41,12 @@ class Simulation(NamedTuple):
     held: np.ndarray | None = None  # [n] the last so many rows of each node are validation rows, which go before a
     # round's
     part: float = 1.0  # share of the nodes that takes part in a round
+    unscored: frozenset[int] = frozenset()  # nodes that no figure is of
+
+    @property
+    def scored(self) -> np.ndarray:
+        """[n] bool: the nodes that figures are of."""
+        return ~np.isin(np.arange(len(self.rows)), [*self.unscored])
 
     @property
     def sizes(self) -> np.ndarray:
