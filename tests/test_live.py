@@ -186,7 +186,7 @@ def same_everywhere(start: Callable[..., Started], folder: Path, case: Case, mor
         plain[str(node)] = tree.digest(model)
     assert summary["digests"] == plain
     leaves = [leaf for model in models(run.out, case.nodes) for leaf in model.values()]
-    assert {leaf.dtype for leaf in leaves} == {np.dtype(case.dtype)}
+    assert {leaf.dtype for leaf in leaves if leaf.dtype.kind == "f"} == {np.dtype(case.dtype)}
     assert len(set(plain.values())) > 1 or case.algorithm == "fedavg"
     joined(run.out, case.nodes)
     for (node, round), theirs in booked.items():
@@ -225,7 +225,7 @@ def test_steps_of_several_gradients_are_the_same_live(
     same_everywhere(start, tmp_path / "case", Case("dsgd", optimizer=GATHERED))
 
 
-@pytest.mark.more
+@pytest.mark.soak
 def test_a_lie_for_each_neighbor_is_the_same_live(start: Callable[..., Started], tmp_path: Path) -> None:
     same_everywhere(start, tmp_path / "case", Case("dsgd", "complete", 4), LIARS)
 

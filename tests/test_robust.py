@@ -293,3 +293,13 @@ def test_no_rule_keeps_the_mean_and_a_run_says_so() -> None:
     assert plain.drift < 1e-15 and ruled.drift > 1e-4
     assert ruled.booked == plain.booked == ruled.planned
     assert all(each(base()).keeps_mean == "nothing" and not each(base()).linear for each in ONE_OF_EACH.values())
+
+
+def test_who_has_too_few_neighbors_when_one_is_gone_keeps_its_own_and_is_named() -> None:
+    """Before anything starts that is refused; later it stops those alone that it concerns."""
+    wrap = [{"name": "krum", "f": 1}]
+    table = {**TABLE, "topology": {"graph": "complete", "nodes": 5}, "algorithm": {"name": "dsgd", "wrap": wrap}}
+    epoch = federation_of(table).planner()((0, 1, 2, 4))
+    text = "too few neighbours for krum with f = 1, which needs 5 models, has node 0, 1, 2, 4: it keeps its own until"
+    assert epoch.note.startswith(text)
+    assert (epoch.schedule.neighbor[0, [0, 1, 2, 4]] >= 0).sum() == 12

@@ -469,7 +469,7 @@ def loop_into(
         metrics = records.Lines(directory / "metrics.jsonl", task.score)
         files.append((metrics, records.Lines(directory / "trace.jsonl")))
     every = federation.experiment.evaluation.every if callbacks else 0
-    watch = Watch(federation.experiment.rounds, directories, score(federation), every)
+    watch = Watch(federation.experiment.rounds, directories, score(federation), every, federation.liars)
     shown = [0.0]
     loss, divergence = np.zeros(delivery.steps.shape), Divergence(len(made))
 
