@@ -61,11 +61,15 @@ class Demands(NamedTuple):
     `weights`: "symmetric" (and rows that sum to one, so doubly stochastic: what a double-entry exchange needs),
     "column" (columns sum to one; the graph may be directed), "row" (rows sum to one) or "any". `above`: every
     eigenvalue of W must be greater than this; None asks nothing. `why`: the reason, for the text of a refusal.
+    `models`: so many a node that mixes must have, its own and its neighbours', 0 for as many as there are; `rule`: what
+    asks for them.
     """
 
     weights: str = "symmetric"
     above: float | None = None
     why: str = ""
+    models: int = 0
+    rule: str = ""
 
 
 class Algorithm(NamedTuple):

@@ -79,6 +79,22 @@ CASES: dict[str, dict[str, Any]] = {
         }},
     ]}},
     "wraps": {"algorithm": {"name": "dsgd", "wrap": [{"name": "clip", "radius": 0.05}, {"name": "cast"}]}},
+    "rules": {
+        "topology": COMPLETE, "network": {"loss": 0.2}, "churn": CHURN,
+        "attack": [{"nodes": [2], "by": "alie"}, {"nodes": [5], "by": "noise"}, {"nodes": [0], "by": "ipm"}],
+        "algorithm": {
+            "name": "dsgd", "wrap": [{"name": "trimmed_mean", "f": 1, "nnm": True}, {"name": "clip", "f": 1}],
+        },
+    },
+    "scores": {
+        "topology": COMPLETE, "attack": [{"nodes": [2], "by": "mimic"}, {"nodes": [3], "by": "sign_flip"}],
+        "algorithm": {"name": "qg_dsgdm", "wrap": [{"name": "dos"}]},
+    },
+    "a lie for each": {
+        "topology": COMPLETE, "network": {"loss": 0.2}, "churn": CHURN,
+        "attack": [{"nodes": [2, 7], "by": "dissensus"}, {"nodes": [3], "by": "nan"}],
+        "algorithm": {"name": "dsgd", "wrap": [{"name": "geometric_median", "f": 2}]},
+    },
 }  # fmt: skip
 """Algorithms, graphs and networks, on quadratics."""
 

@@ -443,7 +443,7 @@ def edited(field: str, toml: str) -> str:
         ("churn.node", "-1", "churn[0].node=-1: must be >= 0"),
         ("churn.round", "0", "churn[0].round=0: must be >= 1"),
         # unknown fields: the nearest name, and the list of that very table
-        ("rouns", "3", "rouns=3: no such field; did you mean 'rounds'? Valid: algorithm, baselines, churn, data, "),
+        ("rouns", "3", "rouns=3: no such field; did you mean 'rounds'? Valid: algorithm, attack, baselines, churn, "),
         ("data.alpa", "3", "data.alpa=3: no such field; did you mean 'alpha'? Valid: alpha, categories, classes, "),
         ("model.hiden", "[3]", "model.hiden=[3]: no such field; did you mean 'hidden'? Valid: fresh, hidden, name, "),
         ("training.batch", "3", "training.batch=3: no such field; did you mean 'batch_size'? Valid: batch_size, "),

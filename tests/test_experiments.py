@@ -232,6 +232,28 @@ def test_a_graph_in_a_file_runs_as_one_by_name(sweep: Sweep, monkeypatch: pytest
     hold(found, expected("mesh-digits", "sweep-files.toml"), 1)
 
 
+# --- byzantine
+
+
+@pytest.mark.soak
+def test_rules_hold_against_two_liars_where_all_hear_all(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(FOLDER.parent)  # the paths of the sweep are taken from there
+    lies = [*only("attack", "sign flip x10", "ALIE"), *only("seed", "0")]
+    found, _ = sweep("byzantine/sweep.toml", *only("rule", "plain mixing", "trimmed mean", "monna"), *lies)
+    hold(found, expected("byzantine"), 1)
+    assert found["", "plain mixing", "sign flip x10"]["accuracy_worst"][0] < 0.2
+    assert min(found["", name, "sign flip x10"]["accuracy_worst"][0] for name in ("trimmed mean", "monna")) > 0.85
+
+
+@pytest.mark.soak
+def test_on_a_ring_a_rule_may_be_worse_than_nobody(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(FOLDER.parent)
+    chosen = [*only("topology", "ring"), *only("rule", "monna"), *only("attack", "ALIE"), *only("seed", "0")]
+    found, _ = sweep("byzantine/sweep-sparse.toml", *chosen)
+    hold(found, expected("byzantine", "sweep-sparse.toml"), 1)
+    assert found["", "ring", "monna", "ALIE"]["accuracy_worst"][0] < found["every node alone",]["accuracy_worst"][0]
+
+
 # --- all of it
 
 

@@ -17,7 +17,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from p2pfl.check import LIST, STRICT, Count, Texts
-from p2pfl.config import churn, data, model, toml
+from p2pfl.config import attack, churn, data, model, toml
+from p2pfl.config.attack import AttackTable
 from p2pfl.config.churn import ChurnTable
 from p2pfl.config.data import Data, DataFile, DataTable
 from p2pfl.config.model import ModelTable
@@ -167,6 +168,7 @@ class Experiment:
     model: ModelTable | None = None  # must be given, but for the source quadratic
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     churn: Annotated[tuple[ChurnTable, ...], LIST] = ()
+    attack: Annotated[tuple[AttackTable, ...], LIST] = ()  # nodes that lie
     network: NetworkTable = dataclasses.field(default_factory=NetworkTable)
     virtual: Virtual = dataclasses.field(default_factory=Virtual)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
@@ -339,6 +341,7 @@ TABLES: Mapping[str, tuple[type[Any], ...]] = MappingProxyType(
         "[algorithm]": (AlgorithmTable,),
         "[statistics]": (Statistics,),
         "[[churn]]": churn.KINDS,
+        "[[attack]]": attack.KINDS,
         "[network]": (NetworkTable,),
         "[virtual]": (Virtual,),
         "[[virtual.links]]": (VirtualLink,),

@@ -29,7 +29,7 @@ from p2pfl.config.experiment import Experiment
 from p2pfl.data import Dataset
 from p2pfl.data.partition import Partition
 from p2pfl.errors import ConfigError, nearest
-from p2pfl.federation import epochs
+from p2pfl.federation import attacks, epochs
 from p2pfl.federation import learning as stage
 from p2pfl.federation.datasets import Datasets, by_sites, resolve_datasets, resolve_own, resolve_script
 from p2pfl.federation.events import founders, joining, newcomers
@@ -118,6 +118,11 @@ class Federation(NamedTuple):
     def sites(self) -> Tree:
         """[n, ...] what each node knows of its own data, where it is asked for."""
         return self.learning.sites
+
+    @property
+    def liars(self) -> frozenset[int]:
+        """The nodes that lie, of which no figure is."""
+        return attacks.liars(self.experiment)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -218,6 +223,7 @@ def build_script(experiment: Experiment, script: ScriptedSteps, node: int = 0) -
     _script(experiment)
     topology = resolve_topology(experiment)
     timing(experiment)
+    attacks.check(experiment, topology.nodes)
     _named(experiment)
     data = resolve_script(experiment, topology, node)
     return Federation(experiment, topology, data, resolve_learning(experiment, topology, data, script))
@@ -237,6 +243,7 @@ def _script(experiment: Experiment) -> None:
         "statistics": experiment.statistics.gather or experiment.statistics.normalize,
         "evaluation.answers": experiment.evaluation.answers,
         "privacy": experiment.privacy,
+        "attack.by='label_flip'": any(each.by == "label_flip" for each in experiment.attack),
     }
     for name, value in given.items():
         if value:
@@ -258,6 +265,7 @@ def check(experiment: Experiment, topology: Topology, own: Data | None = None) -
             "or name data here"
         )
     timing(experiment)
+    attacks.check(experiment, nodes)
     steps, data = experiment.training.node_steps, own or experiment.data
     if steps is not None and len(steps) != nodes:
         raise ConfigError(f"training.node_steps: {len(steps)} numbers for {nodes} nodes; give one for each node")

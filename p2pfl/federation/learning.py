@@ -27,7 +27,7 @@ from p2pfl.data import BUILTIN, Dataset
 from p2pfl.data.partition import PARTITIONS
 from p2pfl.data.stored import Stored
 from p2pfl.errors import ConfigError, nearest
-from p2pfl.federation import epochs, privacy
+from p2pfl.federation import attacks, epochs, privacy
 from p2pfl.federation.datasets import Datasets, watched
 from p2pfl.federation.events import growing, memberships
 from p2pfl.federation.plugins import FAULTS, called, chosen, function, unknown
@@ -101,6 +101,7 @@ def resolve_learning(
     ahead = in_batches(held, experiment.training.batch_size).shape[1]
     if script is None:
         base = base_learner(experiment, dataset) if data.task is None else quadratic.learner(data.task.a.shape[1])
+        base = attacks.learned(experiment, base, dataset)
         begun = started(experiment, flax.cast(base, experiment.training.dtype), dataset.train.x.shape[1:])
         learner = made_learner(experiment, begun.learner, methods, rule, sites, dataset.train.x.shape[1:])
         sliced = _sliced(experiment, begun.learner, methods, rule, sites, dataset)
@@ -118,7 +119,7 @@ def resolve_learning(
         made = made._replace(weigh=renormalized) if experiment.network.rule == "renormalise" else made
         for method in methods:
             made = method.around(made) if method.around else made
-        return made
+        return attacks.told(experiment, made)
 
     algorithm = make(learner)
     if not isinstance(experiment.training.optimizer, dict):  # some of what a list may hold looks at the model's shapes
@@ -433,6 +434,10 @@ def named(
     for method in methods:
         made = method.wrap(made) if method.wrap else made
         made = bulletin.carried(method.bulletin)(made) if method.bulletin else made
+    try:
+        compose.check([str(given.get("name")) for given in table.wrap])
+    except ConfigError as error:
+        raise ConfigError(f"algorithm.wrap: {error}") from error
     for i, given in enumerate(table.wrap):
         made = _wrapped(made, given, f"algorithm.wrap[{i}]")
     return made
@@ -473,6 +478,7 @@ def known(
     for given in experiment.algorithm.wrap:
         wanted.update(dict.fromkeys(compose.FACTS.get(str(given.get("name")), ())))
     found: dict[str, Any] = {name: np.stack([sites.FACTS[name](dataset, rows) for rows in parts]) for name in wanted}
+    found.update(attacks.facts(experiment, len(parts)))
     for method in methods:
         for name, array in method.given.items():
             if len(array) != len(parts):
@@ -482,7 +488,7 @@ def known(
         found["node"] = np.eye(len(parts), nodes, dtype=np.int32)
     if "entropy" in wanted:
         found["entropy"] = sites.entropy(len(parts), None if real else experiment.seed)
-    said = _noise_notes(real) if "entropy" in wanted else ()
+    said = (*attacks.notes(experiment), *(_noise_notes(real) if "entropy" in wanted else ()))
     dtype = np.dtype(experiment.training.dtype)
     found = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in found.items()}
     told = tuple(f"with models go {each.bulletin.what}" for each in methods if each.bulletin)

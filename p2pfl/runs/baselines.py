@@ -69,7 +69,7 @@ def baseline(
     if len(result.whole) == 1:  # one model of all data, at each site
         model = next(iter(result.whole.values()))
         built = built._replace(topology=federation.topology, data=federation.data)
-        result = result._replace(whole=dict.fromkeys(federation.graph, model))
+        result = result._replace(whole=dict.fromkeys((i for i in federation.graph if i not in federation.liars), model))
     assessed = assessment.assess(built, result.whole, place) if other.evaluation.metrics else Assessment()
     figures: dict[str, float | None] = {}
     for key, value in {**result.summary.as_dict(), **assessed.figures}.items():
@@ -92,11 +92,12 @@ def pooled(experiment: Experiment, nodes: int) -> Experiment:
     data = replace(experiment.data, partition=EvenPartition())
     plain = alone(experiment)
     training = replace(training, objective=plain.training.objective)
-    return replace(plain, data=data, training=training, topology=TopologyTable(graph="complete", nodes=1))
+    topology = TopologyTable(graph="complete", nodes=1)
+    return replace(plain, data=data, training=training, topology=topology, attack=())
 
 
 def alone(experiment: Experiment) -> Experiment:
-    """The baseline "every node alone": the same, with no exchange and nobody lost."""
+    """The baseline "every node alone": the same, with no exchange and nobody lost. Liars are none of those scored."""
     network = replace(experiment.network, loss=0.0, rule="double_entry", late=0)
     kept = tuple(each for each in experiment.training.objective if each["name"] in ALONE)
     training = replace(experiment.training, objective=kept)

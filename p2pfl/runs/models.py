@@ -147,7 +147,7 @@ class SavedModels(NamedTuple):
     directory: Path
     about: ModelFacts
     nodes: tuple[int, ...]  # those that have a model; of an export of no single node, -1
-    there: tuple[int, ...]  # of these, those that were there at the end
+    there: tuple[int, ...]  # of these, those that were there at the end and have not lied
     within: int | None = None  # the directory that was named is this node's
 
     @property
@@ -222,7 +222,8 @@ def find(path: Path) -> SavedModels:
         raise ConfigError(
             f"{path}: holds no model: the run has not ended, or nobody was there at its end; run it to its end"
         )
-    there = tuple(node for node in nodes if node not in gone)
+    lied = {node for table in about.experiment.get("attack", ()) for node in table["nodes"]}
+    there = tuple(node for node in nodes if node not in gone and node not in lied)
     return SavedModels(whole, about, nodes, there or nodes, within)
 
 

@@ -95,6 +95,7 @@ def work_of(federation: Federation) -> Simulation:
         course=planned,
         part=experiment.topology.take_part,
         used=federation.used,
+        unscored=federation.liars,
     )
 
 
@@ -178,10 +179,14 @@ def into(
         model_file.write(out / models_of.STACKED, outcome.models, {models_of.NODES: nodes})
     known = _figures(federation, outcome, last, kept.payload, kept.seconds / outcome.rounds)
     known = replace(known, **_membership(federation, work.course, outcome.rounds))
-    since = {node: int(round) for node, round in enumerate(outcome.diverged) if round and node not in known.lost}
+    since = {
+        node: int(round)
+        for node, round in enumerate(outcome.diverged)
+        if round and node not in known.lost and node not in federation.liars
+    }
     known = replace(known, diverged={str(node): round for node, round in since.items()})
     names = tree.named_leaves(tree.mixed(outcome.models))
-    ends = [i for i in range(len(federation.graph)) if last.active[i]]
+    ends = [i for i in range(len(federation.graph)) if last.active[i] and i not in federation.liars]
     models = [{name: leaf[i] for name, leaf in names.items()} for i in ends] if len(ends) <= 4096 else []
     whole = {i: jax.tree.map(lambda leaf, i=i: leaf[i], outcome.models) for i in ends[: MOST + 1]}
     loss = {i: float(last.train_loss[i]) for i in whole}
@@ -246,7 +251,7 @@ class _Records:
             if self._files:
                 for record in _measured(self._work, one, self.payload, self.seconds):
                     self._files[0].write(record)
-                self._files[1].write(_round(one, self.payload, self.seconds / max(round, 1))._asdict())
+                self._files[1].write(_round(self._work, one, self.payload, self.seconds / max(round, 1))._asdict())
         self._update(_status(self._work, round, self.last[0] if self.last else None, self._began, self._shown))
 
     def close(self) -> None:
@@ -321,8 +326,8 @@ def _five_steps(work: Simulation, one: Evaluated) -> dict[int, dict[str, Any]]:
     }  # fmt: skip
 
 
-def _round(one: Evaluated, payload: MessageSizes, seconds: float) -> RoundRow:
-    scores = None if one.score is None else one.score[one.active]
+def _round(work: Simulation, one: Evaluated, payload: MessageSizes, seconds: float) -> RoundRow:
+    scores = None if one.score is None else one.score[one.active & work.scored]
     return RoundRow(
         round=one.round,
         alive=int(one.active.sum()),
@@ -372,6 +377,7 @@ def _status(work: Simulation, round: int, one: Evaluated | None, began: float, s
         for i in range(many)
     )
     left = (clock.now() - began) / max(round, 1) * (rounds - round)
+    there = there & work.scored
     mean, worst = (None, None) if known is None else (float(known[there].mean()), float(known[there].min()))
     return Status(round, rounds, nodes, mean, worst, 0, left, shown)
 
@@ -379,8 +385,10 @@ def _status(work: Simulation, round: int, one: Evaluated | None, began: float, s
 def _figures(
     federation: Federation, outcome: Outcome, last: Evaluated, payload: MessageSizes, seconds: float
 ) -> Summary:
+    scored = last.active & ~np.isin(np.arange(len(last.active)), [*federation.liars])
+
     def mean_worst(array: np.ndarray | None) -> tuple[float | None, float | None]:
-        known = np.zeros(0) if array is None else array[last.active]
+        known = np.zeros(0) if array is None else array[scored]
         known = known[~np.isnan(known)]
         return (fmean(known.tolist()), float(known.min())) if known.size else (None, None)
 
@@ -398,7 +406,7 @@ def _figures(
         score_before_mixing_mean=mean_worst(last.score_before)[0],
         score_own_mean=own,
         score_own_worst=own_worst,
-        train_loss_mean=float(last.train_loss[last.active].mean()),
+        train_loss_mean=float(last.train_loss[scored].mean()),
         seconds_per_round_median=outcome.seconds / timed if outcome.rounds_timed else seconds,
         bytes_sent_per_node_round=each * outcome.booked / nodes / rounds,
         consensus_distance=last.consensus_distance,
@@ -462,7 +470,7 @@ def loop_into(
         metrics = records.Lines(directory / "metrics.jsonl", task.score)
         files.append((metrics, records.Lines(directory / "trace.jsonl")))
     every = federation.experiment.evaluation.every if callbacks else 0
-    watch = Watch(federation.experiment.rounds, directories, score(federation), every)
+    watch = Watch(federation.experiment.rounds, directories, score(federation), every, federation.liars)
     shown = [0.0]
     loss, divergence = np.zeros(delivery.steps.shape), Divergence(len(made))
 

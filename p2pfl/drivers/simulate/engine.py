@@ -178,7 +178,7 @@ def _run(
         if last == work.rounds and watch.begun:  # the last test may have to be compiled: that is no part of the rounds
             jax.block_until_ready(measured)
             watch.stop()
-        there = delivery.active[-1] if work.course else None
+        there = delivery.active[-1] & work.scored if work.course or work.unscored else None
         tested = program.testing.start(carry, program.test, there) if tested_in(work, last) else None
         if watch.begun:
             watch.rounds, watch.steps = watch.rounds + count, watch.steps + int(delivery.steps.sum())

@@ -42,6 +42,12 @@ class Simulation(NamedTuple):
     # round's
     part: float = 1.0  # share of the nodes that takes part in a round
     used: np.ndarray | None = None  # [n] rows of each node that a pass over them uses; None: all
+    unscored: frozenset[int] = frozenset()  # nodes that no figure is of
+
+    @property
+    def scored(self) -> np.ndarray:
+        """[n] bool: the nodes that figures are of."""
+        return ~np.isin(np.arange(len(self.rows)), [*self.unscored])
 
     @property
     def sizes(self) -> np.ndarray:
