@@ -170,7 +170,10 @@ def waves(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
     return of
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize(
+    "driver",
+    [pytest.param("virtual", marks=pytest.mark.soak), *(each for each in DRIVERS if each.values != ("virtual",))],
+)
 def test_a_message_has_the_square_of_its_round_and_all_drivers_agree(
     waves: Callable[[str], tuple[Path, Summary]], driver: str
 ) -> None:
