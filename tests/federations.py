@@ -146,9 +146,9 @@ MECHANISMS: dict[str, dict[str, Any]] = {
         **NETWORK,
         "training": {**NETWORK["training"], "optimizer": {"name": "adamw", "learning_rate": 0.01}, "objective": [
             {"name": "widths", "ratios": [0.75, 0.5, 1.0]}, {"name": "ditto", "strength": 0.5},
-        ]},
+        ], "freeze": ["layers/0/kernel", "batch_stats/**"], "patience": 1},
         "algorithm": {"name": "gradient_tracking", "share": "private_head"},
-        "churn": GONE_AND_BACK,
+        "churn": GONE_AND_BACK, "evaluation": {"every": 1},
     },
     "spectra and weights": {
         **NETWORK,
@@ -156,19 +156,23 @@ MECHANISMS: dict[str, dict[str, Any]] = {
             {"name": "fourier", "start": 0.3, "rounds": 4}, {"name": "cast"},
             {"name": "by_similarity", "sharpness": 1.0, "publish": True},
         ]},
-        "network": {"loss": 0.2},
+        "network": {"loss": 0.2, "late": 1},
     },
     "objectives": _objective(
         {"name": "fedprox", "mu": 0.1}, {"name": "pfedme", "learning_rate": 0.05, "strength": 5.0, "steps": 2},
         {"name": "iop", "strength": 0.1}, {"name": "augment", "flip": True, "contrast": 0.1},
         {"name": "proportional"}, {"name": "deputy"},
     ),
-    "more objectives": _objective(
-        {"name": "sharpness"}, {"name": "missing_classes"}, {"name": "average"},
-        {"name": "ditto", "strength": 0.5}, {"name": "cusfl", "strength": 0.5},
-        {"name": "soft_pull", "keep": 0.6}, {"name": "selector"},
-        {"name": "tasks", "of": [0, 1, 0], "groups": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]}, name="mlp", hidden=[4],
-    ),
+    "more objectives": {
+        **_objective(
+            {"name": "sharpness"}, {"name": "missing_classes"}, {"name": "average"},
+            {"name": "ditto", "strength": 0.5}, {"name": "cusfl", "strength": 0.5},
+            {"name": "soft_pull", "keep": 0.6}, {"name": "selector"}, {"name": "moon", "strength": [0.5, 1.0, 2.0]},
+            {"name": "tasks", "of": [0, 1, 0], "groups": [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]], "temperature": 0.5},
+            name="mmoe", groups=[[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]], hidden=[4], experts=2, width=3,
+        ),
+        "rounds": 3,
+    },
     "reconstruction": {
         **NETWORK,
         "data": {**NETWORK["data"], "degrade": {"by": "noise", "noise": [0.05, 0.2, 0.1]}},

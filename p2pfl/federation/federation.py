@@ -26,6 +26,7 @@ from p2pfl.algorithms import ALGORITHMS
 from p2pfl.churn import Conditions, Event, expected, there
 from p2pfl.config.data import CsvData, Data, FolderData, ScriptData
 from p2pfl.config.experiment import Experiment
+from p2pfl.config.model import MmoeModel
 from p2pfl.data import Dataset
 from p2pfl.data.partition import Partition
 from p2pfl.errors import ConfigError, nearest
@@ -274,6 +275,7 @@ def check(experiment: Experiment, topology: Topology, own: Data | None = None) -
     if steps is not None and not any(steps):
         raise ConfigError("training.node_steps: all are 0; somebody must train")
     _named(experiment)
+    _check_tasks(experiment)
     stage.optimizer(experiment)
 
 
@@ -281,6 +283,19 @@ def _named(experiment: Experiment) -> None:
     """Raises ConfigError for an algorithm that nobody knows, and for a name of ours that a package has taken."""
     claimed(stage.own_names(experiment))
     chosen(experiment.algorithm.name, "algorithm.name", ALGORITHMS, "p2pfl.algorithms")
+
+
+def _check_tasks(experiment: Experiment) -> None:
+    """Raises ConfigError where the model's tasks are not those of the objective."""
+    if not isinstance(experiment.model, MmoeModel):
+        return
+    groups = [[*group] for group in experiment.model.groups or ()]
+    for i, given in enumerate(experiment.training.objective):
+        if given.get("name") == "tasks" and given.get("groups") != groups:
+            raise ConfigError(
+                f"model.groups={groups}: training.objective[{i}].groups is {given.get('groups')}; write the same "
+                "in both: the tasks of the model must be those of the objective"
+            )
 
 
 def _check_table(experiment: Experiment, data: CsvData) -> None:

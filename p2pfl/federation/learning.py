@@ -50,7 +50,7 @@ BEGIN = ("name", "weights", "rename", "fresh")
 FLATTENED = MappingProxyType(
     {
         "cnn": "head/kernel", "cnn3d": "head/kernel", "cnn_gnn": "encoder/nodes/kernel",
-        "mlp": "layers/0/kernel", "logistic": "layers/0/kernel",
+        "mlp": "layers/0/kernel", "logistic": "layers/0/kernel", "mmoe": "encoder/layers/0/kernel",
     }
 )  # fmt: skip
 """Kernels that take in an image that was flattened."""
@@ -99,12 +99,18 @@ def resolve_learning(
     if len(held):
         sites = {**sites, watching.HELD: held}
     ahead = in_batches(held, experiment.training.batch_size).shape[1]
+
+    def watch(made: Algorithm, learner: Learner) -> Algorithm:
+        if not len(held):
+            return made
+        return watching.watch(made, learner, ahead, experiment.evaluation.every, experiment.training.patience)
+
     if script is None:
         base = base_learner(experiment, dataset) if data.task is None else quadratic.learner(data.task.a.shape[1])
         base = attacks.learned(experiment, base, dataset)
         begun = started(experiment, flax.cast(base, experiment.training.dtype), dataset.train.x.shape[1:])
         learner = made_learner(experiment, begun.learner, methods, rule, sites, dataset.train.x.shape[1:])
-        sliced = _sliced(experiment, begun.learner, methods, rule, sites, dataset)
+        sliced = _sliced(experiment, begun.learner, methods, rule, sites, dataset, watch)
         notes = (*notes, *_begun(experiment, begun))
     else:
         learner = script.learner
@@ -112,10 +118,7 @@ def resolve_learning(
     apart = bool(sites) or set(jax.eval_shape(learner.init, jax.random.key(0))) > {"trained", "carried"}
 
     def make(learner: Learner) -> Algorithm:
-        made = named(experiment, learner, methods, rule, apart)
-        if len(held):
-            patience, every = experiment.training.patience, experiment.evaluation.every
-            made = watching.watch(made, learner, ahead, every, patience)
+        made = watch(named(experiment, learner, methods, rule, apart), learner)
         made = made._replace(weigh=renormalized) if experiment.network.rule == "renormalise" else made
         for method in methods:
             made = method.around(made) if method.around else made
@@ -206,17 +209,21 @@ def _sliced(
     rule: optax.GradientTransformation,
     sites: Tree,
     dataset: Dataset,
+    watch: Callable[[Algorithm, Learner], Algorithm],
 ) -> Sliced | None:
-    """What the nodes of each level learn with, where an objective gives them models of unequal shapes."""
+    """What the nodes of each level learn with, where an objective gives them models of unequal shapes.
+
+    `watch`: makes of an algorithm one that watches its models, where that is asked for.
+    """
     cutting = [method for method in methods if method.slices is not None]
     if not cutting:
         return None
-    slices, training = cutting[0].slices, experiment.training
+    slices = cutting[0].slices
     assert slices is not None
-    if watched(experiment) or training.freeze is not None or training.lora is not None:
+    if experiment.training.lora is not None:
         raise ConfigError(
-            "training.objective: widths gives nodes models of unequal shapes, which does not go with the answer best, "
-            "training.patience, training.freeze or training.lora; leave them out"
+            "training.lora: does not go with the objective widths, by which nodes hold kernels of unequal sizes; leave "
+            "one of the two out (training.freeze goes with widths)"
         )
     for i, given in enumerate(experiment.algorithm.wrap):
         if given.get("name") in ("by_similarity", "fourier"):
@@ -230,7 +237,7 @@ def _sliced(
         learner = made_learner(experiment, base, own, rule, sites, dataset.train.x.shape[1:])
         _check_slice(learner, shape(learner, sites), dataset, level)
         learners.append(learner)
-        algorithms.append(named(experiment, learner, own, rule, withheld=True))
+        algorithms.append(watch(named(experiment, learner, own, rule, withheld=True), learner))
     whole = jax.eval_shape(base.init, jax.random.key(0))
     return Sliced(slices.levels, tuple(learners), tuple(algorithms), slices.stretches(whole))
 
@@ -326,7 +333,8 @@ def made_learner(
 
     Raises ConfigError.
     """
-    made = partly(experiment, flax.cast(base, experiment.training.dtype))
+    made = flax.cast(base, experiment.training.dtype)
+    made = made if any(method.slices for method in methods) else partly(experiment, made)
     made = counting(made) if "entropy" in sites else made
     if "sums" in sites:
         one = jax.tree.map(lambda leaf: leaf[0], sites["sums"])
@@ -336,6 +344,7 @@ def made_learner(
             made = bulletin.placed(made, method.bulletin, sites["node"].shape[1], x)
         made = method.learner(made) if method.learner else made
         made = method.shaped(made, x) if method.shaped else made
+        made = partly(experiment, made) if method.slices else made  # each slice has its own to freeze
     share = experiment.algorithm.share
     if share is not None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ from p2pfl.learning.batching import eval_set
 from p2pfl.learning.targets import TARGETS
 from p2pfl.methods import statistics
 from p2pfl.methods.privacy.dp_sgd import ALLOWED, counted_from
-from p2pfl.node.fit import NodeSlice
+from p2pfl.node.fit import Growth, NodeSlice, growth
 from p2pfl.node.program import compile
 from p2pfl.node.task import StepBudget, Task, node_schedule
 from p2pfl.types import Algorithm, Neighborhood, Params, Payload, Tree
@@ -29,14 +30,26 @@ from p2pfl.types import Algorithm, Neighborhood, Params, Payload, Tree
 
 def tasks(federation: Federation) -> list[Task]:
     """The tasks of all nodes, for drivers that run them in one process: equal programs are compiled once."""
-    plan, fit = federation.planner(), fitting(federation)
-    made = [task(federation, node, plan, fit) for node in range(len(federation.graph))]
+    plan, shapes = federation.planner(), unequal(federation)
+    made = [task(federation, node, plan, shapes) for node in range(len(federation.graph))]
 
     def same(each: Task) -> tuple[int, int]:
         return each.program.slots, each.fit.level if each.fit else 0
 
     programs = {same(each): each.program for each in made}
     return [each._replace(program=programs[same(each)], test=made[0].test) for each in made]
+
+
+class Unequal(NamedTuple):
+    """How messages differ in shape: by the nodes at their ends, or by the round."""
+
+    fit: Callable[[int], NodeSlice | None]
+    growth: Growth | None
+
+
+def unequal(federation: Federation) -> Unequal:
+    """How the messages of a federation differ in shape."""
+    return Unequal(fitting(federation), growing(federation))
 
 
 def fitting(federation: Federation) -> Callable[[int], NodeSlice | None]:
@@ -53,6 +66,16 @@ def fitting(federation: Federation) -> Callable[[int], NodeSlice | None]:
     _check_slices(sliced.algorithms[0], payloads, models[0])
     whole = shape(sliced.learners[0], sites)
     return lambda node: NodeSlice(sliced.levels[node], sliced.levels, payloads, models, whole, sliced.stretches)
+
+
+def growing(federation: Federation) -> Growth | None:
+    """What of a payload travels in a round, where that depends on the round."""
+    algorithm, around = federation.algorithm, Neighborhood(np.zeros(1), np.zeros(1))
+    if algorithm.travelling is None:
+        return None
+    model = shape(federation.learner, federation.sites)
+    payload = jax.eval_shape(lambda model: algorithm.send(algorithm.init(model, 1), around)[1], model)
+    return growth(payload, algorithm.travelling, federation.experiment.rounds)
 
 
 def _check_slices(algorithm: Algorithm, payloads: Sequence[Payload], model: Params) -> None:
@@ -76,10 +99,11 @@ def task(
     federation: Federation,
     node: int,
     plan: Callable[[Sequence[int]], Epoch] | None = None,
-    fit: Callable[[int], NodeSlice | None] | None = None,
+    shapes: Unequal | None = None,
 ) -> Task:
-    """Return the task of one node. `plan`, `fit`: of `federation.planner()`, for those who make several tasks."""
-    plan, own = plan or federation.planner(), (fit or fitting(federation))(node)
+    """Return the task of one node. `plan`, `shapes`: of the federation, for those who make several tasks."""
+    plan, shapes = plan or federation.planner(), shapes or unequal(federation)
+    own = shapes.fit(node)
     experiment, dataset, parts = federation.experiment, federation.dataset, federation.partition
     algorithm, rows, training = federation.algorithm, parts.train[node], experiment.training
     learner, sliced = federation.learner, federation.learning.sliced
@@ -123,6 +147,7 @@ def task(
         learned=None if federation.pooled else _beside_all(federation, node),
         compare=lambda theirs: dictionary.differences(dictionary.from_json(theirs), meaning),
         fit=own,
+        growth=shapes.growth,
         part=experiment.topology.take_part,
         budget=None if (private := federation.learning.private) is None else StepBudget(
             int(private.objective.given[ALLOWED][node]), counted_from

@@ -477,6 +477,77 @@ class CnnGnn(nnx.Module):
         return self.gnn(self.encoder(x))
 
 
+class Trunk(nnx.Module):
+    """Blocks of a CNN, if any, then fully connected layers, each with ReLU. Paths: blocks/I, layers/I."""
+
+    def __init__(
+        self, shape: tuple[int, ...], channels: Sequence[int], hidden: Sequence[int], *, rngs: nnx.Rngs
+    ) -> None:
+        self.blocks = nnx.List([Conv(a, b, rngs=rngs) for a, b in itertools.pairwise([shape[-1], *channels])])
+        scale = 2 ** len(channels)
+        flat = math.prod(length // scale for length in shape[:-1]) * [shape[-1], *channels][-1]
+        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise([flat, *hidden])])
+        self.width = [flat, *hidden][-1]
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, ...] -> [B, width]."""
+        for block in self.blocks:
+            x = max_pool(nnx.relu(block(x)))
+        x = x.reshape(x.shape[0], -1)
+        for layer in self.layers:
+            x = nnx.relu(layer(x))
+        return x
+
+
+class GatedHead(nnx.Module):
+    """The part of one task: a gate that says whom of the experts to hear, and a layer for its outputs.
+
+    Paths: gate, head.
+    """
+
+    def __init__(self, inputs: int, experts: int, width: int, outputs: int, *, rngs: nnx.Rngs) -> None:
+        self.gate = nnx.Linear(inputs, experts, use_bias=False, rngs=rngs)
+        self.head = nnx.Linear(width, outputs, rngs=rngs)
+
+    def __call__(self, x: Array, heard: Array) -> Array:
+        """x [B, inputs], what the experts say [B, experts, width] -> [B, outputs]."""
+        return self.head(jnp.einsum("be,bew->bw", nnx.softmax(self.gate(x)), heard))
+
+
+class MultiGate(nnx.Module):
+    """A trunk, experts for all tasks, and for each task a gate over them and a head.
+
+        y_t = head_t(sum over experts e of g_te(h) relu(A_e h + b_e)),     g_t(h) = softmax(G_t h),     h = encoder(x)
+
+    Source: Ma, Zhao, Yi, Chen, Hong, Chi, "Modeling task relationships in multi-task learning with multi-gate
+    mixture-of-experts" (2018), whose towers of several layers are one layer here. Paths: encoder,
+    experts (kernel [features, experts * width]), tasks/T with gate and head.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], channels: Sequence[int], hidden: Sequence[int], groups: Sequence[Sequence[int]],
+        experts: int, width: int, *, rngs: nnx.Rngs,
+    ) -> None:  # fmt: skip
+        self.encoder = Trunk(shape, channels, hidden, rngs=rngs)
+        inputs = self.encoder.width
+        self.experts = nnx.Linear(inputs, experts * width, rngs=rngs)
+        self.tasks = nnx.List([GatedHead(inputs, experts, width, len(group), rngs=rngs) for group in groups])
+        listed = [each for group in groups for each in group]
+        self.order = tuple(listed.index(each) for each in range(len(listed)))
+        self.shape = (experts, width)
+
+    def features(self, x: Array) -> Array:
+        """x [B, ...] -> what the encoder gives [B, features]."""
+        return self.encoder(x)
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, ...] -> logits [B, classes]."""
+        x = self.encoder(x)
+        heard = nnx.relu(self.experts(x)).reshape(x.shape[0], *self.shape)
+        outputs = jnp.concatenate([task(x, heard) for task in self.tasks], axis=-1)
+        return jnp.stack([outputs[:, place] for place in self.order], axis=-1)
+
+
 def logistic(shape: tuple[int, ...], classes: int) -> Make:
     """Multinomial logistic regression."""
     return mlp(shape, classes, hidden=())
@@ -628,6 +699,42 @@ def cnn_gnn(
     return lambda rngs: CnnGnn(shape, channels, classes, width, depth, norm, rngs=rngs)
 
 
+def mmoe(
+    shape: tuple[int, ...],
+    classes: int,
+    groups: Sequence[Sequence[int]] | None = None,
+    channels: Sequence[int] | None = None,
+    hidden: Sequence[int] = (64,),
+    experts: int = 4,
+    width: int = 16,
+) -> Make:
+    """A multi-gate mixture of experts, for several tasks of one trunk: use it with the objective "tasks".
+
+    groups: of each task, its classes, each class in one; None: one task. channels: blocks of a CNN, for images; None:
+    none. hidden: layers behind them. experts: how many, each of one layer of `width`. Raises ConfigError.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> make = mmoe((8,), classes=4, groups=[[0, 3], [1, 2]])
+    >>> jax.eval_shape(lambda x: make(nnx.Rngs(0))(x), jnp.zeros((2, 8))).shape
+    (2, 4)
+    """
+    parts = [[*range(classes)]] if groups is None else [[*group] for group in groups]
+    if not all(parts) or sorted(each for group in parts for each in group) != [*range(classes)]:
+        raise ConfigError(
+            f"groups={parts}: must name each of the {classes} classes, 0 to {classes - 1}, in one task, and give each "
+            "task one or more"
+        )
+    positive(experts=experts, width=width)
+    for size in hidden:
+        positive(hidden=size)
+    if channels:
+        _check_images("mmoe", shape, channels, (3,), "Leave channels out.")
+        if min(shape[:2]) < 2 ** len(channels):
+            raise ConfigError(f"model mmoe: {len(channels)} blocks halve {_image(shape)} to nothing")
+    return lambda rngs: MultiGate(shape, channels or (), hidden, parts, experts, width, rngs=rngs)
+
+
 def _check_channels(channels: Sequence[int], norm: str | None) -> None:
     # XLA on the CPU (of jax 0.10.2) compiles a wrong gradient of the convolution before such a normalisation
     if norm == "batch" and 1 in channels:
@@ -663,6 +770,7 @@ MODELS: Mapping[str, Callable[..., Make]] = MappingProxyType(
         "unet": unet,
         "resnet": resnet,
         "cnn_gnn": cnn_gnn,
+        "mmoe": mmoe,
     }
 )
 """The built-in models by name."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from p2pfl.churn import Event
 from p2pfl.learning.batching import Batching, EvalSet
-from p2pfl.node.fit import NodeSlice
+from p2pfl.node.fit import Growth, NodeSlice
 from p2pfl.node.program import Program
 from p2pfl.types import Inbox, Neighborhood, Payload, Schedule, State, Tree
 
@@ -117,6 +117,7 @@ class Task(NamedTuple):
     compare: Callable[[str], Sequence[str]] = lambda theirs: ()  # with another's: what differs, in words; or ValueError
     learned: Callable[[Tree], Sequence[str] | None] | None = None  # of its rows beside all, in words; None: not yet
     fit: NodeSlice | None = None  # where nodes have models of unequal shapes
+    growth: Growth | None = None  # where what travels depends on the round
     part: float = 1.0  # share of the nodes that takes part in a round
     budget: StepBudget | None = None  # where local steps are counted
 

@@ -74,12 +74,13 @@ class Worker:
         self.replica = Replica(task) if replica is None else replica
         payload, model = self.replica.sample()
         like = jax.tree.map(lambda leaf: np.empty(leaf.shape[1:], leaf.dtype), payload) if task.per_edge else payload
-        fit = task.fit
-        if fit is None:
-            self.payloads, self.models = Incoming(like), Incoming(model)
-        else:
-            self.payloads = Incoming(fit.payloads[0], fit.payloads[1:], fit.meets)
-            self.models = Incoming(fit.models[0], fit.models[1:], fit.meets)
+        fit, growth = task.fit, task.growth
+        self.payloads, self.models = Incoming(like), Incoming(model)
+        if growth is not None:
+            self.payloads = Incoming(like, growth.payloads[1:], lambda node, round: growth.of(round))
+        if fit is not None:
+            self.payloads = Incoming(fit.payloads[0], fit.payloads[1:], lambda node, round: fit.meets(node))
+            self.models = Incoming(fit.models[0], fit.models[1:], lambda node, round: fit.meets(node))
         self.last_round = 0  # that an earlier process of the node has finished
         self.kept: tuple[int, int] | None = None  # life and round of the checkpoint that this life goes on from
         self.trained = 0  # rounds, by this process
@@ -183,6 +184,11 @@ class Worker:
         self.trained, self.untrained = self.trained + 1, False
         if task.fit is not None:
             return self._cut(task.fit, payload, model)
+        if task.growth is not None:
+            whole = jax.tree.map(np.asarray, payload)
+            return Trained(
+                outgoing(payload, task.growth.payload(round, whole)), None if model is None else outgoing(model)
+            )
         going: Outgoing | Mapping[int, Outgoing] = (
             {j: outgoing(part(payload, task.slot(j))) for j in task.neighbors} if task.per_edge else outgoing(payload)
         )
@@ -211,7 +217,7 @@ class Worker:
 
     def adopt(self, effect: Adopt) -> None:
         """Begin with a neighbour's model. Raises LocalError."""
-        model = self.models.of(effect.node).tree(effect.payload)
+        model = self.models.of(effect.node, effect.round).tree(effect.payload)
         self._trace.write(self.replica.adopt(model, effect.node, effect.life, effect.round))
         self.untrained = False
 
@@ -290,7 +296,7 @@ class Worker:
             mine=booking.opened,
             theirs=theirs.round,
             sent=mine.payload.tree if mine is not None else self.replica.latest(booking.node),
-            received=self.payloads.of(booking.node).tree(theirs.payload),
+            received=self.payloads.of(booking.node, theirs.round).tree(theirs.payload),
         )
 
     # --- files

@@ -23,7 +23,7 @@ from p2pfl.drivers.simulate.plan import tested_in
 from p2pfl.drivers.simulate.simulation import Evaluated, How, Look, Outcome, Simulation, by_step, make_work
 from p2pfl.drivers.simulate.voids import Divergence
 from p2pfl.federation.federation import Federation, identity, model_shape
-from p2pfl.federation.tasks import fitting, tasks
+from p2pfl.federation.tasks import tasks, unequal
 from p2pfl.node import model_file, records
 from p2pfl.node.checkpoint import Store
 from p2pfl.node.result import NodeResult
@@ -268,30 +268,35 @@ def reached(path: Path) -> int:
 class MessageSizes(NamedTuple):
     """Bytes of what goes to one neighbour in a round: of the level that the two have in common."""
 
-    nbytes: np.ndarray  # [levels] int64
+    nbytes: np.ndarray  # [rounds, levels] int64; the last row is that of all later rounds
     level: np.ndarray  # [n] int64
 
-    def sent(self, neighbor: np.ndarray, sends: np.ndarray) -> np.ndarray:
-        """[..., n] bytes that nodes send to those of their neighbours [..., n, K] that are marked."""
+    def sent(self, neighbor: np.ndarray, sends: np.ndarray, round: int) -> np.ndarray:
+        """[..., n] bytes that nodes send in a round to those of their neighbours [..., n, K] that are marked."""
         common = np.maximum(self.level[:, None], self.level[np.maximum(neighbor, 0)])
-        return np.asarray(np.where(sends, self.nbytes[common], 0).sum(axis=-1))
+        nbytes = self.nbytes[min(round, len(self.nbytes)) - 1]
+        return np.asarray(np.where(sends, nbytes[common], 0).sum(axis=-1))
 
 
 def message_sizes(federation: Federation) -> MessageSizes:
     """Return the bytes of messages without sending any."""
     algorithm, slots = federation.algorithm, federation.schedule.neighbor.shape[2]
-    nodes, fit = federation.schedule.neighbor.shape[1], fitting(federation)(0)
+    nodes, shapes = federation.schedule.neighbor.shape[1], unequal(federation)
+    fit, grown = shapes.fit(0), shapes.growth
     if fit is not None:
-        return MessageSizes(np.array([tree.nbytes(each) for each in fit.payloads]), np.array(fit.levels))
+        return MessageSizes(np.array([[tree.nbytes(each) for each in fit.payloads]]), np.array(fit.levels))
+    if grown is not None:
+        sizes = np.array([tree.nbytes(each) for each in grown.payloads])
+        return MessageSizes(sizes[np.array(grown.which)][:, None], np.zeros(nodes, np.int64))
     state = jax.eval_shape(lambda p: algorithm.init(p, slots), model_shape(federation))
     around = Neighborhood(np.zeros(slots), np.zeros(slots))
     total = tree.nbytes(jax.eval_shape(lambda s: algorithm.send(s, around)[1], state))
     each = total // max(slots, 1) if algorithm.per_edge else total
-    return MessageSizes(np.array([each]), np.zeros(nodes, np.int64))
+    return MessageSizes(np.array([[each]]), np.zeros(nodes, np.int64))
 
 
 def _measured(work: Simulation, one: Evaluated, payload: MessageSizes, time: float) -> list[dict[str, Any]]:
-    neighbor, sent = one.neighbor, payload.sent(one.neighbor, one.arrived)
+    neighbor, sent = one.neighbor, payload.sent(one.neighbor, one.arrived, one.round)
     lives = work.course.timeline.life[one.round - 1] if work.course else np.ones(len(one.active), int)
     listed = neighbor.shape[1] <= _LISTED
 
@@ -334,7 +339,7 @@ def _round(work: Simulation, one: Evaluated, payload: MessageSizes, seconds: flo
         score_mean=None if scores is None else float(scores.mean()),
         score_worst=None if scores is None else float(scores.min()),
         consensus_distance=one.consensus_distance,
-        bytes_sent=int(payload.sent(one.neighbor, one.arrived).sum()),
+        bytes_sent=int(payload.sent(one.neighbor, one.arrived, one.round).sum()),
         seconds_median=seconds,
     )
 
@@ -398,7 +403,9 @@ def _figures(
     halves = 2 if federation.algorithm.link == "exchange" else 1
     timed = max(outcome.rounds_timed, 1)
     planned = federation.schedule.weight > 0  # of unequal messages those that are lost count like the others
-    each = payload.sent(federation.schedule.neighbor, planned).sum() / max(planned.sum(), 1)
+    unlike = range(1, min(rounds, len(payload.nbytes)) + 1)
+    sent = [float(payload.sent(federation.schedule.neighbor, planned, round).sum()) for round in unlike]
+    each = (sum(sent) + (rounds - len(sent)) * sent[-1]) / rounds / max(planned.sum(), 1)
     return replace(
         summary.blank(federation),
         score_mean=mean,

@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 from p2pfl.methods.objectives.align import align
 from p2pfl.methods.objectives.augmentation import augment
-from p2pfl.methods.objectives.contrast import fedmri
+from p2pfl.methods.objectives.contrast import fedmri, moon
 from p2pfl.methods.objectives.deputy import deputy
 from p2pfl.methods.objectives.experts import experts
 from p2pfl.methods.objectives.fedharmony import fedharmony
@@ -51,6 +51,7 @@ __all__ = [
     "iop",
     "label_graph",
     "missing_classes",
+    "moon",
     "pfedme",
     "proportional",
     "ridge",
@@ -72,6 +73,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType(
         "selector": selector,
         "average": average,
         "fedmri": fedmri,
+        "moon": moon,
         "fedsld": fedsld,
         "missing_classes": missing_classes,
         "fl_mrcm": fl_mrcm,
