@@ -199,6 +199,19 @@ def test_the_cut_into_stretches_changes_nothing(monkeypatch: pytest.MonkeyPatch)
     assert cuts == [[1, 2, 10, 11], [1, 2, 5, 8, 11]]
 
 
+def test_all_seeds_have_one_program() -> None:
+    """The programs of a sweep are compiled once for all of its seeds."""
+
+    def text(seed: int) -> str:
+        work = simulated.work_of(federation(seed=seed))
+        program = engine.compile(engine_plan.plan(work, simulation.How(9, 1, False), lambda: 0.0))
+        padded = jax.tree.map(program.plan.shape.layout.padded, work.sites)
+        carry = jax.eval_shape(program.init, np.uint32(seed), padded)
+        return str(program.stretch.lower(carry, program.feed.take(1, 1)[0]).as_text())  # type: ignore[attr-defined]
+
+    assert text(0) == text(1)
+
+
 def test_what_processors_do_is_counted_from_the_first_stretch_to_the_last_by_round() -> None:
     spent = iter([10.0, 16.0, 19.0])
     watch = engine._Stopwatch(0.0, lambda: 0.0, lambda: next(spent))

@@ -33,7 +33,7 @@ class CompiledSimulation(NamedTuple):
 
     plan: EnginePlan
     feed: Feed
-    init: Callable[[Any], shape.Carry]
+    init: Callable[[Any, Any], shape.Carry]
     stretch: Callable[[shape.Carry, shape.Stretch], tuple[shape.Carry, Any, Any]]
     testing: Testing
     test: Any  # rows, on the devices; None without
@@ -171,7 +171,7 @@ def _run(
     plan, feed = program.plan, program.feed
     work, at, alone = plan.work, plan.shape.layout, jax.process_count() == 1
     sites = jax.tree.map(lambda rows: compiled.put(plan.mesh, shape.OVER, at.padded(rows)), work.sites)
-    carry = program.init(sites)
+    carry = program.init(np.uint32(work.seed), sites)
     first = compiled.first_model(plan.mesh, carry.models) if plan.shape.back else None
     if not alone:
         watch.pace = plan.longest
