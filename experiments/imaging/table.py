@@ -13,9 +13,11 @@ made of that. Ctrl-C keeps what is there.
 from __future__ import annotations
 
 import argparse
+import difflib
 import hashlib
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,7 +97,10 @@ Stored = dict[str, list[Row]]
 
 def read(file: Path = HERE / "methods.toml") -> Table:
     """Read methods.toml. Ends the program with a line for each fault."""
-    whole, faults = tomllib.loads(file.read_text("utf-8")), []
+    try:
+        whole, faults = tomllib.loads(file.read_text("utf-8")), []
+    except tomllib.TOMLDecodeError as error:
+        sys.exit(f"{file}: not TOML: {error}")
     grounds, methods = {}, []
     for name, given in whole.get("grounds", {}).items():
         faults += _fields(f"grounds.{name}", given, ("data", "experiment", "score"), ("set", "before"))
@@ -113,6 +118,8 @@ def read(file: Path = HERE / "methods.toml") -> Table:
             faults.append(f"{where}: ground={given.get('ground')!r}: must be one of {', '.join(grounds)}")
     names = [each.name for each in methods]
     faults += [f"method {name!r} stands twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    if len(whole.get("seeds", ())) not in T95:
+        faults.append(f"seeds={whole.get('seeds')}: must be {min(T95)} to {max(T95)} whole numbers")
     if faults:
         sys.exit("\n".join(f"{file}: {fault}" for fault in faults))
     return Table(tuple(whole["seeds"]), grounds, tuple(methods))
@@ -510,7 +517,11 @@ def chosen(table: Table, only: Sequence[str]) -> set[str]:
             if (sign and key == "ground" and each.ground == name) or each.name == text
         }
         if not hit:
-            sys.exit(f"--only {text!r}: no such method; there are {', '.join(each.name for each in table.methods)}")
+            near = difflib.get_close_matches(text, [each.name for each in table.methods], 1)
+            way = (
+                f"did you mean {near[0]!r}?" if near else f"there are {'; '.join(each.name for each in table.methods)}"
+            )
+            sys.exit(f"--only {text!r}: no such method; {way}")
         left |= hit
     return left or {each.name for each in table.methods}
 
@@ -529,8 +540,13 @@ def main() -> None:
         own = [each.name for each in table.methods if each.ground == ground.name and each.name in wanted]
         if not own:
             continue
-        if given.again:
-            stored[ground.name] = [row for row in stored.get(ground.name, []) if row["labels"].get("method") not in own]
+        if given.again:  # with what they stand beside
+            anew = {*own, PLAIN, None}
+            stored[ground.name] = [
+                row for row in stored.get(ground.name, []) if row["labels"].get("method") not in anew
+            ]
+            if (given.out / ground.name / "sweep.toml").is_file():  # whose runs would be taken for new ones
+                shutil.rmtree(given.out / ground.name)
         names, baselines = missing(table, stored, ground)
         names = [name for name in names if name == PLAIN or name in wanted]
         if not names and not baselines:
