@@ -6,6 +6,7 @@ README was written. The same seeds draw the same data, order and losses on every
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import subprocess
@@ -449,3 +450,88 @@ def test_all_reconstructions_are_as_the_readme_says(sweep: Sweep, monkeypatch: p
     hold(found, expected("mri-reconstruction"), 2)
     split, regular = (np.array(found["", name]["psnr_own_mean"]) for name in ("decoders at home", "FedMRI"))
     assert (regular < split - 0.1).all()
+
+
+# --- one table of all methods
+
+
+@pytest.fixture
+def imaging(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module experiments/imaging/table.py."""
+    spec = importlib.util.spec_from_file_location("imaging_table", FOLDER / "imaging" / "table.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_all_methods_says_what_expected_json_has(imaging: Any) -> None:
+    """No figure is written by hand: and every method of it is there with all seeds, or named as not computed."""
+    table, stored = imaging.read(), imaging.load()
+    assert (FOLDER / "imaging" / "table.md").read_text() == imaging.markdown(table, stored)
+    for name, ground in table.grounds.items():
+        whole = imaging.kept(table, stored, ground)
+        assert [row["labels"] for row in whole] == [row["labels"] for row in stored.get(name, [])], f"{name}: is stale"
+
+
+def test_every_method_of_the_table_makes_an_experiment(imaging: Any, tmp_path: Path) -> None:
+    table = imaging.read()
+    for name, ground in table.grounds.items():
+        file = tmp_path / f"{name}.toml"
+        file.write_text(imaging.sweep_text(table, ground))
+        own = [each for each in table.methods if each.ground == name]
+        assert len(plan.runs(plan.read(file), (), ["seed=0"])) == 2 + len(own)
+
+
+def test_a_gain_is_seen_where_its_interval_leaves_out_zero(imaging: Any) -> None:
+    plain = [0.5, 0.6, 0.7, 0.8, 0.9]
+    gain = imaging.gain([a + b for a, b in zip(plain, (0.01, 0.02, 0.03, 0.04, 0.05), strict=True)], plain, 100.0)
+    # scipy.stats.t.interval(.95, 4, 3, scipy.stats.sem([1, 2, 3, 4, 5])): 3 +- 1.9632
+    assert (gain.mean, gain.half, gain.up, gain.word) == (pytest.approx(3), pytest.approx(1.9632, abs=1e-3), 5, "gains")
+    assert imaging.gain(plain, [0.9, 0.5, 0.6, 0.9, 0.8], 100.0).word == "not seen"
+    assert imaging.gain([each - 0.1 for each in plain], plain, 100.0).word == "costs"
+    assert imaging.gain([math.nan] * 5, plain, 100.0).word == "not seen"
+
+
+def costless(table: Table) -> Table:
+    """Without what depends on the machine."""
+    return {
+        labels: {name: values for name, values in metrics.items() if not name.startswith("seconds")}
+        for labels, metrics in table.items()
+    }
+
+
+def of_the_table(imaging: Any, sweep: Sweep, ground: str, folder: Path, *options: str) -> tuple[Table, Table]:
+    """(found, expected) of a ground, without what there is nothing of."""
+    table = imaging.read()
+    file = folder / f"{ground}.toml"
+    given, whole = table.grounds[ground], "method=plain mixing" not in options
+    file.write_text(imaging.sweep_text(table, given, whole, imaging.weights(given, folder)))
+    found, _ = sweep(str(file), *options)
+    known = costless(read(imaging.load()[ground]))
+    return {
+        labels: {name: found[labels][name] for name in metrics} for labels, metrics in known.items() if labels in found
+    }, known
+
+
+@pytest.mark.more
+@pytest.mark.skipif(not HEART.exists(), reason="the hospitals' data are no part of the repository")
+def test_a_row_of_the_table_is_as_expected(imaging: Any, sweep: Sweep, tmp_path: Path) -> None:
+    """Means by gossip instead of each hospital's own: the mean of four hospitals gains more than four points."""
+    chosen = [*only("method", "plain mixing", "Global normalisation"), *only("seed", "0")]
+    found, known = of_the_table(imaging, sweep, "scaled", tmp_path, *chosen)
+    assert len(found) == 2
+    hold(found, known, 1)
+    plain, method = (each["accuracy_own_mean"][0] for each in found.values())
+    assert method > plain + 0.04
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not all(file.exists() for file in (HEART, MEDNIST, CHESTS)), reason="the data are not here")
+@pytest.mark.parametrize("ground", json.loads((FOLDER / "imaging" / "expected.json").read_text()))
+def test_all_rows_of_the_table_are_as_expected(imaging: Any, sweep: Sweep, tmp_path: Path, ground: str) -> None:
+    """Of the first seed, with every hospital alone and all data pooled."""
+    found, known = of_the_table(imaging, sweep, ground, tmp_path, *only("seed", "0"))
+    assert set(found) == set(known)
+    hold(found, known, 1)

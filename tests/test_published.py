@@ -83,6 +83,20 @@ def left(tmp_path: Path, kind: str) -> tuple[Path, Assessment]:
     return out, assessed
 
 
+@pytest.mark.more
+def test_without_intervals_the_figures_are_the_same(tmp_path: Path) -> None:
+    made = build(given(tmp_path, "classes"))
+    models = {node: made.learner.init(jax.random.key(node)) for node in made.graph}
+    quick = replace(made.experiment.evaluation, intervals=False)
+    without = made._replace(experiment=replace(made.experiment, evaluation=quick))
+    (tmp_path / "run").mkdir()
+    found = assessment.assess(without, models, tmp_path / "run")
+    assert found.figures == assessment.assess(made, models).figures
+    assert not found.draws and assessment.compared(found, {}) == ({}, {})
+    table = json.loads((tmp_path / "run" / "assessment.json").read_text())
+    assert not any(scope for node in table["intervals"].values() for scope in node.values())
+
+
 def test_of_two_classes(tmp_path: Path) -> None:
     out, assessed = left(tmp_path, "classes")
     source, split = read(tmp_path / "classes.csv"), read(out / "split.csv")

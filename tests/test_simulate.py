@@ -22,7 +22,7 @@ import p2pfl
 from p2pfl import tree
 from p2pfl.config import experiment
 from p2pfl.config.experiment import Experiment
-from p2pfl.drivers.simulate import autotune, layout, loop, simulation
+from p2pfl.drivers.simulate import autotune, engine, layout, loop, simulation
 from p2pfl.drivers.simulate import plan as engine_plan
 from p2pfl.drivers.simulate.layout import exported, tables
 from p2pfl.errors import ConfigError
@@ -199,6 +199,36 @@ def test_the_cut_into_stretches_changes_nothing(monkeypatch: pytest.MonkeyPatch)
     assert cuts == [[1, 2, 10, 11], [1, 2, 5, 8, 11]]
 
 
+def test_all_seeds_have_one_program() -> None:
+    """The programs of a sweep are compiled once for all of its seeds."""
+
+    def text(seed: int) -> str:
+        work = simulated.work_of(federation(seed=seed))
+        program = engine.compile(engine_plan.plan(work, simulation.How(9, 1, False), lambda: 0.0))
+        padded = jax.tree.map(program.plan.shape.layout.padded, work.sites)
+        carry = jax.eval_shape(program.init, np.uint32(seed), padded)
+        return str(program.stretch.lower(carry, program.feed.take(1, 1)[0]).as_text())  # type: ignore[attr-defined]
+
+    assert text(0) == text(1)
+
+
+def test_what_processors_do_is_counted_from_the_first_stretch_to_the_last_by_round() -> None:
+    spent = iter([10.0, 16.0, 19.0])
+    watch = engine._Stopwatch(0.0, lambda: 0.0, lambda: next(spent))
+    assert watch.spent is None
+    watch.begin()
+    watch.rounds = 3
+    watch.stop()
+    assert watch.spent == 2.0
+    watch.stop()  # a callback has ended it in its last round
+    assert watch.spent == 3.0
+    silent = engine._Stopwatch(0.0, lambda: 0.0, None)
+    silent.begin()
+    silent.rounds = 3
+    silent.stop()
+    assert silent.spent is None
+
+
 def test_the_drift_is_measured() -> None:
     """Double entry keeps the mean to rounding; the wrong rules move it."""
     made = federation(network={"loss": 0.3})
@@ -325,7 +355,7 @@ def test_a_run_leaves_the_records_of_a_run(tmp_path: Path) -> None:
     # the quadratic's figures, and they are those of theory: two local steps towards (I - W H) x = W (I - H) b
     assert summary["distance_to_optimum"] > 0.01
     assert summary["mean_residual"] < 1e-15
-    assert summary["simulated_by"]["devices"] >= 1
+    assert summary["simulated_by"]["devices"] >= 1 and summary["seconds_processor_per_round"] > 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {row["round"] for row in rows} == {3, 6, 7} and {row["node"] for row in rows} == set(range(9))
     assert (tmp_path / "run" / "report.html").exists() and (tmp_path / "run" / "models.safetensors").exists()

@@ -138,6 +138,7 @@ class Evaluation:
     metrics: bool = True  # also all metrics of the task, at the end and at every site
     extra_metrics: Annotated[tuple[Metric, ...], LIST] = ()  # metrics of one's own beside them
     splits: Annotated[int, Field(ge=0, lt=1000)] = 0  # other splits of the rows that all is simulated on again
+    intervals: bool = True  # of 95 %, by resampling test rows; most of what an assessment takes
     leave_site_out: bool = False  # also learn without each site in turn, and test on all its rows
     answers: Texts = ()  # names of p2pfl.methods.answers.ANSWERS: models tested at the end beside the node's own
 

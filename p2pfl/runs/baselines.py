@@ -66,6 +66,7 @@ def baseline(
         result = simulated.one_by_one(built, place)
     else:
         result = simulated.into(built, place, lambda status: None, every=every)
+    one = len(result.whole) == 1 < len(federation.graph)
     if len(result.whole) == 1:  # one model of all data, at each site
         model = next(iter(result.whole.values()))
         built = built._replace(topology=federation.topology, data=federation.data)
@@ -73,6 +74,8 @@ def baseline(
     assessed = assessment.assess(built, result.whole, place) if other.evaluation.metrics else Assessment()
     figures: dict[str, float | None] = {}
     for key, value in {**result.summary.as_dict(), **assessed.figures}.items():
+        if one and "_own" in key and key not in assessed.figures:
+            continue  # of the one node that all rows are the own ones of
         for end in ("_own_mean", "_own_weighted", "_own_worst", "_mean", "_worst"):
             if value is not None and key.endswith(end):
                 figures[f"{key.removesuffix(end)}_{name}{'' if end == '_mean' else end}"] = value

@@ -167,7 +167,7 @@ def into(
     else:
         kept.begin(0, {}, None)
     chunk = driver.chunk or (None if federation.learning.sliced is None else 1)  # each at its own cost
-    outcome = engine.run(work, How(chunk, driver.devices), kept.progress, clock.now, look, keeper)
+    outcome = engine.run(work, How(chunk, driver.devices), kept.progress, clock.now, look, keeper, clock.spent)
     (last,) = kept.last
     if writes:
         kept.close()
@@ -425,6 +425,7 @@ def _figures(
         digests=_digests(outcome, last),
         seconds_first_round=outcome.seconds_first,
         memory_peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        seconds_processor_per_round=outcome.spent,
         steps_per_second=outcome.steps_taken / outcome.seconds if outcome.rounds_timed else None,
         simulated_by={
             "chunk": outcome.chunk,

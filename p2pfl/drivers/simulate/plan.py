@@ -68,7 +68,6 @@ def plan(work: Simulation, how: How, now: Clock) -> EnginePlan:
         ages=work.late,
         keep=keep,
         resting=not work.schedule.trains.any(axis=1).all(),
-        seed=work.seed,
         restarts=work.course is not None and bool(work.course.enters.any()),
         back=back,
     )

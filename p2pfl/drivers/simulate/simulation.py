@@ -157,6 +157,7 @@ class Outcome(NamedTuple):
     measured: dict[int, float]
     diverged: np.ndarray  # [n] int64 the round from which on a node's training loss, or model, is not finite; 0: it is
     rounds: int  # that were made
+    spent: float | None = None  # seconds of processors in a round, of those that this process has timed
 
 
 Progress = Callable[[int, list[Evaluated]], None]
