@@ -8,10 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/p2pfl run experiments/ring-digits/experiment.toml
 
-# each claim once; first where real processes must keep time, with nothing beside them
+# each claim once
 test: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest -m "live and not more and not faults and not soak and not fuzz"
-	$(BIN)/python -m pytest -m "not live and not more and not faults and not soak and not fuzz" -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # the same for more kinds, graphs and seeds; live ones have the machine to themselves
 test-all: $(VENV)/installed-test faults

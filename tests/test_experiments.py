@@ -214,24 +214,6 @@ def test_all_that_is_called_a_mesh_can_be_built(monkeypatch: pytest.MonkeyPatch)
     assert load(FOLDER / "mesh-digits" / "experiment.toml", find=True).topology.graph == "complete"
 
 
-@pytest.mark.more
-def test_a_full_mesh_agrees_and_a_ring_has_a_worst_node(sweep: Sweep) -> None:
-    found, _ = sweep("mesh-digits/sweep.toml", *only("graph", "ring", "full mesh"), *only("seed", "0"))
-    hold(found, expected("mesh-digits"), 1)
-    spread = {
-        name: found["", name]["accuracy_mean"][0] - found["", name]["accuracy_worst"][0]
-        for name in ("ring", "full mesh")
-    }
-    assert spread["full mesh"] < spread["ring"]
-
-
-@pytest.mark.more
-def test_a_graph_in_a_file_runs_as_one_by_name(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(FOLDER.parent)  # the paths of the sweep are taken from there
-    found, _ = sweep("mesh-digits/sweep-files.toml", *only("file", "two-wards", "one-way-firewall"), *only("seed", "0"))
-    hold(found, expected("mesh-digits", "sweep-files.toml"), 1)
-
-
 # --- all of it
 
 
@@ -261,6 +243,10 @@ def test_the_whole_sweep_is_as_the_readme_says(sweep: Sweep, file: str, monkeypa
     if file == "heterogeneity/sweep.toml":  # momentum of the neighbourhood gains as much, on the most unequal data
         worst = {name: found["", "0.1", "ring", name]["accuracy_worst"] for name in ("dsgd", "qg_dsgdm")}
         assert min(np.subtract(worst["qg_dsgdm"], worst["dsgd"])) > 0.03
+    if file == "mesh-digits/sweep.toml":  # a full mesh agrees, and a ring has a worst node
+        spread = [np.subtract(found["", name]["accuracy_mean"], found["", name]["accuracy_worst"]).mean()
+                  for name in ("full mesh", "ring")]  # fmt: skip
+        assert spread[0] < spread[1]
 
 
 # --- hospitals

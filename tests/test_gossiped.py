@@ -412,7 +412,6 @@ def c_index(test: Any, arrays: dict[str, np.ndarray], key: str) -> float:
     return float(metrics.assess("survival", (scale.of(test.x) @ leaf["beta"])[:, None], test.y, ("risk",))["c_index"])
 
 
-@pytest.mark.live
 @pytest.mark.more
 def test_two_hospitals_find_them_by_hand(tmp_path: Path) -> None:
     files = by_hand(tmp_path, 5)
@@ -436,7 +435,6 @@ def test_two_hospitals_find_them_by_hand(tmp_path: Path) -> None:
     assert again.returncode == 1 and "holds an earlier fit" in again.stderr
 
 
-@pytest.mark.live
 @pytest.mark.more
 def test_two_hospitals_find_one_baseline_hazard_by_hand(tmp_path: Path) -> None:
     files, rng = by_hand(tmp_path, 5), np.random.default_rng(3)

@@ -40,6 +40,8 @@ def test_every_mark_is_declared() -> None:
 @pytest.mark.parametrize("lane", [None, *LANES])
 @pytest.mark.parametrize("live", [False, True])
 def test_every_test_is_run_by_exactly_one_command(lane: str | None, live: bool) -> None:
+    if live and lane is None:
+        return  # which is refused
     marks = {*([lane] if lane else []), *(["live"] if live else [])}
     targets = [target for target, expression in selections() if selected(expression, marks)]
     assert targets == [{None: "test", "more": "test-all"}.get(lane, lane)]
@@ -60,3 +62,12 @@ def test_a_test_of_two_lanes_is_refused(request: pytest.FixtureRequest, lanes: t
     item.add_marker(lanes[1])
     with pytest.raises(pytest.UsageError, match=f"twice is marked {' and '.join(sorted(lanes))}"):
         pytest_collection_modifyitems([item])
+
+
+def test_a_live_test_without_a_lane_is_refused(request: pytest.FixtureRequest) -> None:
+    item = pytest.Function.from_parent(request.node.parent, name="alone", callobj=lambda: None)
+    item.add_marker("live")
+    with pytest.raises(pytest.UsageError, match="alone is marked live and has no lane"):
+        pytest_collection_modifyitems([item])
+    item.add_marker("more")
+    pytest_collection_modifyitems([item])

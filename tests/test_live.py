@@ -273,7 +273,7 @@ def test_the_demo_loses_a_node_and_gets_it_back(start: Callable[..., Started]) -
     ],
 )
 def test_survivors_wait_under_two_seconds(start: Callable[..., Started], victim: int, how: str) -> None:
-    run = start(*NO_CHURN, "--set", "rounds=250")
+    run = start(*NO_CHURN, "--set", "rounds=120")
     run.reaches(victim, 25)
     os.kill(run.pid(victim), signal.SIGKILL if how == "kill" else signal.SIGSTOP)
     summary = run.end(code=Exit.NOT_WHOLE)
@@ -282,7 +282,7 @@ def test_survivors_wait_under_two_seconds(start: Callable[..., Started], victim:
     for node in set(range(8)) - {victim}:
         assert run.gaps(node) < 2.0
         rows = (run.out / "nodes" / str(node) / "metrics.jsonl").read_text().splitlines()
-        assert json.loads(rows[-1])["round"] == 250
+        assert json.loads(rows[-1])["round"] == 120
 
 
 @pytest.mark.live
@@ -505,7 +505,6 @@ def test_two_nodes_with_different_experiments_say_which_field_and_end(tmp_path: 
         assert json.loads((tmp_path / f"records{node}" / "result.json").read_text())["booked"] == 0
 
 
-@pytest.mark.live
 def test_two_nodes_by_hand_with_rows_of_their_own_until_they_are_asked_to_stop(tmp_path: Path) -> None:
     kept = ('{"life": 4000000000000}', "garbled")  # by processes whose clock was far ahead, or whose disk has failed
     for node, text in enumerate(kept):
