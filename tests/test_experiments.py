@@ -283,7 +283,7 @@ def brains(folder: Path) -> str:
     return f"data.path={folder}"
 
 
-@pytest.mark.more
+@pytest.mark.soak
 def test_hospitals_segment_brains_together_better_than_alone(tmp_path: Path, optimised: None) -> None:
     """Seed 0 of the sweep, whose baselines a run trains in the same process: Dice of whole volumes."""
     given = ["--set", brains(tmp_path / "brains"), "--out", str(tmp_path / "run"), "--json"]

@@ -44,13 +44,14 @@ def test_every_test_is_run_by_exactly_one_command(lane: str | None, live: bool) 
         return  # which is refused
     marks = {*([lane] if lane else []), *(["live"] if live else [])}
     targets = [target for target, expression in selections() if selected(expression, marks)]
-    assert targets == [{None: "test", "more": "test-all"}.get(lane, lane)]
+    assert targets == [{None: "fast", "more": "test-all"}.get(lane, lane)]
 
 
 def test_ci_runs_all_lanes_but_the_nights() -> None:
     makefile, ci = ((ROOT / name).read_text("utf-8") for name in ("Makefile", ".ci/run"))
     assert re.findall(r"^make (.+)$", ci, re.MULTILINE) == ["test", "test-all"]
     assert re.search(r"^test-all:.*\bfaults$", makefile, re.MULTILINE)
+    assert re.search(r"^test:.*\n\t\$\(MAKE\) .*\blint fast$", makefile, re.MULTILINE)
     assert selected(DEFAULT, set()) and not any(selected(DEFAULT, {lane}) for lane in LANES)
 
 
