@@ -247,7 +247,7 @@ def test_all_are_restarted_one_after_the_other_with_what_they_had(begin: Start) 
 
 @pytest.mark.faults
 def test_two_join_at_once(begin: Start) -> None:
-    joins = "".join(f'[[churn]]\nevent = "join"\nnode = {node}\nround = 60\n' for node in (6, 7))
+    joins = "".join(f'[[churn]]\nevent = "join"\nnode = {node}\nround = 100\n' for node in (6, 7))
     run = begin(8, rounds=300, more=joins)
     summary = run.end(300)
     balanced(summary)
