@@ -209,8 +209,15 @@ def insist(node: VirtualNode, victims: list[int], keys: Keys | None) -> None:
     node.world.at(0.0, letter)
 
 
-@pytest.mark.parametrize("keys", [None, pytest.param(KEYS, marks=pytest.mark.more)], ids=["no keys", "keys"])
-@pytest.mark.parametrize("victims", [[3], pytest.param([0, 1, 2, 3, 4], marks=pytest.mark.more)], ids=["one", "all"])
+@pytest.mark.parametrize(
+    ("victims", "keys"),
+    [
+        pytest.param([3], None, id="one, no keys"),
+        pytest.param([0, 1, 2, 3, 4], KEYS, id="all, keys", marks=pytest.mark.more),
+        pytest.param([0, 1, 2, 3, 4], None, id="all, no keys", marks=pytest.mark.soak),
+        pytest.param([3], KEYS, id="one, keys", marks=pytest.mark.soak),
+    ],
+)
 def test_a_member_that_insists_costs_a_bounded_number_of_epochs(victims: list[int], keys: Keys | None) -> None:
     """It answers that it has them for dead, so that they must outdo it, again and again: but not faster than that."""
     federation = Federation(NEAR, keys=keys)

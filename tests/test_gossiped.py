@@ -374,9 +374,11 @@ columns with a finite estimate."""
 TCGA = FOLDER.parents[1] / "shared" / "data" / "tcga_brca_6regions.csv"
 
 
-@pytest.mark.more
 @pytest.mark.skipif(not TCGA.exists(), reason="the hospitals' data are no part of the repository")
-@pytest.mark.parametrize(("unstratified", "c"), [("exact", 0.839), (20, 0.836)])
+@pytest.mark.parametrize(
+    ("unstratified", "c"),
+    [pytest.param("exact", 0.839, marks=pytest.mark.soak), pytest.param(20, 0.836, marks=pytest.mark.more)],
+)
 def test_six_regions_find_one_baseline_hazard_for_all(tmp_path: Path, unstratified: Any, c: float) -> None:
     """Those of ORACLE, by regions that gossip; with 20 stretches of time off by .15 standard errors at most."""
     wanted = load(FOLDER / "tcga-brca" / "experiment.toml", ["statistics.minimum=1"])
