@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -196,9 +197,15 @@ def told_by_features(made: Federation, models: Tree) -> float:
     return float(fresh.score((b - mean) / sd, test.site))
 
 
+@functools.cache
+def plain_scanners() -> tuple[Federation, Tree]:
+    """Trained without any alignment."""
+    return trained(SCANNERS)
+
+
 @pytest.mark.more
 def test_a_site_is_told_less_from_features_that_were_confused_while_the_task_holds() -> None:
-    plain = trained(SCANNERS)
+    plain = plain_scanners()
     method = {"name": "fedharmony", "strength": 5.0}
     harmonised = trained({**SCANNERS, "training": {**SCANNERS["training"], "objective": [method]}})
     told, now = told_by_features(*plain), told_by_features(*harmonised)
@@ -211,7 +218,7 @@ def test_a_site_is_told_less_from_features_that_were_confused_while_the_task_hol
 
 @pytest.mark.more
 def test_critics_of_neighbours_align_features_while_the_task_holds() -> None:
-    plain = trained(SCANNERS)
+    plain = plain_scanners()
     aligned = trained({**SCANNERS, "training": {**SCANNERS["training"], "objective": [{"name": "align", "rows": 16}]}})
     assert told_by_features(*aligned) < told_by_features(*plain) - 0.15  # chance is .25; seen: .94 and .67
     assert scores(*aligned).mean() > scores(*plain).mean() - 0.02  # seen: .954 and .953

@@ -122,7 +122,6 @@ def test_a_template_runs_as_it_is(folder: Path) -> None:
 
 
 @pytest.mark.more
-@pytest.mark.live
 @pytest.mark.parametrize("folder", ["hospital", "lan"], indirect=True)
 def test_its_nodes_run_one_by_one(folder: Path) -> None:
     files = [path.name for path in node_files(folder)]

@@ -33,8 +33,7 @@ from p2pfl.topology.sampled import selected
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 HEARTS, MEDNIST = SHARED / "heart_disease_4sites.csv", SHARED / "mednist64_3300.npz"
 DRIVERS = [
-    *(pytest.param(name, marks=pytest.mark.more) for name in ("loop", "virtual", "simulate")),
-    pytest.param("live", marks=[pytest.mark.live, pytest.mark.more]),
+    pytest.param(name, marks=pytest.mark.more) for name in ("loop", "virtual", "simulate", "live")
 ]  # fmt: skip
 
 

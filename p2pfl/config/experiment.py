@@ -219,6 +219,7 @@ def load(path: Path | str, overrides: Sequence[str] = (), find: bool = False) ->
     path = Path(path)
     table = toml.read(path)
     _no_sweep(table, path)
+    _no_node(table, path)
     given = {}
     for found, key, _ in _paths(table):
         name = found[key]
@@ -226,6 +227,7 @@ def load(path: Path | str, overrides: Sequence[str] = (), find: bool = False) ->
         given[found[key]] = name
     _layouts(table.get("data"), path)
     overridden = [toml.overridden_by(table, override) for override in overrides]
+    _no_keys(table, path, overridden)
     for found, key, _ in _paths(table):
         found[key] = str(Path(found[key]).resolve())
     wanted: Experiment = parse(table, str(path), Experiment, overridden)
@@ -276,6 +278,38 @@ def _no_sweep(table: dict[str, Any], path: Path) -> None:
             f"{path}: is a sweep, for p2pfl sweep; give the experiment that it varies ({table.get('experiment')!r}), "
             "or a node file"
         )
+
+
+def _no_node(table: dict[str, Any], path: Path) -> None:
+    """Raises ConfigError where a file is that of a node or of a federation, and no experiment."""
+    if "experiment" in table:
+        raise ConfigError(
+            f"{path}: is a node file, for p2pfl node; give the experiment that it names ({table['experiment']!r})"
+        )
+    if "quorum" in table and "member" in table:
+        raise ConfigError(
+            f"{path}: is a federation file, which says who takes part; give the experiment, or a node file that "
+            f"names both: p2pfl federation accept {path} --key NAME.key --node-file node.toml writes one"
+        )
+
+
+_OF_A_SITE = ("federation", "key", "plaintext", "listen", "address", "peers")
+"""What NODE.toml says of one site, and nothing that is the same at every site can."""
+
+
+def _no_keys(table: dict[str, Any], path: Path, overridden: Sequence[tuple[str, ...]]) -> None:
+    """Raises ConfigError where an experiment says what the file of a node does."""
+    network = table.get("network")
+    for place, inside in (((), table), (("network",), network if isinstance(network, dict) else {})):
+        name = next((name for name in _OF_A_SITE if name in inside), None)
+        if name is not None:
+            where = f"{path} with --set" if (*place, name) in overridden else path
+            raise ConfigError(
+                f"{where}: {'.'.join((*place, name))}={inside[name]!r}: is said of one site, and an experiment is the "
+                "same at every site. It belongs into the site's node file: p2pfl federation accept FILE --key NAME.key "
+                f"--experiment {path} --node-file node.toml writes one, p2pfl node node.toml runs it. p2pfl run starts "
+                "all nodes on this machine, on its loopback, without keys; leave it out here"
+            )
 
 
 def load_node(path: Path) -> NodeFile:

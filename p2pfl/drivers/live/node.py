@@ -542,6 +542,7 @@ class LiveNode:
             address=self._place.address,
             peers=tuple(self._place.peers),
             strange=self._strange() if missing else (),
+            uncallable="" if self._trusted is None else self._trusted.uncallable,
         )
         situation = situation._replace(why=self._why(situation, now))
         if (line := self._status.next(situation, now)) is not None:
