@@ -22,6 +22,7 @@ from p2pfl.methods.objectives.contrast import fedmri
 from p2pfl.methods.objectives.deputy import deputy
 from p2pfl.methods.objectives.experts import experts
 from p2pfl.methods.objectives.fedharmony import fedharmony
+from p2pfl.methods.objectives.fedreplay import fedreplay
 from p2pfl.methods.objectives.gradient import fedprox, proportional, ridge, sharpness
 from p2pfl.methods.objectives.hetero_width import widths
 from p2pfl.methods.objectives.label_graph import label_graph
@@ -46,6 +47,7 @@ __all__ = [
     "fedharmony",
     "fedmri",
     "fedprox",
+    "fedreplay",
     "fedsld",
     "fl_mrcm",
     "iop",
@@ -75,6 +77,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType(
         "fedsld": fedsld,
         "missing_classes": missing_classes,
         "fl_mrcm": fl_mrcm,
+        "fedreplay": fedreplay,
         "tasks": tasks,
         "sharpness": sharpness,
         "ridge": ridge,
