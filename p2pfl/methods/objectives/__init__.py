@@ -31,6 +31,7 @@ from p2pfl.methods.objectives.multitask import tasks
 from p2pfl.methods.objectives.objective import Objective
 from p2pfl.methods.objectives.personal import average, cusfl, ditto, iop, pfedme, soft_pull
 from p2pfl.methods.objectives.reference_site import fl_mrcm
+from p2pfl.methods.objectives.simplest_site import vafl
 from p2pfl.methods.objectives.site_selector import selector
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "sharpness",
     "soft_pull",
     "tasks",
+    "vafl",
     "widths",
 ]
 
@@ -78,6 +80,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType(
         "missing_classes": missing_classes,
         "fl_mrcm": fl_mrcm,
         "fedreplay": fedreplay,
+        "vafl": vafl,
         "tasks": tasks,
         "sharpness": sharpness,
         "ridge": ridge,
