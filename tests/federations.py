@@ -191,6 +191,10 @@ MECHANISMS: dict[str, dict[str, Any]] = {
         "rounds": 4, "churn": GONE_AND_BACK,
         "algorithm": {"name": "dsgd", "wrap": [{"name": "noise", "scale": 0.1}]},
     },
+    "replay": {
+        **_objective({"name": "fedreplay", "steps": 3, "rows": 2, "latent": 2, "hidden": 4, "minimum": 1}),
+        "rounds": 3,
+    },
 }  # fmt: skip
 """What a study adds: sharing, weighting, masking, objectives; on a network with batch normalisation, or without."""
 

@@ -226,11 +226,12 @@ def test_gaps_are_left_to_the_nodes_where_they_find_out_the_mean(csv: Path) -> N
         "data.missing='gossip': missing cells are filled in with the mean of all nodes", **{**table, "statistics": {}}
     )
     refused("standardize='node': missing='gossip'", **{**table, "data": {**data, "standardize": "node"}})
-    refused(
-        "training.objective selector: looks at inputs",
-        **table,
-        training={**TABLE["training"], "objective": [{"name": "selector"}]},
-    )
+    for name in ("selector", "fedreplay"):
+        refused(
+            f"training.objective {name}: looks at inputs",
+            **table,
+            training={**TABLE["training"], "objective": [{"name": name}]},
+        )
 
 
 # --- [topology] and [[churn]]

@@ -311,9 +311,11 @@ def _check_table(experiment: Experiment, data: CsvData) -> None:
             "data.missing='gossip': missing cells are filled in with the mean of all nodes, which nobody finds out; "
             "set statistics.normalize = true"
         )
-    if data.missing == "gossip" and any(each.get("name") == "selector" for each in experiment.training.objective):
+    looks = [each["name"] for each in experiment.training.objective if each.get("name") in ("selector", "fedreplay")]
+    if data.missing == "gossip" and looks:
         raise ConfigError(
-            "training.objective selector: looks at inputs before data.missing='gossip' has filled them in; leave it out"
+            f"training.objective {looks[0]}: looks at inputs before data.missing='gossip' has filled them in; leave it "
+            "out"
         )
 
 

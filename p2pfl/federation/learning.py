@@ -111,7 +111,7 @@ def resolve_learning(
         begun = started(experiment, flax.cast(base, experiment.training.dtype), dataset.train.x.shape[1:])
         learner = made_learner(experiment, begun.learner, methods, rule, sites, dataset.train.x.shape[1:])
         sliced = _sliced(experiment, begun.learner, methods, rule, sites, dataset, watch)
-        notes = (*notes, *_begun(experiment, begun))
+        notes = (*notes, *_told(methods, shape(learner, sites)), *_begun(experiment, begun))
     else:
         learner = script.learner
     _check_answers(experiment, learner, data)
@@ -139,6 +139,12 @@ def resolve_learning(
     notes = (*notes, *(privacy.notes(experiment, data, private) if private else ()))
     learning = Learning(learner, algorithm, make, schedule, sites, notes, sliced, private)
     return _gossiping(experiment, topology, data, learning) if "sums" in sites else learning
+
+
+def _told(methods: Sequence[Objective], model: Tree) -> tuple[str, ...]:
+    """Say what methods tell of the sites, and how many bytes of it go along with each message."""
+    told = [method.bulletin for method in methods if method.bulletin]
+    return tuple(f"with models go {each.what}: {bulletin.bytes_sent(model, each):,} bytes a message" for each in told)
 
 
 def _begun(experiment: Experiment, begun: starting.Started) -> tuple[str, ...]:
@@ -317,6 +323,12 @@ def objectives(experiment: Experiment, optimizer: optax.GradientTransformation) 
         unheard = [fact for fact in made.facts if fact not in sites.FACTS]
         if unheard:
             raise ConfigError(f"{where}.name={name!r}: facts={made.facts!r}: {nearest(unheard[0], sites.FACTS)}")
+        taken = experiment.rounds * max(experiment.training.node_steps or (experiment.training.local_steps,))
+        if made.ahead >= taken:
+            raise ConfigError(
+                f"{where}: {name} learns something else for {made.ahead} local steps before the model sees any of it, "
+                f"and a node takes {taken} in all (rounds times training.local_steps); lower its steps, or take more"
+            )
         found.append(made)
     return found
 
@@ -500,13 +512,12 @@ def known(
     said = (*attacks.notes(experiment), *(_noise_notes(real) if "entropy" in wanted else ()))
     dtype = np.dtype(experiment.training.dtype)
     found = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in found.items()}
-    told = tuple(f"with models go {each.bulletin.what}" for each in methods if each.bulletin)
     table, names = experiment.statistics, gathered(experiment)
     if not names:
-        return found, (*said, *told)
+        return found, said
     seed = None if real else experiment.seed
     found["sums"] = statistics.stacked(names, dataset, parts, table.minimum, table.noise, seed, dtype.name)
-    return found, (*said, *told, *statistics.notes(names, dataset, parts, table.minimum))
+    return found, (*said, *statistics.notes(names, dataset, parts, table.minimum))
 
 
 def _noise_notes(real: bool) -> tuple[str, ...]:

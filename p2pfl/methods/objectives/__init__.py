@@ -22,6 +22,7 @@ from p2pfl.methods.objectives.contrast import fedmri, moon
 from p2pfl.methods.objectives.deputy import deputy
 from p2pfl.methods.objectives.experts import experts
 from p2pfl.methods.objectives.fedharmony import fedharmony
+from p2pfl.methods.objectives.fedreplay import fedreplay
 from p2pfl.methods.objectives.gradient import fedprox, proportional, ridge, sharpness
 from p2pfl.methods.objectives.hetero_width import widths
 from p2pfl.methods.objectives.label_graph import label_graph
@@ -30,6 +31,7 @@ from p2pfl.methods.objectives.multitask import tasks
 from p2pfl.methods.objectives.objective import Objective
 from p2pfl.methods.objectives.personal import average, cusfl, ditto, iop, pfedme, soft_pull
 from p2pfl.methods.objectives.reference_site import fl_mrcm
+from p2pfl.methods.objectives.simplest_site import vafl
 from p2pfl.methods.objectives.site_selector import selector
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "fedharmony",
     "fedmri",
     "fedprox",
+    "fedreplay",
     "fedsld",
     "fl_mrcm",
     "iop",
@@ -59,6 +62,7 @@ __all__ = [
     "sharpness",
     "soft_pull",
     "tasks",
+    "vafl",
     "widths",
 ]
 
@@ -77,6 +81,8 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType(
         "fedsld": fedsld,
         "missing_classes": missing_classes,
         "fl_mrcm": fl_mrcm,
+        "fedreplay": fedreplay,
+        "vafl": vafl,
         "tasks": tasks,
         "sharpness": sharpness,
         "ridge": ridge,

@@ -42,6 +42,7 @@ class Objective(NamedTuple):
     the place of the node itself among those planned, else 0.
     `around`: what it asks of the algorithm with all combinators, where all nodes lie in arrays of one shape.
     `slices`: where nodes have models of unequal shapes.
+    `ahead`: local steps that a node takes before the method does anything to its model: it learns something else first.
     """
 
     learner: Callable[[Learner], Learner] | None = None
@@ -53,6 +54,7 @@ class Objective(NamedTuple):
     around: Wrap | None = None
     slices: Slices | None = None
     shaped: Callable[[Learner, tuple[int, ...]], Learner] | None = None
+    ahead: int = 0
 
 
 def finder(name: str, learner: Learner) -> Features:

@@ -1,0 +1,152 @@
+"""Images brought to look like those of the simplest site: what is told, what is chosen, and what it is worth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from federations import TABLE, federation_of
+
+from p2pfl.data import Dataset, Samples
+from p2pfl.data.builtin import digits
+from p2pfl.errors import ConfigError
+from p2pfl.federation.federation import Federation
+from p2pfl.methods import objectives
+from p2pfl.methods.objectives import simplest_site, translation
+from p2pfl.methods.objectives.variational import Sizes
+from p2pfl.runs import simulated
+from p2pfl.types import Tree
+
+KEY, HERE = jax.random.key(0), __name__
+
+
+def test_complexity_is_the_entropy_of_grey_values_in_any_units() -> None:
+    flat, half = jnp.full((1, 4, 4, 1), 3.0), jnp.repeat(jnp.asarray([0.0, 1.0]), 8).reshape(1, 4, 4, 1)
+    ramp = jnp.linspace(0, 1, 32).reshape(1, 8, 4, 1)
+    assert simplest_site.complexity(flat) == 0
+    assert simplest_site.complexity(half) == pytest.approx(1, abs=1e-5)
+    assert simplest_site.complexity(ramp) == pytest.approx(5, abs=1e-5)
+    assert simplest_site.complexity(jnp.concatenate([half, 7 - 2 * half])) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.more
+def test_losses_of_a_cycle_are_those_of_the_paper() -> None:
+    """Networks of zeros show all as black and judge all as false."""
+    keys = jax.random.split(KEY, len(translation.NETWORKS))
+    drawn = {name: draw(key, 1, 2) for key, (name, draw) in zip(keys, translation.NETWORKS.items(), strict=True)}
+    x, target = jnp.full((2, 8, 8, 1), 3.0), jnp.full((2, 8, 8, 1), -2.0)
+    both = translation.cycle_losses(jax.tree.map(jnp.zeros_like, drawn), x, target, cycle=10.0, identity=1.0)
+    assert float(both[0]) == 1 + 1 + 10 * (3 + 2) + (2 + 3) and float(both[1]) == (1 + 0 + 1 + 0) / 2
+    to = jax.grad(lambda networks: translation.cycle_losses(networks, x, target, 10.0, 0.0)[1])(drawn)
+    assert not any(leaf.any() for name in ("there", "back") for leaf in jax.tree.leaves(to[name]))
+
+
+@pytest.mark.more
+def test_of_the_half_that_is_farther_from_raw_images_those_are_told_that_look_real() -> None:
+    x = (8, 8, 1)
+    plan = simplest_site.Stages(1, 1, 1, 2, 3, 2, 10.0, 0.0, 1, None, optax.adam(0.1))
+    sizes = Sizes(x, 0, 3, 8, 2)
+    home = simplest_site._networks(KEY, sizes, plan)
+    made = simplest_site._generated(home["generator"], sizes, home["candidates"])
+    raw = made[:4] + 0.01  # of 8 candidates, four are nearly what a patient's image is
+    home = {**home, "nearest": jnp.full(8, simplest_site.UNTOLD), "checked": jnp.zeros((), jnp.int32)}
+    home = simplest_site._checked(home, raw, sizes)
+    assert home["checked"] == 4 and home["nearest"][:4].max() == pytest.approx(0.01, rel=1e-2)
+    chosen = simplest_site._chosen(home, sizes, plan)
+    score = np.asarray(simplest_site._score(home["critic"], sizes, made))
+    best = 4 + np.argsort(-score[4:])[:2]
+    np.testing.assert_allclose(chosen, made[best], atol=1e-6)
+
+
+def scanners() -> Dataset:
+    """Digits as three scanners show them: as they are; as a negative, with grain; pale, with grain."""
+    whole, rng = digits(), np.random.default_rng(0)
+
+    def part(samples: Samples, rows: int | None) -> Samples:
+        x, y = samples.x.reshape(-1, 8, 8, 1)[:rows], samples.y[:rows]
+        site = np.arange(len(x), dtype=np.int32) % 3
+        grain = rng.normal(size=x.shape)
+        seen = np.stack([x, 1 - x + 0.05 * grain, 0.4 + 0.5 * x + 0.05 * grain])
+        return Samples(seen[site, np.arange(len(x))].astype(np.float32), y, site)
+
+    train, test = part(whole.train, 600), part(whole.test, None)
+    return whole._replace(train=train, test=test, sites=tuple("abc"), features=())
+
+
+SCANNERS: dict[str, Any] = {
+    **TABLE, "rounds": 60, "data": {"source": f"{HERE}:scanners", "partition": "by_site"},
+    "model": {"name": "logistic"}, "topology": {"graph": "ring", "nodes": 3}, "evaluation": {"every": 60},
+    "training": {"optimizer": {"name": "sgd", "learning_rate": 0.2}, "batch_size": 16, "local_steps": 20},
+}  # fmt: skip
+
+
+def own_scores(table: dict[str, Any]) -> tuple[Federation, Tree, float]:
+    """The mean over sites of how often their model is right on test rows of their own."""
+    made = federation_of(table)
+    models = jax.tree.map(jnp.asarray, simulated.simulate_federation(made).models)
+    test = made.dataset.test
+
+    @jax.jit
+    def score(params: Tree) -> Any:
+        return made.learner.evaluate(params, {"x": test.x, "y": test.y}, jnp.ones(len(test.y)))["score"]
+
+    right = np.asarray(jax.vmap(score)(models))
+    assert test.site is not None
+    return made, models, float(np.mean([right[node][test.site == node].mean() for node in range(len(right))]))
+
+
+@pytest.mark.soak
+def test_one_model_is_right_at_all_scanners_once_images_look_like_those_of_the_simplest_site(optimised: None) -> None:
+    method = {"name": "vafl", "make": 400, "translate": 400, "channels": 8}
+    made, models, harmonised = own_scores({**SCANNERS, "training": {**SCANNERS["training"], "objective": [method]}})
+    plain = own_scores(SCANNERS)[2]
+    alone = own_scores({**SCANNERS, "algorithm": {"name": "local"}})[2]
+    assert harmonised > plain + 0.4  # seen: .883 and .332
+    assert harmonised > alone - 0.05  # .900: no better than alone
+    table = models["private"]["vafl"]  # what all have heard: images of the simplest site alone
+    assert table["rows"]["there"].tolist() == [[1, 0, 0]] * 3 and not table["rows"]["images"][:, 1:].any()
+    assert (table["rows"]["complexity"].argmin(axis=1) == 0).all()
+    assert any("made images like those of its patients" in note for note in made.notes)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"look": 0}, "look=0: must be >= 1"),
+        ({"images": 1.5}, "images=1.5: must be a whole number"),
+        ({"cycle": 0}, "cycle=0: must be > 0"),
+        ({"identity": -1}, "identity=-1: must be >= 0"),
+        ({"reference": -1}, "reference=-1: must be >= 0"),
+    ],
+)
+def test_arguments_out_of_bounds(given: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        objectives.vafl(optax.sgd(0.1), **given)
+
+
+def test_only_images_of_which_something_is_predicted_are_translated() -> None:
+    suits = objectives.vafl(optax.sgd(0.1)).suits
+    assert suits is not None
+    suits(scanners())
+    with pytest.raises(ConfigError, match=r"objective vafl: is for images .* these are rows of shape \[64\]"):
+        suits(digits())
+    with pytest.raises(ConfigError, match="these are a reconstruction"):
+        suits(scanners()._replace(kind="reconstruction"))
+
+
+STAGES: dict[str, Any] = {
+    **SCANNERS, "rounds": 10, "evaluation": {"every": 10},
+    "training": {**SCANNERS["training"], "local_steps": 2, "objective": [
+        {"name": "vafl", "reference": 1, "look": 1, "make": 2, "translate": 2, "images": 2, "latent": 2, "channels": 2},
+    ]},
+}  # fmt: skip
+
+
+def test_a_reference_that_is_not_there_is_refused() -> None:
+    method = {**STAGES["training"]["objective"][0], "reference": 3}
+    with pytest.raises(ConfigError, match="objective vafl: reference=3: there are nodes 0 to 2"):
+        federation_of({**STAGES, "training": {**STAGES["training"], "objective": [method]}})
