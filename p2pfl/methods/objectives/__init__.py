@@ -31,6 +31,7 @@ from p2pfl.methods.objectives.objective import Objective
 from p2pfl.methods.objectives.personal import average, cusfl, ditto, iop, pfedme, soft_pull
 from p2pfl.methods.objectives.reference_site import fl_mrcm
 from p2pfl.methods.objectives.site_selector import selector
+from p2pfl.methods.objectives.stain_gan import stain_gan
 
 __all__ = [
     "OBJECTIVES",
@@ -57,6 +58,7 @@ __all__ = [
     "selector",
     "sharpness",
     "soft_pull",
+    "stain_gan",
     "tasks",
     "widths",
 ]
@@ -87,6 +89,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType(
         "experts": experts,
         "align": align,
         "label_graph": label_graph,
+        "stain_gan": stain_gan,
     }
 )
 """Makers by name; each takes the experiment's optimizer and the arguments of its table."""
