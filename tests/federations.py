@@ -195,6 +195,12 @@ MECHANISMS: dict[str, dict[str, Any]] = {
         **_objective({"name": "fedreplay", "steps": 3, "rows": 2, "latent": 2, "hidden": 4, "minimum": 1}),
         "rounds": 3,
     },
+    "colours": {
+        **_objective({"name": "stain_gan", "first": 3, "hidden": [2], "critic": [2]}), "rounds": 4,
+        "data": {**NETWORK["data"], "source": f"{__name__}:tinted"},
+        "statistics": {"gather": ["macenko"], "minimum": 1},
+        "algorithm": {"name": "dsgd", "share": ["!critic/**"]},
+    },
 }  # fmt: skip
 """What a study adds: sharing, weighting, masking, objectives; on a network with batch normalisation, or without."""
 
@@ -208,6 +214,17 @@ def pictures() -> Dataset:
         return samples._replace(x=np.ascontiguousarray(x), y=samples.y[:60])
 
     return whole._replace(train=part(whole.train), test=part(whole.test), features=())
+
+
+def tinted() -> Dataset:
+    """The same in colours."""
+    whole = pictures()
+
+    def part(samples: Samples) -> Samples:
+        tint = np.array([[0.9, 0.3, 0.5], [0.2, 0.8, 0.6]])[np.arange(len(samples.y)) % 2][:, None, None]
+        return samples._replace(x=np.exp(-tint * samples.x - 0.2).astype(np.float32))
+
+    return whole._replace(train=part(whole.train), test=part(whole.test))
 
 
 def federation_of(table: dict[str, Any]) -> Federation:

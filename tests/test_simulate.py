@@ -40,7 +40,7 @@ AGAIN = {
     "complete", "loss", "self", "loss, fedavg", "churn", "grows", "scheduled", "epidemic", "share",
     "objectives", "more objectives", "weights and widths", "reconstruction", "widths, churn", "spectra and weights",
     "share, corrections", "share, push", "share, churn", "share, outer", "share, gossip",
-    "noise and features", "rules", "scores", "a lie for each", "replay",
+    "noise and features", "rules", "scores", "a lie for each", "replay", "colours", "private steps",
 }  # fmt: skip
 """Other variants of what the rest tries; each algorithm by itself is held to its equations in test_algorithms.py."""
 

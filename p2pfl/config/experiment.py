@@ -98,7 +98,7 @@ class AlgorithmTable:
 class Statistics:
     """[statistics]: what the nodes find out about all data together, by gossip, before or while they train."""
 
-    gather: Texts = ()  # names of p2pfl.methods.statistics.GATHERED: moments, labels, amplitude
+    gather: Texts = ()  # names of p2pfl.methods.statistics.GATHERED: moments, labels, amplitude, ...
     normalize: bool = False  # inputs by the mean and standard deviation of all data
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-4  # relative error at which training begins
     minimum: Count = 10  # rows (of a class) that a site must have to say anything about them

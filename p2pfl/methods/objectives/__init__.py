@@ -33,6 +33,7 @@ from p2pfl.methods.objectives.personal import average, cusfl, ditto, iop, pfedme
 from p2pfl.methods.objectives.reference_site import fl_mrcm
 from p2pfl.methods.objectives.simplest_site import vafl
 from p2pfl.methods.objectives.site_selector import selector
+from p2pfl.methods.objectives.stain_gan import stain_gan
 
 __all__ = [
     "OBJECTIVES",
@@ -61,6 +62,7 @@ __all__ = [
     "selector",
     "sharpness",
     "soft_pull",
+    "stain_gan",
     "tasks",
     "vafl",
     "widths",
@@ -95,6 +97,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType(
         "experts": experts,
         "align": align,
         "label_graph": label_graph,
+        "stain_gan": stain_gan,
     }
 )
 """Makers by name; each takes the experiment's optimizer and the arguments of its table."""
