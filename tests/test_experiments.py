@@ -404,6 +404,31 @@ def test_all_scanners_are_as_the_readme_says(sweep: Sweep, monkeypatch: pytest.M
     assert min(worst[name] for name in ("SiloBN", "FedBN", "amplitude")) > worst["all shared"] + 0.05, worst
 
 
+# --- unequal hospitals
+
+
+@pytest.mark.more
+def test_what_a_site_lacks_is_not_unlearned_before_mixing(sweep: Sweep) -> None:
+    """FedSLD and masks together: local steps keep what a site does not see; after mixing it matters little."""
+    chosen = [*only("objective", "plain", "both"), *only("seed", "0")]
+    found, _ = sweep("unequal-hospitals/sweep-classes.toml", *chosen)
+    hold(found, expected("unequal-hospitals", "sweep-classes.toml"), 1)
+    plain, both = (found["", name] for name in ("plain", "both"))
+    assert both["accuracy_before_mixing_mean"][0] > plain["accuracy_before_mixing_mean"][0] + 0.05
+    assert abs(both["auc_mean"][0] - plain["auc_mean"][0]) < 0.01
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("file", ["sweep-widths.toml", "sweep-classes.toml"])
+def test_unequal_hospitals_are_as_the_readme_says(sweep: Sweep, file: str, optimised: None) -> None:
+    """The seeds that expected.json has."""
+    known = expected("unequal-hospitals", file)
+    seeds = len(next(iter(next(iter(known.values())).values())))
+    found, _ = sweep(f"unequal-hospitals/{file}", *only("seed", *map(str, range(seeds))))
+    assert set(found) == set(known)
+    hold(found, known, seeds)
+
+
 # --- a picture and a table
 
 

@@ -252,7 +252,7 @@ def test_a_picture_is_explained_while_its_columns_stay_and_counts_as_one_more(ra
 
 
 @pytest.mark.live
-@pytest.mark.more
+@pytest.mark.soak
 def test_real_processes_learn_from_both_what_the_plain_loop_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
