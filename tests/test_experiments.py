@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,11 +24,13 @@ from click.testing import CliRunner
 
 from p2pfl.cli import main
 from p2pfl.config.experiment import load
-from p2pfl.federation.federation import build
+from p2pfl.federation.datasets import read as read_data
+from p2pfl.federation.federation import Federation, build
 from p2pfl.federation.topology import resolve_topology
 from p2pfl.learning.likelihood import CoxRows, OneStratum, maximum
+from p2pfl.learning.metrics import assess
 from p2pfl.learning.risk_sets import stretches
-from p2pfl.runs import assessment, coefficients, simulated
+from p2pfl.runs import assessment, coefficients, simulated, splits
 from p2pfl.sweeps import plan
 
 FOLDER = Path(__file__).parents[1] / "experiments"
@@ -45,6 +48,8 @@ ORACLE = (
 )
 """statsmodels 0.15.0, PHReg(T, x, E, ties="breslow", strata=site), x without the seven columns that are combinations of
 others, on TCGA's training patients: column, coefficient, standard error."""
+OUTSIDE = 1
+"""The hospital of experiments/exam that is left out: birch, which never measures CRP, and has a scanner of its own."""
 MANY = 1e-9
 """In float64, what is below is rounding: it must stay below, and its digits mean nothing."""
 RELATIVE = 1e-4
@@ -406,6 +411,77 @@ def test_all_scanners_are_as_the_readme_says(sweep: Sweep, monkeypatch: pytest.M
     hold(found, known, 1)
     worst = {labels[2]: each["balanced_accuracy_own_worst"][0] for labels, each in found.items() if not labels[0]}
     assert min(worst[name] for name in ("SiloBN", "FedBN", "amplitude")) > worst["all shared"] + 0.05, worst
+
+
+# --- unequal hospitals
+
+
+@pytest.mark.more
+def test_what_a_site_lacks_is_not_unlearned_before_mixing(sweep: Sweep) -> None:
+    """FedSLD and masks together: local steps keep what a site does not see; after mixing it matters little."""
+    chosen = [*only("objective", "plain", "both"), *only("seed", "0")]
+    found, _ = sweep("unequal-hospitals/sweep-classes.toml", *chosen)
+    hold(found, expected("unequal-hospitals", "sweep-classes.toml"), 1)
+    plain, both = (found["", name] for name in ("plain", "both"))
+    assert both["accuracy_before_mixing_mean"][0] > plain["accuracy_before_mixing_mean"][0] + 0.05
+    assert abs(both["auc_mean"][0] - plain["auc_mean"][0]) < 0.01
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("file", ["sweep-widths.toml", "sweep-classes.toml"])
+def test_unequal_hospitals_are_as_the_readme_says(sweep: Sweep, file: str, optimised: None) -> None:
+    """The seeds that expected.json has."""
+    known = expected("unequal-hospitals", file)
+    seeds = len(next(iter(next(iter(known.values())).values())))
+    found, _ = sweep(f"unequal-hospitals/{file}", *only("seed", *map(str, range(seeds))))
+    assert set(found) == set(known)
+    hold(found, known, seeds)
+
+
+# --- a picture and a table
+
+
+@pytest.fixture
+def patients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of experiments/exam with its patients, below the current directory as its sweep has it."""
+    if not CHESTS.exists():
+        pytest.skip("the hospitals' data are no part of the repository")
+    folder = tmp_path / "experiments/exam"
+    shutil.copytree(FOLDER / "exam", folder, ignore=shutil.ignore_patterns("patients"))
+    made = [sys.executable, folder / "patients.py", folder / "patients", "--chests", CHESTS]
+    subprocess.run(made, check=True, capture_output=True)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def auc(made: Federation) -> np.ndarray:
+    """[n] AUC of each hospital's model on all test rows."""
+    models, run = simulated.simulate_federation(made).models, jax.jit(made.learner.predict)
+    x, y, found = jnp.asarray(made.dataset.test.x), made.dataset.test.y, []
+    for node in made.graph:
+        outputs = run(jax.tree.map(lambda leaf, node=node: leaf[node], models), x)
+        found.append(assess("classes", np.asarray(outputs), y, made.dataset.classes)["auc"])
+    return np.array(found)
+
+
+@pytest.mark.soak
+def test_a_picture_and_a_table_together_tell_more_than_each_also_of_a_site_that_was_never_trained(
+    sweep: Sweep, patients: Path, optimised: None, optax_promotes: None
+) -> None:
+    """AUC at the hospitals on their own test patients; and of all patients of one that the others never trained on,
+    against the mean of those who trained alone."""
+    found, _ = sweep(str(patients / "sweep.toml"), *only("seed", "0"))
+    known = expected("exam")
+    assert set(found) == set(known)
+    hold(found, known, 1)
+    both = found["", "picture and table"]["auc_own_mean"][0]
+    assert both > found["", "picture alone"]["auc_own_mean"][0] + 0.01
+    assert both > found["", "table alone"]["auc_own_mean"][0] + 0.05
+    assert both > found[("every node alone",)]["auc_own_mean"][0] + 0.02
+    wanted = [load(patients / "experiment.toml", given) for given in ([], ["algorithm.name=local"])]
+    rows = splits.without_site(read_data(wanted[0].data, 0), OUTSIDE)
+    together, alone = (auc(build(splits.without(each, OUTSIDE), rows)).mean() for each in wanted)
+    assert together > alone + 0.02, (together, alone)
 
 
 # --- degraded images

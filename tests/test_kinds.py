@@ -23,6 +23,7 @@ from p2pfl.runs.summary import collect
 
 ROWS = 60
 IMAGES = ("segmentation", "reconstruction")
+FUSION = {"name": "fusion", "channels": [4], "blocks": [1], "hidden": [4], "stem": "large"}
 RESIDUAL = {"name": "unet", "channels": [4], "residual": True}
 
 
@@ -30,6 +31,8 @@ def data(kind: str) -> Dataset:
     """Rows that a model of a few parameters can learn."""
     rng = np.random.default_rng(3)
     x = rng.normal(size=(ROWS, 8, 8, 1) if kind in IMAGES else (ROWS, 5)).astype(np.float32)
+    if kind == "classes":
+        return pictured(rng)
     if kind == "segmentation":
         y: Any = (x[..., 0] > 0.3).astype(np.int32)
     elif kind == "reconstruction":
@@ -46,6 +49,16 @@ def data(kind: str) -> Dataset:
     classes["reconstruction"] = ("grey",)
     train, test = (Samples(x[part], y[part]) for part in (slice(0, 40), slice(40, ROWS)))
     return Dataset(train, test, classes.get(kind, ("risk",)), kind=kind)
+
+
+def pictured(rng: np.random.Generator) -> Dataset:
+    """Three columns and a picture of 6 x 6, each of which tells a part of the class."""
+    y = np.arange(ROWS, dtype=np.int32) % 2
+    x = rng.normal(size=(ROWS, 3 + 36)).astype(np.float32)
+    x[:, 0] += y
+    x[:, 3:21] += y[:, None]
+    train, test = (Samples(x[part], y[part]) for part in (slice(0, 40), slice(40, ROWS)))
+    return Dataset(train, test, ("well", "ill"), features=("a", "b", "c"), picture=(6, 6, 1))
 
 
 @pytest.fixture
@@ -65,6 +78,7 @@ def source(monkeypatch: pytest.MonkeyPatch) -> str:
         pytest.param(
             "segmentation", {"name": "unet", "channels": [4]}, "dice", 0.4, "dice_mean_mean", marks=pytest.mark.more
         ),
+        pytest.param("classes", FUSION, "accuracy", 0.8, "auc_mean", marks=pytest.mark.soak),
         pytest.param("reconstruction", RESIDUAL, "psnr", 14, "psnr_own_mean", marks=pytest.mark.more),
     ],
 )

@@ -343,9 +343,10 @@ def test_a_unet_learns_to_segment() -> None:
 
 def test_the_same_seed_makes_the_same_model() -> None:
     for name, maker in models.MODELS.items():
-        shape = (8, 8, 8, 1) if name == "cnn3d" else (8, 8, 1)
-        deep = name in ("cnn", "cnn3d", "unet", "resnet", "cnn_gnn")
-        make = maker(shape, 3, **({"channels": (2, 2)} if deep else {}))
+        shape = {"cnn3d": (8, 8, 8, 1), "fusion": (2 + 64,)}.get(name, (8, 8, 1))
+        deep = name in ("cnn", "cnn3d", "unet", "resnet", "cnn_gnn", "fusion")
+        given = {"picture": (8, 8, 1)} if name == "fusion" else {}
+        make = maker(shape, 3, **given, **({"channels": (2, 2)} if deep else {}))
         one, two, other = (jax.tree.leaves(nnx.state(make(nnx.Rngs(seed)))) for seed in (0, 0, 1))
         assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True)), name
         assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True)), name

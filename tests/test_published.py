@@ -263,6 +263,8 @@ def test_a_whole_run_is_learned_again(tmp_path: Path) -> None:
     assert len(set(repeated["values"])) == 2 and set(repeated["less"]) == {"local_only", "pooled"}
     found = json.loads((out / "left_out.json").read_text())
     assert {site: each["rows"] for site, each in found.items()} == dict.fromkeys(SITES, 30)
+    for each in found.values():  # against models of the other sites together, and each by itself
+        assert set(each["less"]) == set(each["less_alone"]) and each["less"] != each["less_alone"]
     told = published.repeated_told(json.loads((out / "splits.json").read_text()), found, "accuracy")
     assert [line.partition(":")[0] for line in told] == ["2 other splits"] * 3 + [
         f"left out {s} (30 rows)" for s in SITES

@@ -111,6 +111,19 @@ class MmoeModel(FirstModel):
 
 
 @dataclass(frozen=True, config=STRICT)
+class FusionModel(FirstModel):
+    """A network for a picture and the columns beside it."""
+
+    name: Literal["fusion"]
+    channels: Counts | None = None  # channels of each stage of the picture's encoder; [16, 32, 64, 128]
+    blocks: Counts | None = None  # blocks of each stage; two
+    norm: Norm | None = None  # normalisation after each convolution; group
+    stem: Literal["small", "large"] | None = None  # the first convolution; small
+    hidden: Counts | None = None  # widths of the layers that see both; [64]
+    crosses: Annotated[int, Field(ge=0)] | None = None  # layers of the cross network; 2
+
+
+@dataclass(frozen=True, config=STRICT)
 class FunctionModel(FirstModel):
     """The value that a function of the user's own returns."""
 
@@ -119,8 +132,9 @@ class FunctionModel(FirstModel):
 
 
 Model = (
-    LogisticModel | MlpModel | CnnModel | Cnn3dModel | UnetModel | ResnetModel | CnnGnnModel | MmoeModel | FunctionModel
-)
+    LogisticModel | MlpModel | CnnModel | Cnn3dModel | UnetModel | ResnetModel | CnnGnnModel | MmoeModel | FusionModel
+    | FunctionModel
+)  # fmt: skip
 """[model]: what is trained."""
 ModelTable = Annotated[Model, Tagged(("name",), group="p2pfl.models")]
 KINDS = members(Model)

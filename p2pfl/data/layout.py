@@ -212,12 +212,7 @@ def _judge(layout: Layout) -> None:
         rule = "[depth, height, width]" if whole else "[height, width]"
         raise ConfigError(f"pixels.size={list(layout.pixels.size)}: must be {rule}")
     _judge_volume(layout)
-    if layout.pixels.window is not None and (layout.pixels.intensity != "auto" or layout.pixels.window[1] <= 0):
-        raise ConfigError("pixels.window: must be [centre, width > 0], and intensity must be left out")
-    if layout.pixels.unit is not None and layout.format != "dicom":
-        raise ConfigError(
-            f'pixels.unit="SUV": is of PET with format = "dicom"; format={layout.format!r} can\'t say its unit'
-        )
+    judge_values(layout.pixels, layout.format, "pixels")
     if layout.split is not None and bool(layout.split.lists) == bool(layout.split.train or layout.split.test):
         raise ConfigError("split: give the values of the column (train, test, ...), or files that list them (lists)")
     _judge_label(layout)
@@ -226,6 +221,14 @@ def _judge(layout: Layout) -> None:
             re.compile(column.pattern)
         except re.error as exc:
             raise ConfigError(f"columns.{name}.pattern={column.pattern!r}: no regular expression: {exc}") from exc
+
+
+def judge_values(pixels: Pixels, format: str, where: str) -> None:
+    """Check the fields that say what values of pixels become. Raises ConfigError that begins with `where`."""
+    if pixels.window is not None and (pixels.intensity != "auto" or pixels.window[1] <= 0):
+        raise ConfigError(f"{where}.window: must be [centre, width > 0], and intensity must be left out")
+    if pixels.unit is not None and format != "dicom":
+        raise ConfigError(f'{where}.unit="SUV": is of PET with format = "dicom"; format={format!r} can\'t say its unit')
 
 
 def _judge_volume(layout: Layout) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import TypeAdapter
 
-from p2pfl.data import csv, volumes
+from p2pfl.data import csv, pictures, volumes
 from p2pfl.data.columns import NOT_APPLICABLE, Coding, encode
 from p2pfl.data.csv import CsvTable
 from p2pfl.data.dataset import Cases, Recipe
@@ -26,6 +26,7 @@ from p2pfl.data.derive import Derived, derived
 from p2pfl.data.layout import Label, Layout, Pixels
 from p2pfl.data.npz import images
 from p2pfl.data.numerals import normalized
+from p2pfl.data.pictures import RowPicture
 from p2pfl.data.pixels import Entry, add, arrays
 from p2pfl.data.rows import listing
 from p2pfl.data.table import Table, is_number, of_frame, read, same
@@ -93,9 +94,12 @@ def frame(given: Any, recipe: Recipe, sites: Sequence[str], features: Sequence[s
 
 
 def coded(table: Table, fields: Mapping[str, Any], sites: Sequence[str], features: Sequence[str]) -> NewRows:
-    """The numbers of a table's cells. `features`: names of the columns of x."""
+    """The numbers of a table's cells, and the pictures that it names. `features`: names of the columns of x."""
+    given = fields.get("picture")  # which a run of an earlier version does not say
+    pictured: RowPicture | None = given and TypeAdapter(RowPicture).validate_json(json.dumps(given))
     derive = {name: TypeAdapter(Derived).validate_json(json.dumps(each)) for name, each in fields["derive"].items()}
     table, needed = _named(table, fields, derive)
+    table = table if pictured is None else pictures.with_files(table, pictured, "error")
     table = _cleaned(table, needed, fields)
     own = {name: derive[name] for name in _wanted(fields["features"], derive) if name in derive}
     table = derived(table, own, fields["dates"])
@@ -108,7 +112,11 @@ def coded(table: Table, fields: Mapping[str, Any], sites: Sequence[str], feature
     made = encode(table, fields["features"], coding, place, ())
     if made.names != tuple(features):
         raise DataError(f"{table.where}: makes the columns {made.names}, and the model has {tuple(features)}")
-    return NewRows(made.x, {"line": table.lines.tolist()}, _places(table, fields["site"], sites), table.notes)
+    x, notes = made.x, table.notes
+    if pictured is not None:
+        beside = pictures.read(table, pictured)
+        x, notes = np.concatenate([x, beside.x], axis=1), (*notes, *beside.notes)
+    return NewRows(x, {"line": table.lines.tolist()}, _places(table, fields["site"], sites), notes)
 
 
 def _wanted(features: Sequence[str], derive: Mapping[str, Derived]) -> list[str]:
@@ -140,8 +148,8 @@ def _named(table: Table, fields: Mapping[str, Any], derive: Mapping[str, Derived
             f"{table.where}: lacks the column{'s' * (len(lacking) > 1)} {said}, from which the model has learned; "
             f"it has {', '.join(map(repr, table.names))}"
         )
-    site = fields["site"]
-    extra = [name for name in table.names if name not in needed and name != site]
+    others = (fields["site"], (fields.get("picture") or {}).get("column"))
+    extra = [name for name in table.names if name not in needed and name not in others]
     notes = (f"not used: {', '.join(map(repr, extra))}",) if extra else ()
     return table._replace(notes=(*table.notes, *notes)), needed
 

@@ -22,7 +22,7 @@ from p2pfl.algorithms import ALGORITHMS
 from p2pfl.algorithms.mixing import renormalized
 from p2pfl.config.data import CsvData
 from p2pfl.config.experiment import Experiment
-from p2pfl.config.model import FunctionModel
+from p2pfl.config.model import FunctionModel, FusionModel, LogisticModel, MlpModel, Model
 from p2pfl.data import BUILTIN, Dataset
 from p2pfl.data.partition import PARTITIONS
 from p2pfl.data.stored import Stored
@@ -553,6 +553,7 @@ def base_learner(experiment: Experiment, dataset: Dataset) -> Learner:
     fits = None if experiment.training.loss is None else loss(experiment, dataset)
     more = dataset.kind, fits, experiment.training.compute, _still(experiment)
     if not isinstance(table, FunctionModel):
+        given |= _pictured(table, dataset)
         return flax.from_flax(models.MODELS[table.name](shape, classes, **given), example, classes, *more)
     maker = chosen(table.name, "model.name", models.MODELS, "p2pfl.models")
     try:
@@ -561,6 +562,18 @@ def base_learner(experiment: Experiment, dataset: Dataset) -> Learner:
         raise ConfigError(f"{where}: {error}") from error
     except FAULTS as error:
         raise ConfigError(f"{where}: failed with {type(error).__name__}: {flax.reason(error)}") from error
+
+
+def _pictured(table: Model, dataset: Dataset) -> dict[str, Any]:
+    """What a built-in model must know of a picture behind the columns. Raises ConfigError for one of images alone."""
+    if isinstance(table, FusionModel):
+        return {"picture": dataset.picture}
+    if dataset.picture and not isinstance(table, LogisticModel | MlpModel):
+        raise ConfigError(
+            f"model.name={table.name!r}: takes images, and a row of the data is {len(dataset.features)} columns and a "
+            f"picture {list(dataset.picture)} behind them; use fusion, which takes both"
+        )
+    return {}
 
 
 def loss(experiment: Experiment, dataset: Dataset) -> PerSample:

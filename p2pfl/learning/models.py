@@ -20,7 +20,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from p2pfl.check import one_of, positive, share
+from p2pfl.check import at_least, one_of, positive, share
 from p2pfl.errors import ConfigError
 from p2pfl.types import Array
 
@@ -548,6 +548,60 @@ class MultiGate(nnx.Module):
         return jnp.stack([outputs[:, place] for place in self.order], axis=-1)
 
 
+class CrossNetwork(nnx.Module):
+    """Products of inputs, of one degree more with each layer: x_l+1 = x_0 (x_l . w_l) + b_l + x_l.
+
+    Source: Wang, Fu, Fu, Wang, "Deep & cross network for ad click predictions" (2017), equation 3. Paths: layers/I (w_l
+    as a kernel [inputs, 1]), biases/I.
+    """
+
+    def __init__(self, inputs: int, depth: int, *, rngs: nnx.Rngs) -> None:
+        self.layers = nnx.List([nnx.Linear(inputs, 1, use_bias=False, rngs=rngs) for _ in range(depth)])
+        self.biases = nnx.List([nnx.Param(jnp.zeros((inputs,), jnp.float32)) for _ in range(depth)])
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, inputs] -> the same shape."""
+        first = x
+        for layer, bias in zip(self.layers, self.biases, strict=True):
+            x = first * layer(x) + bias[...][None] + x
+        return x
+
+
+class Fusion(nnx.Module):
+    """A network for a picture and the columns beside it: an encoder of the picture, crossed with the columns.
+
+    The mean of a ResNet's encoder over all places is laid beside the columns; a cross network and fully connected
+    layers see both, and a linear layer takes in what they give. Sources: Dayan et al., "Federated learning for
+    predicting clinical outcomes in patients with COVID-19" (2021), EXAM, whose ResNet-34 has spatial attention between
+    its convolutions besides, and which embeds categories where here they are columns of 0 and 1; Wang et al. (2017).
+    Rows are flat, as `p2pfl.data.dataset` has them. Paths: encoder, cross, deep/I, head.
+    """
+
+    def __init__(
+        self, picture: tuple[int, ...], columns: int, channels: Sequence[int], blocks: Sequence[int], norm: str,
+        stem: str, hidden: Sequence[int], crosses: int, classes: int, *, rngs: nnx.Rngs,
+    ) -> None:  # fmt: skip
+        self.picture, self.columns = tuple(picture), columns
+        self.encoder = ResNetEncoder(picture[-1], channels, blocks, norm, stem, rngs=rngs)
+        both = columns + channels[-1]
+        self.cross = CrossNetwork(both, crosses, rngs=rngs)
+        self.deep = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise([both, *hidden])])
+        self.head = nnx.Linear(both + (hidden[-1] if hidden else 0), classes, rngs=rngs)
+
+    def features(self, x: Array) -> Array:
+        """x [B, columns + picture] -> what cross network and layers give [B, columns + channels + hidden]."""
+        pixels = x[:, self.columns :].reshape(x.shape[0], *self.picture)
+        both = jnp.concatenate([x[:, : self.columns], self.encoder(pixels).mean(axis=(1, 2))], axis=1)
+        crossed, deep = self.cross(both), both
+        for layer in self.deep:
+            deep = nnx.relu(layer(deep))
+        return jnp.concatenate([crossed, deep], axis=1) if len(self.deep) else crossed
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, columns + picture] -> logits [B, classes]."""
+        return self.head(self.features(x))
+
+
 def logistic(shape: tuple[int, ...], classes: int) -> Make:
     """Multinomial logistic regression."""
     return mlp(shape, classes, hidden=())
@@ -657,20 +711,48 @@ def resnet(
     channels: of each stage, each at half the size of the one before; None: 16, 32, 64, 128. blocks: of each stage;
     None: two. norm: one of NORMS; None: group. stem: one of STEMS. Raises ConfigError.
     """
-    channels = (16, 32, 64, 128) if channels is None else channels
-    norm = "group" if norm is None else norm
-    _check_images("resnet", shape, channels, (3,), "Use cnn3d." if len(shape) == 4 else "Use mlp.")
-    one_of(NORMS, norm=norm)
-    one_of(STEMS, stem=stem)
-    _check_channels(channels, norm)
-    depth = (2,) * len(channels) if blocks is None else tuple(blocks)
-    for number in depth:
-        positive(blocks=number)
-    if not channels or len(depth) != len(channels):
-        raise ConfigError(
-            f"model resnet: {len(channels)} channels and {len(depth)} blocks; give one of each for each stage"
-        )
+    _check_images("resnet", shape, (), (3,), "Use cnn3d." if len(shape) == 4 else "Use mlp.")
+    channels, depth, norm = _stages("resnet", channels, blocks, norm, stem)
     return lambda rngs: ResNet(shape[2], channels, depth, classes, norm, stem, rngs=rngs)
+
+
+def fusion(
+    shape: tuple[int, ...],
+    classes: int,
+    picture: tuple[int, ...] = (),
+    channels: Sequence[int] | None = None,
+    blocks: Sequence[int] | None = None,
+    norm: str | None = None,
+    stem: str = "small",
+    hidden: Sequence[int] = (64,),
+    crosses: int = 2,
+) -> Make:
+    """A network for columns and a picture in one row [columns + H * W * C]; `picture`: (H, W, C), of the data.
+
+    channels, blocks, norm, stem: of the picture's encoder, as of `resnet`. hidden: widths of the fully connected
+    layers; crosses: layers of the cross network, of either 0 or more, but not of both none. Raises ConfigError.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> make = fusion((5 + 8 * 8 * 1,), 2, picture=(8, 8, 1), channels=(4, 8), hidden=(16,))
+    >>> jax.eval_shape(lambda x: make(nnx.Rngs(0))(x), jnp.zeros((3, 69))).shape
+    (3, 2)
+    """
+    if not picture or len(shape) != 1:
+        raise ConfigError(
+            f"model fusion: needs rows of columns with a picture behind them (data.picture of source='csv'); a row of "
+            f"the data has shape {list(shape)} and no picture. Use {'mlp' if len(shape) == 1 else 'cnn or resnet'}"
+        )
+    channels, depth, norm = _stages("fusion", channels, blocks, norm, stem)
+    for width in hidden:
+        positive(hidden=width)
+    at_least(0, crosses=crosses)
+    if not hidden and not crosses:
+        raise ConfigError("hidden=[] and crosses=0: a picture and its columns would never meet; give one of them")
+    columns = shape[0] - math.prod(picture)
+    return lambda rngs: Fusion(
+        picture, columns, channels, depth, norm, stem, hidden, crosses, classes, rngs=rngs
+    )  # fmt: skip
 
 
 def cnn_gnn(
@@ -735,6 +817,27 @@ def mmoe(
     return lambda rngs: MultiGate(shape, channels or (), hidden, parts, experts, width, rngs=rngs)
 
 
+def _stages(
+    name: str, channels: Sequence[int] | None, blocks: Sequence[int] | None, norm: str | None, stem: str
+) -> tuple[Sequence[int], Sequence[int], str]:
+    """Channels and blocks of each stage of a residual network, and its normalisation. Raises ConfigError."""
+    channels = (16, 32, 64, 128) if channels is None else channels
+    norm = "group" if norm is None else norm
+    for width in channels:
+        positive(channels=width)
+    one_of(NORMS, norm=norm)
+    one_of(STEMS, stem=stem)
+    _check_channels(channels, norm)
+    depth = (2,) * len(channels) if blocks is None else tuple(blocks)
+    for number in depth:
+        positive(blocks=number)
+    if not channels or len(depth) != len(channels):
+        raise ConfigError(
+            f"model {name}: {len(channels)} channels and {len(depth)} blocks; give one of each for each stage"
+        )
+    return channels, depth, norm
+
+
 def _check_channels(channels: Sequence[int], norm: str | None) -> None:
     # XLA on the CPU (of jax 0.10.2) compiles a wrong gradient of the convolution before such a normalisation
     if norm == "batch" and 1 in channels:
@@ -771,6 +874,7 @@ MODELS: Mapping[str, Callable[..., Make]] = MappingProxyType(
         "resnet": resnet,
         "cnn_gnn": cnn_gnn,
         "mmoe": mmoe,
+        "fusion": fusion,
     }
 )
 """The built-in models by name."""

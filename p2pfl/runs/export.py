@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
-from p2pfl.data.dataset import Numbers
 from p2pfl.errors import USER_FAULTS, ConfigError, nearest
 from p2pfl.node import model_file
 from p2pfl.reporting import model_card
@@ -91,9 +90,9 @@ def narrowed(chosen: ChosenModel) -> ModelFacts:
     found = found._replace(nodes={node: own} if own else {})
     if own is None or own.site is None or about.recipe is None or len(about.recipe.numbers.mean) == 1:
         return found
-    mean, sd, fill, clip = about.recipe.numbers
-    here = slice(own.site, own.site + 1)
-    numbers = Numbers(mean[here], sd[here], None if fill is None else fill[here], clip)
+    numbers, here = about.recipe.numbers, slice(own.site, own.site + 1)
+    fill = None if numbers.fill is None else numbers.fill[here]
+    numbers = numbers._replace(mean=numbers.mean[here], sd=numbers.sd[here], fill=fill)
     return found._replace(sites=(), recipe=about.recipe._replace(numbers=numbers))
 
 
@@ -180,9 +179,11 @@ def onnx(model: LoadedModel, chosen: ChosenModel) -> Write:
         ) from error
     double = model.dtype == "float64"
     mean, sd = (np.asarray(part[0]) for part in model.numbers[:2])  # rows such as the model has seen
-    x = (mean + sd * np.random.default_rng(0).normal(size=(3, *model.shape))).astype(model.dtype)
+    x, first = np.random.default_rng(0).normal(size=(3, *model.shape)), model.numbers.first
+    x[..., :first] = mean + sd * x[..., :first]
+    x = x.astype(model.dtype)
     if model.numbers.fill is not None:
-        x[0] = np.nan
+        x[0, ..., :first] = np.nan
     try:
         with jax.enable_x64(double):
             function = model.function()

@@ -129,10 +129,15 @@ class LoadedModel:
         def of(part: Sequence[Sequence[float]], x: Array) -> Array:
             return jnp.asarray(part[at], x.dtype).reshape(*(1,) * (x.ndim - 1), -1)
 
-        def whole(x: Array) -> Array:
+        def scaled(x: Array) -> Array:
             known = x if numbers.fill is None else jnp.where(jnp.isnan(x), of(numbers.fill, x), x)
-            scaled = (known - of(numbers.mean, x)) / of(numbers.sd, x)
-            return answer(run(params, jnp.clip(scaled, 0, 1) if numbers.clip else scaled))
+            found = (known - of(numbers.mean, x)) / of(numbers.sd, x)
+            return jnp.clip(found, 0, 1) if numbers.clip else found
+
+        def whole(x: Array) -> Array:
+            first = numbers.first
+            inputs = scaled(x if first is None else x[..., :first])
+            return answer(run(params, inputs if first is None else jnp.concatenate([inputs, x[..., first:]], axis=-1)))
 
         return whole
 

@@ -49,7 +49,10 @@ def learned(learner: Learner, like: Tree, normalize: bool) -> Learner:
 def normalized(x: Array, moments: Tree) -> Array:
     """(x - mean) / sd by the last axis of x [B, ..., F], 0 where x is NaN; `moments`: {"mean" [F], "sd" [F]}.
 
-    So what is missing is filled in with the mean of all data.
+    So what is missing is filled in with the mean of all data. A picture behind F columns stays as it is.
     """
+    columns = moments["mean"].shape[0]
+    if columns < x.shape[-1]:
+        return jnp.concatenate([normalized(x[..., :columns], moments), x[..., columns:]], axis=-1)
     mean, sd = (moments[name].astype(x.dtype).reshape(*(1,) * (x.ndim - 1), -1) for name in ("mean", "sd"))
     return jnp.where(jnp.isnan(x), 0, (x - mean) / sd)

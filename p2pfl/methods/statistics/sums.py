@@ -1,7 +1,8 @@
 """A site's sums over its own training rows, and what sums over all sites say.
 
     moments     {"count" [F], "sum" [F], "square" [F]}   per feature, of the rows where it is known (not NaN); of images
-                                                         per channel, where a row's part is the mean over its pixels
+                                                         per channel, where a row's part is the mean over its pixels;
+                                                         not of a picture behind columns, which stays as it is
                                                                                           -> {"mean" [F], "sd" [F]}
     labels      {"count" [C]}                            rows of each class                        -> share [C]
     amplitude   {"count" [], "sum" [H, W // 2 + 1, C]}   of the spectrum of images, the half that real ones have
@@ -142,6 +143,7 @@ def _by_row(parts: Parts) -> Callable[[Dataset, np.ndarray], tuple[Tree, Tree]]:
 
     def sums(dataset: Dataset, rows: np.ndarray) -> tuple[Tree, Tree]:
         x = dataset.train.x
+        x = x[:, : len(dataset.features)] if dataset.picture else x
         like = parts(np.zeros((1, *x.shape[1:]), np.float64))
         total = {name: np.zeros(part.shape[1:]) for name, part in like.items()}
         most = {name: np.full(part.shape[1:], float(name == "count")) for name, part in like.items()}
