@@ -110,7 +110,7 @@ def resolve_learning(
         made = named(experiment, learner, methods, rule, apart)
         if len(held):
             patience, every = experiment.training.patience, experiment.evaluation.every
-            made = watching.watch(made, learner, ahead, every, patience)
+            made = watching.watch(made, learner, ahead, every, patience, at_once=dataset.kind == "survival")
         made = made._replace(weigh=renormalized) if experiment.network.rule == "renormalise" else made
         for method in methods:
             made = method.around(made) if method.around else made

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from p2pfl.check import at_least
+from p2pfl.learning.batching import chunk
 from p2pfl.learning.local_steps import steps_in
 from p2pfl.methods.weighting import Beside, beside
 from p2pfl.tree import mixed
@@ -70,7 +71,9 @@ def best_of(params: Params) -> Params:
     return {**params, **model, "private": private}
 
 
-def watch(inner: Algorithm, learner: Learner, ahead: int, every: int, patience: int | None = None) -> Algorithm:
+def watch(
+    inner: Algorithm, learner: Learner, ahead: int, every: int, patience: int | None = None, at_once: bool = False
+) -> Algorithm:
     """The algorithm whose nodes score their models by validation rows.
 
     Args:
@@ -80,6 +83,8 @@ def watch(inner: Algorithm, learner: Learner, ahead: int, every: int, patience: 
             rows are meant says the fact HELD.
         every: rounds between two evaluations, >= 1.
         patience: evaluations without a better score after which the node trains no more, >= 1; None: it never ends.
+        at_once: validation rows are scored all together, since rows are compared with each other; else as many at once
+            as test rows are.
 
     Returns:
         The algorithm; its local steps are on the other batches.
@@ -110,7 +115,9 @@ def watch(inner: Algorithm, learner: Learner, ahead: int, every: int, patience: 
             jax.tree.map(lambda leaf, part=part: leaf[part], batches) for part in (slice(ahead), slice(ahead, None))
         )
         wanted, params = jnp.int32(count) if steps is None else steps, inner.params(state.inner)
-        own = _seen(learner, params, state.own, held, wanted > 0, every, patience)
+        size = ahead * jax.tree.leaves(held)[0].shape[1] if at_once else chunk(held["x"].shape[2:])
+        score = _scored(learner, params, held, params["private"]["site"][HELD], size)
+        own = _seen(params, state.own, score, wanted > 0, every, patience)
         ended = own[BEST]["ended"] > 0
         after, metrics = inner.local(state.inner, rows, key, jnp.where(ended, 0, wanted))
         first = jax.tree.map(lambda leaf: leaf[0], rows)
@@ -140,13 +147,10 @@ def _parted(params: Params) -> tuple[Params, Tree]:
     return {**params, "private": private}, best
 
 
-def _seen(
-    learner: Learner, params: Params, own: Tree, held: Batches, on: Array, every: int, patience: int | None
-) -> Tree:
+def _seen(params: Params, own: Tree, score: Array, on: Array, every: int, patience: int | None) -> Tree:
     """What a node knows after the evaluation that is due before a round. `on` [] bool: it is a round of training."""
     old, rounds, rows = own[BEST], own["rounds"], params["private"]["site"][HELD]
     due = on & (rounds > 0) & (rounds % every == 0) & (rows > 0)
-    score = _scored(learner, params, held, rows)
     better = due & (score > old["score"])
     since = jnp.where(better, 0, old["since"] + due.astype(jnp.int32))
     over = jnp.zeros((), bool) if patience is None else since >= patience
@@ -160,10 +164,20 @@ def _seen(
     return {BEST: best, "rounds": rounds + on.astype(jnp.int32)}
 
 
-def _scored(learner: Learner, params: Params, held: Batches, rows: Array) -> Array:
-    """[] float32: the mean score of the first `rows` rows of batches."""
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), held)
+def _scored(learner: Learner, params: Params, held: Batches, rows: Array, size: int) -> Array:
+    """[] float32: the mean score of the first `rows` rows of batches, at most `size` of them at once."""
     count = math.prod(jax.tree.leaves(held)[0].shape[:2])
-    mask = (jnp.arange(count, dtype=jnp.int32) < rows).astype(jnp.float32)
-    total = learner.evaluate(params, flat, mask)["score"].sum()
+    size = min(size, count)
+    calls = -(-count // size)
+
+    def chunks(leaf: Array) -> Array:
+        flat = leaf.reshape(-1, *leaf.shape[2:])
+        padded = jnp.pad(flat, ((0, calls * size - count), *((0, 0),) * (flat.ndim - 1)))
+        return padded.reshape(calls, size, *flat.shape[1:])
+
+    def of(each: tuple[Batches, Array]) -> Array:
+        return learner.evaluate(params, *each)["score"].sum()
+
+    mask = (jnp.arange(calls * size, dtype=jnp.int32) < rows).astype(jnp.float32).reshape(calls, size)
+    total = jax.lax.map(of, (jax.tree.map(chunks, held), mask)).sum()
     return (total / jnp.maximum(rows, 1).astype(total.dtype)).astype(jnp.float32)
