@@ -33,7 +33,7 @@ from p2pfl.federation.events import growing, memberships
 from p2pfl.federation.plugins import FAULTS, called, chosen, function, unknown
 from p2pfl.federation.topology import Topology
 from p2pfl.learning import flax, local_steps, losses, models, optimizers, quadratic
-from p2pfl.learning.batching import in_batches
+from p2pfl.learning.batching import chunk, in_batches
 from p2pfl.learning.targets import TARGETS, PerSample
 from p2pfl.methods import adapters, answers, bulletin, compose, freezing, sharing, starting, statistics, watching
 from p2pfl.methods import site_facts as sites
@@ -110,7 +110,8 @@ def resolve_learning(
         made = named(experiment, learner, methods, rule, apart)
         if len(held):
             patience, every = experiment.training.patience, experiment.evaluation.every
-            made = watching.watch(made, learner, ahead, every, patience, at_once=dataset.kind == "survival")
+            at_once = None if dataset.kind == "survival" else chunk(dataset.train.x.shape[1:])  # as test rows are
+            made = watching.watch(made, learner, ahead, every, patience, at_once)
         made = made._replace(weigh=renormalized) if experiment.network.rule == "renormalise" else made
         for method in methods:
             made = method.around(made) if method.around else made

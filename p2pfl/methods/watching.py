@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 
 from p2pfl.check import at_least
-from p2pfl.learning.batching import chunk
 from p2pfl.learning.local_steps import steps_in
 from p2pfl.methods.weighting import Beside, beside
 from p2pfl.tree import mixed
@@ -72,7 +71,7 @@ def best_of(params: Params) -> Params:
 
 
 def watch(
-    inner: Algorithm, learner: Learner, ahead: int, every: int, patience: int | None = None, at_once: bool = False
+    inner: Algorithm, learner: Learner, ahead: int, every: int, patience: int | None = None, at_once: int | None = None
 ) -> Algorithm:
     """The algorithm whose nodes score their models by validation rows.
 
@@ -83,8 +82,7 @@ def watch(
             rows are meant says the fact HELD.
         every: rounds between two evaluations, >= 1.
         patience: evaluations without a better score after which the node trains no more, >= 1; None: it never ends.
-        at_once: validation rows are scored all together, since rows are compared with each other; else as many at once
-            as test rows are.
+        at_once: so many validation rows are scored at once, >= 1; None: all, as where they are compared.
 
     Returns:
         The algorithm; its local steps are on the other batches.
@@ -100,7 +98,7 @@ def watch(
         >>> p2pfl.methods.watching.watch(base, kept, ahead=1, every=1, patience=3).name
         'dsgd'
     """
-    at_least(1, every=every, patience=1 if patience is None else patience)
+    at_least(1, every=every, patience=1 if patience is None else patience, at_once=1 if at_once is None else at_once)
 
     def init(params: Params, slots: int) -> Beside:
         bare, best = _parted(params)
@@ -115,8 +113,7 @@ def watch(
             jax.tree.map(lambda leaf, part=part: leaf[part], batches) for part in (slice(ahead), slice(ahead, None))
         )
         wanted, params = jnp.int32(count) if steps is None else steps, inner.params(state.inner)
-        size = ahead * jax.tree.leaves(held)[0].shape[1] if at_once else chunk(held["x"].shape[2:])
-        score = _scored(learner, params, held, params["private"]["site"][HELD], size)
+        score = _scored(learner, params, held, params["private"]["site"][HELD], at_once)
         own = _seen(params, state.own, score, wanted > 0, every, patience)
         ended = own[BEST]["ended"] > 0
         after, metrics = inner.local(state.inner, rows, key, jnp.where(ended, 0, wanted))
@@ -164,10 +161,10 @@ def _seen(params: Params, own: Tree, score: Array, on: Array, every: int, patien
     return {BEST: best, "rounds": rounds + on.astype(jnp.int32)}
 
 
-def _scored(learner: Learner, params: Params, held: Batches, rows: Array, size: int) -> Array:
-    """[] float32: the mean score of the first `rows` rows of batches, at most `size` of them at once."""
+def _scored(learner: Learner, params: Params, held: Batches, rows: Array, at_once: int | None) -> Array:
+    """[] float32: the mean score of the first `rows` rows of batches, at most `at_once` of them together."""
     count = math.prod(jax.tree.leaves(held)[0].shape[:2])
-    size = min(size, count)
+    size = count if at_once is None else min(at_once, count)
     calls = -(-count // size)
 
     def chunks(leaf: Array) -> Array:
