@@ -312,7 +312,7 @@ def brains(folder: Path) -> str:
 
 
 @pytest.mark.soak
-def test_hospitals_segment_brains_together_better_than_alone(tmp_path: Path, optimised: None) -> None:
+def test_hospitals_segment_brains_together_better_than_alone(tmp_path: Path) -> None:
     """Seed 0 of the sweep, whose baselines a run trains in the same process: Dice of whole volumes."""
     given = ["--set", brains(tmp_path / "brains"), "--out", str(tmp_path / "run"), "--json"]
     command = [sys.executable, "-m", "p2pfl", "run", str(FOLDER / "brain-3d" / "experiment.toml"), *given]

@@ -413,6 +413,27 @@ def test_pooling_and_doubling_go_along_every_axis() -> None:
     np.testing.assert_array_equal(models.max_pool(models.double(x)), x)
 
 
+def test_the_gradient_of_pooling_is_a_choice_and_divides_by_nothing() -> None:
+    """Of `jnp.max` it is divided by how many equal the maximum: none, where XLA rounds what it computes twice unlike.
+
+    So it was with the U-Net of experiments/brain-3d, compiled without XLA's optimiser: NaN after the first step.
+    """
+    x = images(2, 4, 5, 3)
+
+    def pooled(x: jax.Array) -> jax.Array:
+        return (models.max_pool(x) * images(2, 2, 2, 3)).sum()
+
+    assert "div" not in str(jax.make_jaxpr(jax.grad(pooled))(x))
+    weight, ours = np.asarray(images(2, 2, 2, 3)), np.asarray(jax.jit(jax.grad(pooled))(x))
+    weight = np.repeat(np.repeat(weight, 2, axis=1), 2, axis=2)
+    largest = np.repeat(np.repeat(models.max_pool(x), 2, axis=1), 2, axis=2) == x[:, :, :4]
+    np.testing.assert_array_equal(ours[:, :, :4], np.where(largest, weight, 0))
+    assert not ours[:, :, 4].any()
+    broken, equal = x.at[0, 1, 1, 1].set(jnp.nan), jnp.ones((1, 2, 2, 1))
+    assert int(jnp.isnan(models.max_pool(broken)).sum()) == 1
+    assert jax.grad(lambda x: models.max_pool(x).sum())(equal).reshape(-1).tolist() == [1, 0, 0, 0]
+
+
 @pytest.mark.parametrize("shape", [(6, 5, 4, 2), (8, 8, 8, 1)])
 def test_networks_over_volumes_have_the_paths_of_those_over_images(shape: tuple[int, ...]) -> None:
     flat = (8, 8, shape[-1])

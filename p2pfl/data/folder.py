@@ -107,9 +107,9 @@ def load(
     if not len(rows.places):
         raise DataError(f"{rows.root}: no rows")
     chosen = _Chosen(rows, y, _parts(wanted, rows))
-    chosen = _small_sites(wanted, _known(wanted, chosen))
-    chosen = _limited(chosen, limit, seed)
+    chosen = _limited(_small_sites(wanted, _of_parts(chosen)), limit, seed)
     chosen, entries = _entries(wanted, chosen, missing)
+    _judge_known(wanted, chosen)
     series = any(file.is_dir() for entry in entries for file in entry.files)
     patches = wanted.volume is not None and wanted.volume.patch is not None
     if cache and wanted.format == "fastmri":
@@ -172,11 +172,16 @@ def _parts(layout: Layout, rows: Rows) -> np.ndarray:
     return part
 
 
-def _known(layout: Layout, chosen: _Chosen) -> _Chosen:
-    """Without the rows that no part wants; site and group of every other row must be known."""
+def _of_parts(chosen: _Chosen) -> _Chosen:
+    """Without the rows that no part wants."""
     gone = chosen.part < 0
-    if gone.any():
-        chosen = chosen.keep(~gone, NO_PART, f"left out {int(gone.sum())} rows that belong to no part")
+    if not gone.any():
+        return chosen
+    return chosen.keep(~gone, NO_PART, f"left out {int(gone.sum())} rows that belong to no part")
+
+
+def _judge_known(layout: Layout, chosen: _Chosen) -> None:
+    """Raise DataError where nobody says the site or the group of a row."""
     for field, name in (("site", layout.site), ("group", layout.group)):
         if name is None:
             continue
@@ -187,7 +192,6 @@ def _known(layout: Layout, chosen: _Chosen) -> _Chosen:
                 f"{chosen.rows.places[row]}: {field}: {name} is empty in {int(empty.sum())} of {len(empty)} rows; "
                 "keep names the rows to take"
             )
-    return chosen
 
 
 def _small_sites(layout: Layout, chosen: _Chosen) -> _Chosen:
@@ -513,10 +517,7 @@ def _table(layout: Layout, rows: Rows, limit: int | None, test_fraction: float, 
     names = tuple(dict.fromkeys(name for name in roles if name is not None))
     cells = np.stack([rows.column(name, "features.columns") for name in names], axis=1)
     chosen = _Chosen(rows, cells, _parts(layout, rows))
-    gone = int((chosen.part < 0).sum())
-    if gone:
-        chosen = chosen.keep(chosen.part >= 0, NO_PART, f"left out {gone} rows that belong to no part")
-    chosen = _limited(chosen, limit, seed)
+    chosen = _limited(_of_parts(chosen), limit, seed)
     in_test, notes = None, chosen.rows.notes
     if layout.split is not None:
         validation = chosen.part == VALIDATION

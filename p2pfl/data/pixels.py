@@ -15,7 +15,7 @@ from p2pfl.data import fastmri, volumes
 from p2pfl.data.dataset import ImageFacts
 from p2pfl.data.dicom import NoImage
 from p2pfl.data.formats import correlations, read
-from p2pfl.data.geometry import fitted, same_place
+from p2pfl.data.geometry import Grid, fitted, of_file, same_place
 from p2pfl.data.image import DARK, ReadImage, directions, together
 from p2pfl.data.layout import Layout, Pixels
 from p2pfl.errors import DataError
@@ -39,6 +39,8 @@ class Arrays(NamedTuple):
     # empty
     facts: ImageFacts | None = None  # of all of them
     notes: tuple[tuple[str, str], ...] = ()  # as ReadImage has them
+    affine: np.ndarray | None = None  # [4, 4] of a whole volume [D, H, W, C]: its index -> mm, as ReadImage has it
+    grid: Grid | None = None  # the voxels of its file
 
 
 def arrays(layout: Layout, entry: Entry) -> Arrays:
@@ -93,6 +95,9 @@ def arrays(layout: Layout, entry: Entry) -> Arrays:
                 found.x.append(x)
                 found.y.append(y)
     turned = [channels[0]._replace(affine=placed[0].affine), *channels[1:]]  # as all its frames are
+    if layout.volume is not None and layout.volume.patch is not None and placed[0].affine is not None:
+        first = [pixels.axis, *(axis for axis in range(3) if axis != pixels.axis)]  # as `_planes` has them
+        found = found._replace(affine=placed[0].affine[:, [*first, 3]], grid=of_file(channels[0]))
     return found._replace(facts=_facts(found.x, turned, scalings, pixels)) if found.x else found
 
 

@@ -34,7 +34,7 @@ from p2pfl.federation.plugins import FAULTS, called, chosen, function, unknown
 from p2pfl.federation.privacy import PrivateSteps
 from p2pfl.federation.topology import Topology
 from p2pfl.learning import flax, local_steps, losses, models, optimizers, quadratic
-from p2pfl.learning.batching import in_batches
+from p2pfl.learning.batching import chunk, in_batches
 from p2pfl.learning.targets import TARGETS, PerSample
 from p2pfl.methods import adapters, answers, bulletin, compose, freezing, sharing, starting, statistics, watching
 from p2pfl.methods import site_facts as sites
@@ -103,7 +103,9 @@ def resolve_learning(
     def watch(made: Algorithm, learner: Learner) -> Algorithm:
         if not len(held):
             return made
-        return watching.watch(made, learner, ahead, experiment.evaluation.every, experiment.training.patience)
+        patience, every = experiment.training.patience, experiment.evaluation.every
+        at_once = None if dataset.kind == "survival" else chunk(dataset.train.x.shape[1:])  # as test rows are
+        return watching.watch(made, learner, ahead, every, patience, at_once)
 
     if script is None:
         base = base_learner(experiment, dataset) if data.task is None else quadratic.learner(data.task.a.shape[1])

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from p2pfl import churn, tree
-from p2pfl.data import Samples, dictionary
+from p2pfl.data import dictionary
 from p2pfl.data.far_off import beside_all
 from p2pfl.data.stored import part as rows_of
 from p2pfl.errors import ConfigError
@@ -24,7 +24,7 @@ from p2pfl.methods import statistics
 from p2pfl.methods.privacy.dp_sgd import ALLOWED, counted_from
 from p2pfl.node.fit import Growth, NodeSlice, growth
 from p2pfl.node.program import compile
-from p2pfl.node.task import StepBudget, Task, node_schedule
+from p2pfl.node.task import Held, StepBudget, Task, node_schedule
 from p2pfl.types import Algorithm, Neighborhood, Params, Payload, Tree
 
 
@@ -165,15 +165,16 @@ def _batching(federation: Federation, node: int) -> batching.Batching:
     return batching.one(seed, node, many, int(federation.steps[node]), federation.batch_size, used)
 
 
-def _held(federation: Federation, node: int) -> Samples | None:
-    """The validation rows by which a node watches its model, in batches [V, B, ...]; None where it does not."""
+def _held(federation: Federation, node: int) -> Held | None:
+    """The validation rows by which a node watches its model; None where it does not."""
     rows, kept = federation.data.validation, federation.dataset.validation
     if rows is None or kept is None:
         return None
     sizes = np.array([len(each) for each in rows])
     places = batching.in_batches(sizes, federation.batch_size)[node]
-    own = np.concatenate([rows[node], np.zeros(1, np.int64)])[places]  # of a node without any, anything
-    return Samples(kept.x[own].astype(federation.experiment.training.dtype), kept.y[own])
+    own = rows[node] if len(rows[node]) else np.zeros(1, np.int64)  # of a node without any, anything
+    x = rows_of(kept.x, own).astype(federation.experiment.training.dtype)
+    return Held(x, rows_of(kept.y, own), places)
 
 
 def _beside_all(federation: Federation, node: int) -> Callable[[Tree], Sequence[str] | None] | None:

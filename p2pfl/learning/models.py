@@ -128,11 +128,16 @@ def shifted(x: Array, size: int, stride: int = 1, fill: float = 0.0) -> list[Arr
 
 
 def max_pool(x: Array) -> Array:
-    """Max pooling by two along every axis of [B, ..., C] between; what is odd at an end is left out."""
-    batch, *space, channels = x.shape
-    x = x[:, *(slice(length // 2 * 2) for length in space), :]
-    halves = [size for length in space for size in (length // 2, 2)]
-    return x.reshape(batch, *halves, channels).max(axis=tuple(range(2, 2 * len(space) + 1, 2)))
+    """Max pooling by two along every axis of [B, ..., C] between; what is odd at an end is left out.
+
+    The gradient goes to the larger of two, of equal ones to the first: by a choice, and not, as that of `jnp.max`, by
+    who equals the maximum. XLA may compute both anew and round them unlike; then nobody equals it, and 0 / 0 is NaN.
+    """
+    for axis in range(1, x.ndim - 1):
+        end = x.shape[axis] // 2 * 2
+        first, second = (x[(*(slice(None),) * axis, slice(start, end, 2))] for start in (0, 1))
+        x = jnp.where((first >= second) | jnp.isnan(first), first, second)
+    return x
 
 
 def double(x: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -86,6 +86,14 @@ class StepBudget(NamedTuple):
     counted: Callable[[State, int], State]  # a state, and what earlier processes have taken: one that counts them
 
 
+class Held(NamedTuple):
+    """Validation rows of a node, which are the same in every round; those that are stored are read when one begins."""
+
+    x: np.ndarray  # [N, ...]
+    y: np.ndarray
+    places: np.ndarray  # [V, B] in x and y: batches, the last of them filled up
+
+
 class Task(NamedTuple):
     """The data and the program of a node; nothing of the network."""
 
@@ -110,7 +118,7 @@ class Task(NamedTuple):
     pooled: bool  # the test rows are those of all nodes, not only its own
     evaluate_every: int
     events: tuple[Event, ...] = ()  # that the experiment plans, of all nodes and of the network
-    held: Any = None  # validation rows that go before the batches of a round of training: x [V, B, ...], y
+    held: Held | None = None  # validation rows that go before the batches of a round of training
     patient: bool = False  # the node may end its training by them
     score: str = "accuracy"  # what a model is scored by: a key of p2pfl.learning.targets
     meaning: str = ""  # what the rows mean, in one line: the dictionary of the data
@@ -135,12 +143,14 @@ class Task(NamedTuple):
         found = {"x": self.x[rows], "y": self.y[rows]}
         if self.held is None or not trains:
             return found
-        return {name: np.concatenate([getattr(self.held, name), part]) for name, part in found.items()}
+        return {
+            name: np.concatenate([getattr(self.held, name)[self.held.places], part]) for name, part in found.items()
+        }
 
     @property
     def ahead(self) -> int:
         """The batches that go before those of the local steps."""
-        return 0 if self.held is None else len(self.held.y)
+        return 0 if self.held is None else len(self.held.places)
 
     def slot(self, node: int) -> int:
         """Return the slot of a neighbour, where slots are fixed."""
