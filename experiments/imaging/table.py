@@ -442,7 +442,8 @@ def _not(found: list[Result]) -> list[str]:
         words = [each.gains[end].word for end in ("mean", "worst") if each.gains[end]]  # type: ignore[union-attr]
         if "gains" in words and not each.method.note:
             continue
-        said = {"costs": "it costs", "not seen": "no difference is seen"}.get(words[0], "it gains")
+        words = [{"costs": "it costs", "gains": "it gains"}.get(word, "no difference is seen") for word in words]
+        said = words[0] if len({*words}) == 1 else f"{words[0]} in the mean, {words[1]} at the worst hospital"
         lines.append(f"- **{each.method.name}** ({each.ground.name}): {said}. {each.method.note}".rstrip())
     return lines
 
