@@ -226,8 +226,8 @@ def test_until_others_are_heard_a_step_is_that_of_the_model_alone() -> None:
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"steps": 0}, "steps=0: must be >= 1"),
-        ({"minimum": 0}, "minimum=0: must be >= 1"),
+        ({"steps": 0}, "steps=0: must be a whole number >= 1"),
+        ({"minimum": 0}, "minimum=0: must be a whole number >= 1"),
         ({"rows": 2.5}, "rows=2.5: must be a whole number"),
         ({"strength": 0}, "strength=0: must be > 0"),
     ],

@@ -115,9 +115,10 @@ def test_the_command_has_all_templates_and_the_package_their_files() -> None:
 
 
 NEEDED = {
-    "churn": ["data/heart_disease_4sites.csv"], "heart-disease": ["data/heart_disease_4sites.csv"],
+    "churn": ["data/heart_disease_4sites.csv"], "exam": ["data/pneumoniamnist_rebuilt.npz"],
+    "heart-disease": ["data/heart_disease_4sites.csv"], "imaging": ["data/mednist64_3300.npz"],
     "mri-reconstruction": ["data/mednist64_3300.npz"], "pneumonia": ["data/pneumoniamnist_rebuilt.npz"],
-    "scanner-shift": ["data/pneumoniamnist_rebuilt.npz"], "tcga-brca": ["data/tcga_brca_6regions.csv"],
+    "private-hearts": ["data/heart_disease_4sites.csv"], "scanner-shift": ["data/pneumoniamnist_rebuilt.npz"], "tcga-brca": ["data/tcga_brca_6regions.csv"],
     "unequal-hospitals": ["data/pneumoniamnist_rebuilt.npz"],
 }  # fmt: skip
 """What the experiments look for that is no part of p2pfl."""

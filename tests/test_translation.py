@@ -116,11 +116,11 @@ def test_one_model_is_right_at_all_scanners_once_images_look_like_those_of_the_s
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"look": 0}, "look=0: must be >= 1"),
+        ({"look": 0}, "look=0: must be a whole number >= 1"),
         ({"images": 1.5}, "images=1.5: must be a whole number"),
         ({"cycle": 0}, "cycle=0: must be > 0"),
         ({"identity": -1}, "identity=-1: must be >= 0"),
-        ({"reference": -1}, "reference=-1: must be >= 0"),
+        ({"reference": -1}, "reference=-1: must be a whole number >= 0"),
     ],
 )
 def test_arguments_out_of_bounds(given: dict[str, Any], text: str) -> None:

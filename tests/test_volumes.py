@@ -17,7 +17,7 @@ import pytest
 from test_data_layouts import brats2023, dicom
 
 from p2pfl.config.experiment import load
-from p2pfl.data import cache, folder, formats, iid, new_rows, volumes
+from p2pfl.data import cache, folder, formats, iid, new_rows, pixels, volumes
 from p2pfl.data.cache import FOLDER
 from p2pfl.data.dataset import Recipe
 from p2pfl.data.image import ReadImage, directions
@@ -271,13 +271,13 @@ def test_pieces_of_a_volume_stay_at_one_node(tmp_path: Path) -> None:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that are decoded from now on."""
     seen: list[str] = []
-    inner = folder.arrays
+    inner = pixels.arrays
 
     def counted(layout: Any, entry: Any) -> Any:
         seen.append(entry.files[0].name)
         return inner(layout, entry)
 
-    monkeypatch.setattr(folder, "arrays", counted)
+    monkeypatch.setattr(pixels, "arrays", counted)
     return seen
 
 

@@ -375,6 +375,7 @@ TABLES: Mapping[str, tuple[type[Any], ...]] = MappingProxyType(
         "[topology]": (TopologyTable,),
         "[algorithm]": (AlgorithmTable,),
         "[statistics]": (Statistics,),
+        "[privacy]": (Privacy,),
         "[[churn]]": churn.KINDS,
         "[[attack]]": attack.KINDS,
         "[network]": (NetworkTable,),
