@@ -118,7 +118,8 @@ NEEDED = {
     "churn": ["data/heart_disease_4sites.csv"], "exam": ["data/pneumoniamnist_rebuilt.npz"],
     "heart-disease": ["data/heart_disease_4sites.csv"], "imaging": ["data/mednist64_3300.npz"],
     "mri-reconstruction": ["data/mednist64_3300.npz"], "pneumonia": ["data/pneumoniamnist_rebuilt.npz"],
-    "private-hearts": ["data/heart_disease_4sites.csv"], "scanner-shift": ["data/pneumoniamnist_rebuilt.npz"], "tcga-brca": ["data/tcga_brca_6regions.csv"],
+    "private-hearts": ["data/heart_disease_4sites.csv"], "scanner-shift": ["data/pneumoniamnist_rebuilt.npz"],
+    "tcga-brca": ["data/tcga_brca_6regions.csv"],
     "unequal-hospitals": ["data/pneumoniamnist_rebuilt.npz"],
 }  # fmt: skip
 """What the experiments look for that is no part of p2pfl."""

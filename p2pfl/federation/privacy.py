@@ -18,11 +18,12 @@ from p2pfl.learning.optimizers import by_gradient
 from p2pfl.methods.objectives import Objective
 from p2pfl.methods.privacy import Sampling, accountant, dp_sgd, joint_view
 from p2pfl.methods.privacy.dp_sgd import ALLOWED, NOISE, RATE
+from p2pfl.methods.robust import RULES
 from p2pfl.topology import matrix
 
-OBJECTIVES = frozenset({"fedprox", "ridge", "class_weights", "missing_classes", "augment", "average"})
+OBJECTIVES = frozenset({"fedprox", "ridge", "class_weights", "augment", "average"})
 """Objectives that ask rows for nothing but their gradients, one by one."""
-WRAPS = frozenset({"cast", "clip", "fourier", "noise"})
+WRAPS = frozenset({"cast", "clip", "fourier", "noise", *RULES})
 """Combinators that tell others nothing of the rows."""
 LINEAR = frozenset({"dsgd"})
 """Algorithms in which a model is a sum of contributions that mixing weighs as planned."""
@@ -40,6 +41,12 @@ class PrivateSteps(NamedTuple):
     allowed: tuple[int, ...]  # within the budget
     batch_size: int  # rows that there is room for
     used: np.ndarray | None  # [n] rows of a pass: see p2pfl.learning.batching
+
+    def terms(self, node: int) -> str:
+        """Return what a step of a node costs, in words that are the same while it is the same."""
+        own, table = self.sampling[node], self.table
+        rows = "unknown rows" if own is None else f"{own.rows} rows in batches of {own.batch_size}"
+        return f"noise {self.noise[node]:.6g}, clip {table.clip:g}, {table.sampling}, {rows}"
 
     def spent(self, node: int, steps: int) -> float | None:
         """Return epsilon of so many steps of a node, for who sees all its messages; None where its rows are unknown."""
@@ -61,10 +68,14 @@ def resolve(experiment: Experiment, data: Datasets, optimizer: optax.GradientTra
                 f"training.batch_size={training.batch_size}: node {node} has {many} training rows; with [privacy] a "
                 "batch takes every row once at most, so give a smaller one"
             )
-    sampling = tuple(None if many < 0 else Sampling(int(many), training.batch_size, poisson) for many in rows)
     own = training.node_steps or ()
     a_round = [*own, *[training.local_steps] * (len(rows) - len(own))]
     planned = tuple(experiment.rounds * steps for steps in a_round)
+    gaps = bool(data.events) or experiment.topology.take_part < 1  # then steps that are taken are not those before
+    sampling = tuple(
+        None if many < 0 else Sampling(int(many), training.batch_size, poisson, most if gaps else None)
+        for many, most in zip(rows, planned, strict=True)
+    )
 
     kinds = {each: _terms(table, *each) for each in {*zip(sampling, planned, strict=True)}}
     noise, allowed = zip(*(kinds[each] for each in zip(sampling, planned, strict=True)), strict=True)
@@ -127,6 +138,11 @@ def _check(experiment: Experiment, data: Datasets, optimizer: optax.GradientTran
                 f"algorithm.wrap[{i}]: {given.get('name')} tells neighbours something of the rows without noise; with "
                 f"[privacy] use {', '.join(sorted(WRAPS))}, or leave [privacy] out"
             )
+    if table is not None and not data.pooled and table.sampling == "passes":
+        raise ConfigError(
+            'privacy.sampling="passes": is for studies; a node may go over rows again after a crash, of which passes '
+            'know nothing: give sampling = "poisson"'
+        )
     if data.pooled and any(event.event in ("crash", "rejoin") and event.state == "lost" for event in data.events):
         raise ConfigError(
             "churn: a node that comes back without its state has forgotten what it has spent; with [privacy] give "
@@ -179,6 +195,11 @@ def notes(experiment: Experiment, data: Datasets, steps: PrivateSteps) -> tuple[
         )
     if table.sampling == "passes":
         said.append("privacy: batches go over the rows in an order that all may know, so that nothing is amplified")
+    large = [called[node] for node in known if table.delta * (steps.sampling[node] or Sampling(1, 1)).rows >= 1]
+    if large:
+        said.append(
+            f"privacy.delta={table.delta:g}: is not below 1 / rows at {', '.join(large[:10])}, and so says little"
+        )
     if any(column.standardize == "node" for column in data.dataset.columns):
         said.append(
             "privacy: columns are scaled by the mean and deviation of a site's own rows, which is not accounted for"
@@ -199,7 +220,8 @@ def by_distance(experiment: Experiment, topology: Topology, steps: PrivateSteps)
     plain = isinstance(rule, dict) and rule.keys() == {"name", "learning_rate"} and rule["name"] == "sgd"
     steady = plain and isinstance(rule, dict) and isinstance(rule["learning_rate"], int | float)
     fits = experiment.algorithm.name in LINEAR and not experiment.algorithm.wrap and steady
-    lossy = experiment.churn or experiment.network.loss or experiment.topology.take_part < 1
+    network, told = experiment.network, experiment.churn or experiment.attack
+    lossy = told or network.loss or network.late or experiment.topology.take_part < 1
     largest = max(len(joint_view.seen_by(weights, [node])) for node in range(nodes))
     if not fits or lossy or joint_view.too_large(nodes, rounds, largest) or None in steps.sampling:
         return None
@@ -216,11 +238,14 @@ def by_distance(experiment: Experiment, topology: Topology, steps: PrivateSteps)
 
 
 def _mu_squared(view: np.ndarray, steps: PrivateSteps, node: int, rounds: int) -> float:
-    """mu^2 of what is seen of a node: a row's part in each round against the noise of the round's steps."""
+    """mu^2 of what is seen of a node, a row's part in each round against the noise of its own steps.
+
+    That of the node's other steps of the round may depend on the row, and hides nothing here.
+    """
     own = steps.sampling[node]
     assert own is not None
     a_round = steps.planned[node] // rounds
     most = own.parts(steps.allowed[node])
     at_once = min(own.parts(a_round) + (0 if own.poisson else 1), a_round)
-    change = np.full(len(view), at_once / (steps.noise[node] * np.sqrt(a_round)))
-    return joint_view.sensitivity(view, change, -(-most // at_once))
+    change = np.full(len(view), np.sqrt(at_once) / steps.noise[node])
+    return joint_view.sensitivity(view, change, most)

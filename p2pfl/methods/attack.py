@@ -38,7 +38,7 @@ class Telling(NamedTuple):
     key: Key  # of this leaf and message
     lasting: Key  # of this leaf, the same in every round
     scale: float
-    slots: int
+    there: Array  # [slots] bool: that a neighbour has
 
 
 class Lie(NamedTuple):
@@ -83,13 +83,15 @@ def _alie(now: Telling) -> Array:
 
 
 def _dissensus(now: Telling) -> Array:
-    rest = now.heard.sum(axis=0, keepdims=True) - now.slots * now.heard  # of all neighbours less the one
+    many = now.there.sum().astype(now.leaf.dtype)
+    rest = now.heard.sum(axis=0, keepdims=True) - many * now.heard  # of all neighbours less the one
     return now.leaf[None] + now.heard - now.scale * rest
 
 
 def _equivocation(now: Telling) -> Array:
     way = now.leaf.std() * jax.random.normal(now.lasting, now.leaf.shape, now.leaf.dtype)
-    share = jnp.linspace(1, -1, now.slots, dtype=now.leaf.dtype)
+    place, many = jnp.cumsum(now.there) - 1, now.there.sum()  # places that no neighbour has are nobody's
+    share = (1 - 2 * place / jnp.maximum(many - 1, 1).astype(now.leaf.dtype)).astype(now.leaf.dtype)
     return now.leaf[None] + now.scale * over(share, now.leaf[None]) * way[None]
 
 
@@ -171,10 +173,11 @@ def lying(by: str, scale: float | None = None, mark: int = 1) -> Callable[[Algor
             return Beside(state, (jnp.zeros((), jnp.int32), _memory(lie, inner, state, slots)))
 
         def send(state: Beside, neighborhood: Neighborhood) -> tuple[Beside, Payload]:
-            (drawn, kept), slots = state.own, neighborhood.weight.shape[0]
+            (drawn, kept), out = state.own, jnp.asarray(neighborhood.out_weight) > 0
+            there = out | ~out.any()  # where places are padded it says so; else each is a neighbour's
             after, truth = inner.send(state.inner, neighborhood)
             site = inner.params(after)["private"]["site"]
-            payload = _payload(lie, truth, kept, site, drawn, much, slots, mark)
+            payload = _payload(lie, truth, kept, site, drawn, much, there, mark)
             return Beside(after, (drawn + 1, kept)), payload
 
         def mix(state: Beside, inbox: Inbox, neighborhood: Neighborhood) -> Beside:
@@ -218,7 +221,7 @@ def _memory(lie: Lie, inner: Algorithm, state: State, slots: int) -> Tree:
 
 
 def _payload(
-    lie: Lie, truth: Payload, kept: Tree, site: Tree, drawn: Array, scale: float, slots: int, mark: int
+    lie: Lie, truth: Payload, kept: Tree, site: Tree, drawn: Array, scale: float, there: Array, mark: int
 ) -> Payload:
     """What goes out: of a liar a lie, of anybody else the truth."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(truth)
@@ -226,12 +229,12 @@ def _payload(
     key, liar = jax.random.fold_in(lasting, drawn + 1), site["liar"] == mark
 
     def one(index: int, path: tuple[Any, ...], leaf: Array) -> Array:
-        whole = jnp.broadcast_to(leaf[None], (slots, *leaf.shape)) if lie.each else leaf
+        whole = jnp.broadcast_to(leaf[None], (len(there), *leaf.shape)) if lie.each else leaf
         if told(path, leaf):
             return whole
         memory = next(heard) if lie.hear is not None else jnp.zeros((), leaf.dtype)
         now, always = (jax.random.fold_in(each, index) for each in (key, jax.random.fold_in(lasting, 0)))
-        said = lie.tell(Telling(leaf, memory, now, always, scale, slots))
+        said = lie.tell(Telling(leaf, memory, now, always, scale, there))
         return jnp.where(liar, said.astype(leaf.dtype), whole)
 
     return jax.tree.unflatten(structure, [one(index, *each) for index, each in enumerate(leaves)])

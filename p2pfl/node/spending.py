@@ -9,7 +9,7 @@ from pathlib import Path
 
 SPENT, PARTIAL = "spent.json", "spent.partial"
 
-_LOST = "says how many private steps were taken, and can't be read; bring it back, or begin in another directory"
+_LOST = "says how many private steps were taken, and can't be read; bring it back (elsewhere none would be known)"
 AHEAD = 16
 """Rounds whose steps are written down at once: as many a process that ends too early may have counted for nothing."""
 
@@ -23,8 +23,11 @@ class SpendingFile:
     def __init__(self, directory: Path) -> None:
         self._path, self._partial = directory / SPENT, directory / PARTIAL
 
-    def read(self) -> int:
-        """Return the steps that may have been taken; 0 where none were. Raises ValueError for a damaged file."""
+    def read(self, terms: str) -> int:
+        """Return the steps that may have been taken; 0 where none were.
+
+        `terms`: what a step costs, in words. Raises ValueError for a damaged file, and for steps on other terms.
+        """
         try:
             table = json.loads(self._path.read_text("utf-8"))
         except FileNotFoundError:
@@ -34,13 +37,18 @@ class SpendingFile:
         steps = table.get("steps") if isinstance(table, dict) else None
         if type(steps) is not int or steps < 0:
             raise ValueError(f"{self._path}: {_LOST}: must be a whole number of steps")
+        if table.get("terms") != terms:
+            raise ValueError(
+                f"{self._path}: counts steps on other terms ({table.get('terms')}) than now ({terms}); go on with "
+                "those, or give another directory, and count what was spent here yourself"
+            )
         return steps
 
-    def write(self, steps: int) -> None:
+    def write(self, steps: int, terms: str) -> None:
         """Keep it. Raises ValueError: a node that could not remember a step must not take it."""
         try:
             with self._partial.open("w", encoding="utf-8") as file:
-                file.write(json.dumps({"steps": steps}) + "\n")
+                file.write(json.dumps({"steps": steps, "terms": terms}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
             self._partial.replace(self._path)

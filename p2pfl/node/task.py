@@ -83,6 +83,7 @@ class StepBudget(NamedTuple):
     """How many local steps a node may take in all its lives, each of which tells of its rows."""
 
     steps: int
+    terms: str  # what a step costs: of other terms no count of earlier processes means anything
     counted: Callable[[State, int], State]  # a state, and what earlier processes have taken: one that counts them
 
 

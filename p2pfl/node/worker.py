@@ -25,7 +25,7 @@ from p2pfl.node.spending import AHEAD, SpendingFile
 from p2pfl.node.task import Booked, Task, part
 from p2pfl.protocol.events import Adopt, Advance, Booking, Finished, Leave, Trained
 from p2pfl.protocol.exchange import Side
-from p2pfl.types import Params, Payload, State
+from p2pfl.types import Params, Payload, State, Tree
 
 
 class SavedState(Protocol):
@@ -63,6 +63,16 @@ class Host(NamedTuple):
     every: int = 0  # rounds from checkpoint to checkpoint; 0: none
     finished: Callable[[records.Measured, records.RoundSteps], None] = lambda measured, did: None  # told of each round
     spending: SpendingFile | None = None  # where processes end and begin again: private steps, counted for them all
+
+
+def unlike(state: State, site: Tree) -> State:
+    """Return a state with the source of noise of this process: what an earlier one has drawn is not drawn again."""
+
+    def leaf(path: tuple[Any, ...], leaf: Any) -> Any:
+        names = [getattr(key, "key", None) for key in path[-2:]]
+        return site["entropy"] if names == ["site", "entropy"] else leaf
+
+    return jax.tree_util.tree_map_with_path(leaf, state) if isinstance(site, dict) and "entropy" in site else state
 
 
 class Worker:
@@ -112,7 +122,7 @@ class Worker:
         saved, notes = self._host.store.load(lambda table: self.replica.like(table.get("slots", self.task.slots)))
         if saved is None:
             return [*notes, "no checkpoint: beginning without one"]
-        self.replica.state = saved.state
+        self.replica.state = unlike(saved.state, self.task.site)
         self.kept, self.untrained = (saved.table["life"], saved.table["round"]), False
         self._kept_sketches = saved.table.get("sketches")
         return [*notes, f"going on from the checkpoint after round {saved.table['round']}"]
@@ -135,7 +145,7 @@ class Worker:
             self._trace.write(self.replica.renew(life, self.kept[1] + 1, self.kept))
         if self._host.spending is not None and self.task.budget is not None:
             with self.replica.faults("records", 0):
-                self._spent = self._reserved = self._host.spending.read()
+                self._spent = self._reserved = self._host.spending.read(self.task.budget.terms)
             self.replica.state = self.task.budget.counted(self.replica.state, self._spent)
         self._began = self._host.now()
 
@@ -202,7 +212,7 @@ class Worker:
         self._spent = min(self._spent + steps, most)
         if self._spent > self._reserved:
             self._reserved = min(self._spent + (AHEAD - 1) * steps, most)
-            self._host.spending.write(self._reserved)
+            self._host.spending.write(self._reserved, self.task.budget.terms)
 
     def _cut(self, fit: NodeSlice, payload: Payload, model: Params | None) -> Trained:
         """Cut out for each level what the nodes of it have in common with this one."""

@@ -18,8 +18,8 @@ from p2pfl.types import Params
 
 FILE = "privacy.json"
 TAKEN = (
-    "by the linear view of the planned rounds, in which the gradients of all other nodes are taken as given: no "
-    "theorem for training, and only as planned"
+    "by the linear view of the planned rounds, which takes the gradients of all other nodes, and the node's own later "
+    "ones, as given: no theorem for training, and only as planned"
 )
 """What the figures for single nodes rest on."""
 
@@ -65,7 +65,7 @@ def _spent(nodes: Mapping[int, Mapping[str, Any]], delta: float, pooled: bool) -
     if not nodes:
         return []
     worst = max(nodes.values(), key=lambda each: float(each["epsilon"]))
-    whose = f" ({worst['name']}, the most of {len(nodes)})" if len(nodes) > 1 else ""
+    whose = f" ({worst['name']}, the most of the {len(nodes)} that are there at the end)" if len(nodes) > 1 else ""
     said = [
         f"privacy: for who sees all that a node has sent (all its neighbours together; anybody where links are not "
         f"encrypted) epsilon is {worst['epsilon']:.3g}{whose} at delta {delta:g}, for each training row"
@@ -89,4 +89,4 @@ def _seen(federation: Federation, single: Mapping[str, Mapping[str, float]] | No
             if away is not None:
                 worst[away] = max(worst[away], found)
     listed = ", ".join(f"{found:.3g} at distance {away}" for away, found in sorted(worst.items()))
-    return [f"privacy: for a single other node epsilon is at most {listed}, {TAKEN}"] if listed else []
+    return [f"privacy: for a single other node epsilon is {listed}, {TAKEN}"] if listed else []

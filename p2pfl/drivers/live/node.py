@@ -474,8 +474,8 @@ class LiveNode:
             bytes_forwarded=sum(self._transport.forwarded.values()),
             dropped=dict(self._event_log.dropped),
             score_name=task.score,
-            score=finite(work.score),
-            loss=finite(work.loss),
+            score=None if task.budget else finite(work.score),  # of rows, with no noise
+            loss=None if task.budget else finite(work.loss),
             rounds_alone=peer.alone,
             records_dropped=work.records_dropped + self._events.dropped,
         )

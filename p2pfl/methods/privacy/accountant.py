@@ -26,6 +26,7 @@ class Sampling(NamedTuple):
     rows: int  # of the node
     batch_size: int  # with Poisson sampling: expected
     poisson: bool = False
+    planned: int | None = None  # steps of all passes that are planned, where others than the first may be those taken
 
     @property
     def rate(self) -> float:
@@ -39,7 +40,10 @@ class Sampling(NamedTuple):
 
     def parts(self, steps: int) -> int:
         """Steps out of so many in which one row takes part, at most."""
-        return steps if self.poisson else -(-steps // self.pass_steps)
+        if self.poisson:
+            return steps
+        of = steps if self.planned is None else self.planned
+        return min(steps, -(-of // self.pass_steps))
 
     def room(self, steps: int, delta: float) -> int:
         """Rows that there must be room for in a batch, so that of all steps none draws more but for TAIL of delta."""
@@ -48,7 +52,7 @@ class Sampling(NamedTuple):
         from scipy.special import bdtrc  # type: ignore[import-untyped]  # P(more than k of n)
 
         allowed, most = TAIL * delta / max(steps, 1), self.batch_size
-        while most < self.rows and float(bdtrc(most, self.rows, self.rate)) > allowed:
+        while most < self.rows and float(bdtrc(most - 1, self.rows, self.rate)) > allowed:
             most += 1
         return min(self.rows, most)
 
