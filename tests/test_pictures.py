@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from flax import nnx
@@ -19,7 +20,7 @@ from PIL import Image
 from p2pfl import load_model
 from p2pfl.cli import main
 from p2pfl.config import experiment
-from p2pfl.data import Dataset, csv, dictionary
+from p2pfl.data import Dataset, csv, dictionary, new_rows
 from p2pfl.data.dataset import Numbers, prepared
 from p2pfl.data.pictures import RowPicture
 from p2pfl.errors import ConfigError, DataError
@@ -129,6 +130,41 @@ def test_pictures_of_several_sizes_need_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1.png: has shape \[9, 8, 1\].*Give picture.size"):
         load(file)
     assert load(file, replace(PICTURE, size=(5, 4))).picture == (5, 4, 1)
+
+
+def test_new_pictures_must_have_the_shape_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many pixels are not enough; in a file and in a DataFrame."""
+    data = load(made(tmp_path))
+    assert data.recipe is not None
+    Image.fromarray(np.zeros((SIDE // 2, 2 * SIDE), np.uint8)).save(tmp_path / "shots/wide.png")
+    (tmp_path / "new.csv").write_text("age,file,sex\n50,0.png,f\n50,wide.png,f\n")
+    rest = ((), data.train.x.shape[1:], data.features)
+    why = r"wide.png has shape \[4, 16, 1\]; the model has learned from pictures of shape \[8, 8, 1\]"
+    with pytest.raises(DataError, match=f"line 3: .*{why}"):
+        new_rows.load(tmp_path / "new.csv", data.recipe, *rest)
+    monkeypatch.chdir(tmp_path)
+    for name in ("wide.png", "0.png"):
+        frame = pd.DataFrame({"age": [50], "file": [name], "sex": ["f"]})
+        if name == "wide.png":
+            with pytest.raises(DataError, match=why):
+                new_rows.frame(frame, data.recipe, (), data.features)
+        else:
+            assert new_rows.frame(frame, data.recipe, (), data.features).x.shape == (1, 3 + SIDE * SIDE)
+
+
+def test_one_dark_picture_is_refused_to_learn_from_and_no_reason_not_to_answer(tmp_path: Path) -> None:
+    file = made(tmp_path)
+    for row in range(ROWS):
+        Image.fromarray(np.full((SIDE, SIDE), 60000 if row else 100, np.uint16)).save(tmp_path / f"shots/{row}.png")
+    data = load(file)
+    assert data.recipe is not None
+    (tmp_path / "new.csv").write_text("age,file,sex\n50,0.png,f\n")
+    found = new_rows.load(tmp_path / "new.csv", data.recipe, (), data.train.x.shape[1:], data.features)
+    np.testing.assert_allclose(found.x[0, 3:], 100 / 65535, rtol=1e-5)
+    for row in range(ROWS):
+        Image.fromarray(np.full((SIDE, SIDE), 100, np.uint16)).save(tmp_path / f"shots/{row}.png")
+    with pytest.raises(DataError, match="nearly black"):
+        load(file)
 
 
 def test_only_columns_are_scaled_and_counted() -> None:

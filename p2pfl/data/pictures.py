@@ -83,8 +83,12 @@ def with_files(table: Table, wanted: RowPicture, missing: str) -> Table:
     return table.keep(there, "its picture is not there", f"left out {gone} rows whose pictures are not there")
 
 
-def read(table: Table, wanted: RowPicture) -> Pictures:
-    """Read the picture of every row. Raises DataError that names the file of what can't be read or does not fit."""
+def read(table: Table, wanted: RowPicture, shape: tuple[int, ...] | None = None) -> Pictures:
+    """Read the picture of every row. `shape`: (H, W, C) of those that a model has learned from, which says how they are
+    scaled, too; None: it is to learn from these.
+
+    Raises DataError that names the file of what can't be read or does not fit.
+    """
     layout = Layout("pictures", "", "classes", wanted.format, Label(column=""), pixels=_pixels(wanted))
     x: list[np.ndarray] = []
     facts: list[ImageFacts] = []
@@ -95,11 +99,17 @@ def read(table: Table, wanted: RowPicture) -> Pictures:
             raise DataError(f"{table.where}: line {line}: {file} holds no image; leave the row out")
         for what, where in row.notes:
             said.setdefault(what, []).append(where)
+        if shape is not None and row.x[0].shape != shape:
+            raise DataError(
+                f"{table.where}: line {line}: {file} has shape {[*row.x[0].shape]}; the model has learned from "
+                f"pictures of shape {[*shape]}. Give one of that shape"
+            )
         add(x, row.x[0], f"{table.where}: line {line}: {file}", found[0], ". Give picture.size")
         assert row.facts is not None  # it has an image
         facts.append(row.facts)
     notes = tuple(f"{what}: {len(places)}, such as {places[0]}" for what, places in said.items())
     pixels, known = np.stack(x).reshape(len(x), -1), together(facts)
-    values = float(pixels.min()), float(pixels.max())
-    judge_scale(known, layout.pixels, values, is_far(pixels), table.where, "", "picture")
+    if shape is None:
+        values = float(pixels.min()), float(pixels.max())
+        judge_scale(known, layout.pixels, values, is_far(pixels), table.where, "", "picture")
     return Pictures(pixels, x[0].shape, known, notes)
