@@ -20,9 +20,10 @@ from PIL import Image
 from p2pfl import load_model
 from p2pfl.cli import main
 from p2pfl.config import experiment
-from p2pfl.data import Dataset, csv, dictionary, new_rows
+from p2pfl.data import Dataset, csv, dictionary, new_rows, pictures
 from p2pfl.data.dataset import Numbers, prepared
 from p2pfl.data.pictures import RowPicture
+from p2pfl.data.table import Table
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.federation.federation import build
 from p2pfl.learning import models
@@ -123,6 +124,31 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises((ConfigError, DataError), match=why):
         load(made(tmp_path), replace(PICTURE, **picture), **wanted)
+
+
+@pytest.mark.parametrize(
+    ("cell", "why"),
+    [
+        ("/etc/hosts", "must be a path below picture.folder$"),
+        ("../secret.png", "must be a path below picture.folder$"),
+        ("a/../../secret.png", "must be a path below picture.folder$"),
+        (".", "must be a path below picture.folder$"),
+        ("", "no such file; 1 of 2"),
+        ("x" * 300, "x{80}[.]{3}': File name too long$"),
+        ("a\0b", "no such file"),
+    ],
+)
+@pytest.mark.parametrize("form", ["image", "dicom"])
+def test_a_cell_leads_to_a_file_below_the_folder_or_is_refused(tmp_path: Path, cell: str, why: str, form: str) -> None:
+    """Whoever has written the table: it shows no other picture of the disk, and an empty cell not its whole folder."""
+    (tmp_path / "shots").mkdir()
+    for name in ("shots/0.png", "secret.png"):
+        Image.fromarray(np.zeros((SIDE, SIDE), np.uint8)).save(tmp_path / name)
+    cells = np.array([["sub/../0.png"], [cell]], object)
+    table = Table(str(tmp_path / "t.csv"), ("file",), cells, np.array([2, 3]))
+    (tmp_path / "shots/sub").mkdir()
+    with pytest.raises(DataError, match=rf"t.csv: line 3: file is '.*{why}"):
+        pictures.with_files(table, replace(PICTURE, format=form), "error")  # type: ignore[arg-type]
 
 
 def test_pictures_of_several_sizes_need_one(tmp_path: Path) -> None:
