@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -25,10 +26,12 @@ from p2pfl.data.dataset import Numbers, prepared
 from p2pfl.data.pictures import RowPicture
 from p2pfl.data.table import Table
 from p2pfl.errors import ConfigError, DataError
-from p2pfl.federation.federation import build
+from p2pfl.federation.federation import build, digest, identity
 from p2pfl.learning import models
 from p2pfl.learning.flax import from_flax
 from p2pfl.methods import sharing, statistics
+from p2pfl.runs.export import narrowed
+from p2pfl.runs.models import describe
 from p2pfl.runs.replay import replay
 
 ROWS = 60
@@ -225,6 +228,20 @@ def test_gossip_sums_columns_alone_and_parts_of_the_model_are_shared_by_name(tmp
     assert {path.split("/")[0] for path in sharing.leaves({"trained": model["trained"], "carried": {}})} == {"encoder"}
     private = model["private"]["share"]["leaves"]["trained"]
     assert set(private) == {"cross", "deep", "head"}
+
+
+def test_where_pictures_lie_is_a_machines_own_matter_and_not_exported(tmp_path: Path) -> None:
+    made(tmp_path)
+    away = ('folder = "shots" }', f'folder = "{tmp_path / "shots"}" }}')
+    federation = build(experiment.load(written(tmp_path, away)))
+    found = narrowed(SimpleNamespace(about=describe(federation), node=1, said="node 1"))  # type: ignore[arg-type]
+    assert found.recipe is not None and str(tmp_path) not in str(found)
+    assert found.experiment["data"]["picture"]["column"] == found.recipe.fields["picture"]["column"] == "file"
+    other, smaller = (
+        federation._replace(experiment=experiment.load(written(tmp_path, ('folder = "shots"', by))))
+        for by in ('folder = "shots"', 'folder = "shots", size = [4, 4]')
+    )
+    assert digest(other) == digest(federation) != digest(smaller) and identity(other) == identity(federation)
 
 
 @pytest.mark.parametrize(
