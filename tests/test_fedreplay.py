@@ -245,6 +245,10 @@ def test_only_rows_of_one_class_are_replayed() -> None:
         ConfigError, match="objective fedreplay: is for data of kind classes, and these are of kind labels"
     ):
         suits(digits()._replace(kind="labels"))
+    with pytest.raises(
+        ConfigError, match=r"fedreplay: its autoencoder takes images, or .* a picture \[8, 8, 1\]; leave"
+    ):
+        suits(digits()._replace(picture=(8, 8, 1)))
 
 
 def test_a_run_that_ends_before_a_decoder_is_told_is_refused() -> None:

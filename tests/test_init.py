@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -116,10 +117,11 @@ def test_the_command_has_all_templates_and_the_package_their_files() -> None:
 
 NEEDED = {
     "churn": ["data/heart_disease_4sites.csv"], "exam": ["data/pneumoniamnist_rebuilt.npz"],
-    "heart-disease": ["data/heart_disease_4sites.csv"], "imaging": ["data/mednist64_3300.npz"],
+    "heart-disease": ["data/heart_disease_4sites.csv"],
+    "imaging": ["data/heart_disease_4sites.csv", "data/mednist64_3300.npz", "data/pneumoniamnist_rebuilt.npz"],
     "mri-reconstruction": ["data/mednist64_3300.npz"], "pneumonia": ["data/pneumoniamnist_rebuilt.npz"],
-    "private-hearts": ["data/heart_disease_4sites.csv"], "scanner-shift": ["data/pneumoniamnist_rebuilt.npz"],
-    "tcga-brca": ["data/tcga_brca_6regions.csv"],
+    "private-hearts": ["data/heart_disease_4sites.csv"],
+    "scanner-shift": ["data/pneumoniamnist_rebuilt.npz"], "tcga-brca": ["data/tcga_brca_6regions.csv"],
     "unequal-hospitals": ["data/pneumoniamnist_rebuilt.npz"],
 }  # fmt: skip
 """What the experiments look for that is no part of p2pfl."""
@@ -149,6 +151,16 @@ def test_an_experiment_is_copied_with_all_that_it_needs(
             plan.read(path)
         if "origin" in table:
             layout.read(path)
+
+
+def test_experiments_of_other_folders_come_along_and_look_for_data_above(tmp_path: Path) -> None:
+    init.write(tmp_path / "mine", "imaging")
+    grounds = tomllib.loads((tmp_path / "mine/methods.toml").read_text("utf-8"))["grounds"].values()
+    named = {ground["experiment"] for ground in grounds}
+    assert "scanner-shift/experiment.toml" in named
+    assert all((tmp_path / "mine" / name).is_file() for name in named)
+    module = runpy.run_path(str(tmp_path / "mine/scanner-shift/scanners.py"))
+    assert module["FILE"] == (tmp_path / "mine/data/pneumoniamnist_rebuilt.npz").resolve()
 
 
 @pytest.mark.more

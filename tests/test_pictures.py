@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from flax import nnx
@@ -19,14 +21,17 @@ from PIL import Image
 from p2pfl import load_model
 from p2pfl.cli import main
 from p2pfl.config import experiment
-from p2pfl.data import Dataset, csv, dictionary
+from p2pfl.data import Dataset, csv, dictionary, new_rows, pictures
 from p2pfl.data.dataset import Numbers, prepared
 from p2pfl.data.pictures import RowPicture
+from p2pfl.data.table import Table
 from p2pfl.errors import ConfigError, DataError
-from p2pfl.federation.federation import build
+from p2pfl.federation.federation import build, digest, identity
 from p2pfl.learning import models
 from p2pfl.learning.flax import from_flax
 from p2pfl.methods import sharing, statistics
+from p2pfl.runs.export import narrowed
+from p2pfl.runs.models import describe
 from p2pfl.runs.replay import replay
 
 ROWS = 60
@@ -124,11 +129,71 @@ def test_what_does_not_fit_is_refused(
         load(made(tmp_path), replace(PICTURE, **picture), **wanted)
 
 
+@pytest.mark.parametrize(
+    ("cell", "why"),
+    [
+        ("/etc/hosts", "must be a path below picture.folder$"),
+        ("../secret.png", "must be a path below picture.folder$"),
+        ("a/../../secret.png", "must be a path below picture.folder$"),
+        (".", "must be a path below picture.folder$"),
+        ("", "no such file; 1 of 2"),
+        ("x" * 300, "x{80}[.]{3}': File name too long$"),
+        ("a\0b", "no such file"),
+    ],
+)
+@pytest.mark.parametrize("form", ["image", "dicom"])
+def test_a_cell_leads_to_a_file_below_the_folder_or_is_refused(tmp_path: Path, cell: str, why: str, form: str) -> None:
+    """Whoever has written the table: it shows no other picture of the disk, and an empty cell not its whole folder."""
+    (tmp_path / "shots").mkdir()
+    for name in ("shots/0.png", "secret.png"):
+        Image.fromarray(np.zeros((SIDE, SIDE), np.uint8)).save(tmp_path / name)
+    cells = np.array([["sub/../0.png"], [cell]], object)
+    table = Table(str(tmp_path / "t.csv"), ("file",), cells, np.array([2, 3]))
+    (tmp_path / "shots/sub").mkdir()
+    with pytest.raises(DataError, match=rf"t.csv: line 3: file is '.*{why}"):
+        pictures.with_files(table, replace(PICTURE, format=form), "error")  # type: ignore[arg-type]
+
+
 def test_pictures_of_several_sizes_need_one(tmp_path: Path) -> None:
     file = made(tmp_path, lambda row: SIDE + row % 2)
     with pytest.raises(DataError, match=r"1.png: has shape \[9, 8, 1\].*Give picture.size"):
         load(file)
     assert load(file, replace(PICTURE, size=(5, 4))).picture == (5, 4, 1)
+
+
+def test_new_pictures_must_have_the_shape_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many pixels are not enough; in a file and in a DataFrame."""
+    data = load(made(tmp_path))
+    assert data.recipe is not None
+    Image.fromarray(np.zeros((SIDE // 2, 2 * SIDE), np.uint8)).save(tmp_path / "shots/wide.png")
+    (tmp_path / "new.csv").write_text("age,file,sex\n50,0.png,f\n50,wide.png,f\n")
+    rest = ((), data.train.x.shape[1:], data.features)
+    why = r"wide.png has shape \[4, 16, 1\]; the model has learned from pictures of shape \[8, 8, 1\]"
+    with pytest.raises(DataError, match=f"line 3: .*{why}"):
+        new_rows.load(tmp_path / "new.csv", data.recipe, *rest)
+    monkeypatch.chdir(tmp_path)
+    for name in ("wide.png", "0.png"):
+        frame = pd.DataFrame({"age": [50], "file": [name], "sex": ["f"]})
+        if name == "wide.png":
+            with pytest.raises(DataError, match=why):
+                new_rows.frame(frame, data.recipe, (), data.features)
+        else:
+            assert new_rows.frame(frame, data.recipe, (), data.features).x.shape == (1, 3 + SIDE * SIDE)
+
+
+def test_one_dark_picture_is_refused_to_learn_from_and_no_reason_not_to_answer(tmp_path: Path) -> None:
+    file = made(tmp_path)
+    for row in range(ROWS):
+        Image.fromarray(np.full((SIDE, SIDE), 60000 if row else 100, np.uint16)).save(tmp_path / f"shots/{row}.png")
+    data = load(file)
+    assert data.recipe is not None
+    (tmp_path / "new.csv").write_text("age,file,sex\n50,0.png,f\n")
+    found = new_rows.load(tmp_path / "new.csv", data.recipe, (), data.train.x.shape[1:], data.features)
+    np.testing.assert_allclose(found.x[0, 3:], 100 / 65535, rtol=1e-5)
+    for row in range(ROWS):
+        Image.fromarray(np.full((SIDE, SIDE), 100, np.uint16)).save(tmp_path / f"shots/{row}.png")
+    with pytest.raises(DataError, match="nearly black"):
+        load(file)
 
 
 def test_only_columns_are_scaled_and_counted() -> None:
@@ -163,6 +228,20 @@ def test_gossip_sums_columns_alone_and_parts_of_the_model_are_shared_by_name(tmp
     assert {path.split("/")[0] for path in sharing.leaves({"trained": model["trained"], "carried": {}})} == {"encoder"}
     private = model["private"]["share"]["leaves"]["trained"]
     assert set(private) == {"cross", "deep", "head"}
+
+
+def test_where_pictures_lie_is_a_machines_own_matter_and_not_exported(tmp_path: Path) -> None:
+    made(tmp_path)
+    away = ('folder = "shots" }', f'folder = "{tmp_path / "shots"}" }}')
+    federation = build(experiment.load(written(tmp_path, away)))
+    found = narrowed(SimpleNamespace(about=describe(federation), node=1, said="node 1"))  # type: ignore[arg-type]
+    assert found.recipe is not None and str(tmp_path) not in str(found)
+    assert found.experiment["data"]["picture"]["column"] == found.recipe.fields["picture"]["column"] == "file"
+    other, smaller = (
+        federation._replace(experiment=experiment.load(written(tmp_path, ('folder = "shots"', by))))
+        for by in ('folder = "shots"', 'folder = "shots", size = [4, 4]')
+    )
+    assert digest(other) == digest(federation) != digest(smaller) and identity(other) == identity(federation)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -399,8 +400,8 @@ def markdown(table: Table, stored: Stored) -> str:
 
 def _link(ground: Ground) -> str:
     path = ground.experiment.resolve()
-    inside = path.parent == HERE
-    return f"[{path.name}]({path.name})" if inside else f"[{path.parent.name}](../{path.parent.name}/{path.name})"
+    name = path.name if path.parent == HERE else path.parent.name
+    return f"[{name}]({Path(os.path.relpath(path, HERE)).as_posix()})"
 
 
 def _line(each: Result) -> str:

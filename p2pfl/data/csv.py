@@ -227,9 +227,10 @@ def _with_pictures(dataset: Dataset, recipe: Recipe, table: Table, wanted: RowPi
         for rows, part in ((dataset.train, ~table.in_test), (dataset.test, table.in_test))
     )
     scaling = recipe.numbers._replace(first=len(dataset.features))
+    fields = {**recipe.fields, "picture_shape": list(beside.shape)}
     return dataset._replace(
         train=train, test=test, notes=(*dataset.notes, *beside.notes), image=beside.facts, picture=beside.shape,
-        recipe=recipe._replace(numbers=scaling),
+        recipe=recipe._replace(fields=fields, numbers=scaling),
     )  # fmt: skip
 
 

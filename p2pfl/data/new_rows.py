@@ -131,7 +131,7 @@ def coded(table: Table, fields: Mapping[str, Any], sites: Sequence[str], feature
         raise DataError(f"{table.where}: makes the columns {made.names}, and the model has {tuple(features)}")
     x, notes = made.x, table.notes
     if pictured is not None:
-        beside = pictures.read(table, pictured)
+        beside = pictures.read(table, pictured, tuple(fields["picture_shape"]))
         x, notes = np.concatenate([x, beside.x], axis=1), (*notes, *beside.notes)
     return NewRows(x, {"line": table.lines.tolist()}, _places(table, fields["site"], sites), notes)
 

@@ -347,6 +347,8 @@ def _private_left_out(federation: Federation) -> dict[str, Any]:
         "cache",
     ):  # what it says is compared column by column
         table["data"].pop(private, None)
+    if isinstance(data, CsvData) and data.picture is not None:  # as private as where the table lies
+        del table["data"]["picture"]["folder"]
     if isinstance(weights := (table["model"] or {}).get("weights"), str):  # what it holds is meant, wherever it lies
         table["model"]["weights"] = hashlib.blake2b(Path(weights).read_bytes(), digest_size=16).hexdigest()
     if isinstance(data, FolderData):  # its classes and values of labels are meant, wherever the file lies

@@ -30,6 +30,7 @@ _AROUND = (  # what lies around an experiment in the repository -> in a folder o
     (r"(?:\.\./)+topologies/", "topologies/"),
     (r"from the root of the\s+repository", "from this folder"),
     (r"\[([^\]]+)\]\((?:\.\./)+[^)]*\)", r"\1"),  # a link to a page that is not there
+    (r'"\.\./([\w-]+/[\w-]+\.toml)"', r'"\1"'),  # an experiment of another folder, which is copied, too
 )
 
 _HEAD = ("age", "sex", "pressure", "cholesterol", "pain", "ill")
@@ -77,13 +78,16 @@ def write(folder: Path, template: str) -> list[Path]:
 
 
 def _copy_experiment(source: Path, folder: Path) -> None:
-    """Copy the files of an experiment, and the graphs that they name; commands and paths become those of the folder."""
+    """Copy the files of an experiment, and the graphs and experiments that they name; commands and paths become those
+    of the folder.
+    """
     for file in source.iterdir():
         if file.suffix in (".toml", ".md", ".py"):
-            text = re.sub(rf"^ *cd experiments/{source.name}\b.*\n", "", file.read_text("utf-8"), flags=re.MULTILINE)
-            for pattern, by in ((f"experiments/{source.name}/", ""), *_AROUND):
-                text = re.sub(pattern, by, text)
+            before = file.read_text("utf-8")
+            text = _moved(before, source.name)
             (folder / file.name).write_text(text, "utf-8")
+            for other in {*re.findall(r'"\.\./([\w-]+/[\w-]+\.toml)"', before)}:
+                _copy_named(source.parent / other, folder / Path(other).parent)
             for name in {*re.findall(r"(?<![\w/])topologies/([\w-]+\.\w+)", text)}:
                 (folder / "topologies").mkdir(exist_ok=True)
                 (folder / "topologies" / name).write_bytes((shipped.folder("topologies") / name).read_bytes())
@@ -91,9 +95,25 @@ def _copy_experiment(source: Path, folder: Path) -> None:
             (folder / file.name).write_bytes(file.read_bytes())
 
 
+def _moved(text: str, name: str) -> str:
+    """The text of a file of an experiment of this name, with commands and paths of a folder of its own."""
+    text = re.sub(rf"^ *cd experiments/{name}\b.*\n", "", text, flags=re.MULTILINE)
+    for pattern, by in ((f"experiments/{name}/", ""), *_AROUND):
+        text = re.sub(pattern, by, text)
+    return text
+
+
+def _copy_named(file: Path, folder: Path) -> None:
+    """Copy an experiment file that one of another folder names, with the modules beside it; data are a folder above."""
+    folder.mkdir(exist_ok=True)
+    for each in (file, *file.parent.glob("*.py")):
+        text = _moved(each.read_text("utf-8"), file.parent.name)
+        (folder / each.name).write_text(text.replace('.parent / "data"', '.parent.parent / "data"'), "utf-8")
+
+
 def wanted(folder: Path) -> list[str]:
     """Return the files of data that are not ours and that the experiments of a folder need, relative to it."""
-    texts = [file.read_text("utf-8") for pattern in ("*.toml", "*.py") for file in sorted(folder.glob(pattern))]
+    texts = [file.read_text("utf-8") for pattern in ("*.toml", "*.py") for file in sorted(folder.rglob(pattern))]
     named = re.compile(r'(?:"data/|\.parent / "data" / ")([\w.-]+)"')
     return [f"data/{name}" for name in sorted({name for text in texts for name in named.findall(text)})
             if not (folder / "data" / name).exists()]  # fmt: skip

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from p2pfl.check import positive, whole
+from p2pfl.data import Dataset
+from p2pfl.errors import ConfigError
 from p2pfl.learning.local_steps import rest
 from p2pfl.learning.optimizers import stepped
 from p2pfl.methods import bulletin
@@ -85,7 +87,8 @@ def fedreplay(
         The objective, for data of one class a row.
 
     Raises:
-        ConfigError: an argument is out of bounds; when the data are known, they are of another kind; when applied, an
+        ConfigError: an argument is out of bounds; when the data are known, they are of another kind, or have a picture
+            beside columns; when applied, an
             algorithm that sends one way.
 
     Example:
@@ -110,9 +113,17 @@ def fedreplay(
     def shaped(learner: Learner, x: tuple[int, ...]) -> Learner:
         return _taught(learner, sizes(learner, x), training)
 
+    def suits(dataset: Dataset) -> None:
+        of_kinds(NAME, "classes")(dataset)
+        if dataset.picture:
+            raise ConfigError(
+                f"objective {NAME}: its autoencoder takes images, or columns, and a row of the data is "
+                f"{len(dataset.features)} columns and a picture {list(dataset.picture)}; leave it or data.picture out"
+            )
+
     what = "a decoder that makes rows like those of its patients, and shares of its classes, to all nodes"
     told = Bulletin(NAME, row, what, bound=100.0, in_turn=True)
-    return Objective(shaped=shaped, facts=("labels",), bulletin=told, suits=of_kinds(NAME, "classes"), ahead=steps)
+    return Objective(shaped=shaped, facts=("labels",), bulletin=told, suits=suits, ahead=steps)
 
 
 def _taught(learner: Learner, sizes: Sizes, training: Replaying) -> Learner:
