@@ -220,6 +220,20 @@ def test_all_that_is_called_a_mesh_can_be_built(monkeypatch: pytest.MonkeyPatch)
     assert load(FOLDER / "mesh-digits" / "experiment.toml", find=True).topology.graph == "complete"
 
 
+# --- privacy
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not HEARTS.exists(), reason="the hospitals' data are no part of the repository")
+def test_what_privacy_costs_four_hospitals(sweep: Sweep) -> None:
+    """Nothing to speak of at epsilon 10, nearly everything at 0.1 with a delta below 1 / rows."""
+    chosen = only("privacy", "none", "10", "0.1, delta 0.001")
+    found, _ = sweep("private-hearts/sweep.toml", *chosen, *only("seed", "0"))
+    hold(found, expected("private-hearts"), 1)
+    score = {labels[1]: each["accuracy_own_mean"][0] for labels, each in found.items()}
+    assert abs(score["10"] - score["none"]) < 0.05 and score["0.1, delta 0.001"] < score["none"] - 0.1
+
+
 # --- byzantine
 
 
