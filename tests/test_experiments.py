@@ -224,7 +224,7 @@ def test_all_that_is_called_a_mesh_can_be_built(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.soak
-@pytest.mark.skipif(not HEARTS.exists(), reason="the hospitals' data are no part of the repository")
+@pytest.mark.skipif(not HEART.exists(), reason="the hospitals' data are no part of the repository")
 def test_what_privacy_costs_four_hospitals(sweep: Sweep) -> None:
     """Nothing to speak of at epsilon 10, nearly everything at 0.1 with a delta below 1 / rows."""
     chosen = only("privacy", "none", "10", "0.1, delta 0.001")
