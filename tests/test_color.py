@@ -92,6 +92,14 @@ def test_images_get_the_light_that_all_have_and_nothing_is_left_of_a_factor_of_w
     np.testing.assert_allclose(made.std(axis=1), np.broadcast_to(wanted["sd"], (6, 3)), rtol=0.02)
 
 
+def test_one_hot_pixel_in_a_black_image_stays_a_number() -> None:
+    """It lies so many deviations away from all others that the power of ten of it is beyond float32."""
+    x = jnp.zeros((1, 224, 224, 3)).at[0, 7, 7].set(1.0)
+    wanted = {"mean": jnp.asarray([-0.5, 0.0, 0.0]), "sd": jnp.asarray([0.3, 0.05, 0.03])}
+    made = color.reinhard(x, wanted)
+    assert jnp.isfinite(made).all() and made[0, 7, 7].max() == 1
+
+
 # --- Macenko
 
 
