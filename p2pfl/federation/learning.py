@@ -331,6 +331,12 @@ def objectives(experiment: Experiment, optimizer: optax.GradientTransformation) 
                 f"{where}: {name} learns something else for {made.ahead} local steps before the model sees any of it, "
                 f"and a node takes {taken} in all (rounds times training.local_steps); lower its steps, or take more"
             )
+        if made.ahead and watched(experiment):
+            raise ConfigError(
+                f"{where}: {name} learns something else for {made.ahead} local steps before the model learns with it, "
+                "and training.patience and the answer best go by scores from the first round on: those before would "
+                "end training, or be the best; leave both out"
+            )
         found.append(made)
     return found
 

@@ -43,6 +43,7 @@ class Objective(NamedTuple):
     `around`: what it asks of the algorithm with all combinators, where all nodes lie in arrays of one shape.
     `slices`: where nodes have models of unequal shapes.
     `ahead`: local steps that a node takes before the method does anything to its model: it learns something else first.
+    Such a method is refused where nobody would take more, and where models are chosen by validation rows meanwhile.
     """
 
     learner: Callable[[Learner], Learner] | None = None
