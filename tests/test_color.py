@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from federations import MECHANISMS, NETWORK, TABLE, federation_of
 
 from p2pfl.data import Dataset, Samples
 from p2pfl.errors import ConfigError
 from p2pfl.federation.federation import Federation
-from p2pfl.methods import appearance, statistics
+from p2pfl.methods import appearance, objectives, statistics
 from p2pfl.methods.objectives.stain_gan import colored, content
 from p2pfl.methods.statistics import color
 from p2pfl.runs import simulated
@@ -359,6 +360,12 @@ def test_critics_stay_at_home_and_generators_travel() -> None:
     assert "generator" in trained and "critic" not in trained
     with pytest.raises(ConfigError, match=r"stain_gan: needs images \[height, width, 3\].*shape \[4, 4, 1\]"):
         federation_of({**MECHANISMS["colours"], "data": NETWORK["data"], "statistics": {}})
+
+
+def test_steps_in_which_the_model_waits_are_a_whole_number_and_told() -> None:
+    assert objectives.stain_gan(optax.sgd(0.1), first=3).ahead == 3
+    with pytest.raises(ConfigError, match=r"first=2\.5: must be a whole number >= 0"):
+        objectives.stain_gan(optax.sgd(0.1), first=2.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.soak
