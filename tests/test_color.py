@@ -151,6 +151,13 @@ def test_an_image_that_does_not_tell_its_stains_says_nothing_and_stays() -> None
     assert np.isfinite(made).all()
 
 
+def test_stains_that_fewer_images_than_the_minimum_tell_are_not_told() -> None:
+    x = np.concatenate([stained(PURE, amounts(2, side=8)), np.full((8, 8, 8, 3), 0.99, np.float32)])
+    for minimum, told in ((2, True), (3, False)):
+        sums = statistics.gathered(["macenko"], rows(x), np.arange(10), minimum, 0, DRAWS)["macenko"]
+        assert [bool(np.any(part)) for part in sums.values()] == [told] * 3
+
+
 # --- both as statistics
 
 
