@@ -15,11 +15,13 @@ from p2pfl.data import Dataset, Samples
 from p2pfl.data.builtin import digits
 from p2pfl.errors import ConfigError
 from p2pfl.federation.federation import Federation
-from p2pfl.methods import objectives
+from p2pfl.learning import models
+from p2pfl.learning.flax import from_flax
+from p2pfl.methods import bulletin, objectives
 from p2pfl.methods.objectives import simplest_site, translation
 from p2pfl.methods.objectives.variational import Sizes
 from p2pfl.runs import simulated
-from p2pfl.types import Tree
+from p2pfl.types import Learner, Params, Tree
 
 KEY, HERE = jax.random.key(0), __name__
 
@@ -150,3 +152,29 @@ def test_a_reference_that_is_not_there_is_refused() -> None:
     method = {**STAGES["training"]["objective"][0], "reference": 3}
     with pytest.raises(ConfigError, match="objective vafl: reference=3: there are nodes 0 to 2"):
         federation_of({**STAGES, "training": {**STAGES["training"], "objective": [method]}})
+
+
+def waiting(reference: int | None = 0, node: int = 1) -> tuple[Learner, Params]:
+    """The learner of one of two nodes, and its first model; it has a batch normalisation."""
+    x, method = (4, 4, 1), objectives.vafl(optax.sgd(0.1), reference, 1, 1, 1, images=2, latent=2, channels=2)
+    assert method.bulletin is not None and method.shaped is not None
+    network = from_flax(models.mlp(x, 2, hidden=(3,), norm="batch"), jnp.zeros((1, *x)), 2)
+    learner = method.shaped(bulletin.placed(network, method.bulletin, 2, x), x)
+    params = learner.init(KEY)
+    site = {"node": (jnp.arange(2) == node).astype(jnp.float32), "samples": jnp.asarray(20.0)}
+    return learner, {**params, "private": {**params["private"], "site": site}}
+
+
+@pytest.mark.more
+def test_statistics_of_images_as_they_are_stay_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are no gradient, and would travel while a site waits for its translators."""
+    monkeypatch.setattr(simplest_site, "_stepped", lambda params, *_: params["private"])
+    learner, params = waiting()
+    batch = {"x": jax.random.normal(KEY, (4, 4, 4, 1)), "y": jnp.zeros(4, jnp.int32)}
+    home = params["private"][simplest_site.HOME]
+    ready = {**params["private"], simplest_site.HOME: {**home, "translated": jnp.int32(1)}}
+    for private, moves in ((params["private"], False), (ready, True)):
+        gradient, others, _ = jax.jit(learner.grad)({**params, "private": private}, batch, KEY)
+        moved = [bool((new != old).any()) for new, old in zip(
+            jax.tree.leaves(others["carried"]), jax.tree.leaves(params["carried"]), strict=True)]  # fmt: skip
+        assert any(moved) == moves == any(leaf.any() for leaf in jax.tree.leaves(gradient))

@@ -199,6 +199,11 @@ def _translating(learner: Learner, x: tuple[int, ...], plan: Stages) -> Learner:
         here, ready = _ready(params, plan)
         gradient, others, metrics = learner.grad(params, {**batch, "x": shown(params, batch["x"], ready)}, key)
         gradient = jax.tree.map(lambda leaf: jnp.where(here | ready, leaf, 0), gradient)
+        if "carried" in params:  # statistics of images as they are stay at home: a model that waits is as it came
+            kept = jax.tree.map(
+                lambda new, old: jnp.where(here | ready, new, old), others["carried"], params["carried"]
+            )
+            others = {**others, "carried": kept}
         after = {**params, "private": others["private"]}
         private = _stepped(after, batch["x"], jax.random.fold_in(key, _STREAM), sizes, plan)
         return gradient, {**rest(params), **others, "private": private}, metrics
