@@ -21,7 +21,7 @@ from p2pfl.methods import bulletin, objectives
 from p2pfl.methods.objectives import simplest_site, translation
 from p2pfl.methods.objectives.variational import Sizes
 from p2pfl.runs import simulated
-from p2pfl.types import Learner, Params, Tree
+from p2pfl.types import Array, Learner, Params, Tree
 
 KEY, HERE = jax.random.key(0), __name__
 
@@ -178,3 +178,29 @@ def test_statistics_of_images_as_they_are_stay_at_home(monkeypatch: pytest.Monke
         moved = [bool((new != old).any()) for new, old in zip(
             jax.tree.leaves(others["carried"]), jax.tree.leaves(params["carried"]), strict=True)]  # fmt: skip
         assert any(moved) == moves == any(leaf.any() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.more
+def test_images_that_are_told_are_cut_to_what_is_like_the_own_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Array] = []
+
+    def losses(networks: Tree, x: Array, images: Array, *_: float) -> tuple[Array, Array]:
+        seen.append(images)
+        return networks["there"].sum(), networks["there"].sum()
+
+    monkeypatch.setattr(translation, "cycle_losses", losses)
+    plan = simplest_site.Stages(1, 1, 1, 2, 2, 2, 10.0, 0.0, 1, 0, optax.sgd(0.1))
+    cycle = {"there": jnp.ones(1)}
+    home = {"cycle": cycle, "optimizer": {"cycle": plan.optimizer.init(cycle)}, "translated": 0, "reach": 1.5}
+    for value, cut in ((1000.0, 3.0), (-1000.0, -3.0), (2.0, 2.0), (jnp.nan, 0.0)):
+        simplest_site._cycled(home, jnp.ones((3, 4, 4, 1)), jnp.full((2, 4, 4, 1), value), KEY, plan)
+        assert (seen[-1] == cut).all()
+
+
+@pytest.mark.more
+def test_what_translators_show_is_cut_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(translation, "translated", lambda network, x: jnp.full_like(x, jnp.inf))
+    learner, params = waiting()
+    home = {**params["private"][simplest_site.HOME], "translated": jnp.int32(1), "reach": jnp.asarray(1.5)}
+    shown = {**params, "private": {**params["private"], simplest_site.HOME: home}}
+    assert jnp.isfinite(learner.predict(shown, jnp.ones((2, 4, 4, 1)))).all()

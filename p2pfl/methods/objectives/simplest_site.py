@@ -26,6 +26,8 @@ LEVELS = 32
 """Grey values are sorted into so many bins."""
 UNTOLD = 1e3
 """The complexity of a site that tells nothing of its images: no site is more complex."""
+REACH = 2.0
+"""Images that were told, or translated, have no number beyond so many times the largest of the node's own."""
 CANDIDATES, TURN = 4, 5
 """Images that are made for each that is told; steps of a critic for each of its generator."""
 _STREAM = 0x7AF
@@ -81,7 +83,8 @@ def vafl(
     **Made images leave the simplest site**, and come to all. They are made of its patients' images and may resemble
     them; that the nearest half is left out is no proof that none can be recognised. All other sites tell one number. A
     site of fewer than `minimum` training rows tells nothing, and is not the simplest; if it is named, nobody begins.
-    Who lies about its complexity has all others made like its images.
+    Who lies about its complexity has all others made like its images; whatever is told, images are cut to twice the
+    largest number of the node's own, so let all sites have images in like units.
 
     As in the source: the stages; one site, of the lowest complexity; a Wasserstein GAN with a penalty on gradients;
     that those of its images are told that are unlike any raw one and still like them all; a CycleGAN at each other
@@ -160,6 +163,11 @@ def complexity(x: Array) -> Array:
     return -(share * jnp.log2(jnp.maximum(share, 1e-6))).sum(axis=1).mean()
 
 
+def within(images: Array, reach: Array) -> Array:
+    """Images with no number beyond what is like the node's own, of which the largest is `reach` []."""
+    return jnp.clip(jnp.nan_to_num(images), -REACH * reach, REACH * reach)
+
+
 def target(params: Params, reference: int | None) -> tuple[Array, Array]:
     """Which node all others are made like, and whether that is known yet: once every planned one was heard."""
     rows, known = bulletin.heard(params, NAME)
@@ -191,7 +199,7 @@ def _translating(learner: Learner, x: tuple[int, ...], plan: Stages) -> Learner:
         home = {
             **own, "optimizer": {name: plan.optimizer.init(tree) for name, tree in own.items() if name != "candidates"},
             "looked": zero, "made": zero, "checked": zero, "translated": zero, "complexity": jnp.zeros((), dtype),
-            "nearest": jnp.full(own["candidates"].shape[:1], UNTOLD, dtype),
+            "nearest": jnp.full(own["candidates"].shape[:1], UNTOLD, dtype), "reach": jnp.zeros((), dtype),
         }  # fmt: skip
         return {**params, "private": {**params["private"], HOME: home}}
 
@@ -209,7 +217,8 @@ def _translating(learner: Learner, x: tuple[int, ...], plan: Stages) -> Learner:
         return gradient, {**rest(params), **others, "private": private}, metrics
 
     def shown(params: Params, x: Array, ready: Array) -> Array:
-        there = translation.translated(params["private"][HOME]["cycle"]["there"], x)
+        home = params["private"][HOME]
+        there = within(translation.translated(home["cycle"]["there"], x), home["reach"])
         return jnp.where(ready, there.astype(x.dtype), x)
 
     def look(params: Params, x: Array) -> tuple[Params, Array]:
@@ -239,7 +248,10 @@ def _stepped(params: Params, x: Array, key: Key, sizes: Sizes, plan: Stages) -> 
     enough = params["private"]["site"]["samples"] >= plan.minimum
     looked = home["looked"] + 1
     mean = home["complexity"] + (complexity(x) - home["complexity"]) / looked.astype(x.dtype)
-    home = {**home, "looked": looked, "complexity": jnp.where(looked <= plan.look, mean, home["complexity"])}
+    home = {
+        **home, "looked": looked, "complexity": jnp.where(looked <= plan.look, mean, home["complexity"]),
+        "reach": jnp.maximum(home["reach"], jnp.abs(x).max()),
+    }  # fmt: skip
 
     makes = here & enough & (home["made"] < plan.make)
     home = jax.lax.cond(makes, lambda: _made(home, x, key, sizes, plan), lambda: home)
@@ -311,10 +323,10 @@ def _chosen(home: Tree, sizes: Sizes, plan: Stages) -> Array:
 def _cycled(home: Tree, x: Array, images: Array, key: Key, plan: Stages) -> Tree:
     """One step of the CycleGAN: translators and discriminators at once, each by its own loss."""
     which = jax.random.randint(key, (x.shape[0],), 0, images.shape[0])
-    networks = home["cycle"]
+    networks, told = home["cycle"], within(images[which].astype(x.dtype), home["reach"])
 
     def losses(networks: Tree) -> tuple[Array, Array]:
-        return translation.cycle_losses(networks, x, images[which].astype(x.dtype), plan.cycle, plan.identity)
+        return translation.cycle_losses(networks, x, told, plan.cycle, plan.identity)
 
     of_translators = jax.grad(lambda networks: losses(networks)[0])(networks)
     of_discriminators = jax.grad(lambda networks: losses(networks)[1])(networks)
