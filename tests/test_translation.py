@@ -112,6 +112,7 @@ def test_one_model_is_right_at_all_scanners_once_images_look_like_those_of_the_s
     table = models["private"]["vafl"]  # what all have heard: images of the simplest site alone
     assert table["rows"]["there"].tolist() == [[1, 0, 0]] * 3 and not table["rows"]["images"][:, 1:].any()
     assert (table["rows"]["complexity"].argmin(axis=1) == 0).all()
+    assert models["private"][simplest_site.HOME]["target"].tolist() == [0, 0, 0]
     assert any("made images like those of its patients" in note for note in made.notes)
 
 
@@ -152,6 +153,23 @@ def test_a_reference_that_is_not_there_is_refused() -> None:
     method = {**STAGES["training"]["objective"][0], "reference": 3}
     with pytest.raises(ConfigError, match="objective vafl: reference=3: there are nodes 0 to 2"):
         federation_of({**STAGES, "training": {**STAGES["training"], "objective": [method]}})
+
+
+def test_what_was_known_first_stays_and_nobody_else_tells_a_site_that_it_has_looked() -> None:
+    plan = simplest_site.Stages(3, 1, 1, 2, 2, 2, 10.0, 0.0, 1, None, optax.sgd(0.1))
+
+    def target(version: list[int], looked: int, latched: int, complexity: tuple[float, ...] = (0, 2, 1)) -> list[int]:
+        table = {"rows": {"complexity": jnp.asarray(complexity, jnp.float32)}, "version": jnp.asarray(version)}
+        home = {"looked": jnp.int32(looked), "target": jnp.int32(latched)}
+        site = {"node": jnp.asarray([1.0, 0.0, 0.0])}
+        private = {simplest_site.NAME: table, simplest_site.HOME: home, "site": site}
+        which, known = simplest_site.target({"private": private}, plan)
+        return [int(which), int(known)]
+
+    assert target([7, 1, 1], looked=2, latched=-1)[1] == 0  # its own row is of a version that others have made up
+    assert target([8, 1, 0], looked=3, latched=-1)[1] == 0  # one was not heard
+    assert target([8, 1, 1], looked=3, latched=-1, complexity=(3, 2, 1)) == [2, 1]
+    assert target([8, 2, 1], looked=9, latched=2, complexity=(3, 0, 1)) == [2, 1]  # a lie that comes too late
 
 
 def waiting(reference: int | None = 0, node: int = 1) -> tuple[Learner, Params]:

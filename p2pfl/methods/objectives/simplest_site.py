@@ -77,8 +77,8 @@ def vafl(
     A site whose translators are not ready leaves the model as it came from its neighbours. Generator, critic,
     translators and discriminators stay at their site, so each is asked about its own images. Complexity is the mean
     entropy of the grey values of an image, of 32 levels between its darkest and its brightest, so that units and
-    negatives make no difference. The simplest is known once every planned node was heard; where one may never come,
-    name the site by `reference`.
+    negatives make no difference. The simplest is known once every planned node was heard, and stays that for a node
+    that has known it; where one may never come, name the site by `reference`.
 
     **Made images leave the simplest site**, and come to all. They are made of its patients' images and may resemble
     them; that the nearest half is left out is no proof that none can be recognised. All other sites tell one number. A
@@ -168,17 +168,25 @@ def within(images: Array, reach: Array) -> Array:
     return jnp.clip(jnp.nan_to_num(images), -REACH * reach, REACH * reach)
 
 
-def target(params: Params, reference: int | None) -> tuple[Array, Array]:
-    """Which node all others are made like, and whether that is known yet: once every planned one was heard."""
+def target(params: Params, plan: Stages) -> tuple[Array, Array]:
+    """Which node all others are made like, and whether that is known yet: once every planned one was heard.
+
+    What was known first stays: who tells something else later moves nobody. The node's own row is known once it has
+    looked, whatever version of it others have made up before.
+    """
+    if plan.reference is not None:
+        return jnp.asarray(plan.reference, jnp.int32), jnp.asarray(True)
+    home = params["private"][HOME]
     rows, known = bulletin.heard(params, NAME)
-    if reference is not None:
-        return jnp.asarray(reference, jnp.int32), jnp.asarray(True)
-    return jnp.argmin(jnp.where(known, rows["complexity"], UNTOLD)).astype(jnp.int32), known.all()
+    known = known & (~bulletin.own(params) | (home["looked"] >= plan.look))
+    simplest = jnp.argmin(jnp.where(known, rows["complexity"], UNTOLD)).astype(jnp.int32)
+    found = home["target"] >= 0
+    return jnp.where(found, home["target"], simplest), found | known.all()
 
 
 def _ready(params: Params, plan: Stages) -> tuple[Array, Array]:
     """Whether the node is the one that all are made like, and whether it is another one whose translators are ready."""
-    which, known = target(params, plan.reference)
+    which, known = target(params, plan)
     here = bulletin.own(params)[which] & known
     return here, ~here & (params["private"][HOME]["translated"] >= plan.translate)
 
@@ -198,7 +206,8 @@ def _translating(learner: Learner, x: tuple[int, ...], plan: Stages) -> Learner:
         zero = jnp.zeros((), jnp.int32)
         home = {
             **own, "optimizer": {name: plan.optimizer.init(tree) for name, tree in own.items() if name != "candidates"},
-            "looked": zero, "made": zero, "checked": zero, "translated": zero, "complexity": jnp.zeros((), dtype),
+            "looked": zero, "made": zero, "checked": zero, "translated": zero, "target": zero - 1,
+            "complexity": jnp.zeros((), dtype),
             "nearest": jnp.full(own["candidates"].shape[:1], UNTOLD, dtype), "reach": jnp.zeros((), dtype),
         }  # fmt: skip
         return {**params, "private": {**params["private"], HOME: home}}
@@ -244,13 +253,13 @@ def _stepped(params: Params, x: Array, key: Key, sizes: Sizes, plan: Stages) -> 
     """What is private after a local step: the stage that the node is in is one step further."""
     home = params["private"][HOME]
     here, _ = _ready(params, plan)
-    which, known = target(params, plan.reference)
+    which, known = target(params, plan)
     enough = params["private"]["site"]["samples"] >= plan.minimum
     looked = home["looked"] + 1
     mean = home["complexity"] + (complexity(x) - home["complexity"]) / looked.astype(x.dtype)
     home = {
         **home, "looked": looked, "complexity": jnp.where(looked <= plan.look, mean, home["complexity"]),
-        "reach": jnp.maximum(home["reach"], jnp.abs(x).max()),
+        "reach": jnp.maximum(home["reach"], jnp.abs(x).max()), "target": jnp.where(known, which, home["target"]),
     }  # fmt: skip
 
     makes = here & enough & (home["made"] < plan.make)
