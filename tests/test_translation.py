@@ -155,6 +155,27 @@ def test_a_reference_that_is_not_there_is_refused() -> None:
         federation_of({**STAGES, "training": {**STAGES["training"], "objective": [method]}})
 
 
+@pytest.mark.parametrize(
+    ("reference", "more", "text"),
+    [
+        (
+            None,
+            {"node_steps": [2, 2, 0]},
+            r"node_steps: node 2 takes no local step, and training.objective\[0\] \(vafl",
+        ),
+        (1, {"node_steps": [2, 0, 2]}, r"node_steps: node 1 takes no local step"),
+        (1, {}, "objective vafl: waits for what other sites tell, and algorithm local sends nothing"),
+    ],
+)
+def test_stages_that_would_never_begin_are_refused(reference: int | None, more: dict[str, Any], text: str) -> None:
+    method = {**STAGES["training"]["objective"][0]}
+    method = {name: value for name, value in method.items() if name != "reference"}
+    method |= {} if reference is None else {"reference": reference}
+    training = {**STAGES["training"], "objective": [method], **more}
+    with pytest.raises(ConfigError, match=text):
+        federation_of({**STAGES, "algorithm": {"name": "dsgd" if more else "local"}, "training": training})
+
+
 def test_what_was_known_first_stays_and_nobody_else_tells_a_site_that_it_has_looked() -> None:
     plan = simplest_site.Stages(3, 1, 1, 2, 2, 2, 10.0, 0.0, 1, None, optax.sgd(0.1))
 

@@ -18,7 +18,7 @@ from p2pfl.methods.bulletin import Bulletin
 from p2pfl.methods.objectives import translation
 from p2pfl.methods.objectives.objective import Objective
 from p2pfl.methods.objectives.variational import Sizes, autoencoder, decoded, encoded
-from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
+from p2pfl.types import Algorithm, Array, Key, Learner, Metrics, Params, Tree
 
 NAME, HOME = "vafl", "vafl_networks"
 """Of what is private: the table of what sites tell, and the site's own networks."""
@@ -113,7 +113,8 @@ def vafl(
 
     Raises:
         ConfigError: an argument is out of bounds; when the data are known, rows that are no images, or are to be
-            reconstructed; when a model is made, there is no such node.
+            reconstructed; when a model is made, there is no such node; when applied, an algorithm that sends nothing.
+            Of an experiment: one that is waited for takes no local step.
 
     Example:
         >>> import optax, p2pfl
@@ -141,7 +142,20 @@ def vafl(
     who = f"of the simplest site {like}" if reference is None else f"of node {reference} {like}"
     what = f"how complex its images are, and {who}, to all nodes"
     told = Bulletin(NAME, row, what, bound=UNTOLD, in_turn=True)
-    return Objective(shaped=shaped, facts=("samples",), bulletin=told, suits=_images, ahead=look + make + translate)
+    awaits = None if reference is None else (reference,)
+    return Objective(
+        None, _exchanging, ("samples",), shaped=shaped, bulletin=told, suits=_images, ahead=look + make + translate,
+        awaits=awaits,
+    )  # fmt: skip
+
+
+def _exchanging(inner: Algorithm) -> Algorithm:
+    """The algorithm as it is. Raises ConfigError for one that sends nothing, since others would never be heard."""
+    if inner.link == "none":
+        raise ConfigError(
+            f"objective {NAME}: waits for what other sites tell, and algorithm {inner.name} sends nothing; leave it out"
+        )
+    return inner
 
 
 def _images(dataset: Dataset) -> None:
