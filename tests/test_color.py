@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from federations import MECHANISMS, NETWORK, TABLE, federation_of
 
 from p2pfl.data import Dataset, Samples
 from p2pfl.errors import ConfigError
 from p2pfl.federation.federation import Federation
-from p2pfl.methods import appearance, statistics
+from p2pfl.methods import appearance, objectives, statistics
 from p2pfl.methods.objectives.stain_gan import colored, content
 from p2pfl.methods.statistics import color
 from p2pfl.runs import simulated
@@ -92,6 +93,14 @@ def test_images_get_the_light_that_all_have_and_nothing_is_left_of_a_factor_of_w
     np.testing.assert_allclose(made.std(axis=1), np.broadcast_to(wanted["sd"], (6, 3)), rtol=0.02)
 
 
+def test_one_hot_pixel_in_a_black_image_stays_a_number() -> None:
+    """It lies so many deviations away from all others that the power of ten of it is beyond float32."""
+    x = jnp.zeros((1, 224, 224, 3)).at[0, 7, 7].set(1.0)
+    wanted = {"mean": jnp.asarray([-0.5, 0.0, 0.0]), "sd": jnp.asarray([0.3, 0.05, 0.03])}
+    made = color.reinhard(x, wanted)
+    assert jnp.isfinite(made).all() and made[0, 7, 7].max() == 1
+
+
 # --- Macenko
 
 
@@ -140,6 +149,13 @@ def test_an_image_that_does_not_tell_its_stains_says_nothing_and_stays() -> None
     made = color.macenko(jnp.asarray(x), wanted)
     np.testing.assert_array_equal(made[3:], x[3:])
     assert np.isfinite(made).all()
+
+
+def test_stains_that_fewer_images_than_the_minimum_tell_are_not_told() -> None:
+    x = np.concatenate([stained(PURE, amounts(2, side=8)), np.full((8, 8, 8, 3), 0.99, np.float32)])
+    for minimum, told in ((2, True), (3, False)):
+        sums = statistics.gathered(["macenko"], rows(x), np.arange(10), minimum, 0, DRAWS)["macenko"]
+        assert [bool(np.any(part)) for part in sums.values()] == [told] * 3
 
 
 # --- both as statistics
@@ -351,6 +367,12 @@ def test_critics_stay_at_home_and_generators_travel() -> None:
     assert "generator" in trained and "critic" not in trained
     with pytest.raises(ConfigError, match=r"stain_gan: needs images \[height, width, 3\].*shape \[4, 4, 1\]"):
         federation_of({**MECHANISMS["colours"], "data": NETWORK["data"], "statistics": {}})
+
+
+def test_steps_in_which_the_model_waits_are_a_whole_number_and_told() -> None:
+    assert objectives.stain_gan(optax.sgd(0.1), first=3).ahead == 3
+    with pytest.raises(ConfigError, match=r"first=2\.5: must be a whole number >= 0"):
+        objectives.stain_gan(optax.sgd(0.1), first=2.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.soak

@@ -255,3 +255,14 @@ def test_a_run_that_ends_before_a_decoder_is_told_is_refused() -> None:
     method = {"name": "fedreplay", "steps": 16}
     with pytest.raises(ConfigError, match=r"objective\[0\]: fedreplay learns something else for 16 .* takes 16 in all"):
         federation_of({**FEW, "training": {**FEW["training"], "objective": [method]}})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"training": {**FEW["training"], "patience": 2}}, {"evaluation": {**FEW["evaluation"], "answers": ["best"]}}],
+)
+def test_nobody_stops_by_scores_of_models_that_have_not_begun_to_learn(more: dict[str, Any]) -> None:
+    table = {**FEW, **more}
+    method = {"name": "fedreplay", "steps": 8}
+    with pytest.raises(ConfigError, match=r"objective\[0\]: fedreplay .* 8 local steps .* training.patience .* best"):
+        federation_of({**table, "training": {**table["training"], "objective": [method]}})

@@ -301,6 +301,14 @@ def test_what_cannot_be_learned_again_is_refused(tmp_path: Path, more: dict[str,
         runs.run(wanted, tmp_path / "run")
 
 
+@pytest.mark.parametrize("method", [{"name": "fl_mrcm"}, {"name": "vafl", "reference": 1}])
+def test_no_site_is_left_out_where_an_objective_names_one(tmp_path: Path, method: dict[str, Any]) -> None:
+    wanted = given(tmp_path, "classes", leave_site_out=True)
+    with pytest.raises(ConfigError, match=rf"leave_site_out: numbers nodes anew, .*objective\[0\] \({method['name']}"):
+        splits.check(replace(wanted, training=replace(wanted.training, objective=(method,))))
+    splits.check(replace(wanted, training=replace(wanted.training, objective=({"name": "vafl"},))))
+
+
 def test_coefficients_of_rows_whose_gaps_the_nodes_fill_in(tmp_path: Path) -> None:
     """With the mean of all training rows, which gossip tells: so do they."""
     wanted = given(tmp_path, "classes")

@@ -15,11 +15,13 @@ from p2pfl.data import Dataset, Samples
 from p2pfl.data.builtin import digits
 from p2pfl.errors import ConfigError
 from p2pfl.federation.federation import Federation
-from p2pfl.methods import objectives
+from p2pfl.learning import models
+from p2pfl.learning.flax import from_flax
+from p2pfl.methods import bulletin, objectives
 from p2pfl.methods.objectives import simplest_site, translation
 from p2pfl.methods.objectives.variational import Sizes
 from p2pfl.runs import simulated
-from p2pfl.types import Tree
+from p2pfl.types import Array, Learner, Params, Tree
 
 KEY, HERE = jax.random.key(0), __name__
 
@@ -110,6 +112,7 @@ def test_one_model_is_right_at_all_scanners_once_images_look_like_those_of_the_s
     table = models["private"]["vafl"]  # what all have heard: images of the simplest site alone
     assert table["rows"]["there"].tolist() == [[1, 0, 0]] * 3 and not table["rows"]["images"][:, 1:].any()
     assert (table["rows"]["complexity"].argmin(axis=1) == 0).all()
+    assert models["private"][simplest_site.HOME]["target"].tolist() == [0, 0, 0]
     assert any("made images like those of its patients" in note for note in made.notes)
 
 
@@ -150,3 +153,93 @@ def test_a_reference_that_is_not_there_is_refused() -> None:
     method = {**STAGES["training"]["objective"][0], "reference": 3}
     with pytest.raises(ConfigError, match="objective vafl: reference=3: there are nodes 0 to 2"):
         federation_of({**STAGES, "training": {**STAGES["training"], "objective": [method]}})
+
+
+@pytest.mark.parametrize(
+    ("reference", "more", "text"),
+    [
+        (
+            None,
+            {"node_steps": [2, 2, 0]},
+            r"node_steps: node 2 takes no local step, and training.objective\[0\] \(vafl",
+        ),
+        (1, {"node_steps": [2, 0, 2]}, r"node_steps: node 1 takes no local step"),
+        (1, {}, "objective vafl: waits for what other sites tell, and algorithm local sends nothing"),
+    ],
+)
+def test_stages_that_would_never_begin_are_refused(reference: int | None, more: dict[str, Any], text: str) -> None:
+    method = {**STAGES["training"]["objective"][0]}
+    method = {name: value for name, value in method.items() if name != "reference"}
+    method |= {} if reference is None else {"reference": reference}
+    training = {**STAGES["training"], "objective": [method], **more}
+    with pytest.raises(ConfigError, match=text):
+        federation_of({**STAGES, "algorithm": {"name": "dsgd" if more else "local"}, "training": training})
+
+
+def test_what_was_known_first_stays_and_nobody_else_tells_a_site_that_it_has_looked() -> None:
+    plan = simplest_site.Stages(3, 1, 1, 2, 2, 2, 10.0, 0.0, 1, None, optax.sgd(0.1))
+
+    def target(version: list[int], looked: int, latched: int, complexity: tuple[float, ...] = (0, 2, 1)) -> list[int]:
+        table = {"rows": {"complexity": jnp.asarray(complexity, jnp.float32)}, "version": jnp.asarray(version)}
+        home = {"looked": jnp.int32(looked), "target": jnp.int32(latched)}
+        site = {"node": jnp.asarray([1.0, 0.0, 0.0])}
+        private = {simplest_site.NAME: table, simplest_site.HOME: home, "site": site}
+        which, known = simplest_site.target({"private": private}, plan)
+        return [int(which), int(known)]
+
+    assert target([7, 1, 1], looked=2, latched=-1)[1] == 0  # its own row is of a version that others have made up
+    assert target([8, 1, 0], looked=3, latched=-1)[1] == 0  # one was not heard
+    assert target([8, 1, 1], looked=3, latched=-1, complexity=(3, 2, 1)) == [2, 1]
+    assert target([8, 2, 1], looked=9, latched=2, complexity=(3, 0, 1)) == [2, 1]  # a lie that comes too late
+
+
+def waiting(reference: int | None = 0, node: int = 1) -> tuple[Learner, Params]:
+    """The learner of one of two nodes, and its first model; it has a batch normalisation."""
+    x, method = (4, 4, 1), objectives.vafl(optax.sgd(0.1), reference, 1, 1, 1, images=2, latent=2, channels=2)
+    assert method.bulletin is not None and method.shaped is not None
+    network = from_flax(models.mlp(x, 2, hidden=(3,), norm="batch"), jnp.zeros((1, *x)), 2)
+    learner = method.shaped(bulletin.placed(network, method.bulletin, 2, x), x)
+    params = learner.init(KEY)
+    site = {"node": (jnp.arange(2) == node).astype(jnp.float32), "samples": jnp.asarray(20.0)}
+    return learner, {**params, "private": {**params["private"], "site": site}}
+
+
+@pytest.mark.more
+def test_statistics_of_images_as_they_are_stay_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are no gradient, and would travel while a site waits for its translators."""
+    monkeypatch.setattr(simplest_site, "_stepped", lambda params, *_: params["private"])
+    learner, params = waiting()
+    batch = {"x": jax.random.normal(KEY, (4, 4, 4, 1)), "y": jnp.zeros(4, jnp.int32)}
+    home = params["private"][simplest_site.HOME]
+    ready = {**params["private"], simplest_site.HOME: {**home, "translated": jnp.int32(1)}}
+    for private, moves in ((params["private"], False), (ready, True)):
+        gradient, others, _ = jax.jit(learner.grad)({**params, "private": private}, batch, KEY)
+        moved = [bool((new != old).any()) for new, old in zip(
+            jax.tree.leaves(others["carried"]), jax.tree.leaves(params["carried"]), strict=True)]  # fmt: skip
+        assert any(moved) == moves == any(leaf.any() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.more
+def test_images_that_are_told_are_cut_to_what_is_like_the_own_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Array] = []
+
+    def losses(networks: Tree, x: Array, images: Array, *_: float) -> tuple[Array, Array]:
+        seen.append(images)
+        return networks["there"].sum(), networks["there"].sum()
+
+    monkeypatch.setattr(translation, "cycle_losses", losses)
+    plan = simplest_site.Stages(1, 1, 1, 2, 2, 2, 10.0, 0.0, 1, 0, optax.sgd(0.1))
+    cycle = {"there": jnp.ones(1)}
+    home = {"cycle": cycle, "optimizer": {"cycle": plan.optimizer.init(cycle)}, "translated": 0, "reach": 1.5}
+    for value, cut in ((1000.0, 3.0), (-1000.0, -3.0), (2.0, 2.0), (jnp.nan, 0.0)):
+        simplest_site._cycled(home, jnp.ones((3, 4, 4, 1)), jnp.full((2, 4, 4, 1), value), KEY, plan)
+        assert (seen[-1] == cut).all()
+
+
+@pytest.mark.more
+def test_what_translators_show_is_cut_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(translation, "translated", lambda network, x: jnp.full_like(x, jnp.inf))
+    learner, params = waiting()
+    home = {**params["private"][simplest_site.HOME], "translated": jnp.int32(1), "reach": jnp.asarray(1.5)}
+    shown = {**params, "private": {**params["private"], simplest_site.HOME: home}}
+    assert jnp.isfinite(learner.predict(shown, jnp.ones((2, 4, 4, 1)))).all()

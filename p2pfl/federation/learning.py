@@ -331,6 +331,18 @@ def objectives(experiment: Experiment, optimizer: optax.GradientTransformation) 
                 f"{where}: {name} learns something else for {made.ahead} local steps before the model sees any of it, "
                 f"and a node takes {taken} in all (rounds times training.local_steps); lower its steps, or take more"
             )
+        still = [node for node, steps in enumerate(experiment.training.node_steps or ()) if not steps]
+        if awaited := [node for node in still if made.awaits is None or node in made.awaits]:
+            raise ConfigError(
+                f"training.node_steps: node {awaited[0]} takes no local step, and {where} ({name}) waits for what it "
+                "learns in them; give it some"
+            )
+        if made.ahead and watched(experiment):
+            raise ConfigError(
+                f"{where}: {name} learns something else for {made.ahead} local steps before the model learns with it, "
+                "and training.patience and the answer best go by scores from the first round on: those before would "
+                "end training, or be the best; leave both out"
+            )
         found.append(made)
     return found
 

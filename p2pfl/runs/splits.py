@@ -51,6 +51,13 @@ def check(experiment: Experiment) -> None:
             raise ConfigError('evaluation.leave_site_out: needs a node for each site; use data.partition = "by_site"')
         if experiment.topology.graph is None:
             raise ConfigError("evaluation.leave_site_out: needs a graph by name, which can be made for a node fewer")
+        for i, given in enumerate(experiment.training.objective):
+            name, named = given.get("name"), given.get("reference") is not None
+            if name == "fl_mrcm" or (name == "vafl" and named):
+                raise ConfigError(
+                    f"evaluation.leave_site_out: numbers nodes anew, and training.objective[{i}] ({name}) has "
+                    "one of them as its reference; leave one of the two out"
+                )
     if wanted.splits and experiment.topology.graph is None:
         undisturbed(experiment, "evaluation.splits")
 

@@ -43,6 +43,8 @@ class Objective(NamedTuple):
     `around`: what it asks of the algorithm with all combinators, where all nodes lie in arrays of one shape.
     `slices`: where nodes have models of unequal shapes.
     `ahead`: local steps that a node takes before the method does anything to its model: it learns something else first.
+    Such a method is refused where nobody would take more, and where models are chosen by validation rows meanwhile.
+    `awaits`: nodes whose local steps it waits for, without which it never begins; None: all that are planned.
     """
 
     learner: Callable[[Learner], Learner] | None = None
@@ -55,6 +57,7 @@ class Objective(NamedTuple):
     slices: Slices | None = None
     shaped: Callable[[Learner, tuple[int, ...]], Learner] | None = None
     ahead: int = 0
+    awaits: tuple[int, ...] | None = ()
 
 
 def finder(name: str, learner: Learner) -> Features:

@@ -18,7 +18,7 @@ from p2pfl.methods.bulletin import Bulletin
 from p2pfl.methods.objectives import translation
 from p2pfl.methods.objectives.objective import Objective
 from p2pfl.methods.objectives.variational import Sizes, autoencoder, decoded, encoded
-from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
+from p2pfl.types import Algorithm, Array, Key, Learner, Metrics, Params, Tree
 
 NAME, HOME = "vafl", "vafl_networks"
 """Of what is private: the table of what sites tell, and the site's own networks."""
@@ -26,6 +26,8 @@ LEVELS = 32
 """Grey values are sorted into so many bins."""
 UNTOLD = 1e3
 """The complexity of a site that tells nothing of its images: no site is more complex."""
+REACH = 2.0
+"""Images that were told, or translated, have no number beyond so many times the largest of the node's own."""
 CANDIDATES, TURN = 4, 5
 """Images that are made for each that is told; steps of a critic for each of its generator."""
 _STREAM = 0x7AF
@@ -75,13 +77,14 @@ def vafl(
     A site whose translators are not ready leaves the model as it came from its neighbours. Generator, critic,
     translators and discriminators stay at their site, so each is asked about its own images. Complexity is the mean
     entropy of the grey values of an image, of 32 levels between its darkest and its brightest, so that units and
-    negatives make no difference. The simplest is known once every planned node was heard; where one may never come,
-    name the site by `reference`.
+    negatives make no difference. The simplest is known once every planned node was heard, and stays that for a node
+    that has known it; where one may never come, name the site by `reference`.
 
     **Made images leave the simplest site**, and come to all. They are made of its patients' images and may resemble
     them; that the nearest half is left out is no proof that none can be recognised. All other sites tell one number. A
     site of fewer than `minimum` training rows tells nothing, and is not the simplest; if it is named, nobody begins.
-    Who lies about its complexity has all others made like its images.
+    Who lies about its complexity has all others made like its images; whatever is told, images are cut to twice the
+    largest number of the node's own, so let all sites have images in like units.
 
     As in the source: the stages; one site, of the lowest complexity; a Wasserstein GAN with a penalty on gradients;
     that those of its images are told that are unlike any raw one and still like them all; a CycleGAN at each other
@@ -110,7 +113,8 @@ def vafl(
 
     Raises:
         ConfigError: an argument is out of bounds; when the data are known, rows that are no images, or are to be
-            reconstructed; when a model is made, there is no such node.
+            reconstructed; when a model is made, there is no such node; when applied, an algorithm that sends nothing.
+            Of an experiment: one that is waited for takes no local step.
 
     Example:
         >>> import optax, p2pfl
@@ -138,7 +142,20 @@ def vafl(
     who = f"of the simplest site {like}" if reference is None else f"of node {reference} {like}"
     what = f"how complex its images are, and {who}, to all nodes"
     told = Bulletin(NAME, row, what, bound=UNTOLD, in_turn=True)
-    return Objective(shaped=shaped, facts=("samples",), bulletin=told, suits=_images, ahead=look + make + translate)
+    awaits = None if reference is None else (reference,)
+    return Objective(
+        None, _exchanging, ("samples",), shaped=shaped, bulletin=told, suits=_images, ahead=look + make + translate,
+        awaits=awaits,
+    )  # fmt: skip
+
+
+def _exchanging(inner: Algorithm) -> Algorithm:
+    """The algorithm as it is. Raises ConfigError for one that sends nothing, since others would never be heard."""
+    if inner.link == "none":
+        raise ConfigError(
+            f"objective {NAME}: waits for what other sites tell, and algorithm {inner.name} sends nothing; leave it out"
+        )
+    return inner
 
 
 def _images(dataset: Dataset) -> None:
@@ -160,17 +177,30 @@ def complexity(x: Array) -> Array:
     return -(share * jnp.log2(jnp.maximum(share, 1e-6))).sum(axis=1).mean()
 
 
-def target(params: Params, reference: int | None) -> tuple[Array, Array]:
-    """Which node all others are made like, and whether that is known yet: once every planned one was heard."""
+def within(images: Array, reach: Array) -> Array:
+    """Images with no number beyond what is like the node's own, of which the largest is `reach` []."""
+    return jnp.clip(jnp.nan_to_num(images), -REACH * reach, REACH * reach)
+
+
+def target(params: Params, plan: Stages) -> tuple[Array, Array]:
+    """Which node all others are made like, and whether that is known yet: once every planned one was heard.
+
+    What was known first stays: who tells something else later moves nobody. The node's own row is known once it has
+    looked, whatever version of it others have made up before.
+    """
+    if plan.reference is not None:
+        return jnp.asarray(plan.reference, jnp.int32), jnp.asarray(True)
+    home = params["private"][HOME]
     rows, known = bulletin.heard(params, NAME)
-    if reference is not None:
-        return jnp.asarray(reference, jnp.int32), jnp.asarray(True)
-    return jnp.argmin(jnp.where(known, rows["complexity"], UNTOLD)).astype(jnp.int32), known.all()
+    known = known & (~bulletin.own(params) | (home["looked"] >= plan.look))
+    simplest = jnp.argmin(jnp.where(known, rows["complexity"], UNTOLD)).astype(jnp.int32)
+    found = home["target"] >= 0
+    return jnp.where(found, home["target"], simplest), found | known.all()
 
 
 def _ready(params: Params, plan: Stages) -> tuple[Array, Array]:
     """Whether the node is the one that all are made like, and whether it is another one whose translators are ready."""
-    which, known = target(params, plan.reference)
+    which, known = target(params, plan)
     here = bulletin.own(params)[which] & known
     return here, ~here & (params["private"][HOME]["translated"] >= plan.translate)
 
@@ -190,8 +220,9 @@ def _translating(learner: Learner, x: tuple[int, ...], plan: Stages) -> Learner:
         zero = jnp.zeros((), jnp.int32)
         home = {
             **own, "optimizer": {name: plan.optimizer.init(tree) for name, tree in own.items() if name != "candidates"},
-            "looked": zero, "made": zero, "checked": zero, "translated": zero, "complexity": jnp.zeros((), dtype),
-            "nearest": jnp.full(own["candidates"].shape[:1], UNTOLD, dtype),
+            "looked": zero, "made": zero, "checked": zero, "translated": zero, "target": zero - 1,
+            "complexity": jnp.zeros((), dtype),
+            "nearest": jnp.full(own["candidates"].shape[:1], UNTOLD, dtype), "reach": jnp.zeros((), dtype),
         }  # fmt: skip
         return {**params, "private": {**params["private"], HOME: home}}
 
@@ -199,12 +230,18 @@ def _translating(learner: Learner, x: tuple[int, ...], plan: Stages) -> Learner:
         here, ready = _ready(params, plan)
         gradient, others, metrics = learner.grad(params, {**batch, "x": shown(params, batch["x"], ready)}, key)
         gradient = jax.tree.map(lambda leaf: jnp.where(here | ready, leaf, 0), gradient)
+        if "carried" in params:  # statistics of images as they are stay at home: a model that waits is as it came
+            kept = jax.tree.map(
+                lambda new, old: jnp.where(here | ready, new, old), others["carried"], params["carried"]
+            )
+            others = {**others, "carried": kept}
         after = {**params, "private": others["private"]}
         private = _stepped(after, batch["x"], jax.random.fold_in(key, _STREAM), sizes, plan)
         return gradient, {**rest(params), **others, "private": private}, metrics
 
     def shown(params: Params, x: Array, ready: Array) -> Array:
-        there = translation.translated(params["private"][HOME]["cycle"]["there"], x)
+        home = params["private"][HOME]
+        there = within(translation.translated(home["cycle"]["there"], x), home["reach"])
         return jnp.where(ready, there.astype(x.dtype), x)
 
     def look(params: Params, x: Array) -> tuple[Params, Array]:
@@ -230,11 +267,14 @@ def _stepped(params: Params, x: Array, key: Key, sizes: Sizes, plan: Stages) -> 
     """What is private after a local step: the stage that the node is in is one step further."""
     home = params["private"][HOME]
     here, _ = _ready(params, plan)
-    which, known = target(params, plan.reference)
+    which, known = target(params, plan)
     enough = params["private"]["site"]["samples"] >= plan.minimum
     looked = home["looked"] + 1
     mean = home["complexity"] + (complexity(x) - home["complexity"]) / looked.astype(x.dtype)
-    home = {**home, "looked": looked, "complexity": jnp.where(looked <= plan.look, mean, home["complexity"])}
+    home = {
+        **home, "looked": looked, "complexity": jnp.where(looked <= plan.look, mean, home["complexity"]),
+        "reach": jnp.maximum(home["reach"], jnp.abs(x).max()), "target": jnp.where(known, which, home["target"]),
+    }  # fmt: skip
 
     makes = here & enough & (home["made"] < plan.make)
     home = jax.lax.cond(makes, lambda: _made(home, x, key, sizes, plan), lambda: home)
@@ -306,10 +346,10 @@ def _chosen(home: Tree, sizes: Sizes, plan: Stages) -> Array:
 def _cycled(home: Tree, x: Array, images: Array, key: Key, plan: Stages) -> Tree:
     """One step of the CycleGAN: translators and discriminators at once, each by its own loss."""
     which = jax.random.randint(key, (x.shape[0],), 0, images.shape[0])
-    networks = home["cycle"]
+    networks, told = home["cycle"], within(images[which].astype(x.dtype), home["reach"])
 
     def losses(networks: Tree) -> tuple[Array, Array]:
-        return translation.cycle_losses(networks, x, images[which].astype(x.dtype), plan.cycle, plan.identity)
+        return translation.cycle_losses(networks, x, told, plan.cycle, plan.identity)
 
     of_translators = jax.grad(lambda networks: losses(networks)[0])(networks)
     of_discriminators = jax.grad(lambda networks: losses(networks)[1])(networks)

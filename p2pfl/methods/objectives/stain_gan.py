@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from p2pfl.check import at_least
+from p2pfl.check import at_least, whole
 from p2pfl.errors import ConfigError
 from p2pfl.methods.objectives.objective import Objective
 from p2pfl.methods.objectives.pixels import convolved, in_color, network
@@ -59,7 +59,8 @@ def stain_gan(
         closeness: >= 0.
         consistency: >= 0.
         first: local steps of a node in which the two networks are trained and the model is not; after them the model is
-            trained and they stay, as in the source. 0: all are trained all the time.
+            trained and they stay, as in the source. 0: all are trained all the time. Who stays has a gradient of zero:
+            an optimizer that moves weights without one (the decay of adamw, momentum that is left) moves them still.
         hidden: channels of the generator between grey and colour, in convolutions of 3 x 3.
         critic: channels of the critic, each of which halves both sides.
 
@@ -75,7 +76,8 @@ def stain_gan(
         >>> p2pfl.methods.objectives.stain_gan(optax.adam(0.001)).facts
         ()
     """
-    at_least(0, closeness=closeness, consistency=consistency, first=first)
+    at_least(0, closeness=closeness, consistency=consistency)
+    whole(0, first=first)
     at_least(1, **{f"hidden[{i}]": each for i, each in enumerate(hidden)})
     at_least(1, **{f"critic[{i}]": each for i, each in enumerate(critic)})
 
@@ -85,7 +87,7 @@ def stain_gan(
         both = beside(both, CRITIC, lambda key: network(key, [4, *critic, 1], 4, dtype))
         return _colored(both, closeness, consistency, first)
 
-    return Objective(learner, _remembering, suits=partial(in_color, NAME))
+    return Objective(learner, _remembering, suits=partial(in_color, NAME), ahead=first)
 
 
 # --- what they make of images

@@ -32,6 +32,8 @@ OPPONENT = np.diag([3**-0.5, 6**-0.5, 2**-0.5]) @ np.array([[1, 1, 1], [1, 1, -2
 """l, alpha and beta of their logarithms: light, yellow against blue, red against green; orthogonal."""
 _LARGEST = {"mean": math.sqrt(3) * math.log10(255), "sd": math.log10(255), "most": math.sqrt(3) * math.log(255)}
 """What no image can be beyond, by what it is told of: nobody's say moves colours further."""
+_FURTHEST = 5.0
+"""Decimal logarithm, either way, beyond which what cones see is cut: a pixel far from all others stays finite."""
 
 
 def lab(x: Array) -> Array:
@@ -44,7 +46,8 @@ def lab(x: Array) -> Array:
 
 def rgb(x: Array) -> Array:
     """The reverse of `lab`, cut to 0..1."""
-    return jnp.clip(_times(10 ** _times(x, OPPONENT.T), np.linalg.inv(LMS)), 0, 1)
+    seen = 10 ** jnp.clip(_times(x, OPPONENT.T), -_FURTHEST, _FURTHEST)
+    return jnp.clip(_times(seen, np.linalg.inv(LMS)), 0, 1)
 
 
 def light(x: Array) -> tuple[Array, Array]:

@@ -11,10 +11,10 @@
     macenko     {"count" [], "stains" [3, 2], "most" [2]}    of the images that tell them, see `color`  -> means of both
 
 A sum says something about every row in it, and a neighbour sees a site's own sums in the first round. So a site with
-fewer rows than `minimum` says nothing, and nothing about a class or a feature of which it has fewer; `noise` blurs the
-rest. That is disclosure control, as statistical offices do it, and no differential privacy: the noise is measured by
-the largest part that a row of the site has, which is itself a fact of its data, and it is drawn anew whenever a node is
-started.
+fewer rows than `minimum` says nothing, and nothing about a class or a feature of which it has fewer, nor about stains
+that fewer of its images tell; `noise` blurs the rest. That is disclosure control, as statistical offices do it, and no
+differential privacy: the noise is measured by the largest part that a row of the site has, which is itself a fact of
+its data, and it is drawn anew whenever a node is started.
 
 Squares are of x itself: in float32 the standard deviation of a feature whose mean is hundreds of them away from zero
 loses its digits, and beyond 700 it counts as constant. Shift such a feature, or compute in float64.
@@ -63,10 +63,11 @@ def gathered(
 ) -> Tree:
     """The sums of one site over its training rows, by name: a tree of float64 arrays, all zero for too few rows.
 
-    `minimum`: rows that a site must have, of each class for "labels", and of each feature for "moments". `noise`:
-    standard deviation of Gaussian noise on every sum, in units of the most that one of the site's rows adds to it (to a
-    count: 1). `rng`: where the noise comes from; for real data one that the operating system has seeded. Raises
-    ConfigError for a name that is not of GATHERED, and for data that have no such thing.
+    `minimum`: rows that a site must have, of each class for "labels", of each feature for "moments", and images that
+    tell their stains for "macenko". `noise`: standard deviation of Gaussian noise on every sum, in units of the most
+    that one of the site's rows adds to it (to a count: 1). `rng`: where the noise comes from; for real data one that
+    the operating system has seeded. Raises ConfigError for a name that is not of GATHERED, and for data that have no
+    such thing.
     """
     at_least(1, minimum=minimum)
     at_least(0, noise=noise)
@@ -74,10 +75,7 @@ def gathered(
     for name in dict.fromkeys(names):
         one_of(GATHERED, gather=name)
         sums, most = GATHERED[name].sums(dataset, rows if len(rows) >= minimum else rows[:0])
-        if name == "labels":
-            sums = {"count": np.where(sums["count"] < minimum, 0, sums["count"])}
-        if name == "moments":
-            sums = {part: np.where(sums["count"] < minimum, 0, values) for part, values in sums.items()}
+        sums = {part: np.where(sums["count"] < minimum, 0, values) for part, values in sums.items()}
         if noise and len(rows) >= minimum:
             sums = jax.tree.map(
                 lambda leaf, most: leaf + noise * most * rng.standard_normal(np.shape(leaf)), sums, most
