@@ -89,7 +89,7 @@ def make(folder: Path, chests: Path, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Make the patients of experiments/exam.")
+    parser = argparse.ArgumentParser(description="Make the patients of the exam.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--chests", type=Path, default=CHESTS, help="PneumoniaMNIST, with MedMNIST's keys")
     parser.add_argument("--seed", type=int, default=0)
