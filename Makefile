@@ -8,14 +8,15 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/p2pfl run experiments/ring-digits/experiment.toml
 
-# each claim once, while types are checked, which takes one core half a minute
+# most claims, while types are checked, which takes one core half a minute; what takes long is in `make test-all` and
+# `make soak`
 test: $(VENV)/installed-test
 	$(MAKE) --no-print-directory --jobs=2 lint fast
 
 fast: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-# the same for more kinds, graphs and seeds; live ones have the machine to themselves
+# what takes longer: more kinds, graphs and seeds; live ones have the machine to themselves
 test-all: $(VENV)/installed-test faults
 	$(BIN)/python -m pytest -m "more and live"
 	$(BIN)/python -m pytest -m "more and not live" -n auto --dist worksteal

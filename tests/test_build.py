@@ -107,7 +107,8 @@ def test_the_tiny_experiment_is_right() -> None:
         ),
         (
             {"model": {"name": "mpl"}},
-            "model.name='mpl': did you mean 'mlp'? Valid: cnn, cnn3d, cnn_gnn, fusion, logistic, mlp, mmoe, resnet, ",
+            "model.name='mpl': did you mean 'mlp'? Valid: cnn, cnn3d, cnn_gnn, fusion, logistic, mlp, mmoe, resnet, "
+            "unet; or ",
         ),
         ({"training": {"optimizer": {"name": "sdg", "learning_rate": 0.1}}}, "did you mean 'sgd'? Valid: "),
         ({"training": {"optimizer": {"learning_rate": 0.1}}}, "training.optimizer.name: must be given, as in"),

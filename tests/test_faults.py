@@ -708,7 +708,7 @@ TRIES = 3
 
 SOME = (
     "models: tiny frames", "models: a message that never ends", "models: 500 idle connections", "models: offers",
-    "membership: tiny frames and pings",
+    "models: frames of a stranger", "membership: tiny frames and pings",
 )  # fmt: skip
 """Floods of the day; the others are for the night. tools/floods.py has what is thrown."""
 

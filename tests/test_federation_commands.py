@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -629,6 +630,8 @@ def test_who_is_revoked_and_can_call_nobody_says_so_and_ends_by_a_copy(
     Path("node.toml").write_text('experiment = "experiment.toml"\nfederation = "hearts.toml"\nkey = "north.key"\n')
     command = [sys.executable, "-m", "p2pfl", "node", "node.toml"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    late = threading.Timer(120, process.kill)
+    late.start()
     try:
         assert process.stdout is not None
         assert any("none can be called: if the others have revoked this one" in line for line in process.stdout)
@@ -636,5 +639,6 @@ def test_who_is_revoked_and_can_call_nobody_says_so_and_ends_by_a_copy(
         said, _ = process.communicate(timeout=60)
         assert process.returncode == Exit.FAILED and "no member of the federation any more" in said, said
     finally:
+        late.cancel()
         process.kill()
         process.communicate()

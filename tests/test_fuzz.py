@@ -47,7 +47,7 @@ from p2pfl.protocol.membership.wire import Datagram
 from p2pfl.protocol.messages import BOOKED, CARRIERS, KINDS, VERSION, VOID
 from p2pfl.protocol.strangers import Strangers
 
-FLAT = 100_000
+FLAT = 50_000
 """Bytes by which memory may grow over thousands of frames: counters, caches of small numbers, and what of a frame is
 still held. A hundredth of what the frames themselves have."""
 

@@ -17,6 +17,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
+from small import PATIENT
 from test_live import P2PFL
 
 from p2pfl import shipped
@@ -121,7 +122,8 @@ NEEDED = {
     "imaging": ["data/heart_disease_4sites.csv", "data/mednist64_3300.npz", "data/pneumoniamnist_rebuilt.npz"],
     "mri-reconstruction": ["data/mednist64_3300.npz"], "pneumonia": ["data/pneumoniamnist_rebuilt.npz"],
     "private-hearts": ["data/heart_disease_4sites.csv"],
-    "scanner-shift": ["data/pneumoniamnist_rebuilt.npz"], "tcga-brca": ["data/tcga_brca_6regions.csv"],
+    "scanner-shift": ["data/pneumoniamnist_rebuilt.npz"],
+    "tcga-brca": ["data/tcga_brca_6regions.csv"],
     "unequal-hospitals": ["data/pneumoniamnist_rebuilt.npz"],
 }  # fmt: skip
 """What the experiments look for that is no part of p2pfl."""
@@ -211,6 +213,8 @@ def test_a_template_runs_as_it_is(folder: Path) -> None:
 @pytest.mark.parametrize("folder", ["hospital", "lan"], indirect=True)
 def test_its_nodes_run_one_by_one(folder: Path) -> None:
     files = [path.name for path in node_files(folder)]
+    text, timing = (folder / "experiment.toml").read_text("utf-8"), "".join(f"{k} = {v}\n" for k, v in PATIENT.items())
+    (folder / "experiment.toml").write_text(f"{text}\n[network.timing]\n{timing}", "utf-8")
     started = [start(folder, "node", name) for name in files]
     said = [process.communicate(timeout=300) for process in started]
     assert [process.returncode for process in started] == [0] * len(files), said

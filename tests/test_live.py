@@ -412,7 +412,7 @@ def test_a_federation_goes_on_through_crash_kill_freeze_and_garbage(
     assert {reason: dropped[reason] for reason in due} == due
 
 
-def by_hand(folder: Path, rounds: int) -> list[Path]:
+def by_hand(folder: Path, rounds: int, network: str = 'preset = "lan"') -> list[Path]:
     """The files of two hospitals: one experiment, and on each machine a node file and the rows of its own."""
     rng = np.random.default_rng(0)
     experiment = f"""
@@ -432,7 +432,7 @@ nodes = 2
 [algorithm]
 name = "dsgd"
 [network]
-preset = "lan"
+{network}
 """
     (folder / "experiment.toml").write_text(experiment)
     files = []
@@ -517,7 +517,7 @@ def test_two_nodes_by_hand_with_rows_of_their_own_until_they_are_asked_to_stop(t
         (tmp_path / f"records{node}" / "life.json").write_text(text)
     processes = [
         subprocess.Popen([*P2PFL, "node", str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for file in by_hand(tmp_path, 1_000_000)
+        for file in by_hand(tmp_path, 1_000_000, PATIENT[1].removeprefix("network."))
     ]
     folders = [tmp_path / f"records{node}" for node in (0, 1)]
     limit = time.monotonic() + 120

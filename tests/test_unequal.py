@@ -21,7 +21,7 @@ from p2pfl.drivers.simulate import engine
 from p2pfl.drivers.simulate.simulation import Evaluated, How
 from p2pfl.errors import ConfigError
 from p2pfl.federation import federation
-from p2pfl.federation.tasks import tasks
+from p2pfl.federation.tasks import growing, tasks
 from p2pfl.node import records
 from p2pfl.node.replica import Replica
 from p2pfl.node.task import Booked
@@ -190,6 +190,24 @@ def test_a_message_has_the_square_of_its_round_and_all_drivers_agree(
     else:
         each = [row["bytes_sent"] for row in records.read(out / "metrics.jsonl") if row["node"] == 0]
         assert summary.bytes_sent_per_node_round == pytest.approx(np.mean(each))
+
+
+@pytest.mark.parametrize("by", ["equivocation", "dissensus"])
+def test_what_a_liar_tells_each_neighbour_is_told_whole(by: str) -> None:
+    made = federation_of(lied(by))
+    assert made.algorithm.travelling is not None and growing(made) is None
+
+
+@pytest.mark.more
+def test_with_a_lie_for_each_beside_a_square_that_grows_drivers_agree(tmp_path: Path) -> None:
+    digests = [ran(kind, tmp_path / kind, **lied("equivocation")).digests for kind in ("loop", "virtual")]
+    assert digests[0] == digests[1]
+    ran("simulate", tmp_path / "simulate", **lied("dissensus"))
+
+
+def lied(by: str) -> dict[str, Any]:
+    wrap = {"name": "fourier", "start": 0.2, "rounds": 4, "end": 0.8}
+    return table(algorithm={"name": "dsgd", "wrap": [wrap]}, attack=[{"nodes": [1], "by": by}])
 
 
 # ------------------------------------------------------------------------------------------------ a share in each round

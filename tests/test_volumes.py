@@ -510,7 +510,9 @@ def test_masks_lie_on_the_voxels_of_their_files(tmp_path: Path, monkeypatch: pyt
     inner = new_rows.arrays
     monkeypatch.setattr(new_rows, "arrays", lambda *given: (opened.append(model.given), inner(*given))[1])
     said: list[str] = []
+    write(tmp_path / ".masks.part" / "stale.nii.gz", ball(0)[1])  # left by one that was killed
     masks.write(model, new, tmp_path / "masks", said.append)
+    assert {path.name for path in (tmp_path / "masks").rglob("*.nii.gz")} == {"one.nii.gz", "two.nii.gz"}
     assert opened == [0, 1], "the second file is read when the first has been answered"
     assert said[-1] == "a threshold answers 2 volumes" and "volumes turned" in "".join(said)
     for name in ("one.nii", "ward/two.nii.gz"):
@@ -525,6 +527,23 @@ def test_masks_lie_on_the_voxels_of_their_files(tmp_path: Path, monkeypatch: pyt
     at = np.argwhere(found["predicted_1"]).mean(axis=0)  # the middle of the ball, in mm
     truth = np.argwhere(np.asarray(plain.dataobj)).mean(axis=0)
     np.testing.assert_allclose((found["affine_1"] @ [*at, 1])[:3], (affine @ [*truth, 1])[:3], atol=0.05)
+
+
+def test_each_volume_has_a_mask_with_a_name_of_its_own(tmp_path: Path) -> None:
+    root, new = tree(tmp_path, 2), tmp_path / "new"
+    for number, name in enumerate(("a.nii", "a.nii.gz", "b.nii")):
+        write(new / name, ball(number)[0])
+    model = Threshold(read(root).recipe)
+    masks.write(model, new, tmp_path / "masks", lambda text: None)
+    assert {path.name for path in (tmp_path / "masks").iterdir()} == {"a.nii.nii.gz", "a.nii.gz.nii.gz", "b.nii.gz"}
+    (volume, *_), name = [each for each, _ in model.volumes(new)], "masks of a series"
+
+    class Series(Threshold):
+        def volumes(self, path: Path | str) -> Iterator[tuple[NewVolume, np.ndarray]]:
+            yield volume._replace(file="."), np.zeros((*volume.x.shape[:3], 2))
+
+    masks.write(Series(model.recipe), new, tmp_path / name, lambda text: None)  # whose slices lie in `new` itself
+    assert [path.name for path in (tmp_path / name).iterdir()] == ["new.nii.gz"]
 
 
 def test_new_volumes_of_several_sequences_are_found_as_those_of_the_training(tmp_path: Path) -> None:

@@ -107,9 +107,11 @@ def load(
     if not len(rows.places):
         raise DataError(f"{rows.root}: no rows")
     chosen = _Chosen(rows, y, _parts(wanted, rows))
-    chosen = _limited(_small_sites(wanted, _of_parts(chosen)), limit, seed)
+    chosen = _of_parts(chosen)
+    _judge_known(wanted, chosen, in_headers=False)
+    chosen = _limited(_small_sites(wanted, chosen), limit, seed)
     chosen, entries = _entries(wanted, chosen, missing)
-    _judge_known(wanted, chosen)
+    _judge_known(wanted, chosen, in_headers=True)
     series = any(file.is_dir() for entry in entries for file in entry.files)
     patches = wanted.volume is not None and wanted.volume.patch is not None
     if cache and wanted.format == "fastmri":
@@ -180,10 +182,10 @@ def _of_parts(chosen: _Chosen) -> _Chosen:
     return chosen.keep(~gone, NO_PART, f"left out {int(gone.sum())} rows that belong to no part")
 
 
-def _judge_known(layout: Layout, chosen: _Chosen) -> None:
-    """Raise DataError where nobody says the site or the group of a row."""
+def _judge_known(layout: Layout, chosen: _Chosen, in_headers: bool) -> None:
+    """Raise DataError where nobody says the site or the group of a row; in headers, of the files that there are."""
     for field, name in (("site", layout.site), ("group", layout.group)):
-        if name is None:
+        if name is None or (name in layout.headers) != in_headers:
             continue
         empty = chosen.rows.column(name, field) == ""
         if empty.any():
@@ -198,7 +200,7 @@ def _small_sites(layout: Layout, chosen: _Chosen) -> _Chosen:
     if layout.site is None:
         return chosen
     cells = chosen.rows.columns[layout.site]
-    small = sorted(name for name, count in Counter(cells).items() if count < layout.min_rows)
+    small = sorted(name for name, count in Counter(cells).items() if name and count < layout.min_rows)
     if not small:
         return chosen
     return chosen.keep(

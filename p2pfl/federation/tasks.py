@@ -71,7 +71,7 @@ def fitting(federation: Federation) -> Callable[[int], NodeSlice | None]:
 def growing(federation: Federation) -> Growth | None:
     """What of a payload travels in a round, where that depends on the round."""
     algorithm, around = federation.algorithm, Neighborhood(np.zeros(1), np.zeros(1))
-    if algorithm.travelling is None:
+    if algorithm.travelling is None or algorithm.per_edge:  # what is told to each is told whole
         return None
     model = shape(federation.learner, federation.sites)
     payload = jax.eval_shape(lambda model: algorithm.send(algorithm.init(model, 1), around)[1], model)

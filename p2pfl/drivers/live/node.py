@@ -581,7 +581,7 @@ class LiveNode:
         silent = [at for at, said in why.items() if said == REACHED]
         told = {at: said for at, said in why.items() if said}
         told |= {at: f"takes connections and does not answer: does it reach us at {own}?" for at in silent}
-        if silent and (said := self._reach.why(membership_address(own), time)):
+        if (silent or now.uncallable) and (said := self._reach.why(membership_address(own), time)):
             told[own] = said
         return told
 

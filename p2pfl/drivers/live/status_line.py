@@ -43,14 +43,15 @@ def line(now: Situation) -> str:
     parts = [f"round {now.round} of {now.rounds}", f"{now.there} of {now.expected} nodes there"]
     if now.score is not None:
         parts.append(f"{now.score[0]} {now.score[1]:.3f}")
-    if now.there == 1 and now.expected > 1 and now.uncallable:
-        parts.append(
-            "no other node has called, and none can be called: if the others have revoked this one, nobody can tell "
-            f"it; their {now.uncallable}, put in the place of this one's, does"
-        )
-    elif now.there == 1 and now.expected > 1:
+    if now.there == 1 and now.expected > 1:
         asked = [_with_reason(address, now.why) for address in dict.fromkeys((*now.peers, *now.strange))]
-        parts.append(f"no other node answers at {', '.join(asked[:SHOWN]) or 'any address: peers is empty'}")
+        if now.uncallable:
+            parts.append(
+                "no other node is there, and none can be called: if the others have revoked this one, nobody can tell "
+                f"it; their {now.uncallable}, put in the place of this one's, does"
+            )
+        else:
+            parts.append(f"no other node answers at {', '.join(asked[:SHOWN]) or 'any address: peers is empty'}")
         if now.why.get(now.address):
             parts.append(f"nor is this node reached at its own address {_with_reason(now.address, now.why)}")
     elif now.missing:
