@@ -73,6 +73,7 @@ def heard(*shares: list[float], own: int = 0) -> Tree:
     return {"private": {"site": {"node": jnp.eye(len(shares), dtype=jnp.int32)[own]}, NAME: table}}
 
 
+@pytest.mark.more
 def test_rows_are_made_of_each_site_that_was_heard_by_its_shares_of_classes_within_reach() -> None:
     params = heard([1, 0, 0, 0], [0, 0.5, 0.5, 0], [], [0, 0, 0, 1])
     batch, count = replayed(params, jnp.float32(1.5), KEY, SIZES, 50)

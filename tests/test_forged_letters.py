@@ -212,7 +212,7 @@ def insist(node: VirtualNode, victims: list[int], keys: Keys | None) -> None:
 @pytest.mark.parametrize(
     ("victims", "keys"),
     [
-        pytest.param([3], None, id="one, no keys"),
+        pytest.param([3], None, id="one, no keys", marks=pytest.mark.more),
         pytest.param([0, 1, 2, 3, 4], KEYS, id="all, keys", marks=pytest.mark.more),
         pytest.param([0, 1, 2, 3, 4], None, id="all, no keys", marks=pytest.mark.soak),
         pytest.param([3], KEYS, id="one, keys", marks=pytest.mark.soak),

@@ -74,7 +74,7 @@ def source(monkeypatch: pytest.MonkeyPatch) -> str:
     [
         pytest.param("labels", {"name": "mlp", "hidden": [8]}, "accuracy", 0.7, "auc_mean", marks=pytest.mark.more),
         pytest.param("regression", {"name": "logistic"}, "explained", 0.5, "r2_mean", marks=pytest.mark.more),
-        ("survival", {"name": "logistic"}, "concordance", 0.7, "c_index_own_mean"),
+        pytest.param("survival", {"name": "logistic"}, "concordance", 0.7, "c_index_own_mean", marks=pytest.mark.more),
         pytest.param(
             "segmentation", {"name": "unet", "channels": [4]}, "dice", 0.4, "dice_mean_mean", marks=pytest.mark.more
         ),

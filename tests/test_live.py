@@ -510,6 +510,7 @@ def test_two_nodes_with_different_experiments_say_which_field_and_end(tmp_path: 
         assert json.loads((tmp_path / f"records{node}" / "result.json").read_text())["booked"] == 0
 
 
+@pytest.mark.more
 def test_two_nodes_by_hand_with_rows_of_their_own_until_they_are_asked_to_stop(tmp_path: Path) -> None:
     kept = ('{"life": 4000000000000}', "garbled")  # by processes whose clock was far ahead, or whose disk has failed
     for node, text in enumerate(kept):

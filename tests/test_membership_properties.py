@@ -163,7 +163,9 @@ def test_nobody_is_declared_dead_by_loss_and_jitter_in_an_hour(n: int, loss: flo
     accuracy(1, n, 3600.0, loss, most)
 
 
-@pytest.mark.parametrize("timing, stall", [(LAN, 1.15), (LOCAL, 1.5)], ids=["lan", "local"])
+@pytest.mark.parametrize(
+    "timing, stall", [pytest.param(LAN, 1.15, marks=pytest.mark.more), (LOCAL, 1.5)], ids=["lan", "local"]
+)
 def test_a_stall_shorter_than_a_suspicion_costs_no_life(timing: Any, stall: float) -> None:
     for seed in range(4):
         world = World(seed, FAR._replace(loss=0.02), timing).all(5)
@@ -408,6 +410,7 @@ def partition(seed: int, half: int, seconds: float, loss: float = 0.0, keys: Any
     assert len(world.views()) == 1 and len(world.view(0)) == 2 * half, f"seed {seed}, healed after {world.now - start}"
 
 
+@pytest.mark.more
 def test_a_partition_heals() -> None:
     partition(1, 2, 600.0)
     partition(2, 8, 60.0)

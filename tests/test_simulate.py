@@ -150,6 +150,7 @@ def test_what_is_cheapest_is_chosen() -> None:
     assert chosen("exponential", 8, name="push_sum") == "inbox"
 
 
+@pytest.mark.more
 def test_a_model_with_data_of_unequal_size_and_evaluation(optimised: None) -> None:
     """A network on digits, Dirichlet: nodes have different numbers of rows, and are tested before and after mixing."""
     made = federation(
