@@ -29,6 +29,7 @@ KEY, HERE = jax.random.key(0), __name__
 # --- the autoencoder
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     "x", [(7,), *(pytest.param(x, marks=pytest.mark.more) for x in ((4, 4, 1), (5, 9, 2), (28, 28, 1)))]
 )

@@ -178,6 +178,7 @@ def test_a_stall_shorter_than_a_suspicion_costs_no_life(timing: Any, stall: floa
         assert world.held(0, 1).state == DEAD, f"seed {seed}: a long one does"
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("keys", [None, pytest.param(KEYS, marks=pytest.mark.more)], ids=["no keys", "keys"])
 def test_an_announced_pause_costs_no_life_and_a_crash_in_it_is_found_after_it(keys: Any) -> None:
     for seed in range(3 if keys is None else 1):
@@ -313,6 +314,7 @@ def test_members_that_hear_the_same_in_any_order_hold_the_same() -> None:
         assert table(entries) == table(shuffled), f"seed {seed}"
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("keys", [None, pytest.param(KEYS, marks=pytest.mark.more)], ids=["no keys", "keys"])
 def test_only_the_owner_raises_its_refutes_and_no_life_comes_back(keys: Any) -> None:
     """In a bad network with a freezing member: nobody holds more of a node than it has said, and what has left a view
@@ -366,6 +368,7 @@ def test_nobody_can_confirm_in_a_federation_of_two() -> None:
 # 6: who is ill notices it
 
 
+@pytest.mark.more
 def test_an_ill_member_blames_itself_and_kills_nobody() -> None:
     for seed in range(1):
         world = World(seed, lambda source, to: lossy(0.5 if 3 in (source, to) else 0.0)).all(16, settle=5)

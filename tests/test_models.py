@@ -341,6 +341,7 @@ def test_a_unet_learns_to_segment() -> None:
 # ------------------------------------------------------------------------------------------------------- of the table
 
 
+@pytest.mark.more
 def test_the_same_seed_makes_the_same_model() -> None:
     for name, maker in models.MODELS.items():
         shape = {"cnn3d": (8, 8, 8, 1), "fusion": (2 + 64,)}.get(name, (8, 8, 1))

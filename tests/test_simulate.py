@@ -94,7 +94,7 @@ def test_spread_over_devices_is_the_same(case: str) -> None:
 @pytest.mark.parametrize(
     "graph, devices",
     [
-        ("complete", 4),
+        pytest.param("complete", 4, marks=pytest.mark.more),
         pytest.param("barabasi_albert", 1, marks=pytest.mark.more),
         pytest.param("star", 4, marks=pytest.mark.more),
     ],
@@ -110,7 +110,7 @@ def test_every_way_of_mixing_is_the_same(graph: str, devices: int, monkeypatch: 
 @pytest.mark.parametrize(
     ("case", "way", "devices"),
     [
-        ("dsgd", "", 1), ("late", "", 1), ("push_sum", "", 4), ("complete", "mean", 4), ("complete", "dense", 1),
+        ("dsgd", "", 1), ("late", "", 1), pytest.param("push_sum", "", 4, marks=pytest.mark.more), ("complete", "mean", 4), ("complete", "dense", 1),
         ("churn", "", 1),
         *(
             pytest.param(case, "", devices, marks=pytest.mark.more)
