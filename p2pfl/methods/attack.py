@@ -91,7 +91,7 @@ def _dissensus(now: Telling) -> Array:
 def _equivocation(now: Telling) -> Array:
     way = now.leaf.std() * jax.random.normal(now.lasting, now.leaf.shape, now.leaf.dtype)
     place, many = jnp.cumsum(now.there) - 1, now.there.sum()  # places that no neighbour has are nobody's
-    share = (1 - 2 * place / jnp.maximum(many - 1, 1).astype(now.leaf.dtype)).astype(now.leaf.dtype)
+    share = 1 - 2 * place.astype(now.leaf.dtype) / jnp.maximum(many - 1, 1).astype(now.leaf.dtype)
     return now.leaf[None] + now.scale * over(share, now.leaf[None]) * way[None]
 
 
