@@ -3,17 +3,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint faults soak fuzz bench clean
+.PHONY: demo test fast test-all lint faults soak fuzz bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/p2pfl run experiments/ring-digits/experiment.toml
 
-# each claim once; first where real processes must keep time, with nothing beside them
-test: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest -m "live and not more and not faults and not soak and not fuzz"
-	$(BIN)/python -m pytest -m "not live and not more and not faults and not soak and not fuzz" -n auto --dist worksteal
+# most claims, while types are checked, which takes one core half a minute; what takes long is in `make test-all` and
+# `make soak`
+test: $(VENV)/installed-test
+	$(MAKE) --no-print-directory --jobs=2 lint fast
 
-# the same for more kinds, graphs and seeds; live ones have the machine to themselves
+fast: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# what takes longer: more kinds, graphs and seeds; live ones have the machine to themselves
 test-all: $(VENV)/installed-test faults
 	$(BIN)/python -m pytest -m "more and live"
 	$(BIN)/python -m pytest -m "more and not live" -n auto --dist worksteal

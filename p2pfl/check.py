@@ -26,6 +26,13 @@ def at_least(least: float, **named: float) -> None:
             raise ConfigError(f"{name}={value!r}: must be >= {least}")
 
 
+def whole(least: int, **named: int) -> None:
+    """Every value is a whole number >= `least`."""
+    for name, value in named.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigError(f"{name}={value!r}: must be a whole number >= {least}")
+
+
 def fraction(**named: float) -> None:
     """Every value lies strictly between 0 and 1."""
     for name, value in named.items():

@@ -34,6 +34,7 @@ from p2pfl.console import (
     told_how_to_go_on,
 )
 from p2pfl.errors import ConfigError, Exit
+from p2pfl.shipped import experiments
 
 if TYPE_CHECKING:
     from p2pfl.config.experiment import Experiment
@@ -62,8 +63,10 @@ main.add_command(federation)
 @main.command()
 @click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--template", type=click.Choice(["hospital", "study", "lan"]), default="hospital", show_default=True,
-    help="hospital: four hospitals, each with a table of its own; study: graph by churn; lan: two machines.",
+    "--template", type=click.Choice(["hospital", "study", "lan", *experiments()]), default="hospital",
+    show_default=True, help="hospital: four hospitals, each with a table of its own; study: graph by churn; lan: two "
+    "machines; data: the layouts of data sets; all others: a copy of that experiment of p2pfl, whose README.md says "
+    "what it claims and which data it needs.",
 )  # fmt: skip
 def init(folder: Path | None, template: str) -> None:
     """Write an experiment folder that runs as it is.
@@ -75,10 +78,17 @@ def init(folder: Path | None, template: str) -> None:
         from p2pfl.runs import init as templates
 
         files = templates.write(folder, template)
-        click.echo(f"{folder}: {templates.TEMPLATES[template]}: {', '.join(map(str, files))}")
+        said = templates.TEMPLATES.get(template, "as it is in p2pfl")
+        click.echo(f"{folder}: {said}: {', '.join(map(str, files))}")
+        for name in templates.wanted(folder):
+            click.echo(f"It needs {folder / name}, which is no part of p2pfl: README.md there says what it is")
         click.echo("Next, and README.md there says how to go on:")
-        click.echo(f"  cd {folder}" if str(folder) != "." else "  cat README.md")
-        click.echo("  p2pfl run experiment.toml")
+        if template not in templates.TEMPLATES or str(folder) == ".":
+            click.echo(f"  cat {folder / 'README.md'}")
+        if str(folder) != ".":
+            click.echo(f"  cd {folder}")
+        if template in templates.TEMPLATES:
+            click.echo("  p2pfl run experiment.toml")
 
 
 @main.command()

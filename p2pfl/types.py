@@ -61,11 +61,15 @@ class Demands(NamedTuple):
     `weights`: "symmetric" (and rows that sum to one, so doubly stochastic: what a double-entry exchange needs),
     "column" (columns sum to one; the graph may be directed), "row" (rows sum to one) or "any". `above`: every
     eigenvalue of W must be greater than this; None asks nothing. `why`: the reason, for the text of a refusal.
+    `models`: so many a node that mixes must have, its own and its neighbours', 0 for as many as there are; `rule`: what
+    asks for them.
     """
 
     weights: str = "symmetric"
     above: float | None = None
     why: str = ""
+    models: int = 0
+    rule: str = ""
 
 
 class Algorithm(NamedTuple):
@@ -89,7 +93,9 @@ class Algorithm(NamedTuple):
     model in it, all else as it is; None: `state._replace(params=...)`. `weigh`: of the planned weights [K] and what
     arrived [K], the weights that drivers hand to `mix`; None: as planned. `any_steps`: all that `local`
     does is to move the model, so that somebody else may take the steps and hand in the model they lead to
-    (`p2pfl.join`). `learner`: what it learns with, by which `p2pfl.simulate` evaluates it.
+    (`p2pfl.join`). `travelling`: (path of a leaf of the payload, its shape, round) -> the shape of what of it travels
+    in a message of that round, the first of every axis; None: all of it, always. `learner`: what it learns with, by
+    which `p2pfl.simulate` evaluates it.
     """
 
     name: str
@@ -113,6 +119,7 @@ class Algorithm(NamedTuple):
     restart: Callable[[State, int], State] | None = None
     put: Callable[[State, Params], State] | None = None
     any_steps: bool = False
+    travelling: Callable[[str, tuple[int, ...], int], tuple[int, ...]] | None = None
     learner: Learner | None = None
 
     def replaced(self, state: State, params: Params) -> State:

@@ -44,11 +44,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` deselects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse a test of two lanes."""
+    """Refuse a test of two lanes, and one with nothing beside it in the lane that has no time for it."""
     for item in items:
         lanes = {mark.name for mark in item.iter_markers()} & {*LANES}
         if len(lanes) > 1:
             raise pytest.UsageError(f"{item.nodeid} is marked {' and '.join(sorted(lanes))}: a test has one lane")
+        if not lanes and item.get_closest_marker("live"):
+            raise pytest.UsageError(f"{item.nodeid} is marked live and has no lane; give it one of {', '.join(LANES)}")
 
 
 @contextmanager

@@ -79,6 +79,22 @@ CASES: dict[str, dict[str, Any]] = {
         }},
     ]}},
     "wraps": {"algorithm": {"name": "dsgd", "wrap": [{"name": "clip", "radius": 0.05}, {"name": "cast"}]}},
+    "rules": {
+        "topology": COMPLETE, "network": {"loss": 0.2}, "churn": CHURN,
+        "attack": [{"nodes": [2], "by": "alie"}, {"nodes": [5], "by": "noise"}, {"nodes": [0], "by": "ipm"}],
+        "algorithm": {
+            "name": "dsgd", "wrap": [{"name": "trimmed_mean", "f": 1, "nnm": True}, {"name": "clip", "f": 1}],
+        },
+    },
+    "scores": {
+        "topology": COMPLETE, "attack": [{"nodes": [2], "by": "mimic"}, {"nodes": [3], "by": "sign_flip"}],
+        "algorithm": {"name": "qg_dsgdm", "wrap": [{"name": "dos"}]},
+    },
+    "a lie for each": {
+        "topology": COMPLETE, "network": {"loss": 0.2}, "churn": CHURN,
+        "attack": [{"nodes": [2, 7], "by": "dissensus"}, {"nodes": [3], "by": "nan"}],
+        "algorithm": {"name": "dsgd", "wrap": [{"name": "geometric_median", "f": 2}]},
+    },
 }  # fmt: skip
 """Algorithms, graphs and networks, on quadratics."""
 
@@ -130,9 +146,9 @@ MECHANISMS: dict[str, dict[str, Any]] = {
         **NETWORK,
         "training": {**NETWORK["training"], "optimizer": {"name": "adamw", "learning_rate": 0.01}, "objective": [
             {"name": "widths", "ratios": [0.75, 0.5, 1.0]}, {"name": "ditto", "strength": 0.5},
-        ]},
+        ], "freeze": ["layers/0/kernel", "batch_stats/**"], "patience": 1},
         "algorithm": {"name": "gradient_tracking", "share": "private_head"},
-        "churn": GONE_AND_BACK,
+        "churn": GONE_AND_BACK, "evaluation": {"every": 1},
     },
     "spectra and weights": {
         **NETWORK,
@@ -140,19 +156,23 @@ MECHANISMS: dict[str, dict[str, Any]] = {
             {"name": "fourier", "start": 0.3, "rounds": 4}, {"name": "cast"},
             {"name": "by_similarity", "sharpness": 1.0, "publish": True},
         ]},
-        "network": {"loss": 0.2},
+        "network": {"loss": 0.2, "late": 1},
     },
     "objectives": _objective(
         {"name": "fedprox", "mu": 0.1}, {"name": "pfedme", "learning_rate": 0.05, "strength": 5.0, "steps": 2},
         {"name": "iop", "strength": 0.1}, {"name": "augment", "flip": True, "contrast": 0.1},
         {"name": "proportional"}, {"name": "deputy"},
     ),
-    "more objectives": _objective(
-        {"name": "sharpness"}, {"name": "missing_classes"}, {"name": "average"},
-        {"name": "ditto", "strength": 0.5}, {"name": "cusfl", "strength": 0.5},
-        {"name": "soft_pull", "keep": 0.6}, {"name": "selector"},
-        {"name": "tasks", "of": [0, 1, 0], "groups": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]}, name="mlp", hidden=[4],
-    ),
+    "more objectives": {
+        **_objective(
+            {"name": "sharpness"}, {"name": "missing_classes"}, {"name": "average"},
+            {"name": "ditto", "strength": 0.5}, {"name": "cusfl", "strength": 0.5},
+            {"name": "soft_pull", "keep": 0.6}, {"name": "selector"}, {"name": "moon", "strength": [0.5, 1.0, 2.0]},
+            {"name": "tasks", "of": [0, 1, 0], "groups": [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]], "temperature": 0.5},
+            name="mmoe", groups=[[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]], hidden=[4], experts=2, width=3,
+        ),
+        "rounds": 3,
+    },
     "reconstruction": {
         **NETWORK,
         "data": {**NETWORK["data"], "degrade": {"by": "noise", "noise": [0.05, 0.2, 0.1]}},
@@ -162,10 +182,24 @@ MECHANISMS: dict[str, dict[str, Any]] = {
         ]},
         "algorithm": {"name": "dsgd", "share": "split"},
     },
+    "private steps": {
+        **_objective({"name": "fedprox", "mu": 0.1}, name="mlp", hidden=[4]), "rounds": 4, "network": {"loss": 0.2},
+        "privacy": {"clip": 0.5, "noise": 1.0, "delta": 0.01, "epsilon": 6.0, "sampling": "poisson"},
+    },
     "noise and features": {
         **_objective({"name": "experts"}, {"name": "align", "rows": 3, "noise": 0.1, "minimum": 2}),
         "rounds": 4, "churn": GONE_AND_BACK,
         "algorithm": {"name": "dsgd", "wrap": [{"name": "noise", "scale": 0.1}]},
+    },
+    "replay": {
+        **_objective({"name": "fedreplay", "steps": 3, "rows": 2, "latent": 2, "hidden": 4, "minimum": 1}),
+        "rounds": 3,
+    },
+    "colours": {
+        **_objective({"name": "stain_gan", "first": 3, "hidden": [2], "critic": [2]}), "rounds": 4,
+        "data": {**NETWORK["data"], "source": f"{__name__}:tinted"},
+        "statistics": {"gather": ["macenko"], "minimum": 1},
+        "algorithm": {"name": "dsgd", "share": ["!critic/**"]},
     },
 }  # fmt: skip
 """What a study adds: sharing, weighting, masking, objectives; on a network with batch normalisation, or without."""
@@ -180,6 +214,17 @@ def pictures() -> Dataset:
         return samples._replace(x=np.ascontiguousarray(x), y=samples.y[:60])
 
     return whole._replace(train=part(whole.train), test=part(whole.test), features=())
+
+
+def tinted() -> Dataset:
+    """The same in colours."""
+    whole = pictures()
+
+    def part(samples: Samples) -> Samples:
+        tint = np.array([[0.9, 0.3, 0.5], [0.2, 0.8, 0.6]])[np.arange(len(samples.y)) % 2][:, None, None]
+        return samples._replace(x=np.exp(-tint * samples.x - 0.2).astype(np.float32))
+
+    return whole._replace(train=part(whole.train), test=part(whole.test))
 
 
 def federation_of(table: dict[str, Any]) -> Federation:

@@ -1,4 +1,4 @@
-"""Seeds of tests that draw: a quarter of them in the fast lane, the others in `make test-all`, or at night."""
+"""Seeds of tests that draw: an eighth of them in the fast lane, as many in `make test-all`, the others at night."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import pytest
 
 
 def seeds(count: int, fast: int = 0) -> list[Any]:
-    """The values of a parameter, 0 to `count` - 1: the first `fast`, or a quarter, as they are; the others are more."""
-    fast = fast or -(-count // 4)
-    return [*range(fast), *(pytest.param(seed, marks=pytest.mark.more) for seed in range(fast, count))]
+    """The values of a parameter, 0 to `count` - 1: the first `fast`, or an eighth, as they are, as many are more."""
+    fast = fast or -(-count // 8)
+    later = {seed: pytest.mark.more if seed < 2 * fast else pytest.mark.soak for seed in range(fast, count)}
+    return [*range(fast), *(pytest.param(seed, marks=mark) for seed, mark in later.items())]
 
 
 def batches(seeds: range, size: int, fast: int = 0) -> list[Any]:

@@ -71,6 +71,19 @@ CASES = (
 )
 """One of each kind: static and changing graphs, exchanges and pushes, one payload for all and one for each."""
 
+LIARS = """
+[[algorithm.wrap]]
+name = "trimmed_mean"
+f = 1
+[[attack]]
+nodes = [1]
+by = "equivocation"
+[[attack]]
+nodes = [3]
+by = "alie"
+"""
+"""Tables of an experiment in which one says something else to each, and one goes by what it has heard."""
+
 MORE = (
     Case("dsgd"),
     Case("dsgd", "base", arguments={"order": "cta"}),

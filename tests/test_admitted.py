@@ -270,8 +270,9 @@ def test_nodes_that_are_told_one_after_the_other_let_a_newcomer_in() -> None:
     assert max(world.values) - min(world.values) < 0.1
 
 
-@pytest.mark.more
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=pytest.mark.more if seed < 2 else pytest.mark.soak) for seed in range(5)]
+)
 def test_growth_crashes_and_returns_together(seed: int) -> None:
     world = Growing(6, 300, seed, events=[Event("crash", 2, 60), Event("rejoin", 2, 120)])
     world.until_round(30)

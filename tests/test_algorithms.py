@@ -29,6 +29,7 @@ from p2pfl.federation.plugins import function
 from p2pfl.learning import quadratic
 from p2pfl.learning.quadratic import Quadratic
 from p2pfl.methods import compose
+from p2pfl.methods.robust import RULES
 from p2pfl.reporting.run_data import DASH
 from p2pfl.topology import requirements
 from p2pfl.types import Algorithm, Inbox, Neighborhood, Tree
@@ -683,7 +684,17 @@ def heading(name: str) -> str:
     return re.split(r"^##", parts[1], flags=re.MULTILINE)[0]
 
 
-@pytest.mark.parametrize("name", [*ALGORITHMS, *compose.WRAPS])
+def test_the_page_has_every_robust_rule_and_its_arguments() -> None:
+    """In two tables of their own; their equations are held by test_robust.py."""
+    text = re.split(r"^##", PAGE.split("### Robust rules")[1], flags=re.MULTILINE)[0]
+    listed = [re.findall(r"`(\w+)`", row) for row in re.findall(r"^\| (`.+?) \|", text, flags=re.MULTILINE)]
+    names = {name for row in listed for name in row}
+    assert {*RULES} < names
+    arguments = {each for rule in RULES for each in inspect.signature(compose.WRAPS[rule]).parameters}
+    assert names - {*RULES} == arguments | {"name"}
+
+
+@pytest.mark.parametrize("name", [*ALGORITHMS, *(each for each in compose.WRAPS if each not in RULES)])
 def test_the_page_has_every_argument_and_its_default(name: str) -> None:
     maker: Any = ALGORITHMS.get(name) or compose.WRAPS[name]
     text = heading(name)

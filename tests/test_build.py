@@ -107,7 +107,8 @@ def test_the_tiny_experiment_is_right() -> None:
         ),
         (
             {"model": {"name": "mpl"}},
-            "model.name='mpl': did you mean 'mlp'? Valid: cnn, cnn3d, cnn_gnn, logistic, mlp, resnet, unet; or ",
+            "model.name='mpl': did you mean 'mlp'? Valid: cnn, cnn3d, cnn_gnn, fusion, logistic, mlp, mmoe, resnet, "
+            "unet; or ",
         ),
         ({"training": {"optimizer": {"name": "sdg", "learning_rate": 0.1}}}, "did you mean 'sgd'? Valid: "),
         ({"training": {"optimizer": {"learning_rate": 0.1}}}, "training.optimizer.name: must be given, as in"),
@@ -226,11 +227,12 @@ def test_gaps_are_left_to_the_nodes_where_they_find_out_the_mean(csv: Path) -> N
         "data.missing='gossip': missing cells are filled in with the mean of all nodes", **{**table, "statistics": {}}
     )
     refused("standardize='node': missing='gossip'", **{**table, "data": {**data, "standardize": "node"}})
-    refused(
-        "training.objective selector: looks at inputs",
-        **table,
-        training={**TABLE["training"], "objective": [{"name": "selector"}]},
-    )
+    for name in ("selector", "fedreplay"):
+        refused(
+            f"training.objective {name}: looks at inputs",
+            **table,
+            training={**TABLE["training"], "objective": [{"name": name}]},
+        )
 
 
 # --- [topology] and [[churn]]

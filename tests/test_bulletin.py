@@ -174,3 +174,27 @@ def test_where_each_tells_its_own_row_alone_one_that_begins_afresh_is_heard() ->
     assert after["rows"].ravel().tolist() == [1.0, 0.5] and after["version"].tolist() == [5, 1]
     kept = bulletin.merged(table, mine, fresh, np.array([True]), 2.0)
     assert kept["rows"].ravel().tolist() == [1.0, 1.0]
+
+
+def test_one_row_in_each_message_comes_to_all_news_first_and_as_bounded() -> None:
+    """Five nodes on a path, by hand: each says its row once; in ten rounds all have all, and then nothing changes."""
+    nodes, mine = 5, np.eye(5, dtype=bool)
+    first = {"rows": jnp.zeros((nodes, 2)), "version": jnp.zeros(nodes, jnp.int32), "sent": jnp.zeros(nodes, jnp.int32)}
+    tables = []
+    for node in range(nodes):
+        params = {"private": {"site": {"node": mine[node].astype(np.int32)}, "news": first}}
+        tables.append(bulletin.say(params, "news", jnp.full(2, node - 3.0))["news"])
+    for round_ in range(10):
+        sent = [bulletin.next_of(table) for table in tables]
+        if round_ == 1:  # what was heard in the round before goes before what was said already
+            assert [int(row["node"]) for _, row in sent] != [*range(nodes)]
+        tables = [table for table, _ in sent]
+        for node in range(nodes):
+            told = [bulletin.placed_at(sent[other][1], nodes) for other in (node - 1, node + 1) if 0 <= other < nodes]
+            theirs = jax.tree.map(lambda *each: jnp.stack(each), *told)
+            tables[node] = bulletin.merged(tables[node], mine[node], theirs, np.ones(len(told), bool), 2.0)
+    for node, table in enumerate(tables):
+        assert table["version"].tolist() == [1] * nodes
+        assert table["rows"][:, 0].tolist() == [-3.0 if node == 0 else -2.0, -2, -1, 0, 1]  # but for one's own, bounded
+    nothing = bulletin.next_of(first)
+    assert nothing[1]["node"] == -1 and not nothing[0]["sent"].any()

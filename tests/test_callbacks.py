@@ -19,6 +19,7 @@ from p2pfl.drivers.live import processes
 from p2pfl.errors import ConfigError
 from p2pfl.reporting.run_data import Score
 from p2pfl.runs.callbacks import Callbacks, RoundInfo, RunInfo
+from p2pfl.runs.drivers import DRIVERS
 from p2pfl.runs.progress import Watch
 from p2pfl.runs.run import run
 from p2pfl.runs.verdict import verdict
@@ -27,7 +28,8 @@ from p2pfl.runs.verdict import verdict
 def rows(*quick: str) -> list[Any]:
     """Every driver; those that are not named in the longer lane. test_drivers.py compares the calls of all."""
     more = pytest.mark.more
-    return [pytest.param(d := row.values[0], marks=[*row.marks, *([] if d in quick else [more])]) for row in ROWS]
+    live = {row: [pytest.mark.live] * DRIVERS[row].starts_processes for row in ROWS}
+    return [pytest.param(row, marks=[*live[row], *([] if row in quick else [more])]) for row in ROWS]
 
 
 INFO = RunInfo("t", 2, 9, 1, "dsgd", "simulate", Score(), None)

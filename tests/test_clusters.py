@@ -377,7 +377,6 @@ def job(programs: Callable[..., subprocess.Popen[str]], then: str) -> subprocess
     return process
 
 
-@pytest.mark.live
 @pytest.mark.more
 @pytest.mark.parametrize(
     ("then", "number", "code", "requeued"),
@@ -399,7 +398,6 @@ def test_a_task_leaves_in_good_order_and_is_queued_again_when_its_time_is_up(
     assert (file.read_text() if file.exists() else "") == requeued
 
 
-@pytest.mark.live
 @pytest.mark.more
 @pytest.mark.parametrize(("then", "code"), [(WAITS, 143), (MISTAKEN, 1), (KILLED, 137)])
 def test_a_pod_ends_as_its_node_does(
@@ -414,7 +412,6 @@ def test_a_pod_ends_as_its_node_does(
     assert not (place / "tmp" / "at-work").exists()
 
 
-@pytest.mark.live
 @pytest.mark.more
 def test_a_pod_whose_node_is_done_stays_until_it_is_deleted(
     place: Path, programs: Callable[..., subprocess.Popen[str]]

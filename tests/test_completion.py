@@ -37,7 +37,7 @@ def completed(*words: str) -> list[tuple[str, str]]:
     [
         (("ini",), [("init", "plain")]),
         (("doc",), [("doctor", "plain")]),
-        (("init", "--template", ""), [("hospital", "plain"), ("study", "plain"), ("lan", "plain")]),
+        (("init", "--template", "b"), [("brain-3d", "plain"), ("byzantine", "plain")]),
         (("run", "x.toml", "--driver", ""), [("live", "plain"), ("virtual", "plain"), ("simulate", "plain")]),
         (("completion", ""), [("bash", "plain"), ("zsh", "plain"), ("fish", "plain")]),
         (("run", "exp"), [("exp", "file")]),

@@ -370,6 +370,10 @@ CHANGES: Sequence[tuple[Callable[[str], str], str]] = [
     (lambda t: 'path = "../{who}.png"\n' + t, r"path='\.\./cat0\.png': must be a path below"),
     (lambda t: 'path = "a/*.png"\n' + t, r"path='a/\*\.png': a \* stands in names of folders only"),
     (lambda t: 'site = "i"\nmin_rows = 99\n' + t, "no row is left; left out sites with fewer than 99 rows: 0, 1"),
+    (
+        lambda t: 'site = "s"\nmin_rows = 9\n' + t + "[columns]\ns = { of = \"who\", pattern = 'cat|dog[1-4]' }",
+        r"dog0_0\.png: site: s is empty in 2 of 20 rows; keep",
+    ),
     (lambda t: t + "[pixels", "not a layout in TOML"),
 ]
 

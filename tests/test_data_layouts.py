@@ -15,6 +15,7 @@ from PIL import Image
 from p2pfl.data import Dataset, folder, layout
 from p2pfl.data.partition import by_site, describe, iid
 from p2pfl.data.volumes import VolumeTable
+from p2pfl.errors import DataError
 
 LAYOUTS = Path(__file__).parents[1] / "experiments" / "data"
 RNG = np.random.default_rng(0)
@@ -335,11 +336,88 @@ def fastmri_knee(root: Path) -> None:
             file.attrs.update(acquisition=acquisition, max=1e-6, norm=1e-4, patient_id=f"{number:064x}")
 
 
+def covidx_three(root: Path) -> None:
+    for part, count in (("train", 12), ("test", 6)):
+        classes = ("normal", "pneumonia", "COVID-19")
+        rows = [
+            (f"{part[1]}-{i // 2}", f"{part}{i}.png", classes[i // 2 % 3], ("cohen", "rsna")[i // 2 % 2])
+            for i in range(count)
+        ]
+        table(root, f"{part}_COVIDx_CXR-3A.txt", [], rows, " ")
+        for _, name, *_ in rows:
+            picture(root, f"{part}/{name}")
+
+
+def kaggle_retinopathy(root: Path) -> None:
+    names = [f"{i}_{eye}" for i in range(10, 20) for eye in ("left", "right")]
+    table(root, "trainLabels.csv", ["image", "level"], [[name, i // 4 % 5] for i, name in enumerate(names)])
+    for name in names:
+        picture(root, f"train/{name}.jpeg", np.stack([GREY] * 3, axis=2))
+
+
+def rsna_hemorrhage(root: Path) -> None:
+    """Six slices of each of four patients, of which one is damaged; two are listed twice."""
+    names = [f"ID_{i:09x}" for i in range(23)] + ["ID_6431af929"]
+    kinds = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
+    lines = [
+        [f"{name}_{kind}", int(i % 3 == 1 and kind in ("subdural", "any"))]
+        for i, name in enumerate(names)
+        for kind in kinds
+    ]
+    table(root, "stage_2_train.csv", ["ID", "Label"], [*lines, *lines[6:18]])
+    for i, name in enumerate(names):
+        told = {"PatientID": f"ID_p{i // 6}", "RescaleSlope": 1, "RescaleIntercept": -100}
+        dicom(root / f"stage_2_train/{name}.dcm", GREY, **told)
+
+
+def tcga_crc_tiles(root: Path) -> None:
+    for i in range(12):
+        slide = f"TCGA-{('AA', 'G4')[i % 2]}-{3700 + i // 3}-01Z-00-DX1"
+        folder = f"CRC_DX_{('TRAIN', 'TEST')[i % 4 == 3]}/{('MSS', 'MSIMUT')[i // 3 % 2]}"
+        picture(root, f"{folder}/blk-YYNNMCRNWWE{'ABCDEFGHIJKL'[i]}-{slide}.png", np.stack([GREY] * 3, axis=2))
+
+
+def tcga_brca(root: Path) -> None:
+    features = tomllib.loads((LAYOUTS / "tcga_brca.toml").read_text("utf-8"))["features"]["columns"]
+    rows, parts = [], []
+    for i in range(18):
+        rows.append([f"TCGA-AO-{i:04d}", 40 + i, *(i // 2**k % 2 for k in range(38)), float(i % 3 == 0), 100.0 + i])
+        part = ("train", "test")[i >= 12]
+        parts.append([rows[-1][0], part, f"{part}_{i % 6}"])
+    table(root, "brca.csv", ["pid", *features, "E", "T"], rows)
+    table(root, "dataset_creation_scripts/train_test_split.csv", ["pid", "fold", "fold2"], parts)
+
+
+def ukbiobank_fields(root: Path) -> None:
+    head = ["eid", "31-0.0", "54-0.0", "21022-0.0", "21001-0.0", "48-0.0", "50-0.0", "4079-0.0", "4080-0.0", "2443-0.0"]
+    rows = []
+    for i in range(52):
+        centre = 11010 if i < 24 else 11011 if i < 48 else 11023  # the last has 4 rows
+        told = -3 if i == 7 else "" if i == 8 else int(i % 3 == 0)
+        waist = "" if i == 5 else 80 + i
+        rows.append([1000000 + i, i % 2, centre, 50 + i % 9, 20 + i % 7, waist, 160 + i % 20, 80, 120 + i % 30, told])
+    table(root, "fields.csv", head, rows)
+
+
+def brats2023(root: Path) -> None:
+    for case in ("BraTS-GLI-00000-000", "BraTS-GLI-00000-001", "BraTS-GLI-00002-000", "BraTS-GLI-00003-000"):
+        for name in ("t1n", "t1c", "t2w", "t2f"):
+            nifti(root, f"{case}/{case}-{name}.nii.gz", VOLUME)
+        nifti(root, f"{case}/{case}-seg.nii.gz", mask(VOLUME.shape, (0, 1, 2, 3)))
+
+
 # name: (its tree, rows of train, test and validation, shape of a row, sites)
 CASES: dict[str, tuple[Callable[[Path], None], tuple[int, int, int], tuple[int, ...], tuple[str, ...]]] = {
     "covid19_radiography": (covid19_radiography, (16, 4, 0), (64, 64, 1), ()),
     "covid19_radiography_lungs": (covid19_radiography, (16, 4, 0), (64, 64, 1), ()),
     "covidx": (covidx, (12, 4, 0), (64, 64, 1), ("bimcv", "rsna")),
+    "covidx_three": (covidx_three, (14, 4, 0), (64, 64, 1), ("cohen", "rsna")),
+    "kaggle_retinopathy": (kaggle_retinopathy, (16, 4, 0), (128, 128, 3), ()),
+    "rsna_hemorrhage": (rsna_hemorrhage, (17, 6, 0), (64, 64, 1), ()),
+    "tcga_crc_tiles": (tcga_crc_tiles, (9, 3, 0), (64, 64, 3), ("AA", "G4")),
+    "tcga_brca": (tcga_brca, (12, 6, 0), (39,), ("0", "1", "2", "3", "4", "5")),
+    "ukbiobank_fields": (ukbiobank_fields, (37, 9, 0), (8,), ("11010", "11011")),
+    "brats2023": (brats2023, (96, 3, 0), (64, 64, 64, 4), ()),
     "chexpert": (chexpert, (6, 3, 0), (64, 64, 1), ()),
     "chestxray14": (chestxray14, (8, 4, 0), (64, 64, 1), ()),
     "acdc": (acdc, (12, 12, 0), (128, 128, 1), ()),
@@ -383,7 +461,7 @@ def test_the_layout_reads_its_tree(tmp_path: Path, name: str) -> None:
     validation = 0 if found.validation is None else len(found.validation.y)
     assert (len(found.train.y), len(found.test.y), validation) == sizes, found.notes
     if wanted.format not in ("table", "series", "fastmri"):
-        x = np.asarray(found.train.x)
+        x = np.asarray(found.train.x[:8])
         assert x.min() >= 0 and x.max() <= 1 and x.std() > 0.05
     if sites:
         assert all(len(rows) for rows in by_site(found, len(sites)).train)
@@ -409,6 +487,29 @@ def test_what_the_labels_of_some_layouts_mean(tmp_path: Path) -> None:
     found = read(tmp_path / "e", "adni", adni)
     assert found.features[:3] == ("AGE", "PTGENDER=Female", "PTGENDER=Male")
     assert any("filled 1 missing" in note for note in found.notes)
+
+
+def test_slices_of_a_patient_stay_together_by_their_headers(tmp_path: Path) -> None:
+    """A table with a line for each finding becomes a row for each slice, and whose it is stands in its header."""
+    found = read(tmp_path, "rsna_hemorrhage", rsna_hemorrhage)
+    assert found.classes[0] == "any" and found.classes[5] == "subdural"
+    y = np.concatenate([found.train.y, found.test.y])
+    assert y.sum(axis=0).tolist() == [8, 0, 0, 0, 0, 8] and len(y) == 23  # ID_6431af929 is left out
+    assert len(found.test.y) == 6, "all slices of one patient: a fifth of 23 would be 5"
+    assert any("12 lines say again" in note for note in found.notes)
+    text = (LAYOUTS / "rsna_hemorrhage.toml").read_text("utf-8")
+    lines = (tmp_path / "stage_2_train.csv").read_text("utf-8").splitlines()
+    for change, said in (
+        (("_([a-z]+)$", "_(sub[a-z]+)$"), "line 2: pivot.name: finding is empty"),
+        (("PatientID", "Patient"), "'Patient': no such keyword of DICOM"),
+        (('name = "finding"', 'name = "ID"'), "pivot: image 'ID_000000000' has no line for"),
+    ):
+        (tmp_path / "wrong.toml").write_text(text.replace(*change), "utf-8")
+        with pytest.raises(DataError, match=said):
+            folder.load(tmp_path, str(tmp_path / "wrong.toml"))
+    (tmp_path / "stage_2_train.csv").write_text("\n".join([*lines[:3], *lines[4:]]), "utf-8")
+    with pytest.raises(DataError, match=r"'ID_000000000' has no line for 'intraventricular' \(1 of 24 rows"):
+        folder.load(tmp_path, str(LAYOUTS / "rsna_hemorrhage.toml"))
 
 
 @pytest.mark.more

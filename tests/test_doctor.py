@@ -492,7 +492,7 @@ def test_two_machines_find_out_which_side_fails(
         )
     if firewall:
         machines[0].does(FIREWALL)
-    wait = "20s" if firewall else "120s"
+    wait = "12s" if firewall else "120s"
     started = [
         start(folder, "doctor", name, "--wait", wait, before=each.inside)
         for name, each in zip(("first.toml", "second.toml"), machines, strict=True)

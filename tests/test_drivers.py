@@ -36,7 +36,7 @@ METRICS = {
     "node", "life", "round", "train_loss", "accuracy_before_mixing", "accuracy_after_mixing", "accuracy_own", "arrived",
     "bytes_sent", "time",
 }  # fmt: skip
-ROWS = [pytest.param(name, marks=[pytest.mark.live] * row.starts_processes) for name, row in DRIVERS.items()]
+ROWS = [*DRIVERS]
 Ran = Callable[[str], tuple[Path, Summary]]
 
 
@@ -196,7 +196,7 @@ def test_it_is_loaded_as_plain_arrays(ran: Ran, seen: dict[str, Seen], driver: s
     assert right.mean() == pytest.approx(loaded.metrics["accuracy_after_mixing"][-4], abs=1e-6)
 
 
-@pytest.mark.parametrize("driver", [row for row in ROWS if DRIVERS[str(row.values[0])].node_records])
+@pytest.mark.parametrize("driver", [row for row in ROWS if DRIVERS[row].node_records])
 def test_its_nodes_leave_one_kind_of_result(ran: Ran, driver: str) -> None:
     out, summary = ran(driver)
     for node in range(NODES):
@@ -213,15 +213,12 @@ def test_its_nodes_leave_one_kind_of_result(ran: Ran, driver: str) -> None:
 @pytest.mark.parametrize(
     ("driver", "wrong", "text"),
     [
-        pytest.param("live", {"network": {"late": 2}}, "network.late", marks=(pytest.mark.live, pytest.mark.more)),
+        pytest.param("live", {"network": {"late": 2}}, "network.late", marks=pytest.mark.more),
         ("virtual", {"network": {"detection": 3}}, "network.detection=3"),
         ("virtual", {"virtual": {"node_step_seconds": [1.0]}}, "1 numbers for 4 nodes"),
         ("simulate", {"network": {"sync": "async"}}, "network.sync='async'"),
         ("loop", {"network": {"sync": "async"}}, "network.sync='async'"),
-        *(
-            pytest.param(row.values[0], {"topology": {"graph": "ring"}}, "topology.nodes: missing", marks=row.marks)
-            for row in ROWS
-        ),
+        *((row, {"topology": {"graph": "ring"}}, "topology.nodes: missing") for row in ROWS),
     ],
 )
 def test_a_wrong_experiment_is_refused_before_anything_starts(

@@ -443,7 +443,7 @@ def edited(field: str, toml: str) -> str:
         ("churn.node", "-1", "churn[0].node=-1: must be >= 0"),
         ("churn.round", "0", "churn[0].round=0: must be >= 1"),
         # unknown fields: the nearest name, and the list of that very table
-        ("rouns", "3", "rouns=3: no such field; did you mean 'rounds'? Valid: algorithm, baselines, churn, data, "),
+        ("rouns", "3", "rouns=3: no such field; did you mean 'rounds'? Valid: algorithm, attack, baselines, churn, "),
         ("data.alpa", "3", "data.alpa=3: no such field; did you mean 'alpha'? Valid: alpha, categories, classes, "),
         ("model.hiden", "[3]", "model.hiden=[3]: no such field; did you mean 'hidden'? Valid: fresh, hidden, name, "),
         ("training.batch", "3", "training.batch=3: no such field; did you mean 'batch_size'? Valid: batch_size, "),
@@ -592,3 +592,24 @@ def test_a_sweep_is_taken_for_nothing_else(tmp_path: Path) -> None:
     for read in (experiment.is_node, experiment.load_node, experiment.load):
         with pytest.raises(ConfigError, match=r"sweep\.toml: is a sweep, .*'experiment\.toml'\), or a node file"):
             read(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "said"),
+    [
+        (NODE, (), ": is a node file, for p2pfl node; give the experiment that it names ('"),
+        ('name = "h"\nquorum = "majority"\n[[member]]\nname = "a"\n', (), ": is a federation file, which says who"),
+        ('[network]\nfederation = "ours.toml"\n', (), ": network.federation='ours.toml': is said of one site, and"),
+        ('key = "north.key"\n', (), ": key='north.key': is said of one site, and"),
+        ("", ("network.plaintext=true",), " with --set: network.plaintext=True: is said of one site, and"),
+    ],
+)
+def test_who_takes_part_is_no_matter_of_an_experiment(
+    tmp_path: Path, text: str, given: tuple[str, ...], said: str
+) -> None:
+    """It stands in each site's node file; `p2pfl run` has no keys, and needs none."""
+    file = tmp_path / "file.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        experiment.load(file, given)
+    assert str(caught.value).startswith(f"{file}{said}") and "p2pfl" in str(caught.value)

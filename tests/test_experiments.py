@@ -6,8 +6,10 @@ README was written. The same seeds draw the same data, order and losses on every
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,11 +24,13 @@ from click.testing import CliRunner
 
 from p2pfl.cli import main
 from p2pfl.config.experiment import load
-from p2pfl.federation.federation import build
+from p2pfl.federation.datasets import read as read_data
+from p2pfl.federation.federation import Federation, build
 from p2pfl.federation.topology import resolve_topology
 from p2pfl.learning.likelihood import CoxRows, OneStratum, maximum
+from p2pfl.learning.metrics import assess
 from p2pfl.learning.risk_sets import stretches
-from p2pfl.runs import assessment, coefficients, simulated
+from p2pfl.runs import assessment, coefficients, simulated, splits
 from p2pfl.sweeps import plan
 
 FOLDER = Path(__file__).parents[1] / "experiments"
@@ -44,6 +48,8 @@ ORACLE = (
 )
 """statsmodels 0.15.0, PHReg(T, x, E, ties="breslow", strata=site), x without the seven columns that are combinations of
 others, on TCGA's training patients: column, coefficient, standard error."""
+OUTSIDE = 1
+"""The hospital of experiments/exam that is left out: birch, which never measures CRP, and has a scanner of its own."""
 MANY = 1e-9
 """In float64, what is below is rounding: it must stay below, and its digits mean nothing."""
 RELATIVE = 1e-4
@@ -214,22 +220,40 @@ def test_all_that_is_called_a_mesh_can_be_built(monkeypatch: pytest.MonkeyPatch)
     assert load(FOLDER / "mesh-digits" / "experiment.toml", find=True).topology.graph == "complete"
 
 
-@pytest.mark.more
-def test_a_full_mesh_agrees_and_a_ring_has_a_worst_node(sweep: Sweep) -> None:
-    found, _ = sweep("mesh-digits/sweep.toml", *only("graph", "ring", "full mesh"), *only("seed", "0"))
-    hold(found, expected("mesh-digits"), 1)
-    spread = {
-        name: found["", name]["accuracy_mean"][0] - found["", name]["accuracy_worst"][0]
-        for name in ("ring", "full mesh")
-    }
-    assert spread["full mesh"] < spread["ring"]
+# --- privacy
 
 
-@pytest.mark.more
-def test_a_graph_in_a_file_runs_as_one_by_name(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.soak
+@pytest.mark.skipif(not HEART.exists(), reason="the hospitals' data are no part of the repository")
+def test_what_privacy_costs_four_hospitals(sweep: Sweep) -> None:
+    """Nothing to speak of at epsilon 10, nearly everything at 0.1 with a delta below 1 / rows."""
+    chosen = only("privacy", "none", "10", "0.1, delta 0.001")
+    found, _ = sweep("private-hearts/sweep.toml", *chosen, *only("seed", "0"))
+    hold(found, expected("private-hearts"), 1)
+    score = {labels[1]: each["accuracy_own_mean"][0] for labels, each in found.items()}
+    assert abs(score["10"] - score["none"]) < 0.05 and score["0.1, delta 0.001"] < score["none"] - 0.1
+
+
+# --- byzantine
+
+
+@pytest.mark.soak
+def test_rules_hold_against_two_liars_where_all_hear_all(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(FOLDER.parent)  # the paths of the sweep are taken from there
-    found, _ = sweep("mesh-digits/sweep-files.toml", *only("file", "two-wards", "one-way-firewall"), *only("seed", "0"))
-    hold(found, expected("mesh-digits", "sweep-files.toml"), 1)
+    lies = [*only("attack", "sign flip x10", "ALIE"), *only("seed", "0")]
+    found, _ = sweep("byzantine/sweep.toml", *only("rule", "plain mixing", "trimmed mean", "monna"), *lies)
+    hold(found, expected("byzantine"), 1)
+    assert found["", "plain mixing", "sign flip x10"]["accuracy_worst"][0] < 0.2
+    assert min(found["", name, "sign flip x10"]["accuracy_worst"][0] for name in ("trimmed mean", "monna")) > 0.85
+
+
+@pytest.mark.soak
+def test_on_a_ring_a_rule_may_be_worse_than_nobody(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(FOLDER.parent)
+    chosen = [*only("topology", "ring"), *only("rule", "monna"), *only("attack", "ALIE"), *only("seed", "0")]
+    found, _ = sweep("byzantine/sweep-sparse.toml", *chosen)
+    hold(found, expected("byzantine", "sweep-sparse.toml"), 1)
+    assert found["", "ring", "monna", "ALIE"]["accuracy_worst"][0] < found["every node alone",]["accuracy_worst"][0]
 
 
 # --- all of it
@@ -261,6 +285,10 @@ def test_the_whole_sweep_is_as_the_readme_says(sweep: Sweep, file: str, monkeypa
     if file == "heterogeneity/sweep.toml":  # momentum of the neighbourhood gains as much, on the most unequal data
         worst = {name: found["", "0.1", "ring", name]["accuracy_worst"] for name in ("dsgd", "qg_dsgdm")}
         assert min(np.subtract(worst["qg_dsgdm"], worst["dsgd"])) > 0.03
+    if file == "mesh-digits/sweep.toml":  # a full mesh agrees, and a ring has a worst node
+        spread = [np.subtract(found["", name]["accuracy_mean"], found["", name]["accuracy_worst"]).mean()
+                  for name in ("full mesh", "ring")]  # fmt: skip
+        assert spread[0] < spread[1]
 
 
 # --- hospitals
@@ -297,8 +325,8 @@ def brains(folder: Path) -> str:
     return f"data.path={folder}"
 
 
-@pytest.mark.more
-def test_hospitals_segment_brains_together_better_than_alone(tmp_path: Path, optimised: None) -> None:
+@pytest.mark.soak
+def test_hospitals_segment_brains_together_better_than_alone(tmp_path: Path) -> None:
     """Seed 0 of the sweep, whose baselines a run trains in the same process: Dice of whole volumes."""
     given = ["--set", brains(tmp_path / "brains"), "--out", str(tmp_path / "run"), "--json"]
     command = [sys.executable, "-m", "p2pfl", "run", str(FOLDER / "brain-3d" / "experiment.toml"), *given]
@@ -399,31 +427,174 @@ def test_all_scanners_are_as_the_readme_says(sweep: Sweep, monkeypatch: pytest.M
     assert min(worst[name] for name in ("SiloBN", "FedBN", "amplitude")) > worst["all shared"] + 0.05, worst
 
 
-# --- degraded images
+# --- unequal hospitals
 
 
 @pytest.mark.more
-@pytest.mark.skipif(not MEDNIST.exists(), reason="the images are no part of the repository")
-def test_decoders_at_home_reconstruct_better_than_one_model_of_all(
-    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+def test_what_a_site_lacks_is_not_unlearned_before_mixing(sweep: Sweep) -> None:
+    """FedSLD and masks together: local steps keep what a site does not see; after mixing it matters little."""
+    chosen = [*only("objective", "plain", "both"), *only("seed", "0")]
+    found, _ = sweep("unequal-hospitals/sweep-classes.toml", *chosen)
+    hold(found, expected("unequal-hospitals", "sweep-classes.toml"), 1)
+    plain, both = (found["", name] for name in ("plain", "both"))
+    assert both["accuracy_before_mixing_mean"][0] > plain["accuracy_before_mixing_mean"][0] + 0.05
+    assert abs(both["auc_mean"][0] - plain["auc_mean"][0]) < 0.01
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("file", ["sweep-widths.toml", "sweep-classes.toml"])
+def test_unequal_hospitals_are_as_the_readme_says(sweep: Sweep, file: str, optimised: None) -> None:
+    """The seeds that expected.json has."""
+    known = expected("unequal-hospitals", file)
+    seeds = len(next(iter(next(iter(known.values())).values())))
+    found, _ = sweep(f"unequal-hospitals/{file}", *only("seed", *map(str, range(seeds))))
+    assert set(found) == set(known)
+    hold(found, known, seeds)
+
+
+# --- a picture and a table
+
+
+@pytest.fixture
+def patients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of experiments/exam with its patients, below the current directory as its sweep has it."""
+    if not CHESTS.exists():
+        pytest.skip("the hospitals' data are no part of the repository")
+    folder = tmp_path / "experiments/exam"
+    shutil.copytree(FOLDER / "exam", folder, ignore=shutil.ignore_patterns("patients"))
+    made = [sys.executable, folder / "patients.py", folder / "patients", "--chests", CHESTS]
+    subprocess.run(made, check=True, capture_output=True)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def auc(made: Federation) -> np.ndarray:
+    """[n] AUC of each hospital's model on all test rows."""
+    models, run = simulated.simulate_federation(made).models, jax.jit(made.learner.predict)
+    x, y, found = jnp.asarray(made.dataset.test.x), made.dataset.test.y, []
+    for node in made.graph:
+        outputs = run(jax.tree.map(lambda leaf, node=node: leaf[node], models), x)
+        found.append(assess("classes", np.asarray(outputs), y, made.dataset.classes)["auc"])
+    return np.array(found)
+
+
+@pytest.mark.soak
+def test_a_picture_and_a_table_together_tell_more_than_each_also_of_a_site_that_was_never_trained(
+    sweep: Sweep, patients: Path, optimised: None, optax_promotes: None
 ) -> None:
-    """Of hospitals with their own masks, noise and parts of the body: `share = "split"`, as FedMRI has it."""
-    monkeypatch.syspath_prepend(FOLDER / "mri-reconstruction")
-    chosen = [*only("method", "all shared", "decoders at home"), *only("seed", "0")]
-    with jax.numpy_dtype_promotion("standard"):  # which Adam needs
-        found, _ = sweep("mri-reconstruction/sweep.toml", *chosen)
-    hold(found, expected("mri-reconstruction"), 1)
-    shared, split = (found["", name]["psnr_own_mean"][0] for name in ("all shared", "decoders at home"))
-    assert split > shared + 0.2
+    """AUC at the hospitals on their own test patients; and of all patients of one that the others never trained on,
+    against the mean of those who trained alone."""
+    found, _ = sweep(str(patients / "sweep.toml"), *only("seed", "0"))
+    known = expected("exam")
+    assert set(found) == set(known)
+    hold(found, known, 1)
+    both = found["", "picture and table"]["auc_own_mean"][0]
+    assert both > found["", "picture alone"]["auc_own_mean"][0] + 0.01
+    assert both > found["", "table alone"]["auc_own_mean"][0] + 0.05
+    assert both > found[("every node alone",)]["auc_own_mean"][0] + 0.02
+    wanted = [load(patients / "experiment.toml", given) for given in ([], ["algorithm.name=local"])]
+    rows = splits.without_site(read_data(wanted[0].data, 0), OUTSIDE)
+    together, alone = (auc(build(splits.without(each, OUTSIDE), rows)).mean() for each in wanted)
+    assert together > alone + 0.02, (together, alone)
+
+
+# --- degraded images
 
 
 @pytest.mark.soak
 @pytest.mark.skipif(not MEDNIST.exists(), reason="the images are no part of the repository")
 def test_all_reconstructions_are_as_the_readme_says(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both seeds of all four rows: also that one model of all gains nothing, and that the regulariser costs."""
+    """Of hospitals with their own masks, noise and parts of the body, both seeds of all four rows: decoders at home, as
+    FedMRI has them (`share = "split"`), are better than one model of all, which gains nothing; a regulariser costs."""
     monkeypatch.syspath_prepend(FOLDER / "mri-reconstruction")
     with jax.numpy_dtype_promotion("standard"):  # which Adam needs
         found, _ = sweep("mri-reconstruction/sweep.toml")
     hold(found, expected("mri-reconstruction"), 2)
-    split, regular = (np.array(found["", name]["psnr_own_mean"]) for name in ("decoders at home", "FedMRI"))
-    assert (regular < split - 0.1).all()
+    names = ("all shared", "decoders at home", "FedMRI")
+    shared, split, regular = (np.array(found["", name]["psnr_own_mean"]) for name in names)
+    assert (split > shared + 0.2).all() and (regular < split - 0.1).all()
+
+
+# --- one table of all methods
+
+
+@pytest.fixture
+def imaging(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module experiments/imaging/table.py."""
+    spec = importlib.util.spec_from_file_location("imaging_table", FOLDER / "imaging" / "table.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_all_methods_says_what_expected_json_has(imaging: Any) -> None:
+    """No figure is written by hand: and every method of it is there with all seeds, or named as not computed."""
+    table, stored = imaging.read(), imaging.load()
+    assert (FOLDER / "imaging" / "table.md").read_text() == imaging.markdown(table, stored)
+    for name, ground in table.grounds.items():
+        whole = imaging.kept(table, stored, ground)
+        assert [row["labels"] for row in whole] == [row["labels"] for row in stored.get(name, [])], f"{name}: is stale"
+
+
+def test_every_method_of_the_table_makes_an_experiment(imaging: Any, tmp_path: Path) -> None:
+    table = imaging.read()
+    for name, ground in table.grounds.items():
+        file = tmp_path / f"{name}.toml"
+        file.write_text(imaging.sweep_text(table, ground))
+        own = [each for each in table.methods if each.ground == name]
+        assert len(plan.runs(plan.read(file), (), ["seed=0"])) == 2 + len(own)
+
+
+def test_a_gain_is_seen_where_its_interval_leaves_out_zero(imaging: Any) -> None:
+    plain = [0.5, 0.6, 0.7, 0.8, 0.9]
+    gain = imaging.gain([a + b for a, b in zip(plain, (0.01, 0.02, 0.03, 0.04, 0.05), strict=True)], plain, 100.0)
+    # scipy.stats.t.interval(.95, 4, 3, scipy.stats.sem([1, 2, 3, 4, 5])): 3 +- 1.9632
+    assert (gain.mean, gain.half, gain.up, gain.word) == (pytest.approx(3), pytest.approx(1.9632, abs=1e-3), 5, "gains")
+    assert imaging.gain(plain, [0.9, 0.5, 0.6, 0.9, 0.8], 100.0).word == "not seen"
+    assert imaging.gain([each - 0.1 for each in plain], plain, 100.0).word == "costs"
+    assert imaging.gain([math.nan] * 5, plain, 100.0).word == "not seen"
+
+
+def costless(table: Table) -> Table:
+    """Without what depends on the machine."""
+    return {
+        labels: {name: values for name, values in metrics.items() if not name.startswith("seconds")}
+        for labels, metrics in table.items()
+    }
+
+
+def of_the_table(imaging: Any, sweep: Sweep, ground: str, folder: Path, *options: str) -> tuple[Table, Table]:
+    """(found, expected) of a ground, without what there is nothing of."""
+    table = imaging.read()
+    file = folder / f"{ground}.toml"
+    given, whole = table.grounds[ground], "method=plain mixing" not in options
+    file.write_text(imaging.sweep_text(table, given, whole, imaging.weights(given, folder)))
+    found, _ = sweep(str(file), *options)
+    known = costless(read(imaging.load()[ground]))
+    return {
+        labels: {name: found[labels][name] for name in metrics} for labels, metrics in known.items() if labels in found
+    }, known
+
+
+@pytest.mark.more
+@pytest.mark.skipif(not HEART.exists(), reason="the hospitals' data are no part of the repository")
+def test_a_row_of_the_table_is_as_expected(imaging: Any, sweep: Sweep, tmp_path: Path) -> None:
+    """Means by gossip instead of each hospital's own: the mean of four hospitals gains more than four points."""
+    chosen = [*only("method", "plain mixing", "Global normalisation"), *only("seed", "0")]
+    found, known = of_the_table(imaging, sweep, "scaled", tmp_path, *chosen)
+    assert len(found) == 2
+    hold(found, known, 1)
+    plain, method = (each["accuracy_own_mean"][0] for each in found.values())
+    assert method > plain + 0.04
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not all(file.exists() for file in (HEART, MEDNIST, CHESTS)), reason="the data are not here")
+@pytest.mark.parametrize("ground", json.loads((FOLDER / "imaging" / "expected.json").read_text()))
+def test_all_rows_of_the_table_are_as_expected(imaging: Any, sweep: Sweep, tmp_path: Path, ground: str) -> None:
+    """Of the first seed, with every hospital alone and all data pooled."""
+    found, known = of_the_table(imaging, sweep, ground, tmp_path, *only("seed", "0"))
+    assert set(found) == set(known)
+    hold(found, known, 1)

@@ -172,7 +172,7 @@ def balanced(summary: dict[str, Any]) -> None:
     assert set(summary["messages_dropped"]) <= {"connection", "denied", "number", "stale", "stranger", "unsent"}
 
 
-@pytest.mark.faults
+@pytest.mark.soak
 def test_the_twin(begin: Start) -> None:
     summary = begin(rounds=300).end()
     assert summary["accuracy_worst"] > twin(8) - 0.005
@@ -247,8 +247,8 @@ def test_all_are_restarted_one_after_the_other_with_what_they_had(begin: Start) 
 
 @pytest.mark.faults
 def test_two_join_at_once(begin: Start) -> None:
-    joins = "".join(f'[[churn]]\nevent = "join"\nnode = {node}\nround = 120\n' for node in (6, 7))
-    run = begin(8, rounds=600, more=joins)
+    joins = "".join(f'[[churn]]\nevent = "join"\nnode = {node}\nround = 100\n' for node in (6, 7))
+    run = begin(8, rounds=300, more=joins)
     summary = run.end(300)
     balanced(summary)
     assert summary["accuracy_worst"] > twin(run.nodes) - 0.015
@@ -303,7 +303,7 @@ def test_a_network_in_two_halves_becomes_one_again(begin: Start) -> None:
     assert max(row["waited"] for node in range(8) for row in run.rows(node)[1:]) < WAIT
 
 
-@pytest.mark.faults
+@pytest.mark.soak
 def test_one_that_is_cut_off_takes_no_round_from_the_others(begin: Start) -> None:
     """Alone it would be faster, and far ahead when it is back: it waits instead, and follows the others then."""
     parted = '[[churn]]\nevent = "partition"\nround = 100\ngroups = [[1]]\n[[churn]]\nevent = "heal"\nround = 1500\n'
@@ -341,13 +341,13 @@ def test_who_is_left_of_four_waits_and_the_run_ends_when_nobody_comes(begin: Sta
 def test_short_sessions_tell_the_story_that_is_planned(begin: Start) -> None:
     """Sessions of 20 rounds of some milliseconds, far shorter than it takes to start: live as in virtual time."""
     sessions = '[[churn]]\nmodel = "exponential"\nup = 20\ndown = 9\n'
-    run = begin(4, rounds=200, more=sessions, algorithm="dsgd")
+    run = begin(4, rounds=120, more=sessions, algorithm="dsgd")
     summary = run.end(300)
     assert summary["lost_unplanned"] == {} and summary["incomplete"] == []
     for node in range(4):
         rounds = [row["round"] for row in run.rows(node)]
         assert rounds == sorted(set(rounds))  # nothing is trained twice, and no life begins at round 1
-    assert sum(len({row["life"] for row in run.rows(node)}) for node in range(4)) > 12
+    assert sum(len({row["life"] for row in run.rows(node)}) for node in range(4)) > 8
     balanced(summary)
     command = [*P2PFL, "run", str(run.file), "--driver", "virtual", "--out", f"{run.out}-virtual", "--json"]
     told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -359,11 +359,11 @@ def test_short_sessions_tell_the_story_that_is_planned(begin: Start) -> None:
 def test_models_of_44_mb_on_every_link_delay_no_death_and_cause_none(begin: Start) -> None:
     more = '[network]\npreset = "lan"\n'
     run = begin(4, more=more, model='name = "mlp"\nhidden = [3400, 3200]', algorithm="dsgd")
-    run.reaches(0, 6)
+    run.reaches(0, 4)
     others = [0, 1, 3]
     since = run.kill(2)
     run.known("removed", 2, others, since)
-    run.goes_on(others, 5)
+    run.goes_on(others, 3)
     sent = max(row["bytes_sent"] for row in run.rows(0))
     assert sent > 2 * 44e6
     assert not any(e["event"] == "removed" and e["node"] != 2 for node in others for e in run.events(node))
@@ -393,11 +393,12 @@ def server(run: Run) -> int:
 @pytest.mark.parametrize(
     ("name", "moment"),
     [
-        *((name, moment) for name in ("SIGKILL", "SIGINT", "SIGTERM") for moment in ("forks", "trains")),
-        ("SIGHUP", "forks"),
+        *(pytest.param(*one, marks=pytest.mark.faults) for one in (("SIGKILL", "trains"), ("SIGINT", "trains"))),
+        pytest.param("SIGTERM", "forks", marks=pytest.mark.faults),
+        *(pytest.param(name, "forks", marks=pytest.mark.soak) for name in ("SIGKILL", "SIGINT", "SIGHUP")),
+        pytest.param("SIGTERM", "trains", marks=pytest.mark.soak),
     ],
 )
-@pytest.mark.faults
 def test_nothing_that_a_run_has_started_outlives_it(begin: Start, name: str, moment: str) -> None:
     run = begin(4)
     number, stands_still = signal.Signals[name], name != "SIGTERM"  # for which SIGINT waits for 8 s, as it would
@@ -426,7 +427,7 @@ def test_nothing_that_a_run_has_started_outlives_it(begin: Start, name: str, mom
         assert all((run.out / "nodes" / str(node) / "result.json").exists() for node in range(3))
 
 
-@pytest.mark.faults
+@pytest.mark.soak
 def test_nodes_end_with_their_run_also_when_the_process_that_forks_them_is_killed_with_it(begin: Start) -> None:
     run = begin(3)
     run.reaches(0, 20)
@@ -480,8 +481,10 @@ def test_a_run_that_nobody_lives_to_the_end_of_says_so(begin: Start) -> None:
     assert len(summary["incomplete"]) == 3
 
 
-@pytest.mark.parametrize("console", ["<&- >&- 2>&-", "| cat"])
-@pytest.mark.faults
+@pytest.mark.parametrize(
+    "console",
+    [pytest.param("<&- >&- 2>&-", marks=pytest.mark.faults), pytest.param("| cat", marks=pytest.mark.soak)],
+)
 def test_a_run_without_a_console_that_shows_everything_is_whole(tmp_path: Path, console: str) -> None:
     file = tmp_path / "experiment.toml"
     file.write_text(FILE.format(nodes=2, rounds=3, algorithm="dsgd", more="", model=LOGISTIC))
@@ -588,17 +591,17 @@ def test_a_node_says_which_direction_a_firewall_closes(tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-def test_a_model_of_44_mb_that_takes_longer_than_a_deadline_and_is_cut_half_way_is_waited_for(tmp_path: Path) -> None:
-    """At 12 MB/s a model takes 3.6 s, and a deadline is 2.1 s; in each second model the connection breaks half way."""
-    files, rounds, size = by_hand(tmp_path, 4), 4, 4 * 3200 * 3400
+def test_a_large_model_that_takes_longer_than_a_deadline_and_is_cut_half_way_is_waited_for(tmp_path: Path) -> None:
+    """At 8 MB/s a model takes 2.8 s, and a deadline is 1.6 s; in each second model the connection breaks half way."""
+    files, rounds, size = by_hand(tmp_path, 4), 4, 4 * 2300 * 2400
     experiment = tmp_path / "experiment.toml"
-    text = experiment.read_text().replace('name = "logistic"', 'name = "mlp"\nhidden = [3400, 3200]')
+    text = experiment.read_text().replace('name = "logistic"', 'name = "mlp"\nhidden = [2400, 2300]')
     experiment.write_text(text.replace('preset = "lan"', 'preset = "local"'))
     with reserved(1) as (outside,):
         listen = files[1].read_text().split('listen = "tcp://127.0.0.1:')[1].split('"')[0]
         files[1].write_text(f'address = "tcp://127.0.0.1:{outside}"\n' + files[1].read_text())
         files[0].write_text(files[0].read_text().replace(f":{listen}", f":{outside}"))
-    roads, slow = Roads(), Weather(bandwidth=12e6, cut=lambda draw: 1.5 * size)
+    roads, slow = Roads(), Weather(bandwidth=8e6, cut=lambda draw: 1.5 * size)
     for port, weather in ((1, Weather()), (0, slow)):
         roads.open(("127.0.0.1", outside + port), ("127.0.0.1", int(listen) + port), weather)
     processes = [subprocess.Popen([*P2PFL, "node", str(file)], stdout=subprocess.DEVNULL) for file in files]
@@ -704,10 +707,8 @@ TRIES = 3
 """A flood that costs rounds costs them each time; what else goes on on the machine does not."""
 
 SOME = (
-    "models: frames of a stranger", "models: tiny frames", "models: a message that never ends", "models: receipts",
-    "models: 500 idle connections", "models: offers", "membership: frames of a stranger",
-    "membership: tiny frames and pings", "membership: connections that say who they are",
-    "membership: answers to other addresses",
+    "models: tiny frames", "models: a message that never ends", "models: 500 idle connections", "models: offers",
+    "models: frames of a stranger", "membership: tiny frames and pings",
 )  # fmt: skip
 """Floods of the day; the others are for the night. tools/floods.py has what is thrown."""
 
@@ -816,10 +817,10 @@ def test_nodes_that_are_killed_every_few_seconds_and_started_again_lose_little(b
     """No claim on how little, which is for `make bench`: other things run beside this test."""
     file = tmp_path / "chaos.toml"
     file.write_text(FILE.format(nodes=4, rounds=100, algorithm="gradient_tracking", more="", model=LOGISTIC))
-    done = chaos(file, "--every", "4s", "--for", "17s", "--out", tmp_path / "out", "--json")
+    done = chaos(file, "--every", "4s", "--for", "13s", "--out", tmp_path / "out", "--json")
     table = json.loads(done.stdout)
     assert done.returncode == Exit.DONE and not table["incomplete"], done.stderr
-    assert len(table["kills"]) == 3 and all(kill["back"] for kill in table["kills"])
+    assert len(table["kills"]) == 2 and all(kill["back"] for kill in table["kills"])
     assert table["goodput"] > 0.3 and table["back_seconds_mean"] < 15
     assert abs(table["disturbed"]["accuracy"] - table["undisturbed"]["accuracy"]) < 0.015
     assert table["disturbed"]["mean_residual"] < 1e-6
@@ -829,7 +830,7 @@ def test_nodes_that_are_killed_every_few_seconds_and_started_again_lose_little(b
 def test_a_live_run_whose_nodes_are_killed_and_started_again_by_another_is_whole(begin: Start) -> None:
     run = begin(nodes=4, rounds=ENDLESS)
     run.reaches(0, 20)
-    watcher = subprocess.Popen([*P2PFL, "chaos", str(run.out), "--every", "6s", "--for", "7s"], stdout=subprocess.PIPE)
+    watcher = subprocess.Popen([*P2PFL, "chaos", str(run.out), "--every", "3s", "--for", "4s"], stdout=subprocess.PIPE)
     assert watcher.stdout is not None
     told = watcher.stdout.readline().decode()
     node = int(told.split()[1])

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ import p2pfl
 from p2pfl.cli import main
 from p2pfl.config import experiment
 from p2pfl.drivers.live import sidecar
+from p2pfl.drivers.live.ports import reserved
 from p2pfl.errors import ConfigError, Exit
 from p2pfl.node import records
 from p2pfl.runs import keyed
@@ -604,3 +606,39 @@ def test_the_page_does_what_it_says(shell: Shell) -> None:
     assert abs(json.loads(shell.types(check, code=None))["mean_residual"]) < 1e-6
     private = [path for path in at.rglob("*.key")]
     assert {path.parent.name for path in private} == {"north", "south", "west", "east"} and len(private) == 4
+
+
+@pytest.mark.live
+@pytest.mark.more
+def test_who_is_revoked_and_can_call_nobody_says_so_and_ends_by_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others let nobody in, and call it no more; what it says names what ends its waiting."""
+    monkeypatch.chdir(tmp_path)
+    names = ("north", "south", "west")
+    with reserved(3) as ports:
+        for name, port in zip(names, ports, strict=True):
+            closed = [] if name == "north" else ["--no-reachable"]
+            done("keygen", name, "--address", f"tcp://127.0.0.1:{port}", *closed)
+    done("init", "hearts.toml", *(f"{name}.card.toml" for name in names))
+    for name in names:
+        done("accept", "hearts.toml", "--key", f"{name}.key", "--yes")
+    shutil.copy("hearts.toml", "theirs.toml")
+    for name in names[1:]:
+        done("revoke", "theirs.toml", "north", "--key", f"{name}.key")
+    Path("experiment.toml").write_text(EXPERIMENT)
+    Path("node.toml").write_text('experiment = "experiment.toml"\nfederation = "hearts.toml"\nkey = "north.key"\n')
+    command = [sys.executable, "-m", "p2pfl", "node", "node.toml"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    late = threading.Timer(120, process.kill)
+    late.start()
+    try:
+        assert process.stdout is not None
+        assert any("none can be called: if the others have revoked this one" in line for line in process.stdout)
+        os.replace("theirs.toml", "hearts.toml")
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == Exit.FAILED and "no member of the federation any more" in said, said
+    finally:
+        late.cancel()
+        process.kill()
+        process.communicate()

@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "p2pfl"
-WORDS = ("types", "errors", "packages", "check", "tree", "random_bits")
+WORDS = ("types", "errors", "packages", "shipped", "check", "tree", "random_bits")
 ABOVE: Mapping[str, tuple[str, ...]] = {
     "types": (),
     "errors": (),
     "packages": ("errors",),
+    "shipped": (),
     "check": ("errors",),
     "tree": ("types",),
     "random_bits": (),

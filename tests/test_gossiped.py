@@ -374,9 +374,11 @@ columns with a finite estimate."""
 TCGA = FOLDER.parents[1] / "shared" / "data" / "tcga_brca_6regions.csv"
 
 
-@pytest.mark.more
 @pytest.mark.skipif(not TCGA.exists(), reason="the hospitals' data are no part of the repository")
-@pytest.mark.parametrize(("unstratified", "c"), [("exact", 0.839), (20, 0.836)])
+@pytest.mark.parametrize(
+    ("unstratified", "c"),
+    [pytest.param("exact", 0.839, marks=pytest.mark.soak), pytest.param(20, 0.836, marks=pytest.mark.more)],
+)
 def test_six_regions_find_one_baseline_hazard_for_all(tmp_path: Path, unstratified: Any, c: float) -> None:
     """Those of ORACLE, by regions that gossip; with 20 stretches of time off by .15 standard errors at most."""
     wanted = load(FOLDER / "tcga-brca" / "experiment.toml", ["statistics.minimum=1"])
@@ -412,7 +414,6 @@ def c_index(test: Any, arrays: dict[str, np.ndarray], key: str) -> float:
     return float(metrics.assess("survival", (scale.of(test.x) @ leaf["beta"])[:, None], test.y, ("risk",))["c_index"])
 
 
-@pytest.mark.live
 @pytest.mark.more
 def test_two_hospitals_find_them_by_hand(tmp_path: Path) -> None:
     files = by_hand(tmp_path, 5)
@@ -436,7 +437,6 @@ def test_two_hospitals_find_them_by_hand(tmp_path: Path) -> None:
     assert again.returncode == 1 and "holds an earlier fit" in again.stderr
 
 
-@pytest.mark.live
 @pytest.mark.more
 def test_two_hospitals_find_one_baseline_hazard_by_hand(tmp_path: Path) -> None:
     files, rng = by_hand(tmp_path, 5), np.random.default_rng(3)

@@ -89,6 +89,7 @@ def test_a_graph_of_a_file_keeps_its_edges(tmp_path: Path) -> None:
 # --- planned
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     "algorithm",
     [

@@ -15,6 +15,7 @@ import numpy as np
 import page
 import pytest
 from machines import FIREWALL, Machine, Switched, demand, hearing
+from sites import typed
 from test_live import P2PFL
 
 from p2pfl.errors import Exit
@@ -62,12 +63,8 @@ class Site:
         self.process: subprocess.Popen[str] | None = None
 
     def p2pfl(self, *command: str) -> str:
-        """Run a command of p2pfl on the machine, in the folder; return what it says."""
-        done = subprocess.run(
-            [*self.machine.inside, *P2PFL, *command], cwd=self.folder, capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
-        return done.stdout
+        """Type a command of p2pfl in the folder, of those that read and write files; return what it says."""
+        return typed(self.folder, *command)
 
     def start(self, *more: str) -> None:
         with (self.folder / "log").open("a") as log:

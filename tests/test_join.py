@@ -475,7 +475,6 @@ def test_ctrl_c_while_it_waits_leaves_the_node_usable_and_nothing_behind(tmp_pat
     assert children.stdout.split() and not any(Path(f"/proc/{pid}").exists() for pid in children.stdout.split())
 
 
-@pytest.mark.live
 @pytest.mark.more
 def test_a_script_and_nodes_of_p2pfl_train_together_and_end_as_the_plain_loop_to_the_bit(tmp_path: Path) -> None:
     file = write(tmp_path, Case("dsgd", nodes=3))

@@ -23,6 +23,7 @@ from p2pfl.runs.summary import collect
 
 ROWS = 60
 IMAGES = ("segmentation", "reconstruction")
+FUSION = {"name": "fusion", "channels": [4], "blocks": [1], "hidden": [4], "stem": "large"}
 RESIDUAL = {"name": "unet", "channels": [4], "residual": True}
 
 
@@ -30,6 +31,8 @@ def data(kind: str) -> Dataset:
     """Rows that a model of a few parameters can learn."""
     rng = np.random.default_rng(3)
     x = rng.normal(size=(ROWS, 8, 8, 1) if kind in IMAGES else (ROWS, 5)).astype(np.float32)
+    if kind == "classes":
+        return pictured(rng)
     if kind == "segmentation":
         y: Any = (x[..., 0] > 0.3).astype(np.int32)
     elif kind == "reconstruction":
@@ -48,6 +51,16 @@ def data(kind: str) -> Dataset:
     return Dataset(train, test, classes.get(kind, ("risk",)), kind=kind)
 
 
+def pictured(rng: np.random.Generator) -> Dataset:
+    """Three columns and a picture of 6 x 6, each of which tells a part of the class."""
+    y = np.arange(ROWS, dtype=np.int32) % 2
+    x = rng.normal(size=(ROWS, 3 + 36)).astype(np.float32)
+    x[:, 0] += y
+    x[:, 3:21] += y[:, None]
+    train, test = (Samples(x[part], y[part]) for part in (slice(0, 40), slice(40, ROWS)))
+    return Dataset(train, test, ("well", "ill"), features=("a", "b", "c"), picture=(6, 6, 1))
+
+
 @pytest.fixture
 def source(monkeypatch: pytest.MonkeyPatch) -> str:
     module: Any = types.ModuleType("kinds_of_data")
@@ -61,10 +74,11 @@ def source(monkeypatch: pytest.MonkeyPatch) -> str:
     [
         pytest.param("labels", {"name": "mlp", "hidden": [8]}, "accuracy", 0.7, "auc_mean", marks=pytest.mark.more),
         pytest.param("regression", {"name": "logistic"}, "explained", 0.5, "r2_mean", marks=pytest.mark.more),
-        ("survival", {"name": "logistic"}, "concordance", 0.7, "c_index_own_mean"),
+        pytest.param("survival", {"name": "logistic"}, "concordance", 0.7, "c_index_own_mean", marks=pytest.mark.more),
         pytest.param(
             "segmentation", {"name": "unet", "channels": [4]}, "dice", 0.4, "dice_mean_mean", marks=pytest.mark.more
         ),
+        pytest.param("classes", FUSION, "accuracy", 0.8, "auc_mean", marks=pytest.mark.soak),
         pytest.param("reconstruction", RESIDUAL, "psnr", 14, "psnr_own_mean", marks=pytest.mark.more),
     ],
 )

@@ -40,15 +40,18 @@ def test_every_mark_is_declared() -> None:
 @pytest.mark.parametrize("lane", [None, *LANES])
 @pytest.mark.parametrize("live", [False, True])
 def test_every_test_is_run_by_exactly_one_command(lane: str | None, live: bool) -> None:
+    if live and lane is None:
+        return  # which is refused
     marks = {*([lane] if lane else []), *(["live"] if live else [])}
     targets = [target for target, expression in selections() if selected(expression, marks)]
-    assert targets == [{None: "test", "more": "test-all"}.get(lane, lane)]
+    assert targets == [{None: "fast", "more": "test-all"}.get(lane, lane)]
 
 
 def test_ci_runs_all_lanes_but_the_nights() -> None:
     makefile, ci = ((ROOT / name).read_text("utf-8") for name in ("Makefile", ".ci/run"))
     assert re.findall(r"^make (.+)$", ci, re.MULTILINE) == ["test", "test-all"]
     assert re.search(r"^test-all:.*\bfaults$", makefile, re.MULTILINE)
+    assert re.search(r"^test:.*\n\t\$\(MAKE\) .*\blint fast$", makefile, re.MULTILINE)
     assert selected(DEFAULT, set()) and not any(selected(DEFAULT, {lane}) for lane in LANES)
 
 
@@ -60,3 +63,12 @@ def test_a_test_of_two_lanes_is_refused(request: pytest.FixtureRequest, lanes: t
     item.add_marker(lanes[1])
     with pytest.raises(pytest.UsageError, match=f"twice is marked {' and '.join(sorted(lanes))}"):
         pytest_collection_modifyitems([item])
+
+
+def test_a_live_test_without_a_lane_is_refused(request: pytest.FixtureRequest) -> None:
+    item = pytest.Function.from_parent(request.node.parent, name="alone", callobj=lambda: None)
+    item.add_marker("live")
+    with pytest.raises(pytest.UsageError, match="alone is marked live and has no lane"):
+        pytest_collection_modifyitems([item])
+    item.add_marker("more")
+    pytest_collection_modifyitems([item])

@@ -123,10 +123,16 @@ def test_nothing_outlives_a_launcher_that_is_killed_while_its_nodes_work(
 
 
 @pytest.mark.parametrize(
-    ("moment", "what"),
-    [("imports", "waits"), ("forks", "waits"), pytest.param("forks", "frozen", marks=pytest.mark.more)],
-)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+    ("number", "moment", "what"),
+    [
+        (signal.SIGKILL, "imports", "waits"),
+        (signal.SIGINT, "forks", "waits"),
+        *(pytest.param(*each, marks=pytest.mark.more) for each in (
+            (signal.SIGINT, "imports", "waits"), (signal.SIGKILL, "forks", "waits"),
+            (signal.SIGKILL, "forks", "frozen"), (signal.SIGINT, "forks", "frozen"),
+        )),
+    ],
+)  # fmt: skip
 def test_nothing_outlives_a_launcher_that_is_killed_while_it_starts(
     launch: Callable[..., Launched], number: int, moment: str, what: str
 ) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import zmq
-from small import CASES, GATHERED, MORE, Case, write
+from small import CASES, GATHERED, LIARS, MORE, Case, write
 
 import p2pfl
 from p2pfl import tree
@@ -134,8 +134,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Started]]:
         each.over()
 
 
-FEW = ("gradient_tracking", "fedavg")
-"""Besides those under loss: exchanges of more than a model, and rounds that only mix. The others are for the night."""
+FEW = ("gradient_tracking-ring-scheduled", "fedavg-star")
+"""Besides those under loss: exchanges of more than a model, with an optimizer that remembers, and rounds that only mix.
+The others are for the night."""
 
 
 def models(out: Path, nodes: int) -> list[dict[str, np.ndarray]]:
@@ -155,8 +156,7 @@ def test_live_equals_the_plain_loop_to_the_bit(start: Callable[..., Started], gr
     assert live["exchanges_booked"] == looped["exchanges_booked"] == 15 * (5 if graph == "ring" else 4)
     assert live["mean_residual"] < 1e-6
     assert live["residue"] == live["exchanges_voided"] == 0
-    other = start(*small, *PATIENT, *plain, "--set", "seed=1").end()
-    assert other["digests"] != looped["digests"]  # the comparison can fail
+    assert len({*looped["digests"].values()}) == 5  # the comparison can fail
 
 
 def joined(run: Path, nodes: int) -> None:
@@ -167,9 +167,9 @@ def joined(run: Path, nodes: int) -> None:
     assert measured == {(node, line["life"], line["round"]) for node, line in lines}
 
 
-def same_everywhere(start: Callable[..., Started], folder: Path, case: Case) -> None:
+def same_everywhere(start: Callable[..., Started], folder: Path, case: Case, more: str = "") -> None:
     """A live run, the plain loop and the replay of the live run end in the same models."""
-    file = write(folder, case)
+    file = write(folder, case, more=more)
     run = start(file=file)
     summary = run.end()
     wanted = experiment.load(file)
@@ -186,7 +186,7 @@ def same_everywhere(start: Callable[..., Started], folder: Path, case: Case) -> 
         plain[str(node)] = tree.digest(model)
     assert summary["digests"] == plain
     leaves = [leaf for model in models(run.out, case.nodes) for leaf in model.values()]
-    assert {leaf.dtype for leaf in leaves} == {np.dtype(case.dtype)}
+    assert {leaf.dtype for leaf in leaves if leaf.dtype.kind == "f"} == {np.dtype(case.dtype)}
     assert len(set(plain.values())) > 1 or case.algorithm == "fedavg"
     joined(run.out, case.nodes)
     for (node, round), theirs in booked.items():
@@ -203,7 +203,7 @@ def same_everywhere(start: Callable[..., Started], folder: Path, case: Case) -> 
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, marks=pytest.mark.more if case.loss or case.algorithm in FEW else pytest.mark.soak)
+        pytest.param(case, marks=pytest.mark.more if case.loss or str(case) in FEW else pytest.mark.soak)
         for case in CASES
     ],
     ids=str,
@@ -218,11 +218,16 @@ def test_every_algorithm_is_the_same_live(start: Callable[..., Started], tmp_pat
     same_everywhere(start, tmp_path / "case", case)
 
 
-@pytest.mark.more
+@pytest.mark.soak
 def test_steps_of_several_gradients_are_the_same_live(
     start: Callable[..., Started], tmp_path: Path, optax_promotes: None
 ) -> None:
     same_everywhere(start, tmp_path / "case", Case("dsgd", optimizer=GATHERED))
+
+
+@pytest.mark.soak
+def test_a_lie_for_each_neighbor_is_the_same_live(start: Callable[..., Started], tmp_path: Path) -> None:
+    same_everywhere(start, tmp_path / "case", Case("dsgd", "complete", 4), LIARS)
 
 
 def test_every_algorithm_has_a_case() -> None:
@@ -273,7 +278,7 @@ def test_the_demo_loses_a_node_and_gets_it_back(start: Callable[..., Started]) -
     ],
 )
 def test_survivors_wait_under_two_seconds(start: Callable[..., Started], victim: int, how: str) -> None:
-    run = start(*NO_CHURN, "--set", "rounds=250")
+    run = start(*NO_CHURN, "--set", "rounds=120")
     run.reaches(victim, 25)
     os.kill(run.pid(victim), signal.SIGKILL if how == "kill" else signal.SIGSTOP)
     summary = run.end(code=Exit.NOT_WHOLE)
@@ -282,7 +287,7 @@ def test_survivors_wait_under_two_seconds(start: Callable[..., Started], victim:
     for node in set(range(8)) - {victim}:
         assert run.gaps(node) < 2.0
         rows = (run.out / "nodes" / str(node) / "metrics.jsonl").read_text().splitlines()
-        assert json.loads(rows[-1])["round"] == 250
+        assert json.loads(rows[-1])["round"] == 120
 
 
 @pytest.mark.live
@@ -407,7 +412,7 @@ def test_a_federation_goes_on_through_crash_kill_freeze_and_garbage(
     assert {reason: dropped[reason] for reason in due} == due
 
 
-def by_hand(folder: Path, rounds: int) -> list[Path]:
+def by_hand(folder: Path, rounds: int, network: str = 'preset = "lan"') -> list[Path]:
     """The files of two hospitals: one experiment, and on each machine a node file and the rows of its own."""
     rng = np.random.default_rng(0)
     experiment = f"""
@@ -427,7 +432,7 @@ nodes = 2
 [algorithm]
 name = "dsgd"
 [network]
-preset = "lan"
+{network}
 """
     (folder / "experiment.toml").write_text(experiment)
     files = []
@@ -505,7 +510,7 @@ def test_two_nodes_with_different_experiments_say_which_field_and_end(tmp_path: 
         assert json.loads((tmp_path / f"records{node}" / "result.json").read_text())["booked"] == 0
 
 
-@pytest.mark.live
+@pytest.mark.more
 def test_two_nodes_by_hand_with_rows_of_their_own_until_they_are_asked_to_stop(tmp_path: Path) -> None:
     kept = ('{"life": 4000000000000}', "garbled")  # by processes whose clock was far ahead, or whose disk has failed
     for node, text in enumerate(kept):
@@ -513,7 +518,7 @@ def test_two_nodes_by_hand_with_rows_of_their_own_until_they_are_asked_to_stop(t
         (tmp_path / f"records{node}" / "life.json").write_text(text)
     processes = [
         subprocess.Popen([*P2PFL, "node", str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for file in by_hand(tmp_path, 1_000_000)
+        for file in by_hand(tmp_path, 1_000_000, PATIENT[1].removeprefix("network."))
     ]
     folders = [tmp_path / f"records{node}" for node in (0, 1)]
     limit = time.monotonic() + 120

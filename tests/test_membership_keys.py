@@ -464,7 +464,8 @@ def records(world: World) -> list[int]:
     return sent
 
 
-@pytest.mark.parametrize("n, loss", [(12, 0.1), pytest.param(32, 0.1, marks=pytest.mark.more)])
+@pytest.mark.more
+@pytest.mark.parametrize("n, loss", [(12, 0.1), (32, 0.1)])
 def test_all_come_to_have_what_each_had(n: int, loss: float) -> None:
     """Each begins with a record of its own; then one gets another, and nobody says anything of it when all have it."""
     world = World(1, FAR._replace(loss=loss), LOCAL, KEYS)

@@ -341,11 +341,13 @@ def test_a_unet_learns_to_segment() -> None:
 # ------------------------------------------------------------------------------------------------------- of the table
 
 
+@pytest.mark.more
 def test_the_same_seed_makes_the_same_model() -> None:
     for name, maker in models.MODELS.items():
-        shape = (8, 8, 8, 1) if name == "cnn3d" else (8, 8, 1)
-        deep = name in ("cnn", "cnn3d", "unet", "resnet", "cnn_gnn")
-        make = maker(shape, 3, **({"channels": (2, 2)} if deep else {}))
+        shape = {"cnn3d": (8, 8, 8, 1), "fusion": (2 + 64,)}.get(name, (8, 8, 1))
+        deep = name in ("cnn", "cnn3d", "unet", "resnet", "cnn_gnn", "fusion")
+        given = {"picture": (8, 8, 1)} if name == "fusion" else {}
+        make = maker(shape, 3, **given, **({"channels": (2, 2)} if deep else {}))
         one, two, other = (jax.tree.leaves(nnx.state(make(nnx.Rngs(seed)))) for seed in (0, 0, 1))
         assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True)), name
         assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True)), name
@@ -410,6 +412,27 @@ def test_pooling_and_doubling_go_along_every_axis() -> None:
     assert pooled.shape == (2, 2, 2, 3, 3)
     np.testing.assert_array_equal(pooled[:, 1, 0, 2], np.asarray(x)[:, 2:4, 0:2, 4:6].max(axis=(1, 2, 3)))
     np.testing.assert_array_equal(models.max_pool(models.double(x)), x)
+
+
+def test_the_gradient_of_pooling_is_a_choice_and_divides_by_nothing() -> None:
+    """Of `jnp.max` it is divided by how many equal the maximum: none, where XLA rounds what it computes twice unlike.
+
+    So it was with the U-Net of experiments/brain-3d, compiled without XLA's optimiser: NaN after the first step.
+    """
+    x = images(2, 4, 5, 3)
+
+    def pooled(x: jax.Array) -> jax.Array:
+        return (models.max_pool(x) * images(2, 2, 2, 3)).sum()
+
+    assert "div" not in str(jax.make_jaxpr(jax.grad(pooled))(x))
+    weight, ours = np.asarray(images(2, 2, 2, 3)), np.asarray(jax.jit(jax.grad(pooled))(x))
+    weight = np.repeat(np.repeat(weight, 2, axis=1), 2, axis=2)
+    largest = np.repeat(np.repeat(models.max_pool(x), 2, axis=1), 2, axis=2) == x[:, :, :4]
+    np.testing.assert_array_equal(ours[:, :, :4], np.where(largest, weight, 0))
+    assert not ours[:, :, 4].any()
+    broken, equal = x.at[0, 1, 1, 1].set(jnp.nan), jnp.ones((1, 2, 2, 1))
+    assert int(jnp.isnan(models.max_pool(broken)).sum()) == 1
+    assert jax.grad(lambda x: models.max_pool(x).sum())(equal).reshape(-1).tolist() == [1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 4, 2), (8, 8, 8, 1)])

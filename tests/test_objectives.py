@@ -534,4 +534,4 @@ def test_who_keeps_a_model_of_its_own_keeps_it_under_its_name(case: str) -> None
         names = tree.named_leaves(jax.eval_shape(federation_of(MECHANISMS[case]).learner.init, KEY))
     for method in MECHANISMS[case]["training"]["objective"]:
         kept = any(name.startswith(f"private/{method['name']}/") for name in names)
-        assert kept == (method["name"] in [*PERSONAL, "average", "deputy", "selector"])
+        assert kept == (method["name"] in [*PERSONAL, "average", "deputy", "selector", "moon", "tasks"])

@@ -354,7 +354,6 @@ def mine(learner, optimizer):
 """
 
 
-@pytest.mark.live
 @pytest.mark.more
 def test_live_nodes_find_what_lies_beside_the_experiment_from_anywhere(tmp_path: Path) -> None:
     case = Case("mine:mine", "mine:path", 3)

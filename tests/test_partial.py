@@ -376,7 +376,7 @@ def test_nothing_of_a_kernel_travels_but_its_low_amplitudes(end: float, shape: t
     _, payload, theirs = kernels(chain(ALGORITHMS["dsgd"](small(), SGD), fourier(0.0, rounds=10, end=end)))
     sent = payload["inner"]["trained"]
     whole = np.abs(np.fft.fft2(theirs["kernel"]))
-    rows = [row for row in range(4) if end == 1 or abs(np.fft.fftfreq(4)[row]) < end / 2]
+    rows = [row for row in (0, 1, 3, 2) if end == 1 or abs(np.fft.fftfreq(4)[row]) < end / 2]  # the lowest first
     assert sent["kernel"].shape == shape and sent["bias"].shape == (6,)
     assert distance(np.asarray(sent["kernel"]), whole[rows][:, : shape[1]]) < 1e-13
     assert tree.nbytes(sent["kernel"]) <= tree.nbytes(theirs["kernel"]) * 2 / 3
@@ -386,7 +386,7 @@ def test_rounds_are_counted() -> None:
     algorithm = chain(ALGORITHMS["dsgd"](small(), SGD), fourier(0.0, rounds=2))
     nodes = Nodes(algorithm, planned(algorithm, "ring", 4))
     state = nodes.start
-    for expected in (1, 2, 2):
+    for expected in (1, 2, 3):  # beyond the rounds in which it grows: what is late belongs to one before
         state, payload = nodes.train(state, nodes.data(), jnp.ones(4, jnp.int32), nodes.around())
         state = nodes.mix(state, nodes.inbox(payload, nodes.wires.weight[0] > 0), nodes.around())
         assert state.own.tolist() == [expected] * 4

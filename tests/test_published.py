@@ -83,6 +83,20 @@ def left(tmp_path: Path, kind: str) -> tuple[Path, Assessment]:
     return out, assessed
 
 
+@pytest.mark.more
+def test_without_intervals_the_figures_are_the_same(tmp_path: Path) -> None:
+    made = build(given(tmp_path, "classes"))
+    models = {node: made.learner.init(jax.random.key(node)) for node in made.graph}
+    quick = replace(made.experiment.evaluation, intervals=False)
+    without = made._replace(experiment=replace(made.experiment, evaluation=quick))
+    (tmp_path / "run").mkdir()
+    found = assessment.assess(without, models, tmp_path / "run")
+    assert found.figures == assessment.assess(made, models).figures
+    assert not found.draws and assessment.compared(found, {}) == ({}, {})
+    table = json.loads((tmp_path / "run" / "assessment.json").read_text())
+    assert not any(scope for node in table["intervals"].values() for scope in node.values())
+
+
 def test_of_two_classes(tmp_path: Path) -> None:
     out, assessed = left(tmp_path, "classes")
     source, split = read(tmp_path / "classes.csv"), read(out / "split.csv")
@@ -249,6 +263,8 @@ def test_a_whole_run_is_learned_again(tmp_path: Path) -> None:
     assert len(set(repeated["values"])) == 2 and set(repeated["less"]) == {"local_only", "pooled"}
     found = json.loads((out / "left_out.json").read_text())
     assert {site: each["rows"] for site, each in found.items()} == dict.fromkeys(SITES, 30)
+    for each in found.values():  # against models of the other sites together, and each by itself
+        assert set(each["less"]) == set(each["less_alone"]) and each["less"] != each["less_alone"]
     told = published.repeated_told(json.loads((out / "splits.json").read_text()), found, "accuracy")
     assert [line.partition(":")[0] for line in told] == ["2 other splits"] * 3 + [
         f"left out {s} (30 rows)" for s in SITES
@@ -283,6 +299,14 @@ def test_what_cannot_be_learned_again_is_refused(tmp_path: Path, more: dict[str,
         wanted = replace(wanted, data=replace(wanted.data, partition=EvenPartition()))
     with pytest.raises(ConfigError, match=message):
         runs.run(wanted, tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", [{"name": "fl_mrcm"}, {"name": "vafl", "reference": 1}])
+def test_no_site_is_left_out_where_an_objective_names_one(tmp_path: Path, method: dict[str, Any]) -> None:
+    wanted = given(tmp_path, "classes", leave_site_out=True)
+    with pytest.raises(ConfigError, match=rf"leave_site_out: numbers nodes anew, .*objective\[0\] \({method['name']}"):
+        splits.check(replace(wanted, training=replace(wanted.training, objective=(method,))))
+    splits.check(replace(wanted, training=replace(wanted.training, objective=({"name": "vafl"},))))
 
 
 def test_coefficients_of_rows_whose_gaps_the_nodes_fill_in(tmp_path: Path) -> None:

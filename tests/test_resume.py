@@ -491,7 +491,7 @@ def test_a_live_run_of_which_every_process_is_killed_goes_on(tmp_path: Path) -> 
     current.write_bytes(current.read_bytes()[:-9])
     for name in (CURRENT, PREVIOUS):
         (out / "nodes" / "2" / name).unlink()
-    summary = _resumed(out, "--set", "rounds=800")
+    summary = _resumed(out, "--set", "rounds=400")
     assert summary["resumed"] == [after, 200, 290]
     assert "rounds 291 to 300 are trained again; node 2 has no checkpoint and comes in with" in summary["notes"][2]
     joined = [row for row in records.read(out / "nodes" / "2" / "events.jsonl") if row["event"] == "joined"]

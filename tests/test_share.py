@@ -227,6 +227,7 @@ def test_consensus_is_about_what_is_shared(tmp_path: Path) -> None:
     assert np.abs(heads[0] - heads[1]).max() > 1e-3
 
 
+@pytest.mark.more
 def test_a_private_head_serves_opposite_labels() -> None:
     """Two halves of the nodes name the two classes the other way round: one model for all can't be right."""
     rng = np.random.default_rng(0)

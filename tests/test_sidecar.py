@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -288,17 +288,28 @@ class PlayWithKeys(Play):
 PLAYS = {"plain": Play, "keys": PlayWithKeys}
 
 
-def played(play: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, __file__, play], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert not done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+@pytest.fixture(scope="module")
+def played() -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Both plays, at the same time: they wait, most of it."""
+    pipe = subprocess.PIPE
+    plays = {name: subprocess.Popen([sys.executable, __file__, name], stdout=pipe, stderr=pipe, text=True)
+             for name in PLAYS}  # fmt: skip
+    yield plays
+    for each in plays.values():
+        each.kill()
+        each.communicate()
+
+
+def seen_in(play: subprocess.Popen[str]) -> dict[str, Any]:
+    """What it has seen; it ends within the time."""
+    said, failed = play.communicate(timeout=300)
+    assert play.returncode == 0 and not failed, failed
+    return dict(json.loads(said))
 
 
 @pytest.fixture(scope="module")
-def seen() -> dict[str, Any]:
-    return played("plain")
+def seen(played: dict[str, subprocess.Popen[str]]) -> dict[str, Any]:
+    return seen_in(played["plain"])
 
 
 @pytest.mark.parametrize("scene", [
@@ -320,8 +331,8 @@ def test_an_address_that_is_taken_is_a_config_error(seen: dict[str, Any]) -> Non
     assert "can't listen there" in seen["taken"] and seen["taken"].startswith("listen='tcp://127.0.0.1:")
 
 
-def test_with_keys_they_meet_merge_documents_and_are_revoked() -> None:
-    seen = played("keys")
+def test_with_keys_they_meet_merge_documents_and_are_revoked(played: dict[str, subprocess.Popen[str]]) -> None:
+    seen = seen_in(played["keys"])
     assert not [scene for scene, so in seen.items() if so is not True], seen
 
 

@@ -337,6 +337,7 @@ def test_a_run_says_how_many_epochs_it_had_and_who_is_missing(tmp_path: Path) ->
     assert [(row["node"], row["round"]) for row in ends] == [(None, 8), (None, 12)]
 
 
+@pytest.mark.more
 def test_who_has_lost_most_of_the_others_waits_as_on_a_network() -> None:
     """[0, 2, 3] of nine know it a round late: they train round 8, and then none before the network is one again."""
     parted = [{"event": "partition", "round": 8, "groups": [[0, 2, 3]]}, {"event": "heal", "round": 12}]

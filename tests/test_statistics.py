@@ -314,7 +314,7 @@ def knows(
     [
         pytest.param("dsgd", "ring", {}, marks=pytest.mark.soak),
         pytest.param("gradient_tracking", "base", {"network": {"loss": 0.2}}, marks=pytest.mark.more),
-        ("push_sum", "exponential", {"network": {"loss": 0.2}}),
+        pytest.param("push_sum", "exponential", {"network": {"loss": 0.2}}, marks=pytest.mark.more),
         pytest.param("push_sum", "one_peer_exponential", {}, marks=pytest.mark.soak),
         pytest.param("dsgd", "ring", {"network": {"late": 2}}, marks=pytest.mark.soak),
         pytest.param("ad_psgd", "ring", {}, marks=pytest.mark.soak),
@@ -373,6 +373,7 @@ def test_who_goes_still_counts_and_who_comes_is_counted(
             same(made, found)
 
 
+@pytest.mark.more
 def test_who_is_gone_before_anything_is_known_does_not_count(float64: None) -> None:
     """Half averaged sums start again with the epoch, from those of its members."""
     made = federation("dsgd", "base", 8, 40, wait=18, churn=[{"event": "crash", "node": 2, "round": 5}])

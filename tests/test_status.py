@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -506,10 +507,10 @@ class TwoNodes:
                 self.processes.append(subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT))
 
     def ask(self, *arguments: str) -> dict[str, Any]:
-        command = [*P2PFL, "status", *arguments, "--json"]
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
-        assert done.returncode in (Exit.DONE, Exit.NOT_WHOLE), done.stderr
-        return {**json.loads(done.stdout), "code": done.returncode}
+        with contextlib.chdir(self.folder):
+            done = CliRunner().invoke(main, ["status", *arguments, "--json"])
+        assert done.exit_code in (Exit.DONE, Exit.NOT_WHOLE), done.output
+        return {**json.loads(done.stdout), "code": done.exit_code}
 
     def until(self, holds: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
         """What node 0 answers as soon as that is so."""

@@ -38,6 +38,14 @@ A, B, C = "tcp://10.0.0.3:5700", "tcp://10.0.0.4:5700", "tcp://site-c.example.or
          f"nobody at {A} (refused: nothing listens at port 5701)"),
         (AT._replace(unreached=((3, A),), why={A: "refused: nothing listens at port 5700"}), "round 120 of 400; 8 of 8 "
          f"nodes there; node 3 reaches us, we don't reach it at {A}: refused: nothing listens at port 5700"),
+        (AT._replace(there=1, missing=(1,), uncallable="hearts.toml"), "round 120 of 400; 1 of 8 nodes there; no other "
+         "node is there, and none can be called: if the others have revoked this one, nobody can tell it; their "
+         "hearts.toml, put in the place of this one's, does"),
+        (AT._replace(there=1, missing=(1,), uncallable="hearts.toml", address=C, why={C: "can't be resolved"}),
+         "round 120 of 400; 1 of 8 nodes there; no other node is there, and none can be called: if the others have "
+         "revoked this one, nobody can tell it; their hearts.toml, put in the place of this one's, does; "
+         f"nor is this node reached at its own address {C} (can't be resolved)"),
+        (AT._replace(uncallable="hearts.toml"), "round 120 of 400; 8 of 8 nodes there"),
         (AT._replace(there=1, expected=1), "round 120 of 400; 1 of 1 nodes there"),
         (AT._replace(unreached=((3, A),)),
          f"round 120 of 400; 8 of 8 nodes there; node 3 reaches us, we don't reach it at {A}: firewall?"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import resource
 import socket
@@ -642,6 +643,27 @@ def test_why_nobody_is_reached_at_an_address(monkeypatch: pytest.MonkeyPatch, th
     assert seen == [why.format(port)]
     if there == "this federation":
         assert not listening.dropped  # it has been asked as a node asks
+
+
+def test_a_look_has_an_end_however_much_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a listener that greets, and then says a command and the beginning of the next, again and again."""
+    said, seconds = zmtp.command(b"PING", b"\0\0"), 0.0
+    comes = itertools.chain([zmtp.GREETING + said[:3]], itertools.repeat(said[3:] + said[:3]))
+
+    class Dribbling:
+        def settimeout(self, left: float) -> None:
+            nonlocal seconds
+            seconds += 0.1
+
+        def recv_into(self, space: memoryview) -> int:
+            assert seconds < 30
+            piece = next(comes)
+            space[: len(piece)] = piece
+            return len(piece)
+
+    monkeypatch.setattr(reach.clock, "now", lambda: seconds)
+    look = reach._listen(reach.Call(Dribbling(), reach.Caller(b"me")), None, "port 1")  # type: ignore[arg-type]
+    assert look.how == reach.LookEnd.REACHED and 0 < seconds < 3
 
 
 def test_a_node_of_another_federation_is_asked_in_what_it_differs(monkeypatch: pytest.MonkeyPatch) -> None:

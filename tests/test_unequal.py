@@ -21,7 +21,7 @@ from p2pfl.drivers.simulate import engine
 from p2pfl.drivers.simulate.simulation import Evaluated, How
 from p2pfl.errors import ConfigError
 from p2pfl.federation import federation
-from p2pfl.federation.tasks import tasks
+from p2pfl.federation.tasks import growing, tasks
 from p2pfl.node import records
 from p2pfl.node.replica import Replica
 from p2pfl.node.task import Booked
@@ -33,8 +33,7 @@ from p2pfl.topology.sampled import selected
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 HEARTS, MEDNIST = SHARED / "heart_disease_4sites.csv", SHARED / "mednist64_3300.npz"
 DRIVERS = [
-    *(pytest.param(name, marks=pytest.mark.more) for name in ("loop", "virtual", "simulate")),
-    pytest.param("live", marks=[pytest.mark.live, pytest.mark.more]),
+    pytest.param(name, marks=pytest.mark.more) for name in ("loop", "virtual", "simulate", "live")
 ]  # fmt: skip
 
 
@@ -60,6 +59,10 @@ def objective(*methods: dict[str, Any], **more: Any) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------- unequal widths
 
 WIDTHS = objective({"name": "widths", "ratios": [1.0, 0.25, 1.0, 0.5]})
+IN_PART = {
+    "training": {**WIDTHS["training"], "freeze": ["layers/0/bias"], "patience": 1}, "evaluation": {"every": 1},
+}  # fmt: skip
+"""A layer's bias is frozen, and who gets no better ends its training."""
 
 
 @pytest.fixture(scope="module")
@@ -70,31 +73,45 @@ def widths(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pa
     def of(driver: str) -> tuple[Path, Summary]:
         if driver not in done:
             out = tmp_path_factory.mktemp(driver)
-            done[driver] = out, ran(driver, out, **WIDTHS)
+            done[driver] = out, ran(driver, out, **IN_PART)
         return done[driver]
 
     return of
 
 
-def parameters(ratio: float) -> int:
+def parameters(ratio: float, biases: int = 1) -> int:
     hidden = int(32 * ratio)
-    return 64 * hidden + hidden + hidden * 10 + 10
+    return 64 * hidden + biases * hidden + hidden * 10 + 10
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_message_is_the_slice_of_the_narrower_end_and_all_drivers_agree(
     widths: Callable[[str], tuple[Path, Summary]], driver: str
 ) -> None:
-    """On the ring 1, 1/4, 1, 1/2 every edge has a narrow end; models are those of the plain loop, live to the bit."""
+    """On the ring 1, 1/4, 1, 1/2 every edge has a narrow end; models are those of the plain loop, live to the bit. What
+    is frozen does not travel, and nodes keep the best models of their widths."""
     out, summary = widths(driver)
     of_node = {0: (0.25, 0.5), 1: (0.25, 0.25), 2: (0.25, 0.5), 3: (0.5, 0.5)}
     for row in records.read(out / "metrics.jsonl"):
-        wanted = 4 * sum(map(parameters, of_node[row["node"]]))
+        wanted = 4 * sum(parameters(ratio, biases=0) for ratio in of_node[row["node"]])
         assert wanted <= row["bytes_sent"] < wanted + 2500 * (driver == "live") + 600 * (driver == "virtual") + 1
     whole = 4 * 2 * parameters(1)
     assert summary.bytes_sent_per_node_round is not None and summary.bytes_sent_per_node_round < 0.6 * whole
     if driver != "simulate":  # computes some sums in another order: test_simulate.py
         assert summary.digests == widths("loop")[1].digests
+
+
+@pytest.mark.more
+def test_a_narrow_node_freezes_and_keeps_what_it_holds() -> None:
+    """Of the frozen kernel and of the best model it has its part, which is that of a wide node; files are as wide."""
+    training = {**IN_PART["training"], "freeze": ["layers/0/kernel"]}
+    made = tasks(federation_of(table(**{**IN_PART, "training": training})))
+    own = [each.program.init(0, each.site) for each in made[:2]]
+    assert tree.size(own[1].own["best"]["model"]["trained"]) == parameters(0.25) - 64 * 8
+    wide, narrow = (tree.named_leaves(each.program.params(state)) for each, state in zip(made, own, strict=False))
+    for name, axis in (("frozen/trained/layers/0/kernel", 1), ("best/model/trained/layers/1/kernel", 0)):
+        one, other = (np.moveaxis(np.asarray(leaves[f"private/{name}"]), axis, 0) for leaves in (wide, narrow))
+        assert one.shape == other.shape and np.array_equal(one[:8], other[:8]) and one[8:].any() and not other[8:].any()
 
 
 def test_a_narrow_node_holds_nothing_but_its_slice() -> None:
@@ -115,6 +132,7 @@ def test_a_narrow_node_holds_nothing_but_its_slice() -> None:
          r"algorithm.wrap\[0\]: fourier compares all channels"),
         ({**WIDTHS, "model": {"name": "unequal_models:declared"}}, "model: does not compute with the first channels"),
         ({**WIDTHS, "algorithm": {"name": "push_sum"}}, "wrap widths: push_sum sends one way"),
+        ({"training": {**WIDTHS["training"], "lora": {"rank": 1}}}, "training.lora: does not go with the objective"),
     ],
 )  # fmt: skip
 def test_what_goes_with_no_widths_is_refused(
@@ -131,6 +149,65 @@ def test_what_goes_with_no_widths_is_refused(
         more = {**objective(layers), "model": more["model"]}
     with pytest.raises(ConfigError, match=text):
         federation_of(table(**more))
+
+
+# ---------------------------------------------------------------------------------------- a square that grows by rounds
+
+
+@pytest.fixture(scope="module")
+def waves(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Summary]]:
+    """Runs each driver once, with messages that grow in the first four rounds."""
+    done: dict[str, tuple[Path, Summary]] = {}
+    wrap = {"name": "fourier", "start": 0.2, "rounds": 4, "end": 0.8}
+
+    def of(driver: str) -> tuple[Path, Summary]:
+        if driver not in done:
+            out = tmp_path_factory.mktemp(driver)
+            done[driver] = out, ran(driver, out, rounds=5, algorithm={"name": "dsgd", "wrap": [wrap]})
+        return done[driver]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    "driver",
+    [pytest.param("virtual", marks=pytest.mark.soak), *(each for each in DRIVERS if each.values != ("virtual",))],
+)
+def test_a_message_has_the_square_of_its_round_and_all_drivers_agree(
+    waves: Callable[[str], tuple[Path, Summary]], driver: str
+) -> None:
+    """Of both kernels the amplitudes with |f| < L / 2, those of f and -f once; L is .2 + .15 a round, up to .8."""
+    out, summary = waves(driver)
+    for row in records.read(out / "metrics.jsonl"):
+        side = min(0.2 + 0.15 * row["round"], 0.8) / 2
+        low = [
+            (abs(np.fft.fftfreq(n)) < side).sum() * (np.fft.rfftfreq(m) < side).sum() for n, m in ((64, 32), (32, 10))
+        ]
+        wanted = 2 * 4 * (sum(low) + 32 + 10 + 1)
+        assert wanted <= row["bytes_sent"] < wanted + 2500 * (driver == "live") + 600 * (driver == "virtual") + 1
+    if driver != "simulate":
+        assert summary.digests == waves("loop")[1].digests
+    else:
+        each = [row["bytes_sent"] for row in records.read(out / "metrics.jsonl") if row["node"] == 0]
+        assert summary.bytes_sent_per_node_round == pytest.approx(np.mean(each))
+
+
+@pytest.mark.parametrize("by", ["equivocation", "dissensus"])
+def test_what_a_liar_tells_each_neighbour_is_told_whole(by: str) -> None:
+    made = federation_of(lied(by))
+    assert made.algorithm.travelling is not None and growing(made) is None
+
+
+@pytest.mark.more
+def test_with_a_lie_for_each_beside_a_square_that_grows_drivers_agree(tmp_path: Path) -> None:
+    digests = [ran(kind, tmp_path / kind, **lied("equivocation")).digests for kind in ("loop", "virtual")]
+    assert digests[0] == digests[1]
+    ran("simulate", tmp_path / "simulate", **lied("dissensus"))
+
+
+def lied(by: str) -> dict[str, Any]:
+    wrap = {"name": "fourier", "start": 0.2, "rounds": 4, "end": 0.8}
+    return table(algorithm={"name": "dsgd", "wrap": [wrap]}, attack=[{"nodes": [1], "by": by}])
 
 
 # ------------------------------------------------------------------------------------------------ a share in each round

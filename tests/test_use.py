@@ -318,6 +318,7 @@ np.save(sys.argv[3].replace("out", "one"), model.call(np.load(sys.argv[2])[:1]))
 """
 
 
+@pytest.mark.more
 def test_an_exported_function_runs_where_p2pfl_can_not_be_imported(
     gossiped: tuple[Path, pd.DataFrame], tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ import jax
 import pytest
 from click.testing import CliRunner
 from federations import spoilt
-from small import CASES, GATHERED, MORE, SCHEDULED, Case, write
+from small import CASES, GATHERED, LIARS, MORE, SCHEDULED, Case, write
 
 from p2pfl import tree
 from p2pfl.cli import main
@@ -73,9 +73,9 @@ def plain(made: Federation) -> dict[str, str]:
     return {str(node): tree.digest(model) for node, model in enumerate(models)}
 
 
-def same_as_the_loop(folder: Path, case: Case) -> None:
-    _, figures = run(folder, case)
-    assert figures["digests"] == plain(federation(folder, case))
+def same_as_the_loop(folder: Path, case: Case, more: str = "") -> None:
+    _, figures = run(folder, case, more)
+    assert figures["digests"] == plain(federation(folder, case, more))
     assert len(set(figures["digests"].values())) > 1 or case.algorithm == "fedavg"
     assert (figures["lost"], figures["left"], figures["residue"], figures["messages_dropped"]) == ([], [], 0, {})
     assert not figures["mean_residual"]
@@ -85,6 +85,11 @@ def same_as_the_loop(folder: Path, case: Case) -> None:
 @pytest.mark.parametrize("case", [CASES[0], CASES[2]], ids=str)
 def test_virtual_equals_the_plain_loop_to_the_bit(tmp_path: Path, case: Case) -> None:
     same_as_the_loop(tmp_path, case)
+
+
+@pytest.mark.more
+def test_a_lie_for_each_neighbor_is_the_same_in_virtual_time(tmp_path: Path) -> None:
+    same_as_the_loop(tmp_path, Case("dsgd", "complete", 6, loss=0.1), LIARS)
 
 
 @pytest.mark.more

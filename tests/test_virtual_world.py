@@ -415,7 +415,7 @@ def check_anything(seed: int, sync: str) -> None:
 
 
 @pytest.mark.parametrize("sync", [DEADLINE, ASYNC])
-@pytest.mark.parametrize("first", range(0, 25, 5))
+@pytest.mark.parametrize("first", range(0, 10, 5))
 def test_anything_goes(first: int, sync: str) -> None:
     for seed in range(first, first + 5):
         check_anything(seed, sync)
@@ -499,9 +499,15 @@ def test_a_laptop_that_has_slept_for_an_hour_is_back_among_the_others(
     assert not any(each.event_log.dropped.get(reason) for each in ring.nodes for reason in ("signature", "sender"))
 
 
-@pytest.mark.more
-@pytest.mark.parametrize("keys", [None, KEYS], ids=["no keys", "keys"])
-@pytest.mark.parametrize("whole", [False, True], ids=["its process", "its machine"])
+@pytest.mark.parametrize(
+    ("whole", "keys"),
+    [
+        pytest.param(False, None, id="its process", marks=pytest.mark.more),
+        pytest.param(True, KEYS, id="its machine, keys", marks=pytest.mark.more),
+        pytest.param(False, KEYS, id="its process, keys", marks=pytest.mark.soak),
+        pytest.param(True, None, id="its machine", marks=pytest.mark.soak),
+    ],
+)
 def test_of_two_the_other_goes_on_alone_when_one_stands_still_and_they_meet_again(whole: bool, keys: Any) -> None:
     """Half of the nodes is not more than half: neither waits for the other, for longer than it takes to be silent."""
     ring = Ring(2, 3600, preset="lan", keys=keys)

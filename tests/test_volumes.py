@@ -7,19 +7,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_data_layouts import dicom
+from test_data_layouts import brats2023, dicom
 
 from p2pfl.config.experiment import load
-from p2pfl.data import cache, folder, formats, iid, volumes
+from p2pfl.data import cache, folder, formats, iid, new_rows, pixels, volumes
 from p2pfl.data.cache import FOLDER
+from p2pfl.data.dataset import Recipe
 from p2pfl.data.image import ReadImage, directions
+from p2pfl.data.new_rows import NewVolume
 from p2pfl.data.partition import checked
 from p2pfl.data.stored import Stored
 from p2pfl.data.volumes import VolumeTable
@@ -28,7 +30,7 @@ from p2pfl.federation.federation import build
 from p2pfl.federation.tasks import task
 from p2pfl.learning import metrics
 from p2pfl.learning.stitching import Stitching
-from p2pfl.runs import cases, use
+from p2pfl.runs import cases, masks, use
 from p2pfl.runs.loaded import load_run
 from p2pfl.runs.run import run
 
@@ -269,13 +271,13 @@ def test_pieces_of_a_volume_stay_at_one_node(tmp_path: Path) -> None:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that are decoded from now on."""
     seen: list[str] = []
-    inner = folder.arrays
+    inner = pixels.arrays
 
     def counted(layout: Any, entry: Any) -> Any:
         seen.append(entry.files[0].name)
         return inner(layout, entry)
 
-    monkeypatch.setattr(folder, "arrays", counted)
+    monkeypatch.setattr(pixels, "arrays", counted)
     return seen
 
 
@@ -424,6 +426,8 @@ def test_a_node_reads_its_own_volumes_alone(tmp_path: Path, monkeypatch: pytest.
     watched = build(load(tmp_path / "experiment.toml", ["training.patience=2"])).dataset
     assert isinstance(watched.train.x, Stored) and watched.validation is not None
     assert isinstance(watched.validation.x, Stored) and len(seen) == 12
+    careful = task(build(load(tmp_path / "experiment.toml", ["training.patience=2"])), 1)
+    assert len(seen) == 12 and careful.ahead > 0 and len(careful.batches(1)["x"]) == careful.ahead + 3
 
 
 def test_images_of_a_cache_are_not_degraded_and_a_cache_that_lost_its_end_is_not_gone_on_with(tmp_path: Path) -> None:
@@ -459,12 +463,115 @@ def test_every_driver_ends_in_the_same_models_and_scores_whole_volumes(tmp_path:
         table = json.loads((tmp_path / kind / "assessment.json").read_text())
         assert table["rows"]["0"]["test"]["cases"] == 1 and table["rows"]["0"]["train"]["cases"] == 2
     use.predict(tmp_path / "virtual", tmp_path / "data/a", tmp_path / "masks.npz", 0, None, lambda text: None)
-    masks = np.load(tmp_path / "masks.npz")
-    named = [str(file) for file in masks["files"] if "_image" in str(file)]
-    assert len(named) == 3 and masks["predicted_0"].shape == (SIZE[2], *SIZE[:2]) and set(masks) > {"predicted_5"}
+    found = np.load(tmp_path / "masks.npz")
+    named = [str(file) for file in found["files"] if "_image" in str(file)]
+    assert len(named) == 3 and found["predicted_0"].shape == (SIZE[2], *SIZE[:2]) and set(found) > {"predicted_5"}
+    use.predict(tmp_path / "virtual", tmp_path / "data/a", tmp_path / "masks", 0, None, lambda text: None)
+    for number, name in enumerate(found["files"]):
+        laid = np.asarray(nibabel.load(tmp_path / "masks" / str(name)).dataobj)
+        np.testing.assert_array_equal(np.moveaxis(laid, 2, 0), found[f"predicted_{number}"])
+    with pytest.raises(ConfigError, match=r"a name without an ending for a folder of \.nii\.gz"):
+        use.predict(tmp_path / "virtual", tmp_path / "data/a", tmp_path / "masks.csv", 0, None, lambda text: None)
     for one, two in zip(*(models[kind].values() for kind in models), strict=True):
         for name in one:
             np.testing.assert_allclose(one[name], two[name], atol=1e-4)
+
+
+class Threshold:
+    """A model that answers 1 where a voxel is above 1/2, and how many volumes it has been given."""
+
+    classes, said, given = ("background", "ball"), "a threshold", 0
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def volumes(self, path: Path | str) -> Iterator[tuple[NewVolume, np.ndarray]]:
+        for volume in new_rows.of_volumes(Path(path), self.recipe, (6, 6, 6, 1)):
+            self.given += 1
+            whole = Stitching(volume.x.shape[:3], volume.patch, 2)
+            for at in range(0, len(volume.start), 5):
+                windows, start = volume.windows(at, 5)
+                whole.add(np.concatenate([windows <= 0.5, windows > 0.5], axis=-1).astype(np.float32), start)
+            yield volume, whole.probabilities()
+
+
+def test_masks_lie_on_the_voxels_of_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files in another frame and spacing, answered one after another: NIfTI beside each, and an .npz of all."""
+    root = tree(tmp_path, 2, LAYOUT + "spacing = [1, 1, 1]\n")
+    model, new = Threshold(read(root).recipe), tmp_path / "new"
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    affine[:3, 3] = (-7, 3, 40)
+    plain = nibabel.Nifti1Image(np.repeat(np.repeat(ball(0)[1], 2, 0), 2, 1).astype(np.float32), affine)
+    turn = nibabel.orientations.ornt_transform(*(nibabel.orientations.axcodes2ornt(c) for c in ("RAS", "SPL")))
+    (new / "ward").mkdir(parents=True)
+    nibabel.save(plain, new / "one.nii")
+    nibabel.save(plain.as_reoriented(turn), new / "ward/two.nii.gz")
+    opened: list[int] = []
+    inner = new_rows.arrays
+    monkeypatch.setattr(new_rows, "arrays", lambda *given: (opened.append(model.given), inner(*given))[1])
+    said: list[str] = []
+    write(tmp_path / ".masks.part" / "stale.nii.gz", ball(0)[1])  # left by one that was killed
+    masks.write(model, new, tmp_path / "masks", said.append)
+    assert {path.name for path in (tmp_path / "masks").rglob("*.nii.gz")} == {"one.nii.gz", "two.nii.gz"}
+    assert opened == [0, 1], "the second file is read when the first has been answered"
+    assert said[-1] == "a threshold answers 2 volumes" and "volumes turned" in "".join(said)
+    for name in ("one.nii", "ward/two.nii.gz"):
+        given, made = nibabel.load(new / name), nibabel.load(tmp_path / "masks" / f"{name.split('.')[0]}.nii.gz")
+        np.testing.assert_allclose(made.affine, given.affine)
+        np.testing.assert_array_equal(np.asarray(made.dataobj), np.asarray(given.dataobj) > 0.5)
+    masks.write(model, new, tmp_path / "masks.npz", said.append)
+    found = np.load(tmp_path / "masks.npz")
+    assert found["files"].tolist() == ["one.nii", "ward/two.nii.gz"] and found["classes"].tolist() == [*model.classes]
+    np.testing.assert_array_equal(found["predicted_0"], found["predicted_1"])
+    np.testing.assert_allclose(found["spacing"], 1)
+    at = np.argwhere(found["predicted_1"]).mean(axis=0)  # the middle of the ball, in mm
+    truth = np.argwhere(np.asarray(plain.dataobj)).mean(axis=0)
+    np.testing.assert_allclose((found["affine_1"] @ [*at, 1])[:3], (affine @ [*truth, 1])[:3], atol=0.05)
+
+
+def test_each_volume_has_a_mask_with_a_name_of_its_own(tmp_path: Path) -> None:
+    root, new = tree(tmp_path, 2), tmp_path / "new"
+    for number, name in enumerate(("a.nii", "a.nii.gz", "b.nii")):
+        write(new / name, ball(number)[0])
+    model = Threshold(read(root).recipe)
+    masks.write(model, new, tmp_path / "masks", lambda text: None)
+    assert {path.name for path in (tmp_path / "masks").iterdir()} == {"a.nii.nii.gz", "a.nii.gz.nii.gz", "b.nii.gz"}
+    (volume, *_), name = [each for each, _ in model.volumes(new)], "masks of a series"
+
+    class Series(Threshold):
+        def volumes(self, path: Path | str) -> Iterator[tuple[NewVolume, np.ndarray]]:
+            yield volume._replace(file="."), np.zeros((*volume.x.shape[:3], 2))
+
+    masks.write(Series(model.recipe), new, tmp_path / name, lambda text: None)  # whose slices lie in `new` itself
+    assert [path.name for path in (tmp_path / name).iterdir()] == ["new.nii.gz"]
+
+
+def test_new_volumes_of_several_sequences_are_found_as_those_of_the_training(tmp_path: Path) -> None:
+    brats2023(tmp_path / "data")
+    layout = Path(__file__).parents[1] / "experiments" / "data" / "brats2023.toml"
+    patches = VolumeTable(patch=(8, 8, 8), patches=2)
+    recipe = folder.load(tmp_path / "data", str(layout), volume=patches).recipe
+    for file in (tmp_path / "data").rglob("*-seg.nii.gz"):
+        file.unlink()
+    found = [*new_rows.of_volumes(tmp_path / "data", recipe, (8, 8, 8, 4))]
+    assert [volume.x.shape for volume in found] == [(104, 12, 10, 4)] * 4
+    assert found[0].file == "BraTS-GLI-00000-000/BraTS-GLI-00000-000-t2f.nii.gz"
+    next((tmp_path / "data").rglob("*-t1c.nii.gz")).unlink()
+    with pytest.raises(DataError, match=r"-t1c\.nii\.gz: no such file, and .*-t2f\.nii\.gz is there"):
+        [*new_rows.of_volumes(tmp_path / "data", recipe, (8, 8, 8, 4))]
+    with pytest.raises(DataError, match="give the folder in which such files lie"):
+        [*new_rows.of_volumes(tmp_path, recipe, (8, 8, 8, 4))]
+
+
+def test_a_file_that_does_not_fit_leaves_no_half_of_the_masks(tmp_path: Path) -> None:
+    root = tree(tmp_path, 2)
+    model, new = Threshold(read(root).recipe), tmp_path / "new"
+    write(new / "a.nii.gz", ball(0)[0])
+    (new / "b.nii.gz").write_bytes(b"no image")
+    for out in ("masks", "masks.npz"):
+        with pytest.raises(DataError, match=r"b\.nii\.gz: "):
+            masks.write(model, new, tmp_path / out, lambda text: None)
+    assert {each.name for each in tmp_path.iterdir()} == {"balls.toml", "data", "new"}
 
 
 def test_dice_of_a_volume_is_that_of_all_its_voxels(tmp_path: Path) -> None:

@@ -81,6 +81,24 @@ def test_the_best_model_is_kept_and_training_ends() -> None:
     jax.tree.map(np.testing.assert_array_equal, made.params(after)["trained"], best[2])
 
 
+@pytest.mark.parametrize("at_once", [3, None])
+def test_validation_rows_are_scored_a_few_at_a_time(at_once: int | None) -> None:
+    """Of volumes a network over all of them would not fit into memory. The score is the same."""
+    seen: set[int] = set()
+
+    def evaluate(params: Any, batch: dict[str, jax.Array], mask: jax.Array) -> dict[str, jax.Array]:
+        seen.add(len(mask))
+        return LEARNER.evaluate(params, batch, mask)
+
+    base, counting = compose.withhold(ALGORITHMS["dsgd"](LEARNER, optax.sgd(0.1))), LEARNER._replace(evaluate=evaluate)
+    made, (_, state) = watching.watch(base, counting, AHEAD, 1, at_once=at_once), watched(every=1)
+    jax.eval_shape(lambda state: made.local(state, batches(), jax.random.key(0), None), state)
+    assert seen == {at_once or AHEAD * BATCH, BATCH}  # and the loss of a batch, of who has ended
+    params, held = made.params(state), {name: leaf[:AHEAD] for name, leaf in batches().items()}
+    found = jax.jit(watching._scored, static_argnums=(0, 4))(LEARNER, params, held, jnp.int32(HELD), at_once)
+    assert float(found) == pytest.approx(float(scored(params)), rel=1e-6)
+
+
 @pytest.mark.more
 def test_validation_is_due_as_evaluation_is_and_not_in_rounds_without_steps() -> None:
     made, state = watched(rate=0.0, every=2, patience=1)

@@ -16,7 +16,7 @@ from nodes import CHUNK, STEPS, Nodes, distance, equal, learner, planned
 from p2pfl import tree
 from p2pfl.algorithms import ALGORITHMS
 from p2pfl.errors import ConfigError
-from p2pfl.methods.compose import WRAPS, cast, chain, clip
+from p2pfl.methods.compose import RULES, WRAPS, cast, chain, clip
 from p2pfl.types import Algorithm, Inbox, Neighborhood
 
 pytestmark = pytest.mark.usefixtures("optimised_module")  # XLA may leave a rounding out when it optimises
@@ -220,4 +220,5 @@ def test_what_cannot_be_wrapped(wrap: Any, text: str) -> None:
 
 def test_the_table_of_wraps() -> None:
     assert WRAPS["cast"] is cast and WRAPS["clip"] is clip
-    assert set(WRAPS) == {"cast", "clip", "by_samples", "by_loss", "by_similarity", "by_labels", "fourier", "noise"}
+    weighed = {"by_samples", "by_loss", "by_similarity", "by_labels"}
+    assert set(WRAPS) == {"cast", "clip", "fourier", "noise", *weighed, *RULES}

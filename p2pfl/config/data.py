@@ -15,6 +15,7 @@ from p2pfl.check import LIST, STRICT, Count, Texts
 from p2pfl.config.unions import Tagged, fields_of, inlined, members, refusal
 from p2pfl.data.degrade import Degrade
 from p2pfl.data.derive import Derived
+from p2pfl.data.pictures import RowPicture
 from p2pfl.data.volumes import VolumeTable
 
 Open = Annotated[float, Field(gt=0, lt=1)]
@@ -134,6 +135,7 @@ class CsvData(SourceTable):
     coding: Literal["one_hot", "treatment"] | None = None  # of categories; treatment leaves out the first; one_hot
     standardize: Literal["node", "pooled", "none"] | None = None  # mean 0, sd 1 by each site's training rows; node
     units: dict[str, str] | None = None  # the units of columns, in words, for sites to compare
+    picture: RowPicture | None = None  # a picture beside the columns of each row
 
     @model_validator(mode="after")
     def _used(self) -> Self:

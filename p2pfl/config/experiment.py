@@ -17,7 +17,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from p2pfl.check import LIST, STRICT, Count, Texts
-from p2pfl.config import churn, data, model, toml
+from p2pfl.config import attack, churn, data, model, toml
+from p2pfl.config.attack import AttackTable
 from p2pfl.config.churn import ChurnTable
 from p2pfl.config.data import Data, DataFile, DataTable
 from p2pfl.config.model import ModelTable
@@ -59,6 +60,18 @@ class Training:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Privacy:
+    """[privacy]: local steps are differentially private for each training row: DP-SGD."""
+
+    clip: Annotated[float, Field(gt=0)]  # largest norm of the gradient of a row
+    delta: Annotated[float, Field(gt=0, lt=1)]  # of (epsilon, delta)
+    noise: Annotated[float, Field(gt=0)] | None = None  # standard deviation of the noise on their sum, in units of
+    # clip; None: as little as keeps all rounds within epsilon
+    epsilon: Annotated[float, Field(gt=0)] | None = None  # budget: a node trains no more before it is exceeded
+    sampling: Literal["passes", "poisson"] = "passes"  # how rows get into batches
+
+
+@dataclass(frozen=True, config=STRICT)
 class TopologyTable:
     """[topology]: the graph along which models travel."""
 
@@ -85,7 +98,7 @@ class AlgorithmTable:
 class Statistics:
     """[statistics]: what the nodes find out about all data together, by gossip, before or while they train."""
 
-    gather: Texts = ()  # names of p2pfl.methods.statistics.GATHERED: moments, labels, amplitude
+    gather: Texts = ()  # names of p2pfl.methods.statistics.GATHERED: moments, labels, amplitude, ...
     normalize: bool = False  # inputs by the mean and standard deviation of all data
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-4  # relative error at which training begins
     minimum: Count = 10  # rows (of a class) that a site must have to say anything about them
@@ -125,6 +138,7 @@ class Evaluation:
     metrics: bool = True  # also all metrics of the task, at the end and at every site
     extra_metrics: Annotated[tuple[Metric, ...], LIST] = ()  # metrics of one's own beside them
     splits: Annotated[int, Field(ge=0, lt=1000)] = 0  # other splits of the rows that all is simulated on again
+    intervals: bool = True  # of 95 %, by resampling test rows; most of what an assessment takes
     leave_site_out: bool = False  # also learn without each site in turn, and test on all its rows
     answers: Texts = ()  # names of p2pfl.methods.answers.ANSWERS: models tested at the end beside the node's own
 
@@ -151,9 +165,11 @@ class Experiment:
     rounds: Count
     training: Training = dataclasses.field(default_factory=Training)
     statistics: Statistics = dataclasses.field(default_factory=Statistics)
+    privacy: Privacy | None = None  # noise on what local steps learn of single rows
     model: ModelTable | None = None  # must be given, but for the source quadratic
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     churn: Annotated[tuple[ChurnTable, ...], LIST] = ()
+    attack: Annotated[tuple[AttackTable, ...], LIST] = ()  # nodes that lie
     network: NetworkTable = dataclasses.field(default_factory=NetworkTable)
     virtual: Virtual = dataclasses.field(default_factory=Virtual)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
@@ -203,6 +219,7 @@ def load(path: Path | str, overrides: Sequence[str] = (), find: bool = False) ->
     path = Path(path)
     table = toml.read(path)
     _no_sweep(table, path)
+    _no_node(table, path)
     given = {}
     for found, key, _ in _paths(table):
         name = found[key]
@@ -210,6 +227,7 @@ def load(path: Path | str, overrides: Sequence[str] = (), find: bool = False) ->
         given[found[key]] = name
     _layouts(table.get("data"), path)
     overridden = [toml.overridden_by(table, override) for override in overrides]
+    _no_keys(table, path, overridden)
     for found, key, _ in _paths(table):
         found[key] = str(Path(found[key]).resolve())
     wanted: Experiment = parse(table, str(path), Experiment, overridden)
@@ -260,6 +278,38 @@ def _no_sweep(table: dict[str, Any], path: Path) -> None:
             f"{path}: is a sweep, for p2pfl sweep; give the experiment that it varies ({table.get('experiment')!r}), "
             "or a node file"
         )
+
+
+def _no_node(table: dict[str, Any], path: Path) -> None:
+    """Raises ConfigError where a file is that of a node or of a federation, and no experiment."""
+    if "experiment" in table:
+        raise ConfigError(
+            f"{path}: is a node file, for p2pfl node; give the experiment that it names ({table['experiment']!r})"
+        )
+    if "quorum" in table and "member" in table:
+        raise ConfigError(
+            f"{path}: is a federation file, which says who takes part; give the experiment, or a node file that "
+            f"names both: p2pfl federation accept {path} --key NAME.key --node-file node.toml writes one"
+        )
+
+
+_OF_A_SITE = ("federation", "key", "plaintext", "listen", "address", "peers")
+"""What NODE.toml says of one site, and nothing that is the same at every site can."""
+
+
+def _no_keys(table: dict[str, Any], path: Path, overridden: Sequence[tuple[str, ...]]) -> None:
+    """Raises ConfigError where an experiment says what the file of a node does."""
+    network = table.get("network")
+    for place, inside in (((), table), (("network",), network if isinstance(network, dict) else {})):
+        name = next((name for name in _OF_A_SITE if name in inside), None)
+        if name is not None:
+            where = f"{path} with --set" if (*place, name) in overridden else path
+            raise ConfigError(
+                f"{where}: {'.'.join((*place, name))}={inside[name]!r}: is said of one site, and an experiment is the "
+                "same at every site. It belongs into the site's node file: p2pfl federation accept FILE --key NAME.key "
+                f"--experiment {path} --node-file node.toml writes one, p2pfl node node.toml runs it. p2pfl run starts "
+                "all nodes on this machine, on its loopback, without keys; leave it out here"
+            )
 
 
 def load_node(path: Path) -> NodeFile:
@@ -325,7 +375,9 @@ TABLES: Mapping[str, tuple[type[Any], ...]] = MappingProxyType(
         "[topology]": (TopologyTable,),
         "[algorithm]": (AlgorithmTable,),
         "[statistics]": (Statistics,),
+        "[privacy]": (Privacy,),
         "[[churn]]": churn.KINDS,
+        "[[attack]]": attack.KINDS,
         "[network]": (NetworkTable,),
         "[virtual]": (Virtual,),
         "[[virtual.links]]": (VirtualLink,),

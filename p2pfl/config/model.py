@@ -42,26 +42,28 @@ class MlpModel(FirstModel):
     norm: Norm | None = None  # normalisation before each ReLU
 
 
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class ConvolutionalModel(FirstModel):
+    """What convolutional networks have, for images and for volumes."""
+
+    channels: Counts | None = None  # channels of each block; [16, 32]
+    norm: Norm | None = None  # normalisation before each ReLU
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # share of the last layer's inputs left out; 0
+    residual: bool | None = None  # a residual block after each convolution; false
+
+
 @dataclass(frozen=True, config=STRICT)
-class CnnModel(FirstModel):
+class CnnModel(ConvolutionalModel):
     """A convolutional network."""
 
     name: Literal["cnn"]
-    channels: Counts | None = None  # channels of each block; [16, 32]
-    norm: Norm | None = None  # normalisation before each ReLU
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # share of the last layer's inputs left out; 0
-    residual: bool | None = None  # a residual block after each convolution; false
 
 
 @dataclass(frozen=True, config=STRICT)
-class Cnn3dModel(FirstModel):
+class Cnn3dModel(ConvolutionalModel):
     """A convolutional network for volumes."""
 
     name: Literal["cnn3d"]
-    channels: Counts | None = None  # channels of each block; [16, 32]
-    norm: Norm | None = None  # normalisation before each ReLU
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # share of the last layer's inputs left out; 0
-    residual: bool | None = None  # a residual block after each convolution; false
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -97,6 +99,31 @@ class CnnGnnModel(FirstModel):
 
 
 @dataclass(frozen=True, config=STRICT)
+class MmoeModel(FirstModel):
+    """A multi-gate mixture of experts, for several tasks."""
+
+    name: Literal["mmoe"]
+    groups: Annotated[tuple[Annotated[tuple[Annotated[int, Field(ge=0)], ...], LIST], ...], LIST] | None = None  # tasks
+    channels: Counts | None = None  # channels of each block before the layers; none
+    hidden: Counts | None = None  # layer widths; [64]
+    experts: Annotated[int, Field(ge=1)] | None = None  # how many; 4
+    width: Annotated[int, Field(ge=1)] | None = None  # of each expert; 16
+
+
+@dataclass(frozen=True, config=STRICT)
+class FusionModel(FirstModel):
+    """A network for a picture and the columns beside it."""
+
+    name: Literal["fusion"]
+    channels: Counts | None = None  # channels of each stage of the picture's encoder; [16, 32, 64, 128]
+    blocks: Counts | None = None  # blocks of each stage; two
+    norm: Norm | None = None  # normalisation after each convolution; group
+    stem: Literal["small", "large"] | None = None  # the first convolution; small
+    hidden: Counts | None = None  # widths of the layers that see both; [64]
+    crosses: Annotated[int, Field(ge=0)] | None = None  # layers of the cross network; 2
+
+
+@dataclass(frozen=True, config=STRICT)
 class FunctionModel(FirstModel):
     """The value that a function of the user's own returns."""
 
@@ -104,7 +131,10 @@ class FunctionModel(FirstModel):
     arguments: dict[str, Any] | None = None  # its arguments
 
 
-Model = LogisticModel | MlpModel | CnnModel | Cnn3dModel | UnetModel | ResnetModel | CnnGnnModel | FunctionModel
+Model = (
+    LogisticModel | MlpModel | CnnModel | Cnn3dModel | UnetModel | ResnetModel | CnnGnnModel | MmoeModel | FusionModel
+    | FunctionModel
+)  # fmt: skip
 """[model]: what is trained."""
 ModelTable = Annotated[Model, Tagged(("name",), group="p2pfl.models")]
 KINDS = members(Model)

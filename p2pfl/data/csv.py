@@ -34,10 +34,13 @@
                  (as in FLamby, du Terrail et al. 2022); "pooled": of all train rows; "none".
                  Constant: divided by 1
     units        column -> its unit, in words: it changes no number, and is what sites compare
+    picture      the column that names a file of each row, and how it is read (`p2pfl.data.pictures`): its pixels stand
+                 behind the columns of x, as they are. A row without its picture is refused, or with another `missing`
+                 left out
 
 The file becomes a `Table`; each step takes a table and returns a smaller one with its notes, in this order: names,
-missing cells, numbers, derived columns, the split column, identifiers and dates, rows with gaps, small sites, classes,
-the drawn split, coding and filling of columns, standardising.
+missing cells, numbers, derived columns, the split column, identifiers and dates, rows with gaps and without pictures,
+small sites, classes, the drawn split, coding and filling of columns, standardising, pictures.
 """
 
 from __future__ import annotations
@@ -55,6 +58,7 @@ import numpy as np
 
 from p2pfl.check import at_least, fraction, one_of
 from p2pfl.data import derive as forms
+from p2pfl.data import pictures
 from p2pfl.data.columns import NOT_APPLICABLE, Coding, encode, one_spelling, scales
 from p2pfl.data.dataset import (
     INDICATOR,
@@ -76,6 +80,7 @@ from p2pfl.data.derive import Derived
 from p2pfl.data.far_off import ENOUGH, apart, far_off, goes_along, turned_round
 from p2pfl.data.numerals import normalized
 from p2pfl.data.outcomes import answers
+from p2pfl.data.pictures import RowPicture
 from p2pfl.data.suspects import refuse_suspects
 from p2pfl.data.table import MISSING, Table, is_number, read, same
 from p2pfl.errors import ConfigError, DataError, nearest
@@ -121,6 +126,7 @@ class CsvTable(NamedTuple):
     coding: str = "one_hot"
     standardize: str = "node"
     units: Mapping[str, str] | None = None
+    picture: RowPicture | None = None
     test_fraction: float = 0.2
     seed: int = 0
 
@@ -133,7 +139,8 @@ def load(path: str | os.PathLike[str], wanted: CsvTable) -> Dataset:
         wanted: the columns and what is done with them; the head of this module explains the fields.
 
     Returns:
-        x [N, F] float32, y as the kind has it, site [N] int32 (None without `site`); rows keep the order of the file.
+        x [N, F] float32, with a picture [N, F + H W C]; y as the kind has it, site [N] int32 (None without `site`);
+        rows keep the order of the file.
 
     Raises:
         DataError: file, column, line and way out of what does not fit.
@@ -156,14 +163,16 @@ def load(path: str | os.PathLike[str], wanted: CsvTable) -> Dataset:
 def from_table(table: Table, wanted: CsvTable, chosen: bool = True) -> Dataset:
     """The same from a table that has been read. `chosen`: it holds only columns that somebody has named."""
     columns = _check(wanted)
-    site, split, group = wanted.site, wanted.split, wanted.group
+    site, split, group, pictured = wanted.site, wanted.split, wanted.group, wanted.picture
     table, features = _prepared(table, wanted, columns)
     table = table._replace(site=site)
     if split is not None:
         table = _given_split(table, split)
     coding = _coding(wanted, features)
     table = refuse_suspects(table, features, coding.categories, features if chosen else wanted.use or ())
-    table = _judge_missing(table, features, [*columns, *(name for name in (site, group) if name)], wanted.missing)
+    never_filled = [name for name in (site, group, None if pictured is None else pictured.column) if name]
+    table = _judge_missing(table, features, [*columns, *never_filled], wanted.missing)
+    table = table if pictured is None else pictures.with_files(table, pictured, wanted.missing)
     if site is not None:
         table = _judge_sites(table, site, wanted.min_rows, wanted.small_sites)
     y, class_names, notes = answers(table, wanted.kind, columns, wanted.label_above, wanted.classes)
@@ -201,10 +210,28 @@ def from_table(table: Table, wanted: CsvTable, chosen: bool = True) -> Dataset:
     )
     recipe = Recipe("table", _fields(wanted, features, coding, made_of), scaling)
     dataset = Dataset(
-        train, test, class_names, sites, names, said, None, wanted.kind, made_of, None, columns, recipe, flow, moments
-    )
+        train, test, class_names, sites, names, said, None, wanted.kind, made_of, None, columns, recipe, flow,
+        moments=moments,
+    )  # fmt: skip
+    dataset = dataset if pictured is None else _with_pictures(dataset, recipe, table, pictured)
     validate(dataset, table.where)
     return dataset
+
+
+def _with_pictures(dataset: Dataset, recipe: Recipe, table: Table, wanted: RowPicture) -> Dataset:
+    """The data with the picture of each row behind its columns."""
+    beside = pictures.read(table, wanted)
+    assert table.in_test is not None  # the caller has given or drawn it
+    train, test = (
+        rows._replace(x=np.concatenate([rows.x, beside.x[part]], axis=1))
+        for rows, part in ((dataset.train, ~table.in_test), (dataset.test, table.in_test))
+    )
+    scaling = recipe.numbers._replace(first=len(dataset.features))
+    fields = {**recipe.fields, "picture_shape": list(beside.shape)}
+    return dataset._replace(
+        train=train, test=test, notes=(*dataset.notes, *beside.notes), image=beside.facts, picture=beside.shape,
+        recipe=recipe._replace(fields=fields, numbers=scaling),
+    )  # fmt: skip
 
 
 def _fields(wanted: CsvTable, features: Sequence[str], coding: Coding, made_of: Sequence[Column]) -> dict[str, Any]:
@@ -235,6 +262,7 @@ def _fields(wanted: CsvTable, features: Sequence[str], coding: Coding, made_of: 
         },
         "reference": coding.reference,
         "marked": list(coding.marked),
+        "picture": None if wanted.picture is None else asdict(wanted.picture),
     }
 
 
@@ -320,6 +348,8 @@ def _check(wanted: CsvTable) -> tuple[str, ...]:
     if wanted.delimiter is not None and len(wanted.delimiter) != 1:
         raise ConfigError(f"delimiter={wanted.delimiter!r}: must be one character")
     forms.judge(wanted.derive or {})
+    if wanted.picture is not None:
+        pictures.judge(wanted.picture)
     for one, other, why in (
         ("label_above", "classes", "give one, not both"),
         ("use", "drop", "what use does not name is left out; give one, not both"),
@@ -374,12 +404,13 @@ def _prepared(table: Table, wanted: CsvTable, columns: Sequence[str]) -> tuple[T
     table = _renamed(table, wanted.rename or {})
     made = {source for each in derive.values() for source in each.sources}
     features = _features(table, wanted, columns, made)
-    outcomes = [name for name in (*columns, wanted.site, wanted.split, wanted.group) if name is not None]
+    pictured = None if wanted.picture is None else wanted.picture.column
+    outcomes = [name for name in (*columns, wanted.site, wanted.split, wanted.group, pictured) if name is not None]
     used = [name for name in table.names if name in made or name in features or name in outcomes]
     table = cleaned(table, used, wanted, columns)
     texts = {name for name, values in (wanted.categories or {}).items() if not all(is_number(str(v)) for v in values)}
     texts |= {
-        name for name in (wanted.site, wanted.split, wanted.group) if name is not None
+        name for name in (wanted.site, wanted.split, wanted.group, pictured) if name is not None
     }  # names, whatever is in them
     table = normalized(table, [name for name in used if name not in texts], wanted.decimal, (NOT_APPLICABLE,))
     return forms.derived(table, derive, wanted.dates), features
@@ -452,6 +483,7 @@ def _features(table: Table, wanted: CsvTable, columns: Sequence[str], made: set[
     roles: list[tuple[str, str | None]] = [
         *zip(named, columns, strict=True),
         ("site", wanted.site), ("split", wanted.split), ("group", wanted.group),
+        ("picture.column", None if wanted.picture is None else wanted.picture.column),
         *(("drop", name) for name in wanted.drop), *(("use", name) for name in wanted.use or ()),
     ]  # fmt: skip
     used: dict[str, str] = {}

@@ -12,10 +12,14 @@ out or filled in stands in `notes`, in words, to be shown to the user. What is t
     reconstruction  y [N, H, W, C] float32 in 0..1: the image of which x [N, H, W, ...] was made; classes: its channels
 
 x, and y of a segmentation, may be `p2pfl.data.stored.Stored`: rows that are read when they are asked for.
+
+Rows of two inputs, columns and a picture, are flat: x [N, P + H W C] has P columns, and behind them the picture of
+shape `Dataset.picture`, pixel by pixel as numpy lays it out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -113,6 +117,7 @@ class Numbers(NamedTuple):
     sd: tuple[tuple[float, ...], ...]
     fill: tuple[tuple[float, ...], ...] | None = None  # what NaN becomes; None where it stays
     clip: bool = False
+    first: int | None = None  # only so many numbers of the last axis: what is behind them, a picture, stays as it is
 
 
 class Recipe(NamedTuple):
@@ -169,7 +174,7 @@ class Dataset(NamedTuple):
     test: Samples
     classes: tuple[str, ...]  # names of classes, labels or targets: one for each number that a model puts out
     sites: tuple[str, ...] = ()
-    features: tuple[str, ...] = ()  # names of the columns of a flat x; () where they have none
+    features: tuple[str, ...] = ()  # names of the columns of a flat x, but for a picture; () where they have none
     notes: tuple[str, ...] = ()  # what was left out or filled in, in words
     validation: Samples | None = None  # rows that are neither trained on nor tested on, where the data set has them
     kind: str = "classes"  # a name of KINDS
@@ -178,6 +183,7 @@ class Dataset(NamedTuple):
     predicts: tuple[str, ...] = ()  # of a table: the columns that y is made of
     recipe: Recipe | None = None  # None: nobody says how x was made, as of a function of the user's own
     flow: Flow = Flow()  # who was left out and why, and what was missing
+    picture: tuple[int, ...] = ()  # [H, W, C] of the picture that lies behind the columns of a flat x; () for none
     moments: Moments | None = None  # of a table
 
 
@@ -216,8 +222,10 @@ def validate(dataset: Dataset, where: str) -> None:
                 f"{where}: a row of train.x has shape {row_train}, a row of {part}.x {samples.x.shape[1:]}; "
                 "they must be equal"
             )
-    if dataset.features and row_train != (len(dataset.features),):
-        raise DataError(f"{where}: {len(dataset.features)} feature names for rows of shape {row_train}")
+    behind = math.prod(dataset.picture) if dataset.picture else 0
+    if (dataset.features or behind) and row_train != (len(dataset.features) + behind,):
+        said = f" and a picture {list(dataset.picture)}" if behind else ""
+        raise DataError(f"{where}: {len(dataset.features)} feature names{said} for rows of shape {row_train}")
 
 
 def _validate_names(dataset: Dataset, where: str) -> None:
@@ -403,6 +411,9 @@ def mean_and_sd(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def prepared(x: np.ndarray, numbers: Numbers, place: np.ndarray | int = 0) -> np.ndarray:
     """Fill in and scale x [N, ...] float64, as `numbers` says for the `place` of each row ([N], or one of all)."""
+    if numbers.first is not None:
+        columns = prepared(x[..., : numbers.first], numbers._replace(first=None), place)
+        return np.concatenate([columns, x[..., numbers.first :]], axis=-1)
     at = (np.asarray(place) if len(numbers.mean) > 1 else np.zeros_like(place)).reshape(-1)
 
     def of(part: tuple[tuple[float, ...], ...]) -> np.ndarray:

@@ -86,6 +86,28 @@ def read(path: Path, mode: str, unit: str | None = None) -> ReadImage:
     return found._replace(notes=(*notes, *found.notes))
 
 
+def told(path: Path, fields: Mapping[str, str]) -> dict[str, str]:
+    """What the header of a file says, as text, "" where it says nothing; of a folder that of its first file by name.
+
+    Args:
+        path: a file, or a folder of slices.
+        fields: name -> what DICOM calls it, such as "PatientID".
+
+    Raises:
+        DataError: no such word in DICOM, or a file that is none of DICOM's.
+    """
+    pydicom = extra("pydicom", "DICOM")
+    unknown = [keyword for keyword in fields.values() if pydicom.datadict.tag_for_keyword(keyword) is None]
+    if unknown:
+        raise DataError(f"headers: {unknown[0]!r}: no such keyword of DICOM; such as PatientID, InstitutionName")
+    file = path if path.is_file() else min((each for each in path.iterdir() if each.is_file()), default=path)
+    try:
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*fields.values()])
+    except (pydicom.errors.InvalidDicomError, *USER_FAULTS) as exc:
+        raise DataError(f"{file}: its header can't be read as DICOM: {exc}. Repair it, or leave its row out") from exc
+    return {name: str(header.get(keyword, "")).strip() for name, keyword in fields.items()}
+
+
 def _in(unit: str | None, picture: ReadImage, headers: Sequence[Any], where: Path) -> ReadImage:
     """A picture in a unit, None: that of its file; what is no PET (CT beside it) stays. Raises DataError."""
     if unit is None or headers[0].get("Modality", "PT") != "PT":

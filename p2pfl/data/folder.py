@@ -9,9 +9,8 @@ volumes (`volumes`), say which.
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,9 +38,9 @@ from p2pfl.data.dataset import (
     validate,
 )  # fmt: skip
 from p2pfl.data.folder_labels import labels
-from p2pfl.data.image import DARK, together
+from p2pfl.data.image import together
 from p2pfl.data.layout import Layout
-from p2pfl.data.pixels import Arrays, Entry, add, arrays
+from p2pfl.data.pixels import Entry, add, judge_scale, read_all
 from p2pfl.data.rows import FILE, Rows
 from p2pfl.data.stored import Stored, as_array
 from p2pfl.data.table import Table, is_number
@@ -50,7 +49,6 @@ from p2pfl.errors import ConfigError, DataError
 
 # One constant per purpose of randomness, so that the same seed elsewhere does not draw the same numbers.
 LIMIT_PURPOSE = 0x11417
-MOST_THREADS = 8  # decoders leave the interpreter free; more only wait for the disk
 TRAIN, TEST, VALIDATION = 0, 1, 2
 PARTS = ("train", "test", "validation")
 NO_PART = "belongs to no part"
@@ -109,9 +107,11 @@ def load(
     if not len(rows.places):
         raise DataError(f"{rows.root}: no rows")
     chosen = _Chosen(rows, y, _parts(wanted, rows))
-    chosen = _small_sites(wanted, _known(wanted, chosen))
-    chosen = _limited(chosen, limit, seed)
+    chosen = _of_parts(chosen)
+    _judge_known(wanted, chosen, in_headers=False)
+    chosen = _limited(_small_sites(wanted, chosen), limit, seed)
     chosen, entries = _entries(wanted, chosen, missing)
+    _judge_known(wanted, chosen, in_headers=True)
     series = any(file.is_dir() for entry in entries for file in entry.files)
     patches = wanted.volume is not None and wanted.volume.patch is not None
     if cache and wanted.format == "fastmri":
@@ -174,13 +174,18 @@ def _parts(layout: Layout, rows: Rows) -> np.ndarray:
     return part
 
 
-def _known(layout: Layout, chosen: _Chosen) -> _Chosen:
-    """Without the rows that no part wants; site and group of every other row must be known."""
+def _of_parts(chosen: _Chosen) -> _Chosen:
+    """Without the rows that no part wants."""
     gone = chosen.part < 0
-    if gone.any():
-        chosen = chosen.keep(~gone, NO_PART, f"left out {int(gone.sum())} rows that belong to no part")
+    if not gone.any():
+        return chosen
+    return chosen.keep(~gone, NO_PART, f"left out {int(gone.sum())} rows that belong to no part")
+
+
+def _judge_known(layout: Layout, chosen: _Chosen, in_headers: bool) -> None:
+    """Raise DataError where nobody says the site or the group of a row; in headers, of the files that there are."""
     for field, name in (("site", layout.site), ("group", layout.group)):
-        if name is None:
+        if name is None or (name in layout.headers) != in_headers:
             continue
         empty = chosen.rows.column(name, field) == ""
         if empty.any():
@@ -189,14 +194,13 @@ def _known(layout: Layout, chosen: _Chosen) -> _Chosen:
                 f"{chosen.rows.places[row]}: {field}: {name} is empty in {int(empty.sum())} of {len(empty)} rows; "
                 "keep names the rows to take"
             )
-    return chosen
 
 
 def _small_sites(layout: Layout, chosen: _Chosen) -> _Chosen:
     if layout.site is None:
         return chosen
     cells = chosen.rows.columns[layout.site]
-    small = sorted(name for name, count in Counter(cells).items() if count < layout.min_rows)
+    small = sorted(name for name, count in Counter(cells).items() if name and count < layout.min_rows)
     if not small:
         return chosen
     return chosen.keep(
@@ -259,19 +263,6 @@ def _frames(rows: Rows, names: Sequence[str]) -> list[tuple[int, ...]]:
     return found
 
 
-def _read(layout: Layout, entries: Sequence[Entry]) -> Iterator[Arrays]:
-    """Read every row, in order; several files are decoded at once, and no more than these wait to be taken."""
-    workers = min(MOST_THREADS, os.cpu_count() or 1)
-    waiting: deque[Future[Arrays]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for entry in entries:
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-            waiting.append(pool.submit(arrays, layout, entry))
-        while waiting:
-            yield waiting.popleft().result()
-
-
 class _Decoded(NamedTuple):
     """The rows of all entries, wherever they lie."""
 
@@ -290,7 +281,7 @@ def _in_memory(layout: Layout, rows: Rows, entries: Sequence[Entry]) -> _Decoded
     owner: list[int] = []
     facts: list[ImageFacts] = []
     said: list[tuple[str, str]] = []
-    for index, found in enumerate(_read(layout, entries)):
+    for index, found in enumerate(read_all(layout, entries)):
         said.extend(found.notes)
         facts += [found.facts] if found.facts is not None else []
         for array in found.x:
@@ -319,7 +310,7 @@ def _from_cache(
         plain["volume"] = {"spacing": layout.volume.spacing}
     masks = len(classes) if layout.kind == "segmentation" else 0
     key = caches.key(plain, entries, rows.root)
-    kept = caches.cached(place, key, len(entries), masks, lambda first: _read(layout, entries[first:]))
+    kept = caches.cached(place, key, len(entries), masks, lambda first: read_all(layout, entries[first:]))
     owner = np.array([row.entry for row in kept.rows], np.int64)
     shapes = [row.shape for row in kept.rows]
     if layout.volume is None or layout.volume.patch is None:
@@ -479,19 +470,8 @@ def _image(layout: Layout, decoded: _Decoded, root: Path) -> ImageFacts | None:
         return None
     image = together(decoded.facts)
     low, high = min(each.low for each in decoded.spans), max(each.high for each in decoded.spans)
-    auto = layout.pixels.intensity == "auto" and layout.pixels.window is None
-    if auto and image.scaling == "fixed" and image.bit_depth > 8 and high <= 1 / DARK:
-        raise DataError(
-            f"{root}: images of {image.bit_depth} bits whose brightest value is less than 1/{DARK} of the largest of "
-            "their type: nearly black. Say in the layout what is white: pixels.window = [2048, 4096] for images of 12 "
-            'bits, [128, 256] for images of 8; or pixels.intensity = "full", if they are as they should be'
-        )
-    if auto and image.scaling == "none" and any(each.far for each in decoded.spans):
-        raise DataError(
-            f"{root}: images of {low:g} to {high:g}, far from 0..1, where training diverges. Say in the layout how "
-            'they are scaled: pixels.window = [centre, width], such as [128, 256]; or pixels.intensity = "range", '
-            '"zscore", or "none" if they are as they should be'
-        )
+    far = any(each.far for each in decoded.spans)
+    judge_scale(image, layout.pixels, (low, high), far, str(root), "in the layout ", "pixels")
     return image
 
 
@@ -539,10 +519,7 @@ def _table(layout: Layout, rows: Rows, limit: int | None, test_fraction: float, 
     names = tuple(dict.fromkeys(name for name in roles if name is not None))
     cells = np.stack([rows.column(name, "features.columns") for name in names], axis=1)
     chosen = _Chosen(rows, cells, _parts(layout, rows))
-    gone = int((chosen.part < 0).sum())
-    if gone:
-        chosen = chosen.keep(chosen.part >= 0, NO_PART, f"left out {gone} rows that belong to no part")
-    chosen = _limited(chosen, limit, seed)
+    chosen = _limited(_of_parts(chosen), limit, seed)
     in_test, notes = None, chosen.rows.notes
     if layout.split is not None:
         validation = chosen.part == VALIDATION

@@ -4,16 +4,49 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from p2pfl.data.image import ReadImage
+from p2pfl.data.image import ReadImage, extra
 from p2pfl.errors import DataError
 
 CLOSE = 0.1
 """Part of a voxel that corners may lie apart: headers are written with rounding."""
 LOST = 0.01
 """Part of a mask that may lie outside of its image."""
+
+
+class Grid(NamedTuple):
+    """Where the voxels of a volume lie."""
+
+    size: tuple[int, ...]  # [3]
+    affine: np.ndarray  # [4, 4]: index of a voxel -> mm to the right, anterior, superior
+
+
+def of_file(image: ReadImage) -> Grid | None:
+    """The voxels of an image as its file has them, before it was turned; None where it does not say where they lie."""
+    if image.affine is None:
+        return None
+    size = tuple(image.array.shape[:3])
+    if image.stored_affine is None:
+        return Grid(size, image.affine)
+    turn = extra("nibabel", "volumes").io_orientation(image.stored_affine)
+    return Grid(tuple(size[int(axis)] for axis in turn[:, 0]), image.stored_affine)
+
+
+def onto(labels: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:
+    """Labels [a, b, c], whose voxels lie as `affine` says, on other voxels: the nearest of each.
+
+    >>> coarse = np.array([[2, 0, 0, 0.5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    >>> onto(np.array([[[1]], [[2]]]), coarse, Grid((4, 1, 1), np.eye(4))).ravel().tolist()
+    [1, 1, 2, 2]
+    """
+    from scipy.ndimage import affine_transform  # type: ignore[import-untyped]  # here: 0.1 s, and most data are planes
+
+    matrix = np.linalg.inv(affine) @ grid.affine
+    found: np.ndarray = affine_transform(labels, matrix[:3, :3], matrix[:3, 3], grid.size, order=0, mode="nearest")
+    return found
 
 
 def fitted(mask: ReadImage, image: ReadImage, mask_file: Path, file: Path) -> ReadImage:
@@ -77,7 +110,7 @@ def _cube(array: np.ndarray) -> np.ndarray:
 
 def _resampled(array: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...], frames: bool, volume: bool) -> np.ndarray:
     """The nearest voxel at matrix [4, 4] @ index, 0 outside; each frame on a fourth axis by itself."""
-    from scipy.ndimage import affine_transform  # type: ignore[import-untyped]  # here: 0.1 s, and most data are planes
+    from scipy.ndimage import affine_transform  # here: 0.1 s, and most data are planes
 
     parts = [array[..., i] for i in range(array.shape[3])] if frames else [array]
     found = [affine_transform(part, matrix[:3, :3], matrix[:3, 3], shape, order=0) for part in parts]

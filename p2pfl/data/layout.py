@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from p2pfl import shipped
 from p2pfl.check import LIST, STRICT, Count, Texts
 from p2pfl.data import toml_file
 from p2pfl.data.volumes import VolumeTable
@@ -62,6 +63,15 @@ class PatternColumn:
 
     of: str
     pattern: str
+
+
+@dataclass(frozen=True, config=STRICT)
+class Pivot:
+    """[pivot]: of a table with a line for each label of a row: lines of one row become one, with a column for each."""
+
+    by: str  # the column that tells rows apart
+    name: str  # the column whose values become columns
+    value: str  # the column of what stands in them
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -132,6 +142,8 @@ class Layout:
     tables: Annotated[tuple[TableFile, ...], LIST] = ()
     join: Annotated[tuple[Join, ...], LIST] = ()
     columns: dict[str, PatternColumn] = Field(default_factory=dict)
+    pivot: Pivot | None = None  # made after `columns`, before `keep`
+    headers: Adds = Field(default_factory=dict)  # column -> what it is called in the header of the row's DICOM file
     keep: dict[str, Texts] = Field(default_factory=dict)  # column -> its values that are kept
     unique: str | None = None  # column: of rows with one value only the first is kept
     path: str | None = None  # template of the row's file, for rows of a table
@@ -148,7 +160,7 @@ def find(name: str, beside: Path) -> Path:
     """The file of a layout: a path to a .toml, or a name looked for as experiments/data/NAME.toml.
 
     Looked for in `beside` (where the experiment lies) and every folder above it, then in the current directory, then
-    in the checkout that p2pfl itself lies in.
+    among those that come with p2pfl.
     Raises DataError with the places and the layouts that are there.
     """
     if name.endswith(".toml"):
@@ -156,9 +168,8 @@ def find(name: str, beside: Path) -> Path:
     else:
         here = beside.resolve()
         places = [folder / f"{name}.toml" for folder in (here, here / "data")]
-        places += [
-            folder / FOLDER / f"{name}.toml" for folder in (here, *here.parents, Path.cwd(), Path(__file__).parents[2])
-        ]
+        places += [folder / FOLDER / f"{name}.toml" for folder in (here, *here.parents, Path.cwd())]
+        places.append(shipped.folder("experiments") / FOLDER.name / f"{name}.toml")
     found = next((place for place in places if os.path.isfile(place)), None)  # false also of what can be no name
     if found is None:
         known = sorted(
@@ -212,12 +223,9 @@ def _judge(layout: Layout) -> None:
         rule = "[depth, height, width]" if whole else "[height, width]"
         raise ConfigError(f"pixels.size={list(layout.pixels.size)}: must be {rule}")
     _judge_volume(layout)
-    if layout.pixels.window is not None and (layout.pixels.intensity != "auto" or layout.pixels.window[1] <= 0):
-        raise ConfigError("pixels.window: must be [centre, width > 0], and intensity must be left out")
-    if layout.pixels.unit is not None and layout.format != "dicom":
-        raise ConfigError(
-            f'pixels.unit="SUV": is of PET with format = "dicom"; format={layout.format!r} can\'t say its unit'
-        )
+    judge_values(layout.pixels, layout.format, "pixels")
+    if layout.headers and layout.format != "dicom":
+        raise ConfigError(f'headers: are those of format = "dicom"; format={layout.format!r} has none')
     if layout.split is not None and bool(layout.split.lists) == bool(layout.split.train or layout.split.test):
         raise ConfigError("split: give the values of the column (train, test, ...), or files that list them (lists)")
     _judge_label(layout)
@@ -226,6 +234,14 @@ def _judge(layout: Layout) -> None:
             re.compile(column.pattern)
         except re.error as exc:
             raise ConfigError(f"columns.{name}.pattern={column.pattern!r}: no regular expression: {exc}") from exc
+
+
+def judge_values(pixels: Pixels, format: str, where: str) -> None:
+    """Check the fields that say what values of pixels become. Raises ConfigError that begins with `where`."""
+    if pixels.window is not None and (pixels.intensity != "auto" or pixels.window[1] <= 0):
+        raise ConfigError(f"{where}.window: must be [centre, width > 0], and intensity must be left out")
+    if pixels.unit is not None and format != "dicom":
+        raise ConfigError(f'{where}.unit="SUV": is of PET with format = "dicom"; format={format!r} can\'t say its unit')
 
 
 def _judge_volume(layout: Layout) -> None:

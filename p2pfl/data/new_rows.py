@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -18,16 +18,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import TypeAdapter
 
-from p2pfl.data import csv, volumes
+from p2pfl.data import csv, pictures, volumes
 from p2pfl.data.columns import NOT_APPLICABLE, Coding, encode
 from p2pfl.data.csv import CsvTable
-from p2pfl.data.dataset import Cases, Recipe
+from p2pfl.data.dataset import Recipe
 from p2pfl.data.derive import Derived, derived
+from p2pfl.data.geometry import Grid
 from p2pfl.data.layout import Label, Layout, Pixels
 from p2pfl.data.npz import images
 from p2pfl.data.numerals import normalized
-from p2pfl.data.pixels import Entry, add, arrays
-from p2pfl.data.rows import listing
+from p2pfl.data.pictures import RowPicture
+from p2pfl.data.pixels import Arrays, Entry, add, arrays
+from p2pfl.data.rows import filled, listing, pattern
 from p2pfl.data.table import Table, is_number, of_frame, read, same
 from p2pfl.data.volumes import VolumeTable
 from p2pfl.errors import DataError
@@ -52,7 +54,23 @@ class NewRows(NamedTuple):
     known_as: Mapping[str, Sequence[Any]]  # column -> [N]: how a person finds a row again
     place: np.ndarray | None = None  # [N] index of the site whose scaling is the row's; None: nobody says
     notes: tuple[str, ...] = ()
-    case: Cases | None = None  # of windows: which volume each is of, and where it lies there
+
+
+class NewVolume(NamedTuple):
+    """A volume to answer window by window."""
+
+    file: str  # below the folder that was given
+    x: np.ndarray  # [D, H, W, C] float32, in the frame and spacing of the training
+    patch: tuple[int, int, int]
+    start: np.ndarray  # [n, 3]: the first voxels of its windows
+    affine: np.ndarray | None  # [4, 4]: its index -> mm to the right, anterior, superior; None: nobody says
+    grid: Grid | None  # the voxels of its file
+    notes: tuple[tuple[str, str], ...]  # as ReadImage has them
+
+    def windows(self, at: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """So many windows from number `at` on, [n, *patch, C], and where they begin [n, 3]."""
+        start = self.start[at : at + count]
+        return np.stack([volumes.patch_of(self.x, first, self.patch) for first in start]), start
 
 
 def load(path: Path, recipe: Recipe, sites: Sequence[str], shape: Sequence[int], features: Sequence[str]) -> NewRows:
@@ -93,9 +111,12 @@ def frame(given: Any, recipe: Recipe, sites: Sequence[str], features: Sequence[s
 
 
 def coded(table: Table, fields: Mapping[str, Any], sites: Sequence[str], features: Sequence[str]) -> NewRows:
-    """The numbers of a table's cells. `features`: names of the columns of x."""
+    """The numbers of a table's cells, and the pictures that it names. `features`: names of the columns of x."""
+    given = fields.get("picture")  # which a run of an earlier version does not say
+    pictured: RowPicture | None = given and TypeAdapter(RowPicture).validate_json(json.dumps(given))
     derive = {name: TypeAdapter(Derived).validate_json(json.dumps(each)) for name, each in fields["derive"].items()}
     table, needed = _named(table, fields, derive)
+    table = table if pictured is None else pictures.with_files(table, pictured, "error")
     table = _cleaned(table, needed, fields)
     own = {name: derive[name] for name in _wanted(fields["features"], derive) if name in derive}
     table = derived(table, own, fields["dates"])
@@ -108,7 +129,11 @@ def coded(table: Table, fields: Mapping[str, Any], sites: Sequence[str], feature
     made = encode(table, fields["features"], coding, place, ())
     if made.names != tuple(features):
         raise DataError(f"{table.where}: makes the columns {made.names}, and the model has {tuple(features)}")
-    return NewRows(made.x, {"line": table.lines.tolist()}, _places(table, fields["site"], sites), table.notes)
+    x, notes = made.x, table.notes
+    if pictured is not None:
+        beside = pictures.read(table, pictured, tuple(fields["picture_shape"]))
+        x, notes = np.concatenate([x, beside.x], axis=1), (*notes, *beside.notes)
+    return NewRows(x, {"line": table.lines.tolist()}, _places(table, fields["site"], sites), notes)
 
 
 def _wanted(features: Sequence[str], derive: Mapping[str, Derived]) -> list[str]:
@@ -140,8 +165,8 @@ def _named(table: Table, fields: Mapping[str, Any], derive: Mapping[str, Derived
             f"{table.where}: lacks the column{'s' * (len(lacking) > 1)} {said}, from which the model has learned; "
             f"it has {', '.join(map(repr, table.names))}"
         )
-    site = fields["site"]
-    extra = [name for name in table.names if name not in needed and name != site]
+    others = (fields["site"], (fields.get("picture") or {}).get("column"))
+    extra = [name for name in table.names if name not in needed and name not in others]
     notes = (f"not used: {', '.join(map(repr, extra))}",) if extra else ()
     return table._replace(notes=(*table.notes, *notes)), needed
 
@@ -247,51 +272,103 @@ def of_arrays(path: Path, fields: Mapping[str, Any], sites: Sequence[str], featu
 
 def of_files(path: Path, fields: Mapping[str, Any], sites: Sequence[str], features: Sequence[str]) -> NewRows:
     """Rows of an image, or of all images below a folder; of a volume, as many as it is cut into."""
+    layout, entries = _listed(path, fields)
+    x: list[np.ndarray] = []
+    owner: list[str] = []
+    part: list[int] = []
+    said: dict[str, list[str]] = {}
+    for name, entry in entries.items():
+        found = arrays(layout, entry)
+        for what, where in found.notes:
+            said.setdefault(what, []).append(where)
+        rows = found.x
+        if patched(fields):
+            volume = _volume(layout, found, name)
+            rows = [*volume.windows(0, len(volume.start))[0]]
+        for index, array in enumerate(rows):
+            add(x, array, entry.files[0], entries[owner[0] if owner else name].files[0])
+            owner.append(name)
+            part.append(index)
+    notes = tuple(f"{what}: {len(places)}, such as {places[0]}" for what, places in said.items())
+    if not x:
+        raise DataError(f"{path}: no file holds an image{': ' if notes else ''}{'; '.join(notes)}")
+    whole = np.stack(x)
+    return NewRows(whole if patched(fields) else whole.astype(np.float64), {"file": owner, "part": part}, None, notes)
+
+
+def patched(fields: Mapping[str, Any]) -> bool:
+    """Whether a model of such a recipe answers volumes window by window."""
+    return fields.get("layout", {}).get("volume", {}).get("patch") is not None
+
+
+def of_volumes(path: Path, recipe: Recipe, shape: Sequence[int]) -> Iterator[NewVolume]:
+    """Volumes of a file, or of all files below a folder, one after another, none of which is kept.
+
+    `recipe`: that of a `patched` model; `shape`: of a row of x. Raises DataError that names the file of what does not
+    fit, when it comes to it.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder ({path.resolve()})")
+    layout, entries = _listed(path, recipe.fields)
+    for name, entry in entries.items():
+        found = arrays(layout, entry)
+        if not found.x:
+            raise DataError(f"{entry.files[0]}: holds no image; leave it out of the folder")
+        whole = _volume(layout, found, name)
+        if whole.x.shape[3] != shape[-1]:
+            raise DataError(f"{entry.files[0]}: has {whole.x.shape[3]} channels; the model takes {shape[-1]}")
+        yield whole
+
+
+def _volume(layout: Layout, found: Arrays, name: str) -> NewVolume:
+    assert layout.volume is not None and layout.volume.patch is not None
+    x, patch = found.x[0], layout.volume.patch
+    start = volumes.windows(x.shape[:3], patch, layout.volume.overlap)
+    return NewVolume(name, x, patch, start, found.affine, found.grid, found.notes)
+
+
+def _listed(path: Path, fields: Mapping[str, Any]) -> tuple[Layout, dict[str, Entry]]:
+    """By which layout new rows are read, and the files of each, by the name of the first. Raises DataError for none."""
     pixels: Pixels = TypeAdapter(Pixels).validate_json(json.dumps(fields["layout"]["pixels"]))
     form = fields["layout"]["format"]
-    if len(pixels.channels) > 1 or pixels.frames:
+    if pixels.frames:
         raise DataError(
-            f"{path}: the model takes several files or frames for a row, which a folder of new ones does not say; give "
-            "arrays to p2pfl.load_model in Python"
+            f"{path}: the model takes frames of a file, and a folder of new ones does not say which; give arrays to "
+            "p2pfl.load_model in Python"
         )
     given = fields["layout"].get("volume")
     volume: VolumeTable | None = None if given is None else TypeAdapter(VolumeTable).validate_json(json.dumps(given))
     layout = Layout("new rows", "", "classes", form, Label(column=""), pixels=pixels, volume=volume)
+    if len(pixels.channels) > 1:
+        return layout, _channels(path, pixels.channels)
     ends = SUFFIXES.get(form, ("",))
     names = [path.name] if path.is_file() else [name for name in listing(path) if name.lower().endswith(ends)]
-    root = path.parent if path.is_file() else path
     if not names:
         raise DataError(f"{path}: no file that is read as {form} ({', '.join(ends)})")
     if fields["layout"].get("series"):
         if path.is_file():
             raise DataError(f"{path}: a row is a folder that holds the slices of a series; give one, or one of several")
         names = [*dict.fromkeys(str(Path(name).parent) for name in names)]
-    x: list[np.ndarray] = []
-    owner: list[str] = []
-    part: list[int] = []
-    starts: list[np.ndarray] = []
-    sizes: list[tuple[int, ...]] = []
-    said: dict[str, list[str]] = {}
-    for name in names:
-        found = arrays(layout, Entry((root / name,)))
-        for what, where in found.notes:
-            said.setdefault(what, []).append(where)
-        if volume is not None and volume.patch is not None:
-            sizes.append(found.x[0].shape[:3])
-            starts.append(volumes.windows(sizes[-1], volume.patch, volume.overlap))
-            found = found._replace(x=[volumes.patch_of(found.x[0], start, volume.patch) for start in starts[-1]])
-        for index, array in enumerate(found.x):
-            add(x, array, root / name, root / (owner[0] if owner else name))
-            owner.append(name)
-            part.append(index)
-    notes = tuple(f"{what}: {len(places)}, such as {places[0]}" for what, places in said.items())
-    if not x:
-        raise DataError(f"{path}: no file holds an image{': ' if notes else ''}{'; '.join(notes)}")
-    if not starts:
-        return NewRows(np.stack(x).astype(np.float64), {"file": owner, "part": part}, None, notes)
-    of = np.repeat(np.arange(len(starts)), [len(each) for each in starts])
-    case = Cases(of, np.concatenate(starts), np.array(sizes))
-    return NewRows(np.stack(x), {"file": owner, "part": part}, None, notes, case)
+    root = path.parent if path.is_file() else path
+    return layout, {name: Entry((root / name,)) for name in names}
+
+
+def _channels(root: Path, templates: Sequence[str]) -> dict[str, Entry]:
+    """The files of rows that have one for each channel, called as those of the training were."""
+    if any("*" in template for template in templates):
+        raise DataError(f"{root}: files are found by {templates[0]!r}; give arrays to p2pfl.load_model in Python")
+    fits, entries = pattern(templates[0]), {}
+    for name in listing(root) if root.is_dir() else ():
+        cells = fits(name)
+        if cells is None:
+            continue
+        entries[name] = Entry(tuple(root / filled(template, cells) for template in templates))
+        lacking = next((file for file in entries[name].files if not file.exists()), None)
+        if lacking is not None:
+            raise DataError(f"{lacking}: no such file, and {root / name} is there; a row is {', '.join(templates)}")
+    if not entries:
+        raise DataError(f"{root}: a row is {', '.join(templates)}; give the folder in which such files lie")
+    return entries
 
 
 READERS: Mapping[str, Callable[[Path, Mapping[str, Any], Sequence[str], Sequence[str]], NewRows]] = MappingProxyType(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +15,12 @@ from p2pfl.data import fastmri, volumes
 from p2pfl.data.dataset import ImageFacts
 from p2pfl.data.dicom import NoImage
 from p2pfl.data.formats import correlations, read
-from p2pfl.data.geometry import fitted, same_place
-from p2pfl.data.image import ReadImage, directions, together
+from p2pfl.data.geometry import Grid, fitted, of_file, same_place
+from p2pfl.data.image import DARK, ReadImage, directions, together
 from p2pfl.data.layout import Layout, Pixels
 from p2pfl.errors import DataError
+
+MOST_THREADS = 8  # decoders leave the interpreter free; more only wait for the disk
 
 
 class Entry(NamedTuple):
@@ -34,6 +39,8 @@ class Arrays(NamedTuple):
     # empty
     facts: ImageFacts | None = None  # of all of them
     notes: tuple[tuple[str, str], ...] = ()  # as ReadImage has them
+    affine: np.ndarray | None = None  # [4, 4] of a whole volume [D, H, W, C]: its index -> mm, as ReadImage has it
+    grid: Grid | None = None  # the voxels of its file
 
 
 def arrays(layout: Layout, entry: Entry) -> Arrays:
@@ -88,6 +95,9 @@ def arrays(layout: Layout, entry: Entry) -> Arrays:
                 found.x.append(x)
                 found.y.append(y)
     turned = [channels[0]._replace(affine=placed[0].affine), *channels[1:]]  # as all its frames are
+    if layout.volume is not None and layout.volume.patch is not None and placed[0].affine is not None:
+        first = [pixels.axis, *(axis for axis in range(3) if axis != pixels.axis)]  # as `_planes` has them
+        found = found._replace(affine=placed[0].affine[:, [*first, 3]], grid=of_file(channels[0]))
     return found._replace(facts=_facts(found.x, turned, scalings, pixels)) if found.x else found
 
 
@@ -275,6 +285,42 @@ def _classes(plane: np.ndarray, layout: Layout, file: Path) -> np.ndarray:
             f"{', '.join(names)}; say what it means in label.values"
         )
     return np.array(index, np.int32)[inverse].reshape(plane.shape)
+
+
+def read_all(layout: Layout, entries: Sequence[Entry]) -> Iterator[Arrays]:
+    """Read every row, in order; several files are decoded at once, and no more than these wait to be taken."""
+    workers = min(MOST_THREADS, os.cpu_count() or 1)
+    waiting: deque[Future[Arrays]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for entry in entries:
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(arrays, layout, entry))
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def judge_scale(
+    facts: ImageFacts, pixels: Pixels, values: tuple[float, float], far: bool, where: str, place: str, field: str
+) -> None:
+    """Raises DataError for images whose scale nobody says: nearly black, or far from 0..1.
+
+    values: the least and the largest. far: as `p2pfl.data.image.is_far` has it. place, field: where a person says it.
+    """
+    low, high = values
+    auto = pixels.intensity == "auto" and pixels.window is None
+    if auto and facts.scaling == "fixed" and facts.bit_depth > 8 and high <= 1 / DARK:
+        raise DataError(
+            f"{where}: images of {facts.bit_depth} bits whose brightest value is less than 1/{DARK} of the largest of "
+            f"their type: nearly black. Say {place}what is white: {field}.window = [2048, 4096] for images of 12 "
+            f'bits, [128, 256] for images of 8; or {field}.intensity = "full", if they are as they should be'
+        )
+    if auto and facts.scaling == "none" and far:
+        raise DataError(
+            f"{where}: images of {low:g} to {high:g}, far from 0..1, where training diverges. Say {place}how "
+            f'they are scaled: {field}.window = [centre, width], such as [128, 256]; or {field}.intensity = "range", '
+            '"zscore", or "none" if they are as they should be'
+        )
 
 
 def add(x: list[np.ndarray], array: np.ndarray, here: object, first: object, way: str = "") -> None:

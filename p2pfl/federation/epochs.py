@@ -104,10 +104,19 @@ def planner(
     def planned(members: tuple[int, ...]) -> Epoch:
         graph, note = among(experiment, members)
         planning = Planning(experiment.rounds, experiment.seed, known(samples, members), experiment.topology.take_part)
+        able = algorithm._replace(demands=algorithm.demands._replace(models=0))  # who has too few keeps its own model
         try:
-            schedule = suited(algorithm, graph, planning, f"the graph of the {len(members)} members that are left")
+            schedule = suited(able, graph, planning, f"the graph of the {len(members)} members that are left")
         except TopologyError as error:
             note, schedule = f"nobody mixes while only these are members: {error}", _empty(graph)
+        few = [str(members[i]) for i in np.flatnonzero(requirements.short(algorithm, schedule).any(axis=0))]
+        if few:
+            asked = algorithm.demands
+            said = (
+                f"too few neighbours for {asked.rule}, which needs {asked.models} models, has node {', '.join(few)}: "
+                "it keeps its own until there are more"
+            )
+            note = f"{note}; {said}" if note else said
         return Epoch(_spread(schedule, members, max(nodes, members[-1] + 1)), note)
 
     def plan(members: Sequence[int]) -> Epoch:

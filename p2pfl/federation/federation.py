@@ -26,10 +26,11 @@ from p2pfl.algorithms import ALGORITHMS
 from p2pfl.churn import Conditions, Event, expected, there
 from p2pfl.config.data import CsvData, Data, FolderData, ScriptData
 from p2pfl.config.experiment import Experiment
+from p2pfl.config.model import MmoeModel
 from p2pfl.data import Dataset
 from p2pfl.data.partition import Partition
 from p2pfl.errors import ConfigError, nearest
-from p2pfl.federation import epochs
+from p2pfl.federation import attacks, epochs
 from p2pfl.federation import learning as stage
 from p2pfl.federation.datasets import Datasets, by_sites, resolve_datasets, resolve_own, resolve_script
 from p2pfl.federation.events import founders, joining, newcomers
@@ -120,6 +121,11 @@ class Federation(NamedTuple):
         return self.learning.sites
 
     @property
+    def liars(self) -> frozenset[int]:
+        """The nodes that lie, of which no figure is."""
+        return attacks.liars(self.experiment)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Notes that a person should read on the data."""
         return (*self.data.notes, *self.learning.notes)
@@ -127,7 +133,14 @@ class Federation(NamedTuple):
     @property
     def batch_size(self) -> int:
         """Rows of a local step; of the source "quadratic" one, since a node has no other and it is long."""
+        if self.learning.private is not None:
+            return self.learning.private.batch_size
         return 1 if self.task is not None else self.experiment.training.batch_size
+
+    @property
+    def used(self) -> np.ndarray | None:
+        """[n] training rows of each node that a pass over them uses; None: all."""
+        return self.learning.private.used if self.learning.private is not None else None
 
     @property
     def steps(self) -> np.ndarray:
@@ -211,6 +224,7 @@ def build_script(experiment: Experiment, script: ScriptedSteps, node: int = 0) -
     _script(experiment)
     topology = resolve_topology(experiment)
     timing(experiment)
+    attacks.check(experiment, topology.nodes)
     _named(experiment)
     data = resolve_script(experiment, topology, node)
     return Federation(experiment, topology, data, resolve_learning(experiment, topology, data, script))
@@ -229,6 +243,8 @@ def _script(experiment: Experiment) -> None:
         "evaluation.extra_metrics": experiment.evaluation.extra_metrics,
         "statistics": experiment.statistics.gather or experiment.statistics.normalize,
         "evaluation.answers": experiment.evaluation.answers,
+        "privacy": experiment.privacy,
+        "attack.by='label_flip'": any(each.by == "label_flip" for each in experiment.attack),
     }
     for name, value in given.items():
         if value:
@@ -250,6 +266,7 @@ def check(experiment: Experiment, topology: Topology, own: Data | None = None) -
             "or name data here"
         )
     timing(experiment)
+    attacks.check(experiment, nodes)
     steps, data = experiment.training.node_steps, own or experiment.data
     if steps is not None and len(steps) != nodes:
         raise ConfigError(f"training.node_steps: {len(steps)} numbers for {nodes} nodes; give one for each node")
@@ -258,6 +275,7 @@ def check(experiment: Experiment, topology: Topology, own: Data | None = None) -
     if steps is not None and not any(steps):
         raise ConfigError("training.node_steps: all are 0; somebody must train")
     _named(experiment)
+    _check_tasks(experiment)
     stage.optimizer(experiment)
 
 
@@ -265,6 +283,19 @@ def _named(experiment: Experiment) -> None:
     """Raises ConfigError for an algorithm that nobody knows, and for a name of ours that a package has taken."""
     claimed(stage.own_names(experiment))
     chosen(experiment.algorithm.name, "algorithm.name", ALGORITHMS, "p2pfl.algorithms")
+
+
+def _check_tasks(experiment: Experiment) -> None:
+    """Raises ConfigError where the model's tasks are not those of the objective."""
+    if not isinstance(experiment.model, MmoeModel):
+        return
+    groups = [[*group] for group in experiment.model.groups or ()]
+    for i, given in enumerate(experiment.training.objective):
+        if given.get("name") == "tasks" and given.get("groups") != groups:
+            raise ConfigError(
+                f"model.groups={groups}: training.objective[{i}].groups is {given.get('groups')}; write the same "
+                "in both: the tasks of the model must be those of the objective"
+            )
 
 
 def _check_table(experiment: Experiment, data: CsvData) -> None:
@@ -280,9 +311,11 @@ def _check_table(experiment: Experiment, data: CsvData) -> None:
             "data.missing='gossip': missing cells are filled in with the mean of all nodes, which nobody finds out; "
             "set statistics.normalize = true"
         )
-    if data.missing == "gossip" and any(each.get("name") == "selector" for each in experiment.training.objective):
+    looks = [each["name"] for each in experiment.training.objective if each.get("name") in ("selector", "fedreplay")]
+    if data.missing == "gossip" and looks:
         raise ConfigError(
-            "training.objective selector: looks at inputs before data.missing='gossip' has filled them in; leave it out"
+            f"training.objective {looks[0]}: looks at inputs before data.missing='gossip' has filled them in; leave it "
+            "out"
         )
 
 
@@ -314,6 +347,8 @@ def _private_left_out(federation: Federation) -> dict[str, Any]:
         "cache",
     ):  # what it says is compared column by column
         table["data"].pop(private, None)
+    if isinstance(data, CsvData) and data.picture is not None:  # as private as where the table lies
+        del table["data"]["picture"]["folder"]
     if isinstance(weights := (table["model"] or {}).get("weights"), str):  # what it holds is meant, wherever it lies
         table["model"]["weights"] = hashlib.blake2b(Path(weights).read_bytes(), digest_size=16).hexdigest()
     if isinstance(data, FolderData):  # its classes and values of labels are meant, wherever the file lies

@@ -22,22 +22,24 @@ from p2pfl.algorithms import ALGORITHMS
 from p2pfl.algorithms.mixing import renormalized
 from p2pfl.config.data import CsvData
 from p2pfl.config.experiment import Experiment
-from p2pfl.config.model import FunctionModel
+from p2pfl.config.model import FunctionModel, FusionModel, LogisticModel, MlpModel, Model
 from p2pfl.data import BUILTIN, Dataset
 from p2pfl.data.partition import PARTITIONS
 from p2pfl.data.stored import Stored
 from p2pfl.errors import ConfigError, nearest
-from p2pfl.federation import epochs
+from p2pfl.federation import attacks, epochs, privacy
 from p2pfl.federation.datasets import Datasets, watched
 from p2pfl.federation.events import growing, memberships
 from p2pfl.federation.plugins import FAULTS, called, chosen, function, unknown
+from p2pfl.federation.privacy import PrivateSteps
 from p2pfl.federation.topology import Topology
 from p2pfl.learning import flax, local_steps, losses, models, optimizers, quadratic
-from p2pfl.learning.batching import in_batches
+from p2pfl.learning.batching import chunk, in_batches
 from p2pfl.learning.targets import TARGETS, PerSample
 from p2pfl.methods import adapters, answers, bulletin, compose, freezing, sharing, starting, statistics, watching
 from p2pfl.methods import site_facts as sites
 from p2pfl.methods.objectives import OBJECTIVES, Objective
+from p2pfl.methods.privacy import dp_sgd
 from p2pfl.methods.site_facts import counting
 from p2pfl.node import model_file
 from p2pfl.topology import GRAPHS
@@ -48,7 +50,7 @@ BEGIN = ("name", "weights", "rename", "fresh")
 FLATTENED = MappingProxyType(
     {
         "cnn": "head/kernel", "cnn3d": "head/kernel", "cnn_gnn": "encoder/nodes/kernel",
-        "mlp": "layers/0/kernel", "logistic": "layers/0/kernel",
+        "mlp": "layers/0/kernel", "logistic": "layers/0/kernel", "mmoe": "encoder/layers/0/kernel",
     }
 )  # fmt: skip
 """Kernels that take in an image that was flattened."""
@@ -73,6 +75,7 @@ class Learning(NamedTuple):
     sites: Tree  # [n, ...] what each node knows of its own data, where it is asked for
     notes: tuple[str, ...]  # what a person should know of that
     sliced: Sliced | None = None  # where nodes have models of unequal shapes; the above is then for arrays of the whole
+    private: PrivateSteps | None = None  # local steps that are differentially private
 
 
 class ScriptedSteps(NamedTuple):
@@ -88,33 +91,40 @@ def resolve_learning(
     """Resolve the learner and the algorithm of an experiment. Raises ConfigError."""
     rule, dataset = optimizer(experiment) if script is None else script.optimizer, data.dataset
     sliced: Sliced | None = None
-    methods = objectives(experiment, rule)
+    private = privacy.resolve(experiment, data, rule)
+    methods = [*([private.objective] if private else []), *objectives(experiment, rule)]
     real = not data.pooled and data.task is None
     sites, notes = known(experiment, methods, dataset, data.partition.train, topology.nodes, real)
     held = np.array([len(rows) for rows in data.validation or ()], np.int32)
     if len(held):
         sites = {**sites, watching.HELD: held}
     ahead = in_batches(held, experiment.training.batch_size).shape[1]
+
+    def watch(made: Algorithm, learner: Learner) -> Algorithm:
+        if not len(held):
+            return made
+        patience, every = experiment.training.patience, experiment.evaluation.every
+        at_once = None if dataset.kind == "survival" else chunk(dataset.train.x.shape[1:])  # as test rows are
+        return watching.watch(made, learner, ahead, every, patience, at_once)
+
     if script is None:
         base = base_learner(experiment, dataset) if data.task is None else quadratic.learner(data.task.a.shape[1])
+        base = attacks.learned(experiment, base, dataset)
         begun = started(experiment, flax.cast(base, experiment.training.dtype), dataset.train.x.shape[1:])
         learner = made_learner(experiment, begun.learner, methods, rule, sites, dataset.train.x.shape[1:])
-        sliced = _sliced(experiment, begun.learner, methods, rule, sites, dataset)
-        notes = (*notes, *_begun(experiment, begun))
+        sliced = _sliced(experiment, begun.learner, methods, rule, sites, dataset, watch)
+        notes = (*notes, *_told(methods, shape(learner, sites)), *_begun(experiment, begun))
     else:
         learner = script.learner
     _check_answers(experiment, learner, data)
     apart = bool(sites) or set(jax.eval_shape(learner.init, jax.random.key(0))) > {"trained", "carried"}
 
     def make(learner: Learner) -> Algorithm:
-        made = named(experiment, learner, methods, rule, apart)
-        if len(held):
-            patience, every = experiment.training.patience, experiment.evaluation.every
-            made = watching.watch(made, learner, ahead, every, patience)
+        made = watch(named(experiment, learner, methods, rule, apart), learner)
         made = made._replace(weigh=renormalized) if experiment.network.rule == "renormalise" else made
         for method in methods:
             made = method.around(made) if method.around else made
-        return made
+        return attacks.told(experiment, made)
 
     algorithm = make(learner)
     if not isinstance(experiment.training.optimizer, dict):  # some of what a list may hold looks at the model's shapes
@@ -128,8 +138,15 @@ def resolve_learning(
     _check_growth(experiment, algorithm, topology, data)
     jax.eval_shape(lambda model: algorithm.init(model, 1), shape(learner, sites))  # some wraps look at the model
     notes = (*notes, *_own_scales(experiment, data, algorithm))
-    learning = Learning(learner, algorithm, make, schedule, sites, notes, sliced)
+    notes = (*notes, *(privacy.notes(experiment, data, private) if private else ()))
+    learning = Learning(learner, algorithm, make, schedule, sites, notes, sliced, private)
     return _gossiping(experiment, topology, data, learning) if "sums" in sites else learning
+
+
+def _told(methods: Sequence[Objective], model: Tree) -> tuple[str, ...]:
+    """Say what methods tell of the sites, and how many bytes of it go along with each message."""
+    told = [method.bulletin for method in methods if method.bulletin]
+    return tuple(f"with models go {each.what}: {bulletin.bytes_sent(model, each):,} bytes a message" for each in told)
 
 
 def _begun(experiment: Experiment, begun: starting.Started) -> tuple[str, ...]:
@@ -200,17 +217,21 @@ def _sliced(
     rule: optax.GradientTransformation,
     sites: Tree,
     dataset: Dataset,
+    watch: Callable[[Algorithm, Learner], Algorithm],
 ) -> Sliced | None:
-    """What the nodes of each level learn with, where an objective gives them models of unequal shapes."""
+    """What the nodes of each level learn with, where an objective gives them models of unequal shapes.
+
+    `watch`: makes of an algorithm one that watches its models, where that is asked for.
+    """
     cutting = [method for method in methods if method.slices is not None]
     if not cutting:
         return None
-    slices, training = cutting[0].slices, experiment.training
+    slices = cutting[0].slices
     assert slices is not None
-    if watched(experiment) or training.freeze is not None or training.lora is not None:
+    if experiment.training.lora is not None:
         raise ConfigError(
-            "training.objective: widths gives nodes models of unequal shapes, which does not go with the answer best, "
-            "training.patience, training.freeze or training.lora; leave them out"
+            "training.lora: does not go with the objective widths, by which nodes hold kernels of unequal sizes; leave "
+            "one of the two out (training.freeze goes with widths)"
         )
     for i, given in enumerate(experiment.algorithm.wrap):
         if given.get("name") in ("by_similarity", "fourier"):
@@ -224,7 +245,7 @@ def _sliced(
         learner = made_learner(experiment, base, own, rule, sites, dataset.train.x.shape[1:])
         _check_slice(learner, shape(learner, sites), dataset, level)
         learners.append(learner)
-        algorithms.append(named(experiment, learner, own, rule, withheld=True))
+        algorithms.append(watch(named(experiment, learner, own, rule, withheld=True), learner))
     whole = jax.eval_shape(base.init, jax.random.key(0))
     return Sliced(slices.levels, tuple(learners), tuple(algorithms), slices.stretches(whole))
 
@@ -304,6 +325,24 @@ def objectives(experiment: Experiment, optimizer: optax.GradientTransformation) 
         unheard = [fact for fact in made.facts if fact not in sites.FACTS]
         if unheard:
             raise ConfigError(f"{where}.name={name!r}: facts={made.facts!r}: {nearest(unheard[0], sites.FACTS)}")
+        taken = experiment.rounds * max(experiment.training.node_steps or (experiment.training.local_steps,))
+        if made.ahead >= taken:
+            raise ConfigError(
+                f"{where}: {name} learns something else for {made.ahead} local steps before the model sees any of it, "
+                f"and a node takes {taken} in all (rounds times training.local_steps); lower its steps, or take more"
+            )
+        still = [node for node, steps in enumerate(experiment.training.node_steps or ()) if not steps]
+        if awaited := [node for node in still if made.awaits is None or node in made.awaits]:
+            raise ConfigError(
+                f"training.node_steps: node {awaited[0]} takes no local step, and {where} ({name}) waits for what it "
+                "learns in them; give it some"
+            )
+        if made.ahead and watched(experiment):
+            raise ConfigError(
+                f"{where}: {name} learns something else for {made.ahead} local steps before the model learns with it, "
+                "and training.patience and the answer best go by scores from the first round on: those before would "
+                "end training, or be the best; leave both out"
+            )
         found.append(made)
     return found
 
@@ -320,7 +359,8 @@ def made_learner(
 
     Raises ConfigError.
     """
-    made = partly(experiment, flax.cast(base, experiment.training.dtype))
+    made = flax.cast(base, experiment.training.dtype)
+    made = made if any(method.slices for method in methods) else partly(experiment, made)
     made = counting(made) if "entropy" in sites else made
     if "sums" in sites:
         one = jax.tree.map(lambda leaf: leaf[0], sites["sums"])
@@ -330,6 +370,7 @@ def made_learner(
             made = bulletin.placed(made, method.bulletin, sites["node"].shape[1], x)
         made = method.learner(made) if method.learner else made
         made = method.shaped(made, x) if method.shaped else made
+        made = partly(experiment, made) if method.slices else made  # each slice has its own to freeze
     share = experiment.algorithm.share
     if share is not None:
         try:
@@ -401,9 +442,12 @@ def learner_alone(experiment: Experiment, like: Dataset, sites: Tree) -> Learner
 
     `sites`: [1, ...] what a node knows of its own data, by the leaves of a model.
     """
-    rule = optimizer(experiment)
+    rule, table = optimizer(experiment), experiment.privacy
     base = base_learner(experiment, like)
-    return made_learner(experiment, base, objectives(experiment, rule), rule, sites, like.train.x.shape[1:])
+    private = [] if table is None else [dp_sgd(table.clip, 1)]  # trains nothing here
+    return made_learner(
+        experiment, base, [*private, *objectives(experiment, rule)], rule, sites, like.train.x.shape[1:]
+    )
 
 
 def named(
@@ -425,6 +469,10 @@ def named(
     for method in methods:
         made = method.wrap(made) if method.wrap else made
         made = bulletin.carried(method.bulletin)(made) if method.bulletin else made
+    try:
+        compose.check([str(given.get("name")) for given in table.wrap])
+    except ConfigError as error:
+        raise ConfigError(f"algorithm.wrap: {error}") from error
     for i, given in enumerate(table.wrap):
         made = _wrapped(made, given, f"algorithm.wrap[{i}]")
     return made
@@ -465,6 +513,7 @@ def known(
     for given in experiment.algorithm.wrap:
         wanted.update(dict.fromkeys(compose.FACTS.get(str(given.get("name")), ())))
     found: dict[str, Any] = {name: np.stack([sites.FACTS[name](dataset, rows) for rows in parts]) for name in wanted}
+    found.update(attacks.facts(experiment, len(parts)))
     for method in methods:
         for name, array in method.given.items():
             if len(array) != len(parts):
@@ -474,16 +523,15 @@ def known(
         found["node"] = np.eye(len(parts), nodes, dtype=np.int32)
     if "entropy" in wanted:
         found["entropy"] = sites.entropy(len(parts), None if real else experiment.seed)
-    said = _noise_notes(real) if "entropy" in wanted else ()
+    said = (*attacks.notes(experiment), *(_noise_notes(real) if "entropy" in wanted else ()))
     dtype = np.dtype(experiment.training.dtype)
     found = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in found.items()}
-    told = tuple(f"with models go {each.bulletin.what}" for each in methods if each.bulletin)
     table, names = experiment.statistics, gathered(experiment)
     if not names:
-        return found, (*said, *told)
+        return found, said
     seed = None if real else experiment.seed
     found["sums"] = statistics.stacked(names, dataset, parts, table.minimum, table.noise, seed, dtype.name)
-    return found, (*said, *told, *statistics.notes(names, dataset, parts, table.minimum))
+    return found, (*said, *statistics.notes(names, dataset, parts, table.minimum))
 
 
 def _noise_notes(real: bool) -> tuple[str, ...]:
@@ -519,6 +567,7 @@ def base_learner(experiment: Experiment, dataset: Dataset) -> Learner:
     fits = None if experiment.training.loss is None else loss(experiment, dataset)
     more = dataset.kind, fits, experiment.training.compute, _still(experiment)
     if not isinstance(table, FunctionModel):
+        given |= _pictured(table, dataset)
         return flax.from_flax(models.MODELS[table.name](shape, classes, **given), example, classes, *more)
     maker = chosen(table.name, "model.name", models.MODELS, "p2pfl.models")
     try:
@@ -527,6 +576,18 @@ def base_learner(experiment: Experiment, dataset: Dataset) -> Learner:
         raise ConfigError(f"{where}: {error}") from error
     except FAULTS as error:
         raise ConfigError(f"{where}: failed with {type(error).__name__}: {flax.reason(error)}") from error
+
+
+def _pictured(table: Model, dataset: Dataset) -> dict[str, Any]:
+    """What a built-in model must know of a picture behind the columns. Raises ConfigError for one of images alone."""
+    if isinstance(table, FusionModel):
+        return {"picture": dataset.picture}
+    if dataset.picture and not isinstance(table, LogisticModel | MlpModel):
+        raise ConfigError(
+            f"model.name={table.name!r}: takes images, and a row of the data is {len(dataset.features)} columns and a "
+            f"picture {list(dataset.picture)} behind them; use fusion, which takes both"
+        )
+    return {}
 
 
 def loss(experiment: Experiment, dataset: Dataset) -> PerSample:

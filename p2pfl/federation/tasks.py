@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from p2pfl import churn, tree
-from p2pfl.data import Samples, dictionary
+from p2pfl.data import dictionary
 from p2pfl.data.far_off import beside_all
 from p2pfl.data.stored import part as rows_of
 from p2pfl.errors import ConfigError
@@ -19,22 +21,35 @@ from p2pfl.learning import batching
 from p2pfl.learning.batching import eval_set
 from p2pfl.learning.targets import TARGETS
 from p2pfl.methods import statistics
-from p2pfl.node.fit import NodeSlice
+from p2pfl.methods.privacy.dp_sgd import ALLOWED, counted_from
+from p2pfl.node.fit import Growth, NodeSlice, growth
 from p2pfl.node.program import compile
-from p2pfl.node.task import Task, node_schedule
+from p2pfl.node.task import Held, StepBudget, Task, node_schedule
 from p2pfl.types import Algorithm, Neighborhood, Params, Payload, Tree
 
 
 def tasks(federation: Federation) -> list[Task]:
     """The tasks of all nodes, for drivers that run them in one process: equal programs are compiled once."""
-    plan, fit = federation.planner(), fitting(federation)
-    made = [task(federation, node, plan, fit) for node in range(len(federation.graph))]
+    plan, shapes = federation.planner(), unequal(federation)
+    made = [task(federation, node, plan, shapes) for node in range(len(federation.graph))]
 
     def same(each: Task) -> tuple[int, int]:
         return each.program.slots, each.fit.level if each.fit else 0
 
     programs = {same(each): each.program for each in made}
     return [each._replace(program=programs[same(each)], test=made[0].test) for each in made]
+
+
+class Unequal(NamedTuple):
+    """How messages differ in shape: by the nodes at their ends, or by the round."""
+
+    fit: Callable[[int], NodeSlice | None]
+    growth: Growth | None
+
+
+def unequal(federation: Federation) -> Unequal:
+    """How the messages of a federation differ in shape."""
+    return Unequal(fitting(federation), growing(federation))
 
 
 def fitting(federation: Federation) -> Callable[[int], NodeSlice | None]:
@@ -51,6 +66,16 @@ def fitting(federation: Federation) -> Callable[[int], NodeSlice | None]:
     _check_slices(sliced.algorithms[0], payloads, models[0])
     whole = shape(sliced.learners[0], sites)
     return lambda node: NodeSlice(sliced.levels[node], sliced.levels, payloads, models, whole, sliced.stretches)
+
+
+def growing(federation: Federation) -> Growth | None:
+    """What of a payload travels in a round, where that depends on the round."""
+    algorithm, around = federation.algorithm, Neighborhood(np.zeros(1), np.zeros(1))
+    if algorithm.travelling is None or algorithm.per_edge:  # what is told to each is told whole
+        return None
+    model = shape(federation.learner, federation.sites)
+    payload = jax.eval_shape(lambda model: algorithm.send(algorithm.init(model, 1), around)[1], model)
+    return growth(payload, algorithm.travelling, federation.experiment.rounds)
 
 
 def _check_slices(algorithm: Algorithm, payloads: Sequence[Payload], model: Params) -> None:
@@ -74,10 +99,11 @@ def task(
     federation: Federation,
     node: int,
     plan: Callable[[Sequence[int]], Epoch] | None = None,
-    fit: Callable[[int], NodeSlice | None] | None = None,
+    shapes: Unequal | None = None,
 ) -> Task:
-    """Return the task of one node. `plan`, `fit`: of `federation.planner()`, for those who make several tasks."""
-    plan, own = plan or federation.planner(), (fit or fitting(federation))(node)
+    """Return the task of one node. `plan`, `shapes`: of the federation, for those who make several tasks."""
+    plan, shapes = plan or federation.planner(), shapes or unequal(federation)
+    own = shapes.fit(node)
     experiment, dataset, parts = federation.experiment, federation.dataset, federation.partition
     algorithm, rows, training = federation.algorithm, parts.train[node], experiment.training
     learner, sliced = federation.learner, federation.learning.sliced
@@ -108,7 +134,7 @@ def task(
         x=rows_of(dataset.train.x, rows).astype(dtype),
         y=rows_of(dataset.train.y, rows),
         site=jax.tree.map(lambda rows: np.asarray(rows[node]), federation.sites),
-        batching=batching.one(seed, node, max(len(rows), 1), int(federation.steps[node]), federation.batch_size),
+        batching=_batching(federation, node),
         test=eval_set(dataset.test.x.astype(dtype), dataset.test.y, dataset.kind == "survival"),
         own=parts.test[node],
         pooled=federation.pooled,
@@ -121,19 +147,34 @@ def task(
         learned=None if federation.pooled else _beside_all(federation, node),
         compare=lambda theirs: dictionary.differences(dictionary.from_json(theirs), meaning),
         fit=own,
+        growth=shapes.growth,
         part=experiment.topology.take_part,
-    )
+        budget=None if (private := federation.learning.private) is None else StepBudget(
+            int(private.objective.given[ALLOWED][node]), private.terms(node), counted_from
+        ),
+    )  # fmt: skip
 
 
-def _held(federation: Federation, node: int) -> Samples | None:
-    """The validation rows by which a node watches its model, in batches [V, B, ...]; None where it does not."""
+def _batching(federation: Federation, node: int) -> batching.Batching:
+    """Which rows a node trains on. Where it draws them in secret, from data of its own, nobody may guess them."""
+    seed, private = federation.experiment.seed, federation.learning.private
+    if private is not None and private.table.sampling == "poisson" and not federation.pooled:
+        seed = secrets.randbits(63)
+    many = max(len(federation.partition.train[node]), 1)
+    used = None if federation.used is None else int(federation.used[node])
+    return batching.one(seed, node, many, int(federation.steps[node]), federation.batch_size, used)
+
+
+def _held(federation: Federation, node: int) -> Held | None:
+    """The validation rows by which a node watches its model; None where it does not."""
     rows, kept = federation.data.validation, federation.dataset.validation
     if rows is None or kept is None:
         return None
     sizes = np.array([len(each) for each in rows])
     places = batching.in_batches(sizes, federation.batch_size)[node]
-    own = np.concatenate([rows[node], np.zeros(1, np.int64)])[places]  # of a node without any, anything
-    return Samples(kept.x[own].astype(federation.experiment.training.dtype), kept.y[own])
+    own = rows[node] if len(rows[node]) else np.zeros(1, np.int64)  # of a node without any, anything
+    x = rows_of(kept.x, own).astype(federation.experiment.training.dtype)
+    return Held(x, rows_of(kept.y, own), places)
 
 
 def _beside_all(federation: Federation, node: int) -> Callable[[Tree], Sequence[str] | None] | None:

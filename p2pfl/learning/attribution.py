@@ -103,7 +103,7 @@ def occlusion(score: Score, x: np.ndarray, baseline: np.ndarray, size: int, stri
     Args:
         score: see Score.
         x: [N, H, W, C], or [N, D, H, W, C].
-        baseline: like a row of x, or a number.
+        baseline: like a row of x, like x, or a number.
         size: side of the square in pixels, >= 1.
         stride: from one to the next in pixels, >= 1.
 
@@ -127,17 +127,18 @@ def occlusion(score: Score, x: np.ndarray, baseline: np.ndarray, size: int, stri
     corners = np.stack(np.meshgrid(*firsts, indexing="ij"), axis=-1).reshape(-1, len(space))
     grid = np.stack(np.meshgrid(*map(np.arange, space), indexing="ij"), axis=-1)
     hides = np.stack([((grid >= corner) & (grid < corner + size)).all(axis=-1) for corner in corners])
-    start = jnp.asarray(np.broadcast_to(np.asarray(baseline, x.dtype), x.shape[1:]))
+    begin = np.broadcast_to(np.asarray(baseline, x.dtype), x.shape)
 
     @jax.jit
-    def fall(row: Array) -> Array:
+    def fall(row: Array, start: Array) -> Array:
         def hidden(mask: Array) -> Array:
             return score(jnp.where(mask[..., None], start, row)[None])[0]
 
         return score(row[None])[0] - jax.lax.map(hidden, jnp.asarray(hides), batch_size=_AT_ONCE)
 
     covered = hides.sum(axis=0)
-    falls = np.stack([np.asarray(fall(jnp.asarray(row)), np.float64) for row in x])
+    pairs = zip(x, begin, strict=True)
+    falls = np.stack([np.asarray(fall(jnp.asarray(row), jnp.asarray(start)), np.float64) for row, start in pairs])
     return np.asarray(np.einsum("nk,k...->n...", falls, hides.astype(np.float64)) / covered)
 
 

@@ -1,8 +1,8 @@
 """Choose the samples that a node trains on: a pure function of (seed, node, turn, step).
 
 A node walks through its own rows in passes, each pass in a new random order; a batch may reach into the next pass, so
-every row is used equally often and every batch has the same size, however few rows a node has. Turns are the rounds in
-which a node trains, 1, 2, ...
+every row is used equally often and every batch has the same size, however few rows a node has. Where `used` says so a
+pass takes only the first so many rows of its order. Turns are the rounds in which a node trains, 1, 2, ...
 """
 
 from __future__ import annotations
@@ -46,14 +46,20 @@ def orders(seed: int, node: np.ndarray, rows: np.ndarray, number: np.ndarray) ->
 class Batching:
     """Sample indices of nodes, all at once. Keeps the latest orders, so that a round does not draw them again.
 
-    `node`, `rows`, `steps`: [n] ids, numbers of training rows, local steps of a turn.
+    `node`, `rows`, `steps`: [n] ids, numbers of training rows, local steps of a turn. `used`: [n] rows of a pass that
+    are used, >= 1; None: all.
     """
 
-    def __init__(self, seed: int, node: np.ndarray, rows: np.ndarray, steps: np.ndarray, batch_size: int) -> None:
+    def __init__(
+        self, seed: int, node: np.ndarray, rows: np.ndarray, steps: np.ndarray, batch_size: int,
+        used: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
         self.seed, self.batch_size = seed, batch_size
         self.node, self.rows, self.steps = (np.asarray(a, np.int64) for a in (node, rows, steps))
+        self.used = self.rows if used is None else np.asarray(used, np.int64)
         self.width = int(self.steps.max(initial=0))
-        self._even = len(self.node) > 0 and not np.ptp(self.rows) and not np.ptp(self.steps) and self.width > 0
+        even = len(self.node) > 0 and not np.ptp(self.rows) and not np.ptp(self.steps) and self.width > 0
+        self._even = even and used is None
         self._number = np.full(len(self.node), -1)
         self._order = np.zeros((len(self.node), int(self.rows.max(initial=1))), np.int64)
 
@@ -68,15 +74,16 @@ class Batching:
         if self._even and count[0] >= self.rows[0]:
             return self._whole_passes(int(start[0]), int(count[0]))
         position = start[:, None] + np.arange(self.width * size)
-        number, offset = np.divmod(position, self.rows[:, None])
+        number, offset = np.divmod(position, self.used[:, None])
         inside = np.arange(self.width * size) < count[:, None]
         found = np.zeros(position.shape, np.int64)
-        first, last = start // self.rows, np.where(count > 0, (start + count - 1) // self.rows, -1)
+        first, last = start // self.used, np.where(count > 0, (start + count - 1) // self.used, -1)
         for extra in range(int((last - first).max(initial=-1)) + 1):
             due = np.flatnonzero(first + extra <= last)
             self._draw(due, first[due] + extra)
             here = inside[due] & (number[due] == (first[due] + extra)[:, None])
-            taken = np.take_along_axis(self._order[due], np.where(here, offset[due], 0), axis=1)
+            place = np.minimum(np.where(here, offset[due], 0), self.rows[due, None] - 1)  # `used` may be more
+            taken = np.take_along_axis(self._order[due], place, axis=1)
             found[due] = np.where(here, taken, found[due])
         return found.reshape(len(self.node), self.width, size)
 
@@ -100,9 +107,10 @@ class Batching:
             self._number[due] = number
 
 
-def one(seed: int, node: int, rows: int, steps: int, batch_size: int) -> Batching:
+def one(seed: int, node: int, rows: int, steps: int, batch_size: int, used: int | None = None) -> Batching:
     """The batching of a single node."""
-    return Batching(seed, np.array([node]), np.array([rows]), np.array([steps]), batch_size)
+    first = None if used is None else np.array([used])
+    return Batching(seed, np.array([node]), np.array([rows]), np.array([steps]), batch_size, first)
 
 
 def in_batches(rows: np.ndarray, batch_size: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from p2pfl.check import one_of, positive, share
+from p2pfl.check import at_least, one_of, positive, share
 from p2pfl.errors import ConfigError
 from p2pfl.types import Array
 
@@ -128,11 +128,16 @@ def shifted(x: Array, size: int, stride: int = 1, fill: float = 0.0) -> list[Arr
 
 
 def max_pool(x: Array) -> Array:
-    """Max pooling by two along every axis of [B, ..., C] between; what is odd at an end is left out."""
-    batch, *space, channels = x.shape
-    x = x[:, *(slice(length // 2 * 2) for length in space), :]
-    halves = [size for length in space for size in (length // 2, 2)]
-    return x.reshape(batch, *halves, channels).max(axis=tuple(range(2, 2 * len(space) + 1, 2)))
+    """Max pooling by two along every axis of [B, ..., C] between; what is odd at an end is left out.
+
+    The gradient goes to the larger of two, of equal ones to the first: by a choice, and not, as that of `jnp.max`, by
+    who equals the maximum. XLA may compute both anew and round them unlike; then nobody equals it, and 0 / 0 is NaN.
+    """
+    for axis in range(1, x.ndim - 1):
+        end = x.shape[axis] // 2 * 2
+        first, second = (x[(*(slice(None),) * axis, slice(start, end, 2))] for start in (0, 1))
+        x = jnp.where((first >= second) | jnp.isnan(first), first, second)
+    return x
 
 
 def double(x: Array) -> Array:
@@ -477,6 +482,131 @@ class CnnGnn(nnx.Module):
         return self.gnn(self.encoder(x))
 
 
+class Trunk(nnx.Module):
+    """Blocks of a CNN, if any, then fully connected layers, each with ReLU. Paths: blocks/I, layers/I."""
+
+    def __init__(
+        self, shape: tuple[int, ...], channels: Sequence[int], hidden: Sequence[int], *, rngs: nnx.Rngs
+    ) -> None:
+        self.blocks = nnx.List([Conv(a, b, rngs=rngs) for a, b in itertools.pairwise([shape[-1], *channels])])
+        scale = 2 ** len(channels)
+        flat = math.prod(length // scale for length in shape[:-1]) * [shape[-1], *channels][-1]
+        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise([flat, *hidden])])
+        self.width = [flat, *hidden][-1]
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, ...] -> [B, width]."""
+        for block in self.blocks:
+            x = max_pool(nnx.relu(block(x)))
+        x = x.reshape(x.shape[0], -1)
+        for layer in self.layers:
+            x = nnx.relu(layer(x))
+        return x
+
+
+class GatedHead(nnx.Module):
+    """The part of one task: a gate that says whom of the experts to hear, and a layer for its outputs.
+
+    Paths: gate, head.
+    """
+
+    def __init__(self, inputs: int, experts: int, width: int, outputs: int, *, rngs: nnx.Rngs) -> None:
+        self.gate = nnx.Linear(inputs, experts, use_bias=False, rngs=rngs)
+        self.head = nnx.Linear(width, outputs, rngs=rngs)
+
+    def __call__(self, x: Array, heard: Array) -> Array:
+        """x [B, inputs], what the experts say [B, experts, width] -> [B, outputs]."""
+        return self.head(jnp.einsum("be,bew->bw", nnx.softmax(self.gate(x)), heard))
+
+
+class MultiGate(nnx.Module):
+    """A trunk, experts for all tasks, and for each task a gate over them and a head.
+
+        y_t = head_t(sum over experts e of g_te(h) relu(A_e h + b_e)),     g_t(h) = softmax(G_t h),     h = encoder(x)
+
+    Source: Ma, Zhao, Yi, Chen, Hong, Chi, "Modeling task relationships in multi-task learning with multi-gate
+    mixture-of-experts" (2018), whose towers of several layers are one layer here. Paths: encoder,
+    experts (kernel [features, experts * width]), tasks/T with gate and head.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], channels: Sequence[int], hidden: Sequence[int], groups: Sequence[Sequence[int]],
+        experts: int, width: int, *, rngs: nnx.Rngs,
+    ) -> None:  # fmt: skip
+        self.encoder = Trunk(shape, channels, hidden, rngs=rngs)
+        inputs = self.encoder.width
+        self.experts = nnx.Linear(inputs, experts * width, rngs=rngs)
+        self.tasks = nnx.List([GatedHead(inputs, experts, width, len(group), rngs=rngs) for group in groups])
+        listed = [each for group in groups for each in group]
+        self.order = tuple(listed.index(each) for each in range(len(listed)))
+        self.shape = (experts, width)
+
+    def features(self, x: Array) -> Array:
+        """x [B, ...] -> what the encoder gives [B, features]."""
+        return self.encoder(x)
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, ...] -> logits [B, classes]."""
+        x = self.encoder(x)
+        heard = nnx.relu(self.experts(x)).reshape(x.shape[0], *self.shape)
+        outputs = jnp.concatenate([task(x, heard) for task in self.tasks], axis=-1)
+        return jnp.stack([outputs[:, place] for place in self.order], axis=-1)
+
+
+class CrossNetwork(nnx.Module):
+    """Products of inputs, of one degree more with each layer: x_l+1 = x_0 (x_l . w_l) + b_l + x_l.
+
+    Source: Wang, Fu, Fu, Wang, "Deep & cross network for ad click predictions" (2017), equation 3. Paths: layers/I (w_l
+    as a kernel [inputs, 1]), biases/I.
+    """
+
+    def __init__(self, inputs: int, depth: int, *, rngs: nnx.Rngs) -> None:
+        self.layers = nnx.List([nnx.Linear(inputs, 1, use_bias=False, rngs=rngs) for _ in range(depth)])
+        self.biases = nnx.List([nnx.Param(jnp.zeros((inputs,), jnp.float32)) for _ in range(depth)])
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, inputs] -> the same shape."""
+        first = x
+        for layer, bias in zip(self.layers, self.biases, strict=True):
+            x = first * layer(x) + bias[...][None] + x
+        return x
+
+
+class Fusion(nnx.Module):
+    """A network for a picture and the columns beside it: an encoder of the picture, crossed with the columns.
+
+    The mean of a ResNet's encoder over all places is laid beside the columns; a cross network and fully connected
+    layers see both, and a linear layer takes in what they give. Sources: Dayan et al., "Federated learning for
+    predicting clinical outcomes in patients with COVID-19" (2021), EXAM, whose ResNet-34 has spatial attention between
+    its convolutions besides, and which embeds categories where here they are columns of 0 and 1; Wang et al. (2017).
+    Rows are flat, as `p2pfl.data.dataset` has them. Paths: encoder, cross, deep/I, head.
+    """
+
+    def __init__(
+        self, picture: tuple[int, ...], columns: int, channels: Sequence[int], blocks: Sequence[int], norm: str,
+        stem: str, hidden: Sequence[int], crosses: int, classes: int, *, rngs: nnx.Rngs,
+    ) -> None:  # fmt: skip
+        self.picture, self.columns = tuple(picture), columns
+        self.encoder = ResNetEncoder(picture[-1], channels, blocks, norm, stem, rngs=rngs)
+        both = columns + channels[-1]
+        self.cross = CrossNetwork(both, crosses, rngs=rngs)
+        self.deep = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise([both, *hidden])])
+        self.head = nnx.Linear(both + (hidden[-1] if hidden else 0), classes, rngs=rngs)
+
+    def features(self, x: Array) -> Array:
+        """x [B, columns + picture] -> what cross network and layers give [B, columns + channels + hidden]."""
+        pixels = x[:, self.columns :].reshape(x.shape[0], *self.picture)
+        both = jnp.concatenate([x[:, : self.columns], self.encoder(pixels).mean(axis=(1, 2))], axis=1)
+        crossed, deep = self.cross(both), both
+        for layer in self.deep:
+            deep = nnx.relu(layer(deep))
+        return jnp.concatenate([crossed, deep], axis=1) if len(self.deep) else crossed
+
+    def __call__(self, x: Array) -> Array:
+        """x [B, columns + picture] -> logits [B, classes]."""
+        return self.head(self.features(x))
+
+
 def logistic(shape: tuple[int, ...], classes: int) -> Make:
     """Multinomial logistic regression."""
     return mlp(shape, classes, hidden=())
@@ -586,20 +716,48 @@ def resnet(
     channels: of each stage, each at half the size of the one before; None: 16, 32, 64, 128. blocks: of each stage;
     None: two. norm: one of NORMS; None: group. stem: one of STEMS. Raises ConfigError.
     """
-    channels = (16, 32, 64, 128) if channels is None else channels
-    norm = "group" if norm is None else norm
-    _check_images("resnet", shape, channels, (3,), "Use cnn3d." if len(shape) == 4 else "Use mlp.")
-    one_of(NORMS, norm=norm)
-    one_of(STEMS, stem=stem)
-    _check_channels(channels, norm)
-    depth = (2,) * len(channels) if blocks is None else tuple(blocks)
-    for number in depth:
-        positive(blocks=number)
-    if not channels or len(depth) != len(channels):
-        raise ConfigError(
-            f"model resnet: {len(channels)} channels and {len(depth)} blocks; give one of each for each stage"
-        )
+    _check_images("resnet", shape, (), (3,), "Use cnn3d." if len(shape) == 4 else "Use mlp.")
+    channels, depth, norm = _stages("resnet", channels, blocks, norm, stem)
     return lambda rngs: ResNet(shape[2], channels, depth, classes, norm, stem, rngs=rngs)
+
+
+def fusion(
+    shape: tuple[int, ...],
+    classes: int,
+    picture: tuple[int, ...] = (),
+    channels: Sequence[int] | None = None,
+    blocks: Sequence[int] | None = None,
+    norm: str | None = None,
+    stem: str = "small",
+    hidden: Sequence[int] = (64,),
+    crosses: int = 2,
+) -> Make:
+    """A network for columns and a picture in one row [columns + H * W * C]; `picture`: (H, W, C), of the data.
+
+    channels, blocks, norm, stem: of the picture's encoder, as of `resnet`. hidden: widths of the fully connected
+    layers; crosses: layers of the cross network, of either 0 or more, but not of both none. Raises ConfigError.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> make = fusion((5 + 8 * 8 * 1,), 2, picture=(8, 8, 1), channels=(4, 8), hidden=(16,))
+    >>> jax.eval_shape(lambda x: make(nnx.Rngs(0))(x), jnp.zeros((3, 69))).shape
+    (3, 2)
+    """
+    if not picture or len(shape) != 1:
+        raise ConfigError(
+            f"model fusion: needs rows of columns with a picture behind them (data.picture of source='csv'); a row of "
+            f"the data has shape {list(shape)} and no picture. Use {'mlp' if len(shape) == 1 else 'cnn or resnet'}"
+        )
+    channels, depth, norm = _stages("fusion", channels, blocks, norm, stem)
+    for width in hidden:
+        positive(hidden=width)
+    at_least(0, crosses=crosses)
+    if not hidden and not crosses:
+        raise ConfigError("hidden=[] and crosses=0: a picture and its columns would never meet; give one of them")
+    columns = shape[0] - math.prod(picture)
+    return lambda rngs: Fusion(
+        picture, columns, channels, depth, norm, stem, hidden, crosses, classes, rngs=rngs
+    )  # fmt: skip
 
 
 def cnn_gnn(
@@ -626,6 +784,63 @@ def cnn_gnn(
             "one or more, and no more than that leaves something of it"
         )
     return lambda rngs: CnnGnn(shape, channels, classes, width, depth, norm, rngs=rngs)
+
+
+def mmoe(
+    shape: tuple[int, ...],
+    classes: int,
+    groups: Sequence[Sequence[int]] | None = None,
+    channels: Sequence[int] | None = None,
+    hidden: Sequence[int] = (64,),
+    experts: int = 4,
+    width: int = 16,
+) -> Make:
+    """A multi-gate mixture of experts, for several tasks of one trunk: use it with the objective "tasks".
+
+    groups: of each task, its classes, each class in one; None: one task. channels: blocks of a CNN, for images; None:
+    none. hidden: layers behind them. experts: how many, each of one layer of `width`. Raises ConfigError.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> make = mmoe((8,), classes=4, groups=[[0, 3], [1, 2]])
+    >>> jax.eval_shape(lambda x: make(nnx.Rngs(0))(x), jnp.zeros((2, 8))).shape
+    (2, 4)
+    """
+    parts = [[*range(classes)]] if groups is None else [[*group] for group in groups]
+    if not all(parts) or sorted(each for group in parts for each in group) != [*range(classes)]:
+        raise ConfigError(
+            f"groups={parts}: must name each of the {classes} classes, 0 to {classes - 1}, in one task, and give each "
+            "task one or more"
+        )
+    positive(experts=experts, width=width)
+    for size in hidden:
+        positive(hidden=size)
+    if channels:
+        _check_images("mmoe", shape, channels, (3,), "Leave channels out.")
+        if min(shape[:2]) < 2 ** len(channels):
+            raise ConfigError(f"model mmoe: {len(channels)} blocks halve {_image(shape)} to nothing")
+    return lambda rngs: MultiGate(shape, channels or (), hidden, parts, experts, width, rngs=rngs)
+
+
+def _stages(
+    name: str, channels: Sequence[int] | None, blocks: Sequence[int] | None, norm: str | None, stem: str
+) -> tuple[Sequence[int], Sequence[int], str]:
+    """Channels and blocks of each stage of a residual network, and its normalisation. Raises ConfigError."""
+    channels = (16, 32, 64, 128) if channels is None else channels
+    norm = "group" if norm is None else norm
+    for width in channels:
+        positive(channels=width)
+    one_of(NORMS, norm=norm)
+    one_of(STEMS, stem=stem)
+    _check_channels(channels, norm)
+    depth = (2,) * len(channels) if blocks is None else tuple(blocks)
+    for number in depth:
+        positive(blocks=number)
+    if not channels or len(depth) != len(channels):
+        raise ConfigError(
+            f"model {name}: {len(channels)} channels and {len(depth)} blocks; give one of each for each stage"
+        )
+    return channels, depth, norm
 
 
 def _check_channels(channels: Sequence[int], norm: str | None) -> None:
@@ -663,6 +878,8 @@ MODELS: Mapping[str, Callable[..., Make]] = MappingProxyType(
         "unet": unet,
         "resnet": resnet,
         "cnn_gnn": cnn_gnn,
+        "mmoe": mmoe,
+        "fusion": fusion,
     }
 )
 """The built-in models by name."""

@@ -301,6 +301,13 @@ def updated(
     )  # fmt: skip
 
 
+def stepped(optimizer: optax.GradientTransformation, gradient: Tree, memory: Tree, network: Tree) -> tuple[Tree, Tree]:
+    """Return (network, the optimizer's state) after a step of a network that a method trains by itself."""
+    with jax.numpy_dtype_promotion("standard"):  # Adam counts in whole numbers
+        updates, memory = optimizer.update(gradient, memory, network)
+        return optax.apply_updates(network, updates), memory
+
+
 def by_gradient(optimizer: optax.GradientTransformation, where: str) -> optax.GradientTransformation:
     """Return the optimizer, if it asks for nothing but gradients. Raises ConfigError, which begins with `where`."""
     like = {"kernel": jax.ShapeDtypeStruct((2, 2), np.float32)}

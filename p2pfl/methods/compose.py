@@ -8,17 +8,17 @@ passes it first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from p2pfl.check import one_of, positive
+from p2pfl.check import one_of
 from p2pfl.errors import ConfigError
 from p2pfl.methods.fourier import fourier
 from p2pfl.methods.noise import noise
+from p2pfl.methods.robust import RULES, clip, dos, geometric_median, krum, median, monna, multi_krum, trimmed_mean
 from p2pfl.methods.weighting import by_labels, by_loss, by_samples, by_similarity
 from p2pfl.tree import is_model, mixed
 from p2pfl.types import Algorithm, Array, Inbox, Neighborhood, Params, Payload, State, Tree
@@ -104,72 +104,6 @@ def cast(dtype: str = "bfloat16") -> Wrap:
     return wrap
 
 
-def clip(radius: float) -> Wrap:
-    """Clip what an exchange may move: z_j = x_i + (x_j - x_i) min(1, radius / |x_j - x_i|).
-
-    Both ends clip alike, so that the mean is kept; one bad neighbour can't move a model far. Own models and networks
-    that travel alongside (the objectives "soft_pull" and "selector") are not clipped. Source: He, Karimireddy,
-    Jaggi, "Byzantine-robust decentralized learning via ClippedGossip" (2022), equation of algorithm 1.
-
-    Args:
-        radius: the largest norm, > 0, in units of the model.
-
-    Returns:
-        A combinator for `chain`.
-
-    Raises:
-        ConfigError: radius <= 0; when applied, an algorithm whose payload is no place to measure distance in.
-
-    Example:
-        >>> import optax, p2pfl
-        >>> from p2pfl.learning.quadratic import learner
-        >>> base = p2pfl.algorithms.dsgd(learner(2), optax.sgd(0.1))
-        >>> p2pfl.methods.chain(base, p2pfl.methods.clip(1.0)).linear
-        False
-    """
-    positive(radius=radius)
-
-    def wrap(inner: Algorithm) -> Algorithm:
-        if inner.keeps_mean == "running_sums":
-            raise ConfigError(f"wrap clip: {inner.name} sends running sums, which can't be clipped; leave clip out")
-        if inner.name == "gossip_learning":
-            raise ConfigError(
-                "wrap clip: gossip_learning merges by age, which is no part of a distance; leave clip out"
-            )
-
-        def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
-            pairs = list(zip(_moved(inbox.sent), _moved(inbox.received), strict=True))
-
-            def square(sent: Array, received: Array) -> Array:
-                return ((received - sent) ** 2).reshape(sent.shape[0], -1).sum(axis=1).astype(jnp.float32)
-
-            norm = jnp.sqrt(sum(square(*pair) for pair in pairs) + jnp.float32(1e-30))
-            factor = jnp.minimum(1, radius / norm)
-
-            def leaf(path: tuple[Any, ...], sent: Array, received: Array) -> Array:
-                if _told(path):
-                    return received
-                scale = factor.astype(sent.dtype).reshape(-1, *(1,) * (sent.ndim - 1))
-                return sent + (received - sent) * scale
-
-            received = jax.tree_util.tree_map_with_path(leaf, inbox.sent, inbox.received)
-            return inner.mix(state, inbox._replace(received=received), neighborhood)
-
-        return inner._replace(mix=mix, linear=False)
-
-    return wrap
-
-
-def _told(path: tuple[Any, ...]) -> bool:
-    """Return whether a leaf is no part of the shared model: what a node tells of itself, what travels alongside."""
-    return any(getattr(key, "key", None) in ("told", "sums", "own") for key in path)
-
-
-def _moved(payload: Payload) -> list[Array]:
-    """The leaves of a payload that mixing moves."""
-    return [leaf for path, leaf in jax.tree_util.tree_flatten_with_path(payload)[0] if not _told(path)]
-
-
 def withhold(inner: Algorithm) -> Algorithm:
     """Keep what is not mixed ("private", "statistics") out of payloads; the innermost wrap of a model that has such.
 
@@ -235,9 +169,32 @@ WRAPS: Mapping[str, Callable[..., Wrap]] = MappingProxyType(
         "by_labels": by_labels,
         "fourier": fourier,
         "noise": noise,
+        "trimmed_mean": trimmed_mean,
+        "median": median,
+        "krum": krum,
+        "multi_krum": multi_krum,
+        "geometric_median": geometric_median,
+        "monna": monna,
+        "dos": dos,
     }
 )
 """Makers of combinators by the name that an experiment gives them."""
+
+WEIGHED = ("by_samples", "by_loss", "by_similarity", "by_labels")
+"""Those that weigh neighbours, which the rules in RULES do not look at."""
+
+
+def check(names: Sequence[str]) -> None:
+    """Raises ConfigError for combinators, by name, of which one would undo what another does."""
+    rules, weighed = ([name for name in names if name in those] for those in (RULES, WEIGHED))
+    if len(rules) > 1:
+        raise ConfigError(
+            f"{rules[0]} and {rules[1]}: each puts its own result in the place of the weighted sum; give one. Models "
+            "are replaced by the mean of those nearest to them, before a rule, by its argument nnm = true"
+        )
+    if rules and weighed:
+        raise ConfigError(f"{weighed[0]} and {rules[0]}: a robust rule looks at no weights; leave one of the two out")
+
 
 FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"by_samples": ("samples",), "by_labels": ("labels",), "noise": ("entropy",)}

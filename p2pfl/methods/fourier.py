@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -12,13 +13,14 @@ from p2pfl.algorithms.mixing import over
 from p2pfl.check import at_least, positive
 from p2pfl.errors import ConfigError
 from p2pfl.methods.weighting import beside, exchanges
-from p2pfl.tree import is_model
+from p2pfl.tree import is_model, named_leaves
 from p2pfl.types import (
     Algorithm,
     Array,
     Batches,
     Inbox,
     Key,
+    Learner,
     Metrics,
     Neighborhood,
     Payload,
@@ -26,6 +28,9 @@ from p2pfl.types import (
     Steps,
     Tree,
 )
+
+STEPS = 64
+"""Sizes that a message may have, one after another, while the square grows."""
 
 
 def fourier(start: float, rounds: int, end: float = 0.95) -> Callable[[Algorithm], Algorithm]:
@@ -40,11 +45,11 @@ def fourier(start: float, rounds: int, end: float = 0.95) -> Callable[[Algorithm
     retrogress-resilient framework for real-world medical federated learning" (PRR-FL, 2021); its other half, by which
     the model that answers is never mixed, is the objective `deputy`.
 
-    Of a kernel nothing but these amplitudes travels, once each, since that of -f is that of f: about end^2 / 2 of its
-    bytes. A compiled program has one shape of message, which is that of the largest square: smaller ones are taken out
-    of it, so that `start` saves nothing; start = end, small, is what a slow link asks for. Amplitudes are averaged,
-    kernels are not: the mean of models is not kept, and kernels of equal amplitudes and unequal phases stay apart for
-    good. The number of the round travels along: who joins, or has been away, takes over the highest it hears of.
+    Of a kernel nothing but these amplitudes travels, once each, since that of -f is that of f: about L^2 / 2 of its
+    bytes, which grow with the rounds in STEPS steps at the most. Amplitudes are averaged, kernels are not: the mean of
+    models is not kept, and kernels of equal amplitudes and unequal phases stay apart for good. The number of the round
+    travels along: who joins, or has been away, takes over the highest it hears of. Of an exchange that is booked late,
+    L is that of the round in which it was opened.
 
     Args:
         start: side L of the square at first, 0 to `end`, as a share.
@@ -77,11 +82,11 @@ def fourier(start: float, rounds: int, end: float = 0.95) -> Callable[[Algorithm
                 f"wrap fourier: {inner.name} needs exchanges that keep the mean, and of amplitudes they keep none; use "
                 "an algorithm such as dsgd"
             )
-        lifted = beside(inner, lambda params: jnp.zeros((), jnp.int32))
+        lifted, most = beside(inner, lambda params: jnp.zeros((), jnp.int32)), rounds + inner.lateness
 
         def local(state: State, batches: Batches, key: Key, steps: Steps | None) -> tuple[State, Metrics]:
             state, metrics = lifted.local(state, batches, key, steps)
-            return state._replace(own=jnp.minimum(state.own + 1, jnp.int32(rounds))), metrics
+            return state._replace(own=jnp.minimum(state.own + 1, jnp.int32(most))), metrics
 
         def told(leaf: Array) -> Array:
             return leaf if leaf.ndim < 2 else amplitudes(leaf, end)
@@ -91,9 +96,10 @@ def fourier(start: float, rounds: int, end: float = 0.95) -> Callable[[Algorithm
             return state, {"inner": _kernels(told, payload), "told": state.own}
 
         def mix(state: State, inbox: Inbox, neighborhood: Neighborhood) -> State:
-            heard = jnp.clip(jnp.where(inbox.arrived, inbox.received["told"], 0), 0, rounds)
+            heard = jnp.clip(jnp.where(inbox.arrived, inbox.received["told"], 0), 0, most)
             count = jnp.maximum(state.own, heard.max(initial=0))
-            reach = start + (end - start) * count.astype(jnp.float32) / rounds
+            opened = jnp.clip(count - inbox.age.astype(jnp.int32), 0, rounds)  # what came has the square of that round
+            reach = start + (end - start) * opened.astype(jnp.float32) / rounds
             slots = inbox.arrived.shape[0]
 
             def mine(kernel: Array, sent: Array) -> Array:
@@ -104,19 +110,40 @@ def fourier(start: float, rounds: int, end: float = 0.95) -> Callable[[Algorithm
                     return received
                 # what did not arrive may hold anything
                 apart = jnp.where(over(inbox.arrived, sent), received - sent, 0)
-                return jax.vmap(lambda apart: kernel + moved(kernel, apart, reach, end))(apart)
+                return jax.vmap(lambda apart, reach: kernel + moved(kernel, apart, reach, end))(apart, reach)
 
             own = lifted.send(state, neighborhood)[1]
             sent, received = inbox.sent["inner"], inbox.received["inner"]
             whole = inbox._replace(sent=_kernels(mine, own, sent), received=_kernels(theirs, own, sent, received))
             return lifted.mix(state, whole, neighborhood)._replace(own=count)
 
-        travels = f"{inner.travels}, of kernels low amplitudes, with the number of the round"
         return lifted._replace(
-            local=local, send=send, mix=mix, linear=False, keeps_mean="nothing", travels=travels, any_steps=False
-        )
+            local=local, send=send, mix=mix, linear=False, keeps_mean="nothing", any_steps=False,
+            travels=f"{inner.travels}, of kernels low amplitudes, with the number of the round",
+            travelling=_growing(inner.learner, start, end, rounds),
+        )  # fmt: skip
 
     return wrap
+
+
+def _growing(
+    learner: Learner | None, start: float, end: float, rounds: int
+) -> Callable[[str, tuple[int, ...], int], tuple[int, ...]] | None:
+    """`Algorithm.travelling`: of kernels the square of a round, or of the next of STEPS."""
+    if learner is None or start == end:
+        return None
+    model = jax.eval_shape(learner.init, jax.random.key(0))["trained"]
+    matrices = {f"trained/{path}": _matrix_shape(leaf.shape) for path, leaf in named_leaves(model).items()}
+
+    def travelling(path: str, shape: tuple[int, ...], round: int) -> tuple[int, ...]:
+        matrix = next((matrices[name] for name in matrices if path == name or path.endswith(f"/{name}")), ())
+        if len(matrix) < 2:
+            return shape
+        grown = math.ceil(STEPS * min(round, rounds) / rounds) / STEPS
+        rows, columns = _square(matrix, min(start + (end - start) * grown, end))
+        return len(rows), columns
+
+    return travelling
 
 
 def _kernels(change: Callable[..., Array], payload: Payload, *more: Payload) -> Payload:
@@ -156,11 +183,15 @@ def moved(kernel: Array, apart: Array, reach: Array, end: float) -> Array:
 
 
 def _square(shape: tuple[int, ...], end: float) -> tuple[np.ndarray, int]:
-    """The rows, and how many columns, of a spectrum of real numbers with |f| < end / 2; all of them for end = 1."""
+    """The rows, and how many columns, of a spectrum of real numbers with |f| < end / 2; all of them for end = 1.
+
+    Rows are in the order of |f|, so that those of a smaller square come first.
+    """
+    high, columns = np.abs(np.fft.fftfreq(shape[0])), np.fft.rfftfreq(shape[1])
+    rows = np.argsort(high, kind="stable")
     if end >= 1:
-        return np.arange(shape[0]), shape[1] // 2 + 1
-    rows, columns = np.abs(np.fft.fftfreq(shape[0])), np.fft.rfftfreq(shape[1])
-    return np.flatnonzero(rows < end / 2), int((columns < end / 2).sum())
+        return rows, len(columns)
+    return rows[high[rows] < end / 2], int((columns < end / 2).sum())
 
 
 def _exact(matrix: Array) -> Array:
@@ -169,10 +200,15 @@ def _exact(matrix: Array) -> Array:
 
 def _matrix(kernel: Array) -> Array:
     """[h, w, in, out] as [h * out, w * in], any other kernel as [..., out]."""
-    if kernel.ndim != 4:
-        return kernel.reshape(-1, kernel.shape[-1])
-    height, width, inputs, outputs = kernel.shape
-    return kernel.transpose(0, 3, 1, 2).reshape(height * outputs, width * inputs)
+    shape = _matrix_shape(kernel.shape)
+    return (kernel.transpose(0, 3, 1, 2) if kernel.ndim == 4 else kernel).reshape(shape)
+
+
+def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of the matrix that a kernel of this shape is seen as; of a leaf that is no kernel, its own."""
+    if len(shape) == 4:
+        return shape[0] * shape[3], shape[1] * shape[2]
+    return shape if len(shape) < 2 else (math.prod(shape[:-1]), shape[-1])
 
 
 def _kernel(matrix: Array, shape: tuple[int, ...]) -> Array:

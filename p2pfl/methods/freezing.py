@@ -14,7 +14,7 @@ import jax
 from p2pfl import tree
 from p2pfl.errors import ConfigError
 from p2pfl.learning.local_steps import rest
-from p2pfl.methods.sharing import Predicate, joined, leaves, split, statistic
+from p2pfl.methods.sharing import Predicate, leaves, parted, together
 from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
 
 FROZEN = "frozen"
@@ -52,28 +52,24 @@ def freeze(learner: Learner, frozen: Predicate) -> Learner:
             "training.node_steps 0"
         )
 
-    def parted(params: Params) -> tuple[Params, Params]:
-        still, trained = split(params["trained"], frozen)
-        stats, carried = split(params["carried"], lambda path: frozen(statistic(path)))
-        return {"trained": trained, "carried": carried}, {"trained": still, "carried": stats}
+    def moves(path: str) -> bool:
+        return not frozen(path)
 
     def whole(params: Params) -> Params:
         private = dict(params["private"])
         still = private.pop(FROZEN)
-        parts = {part: joined(params[part], still[part]) for part in ("trained", "carried")}
-        return {**params, **parts, "private": private}
+        return {**params, **together(params, still), "private": private}
 
     def init(key: Key) -> Params:
         params = learner.init(key)
-        moving, still = parted(params)
+        moving, still = parted(params, moves)
         return {**params, **moving, "private": {**params.get("private", {}), FROZEN: still}}
 
     def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
         gradient, others, metrics = learner.grad(whole(params), batch, key)
-        _, moving = split(gradient, frozen)
-        _, carried = split(others["carried"], lambda path: frozen(statistic(path)))
+        moving, _ = parted({"trained": gradient, "carried": others["carried"]}, moves)
         private = {**others.get("private", {}), FROZEN: params["private"][FROZEN]}
-        return moving, {**rest(others), "carried": carried, "private": private}, metrics
+        return moving["trained"], {**rest(others), "carried": moving["carried"], "private": private}, metrics
 
     def look(params: Params, x: Array) -> tuple[Params, Array]:
         return whole(params), x
@@ -83,7 +79,7 @@ def freeze(learner: Learner, frozen: Predicate) -> Learner:
     def features(params: Params, x: Array, key: Key | None) -> tuple[Array, Tree]:
         assert find is not None
         found, carried = find(whole(params), x, key)
-        return found, split(carried, lambda path: frozen(statistic(path)))[1]
+        return found, parted({**params, "carried": carried}, moves)[0]["carried"]
 
     return learner.viewed(look)._replace(
         init=init, grad=grad, features=features if find else None,

@@ -66,37 +66,25 @@ def keep(learner: Learner, optimizer: optax.GradientTransformation, shared: Pred
 
     by_gradient(optimizer, "share: a leaf that stays at its node")
 
-    def parted(params: Params) -> tuple[Params, Params]:
-        trained, own = split(params["trained"], shared)
-        carried, stats = split(params["carried"], lambda path: shared(statistic(path)))
-        return {"trained": trained, "carried": carried}, {"trained": own, "carried": stats}
-
-    def whole(params: Params) -> Params:
-        private = dict(params["private"])
-        mine = private.pop("share")
-        parts = {part: joined(params[part], mine["leaves"][part]) for part in ("trained", "carried")}
-        return {**params, **parts, "private": private}
-
     def init(key: Key) -> Params:
         params = learner.init(key)
-        theirs, mine = parted(params)
+        theirs, mine = parted(params, shared)
         private = {"leaves": mine, "optimizer": optimizer.init(mine["trained"])}
         return {**params, **theirs, "private": {**params.get("private", {}), "share": private}}
 
     def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
         before = params["private"]["share"]
         gradient, others, metrics = learner.grad(whole(params), batch, key)
-        theirs, own = split(gradient, shared)
-        updates, state = optimizer.update(own, before["optimizer"], before["leaves"]["trained"])
-        carried, stats = split(others["carried"], lambda path: shared(statistic(path)))
-        mine = {"trained": optax.apply_updates(before["leaves"]["trained"], updates), "carried": stats}
+        theirs, own = parted({"trained": gradient, "carried": others["carried"]}, shared)
+        updates, state = optimizer.update(own["trained"], before["optimizer"], before["leaves"]["trained"])
+        mine = {**own, "trained": optax.apply_updates(before["leaves"]["trained"], updates)}
         private = {**others.get("private", {}), "share": {"leaves": mine, "optimizer": state}}
-        return theirs, {**rest(others), "carried": carried, "private": private}, metrics
+        return theirs["trained"], {**rest(others), "carried": theirs["carried"], "private": private}, metrics
 
     def personal(params: Params) -> Params:
         assert learner.personal is not None
         own = learner.personal(whole(params))
-        theirs, mine = parted(own)
+        theirs, mine = parted(own, shared)
         kept = {**params["private"]["share"], "leaves": mine}
         return {**own, **theirs, "private": {**own["private"], "share": kept}}
 
@@ -106,6 +94,13 @@ def keep(learner: Learner, optimizer: optax.GradientTransformation, shared: Pred
         init=init, grad=grad, personal=personal if learner.personal else None,
         plain=None if plain is None else lambda params: plain(whole(params)),
     )  # fmt: skip
+
+
+def whole(params: Params) -> Params:
+    """The model as what is inside `keep` sees it: with the leaves that stay at home in their places."""
+    private = dict(params.get("private", {}))
+    home = private.pop("share", None)
+    return params if home is None else {**params, **together(params, home["leaves"]), "private": private}
 
 
 def leaves(params: Params) -> list[str]:
@@ -247,7 +242,20 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 encoder alone, `private_head` all but the last layer."""
 
 
-# --- parts of nested dicts
+# --- parts of models, and of nested dicts
+
+
+def parted(params: Params, stays: Predicate) -> tuple[Params, Params]:
+    """The parts of a model that are mixed, twice: with the leaves that stay in them, and with all others."""
+    trained = split(params["trained"], stays)
+    carried = split(params["carried"], lambda path: stays(statistic(path)))
+    here, there = ({"trained": trained[i], "carried": carried[i]} for i in (0, 1))
+    return here, there
+
+
+def together(params: Params, others: Params) -> Params:
+    """The parts of which `parted` has made two."""
+    return {part: joined(params[part], others[part]) for part in ("trained", "carried")}
 
 
 def split(whole: Tree, shared: Predicate, at: str = "") -> tuple[Any, Any]:

@@ -70,7 +70,9 @@ def best_of(params: Params) -> Params:
     return {**params, **model, "private": private}
 
 
-def watch(inner: Algorithm, learner: Learner, ahead: int, every: int, patience: int | None = None) -> Algorithm:
+def watch(
+    inner: Algorithm, learner: Learner, ahead: int, every: int, patience: int | None = None, at_once: int | None = None
+) -> Algorithm:
     """The algorithm whose nodes score their models by validation rows.
 
     Args:
@@ -80,6 +82,7 @@ def watch(inner: Algorithm, learner: Learner, ahead: int, every: int, patience: 
             rows are meant says the fact HELD.
         every: rounds between two evaluations, >= 1.
         patience: evaluations without a better score after which the node trains no more, >= 1; None: it never ends.
+        at_once: so many validation rows are scored at once, >= 1; None: all, as where they are compared.
 
     Returns:
         The algorithm; its local steps are on the other batches.
@@ -95,7 +98,7 @@ def watch(inner: Algorithm, learner: Learner, ahead: int, every: int, patience: 
         >>> p2pfl.methods.watching.watch(base, kept, ahead=1, every=1, patience=3).name
         'dsgd'
     """
-    at_least(1, every=every, patience=1 if patience is None else patience)
+    at_least(1, every=every, patience=1 if patience is None else patience, at_once=1 if at_once is None else at_once)
 
     def init(params: Params, slots: int) -> Beside:
         bare, best = _parted(params)
@@ -110,7 +113,8 @@ def watch(inner: Algorithm, learner: Learner, ahead: int, every: int, patience: 
             jax.tree.map(lambda leaf, part=part: leaf[part], batches) for part in (slice(ahead), slice(ahead, None))
         )
         wanted, params = jnp.int32(count) if steps is None else steps, inner.params(state.inner)
-        own = _seen(learner, params, state.own, held, wanted > 0, every, patience)
+        score = _scored(learner, params, held, params["private"]["site"][HELD], at_once)
+        own = _seen(params, state.own, score, wanted > 0, every, patience)
         ended = own[BEST]["ended"] > 0
         after, metrics = inner.local(state.inner, rows, key, jnp.where(ended, 0, wanted))
         first = jax.tree.map(lambda leaf: leaf[0], rows)
@@ -140,13 +144,10 @@ def _parted(params: Params) -> tuple[Params, Tree]:
     return {**params, "private": private}, best
 
 
-def _seen(
-    learner: Learner, params: Params, own: Tree, held: Batches, on: Array, every: int, patience: int | None
-) -> Tree:
+def _seen(params: Params, own: Tree, score: Array, on: Array, every: int, patience: int | None) -> Tree:
     """What a node knows after the evaluation that is due before a round. `on` [] bool: it is a round of training."""
     old, rounds, rows = own[BEST], own["rounds"], params["private"]["site"][HELD]
     due = on & (rounds > 0) & (rounds % every == 0) & (rows > 0)
-    score = _scored(learner, params, held, rows)
     better = due & (score > old["score"])
     since = jnp.where(better, 0, old["since"] + due.astype(jnp.int32))
     over = jnp.zeros((), bool) if patience is None else since >= patience
@@ -160,10 +161,20 @@ def _seen(
     return {BEST: best, "rounds": rounds + on.astype(jnp.int32)}
 
 
-def _scored(learner: Learner, params: Params, held: Batches, rows: Array) -> Array:
-    """[] float32: the mean score of the first `rows` rows of batches."""
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), held)
+def _scored(learner: Learner, params: Params, held: Batches, rows: Array, at_once: int | None) -> Array:
+    """[] float32: the mean score of the first `rows` rows of batches, at most `at_once` of them together."""
     count = math.prod(jax.tree.leaves(held)[0].shape[:2])
-    mask = (jnp.arange(count, dtype=jnp.int32) < rows).astype(jnp.float32)
-    total = learner.evaluate(params, flat, mask)["score"].sum()
+    size = count if at_once is None else min(at_once, count)
+    calls = -(-count // size)
+
+    def chunks(leaf: Array) -> Array:
+        flat = leaf.reshape(-1, *leaf.shape[2:])
+        padded = jnp.pad(flat, ((0, calls * size - count), *((0, 0),) * (flat.ndim - 1)))
+        return padded.reshape(calls, size, *flat.shape[1:])
+
+    def of(each: tuple[Batches, Array]) -> Array:
+        return learner.evaluate(params, *each)["score"].sum()
+
+    mask = (jnp.arange(calls * size, dtype=jnp.int32) < rows).astype(jnp.float32).reshape(calls, size)
+    total = jax.lax.map(of, (jax.tree.map(chunks, held), mask)).sum()
     return (total / jnp.maximum(rows, 1).astype(total.dtype)).astype(jnp.float32)

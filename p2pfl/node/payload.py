@@ -43,11 +43,11 @@ def outgoing(payload: Payload, travels: Payload | None = None) -> Outgoing:
 class Incoming:
     """From raw frames back to trees like one that is given, and whether they are fit to be used.
 
-    `others`: trees that come in instead; `which`: of a node, which of all these it sends, 0 for `like`.
+    `others`: trees that come in instead; `which`: of a node and a round, which of all these it sends, 0 for `like`.
     """
 
     def __init__(
-        self, like: Payload, others: Sequence[Payload] = (), which: Callable[[int], int] = lambda node: 0
+        self, like: Payload, others: Sequence[Payload] = (), which: Callable[[int, int], int] = lambda node, round: 0
     ) -> None:
         self._all, self._which = [self, *map(Incoming, others)], which
         leaves, self._structure = jax.tree.flatten(like)
@@ -56,14 +56,14 @@ class Incoming:
         self.leaves = tree.schema(like)
         self.schema: Schema = schema_of(self.leaves, sizes)
 
-    def of(self, node: int) -> Incoming:
-        """Return the same for what this node sends."""
-        return self._all[self._which(node)]
+    def of(self, node: int, round: int) -> Incoming:
+        """Return the same for what this node sends in a message of that round."""
+        return self._all[self._which(node, round)]
 
     @property
     def format(self) -> Format:
         """For the codec."""
-        return Format(self.schema, self.finite, None if len(self._all) == 1 else lambda node: self.of(node).format)
+        return Format(self.schema, self.finite, None if len(self._all) == 1 else lambda *of: self.of(*of).format)
 
     @property
     def schemas(self) -> list[Schema]:

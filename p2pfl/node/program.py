@@ -117,7 +117,7 @@ def _evaluated(evaluate: Callable[..., Any], state: State, test: EvalSet) -> tup
     return np.concatenate(score)[: test.rows], np.concatenate(loss)[: test.rows]
 
 
-def node_key(seed: int, node: Array, round: Array) -> Array:
+def node_key(seed: int | Array, node: Array, round: Array) -> Array:
     """The random key of a node's local steps in a round."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), node), round)
 

@@ -139,7 +139,9 @@ class Replica:
 
     def sent(self, to: int, round: int) -> Payload:
         """Return what a neighbour got, or was to get, of a round's payload."""
-        side, fit = self.side(to, round), self.task.fit
+        side, fit, growth = self.side(to, round), self.task.fit, self.task.growth
+        if growth is not None:
+            return growth.payload(round, side)
         return side if fit is None else fit.payload(to, side)
 
     def side(self, to: int, round: int) -> Payload:
@@ -166,8 +168,8 @@ class Replica:
 
     def mix(self, round: int, booked: Sequence[Booked]) -> None:
         """Mix what was booked: at most one of each neighbour."""
-        if (fit := self.task.fit) is not None:
-            booked = [each._replace(received=fit.into(each.sent, each.received)) for each in booked]
+        if (unequal := self.task.fit or self.task.growth) is not None:
+            booked = [each._replace(received=unequal.into(each.sent, each.received)) for each in booked]
         with self.faults("mix", round):
             inbox, around, slots = self.task.inbox(round, booked, self.payloads[self.round])
             self.state, mixed = self.task.program.mix(self.state, inbox, around)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from p2pfl.churn import Event
 from p2pfl.learning.batching import Batching, EvalSet
-from p2pfl.node.fit import NodeSlice
+from p2pfl.node.fit import Growth, NodeSlice
 from p2pfl.node.program import Program
 from p2pfl.types import Inbox, Neighborhood, Payload, Schedule, State, Tree
 
@@ -79,6 +79,22 @@ def node_schedule(schedule: Schedule, node: int) -> NodeSchedule:
     return NodeSchedule(*(part[:, node] for part in schedule))
 
 
+class StepBudget(NamedTuple):
+    """How many local steps a node may take in all its lives, each of which tells of its rows."""
+
+    steps: int
+    terms: str  # what a step costs: of other terms no count of earlier processes means anything
+    counted: Callable[[State, int], State]  # a state, and what earlier processes have taken: one that counts them
+
+
+class Held(NamedTuple):
+    """Validation rows of a node, which are the same in every round; those that are stored are read when one begins."""
+
+    x: np.ndarray  # [N, ...]
+    y: np.ndarray
+    places: np.ndarray  # [V, B] in x and y: batches, the last of them filled up
+
+
 class Task(NamedTuple):
     """The data and the program of a node; nothing of the network."""
 
@@ -103,14 +119,16 @@ class Task(NamedTuple):
     pooled: bool  # the test rows are those of all nodes, not only its own
     evaluate_every: int
     events: tuple[Event, ...] = ()  # that the experiment plans, of all nodes and of the network
-    held: Any = None  # validation rows that go before the batches of a round of training: x [V, B, ...], y
+    held: Held | None = None  # validation rows that go before the batches of a round of training
     patient: bool = False  # the node may end its training by them
     score: str = "accuracy"  # what a model is scored by: a key of p2pfl.learning.targets
     meaning: str = ""  # what the rows mean, in one line: the dictionary of the data
     compare: Callable[[str], Sequence[str]] = lambda theirs: ()  # with another's: what differs, in words; or ValueError
     learned: Callable[[Tree], Sequence[str] | None] | None = None  # of its rows beside all, in words; None: not yet
     fit: NodeSlice | None = None  # where nodes have models of unequal shapes
+    growth: Growth | None = None  # where what travels depends on the round
     part: float = 1.0  # share of the nodes that takes part in a round
+    budget: StepBudget | None = None  # where local steps are counted
 
     def at(self, members: tuple[int, ...]) -> Task:
         """Return the same task in the epoch of these members, this node among them. Slots never become fewer."""
@@ -126,12 +144,14 @@ class Task(NamedTuple):
         found = {"x": self.x[rows], "y": self.y[rows]}
         if self.held is None or not trains:
             return found
-        return {name: np.concatenate([getattr(self.held, name), part]) for name, part in found.items()}
+        return {
+            name: np.concatenate([getattr(self.held, name)[self.held.places], part]) for name, part in found.items()
+        }
 
     @property
     def ahead(self) -> int:
         """The batches that go before those of the local steps."""
-        return 0 if self.held is None else len(self.held.y)
+        return 0 if self.held is None else len(self.held.places)
 
     def slot(self, node: int) -> int:
         """Return the slot of a neighbour, where slots are fixed."""

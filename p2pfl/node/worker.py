@@ -21,10 +21,11 @@ from p2pfl.node.fit import NodeSlice
 from p2pfl.node.payload import Frames, Incoming, Outgoing, outgoing
 from p2pfl.node.replica import Cost, Replica
 from p2pfl.node.said import Said
+from p2pfl.node.spending import AHEAD, SpendingFile
 from p2pfl.node.task import Booked, Task, part
 from p2pfl.protocol.events import Adopt, Advance, Booking, Finished, Leave, Trained
 from p2pfl.protocol.exchange import Side
-from p2pfl.types import Params, Payload, State
+from p2pfl.types import Params, Payload, State, Tree
 
 
 class SavedState(Protocol):
@@ -61,6 +62,17 @@ class Host(NamedTuple):
     store: CheckpointStore | None = None
     every: int = 0  # rounds from checkpoint to checkpoint; 0: none
     finished: Callable[[records.Measured, records.RoundSteps], None] = lambda measured, did: None  # told of each round
+    spending: SpendingFile | None = None  # where processes end and begin again: private steps, counted for them all
+
+
+def unlike(state: State, site: Tree) -> State:
+    """Return a state with the source of noise of this process: what an earlier one has drawn is not drawn again."""
+
+    def leaf(path: tuple[Any, ...], leaf: Any) -> Any:
+        names = [getattr(key, "key", None) for key in path[-2:]]
+        return site["entropy"] if names == ["site", "entropy"] else leaf
+
+    return jax.tree_util.tree_map_with_path(leaf, state) if isinstance(site, dict) and "entropy" in site else state
 
 
 class Worker:
@@ -72,12 +84,13 @@ class Worker:
         self.replica = Replica(task) if replica is None else replica
         payload, model = self.replica.sample()
         like = jax.tree.map(lambda leaf: np.empty(leaf.shape[1:], leaf.dtype), payload) if task.per_edge else payload
-        fit = task.fit
-        if fit is None:
-            self.payloads, self.models = Incoming(like), Incoming(model)
-        else:
-            self.payloads = Incoming(fit.payloads[0], fit.payloads[1:], fit.meets)
-            self.models = Incoming(fit.models[0], fit.models[1:], fit.meets)
+        fit, growth = task.fit, task.growth
+        self.payloads, self.models = Incoming(like), Incoming(model)
+        if growth is not None:
+            self.payloads = Incoming(like, growth.payloads[1:], lambda node, round: growth.of(round))
+        if fit is not None:
+            self.payloads = Incoming(fit.payloads[0], fit.payloads[1:], lambda node, round: fit.meets(node))
+            self.models = Incoming(fit.models[0], fit.models[1:], lambda node, round: fit.meets(node))
         self.last_round = 0  # that an earlier process of the node has finished
         self.kept: tuple[int, int] | None = None  # life and round of the checkpoint that this life goes on from
         self.trained = 0  # rounds, by this process
@@ -91,6 +104,7 @@ class Worker:
         self._ended = False  # it is said that training has ended
         self._saved = 0  # the last round that a checkpoint was made after
         self._bytes = (0, 0)
+        self._spent = self._reserved = 0  # private steps of all processes, and how many are written down
 
     @property
     def task(self) -> Task:
@@ -108,13 +122,16 @@ class Worker:
         saved, notes = self._host.store.load(lambda table: self.replica.like(table.get("slots", self.task.slots)))
         if saved is None:
             return [*notes, "no checkpoint: beginning without one"]
-        self.replica.state = saved.state
+        self.replica.state = unlike(saved.state, self.task.site)
         self.kept, self.untrained = (saved.table["life"], saved.table["round"]), False
         self._kept_sketches = saved.table.get("sketches")
         return [*notes, f"going on from the checkpoint after round {saved.table['round']}"]
 
     def begin(self, life: int) -> None:
-        """Open the records of this life, behind those of earlier ones; the clock of the first round starts now."""
+        """Open the records of this life, behind those of earlier ones; the clock of the first round starts now.
+
+        Raises LocalError.
+        """
         earlier = records.last(self.directory / "metrics.jsonl")
         if earlier:
             self.last_round = earlier["round"]
@@ -126,6 +143,10 @@ class Worker:
             if self._kept_sketches:  # as that life itself would have, had it ended there
                 self._trace.write(records.Sketches(*self._kept_sketches))
             self._trace.write(self.replica.renew(life, self.kept[1] + 1, self.kept))
+        if self._host.spending is not None and self.task.budget is not None:
+            with self.replica.faults("records", 0):
+                self._spent = self._reserved = self._host.spending.read(self.task.budget.terms)
+            self.replica.state = self.task.budget.counted(self.replica.state, self._spent)
         self._began = self._host.now()
 
     # --- rounds
@@ -168,14 +189,30 @@ class Worker:
         task = self.task
         if task.link == "push":  # whoever gets it may record it before this node records the round, if it ever does
             self._trace.write(self.replica.began(round, receivers))
+        self._reserve(round)
         payload, model = self.replica.train(round, receivers)
         self.trained, self.untrained = self.trained + 1, False
         if task.fit is not None:
             return self._cut(task.fit, payload, model)
+        if task.growth is not None:
+            whole = jax.tree.map(np.asarray, payload)
+            return Trained(
+                outgoing(payload, task.growth.payload(round, whole)), None if model is None else outgoing(model)
+            )
         going: Outgoing | Mapping[int, Outgoing] = (
             {j: outgoing(part(payload, task.slot(j))) for j in task.neighbors} if task.per_edge else outgoing(payload)
         )
         return Trained(going, None if model is None else outgoing(model))
+
+    def _reserve(self, round: int) -> None:
+        """Write down the private steps of this round and some to come, before they are taken."""
+        if self._host.spending is None or self.task.budget is None:
+            return
+        steps, most = self.task.batching.width, self.task.budget.steps
+        self._spent = min(self._spent + steps, most)
+        if self._spent > self._reserved:
+            self._reserved = min(self._spent + (AHEAD - 1) * steps, most)
+            self._host.spending.write(self._reserved, self.task.budget.terms)
 
     def _cut(self, fit: NodeSlice, payload: Payload, model: Params | None) -> Trained:
         """Cut out for each level what the nodes of it have in common with this one."""
@@ -190,7 +227,7 @@ class Worker:
 
     def adopt(self, effect: Adopt) -> None:
         """Begin with a neighbour's model. Raises LocalError."""
-        model = self.models.of(effect.node).tree(effect.payload)
+        model = self.models.of(effect.node, effect.round).tree(effect.payload)
         self._trace.write(self.replica.adopt(model, effect.node, effect.life, effect.round))
         self.untrained = False
 
@@ -269,7 +306,7 @@ class Worker:
             mine=booking.opened,
             theirs=theirs.round,
             sent=mine.payload.tree if mine is not None else self.replica.latest(booking.node),
-            received=self.payloads.of(booking.node).tree(theirs.payload),
+            received=self.payloads.of(booking.node, theirs.round).tree(theirs.payload),
         )
 
     # --- files

@@ -42,12 +42,12 @@ def schema_of(leaves: Sequence[tuple[str, str, tuple[int, ...]]], nbytes: Sequen
 class Format(NamedTuple):
     """The payload format of a kind of message. `finite`: no NaN and no infinity in these frames.
 
-    `of`: the format of what a node sends, by its number, where that depends on who sends.
+    `of`: the format of what a node sends in a round, by both, where that depends on them.
     """
 
     schema: Schema
     finite: Callable[[Sequence[Any]], bool]
-    of: Callable[[int], Format] | None = None
+    of: Callable[[int, int], Format] | None = None
 
 
 def encode(envelope: Envelope) -> bytes:
@@ -86,7 +86,7 @@ def decode(frames: Sequence[Any], formats: Mapping[type[Any], Format]) -> Envelo
         return envelope
     payload = list(frames[1:])
     form = formats[KINDS[kind]]
-    schema, finite, _ = form if form.of is None else form.of(node)
+    schema, finite, _ = form if form.of is None else form.of(node, message.round)
     sizes = tuple(memoryview(frame).nbytes for frame in payload)
     if sizes != schema.nbytes:
         raise RemoteError(

@@ -354,14 +354,16 @@ def left_out(table: Mapping[str, Any], extra: Sequence[str] = ()) -> Learned | N
     for site, found in table.items():
         limits, few = found.get("intervals", {}), found.get("too_few", {})
         values = [between(found["figures"].get(m), limits.get(m), few=few.get(m)) for m in metrics]
-        less = found.get("less", {}).get(metrics[0]) if metrics else None
-        more = between(less[0], less[1:], signed=True) if isinstance(less, list) else DASH
-        rows.append([str(site), f"{found.get('rows'):,}", *values, more])
+        less = [found.get(which, {}).get(metrics[0]) if metrics else None for which in ("less_alone", "less")]
+        more = [between(each[0], each[1:], signed=True) if isinstance(each, list) else DASH for each in less]
+        rows.append([str(site), f"{found.get('rows'):,}", *values, *more])
     caption = (
         "Each site left out: all its rows, by models that learned at the other sites alone; the mean over the nodes. "
-        "Simulated; the last column is against one model on all data of the other sites pooled."
+        "Simulated; the last columns are against the mean over models that each learned at one of the other sites, "
+        "and against one model on all their data pooled."
     )
-    heads = ["site", "rows", *map(named, metrics), f"{named(metrics[0])} less pooled" if metrics else ""]
+    first = named(metrics[0]) if metrics else ""
+    heads = ["site", "rows", *map(named, metrics), f"{first} less every node alone", f"{first} less pooled"]
     return Learned(caption, heads, rows) if rows else None
 
 
@@ -377,7 +379,8 @@ def repeated_told(splits: Mapping[str, Any], left: Mapping[str, Any], score: str
                 )
     if out is not None:
         lines += [
-            f"left out {row[0]} ({row[1]} rows): {out.heads[2]} {row[2]}, {row[-1]} less pooled" for row in out.rows
+            f"left out {row[0]} ({row[1]} rows): {out.heads[2]} {row[2]}, {row[-2]} less alone, {row[-1]} less pooled"
+            for row in out.rows
         ]
         lines = lines[: len(lines) - len(out.rows) + 10]
     return lines

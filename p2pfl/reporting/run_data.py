@@ -138,6 +138,7 @@ class Summary:
     seconds_first_round: float | None = None
     seconds_per_round_median: float | None = None
     seconds_per_round_longest: float | None = None
+    seconds_processor_per_round: float | None = None
     steps_per_second: float | None = None
     memory_peak: int | None = None
     memory_peak_per_node: int | None = None

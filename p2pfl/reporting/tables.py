@@ -109,9 +109,10 @@ def _left_out(run: RunData) -> ReportTable | None:
     rows: list[list[Cell]] = []
     for site, found in run.left_out.items():
         values = [_three(found["figures"].get(name), found.get("intervals", {}).get(name)) for name in names]
-        less = [_less(found.get("less", {}).get(name)) for name in names]
+        less = [_less(found.get(which, {}).get(name)) for which in ("less_alone", "less") for name in names]
         rows.append([site, _cell(found.get("rows")), *(cell for part in (*values, *less) for cell in part)])
-    heads = ["site", "rows", *_with_limits(names), *_with_limits(f"{name}_less_pooled" for name in names)]
+    ends = ("less_every_node_alone", "less_pooled")
+    heads = ["site", "rows", *_with_limits(names), *_with_limits(f"{name}_{end}" for end in ends for name in names)]
     return ReportTable("sites-left-out", shown.caption, heads, rows)
 
 

@@ -219,6 +219,7 @@ def _resampled(federation: Federation, models: int) -> np.ndarray:
     pixels = federation.dataset.kind in ("segmentation", "reconstruction")  # what is resampled is a number an image
     work = len(site) * models * (1 if pixels else len(federation.dataset.classes))
     draws = intervals.DRAWS if work <= MUCH else intervals.DRAWS // 5 if work <= 100 * MUCH else 0
+    draws = draws if federation.experiment.evaluation.intervals else 0
     return intervals.resampled(site, draws, federation.experiment.seed)
 
 
@@ -268,7 +269,7 @@ def _intervals(
     found = {
         scope: {name: intervals.interval(values) for name, values in each.items()} for scope, each in drawn.items()
     }
-    if dataset.kind == "classes" and len(dataset.classes) == 2:
+    if dataset.kind == "classes" and len(dataset.classes) == 2 and federation.experiment.evaluation.intervals:
         for scope, (places, tested) in _scopes(federation, node).items():
             margin = (outputs[places, 1] - outputs[places, 0]).astype(np.float64)
             if np.isfinite(margin).all():

@@ -66,13 +66,16 @@ def baseline(
         result = simulated.one_by_one(built, place)
     else:
         result = simulated.into(built, place, lambda status: None, every=every)
+    one = len(result.whole) == 1 < len(federation.graph)
     if len(result.whole) == 1:  # one model of all data, at each site
         model = next(iter(result.whole.values()))
         built = built._replace(topology=federation.topology, data=federation.data)
-        result = result._replace(whole=dict.fromkeys(federation.graph, model))
+        result = result._replace(whole=dict.fromkeys((i for i in federation.graph if i not in federation.liars), model))
     assessed = assessment.assess(built, result.whole, place) if other.evaluation.metrics else Assessment()
     figures: dict[str, float | None] = {}
     for key, value in {**result.summary.as_dict(), **assessed.figures}.items():
+        if one and "_own" in key and key not in assessed.figures:
+            continue  # of the one node that all rows are the own ones of
         for end in ("_own_mean", "_own_weighted", "_own_worst", "_mean", "_worst"):
             if value is not None and key.endswith(end):
                 figures[f"{key.removesuffix(end)}_{name}{'' if end == '_mean' else end}"] = value
@@ -92,11 +95,12 @@ def pooled(experiment: Experiment, nodes: int) -> Experiment:
     data = replace(experiment.data, partition=EvenPartition())
     plain = alone(experiment)
     training = replace(training, objective=plain.training.objective)
-    return replace(plain, data=data, training=training, topology=TopologyTable(graph="complete", nodes=1))
+    topology = TopologyTable(graph="complete", nodes=1)
+    return replace(plain, data=data, training=training, topology=topology, attack=())
 
 
 def alone(experiment: Experiment) -> Experiment:
-    """The baseline "every node alone": the same, with no exchange and nobody lost."""
+    """The baseline "every node alone": the same, with no exchange and nobody lost. Liars are none of those scored."""
     network = replace(experiment.network, loss=0.0, rule="double_entry", late=0)
     kept = tuple(each for each in experiment.training.objective if each["name"] in ALONE)
     training = replace(experiment.training, objective=kept)
@@ -107,5 +111,5 @@ def alone(experiment: Experiment) -> Experiment:
         topology = TopologyTable(graph="complete", nodes=founders(experiment) + more)
     return replace(
         experiment, algorithm=AlgorithmTable("local"), churn=(), network=network, training=training,
-        topology=topology, evaluation=evaluation, statistics=known, baselines=False,
+        topology=topology, evaluation=evaluation, statistics=known, privacy=None, baselines=False,
     )  # fmt: skip

@@ -55,7 +55,7 @@ def asked(federation: Federation) -> bool:
     """Return whether a federation learns a linear model that has a table of coefficients."""
     experiment, dataset = federation.experiment, federation.dataset
     linear = experiment.model is not None and experiment.model.name == "logistic"
-    flat = dataset.train.x.ndim == 2 and dataset.train.x.shape[1] <= MOST
+    flat = dataset.train.x.ndim == 2 and dataset.train.x.shape[1] <= MOST and not dataset.picture
     known = dataset.kind == "survival" or (dataset.kind == "classes" and len(dataset.classes) == 2)
     return linear and flat and known
 

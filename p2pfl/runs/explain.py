@@ -3,7 +3,8 @@
     RUN/explanations/explanations.json   which model, the columns' importance, how complete the attributions are
     RUN/explanations/explanations.npz    the rows that are shown, and for each what every method finds
 
-Of images a few rows of each site are shown, of tables all test rows count. Nothing of it is needed by anything else.
+Of images a few rows of each site are shown, of tables all test rows count; of columns with a picture both, where the
+picture counts as one more column. Nothing of it is needed by anything else.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ FOLDER, TABLE, ARRAYS = "explanations", "explanations.json", "explanations.npz"
 FIGURE = {"classes": "auc", "labels": "auc", "regression": "r2", "survival": "c_index"}
 """The figure whose fall says how much a column matters, by kind of task."""
 AVERAGED = 200
-"""Rows of a table, at most, over which the size of integrated gradients is averaged."""
+"""Rows of a table, at most, over which the size of integrated gradients is averaged; those that are shown, with a
+picture."""
+PICTURE = "(picture)"
+"""What the picture beside columns is called among them."""
 
 
 class Question(NamedTuple):
@@ -105,7 +109,7 @@ def explain(
         dtype = chosen.experiment.training.dtype
         with jax.enable_x64(dtype == "float64"):
             whole = [site._replace(x=site.x.astype(dtype)) for site in group]
-            explained = _pictures if group[0].x.ndim > 2 else _columns
+            explained = _both if about.picture else _pictures if group[0].x.ndim > 2 else _columns
             for site, told in zip(group, explained(chosen, whole, of, asked), strict=True):
                 table["sites"][site.name] = {"model": chosen.said, "rows": len(site.x), **told.table}
                 arrays |= {f"{site.name}/{name}": values for name, values in told.arrays.items()}
@@ -205,20 +209,22 @@ def _pictures(
     kind, classes, learner = chosen.about.kind, chosen.about.classes, chosen.learner
     order = [np.random.default_rng(asked.seed).permutation(len(site.x)) for site in sites]
     picked = [np.sort(each[: asked.rows]) for each in order]
-    x = np.concatenate([site.x[rows] for site, rows in zip(sites, picked, strict=True)])
-    target = _targets(kind, np.asarray(jax.jit(learner.predict)(chosen.params, jnp.asarray(x))), of)
-    black = np.full(x.shape[1:], min(float(x.min()), 0.0), x.dtype)
+    whole_rows = np.concatenate([site.x[rows] for site, rows in zip(sites, picked, strict=True)])
+    target = _targets(kind, np.asarray(jax.jit(learner.predict)(chosen.params, jnp.asarray(whole_rows))), of)
+    x = _laid_out(whole_rows, chosen)
+    shown = x[..., : chosen.about.picture[-1]] if chosen.about.picture else x
+    black = np.concatenate([np.full_like(shown, min(float(shown.min()), 0.0)), x[..., shown.shape[-1] :]], axis=-1)
     size = max(x.shape[1] // 7, 1)
     found: dict[str, np.ndarray] = {}
     change, off = np.zeros(len(x)), np.zeros(len(x))
     for place in np.unique(target):  # a function is compiled once for all rows of a class
         rows = np.flatnonzero(target == place)
         whole = partial(_whole, chosen, _score(kind, jnp.asarray(place)))
-        integrated = attribution.integrated_gradients(whole, x[rows], black)
+        integrated = attribution.integrated_gradients(whole, x[rows], black[rows])
         change[rows], off[rows] = integrated.change, integrated.off
         parts = {
             "integrated": integrated.values.sum(axis=-1),
-            "occlusion": attribution.occlusion(whole, x[rows], black, size, max(size // 2, 1)),
+            "occlusion": attribution.occlusion(whole, x[rows], black[rows], size, max(size // 2, 1)),
         }
         if learner.maps is not None:
             parts["grad_cam"] = attribution.grad_cam(partial(_maps, chosen, _score(kind, jnp.asarray(place))), x[rows])
@@ -236,13 +242,50 @@ def _pictures(
             ],
             "square": size,
         }
-        arrays = {"x": x[part].astype(np.float32), "target": target[part], **truth}
+        arrays = {"x": shown[part].astype(np.float32), "target": target[part], **truth}
         told.append(Explained(table, {**arrays, **{name: values[part] for name, values in found.items()}}))
     return told
 
 
 def _whole(chosen: models.ChosenModel, score: Callable[[Array], Array], rows: Array) -> Array:
-    return score(chosen.learner.predict(chosen.params, rows))
+    return score(chosen.learner.predict(chosen.params, _flat(rows, chosen.about)))
+
+
+def _laid_out(rows: np.ndarray, chosen: models.ChosenModel) -> np.ndarray:
+    """Rows as images: of columns and a picture [N, H, W, C + P], each column a plane behind the picture's channels.
+
+    So a picture can be changed by itself, while the columns of its row stay. What is missing is filled in as the model
+    does it.
+    """
+    about = chosen.about
+    if not about.picture:
+        return rows
+    columns, pixels = np.split(rows, [len(about.features)], axis=1)
+    if np.isnan(columns).any():  # which only a model stands that knows the means of all data
+        columns = np.where(np.isnan(columns), np.asarray(chosen.params["statistics"]["moments"]["mean"]), columns)
+    picture = pixels.reshape(len(rows), *about.picture)
+    planes = np.broadcast_to(columns[:, None, None], (*picture.shape[:-1], columns.shape[1]))
+    return np.concatenate([picture, planes], axis=-1)
+
+
+def _flat(x: Array, about: models.ModelFacts) -> Array:
+    """The rows that `_laid_out` has laid out, as the model takes them; others as they are."""
+    if not about.picture or x.ndim == 2:
+        return x
+    channels = about.picture[-1]
+    return jnp.concatenate([x[:, 0, 0, channels:], x[..., :channels].reshape(x.shape[0], -1)], axis=1)
+
+
+def _both(chosen: models.ChosenModel, sites: Sequence[SiteSample], of: int | None, asked: Question) -> list[Explained]:
+    """What is found in the pictures of a few rows, and the importance of each column and of the picture."""
+    found = zip(_columns(chosen, sites, of, asked), _pictures(chosen, sites, of, asked), strict=True)
+    return [
+        Explained(
+            {**columns.table, "completeness_of_columns": columns.table["completeness"], **pictures.table},
+            {**columns.arrays, **pictures.arrays},
+        )
+        for columns, pictures in found
+    ]
 
 
 def _maps(
@@ -277,9 +320,14 @@ def _columns_of(
 ) -> Explained:
     kind, classes = chosen.about.kind, chosen.about.classes
     groups = grouped(chosen.about.features or tuple(f"column {i}" for i in range(site.x.shape[1])))
-    some = site.x[np.sort(np.random.default_rng(asked.seed).permutation(len(site.x))[:AVERAGED])]
+    many = AVERAGED
+    if chosen.about.picture:  # one row costs as much as hundreds of a table
+        groups[PICTURE], many = [*range(len(chosen.about.features), site.x.shape[1])], asked.rows
+    some = site.x[np.sort(np.random.default_rng(asked.seed).permutation(len(site.x))[:many])]
+    whole_site = site.x if chosen.about.picture else some
+    known = np.isfinite(whole_site)
+    middle = np.where(known, whole_site, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     known = np.isfinite(some)
-    middle = np.where(known, some, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     some = np.where(known, some, middle[None]).astype(site.x.dtype)  # what nobody knows speaks for nothing
     target = _targets(kind, outputs(some), of)
     sizes, off = np.zeros(some.shape[1]), 0.0

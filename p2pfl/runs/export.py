@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
-from p2pfl.data.dataset import Numbers
 from p2pfl.errors import USER_FAULTS, ConfigError, nearest
 from p2pfl.node import model_file
 from p2pfl.reporting import model_card
@@ -77,24 +76,33 @@ def narrowed(chosen: ChosenModel) -> ModelFacts:
     private = ("path", "root", "layout", "dictionary")
     data = {name: value if name not in private else Path(str(value)).name for name, value in
             about.experiment["data"].items()}  # fmt: skip
-    experiment["data"] = data
+    experiment["data"] = _placeless(data)
     begin = ("weights", "rename", "fresh")  # it is what has come of them
     experiment["model"] = {name: value for name, value in experiment["model"].items() if name not in begin}
     topology = dict(experiment["topology"])
     if "file" in topology:
         topology["file"] = Path(str(topology["file"])).name
     experiment["topology"] = topology
-    found = about._replace(experiment=experiment, said=chosen.said, node=node)
+    recipe = about.recipe and about.recipe._replace(fields=_placeless(about.recipe.fields))
+    found = about._replace(experiment=experiment, said=chosen.said, node=node, recipe=recipe)
     if node is None:
         return found
     own = about.nodes.get(node)
     found = found._replace(nodes={node: own} if own else {})
-    if own is None or own.site is None or about.recipe is None or len(about.recipe.numbers.mean) == 1:
+    if own is None or own.site is None or recipe is None or len(recipe.numbers.mean) == 1:
         return found
-    mean, sd, fill, clip = about.recipe.numbers
-    here = slice(own.site, own.site + 1)
-    numbers = Numbers(mean[here], sd[here], None if fill is None else fill[here], clip)
-    return found._replace(sites=(), recipe=about.recipe._replace(numbers=numbers))
+    numbers, here = recipe.numbers, slice(own.site, own.site + 1)
+    fill = None if numbers.fill is None else numbers.fill[here]
+    numbers = numbers._replace(mean=numbers.mean[here], sd=numbers.sd[here], fill=fill)
+    return found._replace(sites=(), recipe=recipe._replace(numbers=numbers))
+
+
+def _placeless(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a table, without where on this machine its pictures lie: new ones begin at their own table."""
+    picture = fields.get("picture")
+    if not picture or not Path(picture.get("folder", "")).is_absolute():
+        return {**fields}
+    return {**fields, "picture": {name: value for name, value in picture.items() if name != "folder"}}
 
 
 def public(chosen: ChosenModel) -> Params:
@@ -180,9 +188,11 @@ def onnx(model: LoadedModel, chosen: ChosenModel) -> Write:
         ) from error
     double = model.dtype == "float64"
     mean, sd = (np.asarray(part[0]) for part in model.numbers[:2])  # rows such as the model has seen
-    x = (mean + sd * np.random.default_rng(0).normal(size=(3, *model.shape))).astype(model.dtype)
+    x, first = np.random.default_rng(0).normal(size=(3, *model.shape)), model.numbers.first
+    x[..., :first] = mean + sd * x[..., :first]
+    x = x.astype(model.dtype)
     if model.numbers.fill is not None:
-        x[0] = np.nan
+        x[0, ..., :first] = np.nan
     try:
         with jax.enable_x64(double):
             function = model.function()

@@ -1,4 +1,7 @@
-"""`p2pfl init DIR`: an experiment folder with comments that runs as it is. The files lie in `templates/`."""
+"""`p2pfl init DIR`: an experiment folder with comments that runs as it is, or a copy of a folder of experiments/.
+
+The files of the former lie in `templates/`, those of the latter where `p2pfl.shipped` finds them.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import csv
 import importlib.resources
 import math
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from p2pfl import shipped
 from p2pfl.errors import ConfigError, nearest
 
 TEMPLATES = {
@@ -17,7 +22,16 @@ TEMPLATES = {
     "study": "graph by churn: a sweep over both",
     "lan": "two machines",
 }
-"""What there is, in words."""
+"""What there is, in words, beside the names of `p2pfl.shipped.experiments`."""
+_AROUND = (  # what lies around an experiment in the repository -> in a folder of its own
+    (r'\.parents\[3\] / "shared" / "data"', '.parent / "data"'),
+    (r"(?:\.\./)*shared/data/", "data/"),
+    (r"beside the\s+checkout", "in this folder"),
+    (r"(?:\.\./)+topologies/", "topologies/"),
+    (r"from the root of the\s+repository", "from this folder"),
+    (r"\[([^\]]+)\]\((?:\.\./)+[^)]*\)", r"\1"),  # a link to a page that is not there
+    (r'"\.\./([\w-]+/[\w-]+\.toml)"', r'"\1"'),  # an experiment of another folder, which is copied, too
+)
 
 _HEAD = ("age", "sex", "pressure", "cholesterol", "pain", "ill")
 _PAIN = {"none": -1.7, "atypical": 0.4, "typical": 2.9}
@@ -43,21 +57,66 @@ HOSPITALS = {
 
 def write(folder: Path, template: str) -> list[Path]:
     """Write a template into a folder, which is made, or empty; return the files, relative to it. Raises ConfigError."""
-    if template not in TEMPLATES:
-        raise ConfigError(f"--template {template}: {nearest(template, TEMPLATES)}")
+    known = [*TEMPLATES, *shipped.experiments()]
+    if template not in known:
+        raise ConfigError(f"--template {template}: {nearest(template, known)}")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file; give a new or empty directory, as in p2pfl init my-{template}")
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(
             f"{folder}: is not empty, and nothing is overwritten; give a new directory, as in p2pfl init my-{template}"
         )
-    source = importlib.resources.files("p2pfl.runs") / "templates" / template
     folder.mkdir(parents=True, exist_ok=True)
-    for file in source.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    if template in TEMPLATES:
+        for file in (importlib.resources.files("p2pfl.runs") / "templates" / template).iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+    else:
+        _copy_experiment(shipped.folder("experiments") / template, folder)
     if template == "hospital":
         _write_patients(folder / "data")
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def _copy_experiment(source: Path, folder: Path) -> None:
+    """Copy the files of an experiment, and the graphs and experiments that they name; commands and paths become those
+    of the folder.
+    """
+    for file in source.iterdir():
+        if file.suffix in (".toml", ".md", ".py"):
+            before = file.read_text("utf-8")
+            text = _moved(before, source.name)
+            (folder / file.name).write_text(text, "utf-8")
+            for other in {*re.findall(r'"\.\./([\w-]+/[\w-]+\.toml)"', before)}:
+                _copy_named(source.parent / other, folder / Path(other).parent)
+            for name in {*re.findall(r"(?<![\w/])topologies/([\w-]+\.\w+)", text)}:
+                (folder / "topologies").mkdir(exist_ok=True)
+                (folder / "topologies" / name).write_bytes((shipped.folder("topologies") / name).read_bytes())
+        elif file.is_file():
+            (folder / file.name).write_bytes(file.read_bytes())
+
+
+def _moved(text: str, name: str) -> str:
+    """The text of a file of an experiment of this name, with commands and paths of a folder of its own."""
+    text = re.sub(rf"^ *cd experiments/{name}\b.*\n", "", text, flags=re.MULTILINE)
+    for pattern, by in ((f"experiments/{name}/", ""), *_AROUND):
+        text = re.sub(pattern, by, text)
+    return text
+
+
+def _copy_named(file: Path, folder: Path) -> None:
+    """Copy an experiment file that one of another folder names, with the modules beside it; data are a folder above."""
+    folder.mkdir(exist_ok=True)
+    for each in (file, *file.parent.glob("*.py")):
+        text = _moved(each.read_text("utf-8"), file.parent.name)
+        (folder / each.name).write_text(text.replace('.parent / "data"', '.parent.parent / "data"'), "utf-8")
+
+
+def wanted(folder: Path) -> list[str]:
+    """Return the files of data that are not ours and that the experiments of a folder need, relative to it."""
+    texts = [file.read_text("utf-8") for pattern in ("*.toml", "*.py") for file in sorted(folder.rglob(pattern))]
+    named = re.compile(r'(?:"data/|\.parent / "data" / ")([\w.-]+)"')
+    return [f"data/{name}" for name in sorted({name for text in texts for name in named.findall(text)})
+            if not (folder / "data" / name).exists()]  # fmt: skip
 
 
 def _write_patients(folder: Path) -> None:

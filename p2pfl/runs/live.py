@@ -188,7 +188,7 @@ def _run_at(
     view.say(Said(f"starting {len(orders)} node processes", "begins", nodes=len(orders)))
     every = federation.experiment.evaluation.every if callbacks else 0
     directories = {order.node: order.directory for order in orders}
-    watch = Watch(federation.experiment.rounds, directories, score(federation), every)
+    watch = Watch(federation.experiment.rounds, directories, score(federation), every, federation.liars)
     server.prepare(orders)
     pids = ", ".join(f"{node}: {member.pids[0]}" for node, member in server.members.items() if member.pids)
     view.say(Said(f"all nodes have compiled; their processes: {pids}", "ready"))

@@ -73,6 +73,7 @@ class ModelFacts(NamedTuple):
     travels: str  # of the algorithm: what goes to neighbours, in words
     said: str = ""  # of an export: which model it is
     node: int | None = None  # of one node's directory, or an export: the node, if it is one
+    picture: tuple[int, ...] = ()  # as Dataset.picture
 
     def write(self, directory: Path) -> None:
         """Write model.json."""
@@ -111,6 +112,7 @@ def describe(federation: Federation, node: int | None = None) -> ModelFacts:
         link=federation.algorithm.link,
         travels=federation.algorithm.travels,
         node=node,
+        picture=dataset.picture,
     )
 
 
@@ -147,7 +149,7 @@ class SavedModels(NamedTuple):
     directory: Path
     about: ModelFacts
     nodes: tuple[int, ...]  # those that have a model; of an export of no single node, -1
-    there: tuple[int, ...]  # of these, those that were there at the end
+    there: tuple[int, ...]  # of these, those that were there at the end and have not lied
     within: int | None = None  # the directory that was named is this node's
 
     @property
@@ -222,7 +224,8 @@ def find(path: Path) -> SavedModels:
         raise ConfigError(
             f"{path}: holds no model: the run has not ended, or nobody was there at its end; run it to its end"
         )
-    there = tuple(node for node in nodes if node not in gone)
+    lied = {node for table in about.experiment.get("attack", ()) for node in table["nodes"]}
+    there = tuple(node for node in nodes if node not in gone and node not in lied)
     return SavedModels(whole, about, nodes, there or nodes, within)
 
 
@@ -251,13 +254,14 @@ def read(directory: Path) -> ModelFacts:
 
 
 def _description(table: dict[str, Any]) -> ModelFacts:
-    for name in ("classes", "shape", "features", "sites"):
-        table[name] = tuple(table[name])
+    for name in ("classes", "shape", "features", "sites", "picture"):
+        table[name] = tuple(table.get(name, ()) if name == "picture" else table[name])  # older ones have none
     table["nodes"] = {int(node): SiteOfNode(**each) for node, each in table["nodes"].items()}
     if table["recipe"] is not None:
         numbers = table["recipe"]["numbers"]
         rows = {name: numbers[name] and tuple(map(tuple, numbers[name])) for name in ("mean", "sd", "fill")}
-        table["recipe"] = Recipe(**{**table["recipe"], "numbers": Numbers(**rows, clip=numbers["clip"])})
+        scaling = Numbers(**rows, clip=numbers["clip"], first=numbers.get("first"))
+        table["recipe"] = Recipe(**{**table["recipe"], "numbers": scaling})
     return ModelFacts(**table)
 
 
@@ -496,7 +500,7 @@ def stand_in(about: ModelFacts) -> Dataset:
     }  # fmt: skip
     y: np.ndarray = np.zeros((1, *width.get(about.kind, ())), KINDS[about.kind][0])
     rows = Samples(np.zeros((1, *about.shape), np.float32), y)
-    return Dataset(rows, rows, about.classes, features=about.features, kind=about.kind)
+    return Dataset(rows, rows, about.classes, features=about.features, kind=about.kind, picture=about.picture)
 
 
 def unflattened(like: Params, arrays: Mapping[str, np.ndarray], where: Path) -> Params:

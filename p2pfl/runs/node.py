@@ -26,7 +26,7 @@ from p2pfl.node.plan import Terms
 from p2pfl.node.result import NodeResult
 from p2pfl.node.said import Said, whole
 from p2pfl.node.task import Task
-from p2pfl.runs import about, assessment, flow, keyed, models
+from p2pfl.runs import about, assessment, flow, keyed, models, privacy
 from p2pfl.runs.keyed import CompleteNode
 from p2pfl.runs.verdict import RunVerdict
 
@@ -218,7 +218,10 @@ def _describe(federation: Federation, task: Task, directory: Path, alone: bool) 
 def _assess(federation: Federation, node: int, directory: Path, say: Callable[[str], None], alone: bool) -> None:
     """Test the model that the node has ended with on its own rows, and say how good it is."""
     arrays = model_file.read(directory / model_file.NAME)
-    figures = assessment.assess(federation, {node: assessment.loaded(federation, arrays)}, directory).figures
+    model = {node: assessment.loaded(federation, arrays)}
+    for spent in privacy.write(federation, model, directory):
+        say(Said(spent, "privacy"))
+    figures = assessment.assess(federation, model, directory).figures
     own_rows = {name.removesuffix("_own_mean"): value for name, value in figures.items() if name.endswith("_own_mean")}
     listed = [f"{name} {value:.3f}" for name, value in own_rows.items() if value is not None]
     whose = "a model trained alone, on its own test rows" if alone else "on its own test rows"

@@ -34,10 +34,19 @@ class _Tail:
 class Watch:
     """Progress of the nodes of a run, read from their records.
 
-    `evaluate_every`: rounds between two evaluations, where `evaluated` is asked for them; 0: it is not.
+    `evaluate_every`: rounds between two evaluations, where `evaluated` is asked for them; 0: it is not. `unscored`:
+    nodes that have no part in the scores that are shown.
     """
 
-    def __init__(self, rounds: int, directories: Mapping[int, Path], score: Score, evaluate_every: int = 0) -> None:
+    def __init__(
+        self,
+        rounds: int,
+        directories: Mapping[int, Path],
+        score: Score,
+        evaluate_every: int = 0,
+        unscored: Collection[int] = (),
+    ) -> None:
+        self._unscored = unscored
         self._rounds, self.score, self._every = rounds, score, evaluate_every
         self._evaluated: dict[int, dict[int, dict[str, Any]]] = {}  # round -> node -> record, until it is asked for
         self._told = 0  # the last round that it was asked for
@@ -145,7 +154,8 @@ class Watch:
         nodes = tuple(
             NodeStatus(node, state, self.rounds_of[node], self._scores[node]) for node, state in states.items()
         )
-        there = [node.score for node in nodes if node.state in ("alive", "finished") and node.score is not None]
+        known = [node for node in nodes if node.state in ("alive", "finished") and node.node not in self._unscored]
+        there = [node.score for node in known if node.score is not None]
         round = max(self.rounds_of.values())
         if self._first is None and round:
             self._first = (now, round)

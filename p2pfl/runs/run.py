@@ -30,6 +30,7 @@ from p2pfl.runs import (
     flow,
     models,
     origin,
+    privacy,
     resume,
     splits,
     summary,
@@ -105,7 +106,8 @@ def _run(
         result = start(federation, out, view, callbacks)
     if callbacks.early:
         result = result._replace(notes=(*result.notes, *_early(callbacks, federation.experiment, out)))
-    result = result._replace(notes=(*result.notes, *assessment.ended(federation, result.whole)))
+    ended = (*assessment.ended(federation, result.whole), *privacy.write(federation, result.whole, out))
+    result = result._replace(notes=(*result.notes, *ended))
     for note in result.notes:
         view.say(note)
     if callbacks.error is None:

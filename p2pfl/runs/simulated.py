@@ -23,7 +23,7 @@ from p2pfl.drivers.simulate.plan import tested_in
 from p2pfl.drivers.simulate.simulation import Evaluated, How, Look, Outcome, Simulation, by_step, make_work
 from p2pfl.drivers.simulate.voids import Divergence
 from p2pfl.federation.federation import Federation, identity, model_shape
-from p2pfl.federation.tasks import fitting, tasks
+from p2pfl.federation.tasks import tasks, unequal
 from p2pfl.node import model_file, records
 from p2pfl.node.checkpoint import Store
 from p2pfl.node.result import NodeResult
@@ -94,6 +94,8 @@ def work_of(federation: Federation) -> Simulation:
         sites=federation.sites,
         course=planned,
         part=experiment.topology.take_part,
+        used=federation.used,
+        unscored=federation.liars,
     )
 
 
@@ -165,7 +167,7 @@ def into(
     else:
         kept.begin(0, {}, None)
     chunk = driver.chunk or (None if federation.learning.sliced is None else 1)  # each at its own cost
-    outcome = engine.run(work, How(chunk, driver.devices), kept.progress, clock.now, look, keeper)
+    outcome = engine.run(work, How(chunk, driver.devices), kept.progress, clock.now, look, keeper, clock.spent)
     (last,) = kept.last
     if writes:
         kept.close()
@@ -177,10 +179,14 @@ def into(
         model_file.write(out / models_of.STACKED, outcome.models, {models_of.NODES: nodes})
     known = _figures(federation, outcome, last, kept.payload, kept.seconds / outcome.rounds)
     known = replace(known, **_membership(federation, work.course, outcome.rounds))
-    since = {node: int(round) for node, round in enumerate(outcome.diverged) if round and node not in known.lost}
+    since = {
+        node: int(round)
+        for node, round in enumerate(outcome.diverged)
+        if round and node not in known.lost and node not in federation.liars
+    }
     known = replace(known, diverged={str(node): round for node, round in since.items()})
     names = tree.named_leaves(tree.mixed(outcome.models))
-    ends = [i for i in range(len(federation.graph)) if last.active[i]]
+    ends = [i for i in range(len(federation.graph)) if last.active[i] and i not in federation.liars]
     models = [{name: leaf[i] for name, leaf in names.items()} for i in ends] if len(ends) <= 4096 else []
     whole = {i: jax.tree.map(lambda leaf, i=i: leaf[i], outcome.models) for i in ends[: MOST + 1]}
     loss = {i: float(last.train_loss[i]) for i in whole}
@@ -245,7 +251,7 @@ class _Records:
             if self._files:
                 for record in _measured(self._work, one, self.payload, self.seconds):
                     self._files[0].write(record)
-                self._files[1].write(_round(one, self.payload, self.seconds / max(round, 1))._asdict())
+                self._files[1].write(_round(self._work, one, self.payload, self.seconds / max(round, 1))._asdict())
         self._update(_status(self._work, round, self.last[0] if self.last else None, self._began, self._shown))
 
     def close(self) -> None:
@@ -262,30 +268,35 @@ def reached(path: Path) -> int:
 class MessageSizes(NamedTuple):
     """Bytes of what goes to one neighbour in a round: of the level that the two have in common."""
 
-    nbytes: np.ndarray  # [levels] int64
+    nbytes: np.ndarray  # [rounds, levels] int64; the last row is that of all later rounds
     level: np.ndarray  # [n] int64
 
-    def sent(self, neighbor: np.ndarray, sends: np.ndarray) -> np.ndarray:
-        """[..., n] bytes that nodes send to those of their neighbours [..., n, K] that are marked."""
+    def sent(self, neighbor: np.ndarray, sends: np.ndarray, round: int) -> np.ndarray:
+        """[..., n] bytes that nodes send in a round to those of their neighbours [..., n, K] that are marked."""
         common = np.maximum(self.level[:, None], self.level[np.maximum(neighbor, 0)])
-        return np.asarray(np.where(sends, self.nbytes[common], 0).sum(axis=-1))
+        nbytes = self.nbytes[min(round, len(self.nbytes)) - 1]
+        return np.asarray(np.where(sends, nbytes[common], 0).sum(axis=-1))
 
 
 def message_sizes(federation: Federation) -> MessageSizes:
     """Return the bytes of messages without sending any."""
     algorithm, slots = federation.algorithm, federation.schedule.neighbor.shape[2]
-    nodes, fit = federation.schedule.neighbor.shape[1], fitting(federation)(0)
+    nodes, shapes = federation.schedule.neighbor.shape[1], unequal(federation)
+    fit, grown = shapes.fit(0), shapes.growth
     if fit is not None:
-        return MessageSizes(np.array([tree.nbytes(each) for each in fit.payloads]), np.array(fit.levels))
+        return MessageSizes(np.array([[tree.nbytes(each) for each in fit.payloads]]), np.array(fit.levels))
+    if grown is not None:
+        sizes = np.array([tree.nbytes(each) for each in grown.payloads])
+        return MessageSizes(sizes[np.array(grown.which)][:, None], np.zeros(nodes, np.int64))
     state = jax.eval_shape(lambda p: algorithm.init(p, slots), model_shape(federation))
     around = Neighborhood(np.zeros(slots), np.zeros(slots))
     total = tree.nbytes(jax.eval_shape(lambda s: algorithm.send(s, around)[1], state))
     each = total // max(slots, 1) if algorithm.per_edge else total
-    return MessageSizes(np.array([each]), np.zeros(nodes, np.int64))
+    return MessageSizes(np.array([[each]]), np.zeros(nodes, np.int64))
 
 
 def _measured(work: Simulation, one: Evaluated, payload: MessageSizes, time: float) -> list[dict[str, Any]]:
-    neighbor, sent = one.neighbor, payload.sent(one.neighbor, one.arrived)
+    neighbor, sent = one.neighbor, payload.sent(one.neighbor, one.arrived, one.round)
     lives = work.course.timeline.life[one.round - 1] if work.course else np.ones(len(one.active), int)
     listed = neighbor.shape[1] <= _LISTED
 
@@ -320,15 +331,15 @@ def _five_steps(work: Simulation, one: Evaluated) -> dict[int, dict[str, Any]]:
     }  # fmt: skip
 
 
-def _round(one: Evaluated, payload: MessageSizes, seconds: float) -> RoundRow:
-    scores = None if one.score is None else one.score[one.active]
+def _round(work: Simulation, one: Evaluated, payload: MessageSizes, seconds: float) -> RoundRow:
+    scores = None if one.score is None else one.score[one.active & work.scored]
     return RoundRow(
         round=one.round,
         alive=int(one.active.sum()),
         score_mean=None if scores is None else float(scores.mean()),
         score_worst=None if scores is None else float(scores.min()),
         consensus_distance=one.consensus_distance,
-        bytes_sent=int(payload.sent(one.neighbor, one.arrived).sum()),
+        bytes_sent=int(payload.sent(one.neighbor, one.arrived, one.round).sum()),
         seconds_median=seconds,
     )
 
@@ -371,6 +382,7 @@ def _status(work: Simulation, round: int, one: Evaluated | None, began: float, s
         for i in range(many)
     )
     left = (clock.now() - began) / max(round, 1) * (rounds - round)
+    there = there & work.scored
     mean, worst = (None, None) if known is None else (float(known[there].mean()), float(known[there].min()))
     return Status(round, rounds, nodes, mean, worst, 0, left, shown)
 
@@ -378,8 +390,10 @@ def _status(work: Simulation, round: int, one: Evaluated | None, began: float, s
 def _figures(
     federation: Federation, outcome: Outcome, last: Evaluated, payload: MessageSizes, seconds: float
 ) -> Summary:
+    scored = last.active & ~np.isin(np.arange(len(last.active)), [*federation.liars])
+
     def mean_worst(array: np.ndarray | None) -> tuple[float | None, float | None]:
-        known = np.zeros(0) if array is None else array[last.active]
+        known = np.zeros(0) if array is None else array[scored]
         known = known[~np.isnan(known)]
         return (fmean(known.tolist()), float(known.min())) if known.size else (None, None)
 
@@ -389,7 +403,9 @@ def _figures(
     halves = 2 if federation.algorithm.link == "exchange" else 1
     timed = max(outcome.rounds_timed, 1)
     planned = federation.schedule.weight > 0  # of unequal messages those that are lost count like the others
-    each = payload.sent(federation.schedule.neighbor, planned).sum() / max(planned.sum(), 1)
+    unlike = range(1, min(rounds, len(payload.nbytes)) + 1)
+    sent = [float(payload.sent(federation.schedule.neighbor, planned, round).sum()) for round in unlike]
+    each = (sum(sent) + (rounds - len(sent)) * sent[-1]) / rounds / max(planned.sum(), 1)
     return replace(
         summary.blank(federation),
         score_mean=mean,
@@ -397,7 +413,7 @@ def _figures(
         score_before_mixing_mean=mean_worst(last.score_before)[0],
         score_own_mean=own,
         score_own_worst=own_worst,
-        train_loss_mean=float(last.train_loss[last.active].mean()),
+        train_loss_mean=float(last.train_loss[scored].mean()),
         seconds_per_round_median=outcome.seconds / timed if outcome.rounds_timed else seconds,
         bytes_sent_per_node_round=each * outcome.booked / nodes / rounds,
         consensus_distance=last.consensus_distance,
@@ -409,6 +425,7 @@ def _figures(
         digests=_digests(outcome, last),
         seconds_first_round=outcome.seconds_first,
         memory_peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        seconds_processor_per_round=outcome.spent,
         steps_per_second=outcome.steps_taken / outcome.seconds if outcome.rounds_timed else None,
         simulated_by={
             "chunk": outcome.chunk,
@@ -461,7 +478,7 @@ def loop_into(
         metrics = records.Lines(directory / "metrics.jsonl", task.score)
         files.append((metrics, records.Lines(directory / "trace.jsonl")))
     every = federation.experiment.evaluation.every if callbacks else 0
-    watch = Watch(federation.experiment.rounds, directories, score(federation), every)
+    watch = Watch(federation.experiment.rounds, directories, score(federation), every, federation.liars)
     shown = [0.0]
     loss, divergence = np.zeros(delivery.steps.shape), Divergence(len(made))
 

@@ -51,6 +51,13 @@ def check(experiment: Experiment) -> None:
             raise ConfigError('evaluation.leave_site_out: needs a node for each site; use data.partition = "by_site"')
         if experiment.topology.graph is None:
             raise ConfigError("evaluation.leave_site_out: needs a graph by name, which can be made for a node fewer")
+        for i, given in enumerate(experiment.training.objective):
+            name, named = given.get("name"), given.get("reference") is not None
+            if name == "fl_mrcm" or (name == "vafl" and named):
+                raise ConfigError(
+                    f"evaluation.leave_site_out: numbers nodes anew, and training.objective[{i}] ({name}) has "
+                    "one of them as its reference; leave one of the two out"
+                )
     if wanted.splits and experiment.topology.graph is None:
         undisturbed(experiment, "evaluation.splits")
 
@@ -173,7 +180,7 @@ def left_out(federation: Federation, out: Path, view: View) -> dict[str, Any]:
     """Figures on all rows of each site, of models that learned without it: site -> rows, figures, intervals, less.
 
     figures: of the mean over the nodes' models, by metric; less: what they have more than one model that learned on all
-    data of the other sites pooled.
+    data of the other sites pooled; less_alone: than the mean over models that each learned at one of them alone.
     """
     dataset, table = federation.dataset, {}
     quiet = undisturbed(federation.experiment, "evaluation.leave_site_out")
@@ -181,7 +188,7 @@ def left_out(federation: Federation, out: Path, view: View) -> dict[str, Any]:
         view.say(f"without site {name}")
         built = build(without(quiet, site), without_site(dataset, site))
         runs = _all(built, out / "left_out" / str(site))
-        known, less = assessment.compared(runs.this, {"pooled": runs.others["pooled"]})
+        known, less = assessment.compared(runs.this, runs.others)
         names = [key for key in runs.this.figures if key.endswith("_mean") and not key.endswith("_own_mean")]
         table[name] = {
             "rows": len(built.dataset.test.y),
@@ -190,7 +197,10 @@ def left_out(federation: Federation, out: Path, view: View) -> dict[str, Any]:
             "too_few": {
                 key.removesuffix("_mean"): runs.this.few[key]._asdict() for key in names if key in runs.this.few
             },
-            "less": {key.removesuffix("_mean"): less[key]["pooled"] for key in names if key in less},
+            **{
+                field: {key.removesuffix("_mean"): less[key][of] for key in names if of in less.get(key, {})}
+                for field, of in (("less", "pooled"), ("less_alone", "local_only"))
+            },
         }
     return table
 

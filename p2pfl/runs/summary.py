@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
@@ -68,17 +68,19 @@ def collect(federation: Federation, out: Path, began: float | None = None, until
     shown, places = score(federation), directories(out)
     results = {node: ended for node, path in places.items() if (ended := result.read(path)) is not None}
     metrics = merge(out)
-    run_data.write_rounds(out, rounds(out, metrics, shown.key, began), shown.key)
+    liars = federation.liars
+    run_data.write_rounds(out, rounds(out, metrics, shown.key, began, liars), shown.key)
     size = tree.size(tree.mixed(model_shape(federation)))
     lives = {(node, each.life) for node, each in results.items()}
     torn = sorted(node for node, each in results.items() if not each.trace_whole)
     algorithm = federation.algorithm
     books = ledger.balance(places, lives, size, algorithm.link, algorithm.keeps_mean, whole=not torn)
-    arrays = leaves(out, results, until)
+    arrays = {node: leaf for node, leaf in leaves(out, results, until).items() if node not in liars}
+    scored = [row for row in metrics if row["node"] not in liars]
     mixed = [{path: x for path, x in leaf.items() if path.split("/")[0] in MIXED} for leaf in arrays.values()]
     summary = replace(
         blank(federation),
-        **scores(metrics, until or federation.experiment.rounds, shown.key),
+        **scores(scored, until or federation.experiment.rounds, shown.key),
         **traffic(metrics),
         **outcome(metrics, results, federation.algorithm.link),
         **books._asdict(),
@@ -88,7 +90,7 @@ def collect(federation: Federation, out: Path, began: float | None = None, until
         rounds_skipped=skipped(federation, out),
         rounds_repeated=cost(records.read(out / "events.jsonl"), "returned"),
         rounds_alone={str(node): each.alone for node, each in results.items() if each.alone},
-        diverged={str(node): each.diverged for node, each in results.items() if each.diverged},
+        diverged={str(node): each.diverged for node, each in results.items() if each.diverged and node not in liars},
     )
     plan = federation.planner()
     notes = dict.fromkeys(plan(members).note for members in memberships(out))
@@ -174,24 +176,28 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows), "utf-8")
 
 
-def rounds(run: Path, metrics: Rows, key: str, began: float | None = None) -> list[RoundRow]:
-    """Return one record per round. `key`: of the score; `began`: see `collect`."""
+def rounds(
+    run: Path, metrics: Rows, key: str, began: float | None = None, liars: Collection[int] = ()
+) -> list[RoundRow]:
+    """Return one record per round. `key`: of the score; `began`: see `collect`; `liars`: have no part in scores."""
     models: dict[int, dict[int, np.ndarray]] = defaultdict(dict)
     for node, path in directories(run).items():
         for row in records.read(path / "trace.jsonl"):
-            if "model" in row:
+            if "model" in row and node not in liars:
                 models[row["round"]][node] = records.unpack(row["model"])
     by_round: dict[int, dict[int, dict[str, Any]]] = defaultdict(dict)
     for row in metrics:  # of a round that a node has trained again the later life counts
         by_round[row["round"]][row["node"]] = row
     return [
-        _round(number, list(by_round[number].values()), list(models[number].values()), key, began)
+        _round(number, list(by_round[number].values()), list(models[number].values()), key, began, liars)
         for number in sorted(by_round)
     ]
 
 
-def _round(number: int, rows: Rows, models: list[np.ndarray], key: str, began: float | None) -> RoundRow:
-    scores = _known(rows, f"{key}_after_mixing")
+def _round(
+    number: int, rows: Rows, models: list[np.ndarray], key: str, began: float | None, liars: Collection[int]
+) -> RoundRow:
+    scores = _known([row for row in rows if row["node"] not in liars], f"{key}_after_mixing")
     return RoundRow(
         round=number,
         alive=[row["node"] for row in rows],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from p2pfl.data import new_rows
-from p2pfl.data.dataset import Cases, Numbers, Recipe, prepared
-from p2pfl.data.new_rows import NewRows
+from p2pfl.data.dataset import Numbers, Recipe, prepared
+from p2pfl.data.new_rows import NewRows, NewVolume
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.learning.batching import chunk
 from p2pfl.learning.stitching import Stitching
 from p2pfl.learning.targets import TARGETS
-from p2pfl.runs import models
+from p2pfl.runs import masks, models
 from p2pfl.runs.predictions import said_of
 from p2pfl.types import Array, Params
 
@@ -88,6 +88,36 @@ class LoadedModel:
             outputs = [self._outputs(chunk) for chunk in chunks]
             return np.concatenate([np.asarray(TARGETS[self.kind].answer(each)) for each in outputs])
 
+    @property
+    def patched(self) -> bool:
+        """Whether it has learned from patches of volumes, which `volumes` answers whole."""
+        return new_rows.patched(self._recipe.fields)
+
+    def volumes(self, path: Path | str) -> Iterator[tuple[NewVolume, np.ndarray]]:
+        """Answer whole volumes, of a model that has learned from patches of them.
+
+        Args:
+            path: a file, or a folder of files, in the format of the training.
+
+        Returns:
+            One after another each volume, and the probabilities of its voxels [D, H, W, C]; no other is in memory.
+
+        Raises:
+            ConfigError: the model has learned from something else.
+            DataError: a file that does not fit, by name, when it comes to it.
+        """
+        if not self.patched:
+            raise ConfigError(f"{self.said}: has not learned from patches of volumes; call it with rows")
+        return map(self._whole, new_rows.of_volumes(Path(path), self._recipe, self.shape))
+
+    def _whole(self, volume: NewVolume) -> tuple[NewVolume, np.ndarray]:
+        whole = Stitching(volume.x.shape[:3], volume.patch, len(self.classes))
+        count = chunk(tuple(self.shape), _ROWS)
+        for at in range(0, len(volume.start), count):
+            windows, start = volume.windows(at, count)
+            whole.add(self.rows(NewRows(windows, {})), start)
+        return volume, whole.probabilities()
+
     def prepared(self, found: NewRows) -> np.ndarray:
         """The numbers [N, ...] float32 that the model gets of rows that have been read. Raises DataError as `rows`."""
         self._judge_scale(found.x)
@@ -129,10 +159,15 @@ class LoadedModel:
         def of(part: Sequence[Sequence[float]], x: Array) -> Array:
             return jnp.asarray(part[at], x.dtype).reshape(*(1,) * (x.ndim - 1), -1)
 
-        def whole(x: Array) -> Array:
+        def scaled(x: Array) -> Array:
             known = x if numbers.fill is None else jnp.where(jnp.isnan(x), of(numbers.fill, x), x)
-            scaled = (known - of(numbers.mean, x)) / of(numbers.sd, x)
-            return answer(run(params, jnp.clip(scaled, 0, 1) if numbers.clip else scaled))
+            found = (known - of(numbers.mean, x)) / of(numbers.sd, x)
+            return jnp.clip(found, 0, 1) if numbers.clip else found
+
+        def whole(x: Array) -> Array:
+            first = numbers.first
+            inputs = scaled(x if first is None else x[..., :first])
+            return answer(run(params, inputs if first is None else jnp.concatenate([inputs, x[..., first:]], axis=-1)))
 
         return whole
 
@@ -177,7 +212,7 @@ def predict(
     path: Path, data: Path, out: Path, node: int | None, answer: str | None, say: Callable[[str], None]
 ) -> None:
     """Answer the rows of a file (or a folder of images) into a table; where answers are images, into an .npz, or those
-    of a reconstruction into a new folder of .png.
+    of a reconstruction into a new folder of .png, of volumes in patches into one of .nii.gz.
 
     Raises ConfigError for what does not fit, before anything is written.
     """
@@ -187,6 +222,8 @@ def predict(
         raise ConfigError(f"out={str(out)!r}: no such folder ({out.resolve().parent})")
     model = load_model(path, node, answer)
     _judge_name(out, model)
+    if model.patched:
+        return masks.write(model, data, out, say)
     found = model.read(data)
     for note in found.notes:
         say(note)
@@ -197,11 +234,7 @@ def predict(
             return _pictures(out, answers, found)
         predicted = answers.argmax(axis=-1) if model.kind == "segmentation" else answers.astype(np.float32)
         named: dict[str, Any] = {f"{name}s": np.asarray(values) for name, values in found.known_as.items()}
-        if found.case is not None:
-            named = _volumes(answers, found.case, np.asarray(found.known_as["file"]))
-        else:
-            named["predicted"] = predicted
-        np.savez_compressed(out, classes=np.asarray(model.classes), **named)
+        np.savez_compressed(out, classes=np.asarray(model.classes), **named, predicted=predicted)
         return None
     with out.open("w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file)
@@ -209,18 +242,6 @@ def predict(
         for row, each in enumerate(answers.astype(np.float64)):
             known = [values[row] for values in found.known_as.values()]
             lines.writerow((*known, *_cells(model.kind, model.classes, each)))
-
-
-def _volumes(answers: np.ndarray, case: Cases, file: np.ndarray) -> dict[str, np.ndarray]:
-    """Of windows [N, ...] the masks of whole volumes, predicted_0 and so on, in the order of `files`."""
-    assert case.start is not None and case.size is not None
-    named = {"files": np.array([file[case.of == number][0] for number in range(len(case.size))])}
-    for number, size in enumerate(case.size):
-        own = case.of == number
-        whole = Stitching(size, answers.shape[1:-1], answers.shape[-1])
-        whole.add(answers[own], case.start[own])
-        named[f"predicted_{number}"] = whole.probabilities().argmax(axis=-1)
-    return named
 
 
 IMAGES: Mapping[str, str] = MappingProxyType(
@@ -234,11 +255,13 @@ IMAGES: Mapping[str, str] = MappingProxyType(
 
 def _judge_name(out: Path, model: LoadedModel) -> None:
     """Raises ConfigError where the name does not say what is written."""
-    arrays, folder = out.suffix == ".npz", model.kind == "reconstruction" and not out.suffix
+    folders = model.kind == "reconstruction" or model.patched
+    arrays, folder = out.suffix == ".npz", folders and not out.suffix
     if (arrays or folder) != (model.kind in IMAGES):
         rule = IMAGES.get(model.kind, "a table; give it a name in .csv")
+        rule = masks.RULE if model.patched else rule
         raise ConfigError(f"out={str(out)!r}: predictions of kind {model.kind!r} are {rule}")
-    if folder and len(model.classes) not in (1, 3):
+    if folder and not model.patched and len(model.classes) not in (1, 3):
         raise ConfigError(
             f"out={str(out)!r}: images of {len(model.classes)} channels are no pictures; give a name that ends in .npz"
         )

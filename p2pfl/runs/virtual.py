@@ -82,7 +82,7 @@ def run(
     nodes = list(federation.graph)
     directories = {node: out / "nodes" / str(node) for node in nodes}
     every = federation.experiment.evaluation.every if callbacks else 0
-    watch = Watch(federation.experiment.rounds, directories, score(federation), every)
+    watch = Watch(federation.experiment.rounds, directories, score(federation), every, federation.liars)
     shown = [began]
 
     def begun(round: int, at_work: Sequence[int]) -> bool:

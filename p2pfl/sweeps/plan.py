@@ -389,8 +389,10 @@ def _add(
 ) -> None:  # fmt: skip
     varied = [text for axis in plan.axes if axis.name in labels for text in axis.overrides[labels[axis.name]]]
     plain = ['algorithm={name="local"}', "churn=[]", "network={}"] if baseline else []
-    assessed = any(metric not in METRICS for metric in plan.sweep.metrics)
-    asked = ["evaluation.metrics=true"] if assessed else ["evaluation.metrics=false", "evaluation.extra_metrics=[]"]
+    # of the one model of all data, only an assessment knows what it is worth at each site
+    assessed = any(metric not in METRICS or (baseline and "_own_" in metric) for metric in plan.sweep.metrics)
+    less = ["evaluation.metrics=true"] if assessed else ["evaluation.metrics=false", "evaluation.extra_metrics=[]"]
+    asked = [*less, "evaluation.intervals=false"]  # the table has the spread over seeds
     for seed in seeds:
         own = [f"seed={seed}", f"baselines={str(baseline).lower()}", 'driver.kind="simulate"', *asked]
         try:

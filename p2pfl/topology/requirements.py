@@ -22,6 +22,12 @@ _WORDS = {
 }
 
 
+def short(algorithm: Algorithm, schedule: Schedule) -> np.ndarray:
+    """[T, n] whether a node mixes in that round, and has fewer models to mix than the algorithm asks for."""
+    heard = (schedule.weight > 0).sum(axis=2)
+    return np.asarray((heard > 0) & (heard + 1 < algorithm.demands.models))
+
+
 def check(algorithm: Algorithm, schedule: Schedule, where: str) -> None:
     """Raises TopologyError when the weights are not what the algorithm asks for; `where` names the graph."""
     asked = algorithm.demands
@@ -37,6 +43,14 @@ def check(algorithm: Algorithm, schedule: Schedule, where: str) -> None:
     if not fits[asked.weights]:
         rule, way = _WORDS[asked.weights]
         raise TopologyError(f"{algorithm.name}: {where} does not fit; {algorithm.name} {rule}. {way}")
+    few = short(algorithm, schedule)
+    if few.any():
+        t, node = np.argwhere(few)[0]
+        when, heard = f" in round {t + 1}" if len(weight) > 1 else "", int((weight[t, node] > 0).sum())
+        raise TopologyError(
+            f"{asked.rule}: needs {asked.models} models, a node's own among them, and in {where} node {node} has "
+            f"{heard + 1}{when}, with those of its {heard} neighbours. Use a denser graph, or expect fewer liars"
+        )
     if asked.above is not None:
         if len(weight) > 1:  # its modes are those of one W; on changing ones it diverges even where each is safe
             raise TopologyError(f"{algorithm.name}: {where} changes from round to round; {asked.why}")

@@ -10,6 +10,14 @@ def now() -> float:
     return time.monotonic()
 
 
+def spent() -> float:
+    """Seconds that all processors have worked for this process; only differences mean anything.
+
+    What else runs on the machine is not in them.
+    """
+    return time.process_time()
+
+
 def life() -> int:
     """Milliseconds since 1970 by this machine's clock: a new life of a node is at least that, see `p2pfl.node.life`.
 

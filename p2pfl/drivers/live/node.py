@@ -36,6 +36,7 @@ from p2pfl.node.plan import facts
 from p2pfl.node.replica import Replica
 from p2pfl.node.result import NodeResult
 from p2pfl.node.said import Said, level_of, whole
+from p2pfl.node.spending import SpendingFile
 from p2pfl.node.status import FORMAT, MEMBERS, SELF, LateNode, ReportedMember, StatusReport, finite, first
 from p2pfl.node.task import Task
 from p2pfl.node.worker import Host, Worker
@@ -115,7 +116,10 @@ class LiveNode:
         place.directory.mkdir(parents=True, exist_ok=True)
         self._counters = (0, 0)
         store = Store(place.directory, place.kept_by or place.terms.federation)
-        host = Host(clock.now, lambda: self._counters, self._happens, self._say, store, place.every, self._mixed)
+        spending = SpendingFile(place.directory)
+        host = Host(
+            clock.now, lambda: self._counters, self._happens, self._say, store, place.every, self._mixed, spending
+        )
         with within():
             self._work = Worker(task, place.directory, host, replica)
         self._event_log = EventLog(task.node, self._write)
@@ -470,8 +474,8 @@ class LiveNode:
             bytes_forwarded=sum(self._transport.forwarded.values()),
             dropped=dict(self._event_log.dropped),
             score_name=task.score,
-            score=finite(work.score),
-            loss=finite(work.loss),
+            score=None if task.budget else finite(work.score),  # of rows, with no noise
+            loss=None if task.budget else finite(work.loss),
             rounds_alone=peer.alone,
             records_dropped=work.records_dropped + self._events.dropped,
         )
@@ -538,6 +542,7 @@ class LiveNode:
             address=self._place.address,
             peers=tuple(self._place.peers),
             strange=self._strange() if missing else (),
+            uncallable="" if self._trusted is None else self._trusted.uncallable,
         )
         situation = situation._replace(why=self._why(situation, now))
         if (line := self._status.next(situation, now)) is not None:
@@ -576,7 +581,7 @@ class LiveNode:
         silent = [at for at, said in why.items() if said == REACHED]
         told = {at: said for at, said in why.items() if said}
         told |= {at: f"takes connections and does not answer: does it reach us at {own}?" for at in silent}
-        if silent and (said := self._reach.why(membership_address(own), time)):
+        if (silent or now.uncallable) and (said := self._reach.why(membership_address(own), time)):
             told[own] = said
         return told
 

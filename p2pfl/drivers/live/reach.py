@@ -330,8 +330,7 @@ def _listen(call: Call, kind: Kind | None, port: str) -> Look:
     call.reader.limits = ANSWER if call.reader.sealing is None else _FAREWELL
     call.more(_HANGS_UP)
     try:
-        while isinstance(item := _next(call), Command):
-            pass
+        item = _message(call)
     except TimeoutError:
         return Look(LookEnd.REACHED, REACHED, kind)
     except RemoteError:
@@ -344,12 +343,18 @@ def _listen(call: Call, kind: Kind | None, port: str) -> Look:
     return Look(LookEnd.REACHED, REACHED, kind, said)
 
 
-def _next(call: Call) -> Command | list[Frame]:
-    """Return the next that comes; what has begun to come gets its time."""
+def _message(call: Call) -> list[Frame]:
+    """Return the message that comes; what has begun to come gets its time, once, however much is said in it."""
     try:
-        return call.next()
+        return _heard(call)
     except TimeoutError:
         if not call.reader.unfinished:
             raise
     call.more(_PATIENCE)
-    return call.next()
+    return _heard(call)
+
+
+def _heard(call: Call) -> list[Frame]:
+    while isinstance(item := call.next(), Command):
+        pass
+    return item

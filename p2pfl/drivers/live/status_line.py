@@ -35,6 +35,7 @@ class Situation(NamedTuple):
     peers: tuple[str, ...] = ()  # addresses of members that it was given
     strange: tuple[str, ...] = ()  # addresses, of `peers` and of members, where nobody that is there is known to be
     why: Mapping[str, str] = MappingProxyType({})  # why nobody is reached at an address, as far as it is known
+    uncallable: str = ""  # the federation file, where no other member of it can be called
 
 
 def line(now: Situation) -> str:
@@ -44,7 +45,13 @@ def line(now: Situation) -> str:
         parts.append(f"{now.score[0]} {now.score[1]:.3f}")
     if now.there == 1 and now.expected > 1:
         asked = [_with_reason(address, now.why) for address in dict.fromkeys((*now.peers, *now.strange))]
-        parts.append(f"no other node answers at {', '.join(asked[:SHOWN]) or 'any address: peers is empty'}")
+        if now.uncallable:
+            parts.append(
+                "no other node is there, and none can be called: if the others have revoked this one, nobody can tell "
+                f"it; their {now.uncallable}, put in the place of this one's, does"
+            )
+        else:
+            parts.append(f"no other node answers at {', '.join(asked[:SHOWN]) or 'any address: peers is empty'}")
         if now.why.get(now.address):
             parts.append(f"nor is this node reached at its own address {_with_reason(now.address, now.why)}")
     elif now.missing:

@@ -53,6 +53,12 @@ class Trusted:
         return {site.address: site.node for site in sites if site.reachable}
 
     @property
+    def uncallable(self) -> str:
+        """Return the path of the file, where it has no other member that this node could call; "" where it has."""
+        own = None if self.keyring is None else self.keyring.node
+        return "" if own is None or {*self.places.values()} - {own} else str(self._path)
+
+    @property
     def nodes(self) -> int:
         """Return a number above the id of every member there was: none is used again."""
         return assembly.read(self._document).head.next_node

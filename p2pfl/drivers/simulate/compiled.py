@@ -41,7 +41,7 @@ def compile_stretch(over: Callable[[Array, Array], Algorithm], shape: Shape, mes
     mapped = jax.shard_map(
         body,
         mesh=mesh,
-        in_specs=(carry, Stretch(WHOLE, graph, rounds, OVER, OVER, WHOLE)),
+        in_specs=(carry, Stretch(WHOLE, graph, rounds, OVER, OVER, WHOLE, WHOLE)),
         out_specs=(carry, ROWS, ROWS),
         check_vma=False,
     )
@@ -65,7 +65,7 @@ def _stretch(
         around = jax.tree.map(lambda part: part[now.row], given.graph)
         if shape.restarts or shape.back:
             carry = carry._replace(state=epochs.begun(algorithm, shape, carry, now, given.first))
-        done = _train(algorithm, shape, shared, carry, now, around)
+        done = _train(algorithm, shape, shared, given.seed, carry, now, around)
         state, history, drift = _mix(algorithm, shape, shared, carry, done, now, around)
         carry = Carry(state, done.spare, history, drift, done.models)
         return carry, losses.at[r].set(done.loss.astype(jnp.float32)), finite.at[r].set(done.finite)
@@ -125,7 +125,9 @@ def each(chunk: int, node: Callable[..., Any]) -> Callable[..., Any]:
     return alone
 
 
-def _train(algorithm: Algorithm, shape: Shape, shared: Sharing, carry: Carry, now: Rounds, around: Graph) -> AfterSteps:
+def _train(
+    algorithm: Algorithm, shape: Shape, shared: Sharing, seed: Array, carry: Carry, now: Rounds, around: Graph
+) -> AfterSteps:
     """Local steps of all nodes of a device, from the states to `spare`."""
     size = shape.layout.size
     ids = jax.lax.axis_index(AXIS).astype(jnp.int32) * size + jnp.arange(size, dtype=jnp.int32)
@@ -134,7 +136,7 @@ def _train(algorithm: Algorithm, shape: Shape, shared: Sharing, carry: Carry, no
     def node(state: State, item: Any) -> tuple[State, Tree, Tree, Array, Array]:
         index, rows, steps, active, out_weight, present = item
         share = out_weight if present is None else jnp.where(present, out_weight, 0)
-        new, metrics = algorithm.local(state, rows, node_key(shape.seed, index, now.number), steps)
+        new, metrics = algorithm.local(state, rows, node_key(seed, index, now.number), steps)
         models = algorithm.params(new) if shape.keep else ()
         new, payload = algorithm.send(new, Neighborhood(jnp.zeros_like(share), share))
         if active is not None:
@@ -159,12 +161,12 @@ def _train(algorithm: Algorithm, shape: Shape, shared: Sharing, carry: Carry, no
     return jax.lax.cond(now.trains, lambda: all_chunks(now.rows, now.steps), lambda: all_chunks(now.rows[:, :0], None))
 
 
-def compile_init(algorithm: Algorithm, learner: Learner, shape: Shape, mesh: Mesh) -> Callable[[Tree], Carry]:
-    """`(sites) -> the first carry`: every node with the same model; sites [places, ...]: what each knows."""
+def compile_init(algorithm: Algorithm, learner: Learner, shape: Shape, mesh: Mesh) -> Callable[[Array, Tree], Carry]:
+    """`(seed, sites) -> the first carry`: every node with the same model; sites [places, ...]: what each knows."""
     layout = shape.layout
 
-    def init(sites: Tree) -> Carry:
-        params = learner.init(jax.random.key(shape.seed))
+    def init(seed: Array, sites: Tree) -> Carry:
+        params = learner.init(jax.random.key(seed))
 
         def one(_: Array, site: Tree) -> State:
             return algorithm.init(placed(params, site), shape.slots)

@@ -33,7 +33,7 @@ class CompiledSimulation(NamedTuple):
 
     plan: EnginePlan
     feed: Feed
-    init: Callable[[Any], shape.Carry]
+    init: Callable[[Any, Any], shape.Carry]
     stretch: Callable[[shape.Carry, shape.Stretch], tuple[shape.Carry, Any, Any]]
     testing: Testing
     test: Any  # rows, on the devices; None without
@@ -49,16 +49,18 @@ class _Judged(NamedTuple):
 
 
 def run(
-    work: Simulation, how: How, progress: Progress, now: Clock, look: Look | None = None, keeper: Keeper | None = None
-) -> Outcome:
+    work: Simulation, how: How, progress: Progress, now: Clock, look: Look | None = None, keeper: Keeper | None = None,
+    spent: Clock | None = None,
+) -> Outcome:  # fmt: skip
     """Simulate. Raises ConfigError when it does not fit into memory.
 
     `look`: no round is begun before it has seen the one before; without it, the next rounds are under way meanwhile.
-    `keeper`: keeps it, and knows where to go on where an earlier process has ended.
+    `keeper`: keeps it, and knows where to go on where an earlier process has ended. `spent`: a clock of what processors
+    do for this process.
     """
     began = now()
     how = how if keeper is None else keeper.chosen(how)
-    return _run(compile(plan(work, how, now)), progress, _Stopwatch(began, now), look, keeper)
+    return _run(compile(plan(work, how, now)), progress, _Stopwatch(began, now, spent), look, keeper)
 
 
 # --- compiling
@@ -91,22 +93,28 @@ def compile(plan: EnginePlan) -> CompiledSimulation:
 class _Stopwatch:
     """Times the rounds after the first stretch, and says how many the next stretch is to have."""
 
-    def __init__(self, began: float, now: Clock) -> None:
-        self._created, self._now = began, now
+    def __init__(self, began: float, now: Clock, spent: Clock | None) -> None:
+        self._created, self._now, self._spent = began, now, spent
         self.begun = 0.0  # when the first stretch was done
         self.first = self.seconds = 0.0  # until then; from then on
         self.rounds = self.steps = 0
         self.pace = 1
+        self._at = self._worked = 0.0  # the other clock: when the first stretch was done; since then
         self.earlier = Timed()  # processes
 
     def begin(self) -> None:
         """The first stretch is done."""
-        self.begun = self._now()
+        self.begun, self._at = self._now(), self._spent() if self._spent else 0.0
         self.first = self.begun - self._created
 
     def stop(self) -> None:
         """The rounds are done, but for the last test."""
-        self.seconds = self._now() - self.begun
+        self.seconds, self._worked = self._now() - self.begun, self._spent() - self._at if self._spent else 0.0
+
+    @property
+    def spent(self) -> float | None:
+        """The seconds of processors in a round, of those that this process has timed."""
+        return self._worked / self.rounds if self._spent and self.rounds else None
 
     @property
     def timed(self) -> Timed:
@@ -163,7 +171,7 @@ def _run(
     plan, feed = program.plan, program.feed
     work, at, alone = plan.work, plan.shape.layout, jax.process_count() == 1
     sites = jax.tree.map(lambda rows: compiled.put(plan.mesh, shape.OVER, at.padded(rows)), work.sites)
-    carry = program.init(sites)
+    carry = program.init(np.uint32(work.seed), sites)
     first = compiled.first_model(plan.mesh, carry.models) if plan.shape.back else None
     if not alone:
         watch.pace = plan.longest
@@ -178,7 +186,7 @@ def _run(
         if last == work.rounds and watch.begun:  # the last test may have to be compiled: that is no part of the rounds
             jax.block_until_ready(measured)
             watch.stop()
-        there = delivery.active[-1] if work.course else None
+        there = delivery.active[-1] & work.scored if work.course or work.unscored else None
         tested = program.testing.start(carry, program.test, there) if tested_in(work, last) else None
         if watch.begun:
             watch.rounds, watch.steps = watch.rounds + count, watch.steps + int(delivery.steps.sum())
@@ -219,7 +227,7 @@ def _outcome(program: CompiledSimulation, judged: _Judged, carry: shape.Carry, w
     return Outcome(
         result, residual, feed.booked - judged.voids.messages, feed.planned, timed.first, timed.seconds, timed.rounds,
         timed.steps, at.chunk, at.devices, plan.shape.mixing, plan.measured,
-        judged.divergence.judged(result, last), last,
+        judged.divergence.judged(result, last), last, watch.spent,
     )  # fmt: skip
 
 

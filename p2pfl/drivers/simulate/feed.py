@@ -79,7 +79,7 @@ class Feed:
             present=over(everyone, bool(work.events)),
             **(self._changes(work.course, start, count, over) if work.course else {}),
         )
-        return Stretch(np.int32(count), graph, rounds, self._x, self._y), delivery
+        return Stretch(np.int32(count), graph, rounds, self._x, self._y, np.uint32(work.seed)), delivery
 
     def skip(self, rounds: int) -> None:
         """Leave out the first rounds, which an earlier process has computed; their messages are counted."""

@@ -68,11 +68,10 @@ def plan(work: Simulation, how: How, now: Clock) -> EnginePlan:
         ages=work.late,
         keep=keep,
         resting=not work.schedule.trains.any(axis=1).all(),
-        seed=work.seed,
         restarts=work.course is not None and bool(work.course.enters.any()),
         back=back,
     )
-    batching = Batching(work.seed, np.arange(nodes), np.maximum(work.sizes, 1), work.steps, work.batch_size)
+    batching = Batching(work.seed, np.arange(nodes), np.maximum(work.sizes, 1), work.steps, work.batch_size, work.used)
     each = nodes * (work.ahead().shape[1] + batching.width) * work.batch_size * 4 + nodes * slots * 6 * work.drawn
     gaps = [after - before for before, after in itertools.pairwise([0, *stops(work)])]
     longest = max(1, min(_INPUT // max(each, 1), _LONGEST, work.rounds, max(gaps)))

@@ -27,7 +27,6 @@ class Shape(NamedTuple):
     ages: int  # the largest age of an exchange
     keep: bool  # the models from before mixing come back
     resting: bool  # there are rounds in which nobody trains
-    seed: int
     restarts: bool = False  # there are rounds in which nodes enter another epoch
     back: int = 0  # nodes that come in one round with nothing, at most
 
@@ -67,6 +66,7 @@ class Stretch(NamedTuple):
     rounds: Rounds
     x: Array  # samples: [devices, rows, ...]
     y: Array
+    seed: Array  # [] uint32; no constant of the program, which all seeds of a sweep have in common
     first: Params | None = None  # the model that all begin with, where nodes come with nothing
 
 

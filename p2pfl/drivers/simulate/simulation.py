@@ -41,6 +41,13 @@ class Simulation(NamedTuple):
     held: np.ndarray | None = None  # [n] the last so many rows of each node are validation rows, which go before a
     # round's
     part: float = 1.0  # share of the nodes that takes part in a round
+    used: np.ndarray | None = None  # [n] rows of each node that a pass over them uses; None: all
+    unscored: frozenset[int] = frozenset()  # nodes that no figure is of
+
+    @property
+    def scored(self) -> np.ndarray:
+        """[n] bool: the nodes that figures are of."""
+        return ~np.isin(np.arange(len(self.rows)), [*self.unscored])
 
     @property
     def sizes(self) -> np.ndarray:
@@ -150,6 +157,7 @@ class Outcome(NamedTuple):
     measured: dict[int, float]
     diverged: np.ndarray  # [n] int64 the round from which on a node's training loss, or model, is not finite; 0: it is
     rounds: int  # that were made
+    spent: float | None = None  # seconds of processors in a round, of those that this process has timed
 
 
 Progress = Callable[[int, list[Evaluated]], None]

@@ -13,7 +13,6 @@ from p2pfl.drivers.virtual.node import NodeSetup, VirtualNode
 from p2pfl.drivers.virtual.scripted_churn import Script
 from p2pfl.drivers.virtual.world import World
 from p2pfl.node import records
-from p2pfl.node.payload import Frames
 from p2pfl.node.plan import Terms, facts
 from p2pfl.node.result import NodeResult
 from p2pfl.node.task import Task
@@ -21,7 +20,7 @@ from p2pfl.node.worker import Host, Worker
 from p2pfl.protocol.events import Event as PeerEvent
 from p2pfl.protocol.events import Leave, Received, Refused
 from p2pfl.protocol.membership.timing import ProbeTiming
-from p2pfl.protocol.messages import Envelope, Model
+from p2pfl.protocol.messages import CARRIERS, Envelope, Model
 from p2pfl.protocol.timing import starting
 from p2pfl.types import State
 
@@ -170,9 +169,10 @@ class _VirtualRun:
 
         def taken(envelope: Envelope) -> PeerEvent:
             """As it comes out of a codec: raw frames, and none with a number that is not finite."""
-            frames: Frames = envelope.payload.frames
-            known = model if isinstance(envelope.message, Model) else payload
-            fit = known.of(envelope.node).finite(frames)
+            frames, message = envelope.payload.frames, envelope.message
+            assert isinstance(message, CARRIERS)
+            known = model if isinstance(message, Model) else payload
+            fit = known.of(envelope.node, message.round).finite(frames)
             return Received(envelope._replace(payload=frames)) if fit else Refused(envelope._replace(payload=None))
 
         others = [j for j in range(len(self._tasks)) if j != node and j not in task.neighbors]

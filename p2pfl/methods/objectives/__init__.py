@@ -18,10 +18,11 @@ from types import MappingProxyType
 
 from p2pfl.methods.objectives.align import align
 from p2pfl.methods.objectives.augmentation import augment
-from p2pfl.methods.objectives.contrast import fedmri
+from p2pfl.methods.objectives.contrast import fedmri, moon
 from p2pfl.methods.objectives.deputy import deputy
 from p2pfl.methods.objectives.experts import experts
 from p2pfl.methods.objectives.fedharmony import fedharmony
+from p2pfl.methods.objectives.fedreplay import fedreplay
 from p2pfl.methods.objectives.gradient import fedprox, proportional, ridge, sharpness
 from p2pfl.methods.objectives.hetero_width import widths
 from p2pfl.methods.objectives.label_graph import label_graph
@@ -30,7 +31,9 @@ from p2pfl.methods.objectives.multitask import tasks
 from p2pfl.methods.objectives.objective import Objective
 from p2pfl.methods.objectives.personal import average, cusfl, ditto, iop, pfedme, soft_pull
 from p2pfl.methods.objectives.reference_site import fl_mrcm
+from p2pfl.methods.objectives.simplest_site import vafl
 from p2pfl.methods.objectives.site_selector import selector
+from p2pfl.methods.objectives.stain_gan import stain_gan
 
 __all__ = [
     "OBJECTIVES",
@@ -46,18 +49,22 @@ __all__ = [
     "fedharmony",
     "fedmri",
     "fedprox",
+    "fedreplay",
     "fedsld",
     "fl_mrcm",
     "iop",
     "label_graph",
     "missing_classes",
+    "moon",
     "pfedme",
     "proportional",
     "ridge",
     "selector",
     "sharpness",
     "soft_pull",
+    "stain_gan",
     "tasks",
+    "vafl",
     "widths",
 ]
 
@@ -72,9 +79,12 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType(
         "selector": selector,
         "average": average,
         "fedmri": fedmri,
+        "moon": moon,
         "fedsld": fedsld,
         "missing_classes": missing_classes,
         "fl_mrcm": fl_mrcm,
+        "fedreplay": fedreplay,
+        "vafl": vafl,
         "tasks": tasks,
         "sharpness": sharpness,
         "ridge": ridge,
@@ -87,6 +97,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType(
         "experts": experts,
         "align": align,
         "label_graph": label_graph,
+        "stain_gan": stain_gan,
     }
 )
 """Makers by name; each takes the experiment's optimizer and the arguments of its table."""

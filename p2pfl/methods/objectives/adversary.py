@@ -10,11 +10,12 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from p2pfl.types import Array, Key, Tree
+from p2pfl.types import Array, Key, Learner, Params, Tree
 
 ENOUGH = 4
 """Feature maps are pooled to so many places along each side before a discriminator sees them."""
@@ -46,7 +47,9 @@ def reverse(x: Array, scale: float = 1.0) -> Array:
 reverse.defvjp(lambda x, scale: (x, None), lambda scale, _, g: (-jnp.asarray(scale, g.dtype) * g,))
 
 
-def discriminator(key: Key, features: tuple[int, ...], outputs: int, hidden: Sequence[int] = (32,)) -> Tree:
+def discriminator(
+    key: Key, features: tuple[int, ...], outputs: int, hidden: Sequence[int] = (32,), dtype: Any = jnp.float32
+) -> Tree:
     """The parameters of a small network that tells `outputs` sources of features apart; `judge` applies it.
 
     Args:
@@ -54,9 +57,10 @@ def discriminator(key: Key, features: tuple[int, ...], outputs: int, hidden: Seq
         features: shape of the features of one row, without the batch axis.
         outputs: how many logits.
         hidden: widths between.
+        dtype: of the parameters, which are drawn in float32.
 
     Returns:
-        {"layers": {I: {"kernel", "bias"}}} in float32.
+        {"layers": {I: {"kernel", "bias"}}}
 
     Example:
         >>> import jax
@@ -69,7 +73,7 @@ def discriminator(key: Key, features: tuple[int, ...], outputs: int, hidden: Seq
     for index, (inputs, outs) in enumerate(pairwise(widths)):
         draw = jax.nn.initializers.lecun_normal()
         kernel = draw(jax.random.fold_in(key, index), (inputs, outs), jnp.float32)
-        made[str(index)] = {"kernel": kernel, "bias": jnp.zeros((outs,), jnp.float32)}
+        made[str(index)] = {"kernel": kernel.astype(dtype), "bias": jnp.zeros((outs,), dtype)}
     return {"layers": made}
 
 
@@ -81,6 +85,12 @@ def judge(network: Tree, features: Array) -> Array:
         x = x @ layer["kernel"] + layer["bias"][None]
         x = x if index == len(layers) - 1 else jax.nn.leaky_relu(x, 0.2)
     return x
+
+
+def features_of(learner: Learner, params: Params, trained: Tree, x: Array, key: Key) -> Array:
+    """The features [B, D] of a model whose parameters are `trained`, in training, as a discriminator sees them."""
+    assert learner.features is not None  # whoever works on features has asked for them: `objective.featured`
+    return flat(learner.features({**params, "trained": trained}, x, key)[0])
 
 
 def flat(features: Array) -> Array:

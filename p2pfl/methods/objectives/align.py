@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -82,8 +83,7 @@ def align(
         like = jax.eval_shape(learner.init, jax.random.key(0))["private"][NAME]["rows"]
 
         def critic(key: Key) -> Tree:
-            made = adversary.discriminator(key, like.shape[2:], 1, hidden)
-            return jax.tree.map(lambda leaf: leaf.astype(like.dtype), made)
+            return adversary.discriminator(key, like.shape[2:], 1, hidden, like.dtype)
 
         def blurred(params: Params, features: Array) -> tuple[Params, Array]:
             key, params = site_facts.drawn(params)
@@ -121,13 +121,10 @@ def _aligned(
         home = {"steps": jnp.zeros((), jnp.int32), "network": network, "optimizer": optimizer.init(network)}
         return {**params, "private": {**params["private"], HOME: home}}
 
-    def features_of(trained: Tree, params: Params, x: Array, key: Key) -> Array:
-        assert learner.features is not None
-        return adversary.flat(learner.features({**params, "trained": trained}, x, key)[0])
-
     def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
         gradient, others, metrics = learner.grad(params, batch, key)
-        features, back = jax.vjp(lambda trained: features_of(trained, params, batch["x"], key), params["trained"])
+        seen = partial(adversary.features_of, learner, params, x=batch["x"], key=key)
+        features, back = jax.vjp(seen, params["trained"])
         now, told = blurred({**params, "private": others["private"]}, features)
         home = params["private"][HOME]
         to_critic, to_features = jax.grad(_criticised, argnums=(0, 1))(home["network"], told, params)

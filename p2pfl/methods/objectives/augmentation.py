@@ -127,6 +127,6 @@ def _images(dataset: Dataset, lit: bool) -> None:
     shape = dataset.train.x.shape[1:]
     if len(shape) != 3:
         raise ConfigError(
-            f"objective augment: needs images [height, width, channels]; a row of the data has shape {list(shape)}. "
-            "Leave it out"
+            f"objective augment: needs images [height, width, channels]; a row of the data has shape {list(shape)}"
+            f"{', columns and a picture in one' if dataset.picture else ''}. Leave it out"
         )

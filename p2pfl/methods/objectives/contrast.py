@@ -1,15 +1,21 @@
-"""A shared encoder that is pulled towards what all have, and pushed off what each had before: FedMRI."""
+"""Models pulled towards what all have, and pushed off what each had before: of parameters FedMRI, of features MOON."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from p2pfl.check import at_least
+from p2pfl.check import at_least, positive
 from p2pfl.errors import ConfigError, nearest
-from p2pfl.methods.objectives.objective import Objective
-from p2pfl.tree import add, is_model, named_leaves
+from p2pfl.learning.local_steps import steps_in
+from p2pfl.methods.alongside import added
+from p2pfl.methods.objectives.objective import Objective, finder
+from p2pfl.methods.sharing import whole
+from p2pfl.tree import add, is_model, mixed, named_leaves, scaled
 from p2pfl.types import (
     Algorithm,
     Array,
@@ -25,7 +31,9 @@ from p2pfl.types import (
     Tree,
 )  # fmt: skip
 
-NAME = "fedmri"
+NAME, MOON = "fedmri", "moon"
+LEAST = 1e-3
+"""Length below which features count as that long, where an angle between them is taken."""
 
 
 def fedmri(
@@ -157,3 +165,106 @@ def _judge(inner: Algorithm, part: str) -> None:
     whole, shared = params["private"][NAME]["start"], params["trained"].get(part)
     if shared is None or [*named_leaves(shared)] != [*named_leaves(whole)]:
         raise ConfigError(f'objective {NAME}: all of {part!r} must be shared; use algorithm.share = "split"')
+
+
+# --- of features
+
+
+def moon(
+    optimizer: optax.GradientTransformation, strength: float | Sequence[float] = 1.0, temperature: float = 0.5
+) -> Objective:
+    """Features become like those of the model that all have, and unlike those of the node's own before it was mixed.
+
+        f(w) + strength_i C(w),    C(w) = mean over rows of  -log(e^(s(w, g) / t) / (e^(s(w, g) / t) + e^(s(w, b) / t)))
+
+    s(w, v) is the cosine of a row's features by the models w and v; g is the model that the round began with, which is
+    what mixing has made, b what the node's latest local steps left before that mixing, t the `temperature`. There is
+    no C before the first mixing. g and b are frozen: their features are those of evaluation, those of w of training.
+    The features are what the model's last part takes in, without the projection that the source puts behind them. Both
+    models are kept, at home; nothing more travels. Where nothing is mixed g is b, and C has no gradient.
+
+    It also stands for the encoder of FMTLJD, whose formulas could not be read where this was written: a "federated
+    contrastive learning-based feature extractor", with loss weights that are said to vary from client to client (give
+    `strength` a number for each node). Sources: Li, He, Song, "Model-contrastive federated learning" (MOON, 2021);
+    Huang, Hu, Liu, Xue, Zhu, Song, Tan, "Federated multi-task learning for joint diagnosis of multiple mental disorders
+    on MRI scans" (FMTLJD, 2023).
+
+    Args:
+        optimizer: of the experiment, or any of optax.
+        strength: of C, >= 0; for all nodes, or [n] of each.
+        temperature: > 0.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ConfigError: an argument is out of bounds; when applied, the model does not say what its features are.
+
+    Example:
+        >>> import optax, p2pfl
+        >>> p2pfl.methods.objectives.moon(optax.sgd(0.1), strength=[1, 5]).given["moon"].tolist()
+        [1.0, 5.0]
+    """
+    positive(temperature=temperature)
+    each = strength if isinstance(strength, Sequence) else None
+    for one in [strength] if each is None else each:
+        at_least(0, strength=one)  # type: ignore[arg-type]
+
+    def of(params: Params) -> Array:
+        return jnp.asarray(strength) if each is None else params["private"]["site"][MOON]
+
+    def learner(inner: Learner) -> Learner:
+        find = finder(MOON, inner)
+
+        def init(key: Key) -> Params:
+            params = inner.init(key)
+            return added(
+                params, MOON, {"start": mixed(params), "before": mixed(params), "known": jnp.zeros((), jnp.int32)}
+            )
+
+        def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
+            gradient, others, metrics = inner.grad(params, batch, key)
+            memory = params["private"][MOON]
+            near, far = (find({**params, **memory[name]}, batch["x"], None)[0] for name in ("start", "before"))
+
+            def apart(trained: Tree) -> Array:
+                return contrastive(find({**params, "trained": trained}, batch["x"], key)[0], near, far, temperature)
+
+            value, towards = jax.value_and_grad(apart)(params["trained"])
+            by = jnp.where(memory["known"] > 0, of(params).astype(value.dtype), 0)
+            return add(gradient, scaled(towards, by)), others, {**metrics, "loss": metrics["loss"] + by * value}
+
+        return inner._replace(init=init, grad=grad)
+
+    given = {} if each is None else {MOON: np.asarray(each, np.float32)}
+    return Objective(learner, _recalling, given=given)
+
+
+def contrastive(features: Array, near: Array, far: Array, temperature: float) -> Array:
+    """C of `moon`: [], of features [B, ...] of a model, and of the two that it is compared with."""
+
+    def direction(x: Array) -> Array:
+        x = x.reshape(x.shape[0], -1)
+        return x / jnp.sqrt((x**2).sum(axis=1, keepdims=True) + jnp.asarray(LEAST**2, x.dtype))
+
+    mine = direction(features)
+    like, unlike = ((mine * direction(other)).sum(axis=1) / temperature for other in (near, far))
+    return jax.nn.softplus(unlike - like).mean()
+
+
+def _recalling(inner: Algorithm) -> Algorithm:
+    """The algorithm that remembers the model that a round begins with, and the one that its local steps leave."""
+
+    def local(state: State, batches: Batches, key: Key, steps: Steps | None) -> tuple[State, Metrics]:
+        if not steps_in(batches):
+            return inner.local(state, batches, key, steps)
+        params = inner.params(state)
+        memory = params["private"][MOON]
+        begun = inner.replaced(state, added(params, MOON, {**memory, "start": mixed(whole(params))}))
+        after, metrics = inner.local(begun, batches, key, steps)
+        params, trained = inner.params(after), jnp.asarray(True) if steps is None else steps > 0
+        left = {**params["private"][MOON], "before": mixed(whole(params)), "known": jnp.ones((), jnp.int32)}
+        kept = jax.tree.map(lambda new, old: jnp.where(trained, new, old), left, memory)
+        return inner.replaced(after, added(params, MOON, kept)), metrics
+
+    return inner._replace(local=local, any_steps=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -84,8 +85,7 @@ def fedharmony(
         nodes, width = table.shape
 
         def network(key: Key) -> Tree:
-            made = adversary.discriminator(key, (width,), nodes, hidden)
-            return jax.tree.map(lambda leaf: leaf.astype(table.dtype), made)
+            return adversary.discriminator(key, (width,), nodes, hidden, table.dtype)
 
         return _harmonised(beside(learner, NETWORK, network), table, strength, after, news)
 
@@ -125,13 +125,10 @@ def _harmonised(
         running = {"steps": jnp.zeros((), jnp.int32), "mean": zero, "square": zero}
         return {**params, "private": {**params["private"], RUNNING: running}}
 
-    def features_of(trained: Tree, params: Params, x: Array, key: Key) -> Array:
-        assert both.features is not None
-        return adversary.flat(both.features({**params, "trained": trained}, x, key)[0])
-
     def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
         gradient, others, metrics = both.grad(params, batch, key)
-        features, back = jax.vjp(lambda trained: features_of(trained, params, batch["x"], key), params["trained"])
+        seen = partial(adversary.features_of, both, params, x=batch["x"], key=key)
+        features, back = jax.vjp(seen, params["trained"])
         ready = params["private"][RUNNING]["steps"] >= after
         by = jnp.where(ready, jnp.asarray(strength, features.dtype), 0)
         (towards,) = back(by * jax.grad(_confused)(features, params))

@@ -15,6 +15,7 @@ import optax
 from p2pfl import tree
 from p2pfl.errors import ConfigError
 from p2pfl.methods import masking
+from p2pfl.methods.freezing import FROZEN
 from p2pfl.methods.objectives.objective import Objective, Slices
 from p2pfl.types import Algorithm, Array, Key, Learner, Metrics, Params, State, Tree
 
@@ -43,7 +44,8 @@ def widths(
     built-in mlp and cnn. `scaler`: outputs of hidden layers are divided by the node's ratio, the paper's Scaler, here
     in evaluation too, since a node answers with the network that it has trained. Batch normalisation would undo that:
     with it the Scaler is left out. The paper's normalisation keeps no running statistics; here they are kept, and stay
-    at home with share = "silobn". Its loss without absent classes is the method `missing_classes`.
+    at home with share = "silobn". Its loss without absent classes is the method `missing_classes`. What is frozen
+    (training.freeze) is frozen in every slice, and the best model of a node that watches its own is of its width.
 
     Args:
         optimizer: of the experiment, or any of optax.
@@ -289,10 +291,13 @@ def _ratio(params: Params) -> Array:
 
 
 def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
-    """Of all trained leaves, those that are not shared included."""
-    own = params.get("private", {}).get("share", {}).get("leaves", {}).get("trained") or {}
+    """Of all leaves of the model but its statistics, those that are not shared, or frozen, included."""
+    private = params.get("private", {})
+    own, still = private.get("share", {}).get("leaves", {}), private.get(FROZEN, {})
     return {
-        path: tuple(leaf.shape) for part in (params["trained"], own) for path, leaf in tree.named_leaves(part).items()
+        path: tuple(leaf.shape)
+        for part in (params, own, still)
+        for path, leaf in tree.named_leaves(part.get("trained") or {}).items()
     }
 
 

@@ -42,6 +42,9 @@ class Objective(NamedTuple):
     the place of the node itself among those planned, else 0.
     `around`: what it asks of the algorithm with all combinators, where all nodes lie in arrays of one shape.
     `slices`: where nodes have models of unequal shapes.
+    `ahead`: local steps that a node takes before the method does anything to its model: it learns something else first.
+    Such a method is refused where nobody would take more, and where models are chosen by validation rows meanwhile.
+    `awaits`: nodes whose local steps it waits for, without which it never begins; None: all that are planned.
     """
 
     learner: Callable[[Learner], Learner] | None = None
@@ -53,6 +56,8 @@ class Objective(NamedTuple):
     around: Wrap | None = None
     slices: Slices | None = None
     shaped: Callable[[Learner, tuple[int, ...]], Learner] | None = None
+    ahead: int = 0
+    awaits: tuple[int, ...] | None = ()
 
 
 def finder(name: str, learner: Learner) -> Features:

@@ -12,7 +12,7 @@ from p2pfl.learning.local_steps import rest
 from p2pfl.learning.optimizers import by_gradient
 from p2pfl.methods import bulletin, site_facts
 from p2pfl.methods.bulletin import Bulletin
-from p2pfl.methods.objectives.adversary import discriminator, flat, judge, telling_two, width
+from p2pfl.methods.objectives.adversary import discriminator, features_of, judge, telling_two, width
 from p2pfl.methods.objectives.objective import Objective, featured
 from p2pfl.tree import add
 from p2pfl.types import Array, Key, Learner, Metrics, Params, Tree
@@ -87,16 +87,13 @@ def _aligned(
     inner: Learner, optimizer: optax.GradientTransformation, reference: int, strength: float, noise: float
 ) -> Learner:
     """The learner of a model that holds the table already."""
-    assert inner.features is not None  # `featured` has seen to it
-    find = inner.features
 
     def init(key: Key) -> Params:
         params = inner.init(key)
         table = params["private"][NAME]["rows"]["features"]
         if reference >= len(table):
             raise ConfigError(f"objective {NAME}: reference={reference}: there are nodes 0 to {len(table) - 1}")
-        first = discriminator(jax.random.fold_in(key, _STREAM), table.shape[2:], 1)
-        network = jax.tree.map(lambda leaf: leaf.astype(table.dtype), first)
+        network = discriminator(jax.random.fold_in(key, _STREAM), table.shape[2:], 1, dtype=table.dtype)
         kept = {"network": network, "optimizer": optimizer.init(network)}
         return {**params, "private": {**params["private"], CLASSIFIER: kept}}
 
@@ -109,7 +106,7 @@ def _aligned(
 
         def taken(trained: Tree) -> tuple[Array, Array]:
             """L, and the features of the batch."""
-            z = flat(find({**params, "trained": trained}, batch["x"], key)[0])
+            z = features_of(inner, params, trained, batch["x"], key)
             return telling_two(judge(kept["network"], z), False).mean(), z
 
         (loss, z), towards = jax.value_and_grad(taken, has_aux=True)(params["trained"])

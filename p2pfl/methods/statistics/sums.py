@@ -1,17 +1,20 @@
 """A site's sums over its own training rows, and what sums over all sites say.
 
     moments     {"count" [F], "sum" [F], "square" [F]}   per feature, of the rows where it is known (not NaN); of images
-                                                         per channel, where a row's part is the mean over its pixels
+                                                         per channel, where a row's part is the mean over its pixels;
+                                                         not of a picture behind columns, which stays as it is
                                                                                           -> {"mean" [F], "sd" [F]}
     labels      {"count" [C]}                            rows of each class                        -> share [C]
     amplitude   {"count" [], "sum" [H, W // 2 + 1, C]}   of the spectrum of images, the half that real ones have
                                                                                           -> mean [H, W // 2 + 1, C]
+    reinhard    {"count" [], "mean" [3], "sd" [3]}       of l, alpha and beta of each image      -> means of both [3]
+    macenko     {"count" [], "stains" [3, 2], "most" [2]}    of the images that tell them, see `color`  -> means of both
 
 A sum says something about every row in it, and a neighbour sees a site's own sums in the first round. So a site with
-fewer rows than `minimum` says nothing, and nothing about a class or a feature of which it has fewer; `noise` blurs the
-rest. That is disclosure control, as statistical offices do it, and no differential privacy: the noise is measured by
-the largest part that a row of the site has, which is itself a fact of its data, and it is drawn anew whenever a node is
-started.
+fewer rows than `minimum` says nothing, and nothing about a class or a feature of which it has fewer, nor about stains
+that fewer of its images tell; `noise` blurs the rest. That is disclosure control, as statistical offices do it, and no
+differential privacy: the noise is measured by the largest part that a row of the site has, which is itself a fact of
+its data, and it is drawn anew whenever a node is started.
 
 Squares are of x itself: in float32 the standard deviation of a feature whose mean is hundreds of them away from zero
 loses its digits, and beyond 700 it counts as constant. Shift such a feature, or compute in float64.
@@ -31,10 +34,13 @@ from p2pfl.check import at_least, one_of
 from p2pfl.data import Dataset
 from p2pfl.errors import ConfigError
 from p2pfl.methods import site_facts
+from p2pfl.methods.statistics import color
 from p2pfl.types import Array, Tree
 
 _CHUNK = 256
 _PURPOSE = 0x57A7
+_ROUGHLY = 1e-3
+"""Colours may be so far outside of 0..1."""
 _ROUNDING = 16
 """A variance within so many units of rounding of the mean square is none: the column is constant."""
 
@@ -47,6 +53,9 @@ class Statistic(NamedTuple):
 
     sums: Callable[[Dataset, np.ndarray], tuple[Tree, Tree]]  # of rows: the sums, and the most that one row adds
     estimate: Callable[[Tree], Tree]  # of the sums over all rows, up to a factor: what they say; jits
+    look: Callable[[Array, Tree], Array] | None = (
+        None  # images [B, ...] as the estimate wants them; all zero: as they are
+    )
 
 
 def gathered(
@@ -54,10 +63,11 @@ def gathered(
 ) -> Tree:
     """The sums of one site over its training rows, by name: a tree of float64 arrays, all zero for too few rows.
 
-    `minimum`: rows that a site must have, of each class for "labels", and of each feature for "moments". `noise`:
-    standard deviation of Gaussian noise on every sum, in units of the most that one of the site's rows adds to it (to a
-    count: 1). `rng`: where the noise comes from; for real data one that the operating system has seeded. Raises
-    ConfigError for a name that is not of GATHERED, and for data that have no such thing.
+    `minimum`: rows that a site must have, of each class for "labels", of each feature for "moments", and images that
+    tell their stains for "macenko". `noise`: standard deviation of Gaussian noise on every sum, in units of the most
+    that one of the site's rows adds to it (to a count: 1). `rng`: where the noise comes from; for real data one that
+    the operating system has seeded. Raises ConfigError for a name that is not of GATHERED, and for data that have no
+    such thing.
     """
     at_least(1, minimum=minimum)
     at_least(0, noise=noise)
@@ -65,10 +75,7 @@ def gathered(
     for name in dict.fromkeys(names):
         one_of(GATHERED, gather=name)
         sums, most = GATHERED[name].sums(dataset, rows if len(rows) >= minimum else rows[:0])
-        if name == "labels":
-            sums = {"count": np.where(sums["count"] < minimum, 0, sums["count"])}
-        if name == "moments":
-            sums = {part: np.where(sums["count"] < minimum, 0, values) for part, values in sums.items()}
+        sums = {part: np.where(sums["count"] < minimum, 0, values) for part, values in sums.items()}
         if noise and len(rows) >= minimum:
             sums = jax.tree.map(
                 lambda leaf, most: leaf + noise * most * rng.standard_normal(np.shape(leaf)), sums, most
@@ -134,6 +141,7 @@ def _by_row(parts: Parts) -> Callable[[Dataset, np.ndarray], tuple[Tree, Tree]]:
 
     def sums(dataset: Dataset, rows: np.ndarray) -> tuple[Tree, Tree]:
         x = dataset.train.x
+        x = x[:, : len(dataset.features)] if dataset.picture else x
         like = parts(np.zeros((1, *x.shape[1:]), np.float64))
         total = {name: np.zeros(part.shape[1:]) for name, part in like.items()}
         most = {name: np.full(part.shape[1:], float(name == "count")) for name, part in like.items()}
@@ -158,12 +166,33 @@ def _amplitude(x: np.ndarray) -> dict[str, np.ndarray]:
     return {"count": np.ones(len(x)), "sum": np.abs(np.fft.rfft2(x, axes=(1, 2)))}
 
 
+def _colored(name: str, parts: Callable[[Array], dict[str, Array]]) -> Parts:
+    """What each image in colour adds; `parts` sees chunks of one size, so that it is compiled once."""
+
+    def each(x: np.ndarray) -> dict[str, np.ndarray]:
+        if x.ndim != 4 or x.shape[-1] != 3:
+            raise ConfigError(
+                f"gather={name!r}: a row of x has shape {x.shape[1:]}; only images in red, green and blue have "
+                "colours: leave it out"
+            )
+        if x.min() < -_ROUGHLY or x.max() > 1 + _ROUGHLY:
+            raise ConfigError(
+                f"gather={name!r}: values from {x.min():.3g} to {x.max():.3g}; colours must be in 0..1, where 1 is "
+                "white: leave out what scales them (data.standardize), or say data.intensity"
+            )
+        whole = np.zeros((_CHUNK, *x.shape[1:]), np.float32)
+        whole[: len(x)] = x
+        return {name: np.asarray(part, np.float64)[: len(x)] for name, part in parts(jnp.asarray(whole)).items()}
+
+    return each
+
+
 def _labels(dataset: Dataset, rows: np.ndarray) -> tuple[Tree, Tree]:
     count = site_facts.labels(dataset, rows).astype(np.float64)
     return {"count": count}, {"count": np.ones_like(count)}
 
 
-# --- what they say
+# --- what they say, and images that look like it
 
 
 def _ratio(sums: Array, count: Array) -> Array:
@@ -187,11 +216,33 @@ def _mean_amplitude(sums: Tree) -> Array:
     return jnp.maximum(_ratio(sums["sum"], sums["count"]), 0)
 
 
+def harmonised(x: Array, amplitude: Array) -> Array:
+    """Images [B, H, W, C] with the given amplitude of the spectrum [H, W // 2 + 1, C], and each its own phase.
+
+        x^ = F^-1(A exp(i phase(F x)))
+
+    An amplitude that is all zero is not known, and leaves x as it is. Source: Jiang, Wang, Dou, "HarmoFL: harmonizing
+    local and global drifts in federated learning on heterogeneous medical images" (2022), equation of the amplitude
+    normalisation. The amplitude holds contrast and texture; what is where, and whether it is bright or dark, is in the
+    phase: an inverted film stays inverted.
+    """
+    spectrum = jnp.fft.rfft2(x, axes=(1, 2))
+    size = jnp.abs(spectrum)
+    some, whole = size > 0, jnp.where(size > 0, size, 1)
+    wanted = amplitude.astype(x.dtype)[None]
+    real = wanted * jnp.where(some, spectrum.real / whole, 1)
+    imaginary = wanted * jnp.where(some, spectrum.imag / whole, 0)
+    changed = jnp.fft.irfft2(jax.lax.complex(real, imaginary), s=x.shape[1:3], axes=(1, 2))
+    return jnp.where(amplitude.any(), changed.astype(x.dtype), x)
+
+
 GATHERED: Mapping[str, Statistic] = MappingProxyType(
     {
         "moments": Statistic(_by_row(_moments), _mean_and_sd),
         "labels": Statistic(_labels, _distribution),
-        "amplitude": Statistic(_by_row(_amplitude), _mean_amplitude),
+        "amplitude": Statistic(_by_row(_amplitude), _mean_amplitude, harmonised),
+        "reinhard": Statistic(_by_row(_colored("reinhard", color.lights)), color.mean_light, color.reinhard),
+        "macenko": Statistic(_by_row(_colored("macenko", color.stainings)), color.mean_stains, color.macenko),
     }
 )
 """What can be gathered, by name."""
