@@ -119,6 +119,19 @@ def named_leaves(tree: Tree) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
+def before_model(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """The names on the way to a leaf, as far as the part of a model that it is in: names of layers are not among them.
+
+    >>> jax.tree_util.tree_flatten_with_path({"told": {"trained": {"own": 1}}})[0][0][0]
+    (DictKey(key='told'), DictKey(key='trained'), DictKey(key='own'))
+    >>> before_model(jax.tree_util.tree_flatten_with_path({"told": {"trained": {"own": 1}}})[0][0][0])
+    ('told', 'trained')
+    """
+    names = [str(getattr(key, "key", "")) for key in path]
+    ends = [place for place, name in enumerate(names) if name in ("trained", "carried")]
+    return tuple(names[: ends[0] + 1] if ends else names)
+
+
 def schema(tree: Tree) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
     """(path, dtype, shape) of every leaf: what two nodes must have in common to exchange such trees."""
     return tuple((name, np.dtype(leaf.dtype).name, tuple(leaf.shape)) for name, leaf in named_leaves(tree).items())

@@ -182,6 +182,7 @@ MECHANISMS: dict[str, dict[str, Any]] = {
         ]},
         "algorithm": {"name": "dsgd", "share": "split"},
     },
+    "a share of the nodes": {**_objective(), "rounds": 5, "topology": {"graph": "ring", "nodes": 5, "take_part": 0.5}},
     "private steps": {
         **_objective({"name": "fedprox", "mu": 0.1}, name="mlp", hidden=[4]), "rounds": 4, "network": {"loss": 0.2},
         "privacy": {"clip": 0.5, "noise": 1.0, "delta": 0.01, "epsilon": 6.0, "sampling": "poisson"},

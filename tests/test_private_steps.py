@@ -351,6 +351,8 @@ def test_no_process_takes_private_steps_that_another_has_taken(tmp_path: Path) -
     work.begin(1)
     for round in range(1, 4):
         work.advance(Advance(0, (), 0.0, round))
+        work.score, work.loss = 0.9, 0.3
+        assert work.for_others() == (None, None)  # no noise is on them
     assert file.read(terms) == AHEAD * steps  # of this process, killed now; nothing is in a checkpoint
     again = begun(store)
     again.begin(2)

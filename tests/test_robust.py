@@ -55,11 +55,14 @@ def compiled(wrap: Wrap) -> tuple[Algorithm, Any]:
 
 
 def mixed(wrap: Wrap, rows: np.ndarray, own: int = 0, arrived: Any = None, weight: Any = None) -> np.ndarray:
-    """Where a node ends whose model is row `own` and whose neighbours have the others. A model lies in two leaves."""
+    """Where a node ends whose model is row `own` and whose neighbours have the others.
+
+    A model lies in two leaves, of which one is called as what travels beside models is: a layer may be.
+    """
     algorithm, mix = compiled(wrap)
 
     def model(x: np.ndarray) -> Any:
-        return {"trained": {"a": jnp.asarray(x[..., :1]), "b": jnp.asarray(x[..., 1:])}, "carried": {}}
+        return {"trained": {"a": jnp.asarray(x[..., :1]), "own": jnp.asarray(x[..., 1:])}, "carried": {}}
 
     others = np.delete(rows, own, axis=0)
     slots = len(others)
@@ -69,7 +72,7 @@ def mixed(wrap: Wrap, rows: np.ndarray, own: int = 0, arrived: Any = None, weigh
     inbox = Inbox(model(sent), model(others), jnp.asarray(here), jnp.zeros(slots, jnp.int32))
     weights = np.full(slots, 1 / (slots + 1)) if weight is None else np.asarray(weight)
     found = algorithm.params(mix(state, inbox, Neighborhood(jnp.asarray(weights), weights)))
-    return np.concatenate([np.asarray(found["trained"][name]) for name in ("a", "b")])
+    return np.concatenate([np.asarray(found["trained"][name]) for name in ("a", "own")])
 
 
 # ----------------------------------------------------------------------------------------------------------- by oracle
@@ -171,7 +174,6 @@ def test_a_radius_that_is_given_is_in_units_of_the_model() -> None:
 
 
 @pytest.mark.more
-@pytest.mark.more
 @pytest.mark.parametrize(
     "wrap", [trimmed_mean(0), multi_krum(0), monna(0), trimmed_mean(0, nnm=True), median(nnm=True), clip(f=0)]
 )
@@ -204,9 +206,17 @@ def test_what_is_no_model_is_as_if_it_had_not_arrived(name: str) -> None:
 
 
 @pytest.mark.more
-@pytest.mark.more
 @pytest.mark.parametrize(
-    "wrap, left", [(trimmed_mean(2), 4), (krum(1), 4), (multi_krum(1), 4), (monna(2), 4), (median(2), 4), (dos(), 2)]
+    "wrap, left",
+    [
+        (trimmed_mean(2), 4),
+        (krum(1), 4),
+        (multi_krum(1), 4),
+        (multi_krum(1, m=6), 4),
+        (monna(2), 4),
+        (median(2), 4),
+        (dos(), 2),
+    ],
 )
 def test_of_too_few_models_a_node_keeps_its_own(wrap: Wrap, left: int) -> None:
     here = np.arange(6) < left - 1

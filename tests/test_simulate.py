@@ -41,6 +41,7 @@ AGAIN = {
     "objectives", "more objectives", "weights and widths", "reconstruction", "widths, churn", "spectra and weights",
     "share, corrections", "share, push", "share, churn", "share, outer", "share, gossip",
     "noise and features", "rules", "scores", "a lie for each", "replay", "colours", "private steps",
+    "a share of the nodes",
 }  # fmt: skip
 """Other variants of what the rest tries; each algorithm by itself is held to its equations in test_algorithms.py."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from p2pfl import tree
 from p2pfl.check import at_least, one_of
 from p2pfl.errors import ConfigError
 from p2pfl.methods import site_facts
@@ -88,7 +89,7 @@ def noisy(payload: Payload, key: Array, scale: float, kind: str) -> Payload:
     leaves, structure = jax.tree_util.tree_flatten_with_path(payload)
 
     def one(index: int, path: tuple[Any, ...], leaf: Array) -> Array:
-        apart = any(getattr(each, "key", None) in AS_THEY_ARE for each in path)
+        apart = any(name in AS_THEY_ARE for name in tree.before_model(path))
         if apart or not leaf.ndim or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
         eps = LAWS[kind](jax.random.fold_in(key, index), leaf.shape, leaf.dtype)

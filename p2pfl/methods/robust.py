@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from p2pfl import tree
 from p2pfl.algorithms.mixing import over
 from p2pfl.check import one_of, positive, whole
 from p2pfl.errors import ConfigError
@@ -208,7 +209,7 @@ def multi_krum(
         most = seen.count - f
         return _best(seen, f, SCORES[score], most if m is None else jnp.minimum(m, most))
 
-    return _wrap(Rule("multi_krum", f, max(2 * f + 3, f + (m or 0)), weights, nnm=nnm))
+    return _wrap(Rule("multi_krum", f, 2 * f + 3, weights, nnm=nnm))
 
 
 def geometric_median(
@@ -444,8 +445,8 @@ def _suits(name: str, inner: Algorithm) -> None:
 def told(path: tuple[Any, ...], leaf: Array) -> bool:
     """Return whether a leaf is no part of the shared model: what a node tells of itself, what travels alongside; or is
     a whole number, which nothing lies between."""
-    apart = any(getattr(key, "key", None) in ("told", "sums", "own") for key in path)
-    return apart or not jnp.issubdtype(leaf.dtype, jnp.floating)
+    apart = {"told", "sums", "own"} & {*tree.before_model(path)}
+    return bool(apart) or not jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _moved(payload: Payload) -> list[Array]:

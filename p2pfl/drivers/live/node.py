@@ -443,6 +443,7 @@ class LiveNode:
         here, (sent, received) = versions.here(task.node, versions.MODELS), self._counters
         keyring = None if self._trusted is None else self._trusted.keyring
         names = {} if keyring is None else keyring.names
+        score, loss = work.for_others()
         me = ReportedMember(task.node, names.get(task.node, ""), SELF, peer.round, self._place.address[:200])
         told, more = first(members(me, self._table, peer.silent, names))
         return StatusReport(
@@ -474,8 +475,8 @@ class LiveNode:
             bytes_forwarded=sum(self._transport.forwarded.values()),
             dropped=dict(self._event_log.dropped),
             score_name=task.score,
-            score=None if task.budget else finite(work.score),  # of rows, with no noise
-            loss=None if task.budget else finite(work.loss),
+            score=finite(score),
+            loss=finite(loss),
             rounds_alone=peer.alone,
             records_dropped=work.records_dropped + self._events.dropped,
         )

@@ -36,7 +36,7 @@ class Feed:
         self._deliveries = deliveries(work)
         self._ahead = work.ahead()  # [n, V, B]
         self._period = len(work.schedule.neighbor)
-        self._turns = np.cumsum(work.schedule.trains.any(axis=1))  # rounds with local steps up to each row
+        self._turns = np.cumsum(work.schedule.trains, axis=0)  # [T, n] rounds with local steps up to each row
         self._graph = self._placed(None) if self._period <= plan.longest else None
         self.booked = self.planned = 0  # messages
 
@@ -107,15 +107,17 @@ class Feed:
         return Graph(*(put(self._plan.mesh, ROWS, part) for part in parts[1:]))
 
     def _samples(self, round: int) -> np.ndarray:
-        """[n, S, B] the samples of a round; each node counts its own turns where there are epochs."""
-        work = self._plan.work
+        """[n, S, B] the samples of a round; each node counts its own turns."""
+        work, batching = self._plan.work, self._plan.batching
         if work.course is None:
             whole, rest = divmod(round - 1, self._period)
-            return self._plan.batching.indices(int(whole * self._turns[-1] + self._turns[rest]))
-        turn = np.where(work.course.timeline.active[round - 1], work.course.turn[round - 1], 0)
-        result = np.zeros((len(turn), self._plan.batching.width, work.batch_size), np.int64)
-        for each in np.unique(turn[turn > 0]).tolist():
-            result[turn == each] = self._plan.batching.indices(each)[turn == each]
+            turn = whole * self._turns[-1] + self._turns[rest]
+        else:
+            turn = np.where(work.course.timeline.active[round - 1], work.course.turn[round - 1], 0)
+        first, *more = np.unique(turn[turn > 0]).tolist() or [1]
+        result = batching.indices(first)
+        for each in more:
+            result = np.where((turn == each)[:, None, None], batching.indices(each), result)
         return result
 
     def _changes(self, course: Course, start: int, count: int, over: Callable[..., Any]) -> dict[str, Any]:

@@ -10,13 +10,12 @@ and taken off. What Y tells of node u is then that of a Gaussian mechanism with
     mu^2 = max over changes d of u's contributions of  d^T P_u d / s^2,    P = A^T (A A^T)^+ A
 
 P projects onto the row space of A; P_u = I: u is seen as if it had sent each contribution by itself; P_u = 0: not at
-all. Which columns and rows are kept says who looks: one node, all neighbours together, any coalition. What is seen in a
-round is made of contributions up to that round, so that u's own may depend on all that was seen before (adaptive
-composition of Gaussian mechanisms).
+all. Which columns and rows are kept says who looks: one node, all neighbours together, any coalition.
 
-**What it takes for granted**: the contributions of all other honest nodes are the same whatever u's rows are. That is
-so of statistics, and of a round. Gradients are taken at models that u's contributions have moved, unseen by who looks:
-then the figure is what the linear view tells, and no theorem. What holds without it is that of all neighbours together.
+**What it takes for granted**: a row changes u's contributions by so much, and those of all other honest nodes not at
+all. That is so of statistics, and of a round. Gradients are taken at models that earlier contributions have moved, u's
+own among them, unseen by who looks: then the figure is what the linear view tells, and no theorem. What holds without
+it is that of all neighbours together, who see every contribution.
 
 Source: Bellet, Cyffers, Frey, Gaudel, Lerévérend, Taïani, "Unified privacy guarantees for decentralized learning via
 matrix factorization" (2025); that one noise does not protect many messages: El Mrini, Cyffers, Bellet, "Privacy attacks
