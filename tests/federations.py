@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from p2pfl.config import experiment
@@ -230,6 +231,18 @@ def tinted() -> Dataset:
 
 def federation_of(table: dict[str, Any]) -> Federation:
     return federation.build(experiment.parse(table, "test.toml", Experiment))
+
+
+def right_of(federation: Federation) -> tuple[Tree, np.ndarray]:
+    """The final models of a simulated federation, and [n, test rows] what each is right of."""
+    models = jax.tree.map(jnp.asarray, simulated.simulate_federation(federation).models)
+    test = federation.dataset.test
+
+    @jax.jit
+    def score(params: Tree) -> Any:
+        return federation.learner.evaluate(params, {"x": test.x, "y": test.y}, jnp.ones(len(test.y)))["score"]
+
+    return models, np.asarray(jax.vmap(score)(models))
 
 
 def spoilt(federation: Federation, node: int = 1) -> Federation:

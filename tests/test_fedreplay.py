@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from federations import TABLE, federation_of
+from federations import TABLE, federation_of, right_of
 
 from p2pfl.data import Dataset, Samples
 from p2pfl.data.builtin import digits
@@ -117,14 +117,7 @@ TWO: dict[str, Any] = {
 def balanced(table: dict[str, Any]) -> float:
     """The mean over nodes of the balanced accuracy of their final models on the test rows of all."""
     made = federation_of(table)
-    ends = jax.tree.map(jnp.asarray, simulated.simulate_federation(made).models)
-    test = made.dataset.test
-
-    @jax.jit
-    def score(params: Tree) -> Any:
-        return made.learner.evaluate(params, {"x": test.x, "y": test.y}, jnp.ones(len(test.y)))["score"]
-
-    right = np.asarray(jax.vmap(score)(ends))
+    test, (_, right) = made.dataset.test, right_of(made)
     return float(np.mean([right[:, test.y == label].mean() for label in np.unique(test.y)]))
 
 

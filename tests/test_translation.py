@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from federations import TABLE, federation_of
+from federations import TABLE, federation_of, right_of
 
 from p2pfl.data import Dataset, Samples
 from p2pfl.data.builtin import digits
@@ -20,7 +20,6 @@ from p2pfl.learning.flax import from_flax
 from p2pfl.methods import bulletin, objectives
 from p2pfl.methods.objectives import simplest_site, translation
 from p2pfl.methods.objectives.variational import Sizes
-from p2pfl.runs import simulated
 from p2pfl.types import Array, Learner, Params, Tree
 
 KEY, HERE = jax.random.key(0), __name__
@@ -89,14 +88,7 @@ SCANNERS: dict[str, Any] = {
 def own_scores(table: dict[str, Any]) -> tuple[Federation, Tree, float]:
     """The mean over sites of how often their model is right on test rows of their own."""
     made = federation_of(table)
-    models = jax.tree.map(jnp.asarray, simulated.simulate_federation(made).models)
-    test = made.dataset.test
-
-    @jax.jit
-    def score(params: Tree) -> Any:
-        return made.learner.evaluate(params, {"x": test.x, "y": test.y}, jnp.ones(len(test.y)))["score"]
-
-    right = np.asarray(jax.vmap(score)(models))
+    test, (models, right) = made.dataset.test, right_of(made)
     assert test.site is not None
     return made, models, float(np.mean([right[node][test.site == node].mean() for node in range(len(right))]))
 
