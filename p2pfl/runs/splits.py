@@ -20,6 +20,7 @@ from p2pfl.data import Dataset, Samples
 from p2pfl.data.dataset import split as draw_split
 from p2pfl.drivers.live import clock
 from p2pfl.errors import ConfigError
+from p2pfl.federation import learning
 from p2pfl.federation.datasets import read
 from p2pfl.federation.events import undisturbed
 from p2pfl.federation.federation import Federation, build
@@ -57,6 +58,13 @@ def check(experiment: Experiment) -> None:
                 raise ConfigError(
                     f"evaluation.leave_site_out: numbers nodes anew, and training.objective[{i}] ({name}) has "
                     "one of them as its reference; leave one of the two out"
+                )
+        for i, method in enumerate(learning.objectives(experiment, learning.optimizer(experiment))):
+            if method.given:
+                name = experiment.training.objective[i]["name"]
+                raise ConfigError(
+                    f"evaluation.leave_site_out: numbers nodes anew, and training.objective[{i}] ({name}) has a value "
+                    "for each of them; leave one of the two out"
                 )
     if wanted.splits and experiment.topology.graph is None:
         undisturbed(experiment, "evaluation.splits")
