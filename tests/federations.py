@@ -13,6 +13,7 @@ from p2pfl.config.experiment import Experiment
 from p2pfl.data import Dataset, Samples
 from p2pfl.data.builtin import digits
 from p2pfl.drivers.simulate import loop
+from p2pfl.drivers.simulate.simulation import Outcome
 from p2pfl.federation import federation
 from p2pfl.federation.federation import Federation
 from p2pfl.federation.tasks import tasks
@@ -267,6 +268,10 @@ def looped(federation: Federation) -> np.ndarray:
 
 def at_once(federation: Federation, **how: Any) -> np.ndarray:
     """[n, parameters] the final models of the simulator."""
-    models = simulated.simulate_federation(federation, **how).models
-    leaves = [np.asarray(leaf).reshape(len(federation.graph), -1) for leaf in jax.tree.leaves(models)]
+    return flattened(federation, simulated.simulate_federation(federation, **how))
+
+
+def flattened(federation: Federation, outcome: Outcome) -> np.ndarray:
+    """The same of one that has run."""
+    leaves = [np.asarray(leaf).reshape(len(federation.graph), -1) for leaf in jax.tree.leaves(outcome.models)]
     return np.concatenate(leaves, axis=1)
