@@ -364,9 +364,14 @@ def test_hazard_ratios_of_six_regions_are_those_of_the_patients_pooled(tmp_path:
     assert table["penalty"]["tested"]["c_index"] > 0.86 > table["stratified_by_site"]["tested"]["c_index"]
 
 
-@pytest.mark.more
 @pytest.mark.skipif(not TCGA.exists(), reason="the hospitals' data are no part of the repository")
-@pytest.mark.parametrize(("many", "far"), [(5, 0.16), (10, 0.15), (20, 0.14), (50, 0.11)])
+@pytest.mark.parametrize(
+    ("many", "far"),
+    [
+        *(pytest.param(*each, marks=pytest.mark.more) for each in ((5, 0.16), (50, 0.11))),
+        *(pytest.param(*each, marks=pytest.mark.soak) for each in ((10, 0.15), (20, 0.14))),
+    ],
+)
 def test_with_more_stretches_of_time_six_regions_are_nearer_to_all_event_times(many: int, far: float) -> None:
     """The error of docs/medical.md, in standard errors, of the largest of 26 coefficients; as ties it is larger."""
     train = build(load(FOLDER / "tcga-brca" / "experiment.toml")).dataset.train
