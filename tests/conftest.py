@@ -34,6 +34,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite-transcripts", action="store_true", help="write tests/transcripts anew")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """By day XLA emits fusions the older way, which takes two thirds of the time; node processes inherit it."""
+    if config.option.markexpr != "soak":
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Import no file that has nothing of a lane: most of the time of a lane of ten tests is that of all imports."""
     lane = re.match(r"(?:more and )?(live|faults)\b", config.option.markexpr or "")
@@ -69,7 +75,8 @@ def _optimising() -> Iterator[None]:
 
 @pytest.fixture
 def optimised() -> Iterator[None]:
-    """XLA with its optimiser, as users run it: for a claim about what that does to sums and roundings."""
+    """XLA with its optimiser, as users run it (by night; by day but for how fusions are emitted): for a claim about
+    what that does to sums and roundings."""
     with _optimising():
         yield
 
