@@ -564,6 +564,7 @@ def base_learner(experiment: Experiment, dataset: Dataset) -> Learner:
     first = dataset.train.x  # of rows that are stored none is read: the first may be another node's
     where = f"model.name={table.name!r}"
     example = np.zeros((1, *shape), first.dtype) if isinstance(first, Stored) else first[:1]
+    example = example.astype(jax.dtypes.canonicalize_dtype(example.dtype))  # as jax would have it, which compiles that
     fits = None if experiment.training.loss is None else loss(experiment, dataset)
     more = dataset.kind, fits, experiment.training.compute, _still(experiment)
     if not isinstance(table, FunctionModel):
