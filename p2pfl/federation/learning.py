@@ -117,7 +117,7 @@ def resolve_learning(
     else:
         learner = script.learner
     _check_answers(experiment, learner, data)
-    apart = bool(sites) or set(jax.eval_shape(learner.init, jax.random.key(0))) > {"trained", "carried"}
+    apart = bool(sites) or set(tree.drawn(learner.init)) > {"trained", "carried"}
 
     def make(learner: Learner) -> Algorithm:
         made = watch(named(experiment, learner, methods, rule, apart), learner)
@@ -246,7 +246,7 @@ def _sliced(
         _check_slice(learner, shape(learner, sites), dataset, level)
         learners.append(learner)
         algorithms.append(watch(named(experiment, learner, own, rule, withheld=True), learner))
-    whole = jax.eval_shape(base.init, jax.random.key(0))
+    whole = tree.drawn(base.init)
     return Sliced(slices.levels, tuple(learners), tuple(algorithms), slices.stretches(whole))
 
 
@@ -391,7 +391,7 @@ def partly(experiment: Experiment, made: Learner) -> Learner:
         )
     try:
         if training.freeze is not None:
-            paths = sharing.leaves(jax.eval_shape(made.init, jax.random.key(0)))
+            paths = sharing.leaves(tree.drawn(made.init))
             return freezing.freeze(made, sharing.matching(training.freeze, paths, "freeze"))
         if training.lora is None:
             return made
@@ -546,7 +546,7 @@ def _noise_notes(real: bool) -> tuple[str, ...]:
 def shape(learned: Learner, sites: Tree) -> Tree:
     """Shapes and dtypes of the model of a node; `sites`: of `known`."""
     site = jax.tree.map(lambda rows: jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype), sites)
-    return local_steps.placed(jax.eval_shape(learned.init, jax.random.key(0)), site)
+    return local_steps.placed(tree.drawn(learned.init), site)
 
 
 def gathered(experiment: Experiment) -> tuple[str, ...]:
@@ -563,7 +563,8 @@ def base_learner(experiment: Experiment, dataset: Dataset) -> Learner:
     given = {name: value for name, value in asdict(table).items() if name not in BEGIN and value is not None}
     first = dataset.train.x  # of rows that are stored none is read: the first may be another node's
     where = f"model.name={table.name!r}"
-    example = jnp.zeros((1, *shape), first.dtype) if isinstance(first, Stored) else jnp.asarray(first[:1])
+    example = np.zeros((1, *shape), first.dtype) if isinstance(first, Stored) else first[:1]
+    example = example.astype(jax.dtypes.canonicalize_dtype(example.dtype))  # as jax would have it, which compiles that
     fits = None if experiment.training.loss is None else loss(experiment, dataset)
     more = dataset.kind, fits, experiment.training.compute, _still(experiment)
     if not isinstance(table, FunctionModel):

@@ -93,13 +93,13 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int, fit: 
         sums = learner.evaluate(algorithm.params(state), {"x": x, "y": y}, mask)
         return sums["score"], sums["loss"]
 
-    @jax.jit
-    def init(key: Array, site: Tree) -> State:
-        return algorithm.init(placed(learner.init(key), site), slots)
+    @jax.jit  # with its key: each small program of its own takes a while to load
+    def init(seed: Array, site: Tree) -> State:
+        return algorithm.init(placed(learner.init(jax.random.key(seed)), site), slots)
 
     return Program(
         slots=slots,
-        init=lambda seed, site=None: init(jax.random.key(seed), site or {}),
+        init=lambda seed, site=None: init(np.uint32(seed), site or {}),
         train=train,
         mix=mix,
         adopt=jax.jit(algorithm.adopt),
