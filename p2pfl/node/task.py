@@ -85,6 +85,7 @@ class StepBudget(NamedTuple):
     steps: int
     terms: str  # what a step costs: of other terms no count of earlier processes means anything
     counted: Callable[[State, int], State]  # a state, and what earlier processes have taken: one that counts them
+    a_round: int | None = None  # counted in a round; None: its local steps
 
 
 class Held(NamedTuple):
