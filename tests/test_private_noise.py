@@ -437,3 +437,13 @@ def test_chunks_are_a_fraction_of_the_bytes_and_train_as_well(tmp_path: Path) ->
     assert scored(tmp_path, "chunks", **more, algorithm=chunks) > max(plain - 0.03, alone + 0.1)
     sizes = [message_sizes(build(made(**more, **one))).nbytes.sum() for one in ({}, {"algorithm": chunks})]
     assert sizes[1] < sizes[0] / 6
+
+
+@pytest.mark.more
+def test_every_driver_tells_each_neighbour_the_same(tmp_path: Path) -> None:
+    """Nodes on a virtual network and the plain loop, to the bit: also where a message knows whom it is for."""
+    digests, wrap = [], {"name": "zip_dl", "scale": 0.1}
+    for kind in ({"kind": "virtual"}, {"kind": "simulate", "loop": True}):
+        more = {"algorithm": {"name": "dsgd", "wrap": [wrap]}, "driver": kind, "rounds": 3, "privacy__of": "updates"}
+        digests.append(run(made(**more, evaluation={"every": 3}), tmp_path / kind["kind"]).digests)
+    assert len(digests[0]) == 5 and digests[0] == digests[1]

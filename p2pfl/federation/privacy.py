@@ -437,7 +437,7 @@ def by_view(
     fits = experiment.algorithm.name in LINEAR and spread is not None and table.law == "gaussian"
     if not fits or lossy or spread is None or None in steps.sampling:
         return None
-    if joint_view.too_large(nodes, rounds, joint_view.watched(weights, lookers, bool(spread))):
+    if joint_view.too_large(weights, rounds, lookers, bool(spread)):
         return None
     adding = max(-(-steps.allowed[node] * rounds // max(steps.planned[node], 1)) for node in range(nodes))
     noise = joint_view.covariance(np.array(steps.noise), table.correlated or 0.0, steps.linked, lookers)

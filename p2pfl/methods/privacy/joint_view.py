@@ -41,21 +41,21 @@ _TINY = 1e-9
 """Of the largest singular value: what is below is rounding."""
 
 
-def too_large(nodes: int, rounds: int, seen: int) -> bool:
-    """Return whether the view of so many nodes' models is more than is looked at."""
-    return nodes * rounds * rounds * seen > MOST
+def too_large(weights: np.ndarray, rounds: int, lookers: Collection[int], unlike: bool = False) -> bool:
+    """Return whether what lookers see is more than is looked at; `unlike`: each neighbour is sent something else."""
+    nodes, linked = weights.shape[1], (weights != 0).any(axis=0)
+    linked |= linked.T
+    if not unlike:
+        return bool(nodes * rounds * rounds * len(seen_by(weights, lookers)) > MOST)
+    return bool(
+        nodes * nodes * rounds * linked.sum() > MOST or nodes * rounds * rounds * linked[[*lookers]].sum() > MOST
+    )
 
 
 def seen_by(weights: np.ndarray, lookers: Collection[int]) -> list[int]:
     """The nodes whose models a coalition sees: its own, and those of neighbours in any round. `weights` [T, n, n]."""
     linked = (weights != 0).any(axis=0)
     return sorted({*lookers, *(int(j) for i in lookers for j in np.flatnonzero(linked[i] | linked[:, i]))})
-
-
-def watched(weights: np.ndarray, lookers: Collection[int], unlike: bool = False) -> int:
-    """How many models lookers see in a round, at most; `unlike`: each neighbour is sent another one."""
-    linked = (weights != 0).any(axis=0)
-    return int(sum((linked[i] | linked[:, i]).sum() for i in lookers)) if unlike else len(seen_by(weights, lookers))
 
 
 def covariance(
@@ -152,7 +152,7 @@ def projection(
         [[1, 0], [0, 1]]
     """
     nodes, adding = weights.shape[1], rounds if contributing is None else min(contributing, rounds)
-    if too_large(nodes, rounds, watched(weights, lookers, zip_dl > 0)):
+    if too_large(weights, rounds, lookers, zip_dl > 0):
         raise ConfigError(f"{rounds} rounds of {nodes} nodes: too many to work out what nodes see of each other")
     views, besides = _views(weights, rounds, lookers, adding, zip_dl)
     honest = [node for node in range(nodes) if node not in lookers]
