@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -30,8 +30,6 @@ WRAPS = frozenset({"cast", "clip", "fourier", "noise", "zip_dl", "shatter", *RUL
 LINEAR = frozenset({"dsgd"})
 """Algorithms in which a model is a sum of contributions that mixing weighs as planned."""
 UNLIMITED = np.iinfo(np.int32).max
-
-
 MOST_PAIRED = 512
 """Nodes up to which noise that neighbours share is looked at: every one of them is taken for curious in turn."""
 
@@ -130,7 +128,7 @@ def resolve(
     linked = _linked(graph, len(rows))
     noise = _own_noise(table, tuple(enough[kind] for kind in each), linked)
     seen = _seen(table, noise, linked)
-    sights = [*zip(each, seen[_called(table.adversary)], strict=True)]
+    sights = [*zip(each, noise if table.correlated is None else seen[_called(table.adversary)], strict=True)]
     within = {(kind, sight): _allowed(table, sight, *kind) for kind, sight in {*sights}}
     allowed = tuple(within[sight] for sight in sights)
     room = max((one.room(most, table.delta) for one, most in each if one), default=1)
@@ -214,8 +212,11 @@ def _allowed(table: Privacy, noise: float, own: Sampling | None, planned: int) -
         return 0
     if table.epsilon is None or table.noise is None or not noise:
         return planned
-    cost: Callable[[int], float] = lambda steps: _cost(table, noise, own, steps)  # noqa: E731
-    return accountant.steps_within(table.epsilon, planned, cost)
+
+    def spent(steps: int) -> float:
+        return _cost(table, noise, own, steps)
+
+    return accountant.steps_within(table.epsilon, planned, spent)
 
 
 def _check_table(table: Privacy, experiment: Experiment, data: Datasets, graph: nx.Graph) -> None:
@@ -261,10 +262,15 @@ def _check_correlated(table: Privacy, experiment: Experiment, data: Datasets, gr
             f"{where}: cancels where both neighbours take every step; with churn or topology.take_part they would "
             "come out of step; leave one of the two out"
         )
-    if table.of == "rows" and steps is not None and len(set(steps)) > 1:
+    if steps is not None and len({min(each, 1) if table.of == "updates" else each for each in steps}) > 1:
         raise ConfigError(
             f"training.node_steps={[*steps]}: with {where} all nodes must take as many steps, so that what they share "
             "cancels; leave one of the two out"
+        )
+    if experiment.algorithm.name == "fedavg":
+        raise ConfigError(
+            f"{where}: cancels where both neighbours take every step, and of fedavg the hub and the others take turns; "
+            "use dsgd"
         )
     if not graph.number_of_edges() or experiment.algorithm.name == "local":
         raise ConfigError(f"{where}: nobody has a neighbour to share noise with; leave it out")
@@ -333,6 +339,7 @@ def _check_budget(steps: PrivateSteps, a_round: list[int]) -> None:
         if budget is None or own is None or allowed >= first:
             continue
         spent, whole = steps.spent(node, first, steps.against), steps.table.of == "updates"
+        spent = steps.spent(node, first) if spent is None else spent  # which is of those whom it is meant against
         what = "update" if whole else f"{first} local steps"
         raise ConfigError(
             f"privacy.epsilon={budget:g}: the {what} of the first round cost{'s' * whole} node {node}, of {own.rows} "
