@@ -99,6 +99,7 @@ def test_a_view_of_correlated_noise_never_tells_more_than_all_messages() -> None
     np.testing.assert_allclose(projection(weights(graph), 4, {1}, noise=4 * np.eye(6)), plain / 4, atol=1e-9)
 
 
+@pytest.mark.more
 def test_what_neighbours_share_cancels_in_the_mean_and_is_another_in_each_step() -> None:
     linked = nx.to_numpy_array(nx.cycle_graph(4)) > 0
     found = pairs(linked, seed=3)
@@ -158,6 +159,7 @@ def test_updates_are_accounted_for_by_their_formulas() -> None:
     assert delta == pytest.approx(DELTA, rel=0.15) and many < 100 * each
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("law", ["gaussian", "laplace"])
 def test_an_update_moves_a_model_by_its_clip_at_most_whatever_the_rows_are(law: str) -> None:
     whole = noised_updates(0.5, law)
@@ -185,6 +187,7 @@ def test_an_update_moves_a_model_by_its_clip_at_most_whatever_the_rows_are(law: 
     assert moved(3, noise=100.0)[0] > 50
 
 
+@pytest.mark.more
 def test_the_noise_of_updates_has_its_scale() -> None:
     for law, deviation in (("gaussian", 1.0), ("laplace", math.sqrt(2))):
         whole = noised_updates(0.5, law)
@@ -208,6 +211,7 @@ def test_an_algorithm_that_sends_more_than_the_model_is_refused() -> None:
 # --- messages: Zip-DL
 
 
+@pytest.mark.more
 def test_noise_on_messages_is_another_for_each_neighbour_and_cancels() -> None:
     share = jnp.asarray([0.2, 0.3, 0.1, 0.0])
     model = {"trained": {"w": jnp.ones(5000)}, "carried": {"n": jnp.ones(3)}}
@@ -234,6 +238,7 @@ def test_what_all_neighbours_know_of_noise_that_cancels_is_all_and_what_one_know
 # --- chunks: Shatter
 
 
+@pytest.mark.more
 def test_a_chunk_is_a_part_and_all_of_them_are_the_model_and_mixing_is_the_mean_of_what_came() -> None:
     learner = counting(linear(6))  # 6 * 2 + 2 numbers
     algorithm = chain(dsgd(learner, optax.sgd(0.1)), shatter(3))
@@ -333,6 +338,7 @@ def test_what_is_noised_for_nothing_is_said() -> None:
     assert "noised like all others" not in whole and "for all of its rows together, whatever they are" in whole
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("of", ["rows", "updates"])
 def test_noise_is_on_the_first_message_and_not_added_after_mixing(of: str) -> None:
     federation = build(made(privacy__of=of, privacy__noise=50.0))
