@@ -40,7 +40,9 @@ def write(federation: Federation, models: Mapping[int, Params], out: Path, every
     gone = [node for node in federation.graph if everyone and node not in counts]
     counts |= {node: _at_most(federation, private, out, node) for node in gone}
     called = names(federation.partition, federation.dataset)
-    nodes = {node: _node(private, node, counts[node]) for node in sorted(counts) if private.sampling[node] is not None}
+    known: dict[tuple[Any, ...], float | None] = {}
+    told = [node for node in sorted(counts) if private.sampling[node] is not None]
+    nodes = {node: _node(private, node, counts[node], known) for node in told}
     nodes = {node: {"name": called[node], **each, "bound": node in gone} for node, each in nodes.items()}
     single = by_distance(federation.experiment, federation.topology, private) if federation.pooled else None
     table = private.table
@@ -62,11 +64,16 @@ def write(federation: Federation, models: Mapping[int, Params], out: Path, every
     return [*_spent(nodes, private, federation.pooled), *_seen(federation, single, table.delta)]
 
 
-def _node(private: PrivateSteps, node: int, steps: int) -> dict[str, Any]:
-    """What a node has spent with so many steps, or updates."""
+def _node(private: PrivateSteps, node: int, steps: int, known: dict[tuple[Any, ...], float | None]) -> dict[str, Any]:
+    """What a node has spent with so many steps, or updates. `known`: figures of others like it, which take long."""
     own = private.sampling[node]
     assert own is not None
-    against = {who: private.spent(node, steps, who) for who in private.seen}
+    against = {}
+    for who, noise in private.seen.items():
+        kind = noise[node], own, steps
+        if kind not in known:
+            known[kind] = private.spent(node, steps, who)
+        against[who] = known[kind]
     return {
         "rows": own.rows,
         "steps": steps,
@@ -111,11 +118,14 @@ def _spent(nodes: Mapping[int, Mapping[str, Any]], private: PrivateSteps, pooled
     delta, what = private.table.delta, "each training row" if private.table.of == "rows" else "all rows of a node"
     worst = max(nodes.values(), key=lambda each: float(each["epsilon"]))
     gone = sum(each["bound"] for each in nodes.values())
+    who_sees = "all its neighbours together"
+    if private.table.correlated is None:  # else a stranger sees less than they
+        who_sees += "; anybody where links are not encrypted"
     left = f", of {gone} of which a bound is known, no count" if gone else ""
     whose = f" ({worst['name']}, the most of the {len(nodes)} nodes{left})" if len(nodes) > 1 else ""
     said = [
-        f"privacy: for who sees all that a node has sent (all its neighbours together; anybody where links are not "
-        f"encrypted) epsilon is {worst['epsilon']:.3g}{whose} at delta {delta:g}, for {what}"
+        f"privacy: for who sees all that a node has sent ({who_sees}) epsilon is {worst['epsilon']:.3g}{whose} at "
+        f"delta {delta:g}, for {what}"
         + ("; its noise follows from the seed, so it protects nobody: a study" if pooled else "")
     ]
     for who in [who for who in private.seen if who != "neighbours"]:
