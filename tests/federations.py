@@ -187,7 +187,15 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "a share of the nodes": {**_objective(), "rounds": 5, "topology": {"graph": "ring", "nodes": 5, "take_part": 0.5}},
     "private steps": {
         **_objective({"name": "fedprox", "mu": 0.1}, name="mlp", hidden=[4]), "rounds": 4, "network": {"loss": 0.2},
-        "privacy": {"clip": 0.5, "noise": 1.0, "delta": 0.01, "epsilon": 6.0, "sampling": "poisson"},
+        "privacy": {
+            "clip": 0.5, "noise": 1.0, "delta": 0.01, "epsilon": 6.0, "sampling": "poisson", "correlated": 2.0,
+        },
+        "algorithm": {"name": "dsgd", "wrap": [{"name": "shatter", "chunks": 2}]},
+    },
+    "private updates": {
+        **_objective(), "rounds": 4, "network": {"loss": 0.2},
+        "privacy": {"clip": 0.5, "noise": 1.0, "delta": 0.01, "epsilon": 6.0, "of": "updates", "law": "laplace"},
+        "algorithm": {"name": "dsgd", "wrap": [{"name": "zip_dl", "scale": 0.1}]},
     },
     "noise and features": {
         **_objective({"name": "experts"}, {"name": "align", "rows": 3, "noise": 0.1, "minimum": 2}),

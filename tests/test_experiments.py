@@ -234,6 +234,16 @@ def test_what_privacy_costs_four_hospitals(sweep: Sweep) -> None:
     assert abs(score["10"] - score["none"]) < 0.05 and score["0.1, delta 0.001"] < score["none"] - 0.1
 
 
+@pytest.mark.soak
+def test_what_neighbours_share_costs_less_than_a_nodes_own_noise(sweep: Sweep) -> None:
+    """Where all hear all, and against one of them."""
+    names = "rows, epsilon 1, own noise", "rows, epsilon 1 against one other node, shared noise"
+    found, _ = sweep("private-digits/sweep.toml", *only("mechanism", *names), *only("seed", "0"))
+    hold(found, expected("private-digits"), 1)
+    own, shared = (found["", name]["accuracy_mean"][0] for name in names)
+    assert shared > own + 0.1
+
+
 # --- byzantine
 
 

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from p2pfl.check import LIST, STRICT, Count, Texts
 from p2pfl.config import attack, churn, data, model, toml
 from p2pfl.config.attack import AttackTable
-from p2pfl.config.churn import ChurnTable
+from p2pfl.config.churn import ChurnTable, Nodes
 from p2pfl.config.data import Data, DataFile, DataTable
 from p2pfl.config.model import ModelTable
 from p2pfl.config.virtual import Virtual, VirtualLink
@@ -61,14 +61,20 @@ class Training:
 
 @dataclass(frozen=True, config=STRICT)
 class Privacy:
-    """[privacy]: local steps are differentially private for each training row: DP-SGD."""
+    """[privacy]: what local steps tell of the rows is differentially private: DP-SGD, or noise on whole updates."""
 
-    clip: Annotated[float, Field(gt=0)]  # largest norm of the gradient of a row
+    clip: Annotated[float, Field(gt=0)]  # largest norm of the gradient of a row, or of an update
     delta: Annotated[float, Field(gt=0, lt=1)]  # of (epsilon, delta)
-    noise: Annotated[float, Field(gt=0)] | None = None  # standard deviation of the noise on their sum, in units of
-    # clip; None: as little as keeps all rounds within epsilon
+    noise: Annotated[float, Field(gt=0)] | None = None  # standard deviation of the noise on their sum, or on an
+    # update, in units of clip; None: as little as keeps all rounds within epsilon
     epsilon: Annotated[float, Field(gt=0)] | None = None  # budget: a node trains no more before it is exceeded
     sampling: Literal["passes", "poisson"] = "passes"  # how rows get into batches
+    of: Literal["rows", "updates"] = "rows"  # what is clipped and noised: gradients of rows, or the update of a round
+    law: Literal["gaussian", "laplace"] = "gaussian"  # of the noise; laplace is for updates
+    correlated: Annotated[float, Field(gt=0)] | None = None  # standard deviation of the noise that each pair of
+    # neighbours shares, and that cancels between them, in units of clip
+    adversary: Literal["neighbours", "neighbour", "stranger"] | Nodes = "neighbours"
+    # who epsilon is meant against: all neighbours of a node together, one other node, a stranger, or these nodes
 
 
 @dataclass(frozen=True, config=STRICT)

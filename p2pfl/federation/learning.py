@@ -91,7 +91,7 @@ def resolve_learning(
     """Resolve the learner and the algorithm of an experiment. Raises ConfigError."""
     rule, dataset = optimizer(experiment) if script is None else script.optimizer, data.dataset
     sliced: Sliced | None = None
-    private = privacy.resolve(experiment, data, rule)
+    private = privacy.resolve(experiment, data, rule, topology.graph)
     methods = [*([private.objective] if private else []), *objectives(experiment, rule)]
     real = not data.pooled and data.task is None
     sites, notes = known(experiment, methods, dataset, data.partition.train, topology.nodes, real)
@@ -234,9 +234,9 @@ def _sliced(
             "one of the two out (training.freeze goes with widths)"
         )
     for i, given in enumerate(experiment.algorithm.wrap):
-        if given.get("name") in ("by_similarity", "fourier"):
+        if given.get("name") in ("by_similarity", "fourier", *compose.UNLIKE):
             raise ConfigError(
-                f"algorithm.wrap[{i}]: {given['name']} compares all channels of two models, and with the objective "
+                f"algorithm.wrap[{i}]: {given['name']} takes all channels of two models, and with the objective "
                 "widths two nodes hold unequal numbers of them; leave one of the two out"
             )
     learners, algorithms = [], []
@@ -444,7 +444,7 @@ def learner_alone(experiment: Experiment, like: Dataset, sites: Tree) -> Learner
     """
     rule, table = optimizer(experiment), experiment.privacy
     base = base_learner(experiment, like)
-    private = [] if table is None else [dp_sgd(table.clip, 1)]  # trains nothing here
+    private = [] if table is None else [dp_sgd(table.clip, 1)]  # trains nothing here; updates have the same leaves
     return made_learner(
         experiment, base, [*private, *objectives(experiment, rule)], rule, sites, like.train.x.shape[1:]
     )
@@ -523,7 +523,8 @@ def known(
         found["node"] = np.eye(len(parts), nodes, dtype=np.int32)
     if "entropy" in wanted:
         found["entropy"] = sites.entropy(len(parts), None if real else experiment.seed)
-    said = (*attacks.notes(experiment), *(_noise_notes(real) if "entropy" in wanted else ()))
+    dealt = [given.get("name") for given in experiment.algorithm.wrap] == ["shatter"] and not methods
+    said = (*attacks.notes(experiment), *(_noise_notes(real) if "entropy" in wanted and not dealt else ()))
     dtype = np.dtype(experiment.training.dtype)
     found = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in found.items()}
     table, names = experiment.statistics, gathered(experiment)
@@ -653,6 +654,11 @@ def _check_network(experiment: Experiment, algorithm: Algorithm, plan: Schedule)
     if network.late:
         if live:
             raise ConfigError('network.late: real nodes are as late as they are; use driver.kind = "simulate"')
+        if algorithm.link == "exchange" and algorithm.per_edge:
+            raise ConfigError(
+                f"network.late: {algorithm.name} with its combinators tells each neighbour something else, which late "
+                "does not keep apart; leave it out"
+            )
         if algorithm.link != "exchange" or algorithm.plan is not None or len(plan.neighbor) > 1:
             raise ConfigError(
                 "network.late: needs an algorithm of exchanges on a graph that stays the same; leave it out"

@@ -150,7 +150,8 @@ def task(
         growth=shapes.growth,
         part=experiment.topology.take_part,
         budget=None if (private := federation.learning.private) is None else StepBudget(
-            int(private.objective.given[ALLOWED][node]), private.terms(node), counted_from
+            int(private.objective.given[ALLOWED][node]), private.terms(node), counted_from,
+            1 if private.table.of == "updates" else None,
         ),
     )  # fmt: skip
 

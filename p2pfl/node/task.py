@@ -85,6 +85,7 @@ class StepBudget(NamedTuple):
     steps: int
     terms: str  # what a step costs: of other terms no count of earlier processes means anything
     counted: Callable[[State, int], State]  # a state, and what earlier processes have taken: one that counts them
+    a_round: int | None = None  # counted in a round; None: its local steps
 
 
 class Held(NamedTuple):
@@ -158,10 +159,13 @@ class Task(NamedTuple):
         return self.neighbors.index(node)
 
     def outgoing(self, round: int, receivers: tuple[int, ...]) -> Neighborhood:
-        """Return what `send` needs: the shares of those `receivers` that the schedule names in this round."""
+        """Return what `send` needs: the shares of those that the schedule names in this round.
+
+        `receivers`: where algorithms push, the only ones who get anything; exchanges are opened with all who are there.
+        """
         weight = np.zeros(self.slots)
         share = np.zeros(self.slots)
-        named = [j for j in self.schedule.sends_to(round) if j in receivers]
+        named = [j for j in self.schedule.sends_to(round) if j in receivers or self.link == "exchange"]
         for k, j in enumerate(named):
             share[self.slot(j) if self.per_edge else k] = self.schedule.out_weight_of(j, round)
         return Neighborhood(weight, share)

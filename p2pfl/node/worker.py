@@ -212,7 +212,8 @@ class Worker:
         """Write down the private steps of this round and some to come, before they are taken."""
         if self._host.spending is None or self.task.budget is None:
             return
-        steps, most = self.task.batching.width, self.task.budget.steps
+        budget = self.task.budget
+        steps, most = self.task.batching.width if budget.a_round is None else budget.a_round, budget.steps
         self._spent = min(self._spent + steps, most)
         if self._spent > self._reserved:
             self._reserved = min(self._spent + (AHEAD - 1) * steps, most)

@@ -106,7 +106,7 @@ def _run(
         result = start(federation, out, view, callbacks)
     if callbacks.early:
         result = result._replace(notes=(*result.notes, *_early(callbacks, federation.experiment, out)))
-    ended = (*assessment.ended(federation, result.whole), *privacy.write(federation, result.whole, out))
+    ended = (*assessment.ended(federation, result.whole), *privacy.write(federation, result.whole, out, True))
     result = result._replace(notes=(*result.notes, *ended))
     for note in result.notes:
         view.say(note)

@@ -75,7 +75,10 @@ def gossip(inner: Algorithm, rounds: int) -> Algorithm:
     def send(state: SumsState, neighborhood: Neighborhood) -> tuple[SumsState, Payload]:
         inside, payload = inner.send(state.inner, neighborhood)
         if not running:
-            return state._replace(inner=inside), {"inner": payload, "sums": state.sums}
+            sums, slots = state.sums, len(neighborhood.out_weight)
+            if inner.per_edge:  # each neighbour gets something else of the model, and the same sums
+                sums = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (slots, *leaf.shape)), sums)
+            return state._replace(inner=inside), {"inner": payload, "sums": sums}
         kept, sent = pushed(state.sums, state.sent, neighborhood.out_weight)
         return state._replace(inner=inside, sums=kept, sent=sent), {"inner": payload, "sums": sent}
 
