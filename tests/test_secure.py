@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import nacl.bindings
 import networkx as nx
 import numpy as np
 import pytest
+import tenseal
 from federations import at_once, federation_of, looped
 from scipy.stats import chisquare
 from small import Case, write
@@ -22,18 +23,19 @@ from p2pfl import topology, tree
 from p2pfl.config import experiment
 from p2pfl.drivers.simulate import loop
 from p2pfl.drivers.virtual.world import World
-from p2pfl.errors import ConfigError, LocalError
+from p2pfl.errors import ConfigError, LocalError, RemoteError
 from p2pfl.federation import federation as build
 from p2pfl.federation import secure
 from p2pfl.federation.federation import Federation
 from p2pfl.federation.tasks import tasks
-from p2pfl.methods import statistics
+from p2pfl.methods import ring_sum, statistics
 from p2pfl.methods.statistics import chacha
 from p2pfl.methods.statistics.masked_sums import LIMBS, _total, _unpacked, in_fixed_point
 from p2pfl.node.masked import MaskedSums
 from p2pfl.node.replica import Replica
+from p2pfl.node.worker import without_secrets
 from p2pfl.protocol.messages import Offer
-from p2pfl.runs import simulated, virtual
+from p2pfl.runs import keyed, simulated, virtual
 from p2pfl.trust import keyring, keys, masks
 
 SECURE = '\n[secure]\ncolluders = 1\n[network]\nsync = "barrier"\n'
@@ -344,6 +346,7 @@ def test_all_drivers_find_the_same_and_nobody_speaks_or_trains_before(heard: Hea
             assert not payload["told"]["said"].any() and not payload["told"]["rows"].any()  # nonces first
 
 
+@pytest.mark.more
 def test_numbers_of_96_bits_add_up_as_whole_numbers_do() -> None:
     rows = np.random.default_rng(0).integers(0, 2**32, (4, 500, LIMBS), dtype=np.uint32)
     found = _total(jnp.asarray(rows))
@@ -369,6 +372,66 @@ def test_a_node_that_goes_before_its_row_has_come_around_leaves_nothing_to_learn
     gone = delivery._replace(active=active, arrived=arrived)
     with pytest.raises(LocalError, match="the masked sums of some node have not come around"):
         loop.run(every, gone, lambda *given: None, lambda: 0.0)
+
+
+# --- with keys
+
+
+class Goes:
+    """What a site goes by while it runs."""
+
+    def __init__(self, ring: keyring.Keyring | None) -> None:
+        self.keyring = ring
+
+
+@pytest.mark.more
+def test_with_keys_masks_are_made_of_them_and_without_there_is_no_run_of_own_rows() -> None:
+    first, goes = rings(5), [Goes(each) for each in rings(5)]
+    made = tasks(counted({"colluders": 1}, topology={"graph": "complete", "nodes": 5}, network={"sync": "barrier"}))
+    found = [keyed.masking("n.toml", task, cast(Any, goes[i]), True) for i, task in enumerate(made)]
+    for i, task in enumerate(found):
+        assert task.sums is not None and task.sums.secret((i + 1) % 5) == masks.of_keys(first[i])((i + 1) % 5)
+        assert (
+            np.asarray(task.site["secrets"][(i + 1) % 5]) == statistics.words(masks.of_keys(first[i])((i + 1) % 5))
+        ).all()
+    assert made[0].sums is not None and made[0].sums.secret(1) != masks.of_keys(first[0])(1)
+    goes[0].keyring = None  # a member that is revoked while a round with it is under way
+    assert found[0].sums is not None and len(found[0].sums.secret(1)) == masks.BYTES
+    with pytest.raises(ConfigError, match=r"n.toml: federation: missing, and the experiment asks for \[secure\]"):
+        keyed.masking("n.toml", made[0], None, True)
+    assert keyed.masking("n.toml", made[0], None, False) is made[0]
+    with pytest.raises(ConfigError, match="node 4 of the experiment is no member of the federation file"):
+        keyed.masking("n.toml", made[0], cast(Any, Goes(rings(4)[0])), True)
+
+
+def test_a_file_of_a_model_has_no_secrets() -> None:
+    site = {"secrets": np.ones((2, 8), np.uint32), "row": np.ones(3, np.uint32)}
+    found = without_secrets({"trained": {"w": np.ones(2)}, "private": {"site": site}})
+    assert not found["private"]["site"]["secrets"].any() and found["trained"]["w"].all() and site["secrets"].all()
+
+
+# --- homomorphic encryption
+
+
+@pytest.mark.more
+def test_a_ring_adds_up_what_only_the_first_can_read() -> None:
+    own = np.random.default_rng(0).normal(0, 100, (4, 5000))  # more than a ciphertext holds
+    ring = ring_sum.Ring(own[0])
+    seen = [ring.message]
+    for each in own[1:]:
+        seen.append(ring_sum.passed(seen[-1], each))
+    again = ring_sum.passed(seen[0], own[1])
+    assert again != seen[1]  # what comes out is encrypted anew, so that it tells nothing beside what came in
+    public = ring_sum._unpacked(seen[-1])[0]
+    assert not tenseal.context_from(public).is_private()
+    with pytest.raises(RemoteError, match="and here there are 3"):
+        ring_sum.passed(seen[-1], own[0][:3])
+    np.testing.assert_allclose(ring.end(seen[-1]), own.sum(axis=0), atol=1e-4)
+    with pytest.raises(ValueError, match="a sum is read once"):
+        ring.end(seen[-1])
+    for wrong in (np.full(3, 1e9), np.full(3, np.nan), np.zeros(0)):
+        with pytest.raises(ConfigError, match="ring: "):
+            ring_sum.Ring(wrong)
 
 
 # --- what can't be meant

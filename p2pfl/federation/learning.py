@@ -29,7 +29,7 @@ from p2pfl.data.stored import Stored
 from p2pfl.errors import ConfigError, nearest
 from p2pfl.federation import attacks, epochs, privacy, secure
 from p2pfl.federation.datasets import Datasets, watched
-from p2pfl.federation.events import growing, memberships, newcomers
+from p2pfl.federation.events import growing, memberships
 from p2pfl.federation.plugins import FAULTS, called, chosen, function, unknown
 from p2pfl.federation.privacy import PrivateSteps
 from p2pfl.federation.topology import Topology
@@ -47,7 +47,7 @@ from p2pfl.types import Algorithm, Learner, Neighborhood, Planning, Schedule, Tr
 
 BEGIN = ("name", "weights", "rename", "fresh")
 """Fields of [model] that its maker does not take."""
-EARLY = ("crash", "leave", "freeze", "partition", "join", "rejoin")
+EARLY = ("crash", "leave", "freeze", "partition")
 """Events after which somebody has not heard what others say."""
 FLATTENED = MappingProxyType(
     {
@@ -225,7 +225,6 @@ def _masked(experiment: Experiment, topology: Topology, data: Datasets, learning
     """The same, with the nodes' sums added up behind masks before they train. Raises ConfigError."""
     if learning.sliced is not None:
         raise ConfigError("secure: masked statistics do not go with the objective widths; leave one of them out")
-    nodes = topology.nodes
     needed = secure.rounds(experiment, learning.schedule)
     early = [each for each in data.events if each.round <= needed and each.event in EARLY]
     if early:
@@ -234,7 +233,8 @@ def _masked(experiment: Experiment, topology: Topology, data: Datasets, learning
             f"around twice, in {needed} rounds, nobody gets the masked sums, and the run ends; let it happen later"
         )
     like = jax.tree.map(lambda rows: jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype), learning.sites["sums"])
-    founders = np.arange(len(data.partition.train)) < nodes - newcomers(experiment)
+    late = {each.node for each in data.events if each.event == "join"}  # whose sums are in no total
+    founders = np.array([node not in late for node in range(topology.nodes)])
 
     def make(learner: Learner) -> Algorithm:
         return statistics.masked(learning.make(learner), founders, like, needed)
@@ -574,7 +574,7 @@ def known(
     seed = None if real else experiment.seed
     found["sums"] = statistics.stacked(names, dataset, parts, table.minimum, table.noise, seed, dtype.name)
     if experiment.secure is not None:
-        found |= secure.facts(experiment, found["sums"], len(parts), real)
+        found |= secure.facts(experiment, found["sums"], nodes, real)
     return found, (*said, *statistics.notes(names, dataset, parts, table.minimum))
 
 

@@ -218,14 +218,15 @@ def sums(experiment: Experiment, node: int, planned: Callable[[Sequence[int]], S
 def facts(experiment: Experiment, found: Tree, nodes: int, real: bool) -> dict[str, Any]:
     """What nodes know of themselves to mask their sums `found` [n, ...]: of a study, by the seed.
 
-    `real`: this machine's own data: nonces are the operating system's, and secrets are put in by whoever has keys.
-    Raises ConfigError.
+    `nodes`: how many are planned; there may be one more, this machine's, which joins them. `real`: this machine's own
+    data: nonces are the operating system's, and secrets are put in by whoever has keys. Raises ConfigError.
     """
+    there = len(jax.tree.leaves(found)[0])
     if real:
-        shared = np.zeros((nodes, nodes, masks.BYTES // 4), np.uint32)
-        nonces = np.random.SeedSequence().generate_state(3 * nodes).reshape(nodes, 3)
+        shared = np.zeros((there, nodes, masks.BYTES // 4), np.uint32)
+        nonces = np.random.SeedSequence().generate_state(3 * there).reshape(there, 3)
         return statistics.facts(found, shared, nonces)
-    pairs = [masks.of_seed(experiment.seed, i) for i in range(nodes)]
+    pairs = [masks.of_seed(experiment.seed, i) for i in range(there)]
     shared = np.stack([np.stack([statistics.words(pair(j)) for j in range(nodes)]) for pair in pairs])
     drawn = [masks.stream(pair(i), b"nonce", 12) for i, pair in enumerate(pairs)]
     return statistics.facts(found, shared, np.stack([statistics.words(each) for each in drawn]))
@@ -234,8 +235,7 @@ def facts(experiment: Experiment, found: Tree, nodes: int, real: bool) -> dict[s
 def with_keys(site: Tree, secret: Callable[[int], bytes], node: int) -> Tree:
     """What a node knows of itself, with the secrets of its keys; as it was where no sums are masked.
 
-    With whom it has none, who is no member yet, nothing can be masked: then no row of its own is made in vain, since
-    all planned nodes must be members. Raises ConfigError.
+    Raises ConfigError where some planned node has no key yet.
     """
     if "secrets" not in site:
         return site

@@ -229,7 +229,9 @@ class Worker:
         """Mask what goes to each neighbour of the round; this node's side of it is its model as it is."""
         going = {}
         for j in self.task.schedule.receives_from(round):
-            masked = sums.masked(self.replica.sent(j, round), j, self._members, epoch, round)
+            share = self.replica.sent(j, round)
+            with self.replica.faults("send", round):
+                masked = sums.masked(share, j, self._members, epoch, round)
             going[j] = outgoing(masked)._replace(tree=self.replica.side(j, round))
         return Trained(going, outgoing(model))
 

@@ -135,7 +135,7 @@ def join(
         trusted=keyed.trusted(given, keyring, log.info), calls=given.calls, admitted=given.admitted,
     )  # fmt: skip
     with shapes.precision():
-        masked = keyed.masking(where, tasks.task(built, given.node), keyring, True)
+        masked = keyed.masking(where, tasks.task(built, given.node), place_of.trusted, True)
         return _started(built, shapes, place_of, masked)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -101,13 +102,13 @@ def trusted(node: CompleteNode, ring: Keyring | None, say: Callable[[str], None]
     return Trusted(node.federation, ring.signer, lambda text: say(Said(text, "federation")))
 
 
-def masking(file: Path | str, task: Task, ring: Keyring | None, own: bool) -> Task:
+def masking(file: Path | str, task: Task, trusted: Trusted | None, own: bool) -> Task:
     """Return the task of a node, whose masks are made with the keys of its site.
 
     Args:
         file: of the node.
         task: as the experiment has it: masks follow from the seed.
-        ring: its keys; None: it has none.
+        trusted: what it goes by while it runs; None: it has no keys.
         own: the node holds rows of its own, so that this is no study.
 
     Returns:
@@ -118,14 +119,20 @@ def masking(file: Path | str, task: Task, ring: Keyring | None, own: bool) -> Ta
     """
     if task.sums is None and not (isinstance(task.site, dict) and "secrets" in task.site):
         return task
-    if ring is None:
+    if trusted is None:
         if own:
             raise ConfigError(
                 f"{file}: federation: missing, and the experiment asks for [secure]: masks are made with the keys of "
                 "sites. p2pfl federation keygen makes one, docs/federation.md is the whole way; or leave [secure] out"
             )
         return task
-    secret = masks.of_keys(ring)
+
+    @functools.cache  # also of one that is revoked while a round with it is under way: no id is used again
+    def secret(node: int) -> bytes:
+        if trusted.keyring is None:
+            raise KeyError(node)
+        return masks.of_keys(trusted.keyring)(node)
+
     sums = None if task.sums is None else task.sums._replace(secret=secret)
     return task._replace(sums=sums, site=secure.with_keys(task.site, secret, task.node))
 

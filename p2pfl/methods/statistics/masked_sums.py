@@ -144,7 +144,7 @@ def facts(sums: Tree, secrets: np.ndarray, nonces: np.ndarray) -> dict[str, Any]
 
     Args:
         sums: [n, ...] of each site.
-        secrets: [n, n, 8] uint32: what a node has in common with each other.
+        secrets: [n, planned, 8] uint32: what a node has in common with each planned one.
         nonces: [n, 3] uint32.
 
     Returns:
@@ -211,7 +211,8 @@ def _heard(table: SumsTable, theirs: SumsTable, arrived: Array) -> SumsTable:
 def _spoken(table: SumsTable, site: Tree, founders: Array) -> SumsTable:
     """The table with the node's own row, once all nonces are here."""
     own = jnp.arange(len(founders), dtype=jnp.int32) == site["place"]
-    speaks = ((table.met > 0) | ~founders).all() & founders[site["place"]] & (table.said[site["place"]] == 0)
+    # one that is not planned has no row
+    speaks = ((table.met > 0) | ~founders).all() & (own & founders).any() & ~(own & (table.said > 0)).any()
 
     def spoken() -> SumsTable:
         row = _added(site["row"], _mask(site, table.nonces, founders))
