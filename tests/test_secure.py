@@ -255,14 +255,16 @@ def test_who_drops_out_reveals_nothing_and_who_comes_back_gets_no_single_model(
     made = small(tmp_path, Case("dsgd", "complete", 5), SECURE + CHURN, 12)
     figures = virtual.collected(made, tmp_path, virtual.into(made, tmp_path)).summary
     assert figures.lost == () and figures.exchanges_booked > 0 and np.isfinite(figures.consensus_distance or np.nan)
-    partial = [sum(each.values()) for (_, _, to), each in offers.items() if len(each) < 3]
-    whole = [sum(each.values()) for each in offers.values() if len(each) >= 3]
-    assert partial or len(whole) > 30
-    size = 2.0**62  # of a whole neighbourhood the sum is a small number; of less it is anything
-    assert all((np.abs(each.view(np.int64)) < size).all() for each in whole if len(each) == 4)
+    less, members = [], {1: 5, 2: 4, 3: 5}
+    for place, epoch in enumerate(dict.fromkeys(epoch for epoch, _, _ in offers), start=1):
+        for each in (each for (of, _, _), each in offers.items() if of == epoch):
+            if len(each) == members[place] - 1:  # of a whole neighbourhood the sum is a small number
+                assert (np.abs(sum(each.values()).view(np.int64)) < 2.0**56).all()
+            for few in range(1, min(len(each) + 1, members[place] - 1)):  # of less it is anything
+                less.append(sum([*each.values()][:few]).tobytes())
+    assert len(less) > 100 and uniform(b"".join(less)) > 1e-3
     assert given and not {*given} & {*own}
-    epochs = {epoch for epoch, _, _ in offers}
-    assert len(epochs) == 3  # all, without the one, with it again
+    assert len({epoch for epoch, _, _ in offers}) == 3  # all, without the one, with it again
 
 
 # --- statistics

@@ -144,7 +144,7 @@ def resolve_learning(
     notes = (*notes, *(privacy.notes(experiment, data, private) if private else ()))
     learning = Learning(learner, algorithm, make, schedule, sites, notes, sliced, private)
     learning = _gathering(experiment, topology, data, learning)
-    return learning._replace(notes=(*learning.notes, *secure.notes(experiment, real, _table(learning))))
+    return learning._replace(notes=(*learning.notes, *secure.notes(experiment, real, topology.nodes, _table(learning))))
 
 
 def _told(methods: Sequence[Objective], model: Tree) -> tuple[str, ...]:

@@ -92,7 +92,7 @@ def check_algorithm(
     if table is None:
         return
     wrong = {
-        "sends one way": algorithm.link != "exchange",
+        "sends one way, or nothing": algorithm.link != "exchange",
         "tells each neighbour something else": algorithm.per_edge,
         "weighs each message by what has come": algorithm.weigh is not None,
         "sends less in some rounds": algorithm.travelling is not None,
@@ -270,8 +270,8 @@ def due(experiment: Experiment, graph: Schedule) -> int:
     return min(experiment.rounds, _SLACK * rounds(experiment, graph))
 
 
-def notes(experiment: Experiment, real: bool, table: Tree) -> tuple[str, ...]:
-    """What a person should know. `table`: shapes of the table of masked sums; () for none."""
+def notes(experiment: Experiment, real: bool, nodes: int, table: Tree) -> tuple[str, ...]:
+    """What a person should know. `nodes`: of the graph; `table`: shapes of that of masked sums; () for none."""
     if experiment.secure is None:
         return ()
     said = []
@@ -282,6 +282,11 @@ def notes(experiment: Experiment, real: bool, table: Tree) -> tuple[str, ...]:
         said.append(
             f"secure: a node sees the sum of its neighbours' models, each with at least {least(experiment)}; it holds "
             f"against the one that mixes and {found.colluders} of them together"
+        )
+    if found is not None and math.comb(nodes, 1 + found.colluders) > COALITIONS:
+        said.append(
+            f"secure: of so many nodes only {COALITIONS:,} groups of {1 + found.colluders} were looked at for whether "
+            "they solve for a single model together"
         )
     if table:
         nbytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(table))

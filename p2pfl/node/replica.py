@@ -50,6 +50,7 @@ class Replica:
         self._exchanged: dict[str, np.ndarray] = {}  # "neighbour:life" -> sketch of what its exchanges have moved
         self._model: np.ndarray | None = None  # sketch of the model after the latest mixing
         self._mixed = 0  # the round of that
+        self._known = False  # that statistics are known, where they must be by some round
         # where nobody sees a single model: what those get that join, mixed from several
         self._shown = None if task.sums is None else tree.public(task.program.params(self.state))
 
@@ -214,8 +215,11 @@ class Replica:
 
     def _check_due(self, round: int) -> None:
         """Raises LocalError where the masked sums of all nodes should be known by now."""
-        due, params = self.task.due, self.task.program.params
-        if due and round == due and not float(params(self.state)["statistics"]["known"]):
+        due = self.task.due
+        if not due or round < due or self._known:
+            return
+        self._known = bool(float(self.task.program.params(self.state)["statistics"]["known"]))
+        if not self._known:
             text = (
                 "the masked sums of some node have not come around, as when one goes before all have them: nobody "
                 "learns anything, and nothing was trained. Start the run again, with the nodes that are there"
