@@ -78,6 +78,16 @@ class Privacy:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Secure:
+    """[secure]: nodes mask what they send, and masks cancel in sums: nobody sees what a single node has sent."""
+
+    mixing: bool = True  # of what is mixed; the sums of [statistics] are masked in any case
+    colluders: Annotated[int, Field(ge=0, lt=1000)] = 1  # neighbours that may work together with the one that mixes
+    bits: Literal[32, 64] = 64  # of a masked number
+    bound: Annotated[float, Field(gt=0)] | None = None  # what no number that is mixed is beyond: 2^20, of 32 bits 2^6
+
+
+@dataclass(frozen=True, config=STRICT)
 class TopologyTable:
     """[topology]: the graph along which models travel."""
 
@@ -172,6 +182,7 @@ class Experiment:
     training: Training = dataclasses.field(default_factory=Training)
     statistics: Statistics = dataclasses.field(default_factory=Statistics)
     privacy: Privacy | None = None  # noise on what local steps learn of single rows
+    secure: Secure | None = None  # masks on what is sent, which cancel in sums
     model: ModelTable | None = None  # must be given, but for the source quadratic
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     churn: Annotated[tuple[ChurnTable, ...], LIST] = ()
@@ -382,6 +393,7 @@ TABLES: Mapping[str, tuple[type[Any], ...]] = MappingProxyType(
         "[algorithm]": (AlgorithmTable,),
         "[statistics]": (Statistics,),
         "[privacy]": (Privacy,),
+        "[secure]": (Secure,),
         "[[churn]]": churn.KINDS,
         "[[attack]]": attack.KINDS,
         "[network]": (NetworkTable,),

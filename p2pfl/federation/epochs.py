@@ -18,6 +18,7 @@ import numpy as np
 from p2pfl import topology
 from p2pfl.config.experiment import Experiment
 from p2pfl.errors import ConfigError, TopologyError
+from p2pfl.federation import secure
 from p2pfl.federation.plugins import called, chosen, seeded
 from p2pfl.packages import registered
 from p2pfl.topology import requirements
@@ -109,6 +110,15 @@ def planner(
             schedule = suited(able, graph, planning, f"the graph of the {len(members)} members that are left")
         except TopologyError as error:
             note, schedule = f"nobody mixes while only these are members: {error}", _empty(graph)
+        least = secure.least(experiment)
+        if least and schedule.neighbor.shape[2]:
+            schedule, resting = secure.core(schedule, least)
+            if resting:
+                listed = ", ".join(str(members[i]) for i in resting)
+                said = (
+                    f"too few neighbours for a sum that tells no single model has node {listed}: it mixes with nobody"
+                )
+                note = f"{note}; {said}" if note else said
         few = [str(members[i]) for i in np.flatnonzero(requirements.short(algorithm, schedule).any(axis=0))]
         if few:
             asked = algorithm.demands

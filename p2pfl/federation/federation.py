@@ -30,7 +30,7 @@ from p2pfl.config.model import MmoeModel
 from p2pfl.data import Dataset
 from p2pfl.data.partition import Partition
 from p2pfl.errors import ConfigError, nearest
-from p2pfl.federation import attacks, epochs
+from p2pfl.federation import attacks, epochs, secure
 from p2pfl.federation import learning as stage
 from p2pfl.federation.datasets import Datasets, by_sites, resolve_datasets, resolve_own, resolve_script
 from p2pfl.federation.events import founders, joining, newcomers
@@ -225,6 +225,7 @@ def build_script(experiment: Experiment, script: ScriptedSteps, node: int = 0) -
     topology = resolve_topology(experiment)
     timing(experiment)
     attacks.check(experiment, topology.nodes)
+    secure.check(experiment)
     _named(experiment)
     data = resolve_script(experiment, topology, node)
     return Federation(experiment, topology, data, resolve_learning(experiment, topology, data, script))
@@ -267,6 +268,7 @@ def check(experiment: Experiment, topology: Topology, own: Data | None = None) -
         )
     timing(experiment)
     attacks.check(experiment, nodes)
+    secure.check(experiment)
     steps, data = experiment.training.node_steps, own or experiment.data
     if steps is not None and len(steps) != nodes:
         raise ConfigError(f"training.node_steps: {len(steps)} numbers for {nodes} nodes; give one for each node")

@@ -27,7 +27,7 @@ from p2pfl.data import BUILTIN, Dataset
 from p2pfl.data.partition import PARTITIONS
 from p2pfl.data.stored import Stored
 from p2pfl.errors import ConfigError, nearest
-from p2pfl.federation import attacks, epochs, privacy
+from p2pfl.federation import attacks, epochs, privacy, secure
 from p2pfl.federation.datasets import Datasets, watched
 from p2pfl.federation.events import growing, memberships
 from p2pfl.federation.plugins import FAULTS, called, chosen, function, unknown
@@ -43,10 +43,12 @@ from p2pfl.methods.privacy import dp_sgd
 from p2pfl.methods.site_facts import counting
 from p2pfl.node import model_file
 from p2pfl.topology import GRAPHS
-from p2pfl.types import Algorithm, Learner, Planning, Schedule, Tree
+from p2pfl.types import Algorithm, Learner, Neighborhood, Planning, Schedule, Tree
 
 BEGIN = ("name", "weights", "rename", "fresh")
 """Fields of [model] that its maker does not take."""
+EARLY = ("crash", "leave", "freeze", "partition")
+"""Events after which somebody has not heard what others say."""
 FLATTENED = MappingProxyType(
     {
         "cnn": "head/kernel", "cnn3d": "head/kernel", "cnn_gnn": "encoder/nodes/kernel",
@@ -124,7 +126,7 @@ def resolve_learning(
         made = made._replace(weigh=renormalized) if experiment.network.rule == "renormalise" else made
         for method in methods:
             made = method.around(made) if method.around else made
-        return attacks.told(experiment, made)
+        return attacks.told(experiment, made)._replace(whole=secure.mixing(experiment) is not None)
 
     algorithm = make(learner)
     if not isinstance(experiment.training.optimizer, dict):  # some of what a list may hold looks at the model's shapes
@@ -135,12 +137,14 @@ def resolve_learning(
     where = f"topology {table.graph or table.file!s} of {topology.nodes} nodes"
     planning = Planning(experiment.rounds, experiment.seed, data.samples[: topology.nodes], table.take_part)
     schedule = epochs.suited(algorithm, topology.schedule, planning, where)
+    secure.check_algorithm(experiment, algorithm, schedule, shape(learner, sites), sliced is not None)
     _check_growth(experiment, algorithm, topology, data)
     jax.eval_shape(lambda model: algorithm.init(model, 1), shape(learner, sites))  # some wraps look at the model
     notes = (*notes, *_own_scales(experiment, data, algorithm))
     notes = (*notes, *(privacy.notes(experiment, data, private) if private else ()))
     learning = Learning(learner, algorithm, make, schedule, sites, notes, sliced, private)
-    return _gossiping(experiment, topology, data, learning) if "sums" in sites else learning
+    learning = _gathering(experiment, topology, data, learning)
+    return learning._replace(notes=(*learning.notes, *secure.notes(experiment, real, topology.nodes, _table(learning))))
 
 
 def _told(methods: Sequence[Objective], model: Tree) -> tuple[str, ...]:
@@ -189,6 +193,13 @@ def _own_scales(experiment: Experiment, data: Datasets, algorithm: Algorithm) ->
     )
 
 
+def _gathering(experiment: Experiment, topology: Topology, data: Datasets, learning: Learning) -> Learning:
+    """The same, with the nodes' sums found out before they train, where any are asked for."""
+    if "row" in learning.sites:
+        return _masked(experiment, topology, data, learning)
+    return _gossiping(experiment, topology, data, learning) if "sums" in learning.sites else learning
+
+
 def _gossiping(experiment: Experiment, topology: Topology, data: Datasets, learning: Learning) -> Learning:
     """The same, with the nodes' sums averaged by gossip before (or while) they train."""
     algorithm, network = learning.algorithm, experiment.network
@@ -208,6 +219,37 @@ def _gossiping(experiment: Experiment, topology: Topology, data: Datasets, learn
         algorithms = tuple(statistics.gossip(each, needed) for each in sliced.algorithms)
         sliced = sliced._replace(algorithms=algorithms)
     return learning._replace(make=make, algorithm=make(learning.learner), sliced=sliced)
+
+
+def _masked(experiment: Experiment, topology: Topology, data: Datasets, learning: Learning) -> Learning:
+    """The same, with the nodes' sums added up behind masks before they train. Raises ConfigError."""
+    if learning.sliced is not None:
+        raise ConfigError("secure: masked statistics do not go with the objective widths; leave one of them out")
+    needed = secure.rounds(experiment, learning.schedule)
+    early = [each for each in data.events if each.round <= needed and each.event in EARLY]
+    if early:
+        raise ConfigError(
+            f"churn: {early[0].event} in round {early[0].round}: of a node that is away before word of all has gone "
+            f"around twice, in {needed} rounds, nobody gets the masked sums, and the run ends; let it happen later"
+        )
+    like = jax.tree.map(lambda rows: jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype), learning.sites["sums"])
+    late = {each.node for each in data.events if each.event == "join"}  # whose sums are in no total
+    founders = np.array([node not in late for node in range(topology.nodes)])
+
+    def make(learner: Learner) -> Algorithm:
+        return statistics.masked(learning.make(learner), founders, like, needed)
+
+    return learning._replace(make=make, algorithm=make(learning.learner))
+
+
+def _table(learning: Learning) -> Tree:
+    """Shapes of the table of masked sums that goes along with models; () for none."""
+    if "row" not in learning.sites:
+        return ()
+    algorithm, around = learning.algorithm, Neighborhood(jnp.zeros(1), jnp.zeros(1))
+    model = shape(learning.learner, learning.sites)
+    payload = jax.eval_shape(lambda params: algorithm.send(algorithm.init(params, 1), around)[1], model)
+    return payload.get("told", ()) if isinstance(payload, dict) else ()
 
 
 def _sliced(
@@ -532,6 +574,8 @@ def known(
         return found, said
     seed = None if real else experiment.seed
     found["sums"] = statistics.stacked(names, dataset, parts, table.minimum, table.noise, seed, dtype.name)
+    if experiment.secure is not None:
+        found |= secure.facts(experiment, found["sums"], nodes, real)
     return found, (*said, *statistics.notes(names, dataset, parts, table.minimum))
 
 

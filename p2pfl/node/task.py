@@ -11,6 +11,7 @@ import numpy as np
 from p2pfl.churn import Event
 from p2pfl.learning.batching import Batching, EvalSet
 from p2pfl.node.fit import Growth, NodeSlice
+from p2pfl.node.masked import MaskedSums
 from p2pfl.node.program import Program
 from p2pfl.types import Inbox, Neighborhood, Payload, Schedule, State, Tree
 
@@ -130,6 +131,8 @@ class Task(NamedTuple):
     growth: Growth | None = None  # where what travels depends on the round
     part: float = 1.0  # share of the nodes that takes part in a round
     budget: StepBudget | None = None  # where local steps are counted
+    sums: MaskedSums | None = None  # where nobody sees what a single node sends
+    due: int = 0  # the round at whose end statistics of all data must be known; 0: none
 
     def at(self, members: tuple[int, ...]) -> Task:
         """Return the same task in the epoch of these members, this node among them. Slots never become fewer."""

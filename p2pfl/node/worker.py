@@ -18,6 +18,7 @@ from p2pfl import tree
 from p2pfl.errors import LocalError
 from p2pfl.node import model_file, records
 from p2pfl.node.fit import NodeSlice
+from p2pfl.node.masked import MaskedSums
 from p2pfl.node.payload import Frames, Incoming, Outgoing, outgoing
 from p2pfl.node.replica import Cost, Replica
 from p2pfl.node.said import Said
@@ -75,6 +76,16 @@ def unlike(state: State, site: Tree) -> State:
     return jax.tree_util.tree_map_with_path(leaf, state) if isinstance(site, dict) and "entropy" in site else state
 
 
+def without_secrets(params: Params) -> Params:
+    """Return a model for a file: what the node has in common with single others, to mask sums, is zero there."""
+
+    def leaf(path: tuple[Any, ...], leaf: Any) -> Any:
+        names = [getattr(key, "key", None) for key in path[-2:]]
+        return np.zeros_like(leaf) if names == ["site", "secrets"] else leaf
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
 class Worker:
     """Carries out what a `Peer` wants computed; writes metrics.jsonl, trace.jsonl, checkpoints and the model."""
 
@@ -86,6 +97,8 @@ class Worker:
         like = jax.tree.map(lambda leaf: np.empty(leaf.shape[1:], leaf.dtype), payload) if task.per_edge else payload
         fit, growth = task.fit, task.growth
         self.payloads, self.models = Incoming(like), Incoming(model)
+        if task.sums is not None:
+            self.payloads = Incoming(task.sums.like(like))
         if growth is not None:
             self.payloads = Incoming(like, growth.payloads[1:], lambda node, round: growth.of(round))
         if fit is not None:
@@ -104,6 +117,7 @@ class Worker:
         self._ended = False  # it is said that training has ended
         self._saved = 0  # the last round that a checkpoint was made after
         self._bytes = (0, 0)
+        self._members: tuple[int, ...] = ()  # of the present epoch
         self._spent = self._reserved = 0  # private steps of all processes, and how many are written down
 
     @property
@@ -177,7 +191,7 @@ class Worker:
                 return Leave(idle=True)
             if effect.members is not None:
                 self._enter(effect.next, effect.members, effect.life)
-            return self._train(effect.next, effect.speak)
+            return self._train(effect.next, effect.speak, effect.epoch)
 
     def _enter(self, round: int, members: tuple[int, ...], life: int) -> None:
         """Enter another epoch, as another life where the node was held for dead."""
@@ -187,15 +201,18 @@ class Worker:
             self._trace.write(self.replica.renew(life, round))
         if note := self.replica.note(members):
             self._host.say(Said(f"round {round}: {note}", "epoch", round=round, members=[*members]))
+        self._members = members
         self._trace.write(self.replica.enter(round, members))
 
-    def _train(self, round: int, receivers: tuple[int, ...]) -> Trained:
+    def _train(self, round: int, receivers: tuple[int, ...], epoch: int) -> Trained:
         task = self.task
         if task.link == "push":  # whoever gets it may record it before this node records the round, if it ever does
             self._trace.write(self.replica.began(round, receivers))
         self._reserve(round)
         payload, model = self.replica.train(round, receivers)
         self.trained, self.untrained = self.trained + 1, False
+        if task.sums is not None:
+            return self._masked(task.sums, round, epoch, model)
         if task.fit is not None:
             return self._cut(task.fit, payload, model)
         if task.growth is not None:
@@ -207,6 +224,16 @@ class Worker:
             {j: outgoing(part(payload, task.slot(j))) for j in task.neighbors} if task.per_edge else outgoing(payload)
         )
         return Trained(going, None if model is None else outgoing(model))
+
+    def _masked(self, sums: MaskedSums, round: int, epoch: int, model: Params | None) -> Trained:
+        """Mask what goes to each neighbour of the round; this node's side of it is its model as it is."""
+        going = {}
+        for j in self.task.schedule.receives_from(round):
+            share = self.replica.sent(j, round)
+            with self.replica.faults("send", round):
+                masked = sums.masked(share, j, self._members, epoch, round)
+            going[j] = outgoing(masked)._replace(tree=self.replica.side(j, round))
+        return Trained(going, outgoing(model))
 
     def _reserve(self, round: int) -> None:
         """Write down the private steps of this round and some to come, before they are taken."""
@@ -242,7 +269,10 @@ class Worker:
         trained = round == self.replica.round
         if not trained and not effect.booked:
             return
-        booked = [self._booked(each) for each in effect.booked]
+        booked = self.replica.usable(round, [self._booked(each) for each in effect.booked])
+        if self.task.sums is not None and not booked and self.task.schedule.receives_from(round):
+            text = f"round {round}: mixed with nobody: not all neighbours were there, and less than all is no sum"
+            self._host.say(Said(text, "not_whole", round=round))
         for group in _groups(booked, self.task.slots):
             self.replica.mix(round, group)
             self._trace.write(self.replica.traced(round, group, trained))
@@ -350,7 +380,7 @@ class Worker:
         params = self._params()
         path = self.directory / model_file.NAME
         try:
-            model_file.write(path, params)
+            model_file.write(path, without_secrets(params))
         except (OSError, safetensors.SafetensorError) as error:
             text = f"{path}: the model can't be written: {error}. Make room; a checkpoint that is there can be resumed"
             task, round = self.task, self.replica.round

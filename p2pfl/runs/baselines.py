@@ -111,5 +111,6 @@ def alone(experiment: Experiment) -> Experiment:
         topology = TopologyTable(graph="complete", nodes=founders(experiment) + more)
     return replace(
         experiment, algorithm=AlgorithmTable("local"), churn=(), network=network, training=training,
-        topology=topology, evaluation=evaluation, statistics=known, privacy=None, baselines=False,
+        topology=topology, evaluation=evaluation, statistics=known, privacy=None, secure=None,
+        baselines=False,
     )  # fmt: skip

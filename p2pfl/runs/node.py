@@ -86,7 +86,7 @@ def run(
         federation = _meant(file, given, experiment, admitted)
         count = max(len(federation.graph), admitted)
         files.fits(count, limit, here=False)
-        task = tasks.task(federation, given.node)
+        task = keyed.masking(file, tasks.task(federation, given.node), trusted, given.data is not None)
         _introduce(federation, task, count, say)
         place = Place(
             listen=given.listen,

@@ -74,7 +74,9 @@ def collect(federation: Federation, out: Path, began: float | None = None, until
     lives = {(node, each.life) for node, each in results.items()}
     torn = sorted(node for node, each in results.items() if not each.trace_whole)
     algorithm = federation.algorithm
-    books = ledger.balance(places, lives, size, algorithm.link, algorithm.keeps_mean, whole=not torn)
+    books = ledger.balance(
+        places, lives, size, algorithm.link, algorithm.keeps_mean, whole=not torn, sums=algorithm.whole
+    )
     arrays = {node: leaf for node, leaf in leaves(out, results, until).items() if node not in liars}
     scored = [row for row in metrics if row["node"] not in liars]
     mixed = [{path: x for path, x in leaf.items() if path.split("/")[0] in MIXED} for leaf in arrays.values()]

@@ -66,7 +66,7 @@ def _booked(nodes: Sequence[Replica], i: int, round: int, delivery: Delivery) ->
         if not tree.finite(received) or (me.task.link == "exchange" and not tree.finite(me.sent(j, opened))):
             continue
         result.append(Booked(j, nodes[j].life, opened, opened, opened, me.side(j, opened), received))
-    return result
+    return me.usable(round, result)
 
 
 def _started(nodes: Sequence[Replica], round: int) -> dict[int, list[records.Trace]]:

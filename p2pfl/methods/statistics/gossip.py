@@ -91,7 +91,7 @@ def gossip(inner: Algorithm, rounds: int) -> Algorithm:
         since, age = state.since + 1, state.age + 1
         waits = inner.params(inside)["statistics"]["known"] == 0
         due = (since == rounds) | (waits & (age == rounds))
-        after = _written(inner, inside, sums)
+        after = written(inner, inside, sums)
         inside = jax.tree.map(lambda new, old: jnp.where(due, new, old), after, inside)
         return SumsState(inside, sums, state.sent, seen, since, age)
 
@@ -124,7 +124,7 @@ def _begun(inner: Algorithm, running: bool, inside: Any, slots: int, age: Array)
     return SumsState(inside, own, away, away, jnp.zeros((), jnp.int32), age)
 
 
-def _written(inner: Algorithm, state: Any, sums: Tree) -> Any:
+def written(inner: Algorithm, state: Any, sums: Tree) -> Any:
     """The state of a node that knows what the sums say."""
     model = inner.params(state)
     return inner.replaced(state, {**model, "statistics": _said(model["statistics"], sums)})
