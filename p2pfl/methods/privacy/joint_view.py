@@ -24,7 +24,7 @@ in decentralized learning" (2024).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -39,6 +39,12 @@ _TINY = 1e-9
 def too_large(nodes: int, rounds: int, seen: int) -> bool:
     """Return whether the view of so many nodes' models is more than is looked at."""
     return nodes * rounds * rounds * seen > MOST
+
+
+def check(nodes: int, rounds: int, seen: int) -> None:
+    """Raises ConfigError for a view that is too large."""
+    if too_large(nodes, rounds, seen):
+        raise ConfigError(f"{rounds} rounds of {nodes} nodes: too many to work out what nodes see of each other")
 
 
 def seen_by(weights: np.ndarray, lookers: Collection[int]) -> list[int]:
@@ -75,18 +81,8 @@ def projection(
     """
     nodes, adding = weights.shape[1], rounds if contributing is None else min(contributing, rounds)
     seen = seen_by(weights, lookers)
-    if too_large(nodes, rounds, len(seen)):
-        raise ConfigError(f"{rounds} rounds of {nodes} nodes: too many to work out what nodes see of each other")
-    model = np.zeros((nodes, adding, nodes))  # of every node: how it is made of contributions [round, node]
-    views = np.zeros((rounds, len(seen), adding, nodes))
-    for r in range(rounds):
-        if r < adding:
-            model[np.arange(nodes), r, np.arange(nodes)] += 1
-        linked = (weights[r % len(weights)] != 0) | (weights[r % len(weights)].T != 0)
-        for place, node in enumerate(seen):  # a neighbour is seen in the rounds in which it is one
-            if node in lookers or any(linked[looker, node] for looker in lookers):
-                views[r, place] = model[node]
-        model = np.einsum("ij,jrn->irn", weights[r % len(weights)], model)
+    check(nodes, rounds, len(seen))
+    views = view(weights, rounds, lookers, adding)
     honest = [node for node in range(nodes) if node not in lookers]
     matrix = views[..., honest].reshape(rounds * len(seen), -1)
     _, size, rows = np.linalg.svd(matrix, full_matrices=False)
@@ -94,6 +90,36 @@ def projection(
     found = np.zeros((nodes, adding, adding))
     found[honest] = np.einsum("krn,ksn->nrs", kept, kept)
     return found
+
+
+def made_of(weights: np.ndarray, rounds: int, adding: int) -> Iterator[np.ndarray]:
+    """Yield, of each round, how every node's model is made of contributions right before it is mixed.
+
+    [n, adding, n]: of the model of node i, what counts the contribution of node u in round r. A round adds and mixes,
+    x <- W_r (x + c_r), and only the first `adding` rounds add. `weights` [T, n, n].
+    """
+    nodes = weights.shape[1]
+    model = np.zeros((nodes, adding, nodes))
+    for r in range(rounds):
+        if r < adding:
+            model[np.arange(nodes), r, np.arange(nodes)] += 1
+        yield model
+        model = np.einsum("ij,jrn->irn", weights[r % len(weights)], model)
+
+
+def view(weights: np.ndarray, rounds: int, lookers: Collection[int], adding: int) -> np.ndarray:
+    """Return all that a coalition sees, as sums of contributions: [rounds, S, adding, n], S as `seen_by` lists nodes.
+
+    Zero in rounds in which a node is not seen.
+    """
+    seen, nodes = seen_by(weights, lookers), weights.shape[1]
+    views = np.zeros((rounds, len(seen), adding, nodes))
+    for r, model in enumerate(made_of(weights, rounds, adding)):
+        linked = (weights[r % len(weights)] != 0) | (weights[r % len(weights)].T != 0)
+        for place, node in enumerate(seen):  # a neighbour is seen in the rounds in which it is one
+            if node in lookers or any(linked[looker, node] for looker in lookers):
+                views[r, place] = model[node]
+    return views
 
 
 def sensitivity(view: np.ndarray, change: np.ndarray, most: int | None = None) -> float:
