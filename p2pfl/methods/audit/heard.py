@@ -41,6 +41,7 @@ class Overheard(NamedTuple):
     y: np.ndarray  # [N] int32
     low: np.ndarray  # the smallest and the largest value of an input, as its own rows have them; [] or [...]
     high: np.ndarray
+    picture: tuple[int, ...] = ()  # a row as an image [H, W, C], where it is one; () of a table
 
 
 def flat(part: Tree) -> np.ndarray:
@@ -68,9 +69,13 @@ def shaped(row: np.ndarray, like: Tree) -> Tree:
     return jax.tree.unflatten(structure, found)
 
 
-def bounds(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return between which values inputs lie, by rows x [N, ...]: of columns each its own, of images one for all."""
-    low, high = (x.min(axis=0), x.max(axis=0)) if x.ndim == 2 else (x.min(), x.max())
+def bounds(x: np.ndarray, picture: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return between which values inputs lie, by rows x [N, ...]: of columns each its own, of images one for all.
+
+    >>> [each.tolist() for each in bounds(np.array([[0.0, 5.0], [1.0, 7.0]]), picture=False)]
+    [[0.0, 5.0], [1.0, 7.0]]
+    """
+    low, high = (x.min(), x.max()) if picture else (x.min(axis=0), x.max(axis=0))
     high = np.where(high > low, high, low + 1)
     return np.asarray(low, x.dtype), np.asarray(high, x.dtype)
 

@@ -21,6 +21,8 @@ from p2pfl.methods.audit.heard import Overheard
 from p2pfl.types import Array, Key, Params, Tree
 
 ATTACKS = ("dlg", "cosine")
+RATE = 0.025
+"""Of Adam on signs, in ranges of inputs: Geiping et al. have .1 standard deviations, of which a range has some four."""
 _TINY = 1e-12
 
 
@@ -42,7 +44,6 @@ class Search(NamedTuple):
     iterations: int = 400
     restarts: int = 1
     smooth: float = 1e-4  # what total variation counts, of images; 0 for dlg
-    statistics: float = 0.0  # what batch statistics count, of a model that sends them
 
 
 class Inverted(NamedTuple):
@@ -145,12 +146,11 @@ def invert(change: LocalChange, heard: Overheard, search: Search, seed: int = 0)
 
     dlg: |change(x) - change|^2 by L-BFGS; labels as `labels` has them. Source: Zhu, Liu, Han, "Deep leakage from
     gradients" (2019), with the labels of iDLG (Zhao et al. 2020).
-    cosine: 1 - cos(change(x), change) + smooth TV(x) by Adam on signs of gradients, rate .1, lowered to a tenth after
+    cosine: 1 - cos(change(x), change) + smooth TV(x) by Adam on signs of gradients, rate RATE, lowered to a tenth after
     3/8, 5/8 and 7/8 of the iterations, within the bounds of inputs. Source: Geiping, Bauermeister, Droege, Moeller,
     "Inverting gradients" (2020), whose 4,800 iterations are `Search.iterations` here.
-    With `statistics` also what steps do to batch statistics, relative to what they have done: the prior of Yin et al.,
-    "See through gradients: image batch recovery via GradInversion" (2021), by the batch's own statistics, which a
-    model that sends running ones gives away, in place of running ones for want of better.
+    Of models with batch normalisation nothing but the gradient is matched: the prior of Yin et al. (GradInversion,
+    2021) needs gradients of running statistics, at which Flax stops them.
 
     Args:
         change: what local steps have changed.
@@ -186,13 +186,11 @@ def invert(change: LocalChange, heard: Overheard, search: Search, seed: int = 0)
 
 def _loss(change: LocalChange, heard: Overheard, search: Search, y: np.ndarray) -> Callable[[Array], Array]:
     """The loss of a search, of rows in units of the bounds of inputs."""
-    facts, told, start = heard.facts, change.change, change.start
+    facts, start = heard.facts, change.start
     batched = jnp.asarray(y.reshape(change.steps, change.rows))
     low, wide = jnp.asarray(heard.low), jnp.asarray(heard.high - heard.low)
-    goal = _row(told["trained"])
+    goal = _row(change.change["trained"])
     size = jnp.sqrt(jnp.maximum((goal**2).sum(), _TINY))
-    kept = _row(told["carried"]) if jax.tree.leaves(told["carried"]) else None
-    images = heard.x.ndim == 4
 
     def loss(unit: Array) -> Array:
         x = jnp.broadcast_to(low, unit.shape) + jnp.broadcast_to(wide, unit.shape) * unit
@@ -203,12 +201,8 @@ def _loss(change: LocalChange, heard: Overheard, search: Search, y: np.ndarray) 
             found = ((made - goal) ** 2).sum() / size**2
         else:
             found = 1 - (made * goal).sum() / (size * jnp.sqrt((made**2).sum() + _TINY))
-            if images and search.smooth:
-                found = found + search.smooth * _variation(unit)
-        if search.statistics and kept is not None:
-            moved = _row(after["carried"]) - _row(start["carried"])
-            off = ((moved - kept) ** 2).sum() / jnp.maximum((kept**2).sum(), _TINY)
-            found = found + search.statistics * off
+            if heard.picture and search.smooth:
+                found = found + search.smooth * _variation(unit.reshape(-1, *heard.picture))
         return found
 
     return loss
@@ -227,7 +221,7 @@ def _variation(x: Array) -> Array:
 def _signs(loss: Callable[[Array], Array], x: Array, iterations: int) -> tuple[Array, Array]:
     """Adam on the signs of gradients, within 0..1; of all it has seen the best."""
     lowered = {int(iterations * share): 0.1 for share in (3 / 8, 5 / 8, 7 / 8)}
-    rule = optax.adam(optax.piecewise_constant_schedule(0.1, lowered))
+    rule = optax.adam(optax.piecewise_constant_schedule(RATE, lowered))
     find = jax.value_and_grad(loss)
 
     def step(carry: tuple[Array, Tree, Array, Array], _: None) -> tuple[tuple[Array, Tree, Array, Array], None]:
@@ -291,7 +285,7 @@ def class_images(heard: Overheard, params: Params, iterations: int = 200) -> np.
         x = jnp.broadcast_to(heard.low, unit.shape) + jnp.broadcast_to(wide, unit.shape) * unit
         outputs = facts.learner.predict(params, x)
         each = optax.softmax_cross_entropy_with_integer_labels(outputs, y).sum()
-        return each + (_variation(unit) if len(shape) == 4 else 0)
+        return each + (_variation(unit.reshape(-1, *heard.picture)) if heard.picture else 0)
 
     rule = optax.adam(0.05)
 

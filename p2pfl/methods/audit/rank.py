@@ -97,18 +97,21 @@ def _of_layer(chain: list[_Layer], place: int, at: Array, y: int) -> LayerRank:
             z = next.apply(next.params, each.through(z))
         return optax.softmax_cross_entropy_with_integer_labels(z, jnp.asarray(y, jnp.int32))
 
-    z = layer.apply(layer.params, at)
-    back = jax.grad(behind)(z)
-    passed = jax.grad(lambda z: layer.through(z).sum())(z).ravel() != 0  # what reaches the next layer
+    @jax.jit
+    def linear(at: Array) -> tuple[Array, Array, Array]:
+        """Both kinds of equations, and which numbers of z reach the next layer."""
+        z = layer.apply(layer.params, at)
+        back = jax.grad(behind)(z)
 
-    def gradient(x: Array) -> Array:
-        _, pull = jax.vjp(lambda p: layer.apply(p, x), layer.params)
-        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(pull(back)[0])])
+        def gradient(x: Array) -> Array:
+            _, pull = jax.vjp(lambda p: layer.apply(p, x), layer.params)
+            return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(pull(back)[0])])
 
-    equations = [
-        np.asarray(jax.jacrev(gradient)(at)).reshape(-1, unknown),
-        np.asarray(jax.jacrev(lambda x: layer.apply(layer.params, x).ravel())(at)).reshape(-1, unknown)[passed],
-    ]
+        passed = jax.grad(lambda z: layer.through(z).sum())(z).ravel() != 0
+        return jax.jacrev(gradient)(at), jax.jacrev(lambda x: layer.apply(layer.params, x).ravel())(at), passed
+
+    of_gradient, of_weights, passed = map(np.asarray, linear(at))
+    equations = [of_gradient.reshape(-1, unknown), of_weights.reshape(-1, unknown)[passed]]
     scaled = [each / max(float(np.abs(each).max(initial=0)), 1e-30) for each in equations if len(each)]
     gram = sum(each.astype(np.float64).T @ each.astype(np.float64) for each in scaled)
     size = np.linalg.eigvalsh(gram)
