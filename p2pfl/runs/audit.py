@@ -9,6 +9,7 @@ was sent of them, what all know, and that node's own rows (`p2pfl.methods.audit.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -120,9 +121,11 @@ def audit(
     precision(experiment)
     check(experiment, asked)
     bare, left_out = _bare(experiment, asked.rounds)
+    federation = build(bare)
+    _check_data(federation)
+    victim = _victim(federation, asked)
     say(f"computing the messages of {bare.rounds} rounds again")
-    told = overhear(bare)
-    victim = _victim(told.federation, asked)
+    told = overhear(bare, federation)
     gathered = _Gathered()
     gathered.table |= _about(told, asked, victim, left_out)
     _invert_all(told, asked, victim, gathered, say)
@@ -149,10 +152,15 @@ def simulate(
     """
     experiment = config.load(file, overrides, find=True)
     check(experiment, asked)
+    rounds = min(asked.rounds or experiment.rounds, experiment.rounds)
+    churn = experiment.churn if rounds == experiment.rounds else ()  # what is planned may lie beyond
     wanted = replace(
-        experiment, baselines=False, driver=replace(experiment.driver, kind="simulate"),
-        rounds=min(asked.rounds or experiment.rounds, experiment.rounds),
-    )  # fmt: skip
+        experiment, baselines=False, driver=replace(experiment.driver, kind="simulate"), rounds=rounds, churn=churn
+    )
+    precision(experiment)
+    federation = build(_bare(experiment, asked.rounds)[0])  # what can't be attacked is found before it is simulated
+    _check_data(federation)
+    _victim(federation, asked)
     out = out or runs.default_out(f"audit-{experiment.name}")
     say(f"simulating {wanted.rounds} rounds into {out}")
     runs.run(wanted, out)
@@ -251,15 +259,17 @@ def _victim(federation: Federation, asked: AuditQuestion) -> int:
 # --- the messages, and what one node has of them
 
 
-def overhear(experiment: Experiment) -> Transcript:
-    """Run an experiment by the plain loop, and keep all that is sent. Raises ConfigError, LocalError."""
-    federation = build(experiment)
-    _check_data(federation)
+def overhear(experiment: Experiment, built: Federation | None = None) -> Transcript:
+    """Run an experiment by the plain loop, and keep what is sent in the first rounds and in the last.
+
+    `built`: of the experiment, where it has been. Raises ConfigError, LocalError.
+    """
+    federation = built or build(experiment)
     plain = federation if experiment.privacy is None else build(replace(experiment, privacy=None))
     payloads: dict[tuple[int, int], Tree] = {}
 
     def listen(round: int, sender: int, receiver: int, payload: Tree) -> None:
-        if (round, sender) not in payloads:
+        if (round, sender) not in payloads and (round <= GRAPH_ROUNDS or round == experiment.rounds):
             whole = jax.tree.map(lambda leaf: np.asarray(leaf).astype(_wide(leaf.dtype)), tree.mixed(payload))
             payloads[round, sender] = whole
 
@@ -400,6 +410,9 @@ def _invert_all(
     """Attack the messages of the first round in every setting."""
     experiment = told.federation.experiment
     cases = _cases(told.federation, victim, asked)
+    if asked.noise and importlib.util.find_spec("dp_accounting") is None:
+        cases = [case for case in cases if not case.noise or case == cases[0] or case == cases[1]]
+        gathered.table["notes"].append("no setting with noise: that needs pip install 'p2pfl-jax[privacy]'")
     known: dict[Case, Transcript] = {}
     for i, case in enumerate(cases):
         alike = case._replace(masked=False)
