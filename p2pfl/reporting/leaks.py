@@ -84,7 +84,8 @@ def _inversion(leaked: Mapping[str, Any]) -> Learned | None:
         body.append([label, str(first.get("rows")), *(_cell(found.get(name)) for name in names)])
     caption = (
         "Rows of the first round's message, searched for by what it has changed: PSNR in dB, the mean over pairs (in "
-        f"brackets the nearest pair). Below {RECOGNISED:g} dB nothing is recognised, as a rule of thumb; a guess is "
+        "brackets the nearest pair), and of images from 11 x 11 pixels on the mean SSIM. Below "
+        f"{RECOGNISED:g} dB nothing is recognised, as a rule of thumb; a guess is "
         "the mean of the attacker's own rows of a class, who was sent nothing. With masks a neighbour is sent the "
         "weighted sum of its neighbours alone, and the rows are those of all of them."
     )
@@ -94,7 +95,8 @@ def _inversion(leaked: Mapping[str, Any]) -> Learned | None:
 def _cell(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return DASH
-    return f"{_number(row.get('psnr'))} ({_number(row.get('best'))})"
+    like = measured(row.get("ssim"))
+    return f"{_number(row.get('psnr'))} ({_number(row.get('best'))})" + ("" if like is None else f", {like:.2f}")
 
 
 def _graph(leaked: Mapping[str, Any]) -> Learned | None:

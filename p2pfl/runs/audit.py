@@ -244,14 +244,14 @@ def _victim(federation: Federation, asked: AuditQuestion) -> int:
     nodes = len(federation.graph)
     if not 0 <= asked.node < nodes:
         raise ConfigError(f"node={asked.node}: must be from 0 to {nodes - 1}")
-    around = sorted(set(federation.graph.neighbors(asked.node)) - {asked.node})
+    around = _linked(matrix(federation.schedule, 0), asked.node)
     if len(federation.partition.train[asked.node]) < 2:
         raise ConfigError(f"node={asked.node}: has fewer than 2 training rows of its own; choose another one")
     victim = around[0] if asked.victim is None and around else asked.victim
     if victim is None or victim not in around:
         raise ConfigError(
-            f"victim={victim}: node {asked.node} is sent the models of {', '.join(map(str, around)) or 'nobody'}; "
-            "choose one of them"
+            f"victim={victim}: in the first round node {asked.node} is sent the models of "
+            f"{', '.join(map(str, around)) or 'nobody'}; choose one of them"
         )
     return victim
 
@@ -293,8 +293,10 @@ def heard_by(told: Transcript, node: int, masked: bool = False) -> Overheard:
     algorithm, rule = plain.algorithm, experiment.training.optimizer
     rows = federation.partition.train[node]
     x = np.asarray(part(data.x, rows)).astype(experiment.training.dtype)
-    around = {node} if masked else {node, *(int(j) for j in federation.graph.neighbors(node))}
-    payloads = {key: payload for key, payload in told.payloads.items() if key[1] in around}
+    payloads = {
+        (round, sender): payload for (round, sender), payload in told.payloads.items()
+        if sender == node or (not masked and sender in _linked(told.weights[(round - 1) % len(told.weights)], node))
+    }  # fmt: skip
     task = tasks.task(plain, node)
     first = task.program.params(task.program.init(experiment.seed, task.site))
 
@@ -312,6 +314,11 @@ def heard_by(told: Transcript, node: int, masked: bool = False) -> Overheard:
     low, high = bounds(x, bool(picture))
     mixed = {round: _mixed(told, node, round) for round in sorted({key[0] for key in payloads})}
     return Overheard(node, facts, first, payloads, mixed, x, np.asarray(part(data.y, rows)), low, high, picture)
+
+
+def _linked(weights: np.ndarray, node: int) -> list[int]:
+    """The others whose models a node is sent in a round, by its weights [n, n]."""
+    return [int(j) for j in np.flatnonzero(weights[node]) if j != node]
 
 
 def picture_of(dataset: Dataset) -> tuple[int, ...]:
@@ -423,8 +430,7 @@ def _invert_all(
         heard = heard_by(there, asked.node, case.masked)
         change = change_of(heard, victim)
         found = invert_by_all(change, heard, asked)
-        around = [int(j) for j in told.federation.graph.neighbors(asked.node) if j != asked.node]
-        whose = around if case.masked else [victim]
+        whose = _linked(told.weights[0], asked.node) if case.masked else [victim]
         truth = np.unique(np.concatenate([rows_of(there.federation, j, [1]) for j in whose]), axis=0)
         for attack, rows in found.items():
             near = nearness(rows, truth, heard.low, heard.high)
@@ -574,8 +580,8 @@ def _off(found: np.ndarray, truth: np.ndarray) -> float:
 def _memberships(told: Transcript, asked: AuditQuestion, victim: int, gathered: _Gathered) -> None:
     """Ask of rows of the victim, and as many that nobody was trained on, which are which."""
     federation = told.federation
-    last = max(round for round, _ in told.payloads)
     heard = heard_by(told, asked.node)
+    last = max(round for round, sender in heard.payloads if sender == victim)
     params = {**heard.first, **heard.payloads[last, victim]}
     x, y, member = _candidates(federation, victim, asked.seed)
     table: dict[str, Any] = {"round": last, "rows": len(y)}
@@ -610,8 +616,8 @@ def _candidates(federation: Federation, victim: int, seed: int) -> tuple[np.ndar
 def _of_models(told: Transcript, asked: AuditQuestion, victim: int, gathered: _Gathered) -> None:
     """Ask the victim's last model what its classes look like, and count the equations for a row."""
     federation = told.federation
-    last = max(round for round, _ in told.payloads)
     heard = heard_by(told, asked.node)
+    last = max(round for round, sender in heard.payloads if sender == victim)
     found = attacks.class_images(heard, {**heard.first, **heard.payloads[last, victim]}, asked.iterations)
     own = federation.partition.train[victim]
     x, y = (np.asarray(part(each, own)) for each in (federation.dataset.train.x, federation.dataset.train.y))

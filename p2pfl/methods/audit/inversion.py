@@ -23,7 +23,7 @@ from p2pfl.types import Array, Key, Params, Tree
 ATTACKS = ("dlg", "cosine")
 RATE = 0.025
 """Of Adam on signs, in ranges of inputs: Geiping et al. have .1 standard deviations, of which a range has some four."""
-_TINY = 1e-12
+_TINY = 1e-24
 
 
 class LocalChange(NamedTuple):
