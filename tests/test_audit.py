@@ -20,6 +20,7 @@ from p2pfl.cli import main
 from p2pfl.config import experiment as config
 from p2pfl.config.experiment import Experiment
 from p2pfl.errors import ConfigError
+from p2pfl.federation.federation import build
 from p2pfl.learning import from_flax, models
 from p2pfl.methods import audit as attacks
 from p2pfl.methods.audit import Overheard
@@ -60,14 +61,14 @@ def test_one_row_comes_back_in_closed_form_and_noise_lowers_that_monotonically()
     pytest.importorskip("dp_accounting")
     own = experiment()
     found = []
-    for noise in (0.0, 0.001, 0.01, 0.1):
+    for noise in (0.0, 0.01, 0.1):
         told = audits.overhear(audits._with(own, Case(1, 1, noise, False)))
         heard = audits.heard_by(told, 0)
         row = attacks.closed_form(audits.change_of(heard, 1), heard.x.shape[1:])
         assert row is not None
         found.append(nearness(row[None], audits.rows_of(told.federation, 1, [1]), heard.low, heard.high).psnr)
     assert found[0] > 60
-    assert found == sorted(found, reverse=True) and found[1] > 20 and found[-1] < 12
+    assert found == sorted(found, reverse=True) and found[1] > 15 and found[-1] < 12
 
 
 @pytest.mark.more
@@ -301,6 +302,5 @@ def test_objectives_and_numbers_that_mean_nothing_are_refused() -> None:
     for asked in (AuditQuestion(steps=(0,)), AuditQuestion(noise=(-1.0,))):
         with pytest.raises(ConfigError, match="must be > 0"):
             audits.check(own, asked)
-    told = audits.overhear(own)
     with pytest.raises(ConfigError, match="choose one of them"):
-        audits._victim(told.federation, AuditQuestion(victim=2))
+        audits._victim(build(own), AuditQuestion(victim=2))
