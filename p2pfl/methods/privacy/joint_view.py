@@ -29,7 +29,7 @@ in decentralized learning" (2024).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -50,6 +50,13 @@ def too_large(weights: np.ndarray, rounds: int, lookers: Collection[int], unlike
     return bool(
         nodes * nodes * rounds * linked.sum() > MOST or nodes * rounds * rounds * linked[[*lookers]].sum() > MOST
     )
+
+
+def check(weights: np.ndarray, rounds: int, lookers: Collection[int], unlike: bool = False) -> None:
+    """Raises ConfigError for a view that is too large; as `too_large`."""
+    if too_large(weights, rounds, lookers, unlike):
+        nodes = weights.shape[1]
+        raise ConfigError(f"{rounds} rounds of {nodes} nodes: too many to work out what nodes see of each other")
 
 
 def seen_by(weights: np.ndarray, lookers: Collection[int]) -> list[int]:
@@ -152,8 +159,7 @@ def projection(
         [[1, 0], [0, 1]]
     """
     nodes, adding = weights.shape[1], rounds if contributing is None else min(contributing, rounds)
-    if too_large(weights, rounds, lookers, zip_dl > 0):
-        raise ConfigError(f"{rounds} rounds of {nodes} nodes: too many to work out what nodes see of each other")
+    check(weights, rounds, lookers, zip_dl > 0)
     views, besides = _views(weights, rounds, lookers, adding, zip_dl)
     honest = [node for node in range(nodes) if node not in lookers]
     root = np.linalg.cholesky((np.eye(nodes) if noise is None else noise)[np.ix_(honest, honest)])
@@ -167,6 +173,21 @@ def projection(
     return found
 
 
+def made_of(weights: np.ndarray, rounds: int, adding: int) -> Iterator[np.ndarray]:
+    """Yield, of each round, how every node's model is made of contributions right before it is mixed.
+
+    [n, adding, n]: of the model of node i, what counts the contribution of node u in round r. A round adds and mixes,
+    x <- W_r (x + c_r), and only the first `adding` rounds add. `weights` [T, n, n].
+    """
+    nodes = weights.shape[1]
+    model = np.zeros((nodes, adding, nodes))
+    for r in range(rounds):
+        if r < adding:
+            model[np.arange(nodes), r, np.arange(nodes)] += 1
+        yield model
+        model = np.einsum("ij,jrn->irn", weights[r % len(weights)], model)
+
+
 def _views(
     weights: np.ndarray, rounds: int, lookers: Collection[int], adding: int, zip_dl: float
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -176,12 +197,10 @@ def _views(
     for each in linked:
         np.fill_diagonal(each, False)
     columns = sum(int(linked[r % len(linked)].sum()) for r in range(rounds)) if zip_dl else 0
-    model, drifted = np.zeros((nodes, adding, nodes)), np.zeros((nodes, columns))  # how models are made
+    drifted = np.zeros((nodes, columns))  # noise on messages, as models have it by now
     seen, besides = [], []
-    for r in range(rounds):
+    for r, model in enumerate(made_of(weights, rounds, adding)):
         weight, near = weights[r % len(weights)], linked[r % len(weights)]
-        if r < adding:
-            model[np.arange(nodes), r, np.arange(nodes)] += 1
         fresh = np.zeros((nodes, nodes, columns))  # of the message from i to j
         if zip_dl:
             for i in range(nodes):
@@ -195,7 +214,6 @@ def _views(
             for other in np.flatnonzero(near[looker]):  # a neighbour is seen in the rounds in which it is one
                 seen.append(model[other])
                 besides.append(drifted[other] + fresh[other, looker])
-        model = np.einsum("ij,jrn->irn", weight, model)
         drifted = weight @ drifted + np.einsum("ij,jic->ic", weight, fresh)
     empty = np.zeros((0, adding, nodes)), np.zeros((0, columns))
     return (np.stack(seen), np.stack(besides)) if seen else empty
