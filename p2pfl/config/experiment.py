@@ -243,6 +243,10 @@ def _paths(table: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
     places = [(table.get("data"), name, f"data.{name}") for name in ("path", "dictionary", "cache")]
     places += [(table.get("topology"), "file", "topology.file"), (table.get("model"), "weights", "model.weights")]
     places += [(each, "path", f"churn[{i}].path") for i, each in enumerate(churn if isinstance(churn, list) else ())]
+    training = table.get("training")
+    methods = training.get("objective") if isinstance(training, dict) else None
+    for i, each in enumerate(methods if isinstance(methods, list) else ()):  # a number there is a node
+        places.append((each, "reference", f"training.objective[{i}].reference"))
     for found, key, field in places:
         if isinstance(found, dict) and isinstance(found.get(key), str):
             yield found, key, field

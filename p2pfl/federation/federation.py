@@ -351,6 +351,9 @@ def _private_left_out(federation: Federation) -> dict[str, Any]:
         del table["data"]["picture"]["folder"]
     if isinstance(weights := (table["model"] or {}).get("weights"), str):  # what it holds is meant, wherever it lies
         table["model"]["weights"] = hashlib.blake2b(Path(weights).read_bytes(), digest_size=16).hexdigest()
+    for method in table["training"]["objective"]:
+        if isinstance(images := method.get("reference"), str):  # a file of images: those are meant
+            method["reference"] = hashlib.blake2b(Path(images).read_bytes(), digest_size=16).hexdigest()
     if isinstance(data, FolderData):  # its classes and values of labels are meant, wherever the file lies
         table["data"]["layout"] = hashlib.blake2b(Path(data.layout).read_bytes()).hexdigest()
     table["loss"], table["alone"] = federation.experiment.network.loss, federation.experiment.network.alone
