@@ -542,9 +542,9 @@ def test_all_nodes_at_once_stain_as_the_plain_loop_and_end_with_one_bottle(tmp_p
 def test_cells_stained_like_a_reference_are_nearly_of_one_colour_and_are_told_better(
     tmp_path: Path, optax_promotes: None, optimised: None
 ) -> None:
-    """Seen, in the order of the asserts: .31 and .008; .73 mixed plainly and .84; at a laboratory that took no part .54 and
-    .76. A linear classifier still tells the laboratory of .99 of images, so small differences that all images of a site
-    have do not go; alone, a site tells more of its own cells."""
+    """Seen, in the order of the asserts: .31 and .008; .73 mixed plainly and .84; at a laboratory that took no part .54
+    and .76. A linear classifier still tells the laboratory of .99 of images, so small differences that all images of a
+    site have do not go; alone, a site tells more of its own cells."""
     method = {**reference_set(tmp_path), "first": 60, "distill": 90, "hidden": [8], "critic": [8, 8]}
     longer: dict[str, Any] = {"rounds": 80, "evaluation": {"every": 80}}
     plain = looked(**longer)
