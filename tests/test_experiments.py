@@ -494,6 +494,20 @@ def test_unequal_hospitals_are_as_the_readme_says(sweep: Sweep, file: str, optim
     hold(found, known, seeds)
 
 
+# --- pneumonia
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not CHESTS.exists(), reason="the hospitals' data are no part of the repository")
+def test_what_ten_hospitals_lose_against_one_model_is_what_small_batches_lose(sweep: Sweep, optimised: None) -> None:
+    """Seed 0: one model of all images, in batches of 16 as each hospital has them, is no better than theirs."""
+    names = ("ten", "one with all images", "one with all images, batches of a hospital")
+    found, _ = sweep("pneumonia/sweep-gap.toml", *only("hospitals", *names), *only("seed", "0"))
+    hold(found, {key: value for key, value in expected("pneumonia", "sweep-gap.toml").items() if key in found}, 1)
+    ten, large, small = (found["", name]["auc_mean"][0] for name in names)
+    assert large > max(ten, small) + 0.004 and abs(ten - small) < 0.006
+
+
 # --- a picture and a table
 
 

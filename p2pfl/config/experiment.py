@@ -263,8 +263,8 @@ def _paths(table: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
     places += [(each, "path", f"churn[{i}].path") for i, each in enumerate(churn if isinstance(churn, list) else ())]
     training = table.get("training")
     named = training.get("objective") if isinstance(training, dict) else None
-    listed = enumerate(named if isinstance(named, list) else ())
-    places += [(each, "public", f"training.objective[{i}].public") for i, each in listed]
+    for i, each in enumerate(named if isinstance(named, list) else ()):  # a number there is a node
+        places += [(each, key, f"training.objective[{i}].{key}") for key in ("public", "reference")]
     for found, key, field in places:
         if isinstance(found, dict) and isinstance(found.get(key), str):
             yield found, key, field

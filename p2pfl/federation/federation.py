@@ -390,8 +390,9 @@ def _private_left_out(federation: Federation) -> dict[str, Any]:
     if isinstance(weights := (table["model"] or {}).get("weights"), str):  # what it holds is meant, wherever it lies
         table["model"]["weights"] = hashlib.blake2b(Path(weights).read_bytes(), digest_size=16).hexdigest()
     for given in table["training"]["objective"]:
-        if isinstance(file := given.get("public"), str) and Path(file).is_file():
-            given["public"] = hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
+        for key in ("public", "reference"):  # a file: what it holds is meant
+            if isinstance(file := given.get(key), str) and Path(file).is_file():
+                given[key] = hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
     if isinstance(data, FolderData):  # its classes and values of labels are meant, wherever the file lies
         table["data"]["layout"] = hashlib.blake2b(Path(data.layout).read_bytes()).hexdigest()
     table["loss"], table["alone"] = federation.experiment.network.loss, federation.experiment.network.alone

@@ -18,6 +18,7 @@ from types import MappingProxyType
 
 from p2pfl.methods.objectives.align import align
 from p2pfl.methods.objectives.augmentation import augment
+from p2pfl.methods.objectives.bottlegan import bottlegan
 from p2pfl.methods.objectives.contrast import fedmri, moon
 from p2pfl.methods.objectives.deputy import deputy
 from p2pfl.methods.objectives.experts import experts
@@ -42,6 +43,7 @@ __all__ = [
     "align",
     "augment",
     "average",
+    "bottlegan",
     "class_weights",
     "cusfl",
     "deputy",
@@ -101,6 +103,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType(
         "label_graph": label_graph,
         "stain_gan": stain_gan,
         "medisecfed": medisecfed,
+        "bottlegan": bottlegan,
     }
 )
 """Makers by name; each takes the experiment's optimizer and the arguments of its table."""
