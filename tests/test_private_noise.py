@@ -17,7 +17,7 @@ from test_private_steps import FAST, KEY, begun, linear, made, norm_of, rows, we
 
 from p2pfl.algorithms import dsgd, gradient_tracking
 from p2pfl.errors import ConfigError
-from p2pfl.federation.federation import build
+from p2pfl.federation.federation import build, model_shape
 from p2pfl.learning.local_steps import placed
 from p2pfl.methods import chain, shatter
 from p2pfl.methods.privacy import (
@@ -391,6 +391,17 @@ def test_each_adversary_has_a_figure_of_its_own(tmp_path: Path) -> None:
     for node, seen in told["coalition"]["epsilon"].items():
         assert seen <= told["nodes"][node]["against"]["nodes 1, 3"] + 1e-6
     assert "for any single other node, even if it reads all messages" in said and "for nodes 1, 3 epsilon is" in said
+
+
+def test_sums_of_statistics_go_to_each_neighbour_beside_what_differs() -> None:
+    wrap = [{"name": "zip_dl", "scale": 0.1}]
+    federation = build(made(
+        privacy=None, statistics={"normalize": True}, topology={"graph": "complete", "nodes": 4},
+        algorithm={"name": "dsgd", "wrap": wrap},
+    ))  # fmt: skip
+    algorithm, around = federation.algorithm, Neighborhood(np.zeros(3), np.zeros(3))
+    payload = jax.eval_shape(lambda p: algorithm.send(algorithm.init(p, 3), around)[1], model_shape(federation))
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(payload)} == {3} and payload["sums"]
 
 
 # --- effects

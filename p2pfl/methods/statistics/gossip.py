@@ -75,10 +75,7 @@ def gossip(inner: Algorithm, rounds: int) -> Algorithm:
     def send(state: SumsState, neighborhood: Neighborhood) -> tuple[SumsState, Payload]:
         inside, payload = inner.send(state.inner, neighborhood)
         if not running:
-            sums, slots = state.sums, len(neighborhood.out_weight)
-            if inner.per_edge:  # each neighbour gets something else of the model, and the same sums
-                sums = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (slots, *leaf.shape)), sums)
-            return state._replace(inner=inside), {"inner": payload, "sums": sums}
+            return state._replace(inner=inside), {"inner": payload, "sums": _told(inner, state.sums, neighborhood)}
         kept, sent = pushed(state.sums, state.sent, neighborhood.out_weight)
         return state._replace(inner=inside, sums=kept, sent=sent), {"inner": payload, "sums": sent}
 
@@ -115,6 +112,14 @@ def gossip(inner: Algorithm, rounds: int) -> Algorithm:
         travels=f"{inner.travels}, and sums over the data", mass=mass, restart=restart, put=put,
         any_steps=False, state_class="sum" if inner.state_class == "none" else inner.state_class,
     )  # fmt: skip
+
+
+def _told(inner: Algorithm, sums: Tree, neighborhood: Neighborhood) -> Tree:
+    """The sums that are sent: the same to each neighbour, also where each gets something else of the model."""
+    slots = len(neighborhood.out_weight)
+    if not inner.per_edge:
+        return sums
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (slots, *leaf.shape)), sums)
 
 
 def _begun(inner: Algorithm, running: bool, inside: Any, slots: int, age: Array) -> SumsState:
