@@ -174,6 +174,14 @@ MECHANISMS: dict[str, dict[str, Any]] = {
         ),
         "rounds": 3,
     },
+    "predictions": {
+        **_objective(
+            {"name": "missing_classes"}, {"name": "medisecfed", "rows": 6, "batch": 4}, name="mlp", hidden=[4],
+        ),
+        "rounds": 4, "churn": GONE_AND_BACK,
+        "other_model": [{"nodes": [1], "name": "mlp", "hidden": [3], "norm": "batch"}],
+        "attack": [{"nodes": [0], "by": "noise"}], "algorithm": {"name": "dsgd", "wrap": [{"name": "median"}]},
+    },
     "reconstruction": {
         **NETWORK,
         "data": {**NETWORK["data"], "degrade": {"by": "noise", "noise": [0.05, 0.2, 0.1]}},

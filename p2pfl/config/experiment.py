@@ -21,7 +21,7 @@ from p2pfl.config import attack, churn, data, model, toml
 from p2pfl.config.attack import AttackTable
 from p2pfl.config.churn import ChurnTable
 from p2pfl.config.data import Data, DataFile, DataTable
-from p2pfl.config.model import ModelTable
+from p2pfl.config.model import ModelTable, OtherModel
 from p2pfl.config.virtual import Virtual, VirtualLink
 from p2pfl.data import layout
 from p2pfl.errors import ConfigError
@@ -167,6 +167,7 @@ class Experiment:
     statistics: Statistics = dataclasses.field(default_factory=Statistics)
     privacy: Privacy | None = None  # noise on what local steps learn of single rows
     model: ModelTable | None = None  # must be given, but for the source quadratic
+    other_model: Annotated[tuple[OtherModel, ...], LIST] = ()  # nodes with a model of another architecture
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     churn: Annotated[tuple[ChurnTable, ...], LIST] = ()
     attack: Annotated[tuple[AttackTable, ...], LIST] = ()  # nodes that lie
@@ -243,6 +244,10 @@ def _paths(table: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
     places = [(table.get("data"), name, f"data.{name}") for name in ("path", "dictionary", "cache")]
     places += [(table.get("topology"), "file", "topology.file"), (table.get("model"), "weights", "model.weights")]
     places += [(each, "path", f"churn[{i}].path") for i, each in enumerate(churn if isinstance(churn, list) else ())]
+    training = table.get("training")
+    named = training.get("objective") if isinstance(training, dict) else None
+    listed = enumerate(named if isinstance(named, list) else ())
+    places += [(each, "public", f"training.objective[{i}].public") for i, each in listed]
     for found, key, field in places:
         if isinstance(found, dict) and isinstance(found.get(key), str):
             yield found, key, field
@@ -370,6 +375,7 @@ TABLES: Mapping[str, tuple[type[Any], ...]] = MappingProxyType(
         "[data]": data.KINDS,
         "[data.degrade]": data.DEGRADE,
         "[model]": model.KINDS,
+        "[[other_model]]": (OtherModel,),
         "[training]": (Training,),
         "[training.lora]": (Lora,),
         "[topology]": (TopologyTable,),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,9 +27,9 @@ from p2pfl.config.data import (
     given,
 )  # fmt: skip
 from p2pfl.config.experiment import Experiment
-from p2pfl.data import Dataset, degrade, dictionary, partition
+from p2pfl.data import Dataset, degrade, dictionary, new_rows, partition
 from p2pfl.data.csv import CsvTable
-from p2pfl.data.dataset import left_out, split
+from p2pfl.data.dataset import left_out, prepared, split
 from p2pfl.data.dictionary import Dictionary
 from p2pfl.data.far_off import answers_turned
 from p2pfl.data.partition import Partition
@@ -39,7 +40,12 @@ from p2pfl.federation import events, plugins
 from p2pfl.federation.topology import Topology
 from p2pfl.learning import quadratic
 from p2pfl.methods.answers import HELD_BACK
+from p2pfl.methods.objectives.medisecfed import NAME as TELLS
+from p2pfl.methods.objectives.medisecfed import ROWS
 from p2pfl.methods.watching import BEST
+
+_PUBLIC = 0x9B11
+"""Of the seed of which rows are public, so that other draws of the same seed are others."""
 
 
 class Datasets(NamedTuple):
@@ -52,6 +58,7 @@ class Datasets(NamedTuple):
     events: tuple[churn.Event, ...]  # of [[churn]], with what depends on the data
     task: quadratic.Quadratic | None = None  # of the source "quadratic": what is to be found
     validation: tuple[np.ndarray, ...] | None = None  # where nodes watch their models: rows of dataset.validation
+    public: np.ndarray | None = None  # [N, ...] x of rows that all nodes have, where a method asks for such
 
     @property
     def samples(self) -> np.ndarray:
@@ -87,6 +94,7 @@ def resolve_datasets(experiment: Experiment, topology: Topology, dataset: Datase
         return _quadratic(experiment, topology, data)
     dataset = _tested_on(read(data, experiment.seed) if dataset is None else dataset, experiment.evaluation.rows)
     dataset = _watched(experiment, dataset)
+    dataset, public = _set_apart(experiment, dataset)
     if experiment.evaluation.splits and isinstance(dataset.train.x, Stored):
         raise ConfigError(
             "evaluation.splits: rows that are read from a cache (patches of volumes, or data.cache) are not split "
@@ -103,7 +111,7 @@ def resolve_datasets(experiment: Experiment, topology: Topology, dataset: Datase
         planned = events.planned(experiment, topology.schedule, labels)
     dataset = _degraded(experiment, data, dataset, parts, validation)
     notes = (*dataset.notes, *answers_turned(dataset), *partition.describe(parts, dataset))
-    return Datasets(dataset, parts, True, notes, planned, validation=validation)
+    return Datasets(dataset, parts, True, notes, planned, validation=validation, public=public)
 
 
 def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data, admitted: int = 0) -> Datasets:
@@ -126,6 +134,7 @@ def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data
         raise ConfigError("data.source='quadratic' in a node's own [data]: it has no rows; name it in the experiment")
     dataset = _tested_on(read(own, experiment.seed, by_name=True), experiment.evaluation.rows)
     dataset = _watched(experiment, dataset)
+    dataset, public = _set_apart(experiment, dataset, alone=True)
     events.no_labels(experiment)
     train, test, kept = [[np.zeros(0, np.int64)] * nodes for _ in range(3)]
     train[node], test[node] = np.arange(len(dataset.train.y)), np.arange(len(dataset.test.y))
@@ -134,7 +143,7 @@ def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data
     validation = tuple(kept) if watched(experiment) else None
     parts = Partition(tuple(train), tuple(test))
     dataset = _degraded(experiment, own, dataset, parts, tuple(kept))
-    return Datasets(dataset, parts, False, dataset.notes, topology.events, validation=validation)
+    return Datasets(dataset, parts, False, dataset.notes, topology.events, validation=validation, public=public)
 
 
 def _degraded(
@@ -181,6 +190,57 @@ def _watched(experiment: Experiment, dataset: Dataset) -> Dataset:
     asked = "training.patience" if experiment.training.patience is not None else f"evaluation.answers = [{BEST!r}]"
     note = f"{int(held.sum())} of {len(held)} training rows are held back as validation rows, for {asked}"
     return dataset._replace(train=train, validation=validation, notes=(*dataset.notes, note))
+
+
+def _set_apart(experiment: Experiment, dataset: Dataset, alone: bool = False) -> tuple[Dataset, np.ndarray | None]:
+    """The data without the rows that are public, and these, where a method asks for such. Raises ConfigError.
+
+    `alone`: the rows are one node's, so that nobody else has them.
+    """
+    asked = [(i, each) for i, each in enumerate(experiment.training.objective) if each.get("name") == TELLS]
+    if not asked:
+        return dataset, None
+    where, file = f"training.objective[{asked[0][0]}]", asked[0][1].get("public")
+    rows = asked[0][1].get("rows", ROWS)
+    if isinstance(dataset.train.x, Stored):
+        raise ConfigError(f"{where}: {TELLS} is not for rows that are read from a cache; leave data.cache out")
+    if type(rows) is not int or rows < 1:
+        return dataset, None  # the method itself says what it asks for
+    if any(column.standardize == "node" for column in dataset.columns):
+        raise ConfigError(
+            f"{where}: every site scales its columns by its own rows, so that a public row would be another one at "
+            'each; set data.standardize = "none", with statistics.normalize = true'
+        )
+    if file is not None:
+        return dataset, _read_public(where, Path(str(file)), rows, dataset)
+    if alone:
+        raise ConfigError(
+            f"{where}.public: missing; this node has rows of its own, and public ones must be the same at all sites: "
+            "name a file of them"
+        )
+    many = len(dataset.train.y)
+    if rows >= many:
+        raise ConfigError(f"{where}.rows={rows}: there are {many} training rows; set fewer of them apart")
+    apart = np.zeros(many, bool)
+    apart[np.random.default_rng([experiment.seed, _PUBLIC]).permutation(many)[:rows]] = True
+    note = f"{rows} of {many} training rows are set apart as public rows, whose labels nobody uses"
+    public = np.asarray(dataset.train.x[apart])
+    return dataset._replace(train=_part(dataset.train, ~apart), notes=(*dataset.notes, note)), public
+
+
+def _read_public(where: str, file: Path, rows: int, dataset: Dataset) -> np.ndarray:
+    """[N, ...] the first rows of a file, as the data's own became x. Raises ConfigError."""
+    if not file.exists():
+        raise ConfigError(f"{where}.public={str(file)!r}: no such file")
+    if dataset.recipe is None:
+        raise ConfigError(f"{where}.public: nobody knows how rows of these data become inputs; leave it out")
+    found = new_rows.load(file, dataset.recipe, (), dataset.train.x.shape[1:], dataset.features)
+    if len(found.x) < rows:
+        raise ConfigError(f"{where}.rows={rows}: {file.name} has {len(found.x)}; ask for fewer, or give more")
+    x = prepared(found.x[:rows], dataset.recipe.numbers).astype(dataset.train.x.dtype)
+    if not np.isfinite(x).all():
+        raise ConfigError(f"{where}.public: {file.name} has cells that are missing; fill them in, or leave rows out")
+    return x
 
 
 def resolve_script(experiment: Experiment, topology: Topology, node: int = 0) -> Datasets:

@@ -7,7 +7,7 @@ algorithm:  the named one; what is not mixed kept out of it; what objectives ask
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -36,9 +36,21 @@ from p2pfl.federation.topology import Topology
 from p2pfl.learning import flax, local_steps, losses, models, optimizers, quadratic
 from p2pfl.learning.batching import chunk, in_batches
 from p2pfl.learning.targets import TARGETS, PerSample
-from p2pfl.methods import adapters, answers, bulletin, compose, freezing, sharing, starting, statistics, watching
+from p2pfl.methods import (
+    adapters,
+    answers,
+    bulletin,
+    compose,
+    freezing,
+    other_models,
+    sharing,
+    starting,
+    statistics,
+    watching,
+)
 from p2pfl.methods import site_facts as sites
 from p2pfl.methods.objectives import OBJECTIVES, Objective
+from p2pfl.methods.objectives.medisecfed import BEFORE
 from p2pfl.methods.privacy import dp_sgd
 from p2pfl.methods.site_facts import counting
 from p2pfl.node import model_file
@@ -92,7 +104,7 @@ def resolve_learning(
     rule, dataset = optimizer(experiment) if script is None else script.optimizer, data.dataset
     sliced: Sliced | None = None
     private = privacy.resolve(experiment, data, rule)
-    methods = [*([private.objective] if private else []), *objectives(experiment, rule)]
+    methods = [*([private.objective] if private else []), *objectives(experiment, rule, data.public)]
     real = not data.pooled and data.task is None
     sites, notes = known(experiment, methods, dataset, data.partition.train, topology.nodes, real)
     held = np.array([len(rows) for rows in data.validation or ()], np.int32)
@@ -108,7 +120,7 @@ def resolve_learning(
         return watching.watch(made, learner, ahead, every, patience, at_once)
 
     if script is None:
-        base = base_learner(experiment, dataset) if data.task is None else quadratic.learner(data.task.a.shape[1])
+        base = first_learner(experiment, dataset) if data.task is None else quadratic.learner(data.task.a.shape[1])
         base = attacks.learned(experiment, base, dataset)
         begun = started(experiment, flax.cast(base, experiment.training.dtype), dataset.train.x.shape[1:])
         learner = made_learner(experiment, begun.learner, methods, rule, sites, dataset.train.x.shape[1:])
@@ -310,8 +322,10 @@ def own_names(experiment: Experiment) -> set[tuple[str, str]]:
     return {(group, name) for group, name in named if isinstance(name, str) and name in own[group]}
 
 
-def objectives(experiment: Experiment, optimizer: optax.GradientTransformation) -> list[Objective]:
-    """Return the objectives that [training] names. Raises ConfigError."""
+def objectives(
+    experiment: Experiment, optimizer: optax.GradientTransformation, public: np.ndarray | None = None
+) -> list[Objective]:
+    """Return the objectives that [training] names; `public`: rows that all nodes have. Raises ConfigError."""
     found = []
     for i, given in enumerate(experiment.training.objective):
         where, name = f"training.objective[{i}]", given.get("name")
@@ -343,8 +357,41 @@ def objectives(experiment: Experiment, optimizer: optax.GradientTransformation) 
                 "and training.patience and the answer best go by scores from the first round on: those before would "
                 "end training, or be the best; leave both out"
             )
+        if made.shown is not None:
+            _check_alone(experiment, i, str(name))
+            made = made if public is None else made.shown(public)
         found.append(made)
     return found
+
+
+def _check_alone(experiment: Experiment, at: int, name: str) -> None:
+    """Raises ConfigError for what goes with models that are exchanged, where they are not. `at`: the objective."""
+    where = f"training.objective[{at}]"
+    named = [str(each.get("name")) for each in experiment.training.objective]
+    if at != len(named) - 1:
+        raise ConfigError(f"{where}: {name} must stand last, since it keeps the model that the others train at home")
+    wrong = [each for each in named[:at] if each not in BEFORE]
+    if wrong:
+        raise ConfigError(
+            f"{where}: {name} exchanges no models, and {wrong[0]} does something with them; before it may stand "
+            f"{', '.join(BEFORE)}"
+        )
+    others = {
+        "algorithm.share": experiment.algorithm.share is not None,
+        "training.lora": experiment.training.lora is not None,
+        "training.patience": experiment.training.patience is not None,
+    }
+    for field, given in others.items():
+        if given:
+            raise ConfigError(f"{field}: is about models that are exchanged, and with {name} none is; leave it out")
+    for answer in experiment.evaluation.answers:
+        if answer not in ("consensus", "fine_tuned"):
+            raise ConfigError(f"evaluation.answers={answer!r}: with {name} there is one model a node; leave it out")
+    for i, wrap in enumerate(experiment.algorithm.wrap):
+        if wrap.get("name") in ("fourier", "by_similarity"):
+            raise ConfigError(
+                f"algorithm.wrap[{i}]: {wrap['name']} compares layers, and with {name} predictions travel; leave it out"
+            )
 
 
 def made_learner(
@@ -443,7 +490,7 @@ def learner_alone(experiment: Experiment, like: Dataset, sites: Tree) -> Learner
     `sites`: [1, ...] what a node knows of its own data, by the leaves of a model.
     """
     rule, table = optimizer(experiment), experiment.privacy
-    base = base_learner(experiment, like)
+    base = first_learner(experiment, like)
     private = [] if table is None else [dp_sgd(table.clip, 1)]  # trains nothing here
     return made_learner(
         experiment, base, [*private, *objectives(experiment, rule)], rule, sites, like.train.x.shape[1:]
@@ -514,6 +561,8 @@ def known(
         wanted.update(dict.fromkeys(compose.FACTS.get(str(given.get("name")), ())))
     found: dict[str, Any] = {name: np.stack([sites.FACTS[name](dataset, rows) for rows in parts]) for name in wanted}
     found.update(attacks.facts(experiment, len(parts)))
+    if experiment.other_model:
+        found[other_models.ARCHITECTURE] = architectures(experiment, len(parts))
     for method in methods:
         for name, array in method.given.items():
             if len(array) != len(parts):
@@ -532,6 +581,14 @@ def known(
     seed = None if real else experiment.seed
     found["sums"] = statistics.stacked(names, dataset, parts, table.minimum, table.noise, seed, dtype.name)
     return found, (*said, *statistics.notes(names, dataset, parts, table.minimum))
+
+
+def architectures(experiment: Experiment, nodes: int) -> np.ndarray:
+    """[n] int32: which model each node has: 0 that of [model], i + 1 that of other_model[i]."""
+    found = np.zeros(nodes, np.int32)
+    for i, table in enumerate(experiment.other_model):
+        found[[node for node in table.nodes if node < nodes]] = i + 1
+    return found
 
 
 def _noise_notes(real: bool) -> tuple[str, ...]:
@@ -555,21 +612,33 @@ def gathered(experiment: Experiment) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*table.gather, *(("moments",) if table.normalize else ()))))
 
 
-def base_learner(experiment: Experiment, dataset: Dataset) -> Learner:
+def first_learner(experiment: Experiment, dataset: Dataset) -> Learner:
+    """The learner before anything is done to it: of the model that is named, or of several. Raises ConfigError."""
+    base = base_learner(experiment, dataset)
+    if not experiment.other_model:
+        return base
+    others = [
+        base_learner(replace(experiment, model=table.model), dataset, f"other_model[{i}]")
+        for i, table in enumerate(experiment.other_model)
+    ]
+    return other_models.together([base, *others])
+
+
+def base_learner(experiment: Experiment, dataset: Dataset, field: str = "model") -> Learner:
     """The model that is named, tried on the shape of the data. Raises ConfigError."""
     table, shape, classes = experiment.model, dataset.train.x.shape[1:], len(dataset.classes)
     if table is None:
         raise ConfigError("model: missing; a table [model] must be given")
     given = {name: value for name, value in asdict(table).items() if name not in BEGIN and value is not None}
     first = dataset.train.x  # of rows that are stored none is read: the first may be another node's
-    where = f"model.name={table.name!r}"
+    where = f"{field}.name={table.name!r}"
     example = jnp.zeros((1, *shape), first.dtype) if isinstance(first, Stored) else jnp.asarray(first[:1])
     fits = None if experiment.training.loss is None else loss(experiment, dataset)
     more = dataset.kind, fits, experiment.training.compute, _still(experiment)
     if not isinstance(table, FunctionModel):
         given |= _pictured(table, dataset)
         return flax.from_flax(models.MODELS[table.name](shape, classes, **given), example, classes, *more)
-    maker = chosen(table.name, "model.name", models.MODELS, "p2pfl.models")
+    maker = chosen(table.name, f"{field}.name", models.MODELS, "p2pfl.models")
     try:
         return flax.from_flax(maker(shape, classes, **(table.arguments or {})), example, classes, *more)
     except ConfigError as error:

@@ -96,7 +96,7 @@ def pooled(experiment: Experiment, nodes: int) -> Experiment:
     plain = alone(experiment)
     training = replace(training, objective=plain.training.objective)
     topology = TopologyTable(graph="complete", nodes=1)
-    return replace(plain, data=data, training=training, topology=topology, attack=())
+    return replace(plain, data=data, training=training, topology=topology, attack=(), other_model=())
 
 
 def alone(experiment: Experiment) -> Experiment:

@@ -166,7 +166,8 @@ def into(
         keeper = Keeper(store, every, clock.now, kept.beside, kept.begin, say)
     else:
         kept.begin(0, {}, None)
-    chunk = driver.chunk or (None if federation.learning.sliced is None else 1)  # each at its own cost
+    unlike = federation.learning.sliced is not None or federation.experiment.other_model
+    chunk = driver.chunk or (1 if unlike else None)  # each at its own cost
     outcome = engine.run(work, How(chunk, driver.devices), kept.progress, clock.now, look, keeper, clock.spent)
     (last,) = kept.last
     if writes:
