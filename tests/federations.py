@@ -180,7 +180,7 @@ MECHANISMS: dict[str, dict[str, Any]] = {
         ),
         "rounds": 4, "churn": GONE_AND_BACK,
         "other_model": [{"nodes": [1], "name": "mlp", "hidden": [3], "norm": "batch"}],
-        "attack": [{"nodes": [0], "by": "noise"}], "algorithm": {"name": "dsgd", "wrap": [{"name": "median"}]},
+        "algorithm": {"name": "dsgd", "wrap": [{"name": "median"}]},
     },
     "reconstruction": {
         **NETWORK,

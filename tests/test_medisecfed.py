@@ -136,7 +136,7 @@ def test_a_message_is_the_table_of_predictions_and_nothing_else() -> None:
 
 
 def test_who_takes_no_step_passes_on_what_it_has() -> None:
-    made = federation_of({**TOLD, "attack": [], "other_model": []})
+    made = federation_of({**TOLD, "other_model": []})
     state = made.algorithm.init(made.learner.init(KEY), 2)
     batches = {"x": jnp.zeros((2, 4, 4, 4, 1)), "y": jnp.zeros((2, 4), jnp.int32)}
     still, moved = (made.algorithm.local(state, batches, KEY, jnp.int32(steps))[0] for steps in (0, 1))
