@@ -262,8 +262,7 @@ class Sidecar:
                 del self._owed[kind]
 
     def close(self) -> None:
-        """End the process; it says nothing more to anybody."""
-        self._link.close()
+        """End the process; it says nothing more to anybody: its link closes after it has ended, and is no last word."""
         if self.pid:
             # both would end by themselves, but not where they have been stopped; the parent first, or it forks again
             with contextlib.suppress(ProcessLookupError, ChildProcessError):  # somebody has collected it
@@ -273,6 +272,7 @@ class Sidecar:
                 if self.member_pid:
                     os.kill(self.member_pid, signal.SIGKILL)
             self.pid = self.member_pid = 0
+        self._link.close()
 
     def _receive(self) -> dict[str, Any] | None:
         """Return what it says; None where it says nothing, and where it will say nothing any more."""

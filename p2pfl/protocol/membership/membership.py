@@ -123,7 +123,8 @@ class Membership:
             "leave": self._gone,
         }
         self._hellos = 0
-        self._receipts: set[int] = set()  # members that have answered since this life is over ...
+        self._words: set[int] = set()  # numbers of the letters that say that this life is over,
+        self._receipts: set[int] = set()  # members that have answered one of them ...
         self._sure: set[int] = set()  # ... and that have asked, and were told
         self._answered: dict[int, float] = {}  # when a node was last told what it said wrong
         self._checked: dict[int, float] = {}  # when a node was last asked whether it holds to what it has said
@@ -596,7 +597,8 @@ class Membership:
 
     def _acked(self, datagram: Datagram) -> None:
         sender, probe = datagram.sender, self._probe
-        self._receipts.add(sender.node)
+        if datagram.seq in self._words:  # an answer that was under way before tells of nothing
+            self._receipts.add(sender.node)
         relay = self._relays.get(datagram.seq)
         if relay is not None and relay.target == sender.node:
             del self._relays[datagram.seq]
@@ -678,7 +680,8 @@ class Membership:
         self._timers["farewell"] = self._now + self._timing.gossip_every
         most, self._parting = self._timing.fanout if self._parting and not died else _FAREWELLS, True
         for node in self._draw.sample(left, min(most, len(left))):
-            self._ping(node, self._question(node))
+            self._words.add(seq := self._question(node))
+            self._ping(node, seq)
 
     def _assured(self, node: int) -> None:
         """A member has asked, and was answered. When all have of one that has died, it need not stay for more."""
