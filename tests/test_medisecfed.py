@@ -97,6 +97,7 @@ BATCH = {"x": jnp.ones((2, 4)), "y": jnp.array([0, 2])}
 KEY = jax.random.key(3)
 
 
+@pytest.mark.more
 def test_what_is_learned_from_others_is_the_gradient_of_its_loss() -> None:
     learner, public, told, _ = of_linear(strength=0.5, temperature=2.0, batch=4, bound=3.0)
     params = told.init(KEY)
@@ -135,6 +136,7 @@ def test_a_message_is_the_table_of_predictions_and_nothing_else() -> None:
     assert tree.public(params).keys() == {"trained", "carried"} and not params["carried"]  # what a joiner gets
 
 
+@pytest.mark.more
 def test_who_takes_no_step_passes_on_what_it_has() -> None:
     made = federation_of({**TOLD, "other_model": []})
     state = made.algorithm.init(made.learner.init(KEY), 2)
@@ -145,6 +147,7 @@ def test_who_takes_no_step_passes_on_what_it_has() -> None:
     np.testing.assert_allclose(told[1].sum(axis=1), 0, atol=1e-5)  # centred
 
 
+@pytest.mark.more
 def test_a_node_computes_with_its_own_architecture() -> None:
     made = federation_of(TOLD)
     assert made.sites["architecture"].tolist() == [0, 1, 0]
