@@ -31,6 +31,7 @@ from p2pfl.federation.tasks import tasks
 from p2pfl.methods import ring_sum, statistics
 from p2pfl.methods.statistics import chacha
 from p2pfl.methods.statistics.masked_sums import LIMBS, _total, _unpacked, in_fixed_point
+from p2pfl.node import records
 from p2pfl.node.masked import MaskedSums
 from p2pfl.node.replica import Replica
 from p2pfl.node.worker import without_secrets
@@ -132,6 +133,22 @@ def test_masks_are_of_one_epoch_one_round_and_one_receiver() -> None:
     assert made[0].mean([sent[1], *others], model(0), 0.9) is None  # of two rounds
 
 
+@pytest.mark.parametrize("bits", [32, 64])
+def test_what_is_no_sum_is_seen_and_numbers_at_the_bound_are_one(bits: int) -> None:
+    made, few = sums(4, bits), {"a": np.full(3, -64.0, np.float32)}
+    parts = [made[i].masked(made[i].share(few, 0.25), 0, (0, 1, 2, 3), 7, 2) for i in (1, 2, 3)]
+    means = made[0].mean(parts, few, 0.75)
+    assert means is not None
+    np.testing.assert_allclose(means[0]["a"], few["a"], rtol=1e-6)
+    value = np.array([0, 0, int(1.5 * 64 * 0.75 * made[0].scale)]).astype(made[0].dtype)
+    nothing = np.zeros(3, made[0].dtype)
+    assert made[0].mean([{"a": value}, {"a": nothing}, {"a": nothing}], few, 0.75) is None
+    rng = np.random.default_rng(0)
+    noise = [{"a": rng.integers(0, 2**bits, 3, made[0].dtype)} for _ in range(1000)]
+    taken = sum(made[0].mean([each, {"a": nothing}, {"a": nothing}], few, 0.75) is not None for each in noise)
+    assert taken < (90 if bits == 32 else 1)  # 53 of (0.75 / 2)^3
+
+
 def test_a_number_that_has_no_place_ends_the_node_and_is_named() -> None:
     one = sums(3)[0]
     for value in (65.0, np.nan, -np.inf):
@@ -213,6 +230,29 @@ def test_masked_models_end_in_the_bits_of_the_plain_loop_and_near_those_without(
     plain = build.build(dataclasses.replace(made.experiment, secure=None))
     np.testing.assert_allclose(looped(made), looped(plain), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(looped(made), at_once(made), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.more
+def test_where_masks_do_not_cancel_nothing_is_mixed_and_records_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Node 1 has secrets of another run: only its own neighbourhood is without it, and whole."""
+    other, said = masks.of_seed, list[str]()
+
+    def of_seed(seed: int, node: int) -> masks.Secret:
+        return other(seed + (node == 1), node)
+
+    monkeypatch.setattr(masks, "of_seed", of_seed)
+    made = small(tmp_path, Case("dsgd", "complete", 4), SECURE, 3)
+    figures = virtual.collected(made, tmp_path, virtual.into(made, tmp_path, say=said.append)).summary
+    assert figures.residue and figures.residue == 3 * 3  # of each edge of node 1 its end alone has booked
+    for node in range(4):
+        there = tmp_path / "nodes" / str(node)
+        traced = [line for line in records.read(there / "trace.jsonl") if "booked" in line]
+        measured = records.read(there / "metrics.jsonl")
+        assert [len(line["booked"]) for line in traced] == [3 * (node == 1)] * 3
+        assert [len(line["arrived"]) for line in measured] == [3 * (node == 1)] * 3
+    assert sum("masks do not cancel" in line for line in said) == 3 * 3
 
 
 CHURN = """

@@ -15,7 +15,7 @@ from p2pfl import tree
 from p2pfl.config.experiment import Experiment, Secure
 from p2pfl.errors import ConfigError
 from p2pfl.methods import statistics
-from p2pfl.node.masked import MaskedSums
+from p2pfl.node.masked import SPARE, MaskedSums
 from p2pfl.protocol.neighbor import BARRIER
 from p2pfl.topology import matrix
 from p2pfl.trust import masks
@@ -70,7 +70,7 @@ def check(experiment: Experiment) -> None:
             f'network.sync={network.sync!r}: with [secure] a round needs everyone; set network.sync = "barrier"'
         )
     table = experiment.secure
-    if bound(table) > 2.0 ** (table.bits - 8):
+    if bound(table) > 2.0 ** (table.bits - SPARE[table.bits] - 6):
         raise ConfigError(
             f"secure.bound={table.bound:g}: leaves no place behind the point in {table.bits} bits; take a smaller one"
         )

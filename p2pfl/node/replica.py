@@ -195,8 +195,11 @@ class Replica:
             return []
         return [each._replace(received=mean) for each, mean in zip(booked, means, strict=True)]
 
-    def mix(self, round: int, booked: Sequence[Booked]) -> None:
-        """Mix what was booked: at most one of each neighbour, and of what is `usable`."""
+    def mix(self, round: int, booked: Sequence[Booked]) -> list[Booked]:
+        """Mix what was booked: at most one of each neighbour, and of what is `usable`.
+
+        Returns what was mixed: all of it, or nothing where masks do not cancel.
+        """
         booked = self._summed(round, booked)
         if (unequal := self.task.fit or self.task.growth) is not None:
             booked = [each._replace(received=unequal.into(each.sent, each.received)) for each in booked]
@@ -212,6 +215,7 @@ class Replica:
         for each in booked:
             total = self._exchanged.setdefault(f"{each.node}:{each.life}", np.zeros(tree.SKETCH))
             total += exchanged[slots[each.node]]
+        return booked
 
     def _check_due(self, round: int) -> None:
         """Raises LocalError where the masked sums of all nodes should be known by now."""

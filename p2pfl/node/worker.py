@@ -28,6 +28,11 @@ from p2pfl.protocol.events import Adopt, Advance, Booking, Finished, Leave, Trai
 from p2pfl.protocol.exchange import Side
 from p2pfl.types import Params, Payload, State, Tree
 
+_NO_SUM = (
+    "mixed with nobody: what the neighbours have sent is no sum of models, since their masks do not cancel: one of "
+    "them has the key, the seed or the federation of another run, or lies. See that all have the same"
+)
+
 
 class SavedState(Protocol):
     """A checkpoint as a store returns it."""
@@ -273,10 +278,14 @@ class Worker:
         if self.task.sums is not None and not booked and self.task.schedule.receives_from(round):
             text = f"round {round}: mixed with nobody: not all neighbours were there, and less than all is no sum"
             self._host.say(Said(text, "not_whole", round=round))
+        mixed: list[Booked] = []
         for group in _groups(booked, self.task.slots):
-            self.replica.mix(round, group)
-            self._trace.write(self.replica.traced(round, group, trained))
+            found = self.replica.mix(round, group)
+            self._trace.write(self.replica.traced(round, found, trained))
             trained = False
+            mixed += found
+        if len(mixed) < len(booked):
+            self._host.say(Said(f"round {round}: {_NO_SUM}", "no_sum", logging.WARNING, round=round))
         self._learn(round)
         self._end(round)
         self.replica.evaluate(round)
@@ -289,11 +298,11 @@ class Worker:
             waited=_rounded(effect.waited),
             time=_rounded(now),
         )
-        measured = self.replica.measured(round, booked, cost)
+        measured = self.replica.measured(round, mixed, cost)
         for score in (measured.score_after_mixing, measured.score_own):
             self.score = self.score if score is None else score
         self.loss = measured.train_loss
-        self._host.finished(measured, self.replica.five_steps(round, booked))
+        self._host.finished(measured, self.replica.five_steps(round, mixed))
         self._measured = measured if self._measured is None else records.together(self._measured, measured)
         if records.recorded(round) or effect.next is None:
             self._record()
