@@ -31,10 +31,9 @@ from p2pfl.federation.tasks import tasks
 from p2pfl.methods import ring_sum, statistics
 from p2pfl.methods.statistics import chacha
 from p2pfl.methods.statistics.masked_sums import LIMBS, _total, _unpacked, in_fixed_point
-from p2pfl.node import records
+from p2pfl.node import model_file, records, secrets
 from p2pfl.node.masked import MaskedSums
 from p2pfl.node.replica import Replica
-from p2pfl.node.worker import without_secrets
 from p2pfl.protocol.messages import Offer
 from p2pfl.runs import keyed, simulated, virtual
 from p2pfl.trust import keyring, keys, masks
@@ -446,10 +445,24 @@ def test_with_keys_masks_are_made_of_them_and_without_there_is_no_run_of_own_row
         keyed.masking("n.toml", made[0], cast(Any, Goes(rings(4)[0])), True)
 
 
-def test_a_file_of_a_model_has_no_secrets() -> None:
-    site = {"secrets": np.ones((2, 8), np.uint32), "row": np.ones(3, np.uint32)}
-    found = without_secrets({"trained": {"w": np.ones(2)}, "private": {"site": site}})
-    assert not found["private"]["site"]["secrets"].any() and found["trained"]["w"].all() and site["secrets"].all()
+def test_a_file_of_a_model_has_no_secrets_and_a_process_puts_in_its_own(tmp_path: Path) -> None:
+    site = {
+        "entropy": np.ones(2, np.uint32), "samples": np.ones(()), "sums": {"labels": np.ones(3)},
+        "secrets": np.ones((2, 8), np.uint32), "row": np.ones((3, 3), np.uint32),
+    }  # fmt: skip
+    file = tmp_path / model_file.NAME
+    model_file.write(file, {"trained": {"w": np.ones(2)}, "private": {"site": site}})
+    found = model_file.read(file)
+    kept = {name.removeprefix("private/site/") for name, leaf in found.items() if leaf.any()}
+    assert len(found) == 6 and kept == {"trained/w", "samples"}
+    del site["secrets"]  # without masks everybody is told of the sums
+    model_file.write(file, {"private": {"site": site}})
+    assert model_file.read(file)["private/site/sums/labels"].all()
+    state = (secrets.without_secrets({"private": {"site": site}}), np.ones(1))
+    assert not state[0]["private"]["site"]["entropy"].any() and state[0]["private"]["site"]["row"].all()
+    again = secrets.with_own(state, {"entropy": np.full(2, 7, np.uint32), "row": np.zeros(1)})
+    assert (again[0]["private"]["site"]["entropy"] == 7).all() and again[0]["private"]["site"]["row"].all()
+    assert secrets.with_own(again, {})[0]["private"]["site"]["entropy"].all()
 
 
 # --- homomorphic encryption

@@ -16,7 +16,7 @@ import safetensors
 
 from p2pfl import tree
 from p2pfl.errors import LocalError
-from p2pfl.node import model_file, records
+from p2pfl.node import model_file, records, secrets
 from p2pfl.node.fit import NodeSlice
 from p2pfl.node.masked import MaskedSums
 from p2pfl.node.payload import Frames, Incoming, Outgoing, outgoing
@@ -26,7 +26,7 @@ from p2pfl.node.spending import AHEAD, SpendingFile
 from p2pfl.node.task import Booked, Task, part
 from p2pfl.protocol.events import Adopt, Advance, Booking, Finished, Leave, Trained
 from p2pfl.protocol.exchange import Side
-from p2pfl.types import Params, Payload, State, Tree
+from p2pfl.types import Params, Payload, State
 
 _NO_SUM = (
     "mixed with nobody: what the neighbours have sent is no sum of models, since their masks do not cancel: one of "
@@ -69,26 +69,6 @@ class Host(NamedTuple):
     every: int = 0  # rounds from checkpoint to checkpoint; 0: none
     finished: Callable[[records.Measured, records.RoundSteps], None] = lambda measured, did: None  # told of each round
     spending: SpendingFile | None = None  # where processes end and begin again: private steps, counted for them all
-
-
-def unlike(state: State, site: Tree) -> State:
-    """Return a state with the source of noise of this process: what an earlier one has drawn is not drawn again."""
-
-    def leaf(path: tuple[Any, ...], leaf: Any) -> Any:
-        names = [getattr(key, "key", None) for key in path[-2:]]
-        return site["entropy"] if names == ["site", "entropy"] else leaf
-
-    return jax.tree_util.tree_map_with_path(leaf, state) if isinstance(site, dict) and "entropy" in site else state
-
-
-def without_secrets(params: Params) -> Params:
-    """Return a model for a file: what the node has in common with single others, to mask sums, is zero there."""
-
-    def leaf(path: tuple[Any, ...], leaf: Any) -> Any:
-        names = [getattr(key, "key", None) for key in path[-2:]]
-        return np.zeros_like(leaf) if names == ["site", "secrets"] else leaf
-
-    return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 class Worker:
@@ -145,7 +125,7 @@ class Worker:
         saved, notes = self._host.store.load(lambda table: self.replica.like(table.get("slots", self.task.slots)))
         if saved is None:
             return [*notes, "no checkpoint: beginning without one"]
-        self.replica.state = unlike(saved.state, self.task.site)
+        self.replica.state = secrets.with_own(saved.state, self.task.site)
         self.kept, self.untrained = (saved.table["life"], saved.table["round"]), False
         self._kept_sketches = saved.table.get("sketches")
         return [*notes, f"going on from the checkpoint after round {saved.table['round']}"]
@@ -389,7 +369,7 @@ class Worker:
         params = self._params()
         path = self.directory / model_file.NAME
         try:
-            model_file.write(path, without_secrets(params))
+            model_file.write(path, params)
         except (OSError, safetensors.SafetensorError) as error:
             text = f"{path}: the model can't be written: {error}. Make room; a checkpoint that is there can be resumed"
             task, round = self.task, self.replica.round
