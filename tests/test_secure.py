@@ -254,6 +254,34 @@ def test_where_masks_do_not_cancel_nothing_is_mixed_and_records_say_so(
     assert sum("masks do not cancel" in line for line in said) == 3 * 3
 
 
+OCTAHEDRON = ("topology.arguments.k=4", "topology.arguments.p=0.0")  # on six nodes: all but the one opposite are beside
+
+
+def test_what_is_handed_over_is_the_mean_of_all_or_the_first_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an octahedron nodes that are opposite have the same neighbours: of what one knows and the other has mixed the
+    difference is the other's model."""
+    found, train = dict[int, Replica](), Replica.train
+
+    def trained(self: Replica, *args: Any) -> Any:
+        found[self.task.node] = self
+        return train(self, *args)
+
+    monkeypatch.setattr(Replica, "train", trained)
+    for graph, given, whole in (("complete", (), True), ("watts_strogatz", OCTAHEDRON, False)):
+        made = small(tmp_path / graph, Case("dsgd", graph, 6), SECURE, 3, *given)
+        assert secure.hands_over(made.schedule) == whole
+        assert whole or any("begins with the first model" in note for note in made.notes)
+        of_loop(made)
+        models = [np.asarray(jax.tree.leaves(found[i].given(0, 3))[0]) for i in range(6)]
+        first = np.asarray(jax.tree.leaves(made.learner.init(jax.random.key(made.experiment.seed))["trained"])[0])
+        assert np.ptp(models, axis=0).max() < 1e-5  # nobody's own
+        assert np.allclose(models[0], first) != whole
+        alone = [np.asarray(jax.tree.leaves(found[i].payloads[3])[0]) for i in range(6)]
+        assert np.ptp(alone, axis=0).max() > 1e-2
+
+
 CHURN = """
 [[churn]]
 event = "crash"

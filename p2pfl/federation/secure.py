@@ -194,8 +194,26 @@ def core(schedule: Schedule, least: int) -> tuple[Schedule, tuple[int, ...]]:
     return Schedule(part(schedule.neighbor, -1), *weights, schedule.trains), resting
 
 
-def sums(experiment: Experiment, node: int, planned: Callable[[Sequence[int]], Schedule]) -> MaskedSums | None:
-    """How a node masks models; None where it does not. `planned`: the schedule of members.
+def hands_over(graph: Schedule) -> bool:
+    """Return whether what a node has mixed tells no member more than it knows, so that who joins may have it.
+
+    So it is where all who mix with one another end a round with the same, as in a complete graph. In another graph the
+    sum that a node knows and the model that another one has mixed, in which that one's own is, can tell a single model.
+
+    Example:
+        >>> from p2pfl import topology
+        >>> from p2pfl.federation.secure import hands_over
+        >>> hands_over(topology.plan("complete", 5)), hands_over(topology.plan("ring", 5))
+        (True, False)
+    """
+    w = matrix(graph, 0, "row")
+    return bool(np.allclose(w, w[(w > 0).argmax(axis=1)], rtol=0, atol=1e-9))
+
+
+def sums(
+    experiment: Experiment, node: int, planned: Callable[[Sequence[int]], Schedule], whole: Schedule
+) -> MaskedSums | None:
+    """How a node masks models; None where it does not. `planned`: the schedule of members; `whole`: that of all.
 
     Its secrets follow from the seed: whoever has keys puts others in their place.
     """
@@ -209,7 +227,10 @@ def sums(experiment: Experiment, node: int, planned: Callable[[Sequence[int]], S
         heard = {i: tuple(int(j) for j in neighbor[i][weight[i] > 0]) for i in range(len(neighbor))}
         return {j: heard[j] for j in heard[node]}
 
-    return MaskedSums(node, table.bits, bound(table), around, masks.of_seed(experiment.seed, node), masks.stream)
+    def gives(members: tuple[int, ...] | None) -> bool:
+        return hands_over(whole if members is None else planned(members))
+
+    return MaskedSums(node, table.bits, bound(table), around, masks.of_seed(experiment.seed, node), masks.stream, gives)
 
 
 # --- statistics
@@ -270,8 +291,8 @@ def due(experiment: Experiment, graph: Schedule) -> int:
     return min(experiment.rounds, _SLACK * rounds(experiment, graph))
 
 
-def notes(experiment: Experiment, real: bool, nodes: int, table: Tree) -> tuple[str, ...]:
-    """What a person should know. `nodes`: of the graph; `table`: shapes of that of masked sums; () for none."""
+def notes(experiment: Experiment, real: bool, graph: Schedule, table: Tree) -> tuple[str, ...]:
+    """What a person should know. `table`: shapes of that of masked sums; () for none."""
     if experiment.secure is None:
         return ()
     said = []
@@ -283,7 +304,12 @@ def notes(experiment: Experiment, real: bool, nodes: int, table: Tree) -> tuple[
             f"secure: a node sees the sum of its neighbours' models, each with at least {least(experiment)}; it holds "
             f"against the one that mixes and {found.colluders} of them together"
         )
-    if found is not None and math.comb(nodes, 1 + found.colluders) > COALITIONS:
+    if found is not None and not hands_over(graph):
+        said.append(
+            "secure: in this graph what a node has mixed would tell its members more than sums; who joins later, or "
+            "comes back with nothing, begins with the first model"
+        )
+    if found is not None and math.comb(graph.neighbor.shape[1], 1 + found.colluders) > COALITIONS:
         said.append(
             f"secure: of so many nodes only {COALITIONS:,} groups of {1 + found.colluders} were looked at for whether "
             "they solve for a single model together"

@@ -30,6 +30,8 @@ class MaskedSums(NamedTuple):
     around: Callable[[tuple[int, ...]], Mapping[int, tuple[int, ...]]]  # members -> of each neighbour its neighbours
     secret: Callable[[int], bytes]  # of another node: what both have in common
     stream: Callable[[bytes, bytes, int], bytes]  # (secret, what for, bytes): random bits
+    # of members (None: of all that are planned): whether who joins may have what one of them has mixed
+    hands_over: Callable[[tuple[int, ...] | None], bool] = lambda members: False
 
     @property
     def scale(self) -> float:

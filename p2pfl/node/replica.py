@@ -51,8 +51,9 @@ class Replica:
         self._model: np.ndarray | None = None  # sketch of the model after the latest mixing
         self._mixed = 0  # the round of that
         self._known = False  # that statistics are known, where they must be by some round
-        # where nobody sees a single model: what those get that join, mixed from several
-        self._shown = None if task.sums is None else tree.public(task.program.params(self.state))
+        # where nobody sees a single model: what those get that join, mixed from several, and before that the first
+        self._first = self._shown = None if task.sums is None else tree.public(task.program.params(self.state))
+        self._gives = task.sums is not None and task.sums.hands_over(None)
 
     def sample(self) -> tuple[Payload, Params]:
         """Return a payload and a model as they will be, before any training; that payload is the latest until then."""
@@ -209,8 +210,8 @@ class Replica:
             exchanged = np.asarray(mixed.exchanged, np.float64)
             self._model = np.asarray(mixed.model, np.float64)
         self._mixed = round
-        if self._shown is not None and booked:
-            self._shown = tree.public(self.task.program.params(self.state))
+        if booked:
+            self._show()
         self._check_due(round)
         for each in booked:
             total = self._exchanged.setdefault(f"{each.node}:{each.life}", np.zeros(tree.SKETCH))
@@ -243,9 +244,20 @@ class Replica:
             if self.task.fit is not None:  # what the neighbour does not hold stays as it is
                 model = self.task.fit.into(self._own(), model)
             self.state = self.task.program.adopt(self.state, model)
-        self._shown = None if self._shown is None else tree.public(self.task.program.params(self.state))
+        self._show()
         self._diverged = None
         return records.Adopted(self.life, round + 1, [node, life, round])
+
+    def _show(self) -> None:
+        """Let those have the model as it is that join, where it tells no member more than it knows.
+
+        Else the first one, with what is known to all of all data.
+        """
+        if self._first is None:
+            return
+        now = tree.public(self.task.program.params(self.state))
+        known = {name: part for name, part in now.items() if name == "statistics"}
+        self._shown = now if self._gives else {**self._first, **known}
 
     def _own(self) -> Params:
         """This node's model, as others may have it, in its own shapes."""
@@ -257,6 +269,10 @@ class Replica:
         with self.faults("enter", round):
             self.task = self.whole.at(members)
             self.state = self.task.program.restart(self.state, self.task.slots)
+        if self.task.sums is not None:
+            self._gives = self.task.sums.hands_over(members)
+            if not self._gives:
+                self._show()
         return records.Entered(self.life, round, list(members))
 
     def like(self, slots: int) -> State:
