@@ -41,6 +41,14 @@ from p2pfl.trust import keyring, keys, masks
 SECURE = '\n[secure]\ncolluders = 1\n[network]\nsync = "barrier"\n'
 
 
+SECURED: dict[str, Any] = {
+    "name": "t", "rounds": 4, "data": {"source": "digits"}, "model": {"name": "logistic"},
+    "training": {"optimizer": {"name": "sgd", "learning_rate": 0.1}},
+    "topology": {"graph": "complete", "nodes": 5}, "algorithm": {"name": "dsgd"}, "secure": {},
+    "network": {"sync": "barrier"},
+}  # fmt: skip
+
+
 def uniform(raw: bytes) -> float:
     """The p-value of bytes as draws of a uniform one."""
     return float(chisquare(np.bincount(np.frombuffer(raw, np.uint8), minlength=256)).pvalue)
@@ -183,6 +191,21 @@ def test_the_part_of_a_graph_in_which_all_have_enough_goes_on() -> None:
     assert (w[5:, :5] == 0).all() and (w[:5, 5:] == 0).all() and ((w[:5, :5] > 0).sum(axis=1) == 5).all()
     np.testing.assert_allclose(w, w.T)
     assert secure.core(topology.schedule(nx.cycle_graph(5)), 3)[1] == (0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("gone, rests", [((), False), ((5,), True), ((3, 5), True)])
+def test_where_those_who_are_left_solve_for_a_single_model_nobody_mixes(gone: tuple[int, ...], rests: bool) -> None:
+    """Of an octahedron without one a wheel is left, in which all have enough neighbours: the sum of the hub less that
+    of a rim node is of one node alone."""
+    whole = topology.schedule(nx.octahedral_graph())  # opposite: 0 and 5, 1 and 4, 2 and 3
+    asked = experiment.parse(SECURED, "t", experiment.Experiment)
+    secure.check_graph(whole, 3, 1)
+    members = [i for i in range(6) if i not in gone]
+    graph = topology.schedule(nx.convert_node_labels_to_integers(nx.octahedral_graph().subgraph(members)))
+    left, said = secure.resting(asked, graph, members)
+    assert bool((left.weight > 0).any()) != rests and bool(said) == rests
+    if gone == (5,):
+        assert ((graph.weight[0] > 0).sum(axis=1) >= 3).all() and "would solve for the model of node" in said
 
 
 # --- models, in every driver
@@ -538,14 +561,8 @@ def test_a_ring_adds_up_what_only_the_first_can_read() -> None:
     ],
 )  # fmt: skip
 def test_what_needs_single_models_is_refused_before_anything_starts(table: dict[str, Any], text: str) -> None:
-    base: dict[str, Any] = {
-        "name": "t", "rounds": 4, "data": {"source": "digits"}, "model": {"name": "logistic"},
-        "training": {"optimizer": {"name": "sgd", "learning_rate": 0.1}},
-        "topology": {"graph": "complete", "nodes": 5}, "algorithm": {"name": "dsgd"}, "secure": {},
-        "network": {"sync": "barrier"},
-    }  # fmt: skip
     with pytest.raises(ConfigError, match=text):
-        federation_of({**base, **table})
+        federation_of({**SECURED, **table})
 
 
 def test_early_churn_and_many_nodes_are_refused_where_sums_are_masked() -> None:

@@ -132,7 +132,7 @@ def check_graph(graph: Schedule, least: int, colluders: int) -> None:
             f"must have {least}: two honest ones, besides {colluders} that may work together with it; else the sum "
             f"tells a single model. Use a denser graph{fewer}"
         )
-    found = solvable(_matrix(graph), colluders + 1)
+    found = _solved(graph, colluders + 1)
     if found is not None:
         together, victim = found
         raise ConfigError(
@@ -192,6 +192,33 @@ def core(schedule: Schedule, least: int) -> tuple[Schedule, tuple[int, ...]]:
     weights = part(schedule.weight, 0.0), part(schedule.out_weight, 0.0)
     resting = tuple(int(i) for i in np.flatnonzero(began & ~there))
     return Schedule(part(schedule.neighbor, -1), *weights, schedule.trains), resting
+
+
+def resting(experiment: Experiment, graph: Schedule, members: Sequence[int]) -> tuple[Schedule, str]:
+    """Return what may be exchanged of the graph of an epoch, and what a person should know of it; "" for nothing.
+
+    Args:
+        experiment: whose [secure] it is.
+        graph: among the members, rows and ids 0 ... m - 1.
+        members: their ids.
+
+    Returns:
+        The part in which all have enough neighbours, or nothing where some of them solve for a single model; the text.
+    """
+    table = mixing(experiment)
+    if table is None or not graph.neighbor.shape[2]:
+        return graph, ""
+    left, few = core(graph, least(experiment))
+    listed = ", ".join(str(members[i]) for i in few)
+    said = f"too few neighbours for a sum that tells no single model has node {listed}: it mixes with nobody"
+    found = _solved(left, 1 + table.colluders)
+    if found is None:
+        return left, said if few else ""
+    together = ", ".join(str(members[i]) for i in found[0])
+    return Schedule(left.neighbor[..., :0], left.weight[..., :0], left.out_weight[..., :0], left.trains), (
+        f"nobody mixes while only these are members: from their sums of one round nodes {together} would solve for the "
+        f"model of node {members[found[1]]} together"
+    )
 
 
 def hands_over(graph: Schedule) -> bool:
@@ -309,15 +336,20 @@ def notes(experiment: Experiment, real: bool, graph: Schedule, table: Tree) -> t
             "secure: in this graph what a node has mixed would tell its members more than sums; who joins later, or "
             "comes back with nothing, begins with the first model"
         )
-    if found is not None and math.comb(graph.neighbor.shape[1], 1 + found.colluders) > COALITIONS:
-        said.append(
-            f"secure: of so many nodes only {COALITIONS:,} groups of {1 + found.colluders} were looked at for whether "
-            "they solve for a single model together"
-        )
+        if math.comb(graph.neighbor.shape[1], 1 + found.colluders) > COALITIONS:
+            said.append(
+                f"secure: of so many nodes only {COALITIONS:,} groups of {1 + found.colluders} were looked at for "
+                "whether they solve for a single model together"
+            )
     if table:
         nbytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(table))
         said.append(f"secure: masked sums of all nodes go with models: {nbytes:,} bytes a message")
     return tuple(said)
+
+
+def _solved(graph: Schedule, together: int) -> tuple[tuple[int, ...], int] | None:
+    """The same of a graph in which all have enough neighbours: where all of a piece are alike, no two can be told."""
+    return None if hands_over(graph) else solvable(_matrix(graph), together)
 
 
 def _matrix(graph: Schedule) -> np.ndarray:
