@@ -22,6 +22,7 @@ from small import Case, write
 from p2pfl import topology, tree
 from p2pfl.config import experiment
 from p2pfl.drivers.simulate import loop
+from p2pfl.drivers.virtual.run import Memory
 from p2pfl.drivers.virtual.world import World
 from p2pfl.errors import ConfigError, LocalError, RemoteError
 from p2pfl.federation import federation as build
@@ -34,6 +35,8 @@ from p2pfl.methods.statistics.masked_sums import LIMBS, _total, _unpacked, in_fi
 from p2pfl.node import model_file, records, secrets
 from p2pfl.node.masked import MaskedSums
 from p2pfl.node.replica import Replica
+from p2pfl.node.task import Task
+from p2pfl.node.worker import Host, Worker
 from p2pfl.protocol.messages import Offer
 from p2pfl.runs import keyed, simulated, virtual
 from p2pfl.trust import keyring, keys, masks
@@ -514,6 +517,30 @@ def test_a_file_of_a_model_has_no_secrets_and_a_process_puts_in_its_own(tmp_path
     again = secrets.with_own(state, {"entropy": np.full(2, 7, np.uint32), "row": np.zeros(1)})
     assert (again[0]["private"]["site"]["entropy"] == 7).all() and again[0]["private"]["site"]["row"].all()
     assert secrets.with_own(again, {})[0]["private"]["site"]["entropy"].all()
+
+
+def worker(task: Task, folder: Path, shelf: Memory) -> Worker:
+    return Worker(task, folder, Host(lambda: 0.0, lambda: (0, 0), lambda round: None, lambda text: None, shelf, 1))
+
+
+@pytest.mark.more
+def test_a_checkpoint_has_no_secrets_and_who_goes_on_has_those_of_its_keys(tmp_path: Path) -> None:
+    task, shelf = tasks(counted({"mixing": False}))[0], Memory()
+    first = worker(task, tmp_path, shelf)
+    first.begin(1)
+    first.replica.train(1, ())
+    first.checkpoint()
+    first.close()
+
+    def site(state: Any) -> Any:
+        return task.program.params(state)["private"]["site"]
+
+    assert shelf.latest is not None
+    assert site(first.replica.state)["secrets"].any() and not site(shelf.latest.state)["secrets"].any()
+    again = worker(task._replace(site={**task.site, "secrets": task.site["secrets"] + 1}), tmp_path, shelf)
+    again.resume()
+    np.testing.assert_array_equal(site(again.replica.state)["secrets"], task.site["secrets"] + 1)
+    np.testing.assert_array_equal(site(again.replica.state)["row"], task.site["row"])
 
 
 # --- homomorphic encryption

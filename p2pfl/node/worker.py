@@ -357,7 +357,7 @@ class Worker:
         if store is None or not self._host.every or self._saved == round or not round:
             return
         table = {"life": self.life, "round": round, "slots": self.task.slots, "sketches": self.replica.sketches()}
-        wrong = store.save(self.replica.state, table)
+        wrong = store.save(secrets.without_secrets(self.replica.state), table)
         if wrong is not None:
             self._host.say(
                 Said(f"no checkpoint after round {round}: {wrong}", "checkpoint", logging.ERROR, round=round)
