@@ -35,7 +35,7 @@ from p2pfl.methods.statistics.masked_sums import LIMBS, _total, _unpacked, in_fi
 from p2pfl.node import model_file, records, secrets
 from p2pfl.node.masked import MaskedSums
 from p2pfl.node.replica import Replica
-from p2pfl.node.task import Task
+from p2pfl.node.task import Booked, Task
 from p2pfl.node.worker import Host, Worker
 from p2pfl.protocol.messages import Offer
 from p2pfl.runs import keyed, simulated, virtual
@@ -541,6 +541,28 @@ def test_a_checkpoint_has_no_secrets_and_who_goes_on_has_those_of_its_keys(tmp_p
     again.resume()
     np.testing.assert_array_equal(site(again.replica.state)["secrets"], task.site["secrets"] + 1)
     np.testing.assert_array_equal(site(again.replica.state)["row"], task.site["row"])
+
+
+def test_who_goes_on_from_a_checkpoint_hands_over_what_it_had_mixed_last(tmp_path: Path) -> None:
+    made, shelf = small(tmp_path, Case("dsgd", "complete", 4), SECURE, 3), Memory()
+    every = [Replica(task) for task in tasks(made)]
+    first = worker(every[0].task, tmp_path, shelf)
+    first.begin(1)
+    for each in (*every[1:], first.replica):
+        each.train(1, ())
+    own = first.replica.side(1, 1)
+    mixed = [Booked(j, 1, 1, 1, 1, own, every[j].sent(0, 1)) for j in (1, 2, 3)]
+    assert len(first.replica.mix(1, mixed)) == 3
+    shown = tree.digest(tree.public(first.replica.task.program.params(first.replica.state)))
+    first.replica.train(2, ())
+    first.checkpoint()  # after a round in which it mixed with nobody
+    first.close()
+    again = worker(every[0].task, tmp_path, shelf)
+    again.resume()
+    again.replica.train(3, ())
+    program, task = again.task.program, again.task
+    begun = tree.digest(tree.public(program.params(program.init(task.seed, task.site))))
+    assert tree.digest(again.replica.given(1, 3)) == shown != begun
 
 
 # --- homomorphic encryption

@@ -275,11 +275,21 @@ class Replica:
                 self._show()
         return records.Entered(self.life, round, list(members))
 
+    @property
+    def kept(self) -> State:
+        """What another life of the node goes on from: its state; with masks also what those get that join."""
+        return self.state if self._shown is None else (self.state, self._shown)
+
+    def go_on(self, kept: State) -> None:
+        """Take what an earlier life has kept."""
+        self.state, self._shown = (kept, None) if self._shown is None else kept
+
     def like(self, slots: int) -> State:
-        """Return a state of so many slots, by its shapes alone: what is kept for each follows the graph of an epoch."""
+        """Return what is `kept` of so many slots, by shapes alone: what there is for each follows an epoch's graph."""
         if slots == self.task.slots:
-            return self.state
-        return jax.eval_shape(lambda state: self.task.program.restart(state, slots), self.state)
+            return self.kept
+        state = jax.eval_shape(lambda state: self.task.program.restart(state, slots), self.state)
+        return state if self._shown is None else (state, self._shown)
 
     def note(self, members: tuple[int, ...]) -> str:
         """Return what a person should know of an epoch; "" for nothing."""

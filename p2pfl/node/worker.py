@@ -125,7 +125,7 @@ class Worker:
         saved, notes = self._host.store.load(lambda table: self.replica.like(table.get("slots", self.task.slots)))
         if saved is None:
             return [*notes, "no checkpoint: beginning without one"]
-        self.replica.state = secrets.with_own(saved.state, self.task.site)
+        self.replica.go_on(secrets.with_own(saved.state, self.task.site))
         self.kept, self.untrained = (saved.table["life"], saved.table["round"]), False
         self._kept_sketches = saved.table.get("sketches")
         return [*notes, f"going on from the checkpoint after round {saved.table['round']}"]
@@ -357,7 +357,7 @@ class Worker:
         if store is None or not self._host.every or self._saved == round or not round:
             return
         table = {"life": self.life, "round": round, "slots": self.task.slots, "sketches": self.replica.sketches()}
-        wrong = store.save(secrets.without_secrets(self.replica.state), table)
+        wrong = store.save(secrets.without_secrets(self.replica.kept), table)
         if wrong is not None:
             self._host.say(
                 Said(f"no checkpoint after round {round}: {wrong}", "checkpoint", logging.ERROR, round=round)
