@@ -38,7 +38,7 @@ from p2pfl.node.replica import Replica
 from p2pfl.node.task import Booked, Task
 from p2pfl.node.worker import Host, Worker
 from p2pfl.protocol.messages import Offer
-from p2pfl.runs import keyed, simulated, virtual
+from p2pfl.runs import gossiped, keyed, simulated, virtual
 from p2pfl.trust import keyring, keys, masks
 
 SECURE = '\n[secure]\ncolluders = 1\n[network]\nsync = "barrier"\n'
@@ -612,6 +612,13 @@ def test_a_ring_adds_up_what_only_the_first_can_read() -> None:
 def test_what_needs_single_models_is_refused_before_anything_starts(table: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         federation_of({**SECURED, **table})
+
+
+@pytest.mark.parametrize("table", [{}, {"secure": {"mixing": False}, "statistics": {"gather": ["moments"]}}])
+def test_a_fit_of_coefficients_which_has_no_masks_is_refused(table: dict[str, Any]) -> None:
+    asked = experiment.parse({**SECURED, **table}, "t", experiment.Experiment)
+    with pytest.raises(ConfigError, match=r"p2pfl coefficients: the experiment asks for \[secure\]"):
+        gossiped.experiment_of(asked)
 
 
 def test_early_churn_and_many_nodes_are_refused_where_sums_are_masked() -> None:
