@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -358,6 +359,42 @@ def test_who_drops_out_reveals_nothing_and_who_comes_back_gets_no_single_model(
     assert len(less) > 100 and uniform(b"".join(less)) > 1e-3
     assert given and not {*given} & {*own}
     assert len({epoch for epoch, _, _ in offers}) == 3  # all, without the one, with it again
+
+
+@pytest.mark.more
+def test_of_a_round_in_which_one_drops_out_half_way_a_neighbour_learns_nothing_and_the_next_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes 0 and 2 have the word of node 1 in round 4, and nodes 3 and 4 have not: to them all that came is uniform,
+    and so is its difference from what comes in the next epoch, of the same nodes, which is a sum."""
+    offers, send = dict[tuple[int, int, int], dict[int, np.ndarray]](), World.send
+
+    def heard(self: World, source: Any, to: int, envelope: Any) -> None:
+        message = envelope.message
+        if isinstance(message, Offer):
+            if source.facts.node == 1 and message.round == 4 and to > 2:
+                self.at(0.0, source.crash)
+                return
+            frames = [np.frombuffer(frame, np.uint64) for frame in envelope.payload.frames]
+            offers.setdefault((message.epoch, message.round, to), {})[source.facts.node] = np.concatenate(frames)
+        send(self, source, to, envelope)
+
+    monkeypatch.setattr(World, "send", heard)
+    made = small(tmp_path, Case("dsgd", "complete", 5), SECURE, 8, "data.dim=200")
+    assert virtual.collected(made, tmp_path, virtual.into(made, tmp_path)).summary.lost == (1,)
+    first, then = dict.fromkeys(epoch for epoch, _, _ in offers)
+    following = min(round for epoch, round, _ in offers if epoch == then)
+    assert {*offers[first, 4, 0]} == {1, 2, 3, 4}
+    for node, others in ((3, (0, 2, 4)), (4, (0, 2, 3))):
+        came, again = offers[first, 4, node], offers[then, following, node]
+        assert {*came} == {*again} == {*others}
+        assert (np.abs(np.sum([*again.values()], axis=0).view(np.int64)) < 2.0**56).all()
+        for few in (few for n in (1, 2, 3) for few in itertools.combinations(others, n)):
+            part, redone = (np.sum([each[i] for i in few], axis=0) for each in (came, again))
+            assert uniform(part.tobytes()) > 1e-4 and uniform((part - redone).tobytes()) > 1e-4
+        traced = [line for line in records.read(tmp_path / "nodes" / str(node) / "trace.jsonl") if "booked" in line]
+        booked = {line["round"]: len(line["booked"]) for line in traced}
+        assert booked[3] == 4 and booked[4] == 0 and booked[following] == 3
 
 
 # --- statistics
