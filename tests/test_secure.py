@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -22,6 +23,7 @@ from small import Case, write
 from p2pfl import topology, tree
 from p2pfl.config import experiment
 from p2pfl.drivers.simulate import loop
+from p2pfl.drivers.virtual.run import Memory
 from p2pfl.drivers.virtual.world import World
 from p2pfl.errors import ConfigError, LocalError, RemoteError
 from p2pfl.federation import federation as build
@@ -31,14 +33,24 @@ from p2pfl.federation.tasks import tasks
 from p2pfl.methods import ring_sum, statistics
 from p2pfl.methods.statistics import chacha
 from p2pfl.methods.statistics.masked_sums import LIMBS, _total, _unpacked, in_fixed_point
+from p2pfl.node import model_file, records, secrets
 from p2pfl.node.masked import MaskedSums
 from p2pfl.node.replica import Replica
-from p2pfl.node.worker import without_secrets
+from p2pfl.node.task import Booked, Task
+from p2pfl.node.worker import Host, Worker
 from p2pfl.protocol.messages import Offer
-from p2pfl.runs import keyed, simulated, virtual
+from p2pfl.runs import gossiped, keyed, simulated, virtual
 from p2pfl.trust import keyring, keys, masks
 
 SECURE = '\n[secure]\ncolluders = 1\n[network]\nsync = "barrier"\n'
+
+
+SECURED: dict[str, Any] = {
+    "name": "t", "rounds": 4, "data": {"source": "digits"}, "model": {"name": "logistic"},
+    "training": {"optimizer": {"name": "sgd", "learning_rate": 0.1}},
+    "topology": {"graph": "complete", "nodes": 5}, "algorithm": {"name": "dsgd"}, "secure": {},
+    "network": {"sync": "barrier"},
+}  # fmt: skip
 
 
 def uniform(raw: bytes) -> float:
@@ -132,6 +144,22 @@ def test_masks_are_of_one_epoch_one_round_and_one_receiver() -> None:
     assert made[0].mean([sent[1], *others], model(0), 0.9) is None  # of two rounds
 
 
+@pytest.mark.parametrize("bits", [32, 64])
+def test_what_is_no_sum_is_seen_and_numbers_at_the_bound_are_one(bits: int) -> None:
+    made, few = sums(4, bits), {"a": np.full(3, -64.0, np.float32)}
+    parts = [made[i].masked(made[i].share(few, 0.25), 0, (0, 1, 2, 3), 7, 2) for i in (1, 2, 3)]
+    means = made[0].mean(parts, few, 0.75)
+    assert means is not None
+    np.testing.assert_allclose(means[0]["a"], few["a"], rtol=1e-6)
+    value = np.array([0, 0, int(1.5 * 64 * 0.75 * made[0].scale)]).astype(made[0].dtype)
+    nothing = np.zeros(3, made[0].dtype)
+    assert made[0].mean([{"a": value}, {"a": nothing}, {"a": nothing}], few, 0.75) is None
+    rng = np.random.default_rng(0)
+    noise = [{"a": rng.integers(0, 2**bits, 3, made[0].dtype)} for _ in range(1000)]
+    taken = sum(made[0].mean([each, {"a": nothing}, {"a": nothing}], few, 0.75) is not None for each in noise)
+    assert taken < (90 if bits == 32 else 1)  # 53 of (0.75 / 2)^3
+
+
 def test_a_number_that_has_no_place_ends_the_node_and_is_named() -> None:
     one = sums(3)[0]
     for value in (65.0, np.nan, -np.inf):
@@ -167,6 +195,21 @@ def test_the_part_of_a_graph_in_which_all_have_enough_goes_on() -> None:
     assert (w[5:, :5] == 0).all() and (w[:5, 5:] == 0).all() and ((w[:5, :5] > 0).sum(axis=1) == 5).all()
     np.testing.assert_allclose(w, w.T)
     assert secure.core(topology.schedule(nx.cycle_graph(5)), 3)[1] == (0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("gone, rests", [((), False), ((5,), True), ((3, 5), True)])
+def test_where_those_who_are_left_solve_for_a_single_model_nobody_mixes(gone: tuple[int, ...], rests: bool) -> None:
+    """Of an octahedron without one a wheel is left, in which all have enough neighbours: the sum of the hub less that
+    of a rim node is of one node alone."""
+    whole = topology.schedule(nx.octahedral_graph())  # opposite: 0 and 5, 1 and 4, 2 and 3
+    asked = experiment.parse(SECURED, "t", experiment.Experiment)
+    secure.check_graph(whole, 3, 1)
+    members = [i for i in range(6) if i not in gone]
+    graph = topology.schedule(nx.convert_node_labels_to_integers(nx.octahedral_graph().subgraph(members)))
+    left, said = secure.resting(asked, graph, members)
+    assert bool((left.weight > 0).any()) != rests and bool(said) == rests
+    if gone == (5,):
+        assert ((graph.weight[0] > 0).sum(axis=1) >= 3).all() and "would solve for the model of node" in said
 
 
 # --- models, in every driver
@@ -213,6 +256,57 @@ def test_masked_models_end_in_the_bits_of_the_plain_loop_and_near_those_without(
     plain = build.build(dataclasses.replace(made.experiment, secure=None))
     np.testing.assert_allclose(looped(made), looped(plain), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(looped(made), at_once(made), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.more
+def test_where_masks_do_not_cancel_nothing_is_mixed_and_records_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Node 1 has secrets of another run: only its own neighbourhood is without it, and whole."""
+    other, said = masks.of_seed, list[str]()
+
+    def of_seed(seed: int, node: int) -> masks.Secret:
+        return other(seed + (node == 1), node)
+
+    monkeypatch.setattr(masks, "of_seed", of_seed)
+    made = small(tmp_path, Case("dsgd", "complete", 4), SECURE, 3)
+    figures = virtual.collected(made, tmp_path, virtual.into(made, tmp_path, say=said.append)).summary
+    assert figures.residue and figures.residue == 3 * 3  # of each edge of node 1 its end alone has booked
+    for node in range(4):
+        there = tmp_path / "nodes" / str(node)
+        traced = [line for line in records.read(there / "trace.jsonl") if "booked" in line]
+        measured = records.read(there / "metrics.jsonl")
+        assert [len(line["booked"]) for line in traced] == [3 * (node == 1)] * 3
+        assert [len(line["arrived"]) for line in measured] == [3 * (node == 1)] * 3
+    assert sum("masks do not cancel" in line for line in said) == 3 * 3
+
+
+OCTAHEDRON = ("topology.arguments.k=4", "topology.arguments.p=0.0")  # on six nodes: all but the one opposite are beside
+
+
+def test_what_is_handed_over_is_the_mean_of_all_or_the_first_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an octahedron nodes that are opposite have the same neighbours: of what one knows and the other has mixed the
+    difference is the other's model."""
+    found, train = dict[int, Replica](), Replica.train
+
+    def trained(self: Replica, *args: Any) -> Any:
+        found[self.task.node] = self
+        return train(self, *args)
+
+    monkeypatch.setattr(Replica, "train", trained)
+    for graph, given, whole in (("complete", (), True), ("watts_strogatz", OCTAHEDRON, False)):
+        made = small(tmp_path / graph, Case("dsgd", graph, 6), SECURE, 3, *given)
+        assert secure.hands_over(made.schedule) == whole
+        assert whole or any("begins with the first model" in note for note in made.notes)
+        of_loop(made)
+        models = [np.asarray(jax.tree.leaves(found[i].given(0, 3))[0]) for i in range(6)]
+        first = np.asarray(jax.tree.leaves(made.learner.init(jax.random.key(made.experiment.seed))["trained"])[0])
+        assert np.ptp(models, axis=0).max() < 1e-5  # nobody's own
+        assert np.allclose(models[0], first) != whole
+        alone = [np.asarray(jax.tree.leaves(found[i].payloads[3])[0]) for i in range(6)]
+        assert np.ptp(alone, axis=0).max() > 1e-2
 
 
 CHURN = """
@@ -265,6 +359,42 @@ def test_who_drops_out_reveals_nothing_and_who_comes_back_gets_no_single_model(
     assert len(less) > 100 and uniform(b"".join(less)) > 1e-3
     assert given and not {*given} & {*own}
     assert len({epoch for epoch, _, _ in offers}) == 3  # all, without the one, with it again
+
+
+@pytest.mark.more
+def test_of_a_round_in_which_one_drops_out_half_way_a_neighbour_learns_nothing_and_the_next_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes 0 and 2 have the word of node 1 in round 4, and nodes 3 and 4 have not: to them all that came is uniform,
+    and so is its difference from what comes in the next epoch, of the same nodes, which is a sum."""
+    offers, send = dict[tuple[int, int, int], dict[int, np.ndarray]](), World.send
+
+    def heard(self: World, source: Any, to: int, envelope: Any) -> None:
+        message = envelope.message
+        if isinstance(message, Offer):
+            if source.facts.node == 1 and message.round == 4 and to > 2:
+                self.at(0.0, source.crash)
+                return
+            frames = [np.frombuffer(frame, np.uint64) for frame in envelope.payload.frames]
+            offers.setdefault((message.epoch, message.round, to), {})[source.facts.node] = np.concatenate(frames)
+        send(self, source, to, envelope)
+
+    monkeypatch.setattr(World, "send", heard)
+    made = small(tmp_path, Case("dsgd", "complete", 5), SECURE, 8, "data.dim=200")
+    assert virtual.collected(made, tmp_path, virtual.into(made, tmp_path)).summary.lost == (1,)
+    first, then = dict.fromkeys(epoch for epoch, _, _ in offers)
+    following = min(round for epoch, round, _ in offers if epoch == then)
+    assert {*offers[first, 4, 0]} == {1, 2, 3, 4}
+    for node, others in ((3, (0, 2, 4)), (4, (0, 2, 3))):
+        came, again = offers[first, 4, node], offers[then, following, node]
+        assert {*came} == {*again} == {*others}
+        assert (np.abs(np.sum([*again.values()], axis=0).view(np.int64)) < 2.0**56).all()
+        for few in (few for n in (1, 2, 3) for few in itertools.combinations(others, n)):
+            part, redone = (np.sum([each[i] for i in few], axis=0) for each in (came, again))
+            assert uniform(part.tobytes()) > 1e-4 and uniform((part - redone).tobytes()) > 1e-4
+        traced = [line for line in records.read(tmp_path / "nodes" / str(node) / "trace.jsonl") if "booked" in line]
+        booked = {line["round"]: len(line["booked"]) for line in traced}
+        assert booked[3] == 4 and booked[4] == 0 and booked[following] == 3
 
 
 # --- statistics
@@ -406,10 +536,70 @@ def test_with_keys_masks_are_made_of_them_and_without_there_is_no_run_of_own_row
         keyed.masking("n.toml", made[0], cast(Any, Goes(rings(4)[0])), True)
 
 
-def test_a_file_of_a_model_has_no_secrets() -> None:
-    site = {"secrets": np.ones((2, 8), np.uint32), "row": np.ones(3, np.uint32)}
-    found = without_secrets({"trained": {"w": np.ones(2)}, "private": {"site": site}})
-    assert not found["private"]["site"]["secrets"].any() and found["trained"]["w"].all() and site["secrets"].all()
+def test_a_file_of_a_model_has_no_secrets_and_a_process_puts_in_its_own(tmp_path: Path) -> None:
+    site = {
+        "entropy": np.ones(2, np.uint32), "samples": np.ones(()), "sums": {"labels": np.ones(3)},
+        "secrets": np.ones((2, 8), np.uint32), "row": np.ones((3, 3), np.uint32),
+    }  # fmt: skip
+    file = tmp_path / model_file.NAME
+    model_file.write(file, {"trained": {"w": np.ones(2)}, "private": {"site": site}})
+    found = model_file.read(file)
+    kept = {name.removeprefix("private/site/") for name, leaf in found.items() if leaf.any()}
+    assert len(found) == 6 and kept == {"trained/w", "samples"}
+    del site["secrets"]  # without masks everybody is told of the sums
+    model_file.write(file, {"private": {"site": site}})
+    assert model_file.read(file)["private/site/sums/labels"].all()
+    state = (secrets.without_secrets({"private": {"site": site}}), np.ones(1))
+    assert not state[0]["private"]["site"]["entropy"].any() and state[0]["private"]["site"]["row"].all()
+    again = secrets.with_own(state, {"entropy": np.full(2, 7, np.uint32), "row": np.zeros(1)})
+    assert (again[0]["private"]["site"]["entropy"] == 7).all() and again[0]["private"]["site"]["row"].all()
+    assert secrets.with_own(again, {})[0]["private"]["site"]["entropy"].all()
+
+
+def worker(task: Task, folder: Path, shelf: Memory) -> Worker:
+    return Worker(task, folder, Host(lambda: 0.0, lambda: (0, 0), lambda round: None, lambda text: None, shelf, 1))
+
+
+@pytest.mark.more
+def test_a_checkpoint_has_no_secrets_and_who_goes_on_has_those_of_its_keys(tmp_path: Path) -> None:
+    task, shelf = tasks(counted({"mixing": False}))[0], Memory()
+    first = worker(task, tmp_path, shelf)
+    first.begin(1)
+    first.replica.train(1, ())
+    first.checkpoint()
+    first.close()
+
+    def site(state: Any) -> Any:
+        return task.program.params(state)["private"]["site"]
+
+    assert shelf.latest is not None
+    assert site(first.replica.state)["secrets"].any() and not site(shelf.latest.state)["secrets"].any()
+    again = worker(task._replace(site={**task.site, "secrets": task.site["secrets"] + 1}), tmp_path, shelf)
+    again.resume()
+    np.testing.assert_array_equal(site(again.replica.state)["secrets"], task.site["secrets"] + 1)
+    np.testing.assert_array_equal(site(again.replica.state)["row"], task.site["row"])
+
+
+def test_who_goes_on_from_a_checkpoint_hands_over_what_it_had_mixed_last(tmp_path: Path) -> None:
+    made, shelf = small(tmp_path, Case("dsgd", "complete", 4), SECURE, 3), Memory()
+    every = [Replica(task) for task in tasks(made)]
+    first = worker(every[0].task, tmp_path, shelf)
+    first.begin(1)
+    for each in (*every[1:], first.replica):
+        each.train(1, ())
+    own = first.replica.side(1, 1)
+    mixed = [Booked(j, 1, 1, 1, 1, own, every[j].sent(0, 1)) for j in (1, 2, 3)]
+    assert len(first.replica.mix(1, mixed)) == 3
+    shown = tree.digest(tree.public(first.replica.task.program.params(first.replica.state)))
+    first.replica.train(2, ())
+    first.checkpoint()  # after a round in which it mixed with nobody
+    first.close()
+    again = worker(every[0].task, tmp_path, shelf)
+    again.resume()
+    again.replica.train(3, ())
+    program, task = again.task.program, again.task
+    begun = tree.digest(tree.public(program.params(program.init(task.seed, task.site))))
+    assert tree.digest(again.replica.given(1, 3)) == shown != begun
 
 
 # --- homomorphic encryption
@@ -457,14 +647,15 @@ def test_a_ring_adds_up_what_only_the_first_can_read() -> None:
     ],
 )  # fmt: skip
 def test_what_needs_single_models_is_refused_before_anything_starts(table: dict[str, Any], text: str) -> None:
-    base: dict[str, Any] = {
-        "name": "t", "rounds": 4, "data": {"source": "digits"}, "model": {"name": "logistic"},
-        "training": {"optimizer": {"name": "sgd", "learning_rate": 0.1}},
-        "topology": {"graph": "complete", "nodes": 5}, "algorithm": {"name": "dsgd"}, "secure": {},
-        "network": {"sync": "barrier"},
-    }  # fmt: skip
     with pytest.raises(ConfigError, match=text):
-        federation_of({**base, **table})
+        federation_of({**SECURED, **table})
+
+
+@pytest.mark.parametrize("table", [{}, {"secure": {"mixing": False}, "statistics": {"gather": ["moments"]}}])
+def test_a_fit_of_coefficients_which_has_no_masks_is_refused(table: dict[str, Any]) -> None:
+    asked = experiment.parse({**SECURED, **table}, "t", experiment.Experiment)
+    with pytest.raises(ConfigError, match=r"p2pfl coefficients: the experiment asks for \[secure\]"):
+        gossiped.experiment_of(asked)
 
 
 def test_early_churn_and_many_nodes_are_refused_where_sums_are_masked() -> None:

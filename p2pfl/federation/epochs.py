@@ -110,15 +110,8 @@ def planner(
             schedule = suited(able, graph, planning, f"the graph of the {len(members)} members that are left")
         except TopologyError as error:
             note, schedule = f"nobody mixes while only these are members: {error}", _empty(graph)
-        least = secure.least(experiment)
-        if least and schedule.neighbor.shape[2]:
-            schedule, resting = secure.core(schedule, least)
-            if resting:
-                listed = ", ".join(str(members[i]) for i in resting)
-                said = (
-                    f"too few neighbours for a sum that tells no single model has node {listed}: it mixes with nobody"
-                )
-                note = f"{note}; {said}" if note else said
+        schedule, said = secure.resting(experiment, schedule, members)
+        note = "; ".join(each for each in (note, said) if each)
         few = [str(members[i]) for i in np.flatnonzero(requirements.short(algorithm, schedule).any(axis=0))]
         if few:
             asked = algorithm.demands

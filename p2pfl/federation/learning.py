@@ -156,7 +156,7 @@ def resolve_learning(
     notes = (*notes, *(privacy.notes(experiment, data, private) if private else ()))
     learning = Learning(learner, algorithm, make, schedule, sites, notes, sliced, private)
     learning = _gathering(experiment, topology, data, learning)
-    return learning._replace(notes=(*learning.notes, *secure.notes(experiment, real, topology.nodes, _table(learning))))
+    return learning._replace(notes=(*learning.notes, *secure.notes(experiment, real, schedule, _table(learning))))
 
 
 def _told(methods: Sequence[Objective], model: Tree) -> tuple[str, ...]:
@@ -243,6 +243,13 @@ def _masked(experiment: Experiment, topology: Topology, data: Datasets, learning
         raise ConfigError(
             f"churn: {early[0].event} in round {early[0].round}: of a node that is away before word of all has gone "
             f"around twice, in {needed} rounds, nobody gets the masked sums, and the run ends; let it happen later"
+        )
+    anew = [each for each in data.events if each.event in ("join", "rejoin") and each.state != "kept"]
+    if anew and secure.mixing(experiment) is not None and not secure.hands_over(learning.schedule):
+        raise ConfigError(
+            f"churn: {anew[0].event} in round {anew[0].round}: of a node that comes with nothing, to a graph whose "
+            "members hand over no model with [secure]: it would not know the masked sums; take the complete graph, or "
+            'state = "kept"'
         )
     like = jax.tree.map(lambda rows: jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype), learning.sites["sums"])
     late = {each.node for each in data.events if each.event == "join"}  # whose sums are in no total

@@ -15,7 +15,7 @@ from p2pfl import tree
 from p2pfl.config.experiment import Experiment, Secure
 from p2pfl.errors import ConfigError
 from p2pfl.methods import statistics
-from p2pfl.node.masked import MaskedSums
+from p2pfl.node.masked import SPARE, MaskedSums
 from p2pfl.protocol.neighbor import BARRIER
 from p2pfl.topology import matrix
 from p2pfl.trust import masks
@@ -70,7 +70,7 @@ def check(experiment: Experiment) -> None:
             f'network.sync={network.sync!r}: with [secure] a round needs everyone; set network.sync = "barrier"'
         )
     table = experiment.secure
-    if bound(table) > 2.0 ** (table.bits - 8):
+    if bound(table) > 2.0 ** (table.bits - SPARE[table.bits] - 6):
         raise ConfigError(
             f"secure.bound={table.bound:g}: leaves no place behind the point in {table.bits} bits; take a smaller one"
         )
@@ -132,7 +132,7 @@ def check_graph(graph: Schedule, least: int, colluders: int) -> None:
             f"must have {least}: two honest ones, besides {colluders} that may work together with it; else the sum "
             f"tells a single model. Use a denser graph{fewer}"
         )
-    found = solvable(_matrix(graph), colluders + 1)
+    found = _solved(graph, colluders + 1)
     if found is not None:
         together, victim = found
         raise ConfigError(
@@ -194,8 +194,53 @@ def core(schedule: Schedule, least: int) -> tuple[Schedule, tuple[int, ...]]:
     return Schedule(part(schedule.neighbor, -1), *weights, schedule.trains), resting
 
 
-def sums(experiment: Experiment, node: int, planned: Callable[[Sequence[int]], Schedule]) -> MaskedSums | None:
-    """How a node masks models; None where it does not. `planned`: the schedule of members.
+def resting(experiment: Experiment, graph: Schedule, members: Sequence[int]) -> tuple[Schedule, str]:
+    """Return what may be exchanged of the graph of an epoch, and what a person should know of it; "" for nothing.
+
+    Args:
+        experiment: whose [secure] it is.
+        graph: among the members, rows and ids 0 ... m - 1.
+        members: their ids.
+
+    Returns:
+        The part in which all have enough neighbours, or nothing where some of them solve for a single model; the text.
+    """
+    table = mixing(experiment)
+    if table is None or not graph.neighbor.shape[2]:
+        return graph, ""
+    left, few = core(graph, least(experiment))
+    listed = ", ".join(str(members[i]) for i in few)
+    said = f"too few neighbours for a sum that tells no single model has node {listed}: it mixes with nobody"
+    found = _solved(left, 1 + table.colluders)
+    if found is None:
+        return left, said if few else ""
+    together = ", ".join(str(members[i]) for i in found[0])
+    return Schedule(left.neighbor[..., :0], left.weight[..., :0], left.out_weight[..., :0], left.trains), (
+        f"nobody mixes while only these are members: from their sums of one round nodes {together} would solve for the "
+        f"model of node {members[found[1]]} together"
+    )
+
+
+def hands_over(graph: Schedule) -> bool:
+    """Return whether what a node has mixed tells no member more than it knows, so that who joins may have it.
+
+    So it is where all who mix with one another end a round with the same, as in a complete graph. In another graph the
+    sum that a node knows and the model that another one has mixed, in which that one's own is, can tell a single model.
+
+    Example:
+        >>> from p2pfl import topology
+        >>> from p2pfl.federation.secure import hands_over
+        >>> hands_over(topology.plan("complete", 5)), hands_over(topology.plan("ring", 5))
+        (True, False)
+    """
+    w = matrix(graph, 0, "row")
+    return bool(np.allclose(w, w[(w > 0).argmax(axis=1)], rtol=0, atol=1e-9))
+
+
+def sums(
+    experiment: Experiment, node: int, planned: Callable[[Sequence[int]], Schedule], whole: Schedule
+) -> MaskedSums | None:
+    """How a node masks models; None where it does not. `planned`: the schedule of members; `whole`: that of all.
 
     Its secrets follow from the seed: whoever has keys puts others in their place.
     """
@@ -209,7 +254,10 @@ def sums(experiment: Experiment, node: int, planned: Callable[[Sequence[int]], S
         heard = {i: tuple(int(j) for j in neighbor[i][weight[i] > 0]) for i in range(len(neighbor))}
         return {j: heard[j] for j in heard[node]}
 
-    return MaskedSums(node, table.bits, bound(table), around, masks.of_seed(experiment.seed, node), masks.stream)
+    def gives(members: tuple[int, ...] | None) -> bool:
+        return hands_over(whole if members is None else planned(members))
+
+    return MaskedSums(node, table.bits, bound(table), around, masks.of_seed(experiment.seed, node), masks.stream, gives)
 
 
 # --- statistics
@@ -270,8 +318,8 @@ def due(experiment: Experiment, graph: Schedule) -> int:
     return min(experiment.rounds, _SLACK * rounds(experiment, graph))
 
 
-def notes(experiment: Experiment, real: bool, nodes: int, table: Tree) -> tuple[str, ...]:
-    """What a person should know. `nodes`: of the graph; `table`: shapes of that of masked sums; () for none."""
+def notes(experiment: Experiment, real: bool, graph: Schedule, table: Tree) -> tuple[str, ...]:
+    """What a person should know. `table`: shapes of that of masked sums; () for none."""
     if experiment.secure is None:
         return ()
     said = []
@@ -283,15 +331,25 @@ def notes(experiment: Experiment, real: bool, nodes: int, table: Tree) -> tuple[
             f"secure: a node sees the sum of its neighbours' models, each with at least {least(experiment)}; it holds "
             f"against the one that mixes and {found.colluders} of them together"
         )
-    if found is not None and math.comb(nodes, 1 + found.colluders) > COALITIONS:
+    if found is not None and not hands_over(graph):
         said.append(
-            f"secure: of so many nodes only {COALITIONS:,} groups of {1 + found.colluders} were looked at for whether "
-            "they solve for a single model together"
+            "secure: in this graph what a node has mixed would tell its members more than sums; who joins later, or "
+            "comes back with nothing, begins with the first model"
         )
+        if math.comb(graph.neighbor.shape[1], 1 + found.colluders) > COALITIONS:
+            said.append(
+                f"secure: of so many nodes only {COALITIONS:,} groups of {1 + found.colluders} were looked at for "
+                "whether they solve for a single model together"
+            )
     if table:
         nbytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(table))
         said.append(f"secure: masked sums of all nodes go with models: {nbytes:,} bytes a message")
     return tuple(said)
+
+
+def _solved(graph: Schedule, together: int) -> tuple[tuple[int, ...], int] | None:
+    """The same of a graph in which all have enough neighbours: where all of a piece are alike, no two can be told."""
+    return None if hands_over(graph) else solvable(_matrix(graph), together)
 
 
 def _matrix(graph: Schedule) -> np.ndarray:

@@ -154,7 +154,7 @@ def task(
             int(private.objective.given[ALLOWED][node]), private.terms(node), counted_from,
             1 if private.table.of == "updates" else None,
         ),
-        sums=secure.sums(experiment, node, lambda members: plan(members).schedule),
+        sums=secure.sums(experiment, node, lambda members: plan(members).schedule, whole),
         due=secure.due(experiment, federation.schedule),
     )  # fmt: skip
 

@@ -17,6 +17,9 @@ import numpy as np
 from p2pfl import tree
 from p2pfl.types import Payload, Tree
 
+SPARE = {64: 10, 32: 2}
+"""Bits of a masked number beyond its bound, by all its bits: what is no sum, as masks do not cancel, runs over it."""
+
 
 class MaskedSums(NamedTuple):
     """How one node masks what it sends, and adds up what it gets."""
@@ -27,11 +30,13 @@ class MaskedSums(NamedTuple):
     around: Callable[[tuple[int, ...]], Mapping[int, tuple[int, ...]]]  # members -> of each neighbour its neighbours
     secret: Callable[[int], bytes]  # of another node: what both have in common
     stream: Callable[[bytes, bytes, int], bytes]  # (secret, what for, bytes): random bits
+    # of members (None: of all that are planned): whether who joins may have what one of them has mixed
+    hands_over: Callable[[tuple[int, ...] | None], bool] = lambda members: False
 
     @property
     def scale(self) -> float:
         """Whole numbers to one: a weighted sum of numbers within the bound, and its rounding, never run over."""
-        return float(2.0 ** (self.bits - 2 - np.ceil(np.log2(self.bound))))
+        return float(2.0 ** (self.bits - SPARE[self.bits] - np.ceil(np.log2(self.bound))))
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -86,8 +91,10 @@ class MaskedSums(NamedTuple):
         """Return what each neighbour stands for in mixing: the mean of all, by their weights, of the sum `weight`.
 
         `received`: of a whole neighbourhood. What is told stays each neighbour's own. `own`: a payload of this node,
-        for dtypes. None: they are no sum of numbers within the bound, as where masks do not cancel.
+        for dtypes. None: they are no sum of numbers within the bound, as where masks do not cancel. Such a sum is
+        uniform: with L numbers it is taken for one by a chance of about (weight / 2^(SPARE - 1))^L.
         """
+        most = self.bound * (1 + 1e-9) + len(received) / self.scale / weight  # rounding
         total = received[0]
         for each in received[1:]:
             total = jax.tree.map(np.add, total, each)
@@ -96,7 +103,7 @@ class MaskedSums(NamedTuple):
         def leaf(total: np.ndarray, own: Any) -> np.ndarray:
             nonlocal within
             value = total.view(f"int{self.bits}").astype(np.float64) / self.scale / weight
-            within = within and bool(np.abs(value).max(initial=0) <= 2 * self.bound)
+            within = within and bool(np.abs(value).max(initial=0) <= most)
             mean: np.ndarray = value.astype(own.dtype)
             return mean
 

@@ -51,8 +51,9 @@ class Replica:
         self._model: np.ndarray | None = None  # sketch of the model after the latest mixing
         self._mixed = 0  # the round of that
         self._known = False  # that statistics are known, where they must be by some round
-        # where nobody sees a single model: what those get that join, mixed from several
-        self._shown = None if task.sums is None else tree.public(task.program.params(self.state))
+        # where nobody sees a single model: what those get that join, mixed from several, and before that the first
+        self._first = self._shown = None if task.sums is None else tree.public(task.program.params(self.state))
+        self._gives = task.sums is not None and task.sums.hands_over(None)
 
     def sample(self) -> tuple[Payload, Params]:
         """Return a payload and a model as they will be, before any training; that payload is the latest until then."""
@@ -195,8 +196,11 @@ class Replica:
             return []
         return [each._replace(received=mean) for each, mean in zip(booked, means, strict=True)]
 
-    def mix(self, round: int, booked: Sequence[Booked]) -> None:
-        """Mix what was booked: at most one of each neighbour, and of what is `usable`."""
+    def mix(self, round: int, booked: Sequence[Booked]) -> list[Booked]:
+        """Mix what was booked: at most one of each neighbour, and of what is `usable`.
+
+        Returns what was mixed: all of it, or nothing where masks do not cancel.
+        """
         booked = self._summed(round, booked)
         if (unequal := self.task.fit or self.task.growth) is not None:
             booked = [each._replace(received=unequal.into(each.sent, each.received)) for each in booked]
@@ -206,12 +210,13 @@ class Replica:
             exchanged = np.asarray(mixed.exchanged, np.float64)
             self._model = np.asarray(mixed.model, np.float64)
         self._mixed = round
-        if self._shown is not None and booked:
-            self._shown = tree.public(self.task.program.params(self.state))
+        if booked:
+            self._show()
         self._check_due(round)
         for each in booked:
             total = self._exchanged.setdefault(f"{each.node}:{each.life}", np.zeros(tree.SKETCH))
             total += exchanged[slots[each.node]]
+        return booked
 
     def _check_due(self, round: int) -> None:
         """Raises LocalError where the masked sums of all nodes should be known by now."""
@@ -239,9 +244,20 @@ class Replica:
             if self.task.fit is not None:  # what the neighbour does not hold stays as it is
                 model = self.task.fit.into(self._own(), model)
             self.state = self.task.program.adopt(self.state, model)
-        self._shown = None if self._shown is None else tree.public(self.task.program.params(self.state))
+        self._show()
         self._diverged = None
         return records.Adopted(self.life, round + 1, [node, life, round])
+
+    def _show(self) -> None:
+        """Let those have the model as it is that join, where it tells no member more than it knows.
+
+        Else the first one, with what is known to all of all data.
+        """
+        if self._first is None:
+            return
+        now = tree.public(self.task.program.params(self.state))
+        known = {name: part for name, part in now.items() if name == "statistics"}
+        self._shown = now if self._gives else {**self._first, **known}
 
     def _own(self) -> Params:
         """This node's model, as others may have it, in its own shapes."""
@@ -253,13 +269,27 @@ class Replica:
         with self.faults("enter", round):
             self.task = self.whole.at(members)
             self.state = self.task.program.restart(self.state, self.task.slots)
+        if self.task.sums is not None:
+            self._gives = self.task.sums.hands_over(members)
+            if not self._gives:
+                self._show()
         return records.Entered(self.life, round, list(members))
 
+    @property
+    def kept(self) -> State:
+        """What another life of the node goes on from: its state; with masks also what those get that join."""
+        return self.state if self._shown is None else (self.state, self._shown)
+
+    def go_on(self, kept: State) -> None:
+        """Take what an earlier life has kept."""
+        self.state, self._shown = (kept, None) if self._shown is None else kept
+
     def like(self, slots: int) -> State:
-        """Return a state of so many slots, by its shapes alone: what is kept for each follows the graph of an epoch."""
+        """Return what is `kept` of so many slots, by shapes alone: what there is for each follows an epoch's graph."""
         if slots == self.task.slots:
-            return self.state
-        return jax.eval_shape(lambda state: self.task.program.restart(state, slots), self.state)
+            return self.kept
+        state = jax.eval_shape(lambda state: self.task.program.restart(state, slots), self.state)
+        return state if self._shown is None else (state, self._shown)
 
     def note(self, members: tuple[int, ...]) -> str:
         """Return what a person should know of an epoch; "" for nothing."""

@@ -16,7 +16,7 @@ import safetensors
 
 from p2pfl import tree
 from p2pfl.errors import LocalError
-from p2pfl.node import model_file, records
+from p2pfl.node import model_file, records, secrets
 from p2pfl.node.fit import NodeSlice
 from p2pfl.node.masked import MaskedSums
 from p2pfl.node.payload import Frames, Incoming, Outgoing, outgoing
@@ -26,7 +26,12 @@ from p2pfl.node.spending import AHEAD, SpendingFile
 from p2pfl.node.task import Booked, Task, part
 from p2pfl.protocol.events import Adopt, Advance, Booking, Finished, Leave, Trained
 from p2pfl.protocol.exchange import Side
-from p2pfl.types import Params, Payload, State, Tree
+from p2pfl.types import Params, Payload, State
+
+_NO_SUM = (
+    "mixed with nobody: what the neighbours have sent is no sum of models, since their masks do not cancel: one of "
+    "them has the key, the seed or the federation of another run, or lies. See that all have the same"
+)
 
 
 class SavedState(Protocol):
@@ -64,26 +69,6 @@ class Host(NamedTuple):
     every: int = 0  # rounds from checkpoint to checkpoint; 0: none
     finished: Callable[[records.Measured, records.RoundSteps], None] = lambda measured, did: None  # told of each round
     spending: SpendingFile | None = None  # where processes end and begin again: private steps, counted for them all
-
-
-def unlike(state: State, site: Tree) -> State:
-    """Return a state with the source of noise of this process: what an earlier one has drawn is not drawn again."""
-
-    def leaf(path: tuple[Any, ...], leaf: Any) -> Any:
-        names = [getattr(key, "key", None) for key in path[-2:]]
-        return site["entropy"] if names == ["site", "entropy"] else leaf
-
-    return jax.tree_util.tree_map_with_path(leaf, state) if isinstance(site, dict) and "entropy" in site else state
-
-
-def without_secrets(params: Params) -> Params:
-    """Return a model for a file: what the node has in common with single others, to mask sums, is zero there."""
-
-    def leaf(path: tuple[Any, ...], leaf: Any) -> Any:
-        names = [getattr(key, "key", None) for key in path[-2:]]
-        return np.zeros_like(leaf) if names == ["site", "secrets"] else leaf
-
-    return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 class Worker:
@@ -140,7 +125,7 @@ class Worker:
         saved, notes = self._host.store.load(lambda table: self.replica.like(table.get("slots", self.task.slots)))
         if saved is None:
             return [*notes, "no checkpoint: beginning without one"]
-        self.replica.state = unlike(saved.state, self.task.site)
+        self.replica.go_on(secrets.with_own(saved.state, self.task.site))
         self.kept, self.untrained = (saved.table["life"], saved.table["round"]), False
         self._kept_sketches = saved.table.get("sketches")
         return [*notes, f"going on from the checkpoint after round {saved.table['round']}"]
@@ -273,10 +258,14 @@ class Worker:
         if self.task.sums is not None and not booked and self.task.schedule.receives_from(round):
             text = f"round {round}: mixed with nobody: not all neighbours were there, and less than all is no sum"
             self._host.say(Said(text, "not_whole", round=round))
+        mixed: list[Booked] = []
         for group in _groups(booked, self.task.slots):
-            self.replica.mix(round, group)
-            self._trace.write(self.replica.traced(round, group, trained))
+            found = self.replica.mix(round, group)
+            self._trace.write(self.replica.traced(round, found, trained))
             trained = False
+            mixed += found
+        if len(mixed) < len(booked):
+            self._host.say(Said(f"round {round}: {_NO_SUM}", "no_sum", logging.WARNING, round=round))
         self._learn(round)
         self._end(round)
         self.replica.evaluate(round)
@@ -289,11 +278,11 @@ class Worker:
             waited=_rounded(effect.waited),
             time=_rounded(now),
         )
-        measured = self.replica.measured(round, booked, cost)
+        measured = self.replica.measured(round, mixed, cost)
         for score in (measured.score_after_mixing, measured.score_own):
             self.score = self.score if score is None else score
         self.loss = measured.train_loss
-        self._host.finished(measured, self.replica.five_steps(round, booked))
+        self._host.finished(measured, self.replica.five_steps(round, mixed))
         self._measured = measured if self._measured is None else records.together(self._measured, measured)
         if records.recorded(round) or effect.next is None:
             self._record()
@@ -368,7 +357,7 @@ class Worker:
         if store is None or not self._host.every or self._saved == round or not round:
             return
         table = {"life": self.life, "round": round, "slots": self.task.slots, "sketches": self.replica.sketches()}
-        wrong = store.save(self.replica.state, table)
+        wrong = store.save(secrets.without_secrets(self.replica.kept), table)
         if wrong is not None:
             self._host.say(
                 Said(f"no checkpoint after round {round}: {wrong}", "checkpoint", logging.ERROR, round=round)
@@ -380,7 +369,7 @@ class Worker:
         params = self._params()
         path = self.directory / model_file.NAME
         try:
-            model_file.write(path, without_secrets(params))
+            model_file.write(path, params)
         except (OSError, safetensors.SafetensorError) as error:
             text = f"{path}: the model can't be written: {error}. Make room; a checkpoint that is there can be resumed"
             task, round = self.task, self.replica.round

@@ -194,7 +194,12 @@ class Fitting(NamedTuple):
 
 
 def experiment_of(given: Experiment) -> Experiment:
-    """The experiment of a fit: the same data, model and graph; nothing is trained."""
+    """The experiment of a fit: the same data, model and graph; nothing is trained. Raises ConfigError."""
+    if given.secure is not None:
+        raise ConfigError(
+            "p2pfl coefficients: the experiment asks for [secure], and a fit sends each site's sums without masks; "
+            "give a node file whose experiment has none, where that is allowed"
+        )
     return replace(
         undisturbed(given, "p2pfl coefficients"),
         name=f"{given.name}-coefficients",

@@ -218,7 +218,7 @@ def _describe(federation: Federation, task: Task, directory: Path, alone: bool) 
 def _assess(federation: Federation, node: int, directory: Path, say: Callable[[str], None], alone: bool) -> None:
     """Test the model that the node has ended with on its own rows, and say how good it is."""
     arrays = model_file.read(directory / model_file.NAME)
-    model = {node: assessment.loaded(federation, arrays)}
+    model = {node: assessment.loaded(federation, arrays, node)}
     for spent in privacy.write(federation, model, directory):
         say(Said(spent, "privacy"))
     figures = assessment.assess(federation, model, directory).figures

@@ -17,7 +17,7 @@ from p2pfl.drivers.simulate.replay import replay as compute
 from p2pfl.errors import ConfigError
 from p2pfl.federation import tasks
 from p2pfl.federation.federation import build, precision
-from p2pfl.node import model_file, records, result
+from p2pfl.node import model_file, records, result, secrets
 from p2pfl.runs import summary
 from p2pfl.types import Params
 
@@ -83,7 +83,7 @@ def _verdict(place: Path, model: Params, digest: str, name: Name) -> Verdict:
     again = jax.tree.map(np.asarray, model)
     if tree.digest(again) == digest:
         return Verdict(name.node, name.life, True, 0.0)
-    was, found = model_file.read(place / model_file.NAME), tree.named_leaves(again)
+    was, found = model_file.read(place / model_file.NAME), tree.named_leaves(secrets.for_file(again))
     difference = max(
         (float(np.max(np.abs(was[path].astype(np.float64) - leaf), initial=0.0)) for path, leaf in found.items()),
         default=0.0,

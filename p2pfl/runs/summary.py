@@ -98,7 +98,7 @@ def collect(federation: Federation, out: Path, began: float | None = None, until
     notes = dict.fromkeys(plan(members).note for members in memberships(out))
     if torn:
         notes[f"records of node {', '.join(map(str, torn))} were dropped: no ledger, and no replay"] = None
-    whole = {node: assessment.loaded(federation, leaf) for node, leaf in arrays.items()}
+    whole = {node: assessment.loaded(federation, leaf, node) for node, leaf in arrays.items()}
     loss = {row["node"]: math.nan if row["train_loss"] is None else row["train_loss"] for row in metrics}
     return Collected(
         summary, mixed, [note for note in notes if note], whole, {node: loss[node] for node in whole if node in loss}

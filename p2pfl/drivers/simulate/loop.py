@@ -48,11 +48,11 @@ def run(
             for each in mine:
                 listen(round, each.node, i, each.received)
         for i, mine in booked.items():
-            nodes[i].mix(round, mine)
+            mixed = nodes[i].mix(round, mine)
             nodes[i].evaluate(round)
             nbytes, ended = sum(tree.nbytes(each.received) for each in mine), now()
-            measured = nodes[i].measured(round, mine, Cost(nbytes, nbytes, ended - began, 0.0, ended))
-            for traced in (*changed.get(i, ()), nodes[i].traced(round, mine, whole=True)):
+            measured = nodes[i].measured(round, mixed, Cost(nbytes, nbytes, ended - began, 0.0, ended))
+            for traced in (*changed.get(i, ()), nodes[i].traced(round, mixed, whole=True)):
                 record(i, measured, traced)
         if look(round, lambda: _models(nodes)):
             break
