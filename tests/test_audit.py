@@ -152,6 +152,38 @@ def everything(heard: Overheard) -> list[np.ndarray]:
     ]
 
 
+@pytest.mark.more
+def test_of_a_masked_run_a_node_has_sums_alone_and_they_are_what_is_attacked(
+    tmp_path: Path, optax_promotes: None
+) -> None:
+    """Four nodes that hear all, one row a step: unmasked the row comes back, of the sum of three no row does."""
+    masked = experiment(
+        rounds=2, topology={"graph": "complete", "nodes": 4}, secure={"colluders": 1}, network={"sync": "barrier"}
+    )
+    (tmp_path / "leak.toml").write_text(config.dump(masked), "utf-8")
+    asked = AuditQuestion(iterations=5, shadows=2, noise=())
+    run = audits.simulate(tmp_path / "leak.toml", (), tmp_path / "run", asked, lambda text: None)
+    found = audits.audit(run, asked)
+    exact = {(row["own"], row["masks"]): row["psnr"] for row in found["inversion"] if row["attack"] == "closed form"}
+    assert exact.keys() == {(True, True), (False, False)}  # the run as it is has masks
+    assert exact[False, False] > 60 and exact[True, True] < 30
+    assert not any(row["rounds"] for row in found["graph"]["nodes"])
+    assert "in the sum of its neighbours" in leaks.headline(found)
+    assert not any("with masks" in table.heads for table in leaks.tables(found))
+    assert found["membership"]["round"] == 2
+
+
+@pytest.mark.more
+def test_with_masks_what_a_node_has_of_another_is_the_mean_of_its_neighbours() -> None:
+    told = audits.overhear(experiment(rounds=2, topology={"graph": "complete", "nodes": 3}))
+    heard = audits.heard_by(told, 0, masked=True)
+    assert {key[1] for key in heard.payloads} == {0}
+    last, model = audits._last(told, heard, 1)
+    mean = (flat(told.payloads[2, 1]) + flat(told.payloads[2, 2])) / 2
+    assert last == 2
+    np.testing.assert_allclose(flat(model), mean, atol=1e-6)
+
+
 # --- over the graph
 
 

@@ -37,6 +37,7 @@ def headline(leaked: Mapping[str, Any]) -> str:
     guess = next((row for row in own if row.get("attack") == "guess"), {})
     best = max((row for row in own if row.get("attack") != "guess"), key=lambda row: _db(row), default=None)
     who = f"Node {leaked.get('node')} attacks node {leaked.get('victim')}"
+    who += " in the sum of its neighbours" if leaked.get("masks") else ""
     if best is None:
         return f"{who}."
     member = leaked.get("membership") or {}
@@ -105,11 +106,13 @@ def _graph(leaked: Mapping[str, Any]) -> Learned | None:
     rows = _rows(graph, "nodes")
     if not rows:
         return None
+    masks = bool(graph.get("masks"))  # then all of it is with masks
     body = [
         [
             f"node {row.get('node')}", str(row.get("distance")), _listed(row.get("rounds") or []),
             _share(row.get("off")), "yes" if row.get("steady") else "no", _share(row.get("steady_off")),
-            "exactly" if row.get("masked") else "if steady" if row.get("masked_steady") else "no",
+            *([] if masks else
+              ["exactly" if row.get("masked") else "if steady" if row.get("masked_steady") else "no"]),
         ]
         for row in rows
     ]  # fmt: skip
@@ -117,9 +120,10 @@ def _graph(leaked: Mapping[str, Any]) -> Learned | None:
         f"Whose contributions node {leaked.get('node')} solves for by all that it is sent in {graph.get('rounds')} "
         f"rounds: {graph.get('rank')} independent equations of {graph.get('unknown')} unknown contributions. Error: "
         "of what it solves for, relative to the truth. Steady: if each contributes the same in every round."
+        + (" Masks leave it the weighted sum of its neighbours." if masks else "")
     )
-    heads = ["", "distance", "exactly, of rounds", "error", "if steady", "error if steady", "with masks"]
-    return Learned(caption, heads, body)
+    heads = ["", "distance", "exactly, of rounds", "error", "if steady", "error if steady"]
+    return Learned(caption, heads if masks else [*heads, "with masks"], body)
 
 
 def _listed(rounds: Sequence[Any]) -> str:
@@ -157,7 +161,8 @@ def _membership(leaked: Mapping[str, Any]) -> Learned | None:
         return None
     caption = (
         f"Membership: {member.get('rows')} rows, half of them trained on by node {leaked.get('victim')}, as many of "
-        f"each class, by its message of round {member.get('round')}. Caught: members found at 1 % of false alarms."
+        f"each class, by what node {leaked.get('node')} was sent in round {member.get('round')}. Caught: "
+        "members found at 1 % of false alarms."
     )
     return Learned(caption, ["", "AUC", "caught"], body)
 
