@@ -18,7 +18,9 @@ from click.testing import CliRunner
 from p2pfl import topology
 from p2pfl.cli import main
 from p2pfl.config import experiment as config
+from p2pfl.config.data import EvenPartition
 from p2pfl.config.experiment import Experiment
+from p2pfl.data import Dataset, Samples
 from p2pfl.errors import ConfigError
 from p2pfl.federation.federation import build
 from p2pfl.learning import from_flax, models
@@ -269,6 +271,34 @@ def test_members_are_told_from_others_where_a_model_knows_its_rows_by_heart_and_
 
 
 @pytest.mark.more
+def test_rows_are_told_from_test_rows_of_the_same_site_where_sites_differ() -> None:
+    """Sites whose inputs lie apart: by them alone a model that was trained on nothing would tell rows of others."""
+    rng, site = np.random.default_rng(0), np.repeat(np.arange(3, dtype=np.int32), 60)
+    x = (rng.normal(size=(180, 4)) + 10 * site[:, None]).astype(np.float32)
+    rows = Samples(x, rng.integers(0, 2, 180).astype(np.int32), site)
+    data = Dataset(rows, rows, ("no", "yes"), sites=("a", "b", "c"))
+    own = experiment(topology={"graph": "complete", "nodes": 3}, data={"source": "digits", "partition": "by_site"})
+    federation = build(own, data)
+    found, _, member = audits._candidates(federation, 2, 0)
+    assert len(found) == 120 and audits._others(federation, 2)[1]
+    apart = attacks.told(found.mean(axis=1), member)
+    assert apart is not None and abs(apart.auc - 0.5) < 0.1
+    dealt = federation._replace(experiment=replace(own, data=replace(own.data, partition=EvenPartition("iid"))))
+    assert not audits._others(dealt, 2)[1] and len(audits._others(dealt, 2)[0]) == 180
+
+
+@pytest.mark.more
+def test_what_is_found_of_a_class_the_model_takes_for_it_more_surely(optax_promotes: None) -> None:
+    told = audits.overhear(experiment())
+    heard = audits.heard_by(told, 0)
+    params = {**heard.first, **heard.payloads[1, 1]}
+    found = attacks.class_images(heard, params, 100)
+    middle = np.broadcast_to((heard.low + heard.high) / 2, found.shape).astype(found.dtype)
+    before, after = (attacks.by_loss(heard, params, x, np.arange(10)) for x in (middle, found))
+    assert (after > before + 1).all()  # log odds: its class is likelier by a factor of e and more
+
+
+@pytest.mark.more
 def test_a_layer_has_as_many_equations_as_its_kernel_and_what_gets_through_allow() -> None:
     x = np.random.default_rng(0).uniform(size=(8, 8, 1)).astype(np.float32)
 
@@ -305,7 +335,10 @@ def test_a_leak_report_of_an_experiment(tmp_path: Path, monkeypatch: pytest.Monk
     exact = [row for row in found["inversion"] if row["attack"] == "closed form" and row["own"]]
     assert exact[0]["psnr"] > 60 and found["graph"]["nodes"][1]["distance"] == 2
     assert {row["masks"] for row in found["inversion"]} == {True, False}
+    member = found["membership"]
+    assert not member["same_site"] and 0.3 < member["guess"]["auc"] < 0.7  # digits are dealt at random
     text = "\n".join(leaks.lines(found))
+    assert "by the model before the first round" in text
     assert "closed form" in text and "LiRA" in text and "with masks" in text
     refused = CliRunner().invoke(main, ["audit", "run", "--set", "rounds=1"])
     assert refused.exit_code == 1 and "--set" in refused.output

@@ -43,7 +43,9 @@ def headline(leaked: Mapping[str, Any]) -> str:
     member = leaked.get("membership") or {}
     auc = [measured((member.get(key) or {}).get("auc")) for key in ("loss", "shadows")]
     known = [each for each in auc if each is not None]
-    tells = f" Who was trained on is told with an AUC of {max(known):.2f} (0.5: not at all)." if known else ""
+    untrained = measured((member.get("guess") or {}).get("auc"))
+    beside = "" if untrained is None else f"; {untrained:.2f} by the model before the first round"
+    tells = f" Who was trained on is told with an AUC of {max(known):.2f} (0.5: not at all{beside})." if known else ""
     if _db(best) <= _db(guess):
         rows = f"no row comes back nearer than {_number(guess.get('psnr'))} dB, to which a guess by class comes as well"
     else:
@@ -152,7 +154,10 @@ def _far(leaked: Mapping[str, Any]) -> Learned | None:
 
 def _membership(leaked: Mapping[str, Any]) -> Learned | None:
     member = leaked.get("membership") or {}
-    names = {"loss": "loss alone", "shadows": "beside shadow models (LiRA, offline)"}
+    names = {
+        "guess": "a guess: the model before the first round", "loss": "loss alone",
+        "shadows": "beside shadow models (LiRA, offline)",
+    }  # fmt: skip
     body = [
         [words, _number(member[key].get("auc"), 3), f"{100 * (measured(member[key].get('caught')) or 0):.1f} %"]
         for key, words in names.items() if isinstance(member.get(key), dict)
@@ -161,8 +166,10 @@ def _membership(leaked: Mapping[str, Any]) -> Learned | None:
         return None
     caption = (
         f"Membership: {member.get('rows')} rows, half of them trained on by node {leaked.get('victim')}, as many of "
-        f"each class, by what node {leaked.get('node')} was sent in round {member.get('round')}. Caught: "
-        "members found at 1 % of false alarms."
+        f"each class, by what node {leaked.get('node')} was sent in round {member.get('round')}. The others are test "
+        f"rows of {'the same node' if member.get('same_site') else 'all nodes'}. A guess is by the model "
+        "before the first round: what it tells are rows that differ for another reason. Caught: members found at 1 % "
+        "of false alarms."
     )
     return Learned(caption, ["", "AUC", "caught"], body)
 

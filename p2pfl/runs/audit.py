@@ -55,6 +55,8 @@ GRAPH_ROUNDS = 6
 """Rounds of messages that are solved, at most."""
 CANDIDATES = 1000
 """Rows whose membership is asked for, at most."""
+DEALT = ("iid", "dirichlet", "shards")
+"""Partitions by which rows of a class are alike at all nodes: they are dealt at random."""
 
 
 class AuditQuestion(NamedTuple):
@@ -601,9 +603,16 @@ def _memberships(told: Transcript, asked: AuditQuestion, victim: int, gathered: 
     heard = heard_by(told, asked.node, told.masked)
     last, params = _last(told, heard, victim)
     x, y, member = _candidates(federation, victim, asked.seed)
-    table: dict[str, Any] = {"round": last, "rows": len(y)}
+    same_site = _others(federation, victim)[1]
+    table: dict[str, Any] = {"round": last, "rows": len(y), "same_site": same_site}
+    if not same_site and not _dealt(federation):
+        gathered.table["notes"].append(
+            f"membership: node {victim} has no test rows of its own, so the others are of all nodes; what differs from "
+            "node to node tells them apart, too, as the guess says"
+        )
     if len(y):
         scores = {
+            "guess": attacks.by_loss(heard, heard.first, x, y),
             "loss": attacks.by_loss(heard, params, x, y),
             "shadows": attacks.by_shadows(heard, params, x, y, asked.shadows, seed=asked.seed),
         }
@@ -613,11 +622,28 @@ def _memberships(told: Transcript, asked: AuditQuestion, victim: int, gathered: 
     gathered.table["membership"] = table
 
 
+def _dealt(federation: Federation) -> bool:
+    """Whether rows of a class are alike at all nodes."""
+    return federation.experiment.data.partition.partition in DEALT
+
+
+def _others(federation: Federation, victim: int) -> tuple[np.ndarray, bool]:
+    """The test rows that a node's training rows are told from, [M]; whether they are its own.
+
+    Its own, where it has some and nodes may differ in more than their classes: rows of another site, with another
+    scanner, would be told from its rows by a model that was trained on neither.
+    """
+    own = federation.partition.test[victim]
+    if _dealt(federation) or not len(own):
+        return np.arange(len(federation.dataset.test.y)), False
+    return own, True
+
+
 def _candidates(federation: Federation, victim: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows of the victim and test rows, as many of each class: x [N, ...], y [N], and which are the victim's [N]."""
-    rng, data = np.random.default_rng(seed), federation.dataset
+    rng, data, others = np.random.default_rng(seed), federation.dataset, _others(federation, victim)[0]
     own, dtype = federation.partition.train[victim], federation.experiment.training.dtype
-    inside, outside = np.asarray(part(data.train.y, own)), np.asarray(data.test.y)
+    inside, outside = np.asarray(part(data.train.y, own)), np.asarray(part(data.test.y, others))
     picked_in, picked_out = [], []
     for label in np.unique(inside):
         a, b = (np.flatnonzero(y == label) for y in (inside, outside))
@@ -625,7 +651,7 @@ def _candidates(federation: Federation, victim: int, seed: int) -> tuple[np.ndar
         picked_in.append(rng.permutation(a)[:many])
         picked_out.append(rng.permutation(b)[:many])
     mine, theirs = np.concatenate(picked_in), np.concatenate(picked_out)
-    x = np.concatenate([part(data.train.x, own[mine]), part(data.test.x, theirs)]).astype(dtype)
+    x = np.concatenate([part(data.train.x, own[mine]), part(data.test.x, others[theirs])]).astype(dtype)
     y = np.concatenate([inside[mine], outside[theirs]])
     return x, y, np.arange(len(y)) < len(mine)
 
