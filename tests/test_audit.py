@@ -74,6 +74,20 @@ def test_one_row_comes_back_in_closed_form_and_noise_lowers_that_monotonically()
 
 
 @pytest.mark.more
+def test_noise_on_updates_is_attacked_as_it_is() -> None:
+    pytest.importorskip("dp_accounting")
+    own = experiment(privacy={"clip": 1.0, "delta": 1e-5, "noise": 1.0, "of": "updates"})
+    found = []
+    for noise in (1e-4, 0.1):
+        told = audits.overhear(audits._with(own, Case(1, 1, noise, False)))
+        heard = audits.heard_by(told, 0)
+        row = attacks.closed_form(audits.change_of(heard, 1), heard.x.shape[1:])
+        assert row is not None
+        found.append(nearness(row[None], audits.rows_of(told.federation, 1, [1]), heard.low, heard.high).psnr)
+    assert found[0] > 25 and found[1] < 15
+
+
+@pytest.mark.more
 def test_searches_find_four_rows_of_a_step_and_neither_they_nor_a_guess_find_those_of_eight_steps_of_32(
     optax_promotes: None,
 ) -> None:
@@ -351,6 +365,16 @@ def test_a_leak_report_of_an_experiment(tmp_path: Path, monkeypatch: pytest.Monk
         ({"algorithm": {"name": "push_sum"}}, "algorithm.name='push_sum'"),
         ({"algorithm": {"name": "dsgd", "arguments": {"order": "cta"}}}, "algorithm.name='dsgd'"),
         ({"algorithm": {"name": "dsgd", "wrap": [{"name": "fourier"}]}}, r"algorithm.wrap\[0\]: with fourier"),
+        (
+            {"algorithm": {"name": "dsgd", "wrap": [{"name": "zip_dl", "scale": 0.1}]}},
+            r"algorithm.wrap\[0\]: with zip_dl",
+        ),
+        (
+            {"algorithm": {"name": "dsgd", "wrap": [{"name": "shatter", "chunks": 4}]}},
+            r"algorithm.wrap\[0\]: with shatter",
+        ),
+        ({"algorithm": {"name": "dmsgd", "arguments": {"mix_momentum": True}}}, "mix_momentum"),
+        ({"privacy": {"clip": 1.0, "delta": 1e-5, "noise": 1.0, "correlated": 2.0}}, "privacy.correlated=2"),
         ({"statistics": {"gather": ["labels"]}}, "statistics"),
     ],
 )
@@ -359,11 +383,32 @@ def test_what_cannot_be_attacked_is_refused(change: dict[str, Any], said: str) -
         audits.check(experiment(**change), AuditQuestion())
 
 
+def test_nodes_with_rows_of_their_own_and_what_is_no_run_are_refused(tmp_path: Path) -> None:
+    study, run, node = (tmp_path / name for name in ("study", "run", "node"))
+    (run / "nodes" / "0").mkdir(parents=True)
+    for folder in (study, node):
+        folder.mkdir()
+    for folder in (study, run):
+        (folder / "experiment.toml").write_text(config.dump(experiment()), "utf-8")
+    (run / "summary.json").write_text("{}", "utf-8")
+    file = run / "nodes" / "0" / "node.toml"
+    file.write_text('experiment = "../../experiment.toml"\nnode = 0\n[data]\npath = "own.csv"\n', "utf-8")
+    (node / "about.json").write_text("{}", "utf-8")
+    for what, said in (
+        (run, "node 0 trained on rows of its own"), (file, "of a node with rows of its own"),
+        (node, "of a single node"), (study, "no run of it"),
+    ):  # fmt: skip
+        refused = CliRunner().invoke(main, ["audit", str(what)])
+        assert refused.exit_code == 1 and said in refused.output
+        assert not any(tmp_path.rglob("audit"))
+
+
 def test_objectives_and_numbers_that_mean_nothing_are_refused() -> None:
     own = experiment()
-    given = replace(own, training=replace(own.training, objective=({"name": "moon"},)))
-    with pytest.raises(ConfigError, match="moon"):
-        audits.check(given, AuditQuestion())
+    for name in ("moon", "medisecfed"):  # of the latter no model travels
+        given = replace(own, training=replace(own.training, objective=({"name": name},)))
+        with pytest.raises(ConfigError, match=name):
+            audits.check(given, AuditQuestion())
     for asked in (AuditQuestion(steps=(0,)), AuditQuestion(noise=(-1.0,))):
         with pytest.raises(ConfigError, match="must be > 0"):
             audits.check(own, asked)

@@ -23,6 +23,7 @@ import numpy as np
 
 from p2pfl import tree
 from p2pfl.config import experiment as config
+from p2pfl.config import toml
 from p2pfl.config.experiment import Evaluation, Experiment, Privacy
 from p2pfl.data import Dataset
 from p2pfl.data.stored import Stored, part
@@ -38,7 +39,7 @@ from p2pfl.methods.audit.score import Nearness, nearness
 from p2pfl.methods.privacy import joint_view
 from p2pfl.node.program import node_key
 from p2pfl.runs import run as runs
-from p2pfl.runs import simulated
+from p2pfl.runs import simulated, summary
 from p2pfl.topology import matrix
 from p2pfl.types import Batches, Params, Tree
 
@@ -57,6 +58,13 @@ CANDIDATES = 1000
 """Rows whose membership is asked for, at most."""
 DEALT = ("iid", "dirichlet", "shards")
 """Partitions by which rows of a class are alike at all nodes: they are dealt at random."""
+
+
+ELSEWHERE = (
+    "the audit computes all messages again, and for that it must have the rows of all nodes. Audit the experiment with "
+    "rows that are on this machine, as for a rehearsal: p2pfl audit EXPERIMENT.toml --set data.path=ROWS.csv"
+)
+"""Why nodes with rows of their own can't be audited, and what can."""
 
 
 class AuditQuestion(NamedTuple):
@@ -117,10 +125,7 @@ def audit(
     Raises:
         ConfigError: the run has something that can't be attacked here, or there is no such node.
     """
-    file = run / "experiment.toml"
-    if not file.is_file():
-        raise ConfigError(f"{run}: has no experiment.toml; give the directory of a run, or an experiment file")
-    experiment = config.load(file)
+    experiment = config.load(_file_of(run))
     precision(experiment)
     check(experiment, asked)
     bare, left_out = _bare(experiment, asked.rounds)
@@ -153,6 +158,8 @@ def simulate(
 
     Raises ConfigError before anything starts, also for what can't be audited.
     """
+    if file.is_file() and config.is_node(file) and "data" in toml.read(file):
+        raise ConfigError(f"{file}: is the file of a node with rows of its own; {ELSEWHERE}")
     experiment = config.load(file, overrides, find=True)
     check(experiment, asked)
     rounds = min(asked.rounds or experiment.rounds, experiment.rounds)
@@ -171,6 +178,21 @@ def simulate(
 
 
 # --- what can be audited
+
+
+def _file_of(run: Path) -> Path:
+    """The experiment of a run. Raises ConfigError for what is none, and for nodes that had rows of their own."""
+    if (own := summary.own_rows(run)) is not None:
+        node, file = own
+        raise ConfigError(f"{file}: node {node} trained on rows of its own; {ELSEWHERE}")
+    file = run / "experiment.toml"
+    if not file.is_file() and (run / "about.json").is_file():
+        raise ConfigError(f"{run}: is the directory of a single node; {ELSEWHERE}")
+    if not file.is_file():
+        raise ConfigError(f"{run}: has no experiment.toml; give the directory of a run, or an experiment file")
+    if not any((run / name).is_file() for name in ("summary.json", "metrics.jsonl", "rounds.jsonl")):
+        raise ConfigError(f"{run}: holds an experiment and no run of it; give {file}, which is simulated then")
+    return file
 
 
 def check(experiment: Experiment, asked: AuditQuestion) -> None:
@@ -198,7 +220,18 @@ def check(experiment: Experiment, asked: AuditQuestion) -> None:
             )
     if experiment.statistics.gather or experiment.statistics.normalize:
         raise ConfigError("statistics: the first rounds exchange sums and no models that were trained; leave them out")
+    if table.arguments.get("mix_momentum"):
+        raise ConfigError(
+            "algorithm.arguments.mix_momentum: momentum then travels beside the model, and holds the gradient as it "
+            "is: who is sent it needs no attack. Audited is what models alone tell; leave it out"
+        )
     private = experiment.privacy
+    if private and private.correlated is not None:
+        raise ConfigError(
+            f"privacy.correlated={private.correlated:g}: a neighbour knows the noise that it shares with its victim "
+            "and would take it off first, which attacks here do not, so that they would find too little; what is "
+            "proved of it is in privacy.json. Leave it out, to attack what lies under each node's own noise"
+        )
     if private and private.noise is None and (asked.rounds or experiment.rounds) < experiment.rounds:
         raise ConfigError(
             f"rounds={asked.rounds}: with privacy.epsilon alone the noise follows from how many rounds there are; "
@@ -691,6 +724,8 @@ def _about(told: Transcript, asked: AuditQuestion, victim: int, left_out: list[s
         notes.append(f"without {', '.join(left_out)} of the experiment")
     if experiment.privacy is None:
         notes.append("lines with noise are with [privacy] of clip = 1")
+    elif experiment.privacy.of == "updates":
+        notes.append(f"lines with noise are with {experiment.privacy.law} noise on the clipped update of a round")
     if told.masked:
         notes.append(
             f"with the masks of [secure] node {asked.node} is sent a sum: whatever is said of node {victim}'s model is "
