@@ -403,6 +403,14 @@ def test_nodes_with_rows_of_their_own_and_what_is_no_run_are_refused(tmp_path: P
         assert not any(tmp_path.rglob("audit"))
 
 
+def test_the_report_says_what_of_the_experiment_was_left_out() -> None:
+    own = experiment(churn=[{"event": "crash", "node": 1, "round": 1}], network={"loss": 0.1})
+    patient = replace(own, training=replace(own.training, patience=2))
+    bare, left_out = audits._bare(patient, None)
+    assert left_out == ["churn", "network.loss", "rows held back for validation"]
+    assert bare.training.patience is None and not bare.churn and not bare.network.loss
+
+
 def test_objectives_and_numbers_that_mean_nothing_are_refused() -> None:
     own = experiment()
     for name in ("moon", "medisecfed"):  # of the latter no model travels

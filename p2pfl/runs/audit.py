@@ -30,6 +30,7 @@ from p2pfl.data.stored import Stored, part
 from p2pfl.drivers.simulate import loop
 from p2pfl.errors import ConfigError
 from p2pfl.federation import privacy, secure, tasks
+from p2pfl.federation.datasets import watched
 from p2pfl.federation.federation import Federation, build, precision
 from p2pfl.learning.batching import one
 from p2pfl.methods import audit as attacks
@@ -265,6 +266,7 @@ def _bare(experiment: Experiment, rounds: int | None) -> tuple[Experiment, list[
     given = {
         "churn": bool(experiment.churn), "attack": bool(experiment.attack), "network.loss": network.loss > 0,
         "network.late": network.late > 0, "topology.take_part": table.take_part < 1,
+        "rows held back for validation": watched(experiment),
     }  # fmt: skip
     wanted = min(rounds or experiment.rounds, experiment.rounds)
     bare = replace(
