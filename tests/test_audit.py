@@ -18,7 +18,9 @@ from click.testing import CliRunner
 from p2pfl import topology
 from p2pfl.cli import main
 from p2pfl.config import experiment as config
+from p2pfl.config.data import EvenPartition
 from p2pfl.config.experiment import Experiment
+from p2pfl.data import Dataset, Samples
 from p2pfl.errors import ConfigError
 from p2pfl.federation.federation import build
 from p2pfl.learning import from_flax, models
@@ -69,6 +71,20 @@ def test_one_row_comes_back_in_closed_form_and_noise_lowers_that_monotonically()
         found.append(nearness(row[None], audits.rows_of(told.federation, 1, [1]), heard.low, heard.high).psnr)
     assert found[0] > 60
     assert found == sorted(found, reverse=True) and found[1] > 15 and found[-1] < 12
+
+
+@pytest.mark.more
+def test_noise_on_updates_is_attacked_as_it_is() -> None:
+    pytest.importorskip("dp_accounting")
+    own = experiment(privacy={"clip": 1.0, "delta": 1e-5, "noise": 1.0, "of": "updates"})
+    found = []
+    for noise in (1e-4, 0.1):
+        told = audits.overhear(audits._with(own, Case(1, 1, noise, False)))
+        heard = audits.heard_by(told, 0)
+        row = attacks.closed_form(audits.change_of(heard, 1), heard.x.shape[1:])
+        assert row is not None
+        found.append(nearness(row[None], audits.rows_of(told.federation, 1, [1]), heard.low, heard.high).psnr)
+    assert found[0] > 25 and found[1] < 15
 
 
 @pytest.mark.more
@@ -150,6 +166,38 @@ def everything(heard: Overheard) -> list[np.ndarray]:
         *attacks.solve_steady(known, heard).values(),
         *(each.change for each in attacks.solve(known, heard, attacks.exact(known))),
     ]
+
+
+@pytest.mark.more
+def test_of_a_masked_run_a_node_has_sums_alone_and_they_are_what_is_attacked(
+    tmp_path: Path, optax_promotes: None
+) -> None:
+    """Four nodes that hear all, one row a step: unmasked the row comes back, of the sum of three no row does."""
+    masked = experiment(
+        rounds=2, topology={"graph": "complete", "nodes": 4}, secure={"colluders": 1}, network={"sync": "barrier"}
+    )
+    (tmp_path / "leak.toml").write_text(config.dump(masked), "utf-8")
+    asked = AuditQuestion(iterations=5, shadows=2, noise=())
+    run = audits.simulate(tmp_path / "leak.toml", (), tmp_path / "run", asked, lambda text: None)
+    found = audits.audit(run, asked)
+    exact = {(row["own"], row["masks"]): row["psnr"] for row in found["inversion"] if row["attack"] == "closed form"}
+    assert exact.keys() == {(True, True), (False, False)}  # the run as it is has masks
+    assert exact[False, False] > 60 and exact[True, True] < 30
+    assert not any(row["rounds"] for row in found["graph"]["nodes"])
+    assert "in the sum of its neighbours" in leaks.headline(found)
+    assert not any("with masks" in table.heads for table in leaks.tables(found))
+    assert found["membership"]["round"] == 2
+
+
+@pytest.mark.more
+def test_with_masks_what_a_node_has_of_another_is_the_mean_of_its_neighbours() -> None:
+    told = audits.overhear(experiment(rounds=2, topology={"graph": "complete", "nodes": 3}))
+    heard = audits.heard_by(told, 0, masked=True)
+    assert {key[1] for key in heard.payloads} == {0}
+    last, model = audits._last(told, heard, 1)
+    mean = (flat(told.payloads[2, 1]) + flat(told.payloads[2, 2])) / 2
+    assert last == 2
+    np.testing.assert_allclose(flat(model), mean, atol=1e-6)
 
 
 # --- over the graph
@@ -237,6 +285,34 @@ def test_members_are_told_from_others_where_a_model_knows_its_rows_by_heart_and_
 
 
 @pytest.mark.more
+def test_rows_are_told_from_test_rows_of_the_same_site_where_sites_differ() -> None:
+    """Sites whose inputs lie apart: by them alone a model that was trained on nothing would tell rows of others."""
+    rng, site = np.random.default_rng(0), np.repeat(np.arange(3, dtype=np.int32), 60)
+    x = (rng.normal(size=(180, 4)) + 10 * site[:, None]).astype(np.float32)
+    rows = Samples(x, rng.integers(0, 2, 180).astype(np.int32), site)
+    data = Dataset(rows, rows, ("no", "yes"), sites=("a", "b", "c"))
+    own = experiment(topology={"graph": "complete", "nodes": 3}, data={"source": "digits", "partition": "by_site"})
+    federation = build(own, data)
+    found, _, member = audits._candidates(federation, 2, 0)
+    assert len(found) == 120 and audits._others(federation, 2)[1]
+    apart = attacks.told(found.mean(axis=1), member)
+    assert apart is not None and abs(apart.auc - 0.5) < 0.1
+    dealt = federation._replace(experiment=replace(own, data=replace(own.data, partition=EvenPartition("iid"))))
+    assert not audits._others(dealt, 2)[1] and len(audits._others(dealt, 2)[0]) == 180
+
+
+@pytest.mark.more
+def test_what_is_found_of_a_class_the_model_takes_for_it_more_surely(optax_promotes: None) -> None:
+    told = audits.overhear(experiment())
+    heard = audits.heard_by(told, 0)
+    params = {**heard.first, **heard.payloads[1, 1]}
+    found = attacks.class_images(heard, params, 100)
+    middle = np.broadcast_to((heard.low + heard.high) / 2, found.shape).astype(found.dtype)
+    before, after = (attacks.by_loss(heard, params, x, np.arange(10)) for x in (middle, found))
+    assert (after > before + 1).all()  # log odds: its class is likelier by a factor of e and more
+
+
+@pytest.mark.more
 def test_a_layer_has_as_many_equations_as_its_kernel_and_what_gets_through_allow() -> None:
     x = np.random.default_rng(0).uniform(size=(8, 8, 1)).astype(np.float32)
 
@@ -273,7 +349,10 @@ def test_a_leak_report_of_an_experiment(tmp_path: Path, monkeypatch: pytest.Monk
     exact = [row for row in found["inversion"] if row["attack"] == "closed form" and row["own"]]
     assert exact[0]["psnr"] > 60 and found["graph"]["nodes"][1]["distance"] == 2
     assert {row["masks"] for row in found["inversion"]} == {True, False}
+    member = found["membership"]
+    assert not member["same_site"] and 0.3 < member["guess"]["auc"] < 0.7  # digits are dealt at random
     text = "\n".join(leaks.lines(found))
+    assert "by the model before the first round" in text
     assert "closed form" in text and "LiRA" in text and "with masks" in text
     refused = CliRunner().invoke(main, ["audit", "run", "--set", "rounds=1"])
     assert refused.exit_code == 1 and "--set" in refused.output
@@ -286,6 +365,16 @@ def test_a_leak_report_of_an_experiment(tmp_path: Path, monkeypatch: pytest.Monk
         ({"algorithm": {"name": "push_sum"}}, "algorithm.name='push_sum'"),
         ({"algorithm": {"name": "dsgd", "arguments": {"order": "cta"}}}, "algorithm.name='dsgd'"),
         ({"algorithm": {"name": "dsgd", "wrap": [{"name": "fourier"}]}}, r"algorithm.wrap\[0\]: with fourier"),
+        (
+            {"algorithm": {"name": "dsgd", "wrap": [{"name": "zip_dl", "scale": 0.1}]}},
+            r"algorithm.wrap\[0\]: with zip_dl",
+        ),
+        (
+            {"algorithm": {"name": "dsgd", "wrap": [{"name": "shatter", "chunks": 4}]}},
+            r"algorithm.wrap\[0\]: with shatter",
+        ),
+        ({"algorithm": {"name": "dmsgd", "arguments": {"mix_momentum": True}}}, "mix_momentum"),
+        ({"privacy": {"clip": 1.0, "delta": 1e-5, "noise": 1.0, "correlated": 2.0}}, "privacy.correlated=2"),
         ({"statistics": {"gather": ["labels"]}}, "statistics"),
     ],
 )
@@ -294,11 +383,40 @@ def test_what_cannot_be_attacked_is_refused(change: dict[str, Any], said: str) -
         audits.check(experiment(**change), AuditQuestion())
 
 
+def test_nodes_with_rows_of_their_own_and_what_is_no_run_are_refused(tmp_path: Path) -> None:
+    study, run, node = (tmp_path / name for name in ("study", "run", "node"))
+    (run / "nodes" / "0").mkdir(parents=True)
+    for folder in (study, node):
+        folder.mkdir()
+    for folder in (study, run):
+        (folder / "experiment.toml").write_text(config.dump(experiment()), "utf-8")
+    (run / "summary.json").write_text("{}", "utf-8")
+    file = run / "nodes" / "0" / "node.toml"
+    file.write_text('experiment = "../../experiment.toml"\nnode = 0\n[data]\npath = "own.csv"\n', "utf-8")
+    (node / "about.json").write_text("{}", "utf-8")
+    for what, said in (
+        (run, "node 0 trained on rows of its own"), (file, "of a node with rows of its own"),
+        (node, "of a single node"), (study, "no run of it"),
+    ):  # fmt: skip
+        refused = CliRunner().invoke(main, ["audit", str(what)])
+        assert refused.exit_code == 1 and said in refused.output
+        assert not any(tmp_path.rglob("audit"))
+
+
+def test_the_report_says_what_of_the_experiment_was_left_out() -> None:
+    own = experiment(churn=[{"event": "crash", "node": 1, "round": 1}], network={"loss": 0.1})
+    patient = replace(own, training=replace(own.training, patience=2))
+    bare, left_out = audits._bare(patient, None)
+    assert left_out == ["churn", "network.loss", "rows held back for validation"]
+    assert bare.training.patience is None and not bare.churn and not bare.network.loss
+
+
 def test_objectives_and_numbers_that_mean_nothing_are_refused() -> None:
     own = experiment()
-    given = replace(own, training=replace(own.training, objective=({"name": "moon"},)))
-    with pytest.raises(ConfigError, match="moon"):
-        audits.check(given, AuditQuestion())
+    for name in ("moon", "medisecfed"):  # of the latter no model travels
+        given = replace(own, training=replace(own.training, objective=({"name": name},)))
+        with pytest.raises(ConfigError, match=name):
+            audits.check(given, AuditQuestion())
     for asked in (AuditQuestion(steps=(0,)), AuditQuestion(noise=(-1.0,))):
         with pytest.raises(ConfigError, match="must be > 0"):
             audits.check(own, asked)

@@ -37,12 +37,15 @@ def headline(leaked: Mapping[str, Any]) -> str:
     guess = next((row for row in own if row.get("attack") == "guess"), {})
     best = max((row for row in own if row.get("attack") != "guess"), key=lambda row: _db(row), default=None)
     who = f"Node {leaked.get('node')} attacks node {leaked.get('victim')}"
+    who += " in the sum of its neighbours" if leaked.get("masks") else ""
     if best is None:
         return f"{who}."
     member = leaked.get("membership") or {}
     auc = [measured((member.get(key) or {}).get("auc")) for key in ("loss", "shadows")]
     known = [each for each in auc if each is not None]
-    tells = f" Who was trained on is told with an AUC of {max(known):.2f} (0.5: not at all)." if known else ""
+    untrained = measured((member.get("guess") or {}).get("auc"))
+    beside = "" if untrained is None else f"; {untrained:.2f} by the model before the first round"
+    tells = f" Who was trained on is told with an AUC of {max(known):.2f} (0.5: not at all{beside})." if known else ""
     if _db(best) <= _db(guess):
         rows = f"no row comes back nearer than {_number(guess.get('psnr'))} dB, to which a guess by class comes as well"
     else:
@@ -105,11 +108,13 @@ def _graph(leaked: Mapping[str, Any]) -> Learned | None:
     rows = _rows(graph, "nodes")
     if not rows:
         return None
+    masks = bool(graph.get("masks"))  # then all of it is with masks
     body = [
         [
             f"node {row.get('node')}", str(row.get("distance")), _listed(row.get("rounds") or []),
             _share(row.get("off")), "yes" if row.get("steady") else "no", _share(row.get("steady_off")),
-            "exactly" if row.get("masked") else "if steady" if row.get("masked_steady") else "no",
+            *([] if masks else
+              ["exactly" if row.get("masked") else "if steady" if row.get("masked_steady") else "no"]),
         ]
         for row in rows
     ]  # fmt: skip
@@ -117,9 +122,10 @@ def _graph(leaked: Mapping[str, Any]) -> Learned | None:
         f"Whose contributions node {leaked.get('node')} solves for by all that it is sent in {graph.get('rounds')} "
         f"rounds: {graph.get('rank')} independent equations of {graph.get('unknown')} unknown contributions. Error: "
         "of what it solves for, relative to the truth. Steady: if each contributes the same in every round."
+        + (" Masks leave it the weighted sum of its neighbours." if masks else "")
     )
-    heads = ["", "distance", "exactly, of rounds", "error", "if steady", "error if steady", "with masks"]
-    return Learned(caption, heads, body)
+    heads = ["", "distance", "exactly, of rounds", "error", "if steady", "error if steady"]
+    return Learned(caption, heads if masks else [*heads, "with masks"], body)
 
 
 def _listed(rounds: Sequence[Any]) -> str:
@@ -148,7 +154,10 @@ def _far(leaked: Mapping[str, Any]) -> Learned | None:
 
 def _membership(leaked: Mapping[str, Any]) -> Learned | None:
     member = leaked.get("membership") or {}
-    names = {"loss": "loss alone", "shadows": "beside shadow models (LiRA, offline)"}
+    names = {
+        "guess": "a guess: the model before the first round", "loss": "loss alone",
+        "shadows": "beside shadow models (LiRA, offline)",
+    }  # fmt: skip
     body = [
         [words, _number(member[key].get("auc"), 3), f"{100 * (measured(member[key].get('caught')) or 0):.1f} %"]
         for key, words in names.items() if isinstance(member.get(key), dict)
@@ -157,7 +166,10 @@ def _membership(leaked: Mapping[str, Any]) -> Learned | None:
         return None
     caption = (
         f"Membership: {member.get('rows')} rows, half of them trained on by node {leaked.get('victim')}, as many of "
-        f"each class, by its message of round {member.get('round')}. Caught: members found at 1 % of false alarms."
+        f"each class, by what node {leaked.get('node')} was sent in round {member.get('round')}. The others are test "
+        f"rows of {'the same node' if member.get('same_site') else 'all nodes'}. A guess is by the model "
+        "before the first round: what it tells are rows that differ for another reason. Caught: members found at 1 % "
+        "of false alarms."
     )
     return Learned(caption, ["", "AUC", "caught"], body)
 

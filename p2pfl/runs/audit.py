@@ -23,12 +23,14 @@ import numpy as np
 
 from p2pfl import tree
 from p2pfl.config import experiment as config
+from p2pfl.config import toml
 from p2pfl.config.experiment import Evaluation, Experiment, Privacy
 from p2pfl.data import Dataset
 from p2pfl.data.stored import Stored, part
 from p2pfl.drivers.simulate import loop
 from p2pfl.errors import ConfigError
-from p2pfl.federation import privacy, tasks
+from p2pfl.federation import privacy, secure, tasks
+from p2pfl.federation.datasets import watched
 from p2pfl.federation.federation import Federation, build, precision
 from p2pfl.learning.batching import one
 from p2pfl.methods import audit as attacks
@@ -38,7 +40,7 @@ from p2pfl.methods.audit.score import Nearness, nearness
 from p2pfl.methods.privacy import joint_view
 from p2pfl.node.program import node_key
 from p2pfl.runs import run as runs
-from p2pfl.runs import simulated
+from p2pfl.runs import simulated, summary
 from p2pfl.topology import matrix
 from p2pfl.types import Batches, Params, Tree
 
@@ -55,6 +57,15 @@ GRAPH_ROUNDS = 6
 """Rounds of messages that are solved, at most."""
 CANDIDATES = 1000
 """Rows whose membership is asked for, at most."""
+DEALT = ("iid", "dirichlet", "shards")
+"""Partitions by which rows of a class are alike at all nodes: they are dealt at random."""
+
+
+ELSEWHERE = (
+    "the audit computes all messages again, and for that it must have the rows of all nodes. Audit the experiment with "
+    "rows that are on this machine, as for a rehearsal: p2pfl audit EXPERIMENT.toml --set data.path=ROWS.csv"
+)
+"""Why nodes with rows of their own can't be audited, and what can."""
 
 
 class AuditQuestion(NamedTuple):
@@ -86,7 +97,8 @@ class Transcript(NamedTuple):
     federation: Federation
     plain: Federation  # the same without [privacy]
     weights: np.ndarray  # [T, n, n]
-    payloads: Mapping[tuple[int, int], Tree]  # (round, sender)
+    payloads: Mapping[tuple[int, int], Tree]  # (round, sender), without masks
+    masked: bool = False  # [secure]: nodes got sums of these alone
 
 
 class _Gathered:
@@ -114,10 +126,7 @@ def audit(
     Raises:
         ConfigError: the run has something that can't be attacked here, or there is no such node.
     """
-    file = run / "experiment.toml"
-    if not file.is_file():
-        raise ConfigError(f"{run}: has no experiment.toml; give the directory of a run, or an experiment file")
-    experiment = config.load(file)
+    experiment = config.load(_file_of(run))
     precision(experiment)
     check(experiment, asked)
     bare, left_out = _bare(experiment, asked.rounds)
@@ -125,7 +134,7 @@ def audit(
     _check_data(federation)
     victim = _victim(federation, asked)
     say(f"computing the messages of {bare.rounds} rounds again")
-    told = overhear(bare, federation)
+    told = overhear(bare, federation)._replace(masked=secure.mixing(experiment) is not None)
     gathered = _Gathered()
     gathered.table |= _about(told, asked, victim, left_out)
     _invert_all(told, asked, victim, gathered, say)
@@ -150,6 +159,8 @@ def simulate(
 
     Raises ConfigError before anything starts, also for what can't be audited.
     """
+    if file.is_file() and config.is_node(file) and "data" in toml.read(file):
+        raise ConfigError(f"{file}: is the file of a node with rows of its own; {ELSEWHERE}")
     experiment = config.load(file, overrides, find=True)
     check(experiment, asked)
     rounds = min(asked.rounds or experiment.rounds, experiment.rounds)
@@ -168,6 +179,21 @@ def simulate(
 
 
 # --- what can be audited
+
+
+def _file_of(run: Path) -> Path:
+    """The experiment of a run. Raises ConfigError for what is none, and for nodes that had rows of their own."""
+    if (own := summary.own_rows(run)) is not None:
+        node, file = own
+        raise ConfigError(f"{file}: node {node} trained on rows of its own; {ELSEWHERE}")
+    file = run / "experiment.toml"
+    if not file.is_file() and (run / "about.json").is_file():
+        raise ConfigError(f"{run}: is the directory of a single node; {ELSEWHERE}")
+    if not file.is_file():
+        raise ConfigError(f"{run}: has no experiment.toml; give the directory of a run, or an experiment file")
+    if not any((run / name).is_file() for name in ("summary.json", "metrics.jsonl", "rounds.jsonl")):
+        raise ConfigError(f"{run}: holds an experiment and no run of it; give {file}, which is simulated then")
+    return file
 
 
 def check(experiment: Experiment, asked: AuditQuestion) -> None:
@@ -195,7 +221,18 @@ def check(experiment: Experiment, asked: AuditQuestion) -> None:
             )
     if experiment.statistics.gather or experiment.statistics.normalize:
         raise ConfigError("statistics: the first rounds exchange sums and no models that were trained; leave them out")
+    if table.arguments.get("mix_momentum"):
+        raise ConfigError(
+            "algorithm.arguments.mix_momentum: momentum then travels beside the model, and holds the gradient as it "
+            "is: who is sent it needs no attack. Audited is what models alone tell; leave it out"
+        )
     private = experiment.privacy
+    if private and private.correlated is not None:
+        raise ConfigError(
+            f"privacy.correlated={private.correlated:g}: a neighbour knows the noise that it shares with its victim "
+            "and would take it off first, which attacks here do not, so that they would find too little; what is "
+            "proved of it is in privacy.json. Leave it out, to attack what lies under each node's own noise"
+        )
     if private and private.noise is None and (asked.rounds or experiment.rounds) < experiment.rounds:
         raise ConfigError(
             f"rounds={asked.rounds}: with privacy.epsilon alone the noise follows from how many rounds there are; "
@@ -224,15 +261,16 @@ def _check_data(federation: Federation) -> None:
 
 
 def _bare(experiment: Experiment, rounds: int | None) -> tuple[Experiment, list[str]]:
-    """The experiment without what befalls it, and what that is."""
+    """The experiment without what befalls it, and what that is. Without masks: what they leave is worked out later."""
     network, table = experiment.network, experiment.topology
     given = {
         "churn": bool(experiment.churn), "attack": bool(experiment.attack), "network.loss": network.loss > 0,
         "network.late": network.late > 0, "topology.take_part": table.take_part < 1,
+        "rows held back for validation": watched(experiment),
     }  # fmt: skip
     wanted = min(rounds or experiment.rounds, experiment.rounds)
     bare = replace(
-        experiment, rounds=wanted, churn=(), attack=(), baselines=False,
+        experiment, rounds=wanted, churn=(), attack=(), baselines=False, secure=None,
         network=replace(network, loss=0.0, late=0), topology=replace(table, take_part=1.0),
         evaluation=Evaluation(every=wanted, metrics=False), training=replace(experiment.training, patience=None),
     )  # fmt: skip
@@ -346,17 +384,32 @@ def change_of(heard: Overheard, victim: int) -> LocalChange:
     With masks: what those of all its neighbours have changed, in the weighted mean, as if they were one.
     """
     facts, first = heard.facts, flat(heard.first)
-    if not facts.masked:
-        sent = heard.payloads[1, victim]
-        change = shaped(flat(sent) - first, sent)
-        return LocalChange(victim, 1, heard.first, change, int(facts.steps[victim]), facts.batch_size)
-    weight = facts.weights[0][heard.node]
-    own = heard.payloads[1, heard.node]
-    others = weight.sum() - weight[heard.node]
-    sum_of_others = flat(heard.mixed[1]) - weight[heard.node] * flat(own)
-    change = shaped(sum_of_others / others - first, own)
-    many = int((weight > 0).sum()) - 1
+    sent = _sent(heard, victim, 1)
+    many = len(_linked(facts.weights[0], heard.node)) if facts.masked else 1
+    change = shaped(flat(sent) - first, sent)
     return LocalChange(victim, 1, heard.first, change, int(facts.steps[victim]), facts.batch_size * many)
+
+
+def _sent(heard: Overheard, victim: int, round: int) -> Tree:
+    """What a node was sent by its victim in a round; with masks the weighted mean of what all its neighbours have sent.
+
+    That is the sum that it mixes, without its own part.
+    """
+    facts, me = heard.facts, heard.node
+    if not facts.masked:
+        return heard.payloads[round, victim]
+    weight, own = facts.weights[(round - 1) % len(facts.weights)][me], heard.payloads[round, me]
+    sum_of_others = flat(heard.mixed[round]) - weight[me] * flat(own)
+    return shaped(sum_of_others / (weight.sum() - weight[me]), own)
+
+
+def _last(told: Transcript, heard: Overheard, victim: int) -> tuple[int, Params]:
+    """The last round in which a node was sent something of its victim, and the model that it then has of it."""
+    last = max(
+        round for round, sender in told.payloads
+        if sender == victim and victim in _linked(told.weights[(round - 1) % len(told.weights)], heard.node)
+    )  # fmt: skip
+    return last, {**heard.first, **_sent(heard, victim, last)}
 
 
 # --- the truth, which scores
@@ -385,19 +438,19 @@ def _true_change(told: Transcript, first: np.ndarray, node: int, round: int) -> 
 # --- inversion
 
 
-def _cases(federation: Federation, victim: int, asked: AuditQuestion) -> list[Case]:
-    """The settings that are attacked, the experiment's own first."""
+def _cases(federation: Federation, victim: int, asked: AuditQuestion, masked: bool) -> list[Case]:
+    """The settings that are attacked: the experiment's own, the same with masks (or without), and others."""
     private = federation.learning.private
     noise = private.noise[victim] if private else 0.0
-    own = Case(int(federation.steps[victim]), federation.experiment.training.batch_size, noise, False)
+    own = Case(int(federation.steps[victim]), federation.experiment.training.batch_size, noise, masked)
     grid = [
-        Case(each, size, 0.0, False)
+        Case(each, size, 0.0, masked)
         for each in sorted({*asked.steps} or {1})
         for size in sorted({*asked.batches} or {1})
     ]
     least = min(grid, key=lambda case: case.steps * case.batch_size)
     noisy = [least._replace(noise=noise) for noise in sorted(asked.noise)]
-    found = [own, own._replace(masked=True), *grid, *noisy]
+    found = [own, own._replace(masked=not masked), *grid, *noisy]
     return [case for i, case in enumerate(found) if case not in found[:i]]
 
 
@@ -416,7 +469,7 @@ def _invert_all(
 ) -> None:
     """Attack the messages of the first round in every setting."""
     experiment = told.federation.experiment
-    cases = _cases(told.federation, victim, asked)
+    cases = _cases(told.federation, victim, asked, told.masked)
     if asked.noise and importlib.util.find_spec("dp_accounting") is None:
         cases = [case for case in cases if not case.noise or case == cases[0] or case == cases[1]]
         gathered.table["notes"].append("no setting with noise: that needs pip install 'p2pfl-jax[privacy]'")
@@ -509,8 +562,8 @@ def _over_graph(told: Transcript, asked: AuditQuestion, gathered: _Gathered) -> 
     if joint_view.too_large(told.weights, rounds, range(nodes)):
         gathered.table["notes"].append(f"over the graph: not solved, since {nodes} nodes take minutes")
         return
-    heard = heard_by(told, asked.node)
-    known = attacks.knowledge(told.weights, rounds, asked.node)
+    heard = heard_by(told, asked.node, told.masked)
+    known = attacks.knowledge(told.weights, rounds, asked.node, told.masked)
     exact, steady = attacks.exact(known), attacks.solve_steady(known, heard)
     solved = attacks.solve(known, heard, exact)
     masked = attacks.knowledge(told.weights, rounds, asked.node, masked=True)
@@ -529,8 +582,10 @@ def _over_graph(told: Transcript, asked: AuditQuestion, gathered: _Gathered) -> 
         }
         for node in range(nodes) if node != asked.node
     ]  # fmt: skip
-    gathered.table["graph"] = {"rounds": rounds, "rank": int(np.linalg.matrix_rank(_stacked(known))),
-                               "unknown": rounds * (nodes - 1), "nodes": rows}  # fmt: skip
+    gathered.table["graph"] = {
+        "rounds": rounds, "masks": told.masked, "rank": int(np.linalg.matrix_rank(_stacked(known))),
+        "unknown": rounds * (nodes - 1), "nodes": rows,
+    }  # fmt: skip
     far = [
         *[each for each in solved if each.start is not None and distance[each.node] > 1][-1:],
         *[each for each in solved if each.start is not None and each.round > 1 and distance[each.node] == 1][:1],
@@ -580,13 +635,19 @@ def _off(found: np.ndarray, truth: np.ndarray) -> float:
 def _memberships(told: Transcript, asked: AuditQuestion, victim: int, gathered: _Gathered) -> None:
     """Ask of rows of the victim, and as many that nobody was trained on, which are which."""
     federation = told.federation
-    heard = heard_by(told, asked.node)
-    last = max(round for round, sender in heard.payloads if sender == victim)
-    params = {**heard.first, **heard.payloads[last, victim]}
+    heard = heard_by(told, asked.node, told.masked)
+    last, params = _last(told, heard, victim)
     x, y, member = _candidates(federation, victim, asked.seed)
-    table: dict[str, Any] = {"round": last, "rows": len(y)}
+    same_site = _others(federation, victim)[1]
+    table: dict[str, Any] = {"round": last, "rows": len(y), "same_site": same_site}
+    if not same_site and not _dealt(federation):
+        gathered.table["notes"].append(
+            f"membership: node {victim} has no test rows of its own, so the others are of all nodes; what differs from "
+            "node to node tells them apart, too, as the guess says"
+        )
     if len(y):
         scores = {
+            "guess": attacks.by_loss(heard, heard.first, x, y),
             "loss": attacks.by_loss(heard, params, x, y),
             "shadows": attacks.by_shadows(heard, params, x, y, asked.shadows, seed=asked.seed),
         }
@@ -596,11 +657,28 @@ def _memberships(told: Transcript, asked: AuditQuestion, victim: int, gathered: 
     gathered.table["membership"] = table
 
 
+def _dealt(federation: Federation) -> bool:
+    """Whether rows of a class are alike at all nodes."""
+    return federation.experiment.data.partition.partition in DEALT
+
+
+def _others(federation: Federation, victim: int) -> tuple[np.ndarray, bool]:
+    """The test rows that a node's training rows are told from, [M]; whether they are its own.
+
+    Its own, where it has some and nodes may differ in more than their classes: rows of another site, with another
+    scanner, would be told from its rows by a model that was trained on neither.
+    """
+    own = federation.partition.test[victim]
+    if _dealt(federation) or not len(own):
+        return np.arange(len(federation.dataset.test.y)), False
+    return own, True
+
+
 def _candidates(federation: Federation, victim: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows of the victim and test rows, as many of each class: x [N, ...], y [N], and which are the victim's [N]."""
-    rng, data = np.random.default_rng(seed), federation.dataset
+    rng, data, others = np.random.default_rng(seed), federation.dataset, _others(federation, victim)[0]
     own, dtype = federation.partition.train[victim], federation.experiment.training.dtype
-    inside, outside = np.asarray(part(data.train.y, own)), np.asarray(data.test.y)
+    inside, outside = np.asarray(part(data.train.y, own)), np.asarray(part(data.test.y, others))
     picked_in, picked_out = [], []
     for label in np.unique(inside):
         a, b = (np.flatnonzero(y == label) for y in (inside, outside))
@@ -608,7 +686,7 @@ def _candidates(federation: Federation, victim: int, seed: int) -> tuple[np.ndar
         picked_in.append(rng.permutation(a)[:many])
         picked_out.append(rng.permutation(b)[:many])
     mine, theirs = np.concatenate(picked_in), np.concatenate(picked_out)
-    x = np.concatenate([part(data.train.x, own[mine]), part(data.test.x, theirs)]).astype(dtype)
+    x = np.concatenate([part(data.train.x, own[mine]), part(data.test.x, others[theirs])]).astype(dtype)
     y = np.concatenate([inside[mine], outside[theirs]])
     return x, y, np.arange(len(y)) < len(mine)
 
@@ -616,9 +694,9 @@ def _candidates(federation: Federation, victim: int, seed: int) -> tuple[np.ndar
 def _of_models(told: Transcript, asked: AuditQuestion, victim: int, gathered: _Gathered) -> None:
     """Ask the victim's last model what its classes look like, and count the equations for a row."""
     federation = told.federation
-    heard = heard_by(told, asked.node)
-    last = max(round for round, sender in heard.payloads if sender == victim)
-    found = attacks.class_images(heard, {**heard.first, **heard.payloads[last, victim]}, asked.iterations)
+    heard = heard_by(told, asked.node, told.masked)
+    last, params = _last(told, heard, victim)
+    found = attacks.class_images(heard, params, asked.iterations)
     own = federation.partition.train[victim]
     x, y = (np.asarray(part(each, own)) for each in (federation.dataset.train.x, federation.dataset.train.y))
     there = np.unique(y)
@@ -648,9 +726,16 @@ def _about(told: Transcript, asked: AuditQuestion, victim: int, left_out: list[s
         notes.append(f"without {', '.join(left_out)} of the experiment")
     if experiment.privacy is None:
         notes.append("lines with noise are with [privacy] of clip = 1")
+    elif experiment.privacy.of == "updates":
+        notes.append(f"lines with noise are with {experiment.privacy.law} noise on the clipped update of a round")
+    if told.masked:
+        notes.append(
+            f"with the masks of [secure] node {asked.node} is sent a sum: whatever is said of node {victim}'s model is "
+            "said of the weighted mean of all its neighbours' models"
+        )
     notes.append("an attack that finds nothing proves nothing: others may do better")
     return {
         "name": experiment.name, "node": asked.node, "victim": victim, "rounds": experiment.rounds,
-        "nodes": len(federation.graph), "classes": list(federation.dataset.classes),
+        "masks": told.masked, "nodes": len(federation.graph), "classes": list(federation.dataset.classes),
         "shape": list(federation.dataset.train.x.shape[1:]), "iterations": asked.iterations, "notes": notes,
     }  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -66,10 +65,9 @@ def replay(run: Path | str, say: Callable[[str], None] = lambda text: None) -> l
             f"{run}: the trace of node {', '.join(torn)} is not whole: the disk was full or the file at its bound, "
             "and records were dropped. Such a run can't be replayed; its models and metrics are what is left"
         )
-    for node, path in places.items():
-        file = path / "node.toml"
-        if file.exists() and "data" in tomllib.loads(file.read_text("utf-8")):
-            raise ConfigError(f"{file}: node {node} trained on rows of its own, which are not here; nothing to replay")
+    if (own := summary.own_rows(run)) is not None:
+        node, file = own
+        raise ConfigError(f"{file}: node {node} trained on rows of its own, which are not here; nothing to replay")
     experiment = config.load(run / "experiment.toml")
     precision(experiment)
     federation = build(experiment)

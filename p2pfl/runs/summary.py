@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -158,6 +159,16 @@ def directories(run: Path) -> dict[int, Path]:
     """The records of each node."""
     places = {int(path.name): path for path in (run / "nodes").iterdir() if path.name.isdigit()}
     return dict(sorted(places.items()))
+
+
+def own_rows(run: Path) -> tuple[int, Path] | None:
+    """Return a node of a run that had rows of its own, which are not here, and its file; None: there is none."""
+    places = directories(run) if (run / "nodes").is_dir() else {}
+    for node, path in places.items():
+        file = path / "node.toml"
+        if file.is_file() and "data" in tomllib.loads(file.read_text("utf-8")):
+            return node, file
+    return None
 
 
 def merge(run: Path) -> list[dict[str, Any]]:
