@@ -608,6 +608,18 @@ def test_the_table_of_all_methods_says_what_expected_json_has(imaging: Any) -> N
         assert [row["labels"] for row in whole] == [row["labels"] for row in stored.get(name, [])], f"{name}: is stale"
 
 
+def test_every_method_of_the_docs_is_in_the_table_or_named_beside_it(imaging: Any) -> None:
+    table, page = imaging.read(), (FOLDER.parent / "docs" / "medical.md").read_text("utf-8")
+    lines = page.split("## The methods, one by one")[1].split("|---|---|---|\n")[1].split("\n\n")[0].splitlines()
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in lines}
+    named = {each.row or each.name for each in table.methods}
+    assert {each.row for each in table.methods} - {""} <= {*rows} and not {*table.elsewhere} & named
+    assert {*rows} - named - {"Decentralised SGD"} == {*table.elsewhere}  # which is plain mixing
+    assert all(test in rows[name] for name, test in table.elsewhere.items())
+    said = imaging.markdown(table, imaging.load())
+    assert all(f"\n- {name}: " in said for name in table.elsewhere)
+
+
 def test_every_method_of_the_table_makes_an_experiment(imaging: Any, tmp_path: Path) -> None:
     table = imaging.read()
     for name, ground in table.grounds.items():
