@@ -15,7 +15,7 @@ import optax
 import pytest
 from test_private_steps import FAST, KEY, begun, linear, made, norm_of, rows, weights
 
-from p2pfl.algorithms import dsgd, gradient_tracking
+from p2pfl.algorithms import dmsgd, dsgd, gradient_tracking
 from p2pfl.errors import ConfigError
 from p2pfl.federation.federation import build, model_shape
 from p2pfl.learning.local_steps import placed
@@ -206,6 +206,9 @@ def test_an_algorithm_that_sends_more_than_the_model_is_refused() -> None:
     assert whole.wrap is not None
     with pytest.raises(ConfigError, match="gradient_tracking sends more of the local steps than the model"):
         whole.wrap(gradient_tracking(linear(), optax.sgd(0.1)))
+    with pytest.raises(ConfigError, match="dmsgd sends more of the local steps than the model"):
+        whole.wrap(dmsgd(linear(), optax.sgd(0.1), mix_momentum=True))
+    assert whole.wrap(dmsgd(linear(), optax.sgd(0.1))).name == "dmsgd"
 
 
 # --- messages: Zip-DL
@@ -314,6 +317,8 @@ def test_what_sends_each_something_else_stands_last_and_alone() -> None:
         ({"privacy": {"clip": 1.0, "delta": 1e-5, "epsilon": 1.0, "correlated": 9.0}}, "nothing against all neigh"),
         ({"privacy__of": "updates", "privacy__epsilon": 1e-3}, "the update of the first round costs node 0"),
         ({"privacy__of": "updates", "algorithm": {"name": "gradient_tracking"}}, "sends more of the local steps"),
+        ({"privacy__of": "updates", "algorithm": {"name": "dmsgd", "arguments": {"mix_momentum": True}}},
+         r"dmsgd sends more of the local steps .*\(the model and its momentum\)"),
         ({"privacy__of": "updates", "model": {"name": "mlp", "hidden": [4], "norm": "batch"}}, "has batch statistics"),
     ],
 )  # fmt: skip
