@@ -238,6 +238,39 @@ def test_what_all_neighbours_know_of_noise_that_cancels_is_all_and_what_one_know
     assert once[0, 0, 0] == pytest.approx(1 / (1 + 100 * 2 / 3), rel=1e-6)
 
 
+@pytest.mark.parametrize("graph", [nx.complete_graph(4), nx.cycle_graph(5)], ids=["complete", "ring"])
+@pytest.mark.parametrize("lookers", [{0}, {0, 2}])
+def test_who_looks_knows_the_noise_on_its_own_messages(graph: nx.Graph, lookers: set[int]) -> None:
+    """Against the Gaussian written out: what lookers have drawn themselves hides nothing when it comes back."""
+    weight, rounds, scale = weights(graph)[0], 3, 10.0
+    nodes = len(weight)
+    honest = [node for node in range(nodes) if node not in lookers]
+    edges = [(r, i, j) for r in range(rounds) for i in honest for j in graph[i]]
+
+    def messages(added: dict[tuple[int, int], float], draws: dict[tuple[int, int, int], float]) -> list[float]:
+        """All that lookers are sent, of contributions (round, node) and of draws (round, from, to)."""
+        x, told = np.zeros(nodes), []
+        for r in range(rounds):
+            x = x + [added.get((r, i), 0.0) for i in range(nodes)]
+            out = {}
+            for i in range(nodes):
+                w = weight[[*graph[i]], i]
+                drawn = np.array([draws.get((r, i, j), 0.0) for j in graph[i]])
+                sent = x[i] + scale * (drawn - w * (w @ drawn) / (w @ w))
+                out |= {(i, j): float(each) for j, each in zip(graph[i], sent, strict=True)}
+            told += [out[j, i] for i in lookers for j in graph[i]]
+            x = np.array([weight[i, i] * x[i] + sum(weight[i, j] * out[j, i] for j in graph[i]) for i in range(nodes)])
+        return told
+
+    a = np.array([messages({(r, i): 1.0}, {}) for i in honest for r in range(rounds)]).T
+    c = np.array([messages({}, {edge: 1.0}) for edge in edges]).T
+    seen = a.T @ np.linalg.pinv(a @ a.T + c @ c.T, rcond=1e-12) @ a
+    found = projection(weights(graph), rounds, lookers, zip_dl=scale)
+    for at, node in enumerate(honest):
+        block = slice(at * rounds, (at + 1) * rounds)
+        np.testing.assert_allclose(found[node], seen[block, block], atol=1e-7)
+
+
 # --- chunks: Shatter
 
 
