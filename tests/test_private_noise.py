@@ -271,6 +271,30 @@ def test_who_looks_knows_the_noise_on_its_own_messages(graph: nx.Graph, lookers:
         np.testing.assert_allclose(found[node], seen[block, block], atol=1e-7)
 
 
+@pytest.mark.more
+def test_noise_on_messages_counts_against_who_asks_for_no_model_alone(tmp_path: Path) -> None:
+    """A neighbour that asks for a model, as one that joins does, gets it bare: the figure is that without the noise."""
+
+    def told(wraps: list[dict[str, Any]], **arguments: Any) -> Any:
+        algorithm = {"name": "dsgd", "wrap": wraps, "arguments": arguments}
+        said = write(build(made(algorithm=algorithm, rounds=3, privacy__adversary=[1, 3], privacy__correlated=1.0)),
+                     {}, tmp_path)  # fmt: skip
+        return json.loads((tmp_path / "privacy.json").read_text()), "\n".join(said)
+
+    plain, _ = told([])
+    zipped, said = told([{"name": "zip_dl", "scale": 0.1}])
+    assert set(plain["single_nodes"]) == set(plain["coalition"]) - {"nodes"} == {"rests_on", "epsilon"}
+    for kind in ("single_nodes", "coalition"):
+        assert zipped[kind]["epsilon"] == plain[kind]["epsilon"]
+    bare, quiet = (zipped["single_nodes"][key] for key in ("epsilon", "asking_for_no_model"))
+    assert all(quiet[i][j] <= bare[i][j] + 1e-9 for i in bare for j in bare[i])
+    assert min(bare["0"].values()) > min(quiet["0"].values()) + 0.1
+    named, quiet = (zipped["coalition"][key] for key in ("epsilon", "asking_for_no_model"))
+    assert quiet["0"] < named["0"] - 0.1 and quiet["2"] == pytest.approx(named["2"], rel=1e-3)  # 1 and 3 are 2's all
+    assert "for a single other node that asks for no model" in said
+    assert told([], order="cta")[0]["single_nodes"] is None  # asked, it tells of steps that it has not sent yet
+
+
 # --- chunks: Shatter
 
 
