@@ -435,6 +435,20 @@ def test_nodes_that_are_gone_are_counted_by_a_bound(tmp_path: Path) -> None:
         assert "the most of the 5 nodes, of 1 of which a bound is known" in "\n".join(done.notes)
 
 
+def test_rounds_that_were_cut_short_or_that_a_trace_lacks_are_within_the_bound(tmp_path: Path) -> None:
+    federation, trace = build(made(churn=GONE)), tmp_path / "nodes" / "3" / "trace.jsonl"
+    models = {node: {"private": {"privacy": {"steps": np.int32(12)}}} for node in (0, 1, 2, 4)}
+    trace.parent.mkdir(parents=True)
+
+    def at_most(*begun: tuple[int, int]) -> int:
+        trace.write_text("".join(json.dumps({"life": life, "round": round}) + "\n" for life, round in begun))
+        write(federation, models, tmp_path, everyone=True)
+        return int(json.loads((tmp_path / "privacy.json").read_text())["nodes"]["3"]["steps"])
+
+    assert at_most((1, 1)) == 2 * 3  # as planned, whatever lines are lost
+    assert at_most((1, 1), (2, 1), (2, 2)) == 2 * (3 + 2)  # each of the two lives may have begun one more
+
+
 def epsilon_of(told: dict[str, Any]) -> float:
     from p2pfl.methods.privacy import Sampling
 

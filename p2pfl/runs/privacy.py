@@ -87,18 +87,20 @@ def _node(private: PrivateSteps, node: int, steps: int, known: dict[tuple[Any, .
 
 
 def _at_most(federation: Federation, private: PrivateSteps, out: Path, node: int) -> int:
-    """How many steps (or updates) a node that is not there at the end can have taken."""
+    """How many steps (or updates) a node that is not there at the end can have taken.
+
+    What it has written down before it took them. Else those of all rounds in which it was planned to be there (a trace
+    may lack some), or of those in its trace and one more of each life (which may have been cut short), if that is more.
+    """
     directory, rounds = out / "nodes" / str(node), federation.experiment.rounds
-    a_round = -(-private.planned[node] // rounds)
     written = directory / SPENT
-    if written.exists():  # of all its processes, written down before it took them
+    if written.exists():
         steps = int(json.loads(written.read_text("utf-8"))["steps"])
-    elif directory.exists():  # and one round may not have come to its end
-        begun = {(row["life"], row["round"]) for row in records.read(directory / "trace.jsonl") if "round" in row}
-        steps = a_round * (1 + len(begun))
     else:
-        there = timeline(federation.churn, len(federation.graph), rounds).active
-        steps = a_round * int(there[:, node].sum())
+        planned = int(timeline(federation.churn, len(federation.graph), rounds).present[:, node].sum())
+        begun = {(row["life"], row["round"]) for row in records.read(directory / "trace.jsonl") if "round" in row}
+        traced = len(begun) + len({life for life, _ in begun})
+        steps = -(-private.planned[node] // rounds) * max(planned, traced)
     return min(steps, private.allowed[node])
 
 
