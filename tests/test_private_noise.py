@@ -15,7 +15,7 @@ import optax
 import pytest
 from test_private_steps import FAST, KEY, begun, linear, made, norm_of, rows, weights
 
-from p2pfl.algorithms import dsgd, gradient_tracking
+from p2pfl.algorithms import dmsgd, dsgd, gradient_tracking
 from p2pfl.errors import ConfigError
 from p2pfl.federation.federation import build, model_shape
 from p2pfl.learning.local_steps import placed
@@ -206,6 +206,9 @@ def test_an_algorithm_that_sends_more_than_the_model_is_refused() -> None:
     assert whole.wrap is not None
     with pytest.raises(ConfigError, match="gradient_tracking sends more of the local steps than the model"):
         whole.wrap(gradient_tracking(linear(), optax.sgd(0.1)))
+    with pytest.raises(ConfigError, match="dmsgd sends more of the local steps than the model"):
+        whole.wrap(dmsgd(linear(), optax.sgd(0.1), mix_momentum=True))
+    assert whole.wrap(dmsgd(linear(), optax.sgd(0.1))).name == "dmsgd"
 
 
 # --- messages: Zip-DL
@@ -233,6 +236,63 @@ def test_what_all_neighbours_know_of_noise_that_cancels_is_all_and_what_one_know
     assert np.linalg.eigvalsh(plain[0] - zipped[0])[0] >= -1e-9 and np.trace(zipped[0]) < 0.2 * np.trace(plain[0])
     once = projection(weights(graph), 1, {1}, zip_dl=10.0)  # one message: 1 / (1 + 100 (1 - 1 / 3))
     assert once[0, 0, 0] == pytest.approx(1 / (1 + 100 * 2 / 3), rel=1e-6)
+
+
+@pytest.mark.parametrize("graph", [nx.complete_graph(4), nx.cycle_graph(5)], ids=["complete", "ring"])
+@pytest.mark.parametrize("lookers", [{0}, {0, 2}])
+def test_who_looks_knows_the_noise_on_its_own_messages(graph: nx.Graph, lookers: set[int]) -> None:
+    """Against the Gaussian written out: what lookers have drawn themselves hides nothing when it comes back."""
+    weight, rounds, scale = weights(graph)[0], 3, 10.0
+    nodes = len(weight)
+    honest = [node for node in range(nodes) if node not in lookers]
+    edges = [(r, i, j) for r in range(rounds) for i in honest for j in graph[i]]
+
+    def messages(added: dict[tuple[int, int], float], draws: dict[tuple[int, int, int], float]) -> list[float]:
+        """All that lookers are sent, of contributions (round, node) and of draws (round, from, to)."""
+        x, told = np.zeros(nodes), []
+        for r in range(rounds):
+            x = x + [added.get((r, i), 0.0) for i in range(nodes)]
+            out = {}
+            for i in range(nodes):
+                w = weight[[*graph[i]], i]
+                drawn = np.array([draws.get((r, i, j), 0.0) for j in graph[i]])
+                sent = x[i] + scale * (drawn - w * (w @ drawn) / (w @ w))
+                out |= {(i, j): float(each) for j, each in zip(graph[i], sent, strict=True)}
+            told += [out[j, i] for i in lookers for j in graph[i]]
+            x = np.array([weight[i, i] * x[i] + sum(weight[i, j] * out[j, i] for j in graph[i]) for i in range(nodes)])
+        return told
+
+    a = np.array([messages({(r, i): 1.0}, {}) for i in honest for r in range(rounds)]).T
+    c = np.array([messages({}, {edge: 1.0}) for edge in edges]).T
+    seen = a.T @ np.linalg.pinv(a @ a.T + c @ c.T, rcond=1e-12) @ a
+    found = projection(weights(graph), rounds, lookers, zip_dl=scale)
+    for at, node in enumerate(honest):
+        block = slice(at * rounds, (at + 1) * rounds)
+        np.testing.assert_allclose(found[node], seen[block, block], atol=1e-7)
+
+
+@pytest.mark.more
+def test_noise_on_messages_counts_against_who_asks_for_no_model_alone(tmp_path: Path) -> None:
+    """A neighbour that asks for a model, as one that joins does, gets it bare: the figure is that without the noise."""
+
+    def told(wraps: list[dict[str, Any]], **arguments: Any) -> Any:
+        algorithm = {"name": "dsgd", "wrap": wraps, "arguments": arguments}
+        said = write(build(made(algorithm=algorithm, rounds=3, privacy__adversary=[1, 3], privacy__correlated=1.0)),
+                     {}, tmp_path)  # fmt: skip
+        return json.loads((tmp_path / "privacy.json").read_text()), "\n".join(said)
+
+    plain, _ = told([])
+    zipped, said = told([{"name": "zip_dl", "scale": 0.1}])
+    assert set(plain["single_nodes"]) == set(plain["coalition"]) - {"nodes"} == {"rests_on", "epsilon"}
+    for kind in ("single_nodes", "coalition"):
+        assert zipped[kind]["epsilon"] == plain[kind]["epsilon"]
+    bare, quiet = (zipped["single_nodes"][key] for key in ("epsilon", "asking_for_no_model"))
+    assert all(quiet[i][j] <= bare[i][j] + 1e-9 for i in bare for j in bare[i])
+    assert min(bare["0"].values()) > min(quiet["0"].values()) + 0.1
+    named, quiet = (zipped["coalition"][key] for key in ("epsilon", "asking_for_no_model"))
+    assert quiet["0"] < named["0"] - 0.1 and quiet["2"] == pytest.approx(named["2"], rel=1e-3)  # 1 and 3 are 2's all
+    assert "for a single other node that asks for no model" in said
+    assert told([], order="cta")[0]["single_nodes"] is None  # asked, it tells of steps that it has not sent yet
 
 
 # --- chunks: Shatter
@@ -314,6 +374,8 @@ def test_what_sends_each_something_else_stands_last_and_alone() -> None:
         ({"privacy": {"clip": 1.0, "delta": 1e-5, "epsilon": 1.0, "correlated": 9.0}}, "nothing against all neigh"),
         ({"privacy__of": "updates", "privacy__epsilon": 1e-3}, "the update of the first round costs node 0"),
         ({"privacy__of": "updates", "algorithm": {"name": "gradient_tracking"}}, "sends more of the local steps"),
+        ({"privacy__of": "updates", "algorithm": {"name": "dmsgd", "arguments": {"mix_momentum": True}}},
+         r"dmsgd sends more of the local steps .*\(the model and its momentum\)"),
         ({"privacy__of": "updates", "model": {"name": "mlp", "hidden": [4], "norm": "batch"}}, "has batch statistics"),
     ],
 )  # fmt: skip
@@ -371,6 +433,20 @@ def test_nodes_that_are_gone_are_counted_by_a_bound(tmp_path: Path) -> None:
         assert 6 <= told["3"]["steps"] <= 8 and told["0"]["steps"] == 12
         assert told["3"]["epsilon"] == pytest.approx(epsilon_of(told["3"]), rel=1e-6)
         assert "the most of the 5 nodes, of 1 of which a bound is known" in "\n".join(done.notes)
+
+
+def test_rounds_that_were_cut_short_or_that_a_trace_lacks_are_within_the_bound(tmp_path: Path) -> None:
+    federation, trace = build(made(churn=GONE)), tmp_path / "nodes" / "3" / "trace.jsonl"
+    models = {node: {"private": {"privacy": {"steps": np.int32(12)}}} for node in (0, 1, 2, 4)}
+    trace.parent.mkdir(parents=True)
+
+    def at_most(*begun: tuple[int, int]) -> int:
+        trace.write_text("".join(json.dumps({"life": life, "round": round}) + "\n" for life, round in begun))
+        write(federation, models, tmp_path, everyone=True)
+        return int(json.loads((tmp_path / "privacy.json").read_text())["nodes"]["3"]["steps"])
+
+    assert at_most((1, 1)) == 2 * 3  # as planned, whatever lines are lost
+    assert at_most((1, 1), (2, 1), (2, 2)) == 2 * (3 + 2)  # each of the two lives may have begun one more
 
 
 def epsilon_of(told: dict[str, Any]) -> float:

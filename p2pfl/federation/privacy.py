@@ -407,16 +407,19 @@ def _is_linear(experiment: Experiment) -> bool:
     )
 
 
-def by_distance(experiment: Experiment, topology: Topology, steps: PrivateSteps) -> dict[str, dict[str, float]] | None:
+def by_distance(
+    experiment: Experiment, topology: Topology, steps: PrivateSteps, asks: bool = True
+) -> dict[str, dict[str, float]] | None:
     """Epsilon of each node for each single other one, by the linear view of the planned rounds; None: not to be had.
 
-    It takes the gradients of the other honest nodes as given: see p2pfl.methods.privacy.joint_view.
+    `asks`: as in `by_view`. It takes the gradients of the other honest nodes as given: see
+    p2pfl.methods.privacy.joint_view.
     """
     nodes = len(topology.schedule.neighbor[0])
     found: dict[str, dict[str, float]] = {str(node): {} for node in range(nodes)}
     most = most_for(steps, "neighbour")
     for looker in range(nodes):
-        seen = by_view(experiment, topology, steps, {looker}, most)
+        seen = by_view(experiment, topology, steps, {looker}, most, asks)
         if seen is None:
             return None
         for node, spent in seen.items():
@@ -430,11 +433,14 @@ def most_for(steps: PrivateSteps, adversary: str) -> list[float]:
 
 
 def by_view(
-    experiment: Experiment, topology: Topology, steps: PrivateSteps, lookers: Collection[int], most: list[float]
-) -> dict[int, float] | None:
+    experiment: Experiment, topology: Topology, steps: PrivateSteps, lookers: Collection[int], most: list[float],
+    asks: bool = True,
+) -> dict[int, float] | None:  # fmt: skip
     """Epsilon of each other node for a coalition, by the linear view of the planned rounds; None: not to be had.
 
-    `most`: of each node, of `most_for` this coalition, which sees no more than all.
+    `most`: of each node, of `most_for` this coalition, which sees no more than all. `asks`: it may ask its neighbours
+    for their models in any round, as one that joins does, and so see them without the noise that "zip_dl" puts on
+    messages; else that noise counts.
     """
     table, rounds = steps.table, experiment.rounds
     weights = np.stack([matrix(topology.schedule, row) for row in range(len(topology.schedule.neighbor))])
@@ -442,8 +448,10 @@ def by_view(
     network, told = experiment.network, experiment.churn or experiment.attack
     lossy = told or network.loss or network.late or experiment.topology.take_part < 1
     fits = experiment.algorithm.name in LINEAR and spread is not None and table.law == "gaussian"
+    fits = fits and experiment.algorithm.arguments.get("order") != "cta"  # who is asked tells of steps not sent yet
     if not fits or lossy or spread is None or None in steps.sampling:
         return None
+    spread = 0.0 if asks else spread
     if joint_view.too_large(weights, rounds, lookers, bool(spread)):
         return None
     adding = max(-(-steps.allowed[node] * rounds // max(steps.planned[node], 1)) for node in range(nodes))
@@ -454,6 +462,11 @@ def by_view(
         mu = _mu_squared(seen[node], steps, node, rounds)
         found[node] = min(most[node], accountant.of_gaussian(mu, table.delta))
     return found
+
+
+def noise_on_messages(experiment: Experiment) -> bool:
+    """Whether messages have noise that counts in the linear view, for who asks for no model."""
+    return bool(_zip_dl(experiment))
 
 
 def _zip_dl(experiment: Experiment) -> float | None:

@@ -1,4 +1,4 @@
-"""Chunks of a model, another for each neighbour: nobody gets a whole one. A combinator."""
+"""Chunks of a model, another for each neighbour: no message of a round has a whole one. A combinator."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def shatter(chunks: int) -> Callable[[Algorithm], Algorithm]:
     that is drawn anew, so that its receiver does not know whose it is. Here an exchange has two ends that know one
     another, and the graph is the experiment's: a chunk is partial, and not anonymous. The source's figures (attacks
     infeasible from 16 chunks on) rest on both. Nothing is bounded: it is no differential privacy, and as many
-    neighbours as there are chunks have the whole model together. The mean over the nodes is not kept, and the graph's
-    weights are not looked at.
+    neighbours as there are chunks have the whole model together. **Who asks for a model gets a whole one**: one that
+    joins does, and any neighbour may, in every round. The mean over the nodes is not kept, and the graph's weights are
+    not looked at.
 
     Source: Biswas, Even, Kermarrec, Massoulié, Pires, Sharma, de Vos, "Noiseless privacy-preserving decentralized
     learning" (Shatter, 2025).

@@ -25,12 +25,14 @@ def zip_dl(scale: float) -> Callable[[Algorithm], Algorithm]:
     message an edge, as ever. Noise is drawn anew in every round; its standard deviation at one neighbour is
     scale (1 - w^2 / sum w^2)^(1/2).
 
-    What it does not do: all neighbours of a node together know that the sum is zero, and solve for the model. Nothing
-    bounds what a row does to the model, which is why it is no differential privacy by itself: with [privacy] (a clip,
-    and noise of a node's own) the report says what a single other node sees through both
-    (p2pfl.methods.privacy.joint_view). Numbers of all leaves get noise of one deviation, however they spread,
-    other than by the combinator `noise`. Where an exchange is lost, both ends leave it out: the mean is still kept, by
-    double entry, and only the sum of what did arrive is not zero.
+    What it does not do: all neighbours of a node together know that the sum is zero, and solve for the model. Nor
+    has the model such noise that a node gives to one that joins, or to any neighbour that asks for it: what is said
+    here is of neighbours that ask for none. Nothing bounds what a row does to the model, which is why it is no
+    differential privacy by itself: with [privacy] (a clip, and noise of a node's own) the report says what a single
+    other node sees through both, if it asks for no model, and through the node's own noise alone, if it does
+    (p2pfl.methods.privacy.joint_view). Numbers of all leaves get noise of one deviation, however they spread, other
+    than by the combinator `noise`. Where an exchange is lost, both ends leave it out: the mean is still kept, by double
+    entry, and only the sum of what did arrive is not zero.
 
     Source: Biswas, Frey, Gaudel, Kermarrec, Lerévérend, Pires, Sharma, Taïani, "Low-cost privacy-preserving
     decentralized learning" (Zip-DL, 2025). Its own accounting, pairwise network privacy, is not computed here.

@@ -13,7 +13,7 @@ import networkx as nx
 from p2pfl.churn.timeline import timeline
 from p2pfl.data.partition import names
 from p2pfl.federation.federation import Federation
-from p2pfl.federation.privacy import WHO, PrivateSteps, by_distance, by_view, most_for
+from p2pfl.federation.privacy import WHO, PrivateSteps, by_distance, by_view, most_for, noise_on_messages
 from p2pfl.methods.privacy.dp_sgd import NAME
 from p2pfl.node import records
 from p2pfl.node.spending import SPENT
@@ -25,6 +25,8 @@ TAKEN = (
     "ones, as given: no theorem for training, and only as planned"
 )
 """What the figures for single nodes rest on."""
+QUIET = "asking_for_no_model"
+"""Key of the figures in which the noise on messages counts: whoever asks a neighbour for its model gets it without."""
 
 
 def write(federation: Federation, models: Mapping[int, Params], out: Path, everyone: bool = False) -> list[str]:
@@ -44,7 +46,7 @@ def write(federation: Federation, models: Mapping[int, Params], out: Path, every
     told = [node for node in sorted(counts) if private.sampling[node] is not None]
     nodes = {node: _node(private, node, counts[node], known) for node in told}
     nodes = {node: {"name": called[node], **each, "bound": node in gone} for node, each in nodes.items()}
-    single = by_distance(federation.experiment, federation.topology, private) if federation.pooled else None
+    single = _single(federation, private)
     table = private.table
     found = {
         "of": table.of,
@@ -57,11 +59,11 @@ def write(federation: Federation, models: Mapping[int, Params], out: Path, every
         "sampling": table.sampling,
         "noise_from": "the seed: a study" if federation.pooled else "the operating system",
         "nodes": {str(node): each for node, each in nodes.items()},
-        "single_nodes": None if single is None else {"rests_on": TAKEN, "epsilon": single},
+        "single_nodes": None if single is None else {"rests_on": TAKEN, **single},
         "coalition": _coalition(federation, private),
     }
     (out / FILE).write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-    return [*_spent(nodes, private, federation.pooled), *_seen(federation, single, table.delta)]
+    return [*_spent(nodes, private, federation.pooled), *_seen(federation, single)]
 
 
 def _node(private: PrivateSteps, node: int, steps: int, known: dict[tuple[Any, ...], float | None]) -> dict[str, Any]:
@@ -85,18 +87,20 @@ def _node(private: PrivateSteps, node: int, steps: int, known: dict[tuple[Any, .
 
 
 def _at_most(federation: Federation, private: PrivateSteps, out: Path, node: int) -> int:
-    """How many steps (or updates) a node that is not there at the end can have taken."""
+    """How many steps (or updates) a node that is not there at the end can have taken.
+
+    What it has written down before it took them. Else those of all rounds in which it was planned to be there (a trace
+    may lack some), or of those in its trace and one more of each life (which may have been cut short), if that is more.
+    """
     directory, rounds = out / "nodes" / str(node), federation.experiment.rounds
-    a_round = -(-private.planned[node] // rounds)
     written = directory / SPENT
-    if written.exists():  # of all its processes, written down before it took them
+    if written.exists():
         steps = int(json.loads(written.read_text("utf-8"))["steps"])
-    elif directory.exists():  # and one round may not have come to its end
-        begun = {(row["life"], row["round"]) for row in records.read(directory / "trace.jsonl") if "round" in row}
-        steps = a_round * (1 + len(begun))
     else:
-        there = timeline(federation.churn, len(federation.graph), rounds).active
-        steps = a_round * int(there[:, node].sum())
+        planned = int(timeline(federation.churn, len(federation.graph), rounds).present[:, node].sum())
+        begun = {(row["life"], row["round"]) for row in records.read(directory / "trace.jsonl") if "round" in row}
+        traced = len(begun) + len({life for life, _ in begun})
+        steps = -(-private.planned[node] // rounds) * max(planned, traced)
     return min(steps, private.allowed[node])
 
 
@@ -105,11 +109,28 @@ def _coalition(federation: Federation, private: PrivateSteps) -> dict[str, Any] 
     named = private.table.adversary
     if isinstance(named, str) or not federation.pooled:
         return None
-    most = most_for(private, private.against)
-    seen = by_view(federation.experiment, federation.topology, private, {*named}, most)
-    if seen is None:
-        return None
-    return {"nodes": sorted({*named}), "rests_on": TAKEN, "epsilon": {str(node): each for node, each in seen.items()}}
+    most, found = most_for(private, private.against), {}
+    for key, asks in _asking(federation):
+        seen = by_view(federation.experiment, federation.topology, private, {*named}, most, asks)
+        if seen is not None:
+            found[key] = {str(node): each for node, each in seen.items()}
+    return {"nodes": sorted({*named}), "rests_on": TAKEN, **found} if "epsilon" in found else None
+
+
+def _single(federation: Federation, private: PrivateSteps) -> dict[str, dict[str, dict[str, float]]] | None:
+    """What each single other node sees, by the linear view; None where that is not to be had."""
+    found = {}
+    for key, asks in _asking(federation) if federation.pooled else ():
+        seen = by_distance(federation.experiment, federation.topology, private, asks)
+        if seen is not None:
+            found[key] = seen
+    return found if "epsilon" in found else None
+
+
+def _asking(federation: Federation) -> tuple[tuple[str, bool], ...]:
+    """Figures by their key, and whether they are for who asks for models, too."""
+    figures = ("epsilon", True), (QUIET, False)
+    return figures if noise_on_messages(federation.experiment) else figures[:1]
 
 
 def _spent(nodes: Mapping[int, Mapping[str, Any]], private: PrivateSteps, pooled: bool) -> list[str]:
@@ -140,10 +161,23 @@ def _spent(nodes: Mapping[int, Mapping[str, Any]], private: PrivateSteps, pooled
     return said
 
 
-def _seen(federation: Federation, single: Mapping[str, Mapping[str, float]] | None, delta: float) -> list[str]:
+def _seen(federation: Federation, single: Mapping[str, Mapping[str, Mapping[str, float]]] | None) -> list[str]:
     """Say what a single other node sees, by its distance in the graph."""
     if single is None:
         return []
+    listed = _by_distance(federation, single["epsilon"])
+    said = [f"privacy: for a single other node epsilon is {listed}, {TAKEN}"] if listed else []
+    if QUIET in single and listed:
+        quiet = _by_distance(federation, single[QUIET])
+        said.append(
+            "privacy: for a single other node that asks for no model (it would get it without the noise on messages) "
+            f"epsilon is {quiet}"
+        )
+    return said
+
+
+def _by_distance(federation: Federation, single: Mapping[str, Mapping[str, float]]) -> str:
+    """The largest figure of each distance in the graph, in words; none where nobody is linked."""
     length = dict(nx.all_pairs_shortest_path_length(federation.graph))
     worst: dict[int, float] = defaultdict(float)
     for node, others in single.items():
@@ -151,5 +185,4 @@ def _seen(federation: Federation, single: Mapping[str, Mapping[str, float]] | No
             away = length[int(node)].get(int(other))
             if away is not None:
                 worst[away] = max(worst[away], found)
-    listed = ", ".join(f"{found:.3g} at distance {away}" for away, found in sorted(worst.items()))
-    return [f"privacy: for a single other node epsilon is {listed}, {TAKEN}"] if listed else []
+    return ", ".join(f"{found:.3g} at distance {away}" for away, found in sorted(worst.items()))

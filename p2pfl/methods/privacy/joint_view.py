@@ -13,7 +13,8 @@ P projects onto the row space of A; P_u = I: u is seen as if it had sent each co
 all. Which columns and rows are kept says who looks: one node, all neighbours together, any coalition.
 
 Where noise is no such z, but has the covariance S over the nodes in a round (noise that neighbours share and that
-cancels between them, without what those who look know of it), and where messages have noise C z' of their own besides,
+cancels between them, without what those who look know of it), and where messages have noise C z' of their own besides
+(of which those who look know what is on their own),
 
     mu^2 = max over d of  d^T M_u d,    M = A^T (A S A^T + C C^T)^+ A
 
@@ -142,7 +143,7 @@ def projection(
         lookers: the nodes of the coalition; what they have contributed, and its noise, they know.
         contributing: rounds, the first ones, in which nodes add something; after them they only mix. None: all.
         noise: [n, n] of `covariance`, with the same lookers; None: the unit matrix.
-        zip_dl: standard deviation of the noise of the combinator "zip_dl", in the same units.
+        zip_dl: standard deviation of the noise of the combinator "zip_dl", in the same units; lookers know their own.
 
     Returns:
         [n, contributing, contributing] M of every node, positive semidefinite; with unit noise it is P, at most I. That
@@ -196,14 +197,15 @@ def _views(
     linked = [(each != 0) | (each.T != 0) for each in weights]
     for each in linked:
         np.fill_diagonal(each, False)
-    columns = sum(int(linked[r % len(linked)].sum()) for r in range(rounds)) if zip_dl else 0
+    unknown = [node for node in range(nodes) if node not in lookers]  # whose draws are
+    columns = sum(int(linked[r % len(linked)][unknown].sum()) for r in range(rounds)) if zip_dl else 0
     drifted = np.zeros((nodes, columns))  # noise on messages, as models have it by now
     seen, besides = [], []
     for r, model in enumerate(made_of(weights, rounds, adding)):
         weight, near = weights[r % len(weights)], linked[r % len(weights)]
         fresh = np.zeros((nodes, nodes, columns))  # of the message from i to j
         if zip_dl:
-            for i in range(nodes):
+            for i in unknown:
                 to = np.flatnonzero(near[i])
                 many = len(to)
                 fresh[i, to, column : column + many] = zip_dl * zero_sum(weight[to, i])

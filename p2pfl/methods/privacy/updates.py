@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from p2pfl import tree
 from p2pfl.check import at_least, one_of, positive
 from p2pfl.errors import ConfigError
 from p2pfl.learning.local_steps import steps_in
@@ -12,10 +13,11 @@ from p2pfl.methods import site_facts
 from p2pfl.methods.objectives.objective import Objective
 from p2pfl.methods.privacy.accountant import LAWS
 from p2pfl.methods.privacy.dp_sgd import ALLOWED, NAME, NOISE, counting_steps, noised, shown
-from p2pfl.types import Algorithm, Array, Batches, Key, Metrics, State, Steps, Tree
+from p2pfl.types import Algorithm, Array, Batches, Key, Learner, Metrics, Neighborhood, State, Steps, Tree
 
 SENDING = frozenset({"dsgd", "dmsgd", "fedprox", "fedavg", "epidemic"})
-"""Algorithms of which nothing is sent but the model: of the others, more of the local steps goes past the noise."""
+"""Algorithms whose models are what the local steps make of them; and where no more is sent than that (some arguments
+send a momentum, too), nothing of the steps goes past the noise."""
 
 
 def noised_updates(clip: float, law: str = "gaussian", correlated: float = 0.0) -> Objective:
@@ -57,10 +59,10 @@ def noised_updates(clip: float, law: str = "gaussian", correlated: float = 0.0) 
     at_least(0, correlated=correlated)
 
     def wrap(inner: Algorithm) -> Algorithm:
-        if inner.name not in SENDING or inner.learner is None:
+        if inner.name not in SENDING or inner.learner is None or not _sends_the_model(inner, inner.learner):
             raise ConfigError(
-                f'privacy.of="updates": {inner.name} sends more of the local steps than the model that they lead to; '
-                f'use {", ".join(sorted(SENDING))}, or of = "rows"'
+                f'privacy.of="updates": {inner.name} sends more of the local steps than the model that they lead to '
+                f'({inner.travels}); use {", ".join(sorted(SENDING))} without a momentum that travels, or of = "rows"'
             )
         learner = inner.learner
 
@@ -84,6 +86,13 @@ def noised_updates(clip: float, law: str = "gaussian", correlated: float = 0.0) 
         return inner._replace(local=local, travels=travels, any_steps=False)
 
     return Objective(counting_steps, wrap=wrap, facts=("entropy",))
+
+
+def _sends_the_model(algorithm: Algorithm, learner: Learner) -> bool:
+    """Return whether what goes to a neighbour is a model, and nothing beside it."""
+    params, around = tree.drawn(learner.init), Neighborhood(jnp.ones(1), jnp.ones(1))
+    payload = jax.eval_shape(lambda params: algorithm.send(algorithm.init(params, 1), around)[1], params)
+    return tree.is_model(payload) and payload.keys() <= params.keys()
 
 
 def _clipped(update: Tree, clip: float, law: str) -> Tree:
