@@ -522,15 +522,15 @@ def test_noise_that_cancels_costs_less_than_noise_that_does_not(tmp_path: Path) 
 
 
 @pytest.mark.soak
-def test_chunks_are_a_fraction_of_the_bytes_and_train_as_well(tmp_path: Path) -> None:
-    """Unlike rows, eight nodes that all hear all: each message has a seventh of the model."""
+def test_chunks_are_a_fraction_of_the_bytes_and_train_far_better_than_alone(tmp_path: Path) -> None:
+    """Unlike rows, eight nodes that all hear all, a seventh of the model in each message; whole ones train better."""
     more = {
         "topology": {"graph": "complete", "nodes": 8}, "privacy": None,
         "data": {"source": "digits", "partition": "dirichlet", "alpha": 0.3},
     }  # fmt: skip
     chunks = {"name": "dsgd", "wrap": [{"name": "shatter", "chunks": 7}]}
     plain, alone = scored(tmp_path, "plain", **more), scored(tmp_path, "alone", **more, algorithm={"name": "local"})
-    assert scored(tmp_path, "chunks", **more, algorithm=chunks) > max(plain - 0.03, alone + 0.1)
+    assert alone + 0.2 < scored(tmp_path, "chunks", **more, algorithm=chunks) < plain - 0.03
     sizes = [message_sizes(build(made(**more, **one))).nbytes.sum() for one in ({}, {"algorithm": chunks})]
     assert sizes[1] < sizes[0] / 6
 
