@@ -140,6 +140,14 @@ def test_a_budget_against_one_neighbour_takes_less_noise_of_a_nodes_own() -> Non
     assert named.noise[0] > shared.noise[0]  # two see more than one
 
 
+def test_who_shares_noise_stops_when_its_neighbours_do() -> None:
+    """A coalition knows of itself whatever it does, so that its own members would have steps left."""
+    budget = {"clip": 1.0, "noise": 2.0, "epsilon": 0.15, "delta": DELTA, "sampling": "poisson"}
+    table = {**budget, "correlated": 20.0, "adversary": [0, 1]}
+    steps = build(made(privacy=table)).learning.private
+    assert steps is not None and len({*steps.allowed}) == 1 and 0 < steps.allowed[0] < steps.planned[0]
+
+
 # --- whole updates
 
 

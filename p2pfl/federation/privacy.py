@@ -131,6 +131,8 @@ def resolve(
     sights = [*zip(each, noise if table.correlated is None else seen[_called(table.adversary)], strict=True)]
     within = {(kind, sight): _allowed(table, sight, *kind) for kind, sight in {*sights}}
     allowed = tuple(within[sight] for sight in sights)
+    if table.correlated is not None:  # who stopped before its neighbours would leave them with what it takes away
+        allowed = (min(allowed),) * len(allowed)
     room = max((one.room(most, table.delta) for one, most in each if one), default=1)
     used = [room if poisson else one.pass_steps * one.batch_size if one else 1 for one in sampling]
     whole = table.of == "updates"
@@ -339,7 +341,8 @@ def _check_budget(steps: PrivateSteps, a_round: list[int]) -> None:
         if budget is None or own is None or allowed >= first:
             continue
         spent, whole = steps.spent(node, first, steps.against), steps.table.of == "updates"
-        spent = steps.spent(node, first) if spent is None else spent  # which is of those whom it is meant against
+        if spent is None:  # it is of those whom the budget is meant against, and stops with the others
+            continue
         what = "update" if whole else f"{first} local steps"
         raise ConfigError(
             f"privacy.epsilon={budget:g}: the {what} of the first round cost{'s' * whole} node {node}, of {own.rows} "
