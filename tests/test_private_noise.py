@@ -469,15 +469,16 @@ def test_each_adversary_has_a_figure_of_its_own(tmp_path: Path) -> None:
     assert "for any single other node, even if it reads all messages" in said and "for nodes 1, 3 epsilon is" in said
 
 
-def test_sums_of_statistics_go_to_each_neighbour_beside_what_differs() -> None:
-    wrap = [{"name": "zip_dl", "scale": 0.1}]
-    federation = build(made(
-        privacy=None, statistics={"normalize": True}, topology={"graph": "complete", "nodes": 4},
-        algorithm={"name": "dsgd", "wrap": wrap},
-    ))  # fmt: skip
+@pytest.mark.parametrize("more, told", [({}, "sums"), ({"secure": {"mixing": False}}, "told")])
+@pytest.mark.parametrize("given", [{"name": "dsgd", "wrap": [{"name": "zip_dl", "scale": 0.1}]}, {"name": "push_sum"}])
+def test_sums_of_statistics_go_to_each_neighbour_beside_what_differs(
+    given: dict[str, Any], more: dict[str, Any], told: str
+) -> None:
+    graph = {"graph": "complete", "nodes": 4}
+    federation = build(made(privacy=None, statistics={"normalize": True}, topology=graph, algorithm=given, **more))
     algorithm, around = federation.algorithm, Neighborhood(np.zeros(3), np.zeros(3))
     payload = jax.eval_shape(lambda p: algorithm.send(algorithm.init(p, 3), around)[1], model_shape(federation))
-    assert {leaf.shape[0] for leaf in jax.tree.leaves(payload)} == {3} and payload["sums"]
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(payload)} == {3} and payload[told]
 
 
 # --- effects
