@@ -354,6 +354,18 @@ def test_what_sends_each_something_else_stands_last_and_alone() -> None:
 
 # --- experiments
 
+def test_who_has_one_neighbour_left_sends_it_nothing_rather_than_the_bare_model() -> None:
+    wrap = [{"name": "zip_dl", "scale": 0.1}]
+    graph = {"graph": "complete", "nodes": 4}
+    federation = build(made(privacy=None, topology=graph, algorithm={"name": "dsgd", "wrap": wrap}))
+    three, two = federation.planner()((0, 1, 3)), federation.planner()((1, 3))
+    assert not three.note and ((three.schedule.weight[0] > 0).sum(axis=1) == [2, 2, 0, 2]).all()
+    assert not (two.schedule.weight > 0).any() and not (two.schedule.out_weight > 0).any()
+    assert two.note == (
+        "too few neighbours for zip_dl, which needs 2, has node 1, 3: it mixes with nobody until there are more"
+    )
+
+
 
 @pytest.mark.parametrize(
     "more, told",
