@@ -338,11 +338,13 @@ def test_what_sends_each_something_else_stands_last_and_alone() -> None:
         ([{"name": "zip_dl", "scale": 0.1}, {"name": "cast"}], "give it last"),
         ([{"name": "zip_dl", "scale": 0.1}, {"name": "shatter", "chunks": 2}], "give one such"),
         ([{"name": "median", "f": 0}, {"name": "zip_dl", "scale": 0.1}], "median compares what came with"),
+        ([{"name": "by_samples"}, {"name": "zip_dl", "scale": 0.1}], "by_samples and zip_dl: .*the graph's weights"),
+        ([{"name": "by_loss", "q": -1}, {"name": "shatter", "chunks": 2}], "by_loss and shatter: .*graph's weights"),
         ([{"name": "zip_dl", "scale": 0}], "scale=0: must be > 0"),
         ([{"name": "shatter", "chunks": 1}], "chunks=1: must be a whole number >= 2"),
     ):
         with pytest.raises(ConfigError, match=told):
-            build(made(algorithm={"name": "dsgd", "wrap": wrap}))
+            build(made(privacy=None, algorithm={"name": "dsgd", "wrap": wrap}))
     with pytest.raises(ConfigError, match="zip_dl"):  # nodes of one neighbour would send the model as it is
         build(
             made(
@@ -351,8 +353,6 @@ def test_what_sends_each_something_else_stands_last_and_alone() -> None:
             )
         )
 
-
-# --- experiments
 
 def test_who_has_one_neighbour_left_sends_it_nothing_rather_than_the_bare_model() -> None:
     wrap = [{"name": "zip_dl", "scale": 0.1}]
@@ -365,6 +365,8 @@ def test_who_has_one_neighbour_left_sends_it_nothing_rather_than_the_bare_model(
         "too few neighbours for zip_dl, which needs 2, has node 1, 3: it mixes with nobody until there are more"
     )
 
+
+# --- experiments
 
 
 @pytest.mark.parametrize(
