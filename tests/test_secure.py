@@ -657,7 +657,7 @@ def test_a_ring_adds_up_what_only_the_first_can_read() -> None:
         ({"network": {"sync": "barrier", "loss": 0.1}}, r"network.loss=0.1: with \[secure\]"),
         ({"algorithm": {"name": "push_sum"}}, r"secure: push_sum.*sends one way"),
         ({"algorithm": {"name": "dsgd", "wrap": [{"name": "clip", "radius": 1.0}]}}, r"looks at each neighbour's"),
-        ({"attack": [{"nodes": [1], "by": "noise"}]}, r"looks at each neighbour's message"),
+        ({"attack": [{"nodes": [0], "by": "label_flip"}, {"nodes": [1], "by": "noise"}]}, r"attack\[1\].by='noise'"),
         ({"topology": {"graph": "base", "nodes": 5}}, r"the graph changes from round to round"),
         ({"topology": {"graph": "complete", "nodes": 5, "take_part": 0.5}}, r"topology.take_part=0.5"),
         ({"secure": {"bound": 1e20}}, r"secure.bound=1e\+20: leaves no place behind the point"),
