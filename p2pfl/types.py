@@ -62,7 +62,7 @@ class Demands(NamedTuple):
     "column" (columns sum to one; the graph may be directed), "row" (rows sum to one) or "any". `above`: every
     eigenvalue of W must be greater than this; None asks nothing. `why`: the reason, for the text of a refusal.
     `models`: so many a node that mixes must have, its own and its neighbours', 0 for as many as there are; `rule`: what
-    asks for them.
+    asks for them. `rests`: a node that has fewer, when others are gone, must not even send its own.
     """
 
     weights: str = "symmetric"
@@ -70,6 +70,7 @@ class Demands(NamedTuple):
     why: str = ""
     models: int = 0
     rule: str = ""
+    rests: bool = False
 
 
 class Algorithm(NamedTuple):

@@ -346,11 +346,13 @@ def test_what_sends_each_something_else_stands_last_and_alone() -> None:
         ([{"name": "zip_dl", "scale": 0.1}, {"name": "cast"}], "give it last"),
         ([{"name": "zip_dl", "scale": 0.1}, {"name": "shatter", "chunks": 2}], "give one such"),
         ([{"name": "median", "f": 0}, {"name": "zip_dl", "scale": 0.1}], "median compares what came with"),
+        ([{"name": "by_samples"}, {"name": "zip_dl", "scale": 0.1}], "by_samples and zip_dl: .*the graph's weights"),
+        ([{"name": "by_loss", "q": -1}, {"name": "shatter", "chunks": 2}], "by_loss and shatter: .*graph's weights"),
         ([{"name": "zip_dl", "scale": 0}], "scale=0: must be > 0"),
         ([{"name": "shatter", "chunks": 1}], "chunks=1: must be a whole number >= 2"),
     ):
         with pytest.raises(ConfigError, match=told):
-            build(made(algorithm={"name": "dsgd", "wrap": wrap}))
+            build(made(privacy=None, algorithm={"name": "dsgd", "wrap": wrap}))
     with pytest.raises(ConfigError, match="zip_dl"):  # nodes of one neighbour would send the model as it is
         build(
             made(
@@ -358,6 +360,18 @@ def test_what_sends_each_something_else_stands_last_and_alone() -> None:
                 algorithm={"name": "dsgd", "wrap": [{"name": "zip_dl", "scale": 0.1}]},
             )
         )
+
+
+def test_who_has_one_neighbour_left_sends_it_nothing_rather_than_the_bare_model() -> None:
+    wrap = [{"name": "zip_dl", "scale": 0.1}]
+    graph = {"graph": "complete", "nodes": 4}
+    federation = build(made(privacy=None, topology=graph, algorithm={"name": "dsgd", "wrap": wrap}))
+    three, two = federation.planner()((0, 1, 3)), federation.planner()((1, 3))
+    assert not three.note and ((three.schedule.weight[0] > 0).sum(axis=1) == [2, 2, 0, 2]).all()
+    assert not (two.schedule.weight > 0).any() and not (two.schedule.out_weight > 0).any()
+    assert two.note == (
+        "too few neighbours for zip_dl, which needs 2, has node 1, 3: it mixes with nobody until there are more"
+    )
 
 
 # --- experiments
@@ -477,15 +491,16 @@ def test_each_adversary_has_a_figure_of_its_own(tmp_path: Path) -> None:
     assert "for any single other node, even if it reads all messages" in said and "for nodes 1, 3 epsilon is" in said
 
 
-def test_sums_of_statistics_go_to_each_neighbour_beside_what_differs() -> None:
-    wrap = [{"name": "zip_dl", "scale": 0.1}]
-    federation = build(made(
-        privacy=None, statistics={"normalize": True}, topology={"graph": "complete", "nodes": 4},
-        algorithm={"name": "dsgd", "wrap": wrap},
-    ))  # fmt: skip
+@pytest.mark.parametrize("more, told", [({}, "sums"), ({"secure": {"mixing": False}}, "told")])
+@pytest.mark.parametrize("given", [{"name": "dsgd", "wrap": [{"name": "zip_dl", "scale": 0.1}]}, {"name": "push_sum"}])
+def test_sums_of_statistics_go_to_each_neighbour_beside_what_differs(
+    given: dict[str, Any], more: dict[str, Any], told: str
+) -> None:
+    graph = {"graph": "complete", "nodes": 4}
+    federation = build(made(privacy=None, statistics={"normalize": True}, topology=graph, algorithm=given, **more))
     algorithm, around = federation.algorithm, Neighborhood(np.zeros(3), np.zeros(3))
     payload = jax.eval_shape(lambda p: algorithm.send(algorithm.init(p, 3), around)[1], model_shape(federation))
-    assert {leaf.shape[0] for leaf in jax.tree.leaves(payload)} == {3} and payload["sums"]
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(payload)} == {3} and payload[told]
 
 
 # --- effects

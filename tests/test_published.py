@@ -325,6 +325,17 @@ def test_no_site_is_left_out_where_an_objective_has_a_value_for_each(tmp_path: P
         splits.check(replace(wanted, training=replace(wanted.training, objective=({"name": "average"}, method))))
 
 
+def test_what_there_cannot_be_without_a_site_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    wanted = given(tmp_path, "classes", leave_site_out=True)
+    looks = experiment.Privacy(clip=1.0, delta=1e-5, noise=1.0, adversary=(1,))
+    with pytest.raises(ConfigError, match=r"leave_site_out: numbers nodes anew, and privacy.adversary=\[1\]"):
+        splits.check(replace(wanted, privacy=looks))
+    noisy = replace(wanted.algorithm, wrap=({"name": "zip_dl", "scale": 0.1},))
+    with pytest.raises(ConfigError, match="there can't be a run without site north: zip_dl: needs"):
+        runs.run(replace(wanted, algorithm=noisy), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_coefficients_of_rows_whose_gaps_the_nodes_fill_in(tmp_path: Path) -> None:
     """With the mean of all training rows, which gossip tells: so do they."""
     wanted = given(tmp_path, "classes")

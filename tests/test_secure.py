@@ -478,6 +478,26 @@ def test_all_drivers_find_the_same_and_nobody_speaks_or_trains_before(heard: Hea
             assert not payload["told"]["said"].any() and not payload["told"]["rows"].any()  # nonces first
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param({"name": "dsgd", "wrap": [{"name": "zip_dl", "scale": 0.01}]}, marks=pytest.mark.more),
+        pytest.param({"name": "push_sum"}, marks=pytest.mark.soak),
+    ],
+)
+def test_masked_sums_go_with_what_sends_each_neighbour_something_else(given: dict[str, Any]) -> None:
+    made = counted({"mixing": False}, algorithm=given)
+    models, found = of_loop(made), simulated.simulate_federation(made).models
+    assert (np.asarray(found["statistics"]["known"]) == 1).all()
+    wanted = statistics.estimated(
+        jax.tree.map(lambda leaf: np.asarray(leaf, np.float64).sum(axis=0), made.sites["sums"])
+    )
+    for i, each in enumerate(models):
+        np.testing.assert_allclose(each["statistics"]["labels"], wanted["labels"], rtol=1e-6)
+        for a, b in zip(jax.tree.leaves(each["trained"]), jax.tree.leaves(found["trained"]), strict=True):
+            np.testing.assert_allclose(a, b[i], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.more
 def test_numbers_of_96_bits_add_up_as_whole_numbers_do() -> None:
     rows = np.random.default_rng(0).integers(0, 2**32, (4, 500, LIMBS), dtype=np.uint32)
@@ -637,7 +657,7 @@ def test_a_ring_adds_up_what_only_the_first_can_read() -> None:
         ({"network": {"sync": "barrier", "loss": 0.1}}, r"network.loss=0.1: with \[secure\]"),
         ({"algorithm": {"name": "push_sum"}}, r"secure: push_sum.*sends one way"),
         ({"algorithm": {"name": "dsgd", "wrap": [{"name": "clip", "radius": 1.0}]}}, r"looks at each neighbour's"),
-        ({"attack": [{"nodes": [1], "by": "noise"}]}, r"looks at each neighbour's message"),
+        ({"attack": [{"nodes": [0], "by": "label_flip"}, {"nodes": [1], "by": "noise"}]}, r"attack\[1\].by='noise'"),
         ({"topology": {"graph": "base", "nodes": 5}}, r"the graph changes from round to round"),
         ({"topology": {"graph": "complete", "nodes": 5, "take_part": 0.5}}, r"topology.take_part=0.5"),
         ({"secure": {"bound": 1e20}}, r"secure.bound=1e\+20: leaves no place behind the point"),

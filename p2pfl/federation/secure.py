@@ -65,6 +65,13 @@ def check(experiment: Experiment) -> None:
                 f"{name}: with [secure] a node knows the sum of all its neighbours or nothing, and here some are left "
                 "out of it; leave it out, or set secure.mixing = false"
             )
+    for i, attack in enumerate(experiment.attack):
+        if attack.by != "label_flip":
+            raise ConfigError(
+                f"attack[{i}].by={attack.by!r}: what a liar sends is another thing than its model, and with [secure] "
+                "nobody sees what a single node sends; leave attack out (label_flip may stay), or set secure.mixing = "
+                "false"
+            )
     if network.sync != BARRIER:
         raise ConfigError(
             f'network.sync={network.sync!r}: with [secure] a round needs everyone; set network.sync = "barrier"'

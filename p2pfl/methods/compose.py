@@ -215,6 +215,11 @@ def check(names: Sequence[str]) -> None:
             f"{compares[0]} and {unlike[0]}: {compares[0]} compares what came with what a node has sent, which is now "
             "something else to each; leave one of the two out"
         )
+    if weighed:
+        raise ConfigError(
+            f"{weighed[0]} and {unlike[0]}: what {unlike[0]} sends is made for the graph's weights, and {weighed[0]} "
+            "puts others in their place; leave one of the two out"
+        )
 
 
 FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(

@@ -66,7 +66,7 @@ def zip_dl(scale: float) -> Callable[[Algorithm], Algorithm]:
             return inner.replaced(state, params), zero_sum(payload, key, share, scale)
 
         asked = inner.demands
-        asked = asked if asked.models >= 3 else asked._replace(models=3, rule="zip_dl")
+        asked = asked if asked.models >= 3 else asked._replace(models=3, rule="zip_dl", rests=True)
         travels = f"{inner.travels}, with noise of {scale:g} that cancels over the neighbours"
         return inner._replace(send=send, travels=travels, per_edge=True, linear=False, demands=asked)
 

@@ -88,6 +88,7 @@ def _run(
     with driver.prepare(experiment, view) as start:
         federation = build(experiment)
         driver.check(federation)
+        splits.tried(federation)
         if driver.several_hosts and jax.process_index() > 0:
             return start(federation, out, terminal.quiet(), callbacks).summary
         rows = origin.rows_digest(federation)

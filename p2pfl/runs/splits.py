@@ -59,6 +59,12 @@ def check(experiment: Experiment) -> None:
                     f"evaluation.leave_site_out: numbers nodes anew, and training.objective[{i}] ({name}) has "
                     "one of them as its reference; leave one of the two out"
                 )
+        looks = experiment.privacy.adversary if experiment.privacy else ""
+        if isinstance(looks, tuple):
+            raise ConfigError(
+                f"evaluation.leave_site_out: numbers nodes anew, and privacy.adversary={[*looks]} names some of them; "
+                "leave one of the two out"
+            )
         for i, method in enumerate(learning.objectives(experiment, learning.optimizer(experiment))):
             if method.given:
                 name = experiment.training.objective[i]["name"]
@@ -68,6 +74,17 @@ def check(experiment: Experiment) -> None:
                 )
     if wanted.splits and experiment.topology.graph is None:
         undisturbed(experiment, "evaluation.splits")
+
+
+def tried(federation: Federation) -> None:
+    """Refuse before anything is trained what there can't be with a node fewer. Raises ConfigError."""
+    if not federation.experiment.evaluation.leave_site_out:
+        return
+    try:
+        _left(federation, 0)
+    except ConfigError as error:
+        name = federation.dataset.sites[0]
+        raise ConfigError(f"evaluation.leave_site_out: there can't be a run without site {name}: {error}") from error
 
 
 def write(federation: Federation, out: Path, view: View) -> None:
@@ -191,11 +208,9 @@ def left_out(federation: Federation, out: Path, view: View) -> dict[str, Any]:
     data of the other sites pooled; less_alone: than the mean over models that each learned at one of them alone.
     """
     dataset, table = federation.dataset, {}
-    # of fewer nodes than masks may need; masks change no figure
-    quiet = replace(undisturbed(federation.experiment, "evaluation.leave_site_out"), secure=None)
     for site, name in enumerate(dataset.sites):
         view.say(f"without site {name}")
-        built = build(without(quiet, site), without_site(dataset, site))
+        built = _left(federation, site)
         runs = _all(built, out / "left_out" / str(site))
         known, less = assessment.compared(runs.this, runs.others)
         names = [key for key in runs.this.figures if key.endswith("_mean") and not key.endswith("_own_mean")]
@@ -212,6 +227,13 @@ def left_out(federation: Federation, out: Path, view: View) -> dict[str, Any]:
             },
         }
     return table
+
+
+def _left(federation: Federation, site: int) -> Federation:
+    """The federation without a site. Raises ConfigError."""
+    # of fewer nodes than masks may need; masks change no figure
+    quiet = replace(undisturbed(federation.experiment, "evaluation.leave_site_out"), secure=None)
+    return build(without(quiet, site), without_site(federation.dataset, site))
 
 
 def without(experiment: Experiment, site: int) -> Experiment:

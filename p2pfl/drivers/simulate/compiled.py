@@ -135,7 +135,9 @@ def _train(
 
     def node(state: State, item: Any) -> tuple[State, Tree, Tree, Array, Array]:
         index, rows, steps, active, out_weight, present = item
-        share = out_weight if present is None else jnp.where(present, out_weight, 0)
+        # as at a node: exchanges are opened with all that the schedule names
+        every = present is None or algorithm.link == "exchange"
+        share = out_weight if every else jnp.where(present, out_weight, 0)
         new, metrics = algorithm.local(state, rows, node_key(seed, index, now.number), steps)
         # where nobody sees a single model, who joins gets one that is mixed
         models = algorithm.params(state if algorithm.whole else new) if shape.keep else ()

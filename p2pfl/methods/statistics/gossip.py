@@ -75,7 +75,7 @@ def gossip(inner: Algorithm, rounds: int) -> Algorithm:
     def send(state: SumsState, neighborhood: Neighborhood) -> tuple[SumsState, Payload]:
         inside, payload = inner.send(state.inner, neighborhood)
         if not running:
-            return state._replace(inner=inside), {"inner": payload, "sums": _told(inner, state.sums, neighborhood)}
+            return state._replace(inner=inside), {"inner": payload, "sums": to_each(inner, state.sums, neighborhood)}
         kept, sent = pushed(state.sums, state.sent, neighborhood.out_weight)
         return state._replace(inner=inside, sums=kept, sent=sent), {"inner": payload, "sums": sent}
 
@@ -114,12 +114,12 @@ def gossip(inner: Algorithm, rounds: int) -> Algorithm:
     )  # fmt: skip
 
 
-def _told(inner: Algorithm, sums: Tree, neighborhood: Neighborhood) -> Tree:
-    """The sums that are sent: the same to each neighbour, also where each gets something else of the model."""
+def to_each(inner: Algorithm, told: Tree, neighborhood: Neighborhood) -> Tree:
+    """What is sent beside a model: the same to each neighbour, also where each gets something else of the model."""
     slots = len(neighborhood.out_weight)
     if not inner.per_edge:
-        return sums
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (slots, *leaf.shape)), sums)
+        return told
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (slots, *leaf.shape)), told)
 
 
 def _begun(inner: Algorithm, running: bool, inside: Any, slots: int, age: Array) -> SumsState:

@@ -25,7 +25,7 @@ from p2pfl.check import at_least
 from p2pfl.errors import ConfigError
 from p2pfl.learning.local_steps import steps_in
 from p2pfl.methods.statistics.chacha import WORDS, blocks
-from p2pfl.methods.statistics.gossip import gossip, written
+from p2pfl.methods.statistics.gossip import gossip, to_each, written
 from p2pfl.types import (
     Algorithm,
     Array,
@@ -108,7 +108,8 @@ def masked(inner: Algorithm, founders: np.ndarray, like: Tree, rounds: int) -> A
 
     def send(state: SumsTableState, neighborhood: Neighborhood) -> tuple[SumsTableState, Payload]:
         inside, payload = inner.send(state.inner, neighborhood)
-        return state._replace(inner=inside), {"inner": payload, "told": state.table._asdict()}
+        told = to_each(inner, state.table._asdict(), neighborhood)
+        return state._replace(inner=inside), {"inner": payload, "told": told}
 
     def mix(state: SumsTableState, inbox: Inbox, neighborhood: Neighborhood) -> SumsTableState:
         inside = inner.mix(state.inner, part(inbox, "inner"), neighborhood)
