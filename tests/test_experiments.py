@@ -248,6 +248,10 @@ def test_what_neighbours_share_costs_less_than_a_nodes_own_noise(sweep: Sweep) -
 # --- byzantine
 
 
+SPARSE = ("plain mixing", "clip", "trimmed mean", "median", "monna")
+"""Rules that are computed on sparse graphs."""
+
+
 @pytest.fixture
 def byzantine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module experiments/byzantine/table.py."""
@@ -255,7 +259,7 @@ def byzantine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_table_of_liars_says_what_expected_json_has(byzantine: Any) -> None:
-    """No figure is written by hand, none is missing, and what the README says in words is so."""
+    """No figure of it is written by hand, what is missing is said to be, and so is what is asserted of the README."""
     stored = byzantine.load()
     assert (FOLDER / "byzantine" / "table.md").read_text() == byzantine.markdown(stored)
     assert set(stored) <= {*byzantine.everything()}
@@ -269,7 +273,11 @@ def test_the_table_of_liars_says_what_expected_json_has(byzantine: Any) -> None:
         assert min(worst("complete", rule, attack, 2) for attack in byzantine.COMMON) > 0.86
         assert worst("complete", rule, turned, 3) < 0.2
     for graph in ("four-regular", "two-cliques"):
-        assert min(worst(graph, "monna", attack, 2) for attack in byzantine.COMMON) > 0.83
+        least = {rule: min(worst(graph, rule, attack, 2) for attack in byzantine.COMMON) for rule in SPARSE}
+        assert max(least, key=lambda rule: least[rule]) == "monna" and least["monna"] > 0.83
+    for rule in ("clip", "trimmed mean"):  # MoNNA is not the best of all everywhere
+        for attack, liars in (("label flip", 2), ("ALIE", 2), ("none", 0)):
+            assert worst("four-regular", rule, attack, liars) > worst("four-regular", "monna", attack, liars)
     assert worst("ring", "trimmed mean", "none", 0) < worst("ring", "plain mixing", "none", 0) - 0.2
     assert max(worst("ring", "monna", attack, 2) for attack in ("label flip", "ALIE")) < alone - 0.1
     assert min(worst("ring", "clip", attack, 2) for attack in byzantine.COMMON) > alone + 0.1
@@ -289,17 +297,23 @@ def test_rules_against_liars_are_as_expected_json_says(byzantine: Any, monkeypat
 
 
 @pytest.mark.soak
-def test_a_cell_of_the_table_of_liars_is_what_a_run_of_its_experiment_gives(byzantine: Any) -> None:
-    """Other first models, batches and lies of the same cell, made by itself: within a few points of all seeds."""
-    cell = byzantine.Cell("ring", "plain mixing", "sign flip x10", 2)
-    overrides = [
-        f"topology.file={str(FOLDER / 'byzantine' / 'ring.toml')!r}",
-        f"attack=[{{nodes=[2, 8], {byzantine.ATTACKS['sign flip x10']}}}]",
-    ]
+@pytest.mark.parametrize(
+    ("graph", "rule", "attack", "liars"), [("ring", "monna", "none", 0), ("four-regular", "clip", "IPM", 2)]
+)
+def test_a_cell_of_the_table_of_liars_is_what_a_run_of_its_experiment_gives(
+    byzantine: Any, graph: str, rule: str, attack: str, liars: int
+) -> None:
+    """Other first models, batches and lies of the same cell and seed, made by itself."""
+    cell = byzantine.Cell(graph, rule, attack, liars)
+    overrides = [f"topology.file={str(FOLDER / 'byzantine' / f'{graph}.toml')!r}"]
+    wrap = byzantine.RULES[rule].format(f=byzantine.GROUNDS[graph].f)
+    overrides.append(f"algorithm.wrap=[{wrap}]")
+    if liars:
+        overrides.append(f"attack=[{{nodes=[2, 8], {byzantine.ATTACKS[attack]}}}]")
     made = build(load(FOLDER / "byzantine" / "experiment.toml", overrides))
     score = right_of(made)[1].mean(axis=1)
     honest = [node for node in range(12) if node not in (2, 8)]
-    assert abs(score[honest].mean() - np.mean(byzantine.load()[cell]["mean"])) < 0.1
+    assert abs(score[honest].mean() - byzantine.load()[cell]["mean"][0]) < 0.03
 
 
 # --- all of it

@@ -237,6 +237,7 @@ def _script(experiment: Experiment) -> None:
     """Raises ConfigError for what a script does by itself, and for what asks for rows that it does not show."""
     given = {
         "model": experiment.model,
+        "other_model": experiment.other_model,
         "training.loss": experiment.training.loss,
         "training.objective": experiment.training.objective,
         "training.compute": experiment.training.compute,
@@ -292,15 +293,17 @@ def _named(experiment: Experiment) -> None:
 
 def _check_tasks(experiment: Experiment) -> None:
     """Raises ConfigError where the model's tasks are not those of the objective."""
-    if not isinstance(experiment.model, MmoeModel):
-        return
-    groups = [[*group] for group in experiment.model.groups or ()]
-    for i, given in enumerate(experiment.training.objective):
-        if given.get("name") == "tasks" and given.get("groups") != groups:
-            raise ConfigError(
-                f"model.groups={groups}: training.objective[{i}].groups is {given.get('groups')}; write the same "
-                "in both: the tasks of the model must be those of the objective"
-            )
+    others = {f"other_model[{i}]": table.model for i, table in enumerate(experiment.other_model)}
+    for field, model in {"model": experiment.model, **others}.items():
+        if not isinstance(model, MmoeModel):
+            continue
+        groups = [[*group] for group in model.groups or ()]
+        for i, given in enumerate(experiment.training.objective):
+            if given.get("name") == "tasks" and given.get("groups") != groups:
+                raise ConfigError(
+                    f"{field}.groups={groups}: training.objective[{i}].groups is {given.get('groups')}; write the same "
+                    "in both: the tasks of the model must be those of the objective"
+                )
 
 
 def _check_models(experiment: Experiment, nodes: int) -> None:
@@ -390,9 +393,11 @@ def _private_left_out(federation: Federation) -> dict[str, Any]:
     if isinstance(weights := (table["model"] or {}).get("weights"), str):  # what it holds is meant, wherever it lies
         table["model"]["weights"] = hashlib.blake2b(Path(weights).read_bytes(), digest_size=16).hexdigest()
     for given in table["training"]["objective"]:
-        for key in ("public", "reference"):  # a file: what it holds is meant
-            if isinstance(file := given.get(key), str) and Path(file).is_file():
-                given[key] = hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
+        if isinstance(file := given.get("reference"), str) and Path(file).is_file():  # what it holds is meant
+            given["reference"] = hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
+        public = federation.data.public
+        if given.get("name") == TELLS and public is not None:  # what models see of them, wherever they lie
+            given["public"] = hashlib.blake2b(public.tobytes(), digest_size=16).hexdigest()
     if isinstance(data, FolderData):  # its classes and values of labels are meant, wherever the file lies
         table["data"]["layout"] = hashlib.blake2b(Path(data.layout).read_bytes()).hexdigest()
     table["loss"], table["alone"] = federation.experiment.network.loss, federation.experiment.network.alone

@@ -350,6 +350,7 @@ def own_names(experiment: Experiment) -> set[tuple[str, str]]:
         ("p2pfl.algorithms", experiment.algorithm.name),
         ("p2pfl.graphs", experiment.topology.graph),
         ("p2pfl.models", experiment.model.name if experiment.model else None),
+        *(("p2pfl.models", table.model.name) for table in experiment.other_model),
         ("p2pfl.losses", (training.loss or {}).get("name")),
         *(("p2pfl.optimizers", table.get("name")) for table in listed),
         *(("p2pfl.schedules", name) for name in optimizers.schedules_in(listed)),

@@ -26,6 +26,7 @@ from p2pfl.federation.events import undisturbed
 from p2pfl.federation.federation import Federation, build
 from p2pfl.learning import intervals
 from p2pfl.learning.targets import TARGETS
+from p2pfl.methods.objectives.medisecfed import NAME as TELLS
 from p2pfl.reporting import published, terminal
 from p2pfl.reporting.terminal import View
 from p2pfl.runs import assessment, baselines, simulated
@@ -46,6 +47,7 @@ def check(experiment: Experiment) -> None:
     wanted = experiment.evaluation
     if (wanted.splits or wanted.leave_site_out) and not wanted.metrics:
         raise ConfigError("evaluation.metrics=false: splits and leave_site_out give metrics; leave metrics out")
+    _apart(experiment)
     if wanted.leave_site_out:
         by_site = isinstance(part := experiment.data.partition, EvenPartition) and part.partition == "by_site"
         if not by_site:
@@ -85,6 +87,18 @@ def tried(federation: Federation) -> None:
     except ConfigError as error:
         name = federation.dataset.sites[0]
         raise ConfigError(f"evaluation.leave_site_out: there can't be a run without site {name}: {error}") from error
+
+
+def _apart(experiment: Experiment) -> None:
+    """Raises ConfigError where training rows are public, which can't be drawn anew or tested on with the others."""
+    for i, given in enumerate(experiment.training.objective):
+        for field in ("splits", "leave_site_out"):
+            alone = given.get("name") == TELLS and given.get("public") is None
+            if alone and getattr(experiment.evaluation, field):
+                raise ConfigError(
+                    f"evaluation.{field}: deals all rows out anew, and training.objective[{i}] ({TELLS}) has set some "
+                    "of them apart as public rows; name a file of such: public = ..."
+                )
 
 
 def write(federation: Federation, out: Path, view: View) -> None:
@@ -140,9 +154,9 @@ def repeated(federation: Federation, out: Path, view: View) -> dict[str, Any]:
 
 
 def _rows_of(federation: Federation) -> np.ndarray:
-    """The training rows before anything was drawn for them, which another seed would draw anew."""
-    train = federation.dataset.train
-    return train.y if federation.experiment.data.degrade is not None else train.x
+    """The test rows before anything was drawn for them. Of training rows a seed may hold some back, or set apart."""
+    test = federation.dataset.test
+    return test.y if federation.experiment.data.degrade is not None else test.x
 
 
 def _whole(federation: Federation) -> Dataset:

@@ -72,9 +72,11 @@ def bottlegan(
     sigmoid; of B, scale and shift follow from the style. So no image leaves its site: what R_i tells is a map from
     colours to colours, which knows the colours of a site and the shape of nothing.
 
-    Until the model learns it stays as it came from its neighbours. Whoever answers with a node's model stains rows in
-    the style of that node, also new ones: rows of another site are rightly normalised by a model of that site only,
-    once it has taken part (no labels are needed for that). A site that tells nothing has the style it was drawn with.
+    Until the model learns it stays as it came from its neighbours, but for what an optimizer with weight decay (adamw)
+    takes of it in each local step, and of the bottle when that does not learn. Whoever answers with a node's model
+    stains rows in the style of that node, also new ones: rows of another site are rightly normalised by a model of that
+    site only, once it has taken part (no labels are needed for that). A site that tells nothing has the style it was
+    drawn with.
 
     As in the source: local GANs by a reference set of all, layers, losses and critics by the authors' program, what is
     told, and one network with an embedding of each site distilled from it. Other: there is no server, so restainers go

@@ -10,16 +10,18 @@ import numpy as np
 import optax
 
 from p2pfl import tree
-from p2pfl.check import at_least, positive
+from p2pfl.check import positive, whole
 from p2pfl.errors import ConfigError
 from p2pfl.learning.optimizers import by_gradient
 from p2pfl.methods.compose import Wrap
 from p2pfl.methods.objectives.objective import Objective, of_kinds
 from p2pfl.types import Algorithm, Array, Batches, Key, Learner, Metrics, Params, State, Steps, Tree
 
-NAME, TABLE = "medisecfed", "predictions"
+NAME, TABLE, HEARD = "medisecfed", "predictions", "heard"
 ROWS = 200
 """Public rows, where nobody has said how many."""
+LARGEST = 2**26
+"""Bytes of public rows, which lie in the compiled program of every node."""
 AT_ONCE = 256
 """Public rows that a model answers at once: bounds its memory."""
 BEFORE = ("augment", "class_weights", "fedsld", "missing_classes", "ridge", "sharpness")
@@ -46,7 +48,8 @@ def medisecfed(
     out. Outputs are centred (their mean over classes is zero, which no probability depends on), and what comes of
     mixing counts up to `bound`. Public rows are drawn anew in each local step, from the step's key, and the model sees
     them as in evaluation; as long as nobody has told anything nothing is learned from others. A joiner is given a
-    table, and learns from it from its first step on. The model has a copy of the experiment's optimizer.
+    table, and learns from it from its first step on. The model has a copy of the experiment's optimizer; what the other
+    copy does to the table in local steps, such as weight decay, is neither learned from nor told.
 
     Of the source its abstract alone was at hand: knowledge is exchanged by distillation and "model inversion" instead
     of parameters, which withstands malicious participants. It has a server, and no public rows; its distillation data
@@ -70,8 +73,9 @@ def medisecfed(
         The objective; `shown` makes it one that has the public rows.
 
     Raises:
-        ConfigError: an argument is out of bounds; when applied, an algorithm that sends something other than the model
-            that local steps have led to, or a learner with a model of its own or with a penalty towards a shared one.
+        ConfigError: an argument is out of bounds, or public rows are too large; when applied, an algorithm that sends
+            something other than the model that local steps have led to, or a learner with a model of its own or with a
+            penalty towards a shared one.
 
     Example:
         >>> import jax, numpy as np, optax, p2pfl
@@ -81,12 +85,22 @@ def medisecfed(
         >>> jax.eval_shape(told.init, jax.random.key(0))["trained"]["predictions"].shape
         (100, 2)
     """
-    at_least(2, rows=rows)
-    at_least(1, batch=batch)
+    whole(2, rows=rows)
+    whole(1, batch=batch)
     positive(strength=strength, temperature=temperature, bound=bound)
+    for name, value in (("strength", strength), ("temperature", temperature), ("bound", bound)):
+        if value == float("inf"):
+            raise ConfigError(f"objective {NAME}: {name}={value!r}: must be finite")
     by_gradient(optimizer, f"objective {NAME}")
 
     def made(x: np.ndarray | None) -> Objective:
+        if x is not None and x.nbytes > LARGEST:
+            raise ConfigError(
+                f"objective {NAME}: rows={rows}: public rows have {x.nbytes / 2**20:.0f} MiB, which would lie in the "
+                f"compiled program of every node; ask for at most {rows * LARGEST // x.nbytes} of them "
+                f"({LARGEST / 2**20:.0f} MiB)"
+            )
+
         def shaped(learner: Learner, row: tuple[int, ...]) -> Learner:
             teach = None if x is None else _teaching(learner, x, (strength, temperature, bound), min(batch, rows))
             return _at_home(learner, optimizer, (rows, *_output(learner, row)), teach)
@@ -150,8 +164,8 @@ def _at_home(
 
     def init(key: Key) -> Params:
         params = learner.init(key)
-        home = {"model": tree.mixed(params), "optimizer": optimizer.init(params["trained"])}
         table = jnp.zeros(shape, dtype)
+        home = {"model": tree.mixed(params), "optimizer": optimizer.init(params["trained"]), HEARD: table}
         return {
             **params, "trained": {TABLE: table}, "carried": {}, "private": {**params.get("private", {}), NAME: home},
         }  # fmt: skip
@@ -161,10 +175,10 @@ def _at_home(
         own = home["model"]["trained"]
         gradient, others, metrics = learner.grad(inside(params), batch, key)
         if teach is not None:
-            gradient = tree.add(gradient, teach(inside(params), table, key))
+            gradient = tree.add(gradient, teach(inside(params), home[HEARD], key))
         updates, memory = optimizer.update(gradient, home["optimizer"], own)
         model = {"trained": optax.apply_updates(own, updates), "carried": others["carried"]}
-        kept = {**others["private"], NAME: {"model": model, "optimizer": memory}}
+        kept = {**others["private"], NAME: {**home, "model": model, "optimizer": memory}}
         return {TABLE: jnp.zeros_like(table)}, {**others, "carried": {}, "private": kept}, metrics
 
     plain = learner.plain
@@ -194,6 +208,9 @@ def _telling(x: np.ndarray) -> Wrap:
             return {**params, "trained": {TABLE: (outputs - outputs.mean(axis=-1, keepdims=True)).astype(table.dtype)}}
 
         def local(state: State, batches: Batches, key: Key, steps: Steps | None) -> tuple[State, Metrics]:
+            params = inner.params(state)  # the table as it was mixed, which an optimizer with weight decay changes
+            home = {**params["private"][NAME], HEARD: params["trained"][TABLE]}
+            state = inner.replaced(state, {**params, "private": {**params["private"], NAME: home}})
             state, metrics = inner.local(state, batches, key, steps)
             params = inner.params(state)
             told = predictions(params)
