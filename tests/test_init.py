@@ -122,7 +122,7 @@ NEEDED = {
     "imaging": ["data/heart_disease_4sites.csv", "data/mednist64_3300.npz", "data/pneumoniamnist_rebuilt.npz"],
     "mri-reconstruction": ["data/mednist64_3300.npz"], "pneumonia": ["data/pneumoniamnist_rebuilt.npz"],
     "private-hearts": ["data/heart_disease_4sites.csv"],
-    "scanner-shift": ["data/pneumoniamnist_rebuilt.npz"],
+    "scanner-shift": ["data/pneumoniamnist_rebuilt.npz"], "secure": ["data/heart_disease_4sites.csv"],
     "tcga-brca": ["data/tcga_brca_6regions.csv"],
     "unequal-hospitals": ["data/pneumoniamnist_rebuilt.npz"],
 }  # fmt: skip

@@ -392,7 +392,7 @@ def test_who_has_one_neighbour_left_sends_it_nothing_rather_than_the_bare_model(
         ({"privacy__correlated": 1.0, "algorithm": {"name": "local"}}, "nobody has a neighbour"),
         ({"privacy__correlated": 1.0, "algorithm": {"name": "fedavg"}, "topology": {"graph": "star", "nodes": 5}},
          "the hub and the others take turns"),
-        ({"privacy__adversary": [0], "privacy__epsilon": 1e-3}, "first round cost node 0"),
+        ({"privacy__adversary": [0], "privacy__epsilon": 1e-3}, "first round cost node 1"),
         ({"privacy": {"clip": 1.0, "delta": 1e-5, "epsilon": 1.0, "correlated": 9.0}}, "nothing against all neigh"),
         ({"privacy__of": "updates", "privacy__epsilon": 1e-3}, "the update of the first round costs node 0"),
         ({"privacy__of": "updates", "algorithm": {"name": "gradient_tracking"}}, "sends more of the local steps"),

@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-CHESTS = Path(os.environ.get("P2PFL_PNEUMONIA", HERE.parents[2] / "shared" / "data" / "pneumoniamnist_rebuilt.npz"))
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+CHESTS = Path(os.environ.get("P2PFL_PNEUMONIA", DATA / "pneumoniamnist_rebuilt.npz"))
 """PneumoniaMNIST with the keys of MedMNIST, which is no part of the repository."""
 NODES, SEEDS = 12, (0, 1, 2, 3, 4)
 LIARS = {1: (2,), 2: (2, 8), 3: (2, 5, 8)}
