@@ -474,6 +474,71 @@ def explain(run: Path, out: Path | None, **asked: Any) -> None:
 
 
 @main.command()
+@click.argument("what", metavar="RUN|EXPERIMENT.toml", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a field of EXPERIMENT.toml.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The run directory of EXPERIMENT.toml; must be new or empty."
+)
+@click.option("--node", type=click.IntRange(0), default=0, show_default=True, help="Who listens and attacks.")
+@click.option("--victim", type=click.IntRange(0), help="Whom it attacks; its first neighbour unless given.")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds that are computed again; all unless given.")
+@click.option("--steps", metavar="H,...", default="1", show_default=True, help="Local steps of settings to compare.")
+@click.option("--batch", "batches", metavar="B,...", default="1", show_default=True, help="Rows of a step in them.")
+@click.option(
+    "--noise", metavar="S,...", default="0.001,0.01,0.1", show_default=True,
+    help="Noise multipliers of [privacy], tried in the smallest of them.",
+)  # fmt: skip
+@click.option("--iterations", type=click.IntRange(1), default=400, show_default=True, help="Of each search for rows.")
+@click.option("--shadows", type=click.IntRange(2), default=16, show_default=True, help="Shadow models of LiRA.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of searches and shadow models.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was found alone, as JSON.")
+def audit(
+    what: Path, overrides: tuple[str, ...], out: Path | None, steps: str, batches: str, noise: str, as_json: bool,
+    **asked: Any,
+) -> None:  # fmt: skip
+    """Attack what a neighbour is sent, and say what comes back: the leak report.
+
+    Of RUN, whose messages are computed again, or of EXPERIMENT.toml, which is simulated first.
+    """
+    asked |= {"steps": _numbers("steps", steps, int), "batches": _numbers("batch", batches, int)}
+    with errors_told(leaves=out):
+        from p2pfl.reporting import leaks, page
+        from p2pfl.runs import audit as audits
+
+        question = audits.AuditQuestion(noise=_numbers("noise", noise, float), **asked)
+
+        def say(text: str) -> None:
+            click.echo(text, err=True)
+
+        if what.is_dir():
+            if overrides or out is not None:
+                raise ConfigError(f"{what}: is a run; --set and --out go with an experiment file")
+            sys.path[:0] = [str(Path.cwd())]  # code is never taken from a run's directory
+            run = what
+        else:
+            sys.path[:0] = [str(Path.cwd()), str(what.resolve().parent)]
+            run = audits.simulate(what, overrides, out, question, say)
+        found = audits.audit(run, question, say=say)
+        report = page.write(run)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    for line in leaks.lines(found):
+        click.echo(line)
+    click.echo(f"report: {report}")
+
+
+def _numbers(name: str, text: str, kind: type[int] | type[float]) -> tuple[Any, ...]:
+    """The numbers of a list such as 1,8; "" for none."""
+    try:
+        return tuple(kind(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{text!r}: must be numbers with commas between, as in 1,8", param_hint=name
+        ) from error
+
+
+@main.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option(
     "--figures", type=click.Path(path_type=Path), metavar="DIR", help="Write its figures and tables here, too."

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from p2pfl.types import Array, Params, Tree
+from p2pfl.types import Array, Key, Params, Tree
 
 SKETCH = 64
 """Length of a sketch; the relative standard deviation of a squared norm taken from one is sqrt(2 / SKETCH)."""
@@ -30,6 +30,11 @@ def subtract(a: Tree, b: Tree) -> Tree:
 def scaled(tree: Tree, by: Array) -> Tree:
     """tree * by [], leaf by leaf, in each leaf's dtype."""
     return jax.tree.map(lambda leaf: leaf * by.astype(leaf.dtype), tree)
+
+
+def drawn(init: Callable[[Key], Tree]) -> Tree:
+    """Return the shapes and dtypes of what `init` makes of a random key: nothing is computed, and nothing compiled."""
+    return jax.eval_shape(lambda: init(jax.random.key(0)))
 
 
 def size(tree: Tree) -> int:
@@ -198,6 +203,7 @@ def digest(tree: Tree) -> str:
     return h.hexdigest()
 
 
+@jax.jit  # traced once, where a program makes several of like trees
 def sketch(tree: Tree) -> Array:
     """[SKETCH] float32: a count sketch, linear in the tree, whose squared norm is an unbiased estimate of the tree's.
 

@@ -62,7 +62,7 @@ class Demands(NamedTuple):
     "column" (columns sum to one; the graph may be directed), "row" (rows sum to one) or "any". `above`: every
     eigenvalue of W must be greater than this; None asks nothing. `why`: the reason, for the text of a refusal.
     `models`: so many a node that mixes must have, its own and its neighbours', 0 for as many as there are; `rule`: what
-    asks for them.
+    asks for them. `rests`: a node that has fewer, when others are gone, must not even send its own.
     """
 
     weights: str = "symmetric"
@@ -70,6 +70,7 @@ class Demands(NamedTuple):
     why: str = ""
     models: int = 0
     rule: str = ""
+    rests: bool = False
 
 
 class Algorithm(NamedTuple):
@@ -94,8 +95,9 @@ class Algorithm(NamedTuple):
     arrived [K], the weights that drivers hand to `mix`; None: as planned. `any_steps`: all that `local`
     does is to move the model, so that somebody else may take the steps and hand in the model they lead to
     (`p2pfl.join`). `travelling`: (path of a leaf of the payload, its shape, round) -> the shape of what of it travels
-    in a message of that round, the first of every axis; None: all of it, always. `learner`: what it learns with, by
-    which `p2pfl.simulate` evaluates it.
+    in a message of that round, the first of every axis; None: all of it, always. `whole`: a node mixes all
+    neighbours that the graph names in a round, or none: it knows nothing but their sum. `learner`: what it learns with,
+    by which `p2pfl.simulate` evaluates it.
     """
 
     name: str
@@ -120,6 +122,7 @@ class Algorithm(NamedTuple):
     put: Callable[[State, Params], State] | None = None
     any_steps: bool = False
     travelling: Callable[[str, tuple[int, ...], int], tuple[int, ...]] | None = None
+    whole: bool = False
     learner: Learner | None = None
 
     def replaced(self, state: State, params: Params) -> State:

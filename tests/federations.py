@@ -13,6 +13,7 @@ from p2pfl.config.experiment import Experiment
 from p2pfl.data import Dataset, Samples
 from p2pfl.data.builtin import digits
 from p2pfl.drivers.simulate import loop
+from p2pfl.drivers.simulate.simulation import Outcome
 from p2pfl.federation import federation
 from p2pfl.federation.federation import Federation
 from p2pfl.federation.tasks import tasks
@@ -174,6 +175,14 @@ MECHANISMS: dict[str, dict[str, Any]] = {
         ),
         "rounds": 3,
     },
+    "predictions": {
+        **_objective(
+            {"name": "missing_classes"}, {"name": "medisecfed", "rows": 6, "batch": 4}, name="mlp", hidden=[4],
+        ),
+        "rounds": 4, "churn": GONE_AND_BACK,
+        "other_model": [{"nodes": [1], "name": "mlp", "hidden": [3], "norm": "batch"}],
+        "algorithm": {"name": "dsgd", "wrap": [{"name": "median"}]},
+    },
     "reconstruction": {
         **NETWORK,
         "data": {**NETWORK["data"], "degrade": {"by": "noise", "noise": [0.05, 0.2, 0.1]}},
@@ -186,7 +195,15 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "a share of the nodes": {**_objective(), "rounds": 5, "topology": {"graph": "ring", "nodes": 5, "take_part": 0.5}},
     "private steps": {
         **_objective({"name": "fedprox", "mu": 0.1}, name="mlp", hidden=[4]), "rounds": 4, "network": {"loss": 0.2},
-        "privacy": {"clip": 0.5, "noise": 1.0, "delta": 0.01, "epsilon": 6.0, "sampling": "poisson"},
+        "privacy": {
+            "clip": 0.5, "noise": 1.0, "delta": 0.01, "epsilon": 6.0, "sampling": "poisson", "correlated": 2.0,
+        },
+        "algorithm": {"name": "dsgd", "wrap": [{"name": "shatter", "chunks": 2}]},
+    },
+    "private updates": {
+        **_objective(), "rounds": 4, "network": {"loss": 0.2},
+        "privacy": {"clip": 0.5, "noise": 1.0, "delta": 0.01, "epsilon": 6.0, "of": "updates", "law": "laplace"},
+        "algorithm": {"name": "dsgd", "wrap": [{"name": "zip_dl", "scale": 0.1}]},
     },
     "noise and features": {
         **_objective({"name": "experts"}, {"name": "align", "rows": 3, "noise": 0.1, "minimum": 2}),
@@ -267,6 +284,10 @@ def looped(federation: Federation) -> np.ndarray:
 
 def at_once(federation: Federation, **how: Any) -> np.ndarray:
     """[n, parameters] the final models of the simulator."""
-    models = simulated.simulate_federation(federation, **how).models
-    leaves = [np.asarray(leaf).reshape(len(federation.graph), -1) for leaf in jax.tree.leaves(models)]
+    return flattened(federation, simulated.simulate_federation(federation, **how))
+
+
+def flattened(federation: Federation, outcome: Outcome) -> np.ndarray:
+    """The same of one that has run."""
+    leaves = [np.asarray(leaf).reshape(len(federation.graph), -1) for leaf in jax.tree.leaves(outcome.models)]
     return np.concatenate(leaves, axis=1)

@@ -16,6 +16,7 @@ from p2pfl.protocol.membership.events import (
     Event,
     Gone,
     Heard,
+    MemberDied,
     MemberDrop,
     MemberReborn,
     MemberStart,
@@ -180,7 +181,12 @@ class World:
         return until is not None and until()
 
     def crash(self, place: int) -> None:
+        """With its machine: it has no last word."""
         self.at[place].running = False
+
+    def kill(self, place: int) -> None:
+        """The node alone: its membership is there for a moment."""
+        self.tell(place, MemberDied())
 
     def freeze(self, place: int, seconds: float) -> None:
         self.at[place].frozen = self.now + seconds

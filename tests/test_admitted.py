@@ -323,7 +323,7 @@ name = "gradient_tracking"
 
 
 @pytest.mark.live
-@pytest.mark.more
+@pytest.mark.soak  # by day those of docs/federation.md let one in, and those of test_grow.py go on with it
 def test_processes_let_a_fourth_in_once_they_are_told_and_one_comes_back_with_what_it_had(tmp_path: Path) -> None:
     (tmp_path / "experiment.toml").write_text(EXPERIMENT)
     with reserved(4) as ports:

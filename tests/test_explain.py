@@ -171,12 +171,12 @@ def ran(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str, rounds: int = 
     assert done.exit_code == 0, done.output
 
 
-@pytest.mark.more
 @pytest.mark.parametrize(
     ("model", "methods"),
     [
-        ("cnn", ("integrated", "occlusion")),  # Grad-CAM's weights are means over the map, as docs say
-        ("resnet", ("integrated", "occlusion", "grad_cam")),
+        # Grad-CAM's weights are means over the map, as docs say
+        pytest.param("cnn", ("integrated", "occlusion"), marks=pytest.mark.more),
+        pytest.param("resnet", ("integrated", "occlusion", "grad_cam"), marks=pytest.mark.soak),
     ],
 )
 def test_images_of_every_site_are_explained_by_where_their_class_is(

@@ -122,7 +122,7 @@ NEEDED = {
     "imaging": ["data/heart_disease_4sites.csv", "data/mednist64_3300.npz", "data/pneumoniamnist_rebuilt.npz"],
     "mri-reconstruction": ["data/mednist64_3300.npz"], "pneumonia": ["data/pneumoniamnist_rebuilt.npz"],
     "private-hearts": ["data/heart_disease_4sites.csv"],
-    "scanner-shift": ["data/pneumoniamnist_rebuilt.npz"],
+    "scanner-shift": ["data/pneumoniamnist_rebuilt.npz"], "secure": ["data/heart_disease_4sites.csv"],
     "tcga-brca": ["data/tcga_brca_6regions.csv"],
     "unequal-hospitals": ["data/pneumoniamnist_rebuilt.npz"],
 }  # fmt: skip
@@ -209,8 +209,11 @@ def test_a_template_runs_as_it_is(folder: Path) -> None:
         assert (folder / "runs" / "sweep-study" / "table.md").exists()
 
 
-@pytest.mark.more
-@pytest.mark.parametrize("folder", ["hospital", "lan"], indirect=True)
+@pytest.mark.parametrize(
+    "folder",
+    [pytest.param("hospital", marks=pytest.mark.more), pytest.param("lan", marks=pytest.mark.soak)],
+    indirect=True,
+)
 def test_its_nodes_run_one_by_one(folder: Path) -> None:
     files = [path.name for path in node_files(folder)]
     text, timing = (folder / "experiment.toml").read_text("utf-8"), "".join(f"{k} = {v}\n" for k, v in PATIENT.items())

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import LANES, pytest_collection_modifyitems
+from conftest import LANES, by_night, pytest_collection_modifyitems
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["pytest"]["ini_options"]
@@ -53,6 +53,11 @@ def test_ci_runs_all_lanes_but_the_nights() -> None:
     assert re.search(r"^test-all:.*\bfaults$", makefile, re.MULTILINE)
     assert re.search(r"^test:.*\n\t\$\(MAKE\) .*\blint fast$", makefile, re.MULTILINE)
     assert selected(DEFAULT, set()) and not any(selected(DEFAULT, {lane}) for lane in LANES)
+
+
+def test_nights_are_told_from_days() -> None:
+    assert [by_night(each) for each in ("soak", "soak and live", "live and soak")] == [True] * 3
+    assert not any(by_night(expression) for target, expression in selections() if target != "soak")
 
 
 @pytest.mark.parametrize("lanes", [*itertools.combinations(LANES, 2)])

@@ -341,7 +341,9 @@ def test_a_port_that_is_held_is_waited_for_and_that_is_said(monkeypatch: pytest.
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", port))
         held.listen()
-        monkeypatch.setattr(ports.clock, "pause", lambda seconds: held.close())  # what held it ends meanwhile
+        now = itertools.count(step=0.3)
+        monkeypatch.setattr(ports.clock, "now", lambda: next(now))
+        monkeypatch.setattr(ports.clock, "pause", lambda seconds: held.close() if said else None)  # what held it ends
         ports.await_free([address], said.append)
     assert said == [f"{address} is held by another process: waiting up to 15 s for it to be free"]
 

@@ -143,9 +143,8 @@ def models(out: Path, nodes: int) -> list[dict[str, np.ndarray]]:
     return [safetensors.numpy.load_file(out / "nodes" / str(node) / "model.safetensors") for node in range(nodes)]
 
 
-@pytest.mark.parametrize(
-    "graph", [pytest.param("ring", marks=pytest.mark.more), pytest.param("star", marks=pytest.mark.soak)]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("graph", ["ring", "star"])
 def test_live_equals_the_plain_loop_to_the_bit(start: Callable[..., Started], graph: str) -> None:
     small = (*NO_CHURN, "--set", "rounds=15", "--set", "topology.nodes=5", "--set", f"topology.graph={graph}")
     live = start(*small, *PATIENT).end()

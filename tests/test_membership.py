@@ -20,6 +20,7 @@ from p2pfl.protocol.membership.events import (
     Changed,
     Gone,
     Heard,
+    MemberDied,
     MemberDrop,
     MemberLeave,
     MemberReborn,
@@ -609,6 +610,37 @@ def test_leaving_alone_is_quick_and_with_others_waits_for_receipts_but_not_for_e
     assert ping.sender.state == LEFT
     one.hear(by=1, message=Ack(), seq=ping.seq)
     assert Gone() in one.passes(LAN.gossip_every * 1.01)
+
+
+# a last word
+
+
+def test_who_has_died_says_so_to_all_until_all_have_asked_and_for_a_period_at_most() -> None:
+    assert Gone() in One().do(MemberDied())
+    one = One(*(account(n) for n in (1, 2, 3, 4, 5)))
+    pings = said(one.do(MemberDied()), DirectPing)
+    assert {to for to, _ in pings} == {address(n) for n in (1, 2, 3, 4, 5)}
+    assert {(ping.sender.life, ping.sender.state) for _, ping in pings} == {(1, DEAD)}
+    for node in (1, 2, 3, 4, 5):
+        effects = one.hear(by=node, message=DirectPing(0), seq=node)
+        ((to, answer),) = said(effects, Ack)
+        assert (to, answer.seq, answer.sender.state) == (address(node), node, DEAD)
+        assert (Gone() in effects) == (node == 5)
+    assert one.hear(by=5, message=DirectPing(0)) == [] and one.member.wake == math.inf
+    one = One(account(1), account(2))
+    one.do(MemberDied())
+    assert Gone() not in one.hear(by=1, message=DirectPing(0)) and Gone() in one.passes(LAN.interval + 0.001)
+
+
+def test_who_has_left_or_is_no_member_any_more_has_no_last_word() -> None:
+    one = One(account(1))
+    one.do(MemberLeave())
+    assert one.do(MemberDied()) == [] and one.held(0).state == LEFT
+    assert {d.sender.state for _, d in datagrams(one.passes(LAN.leave + 0.1))} == {LEFT}
+    for end in (Admit(frozenset({1})), MemberLeave()):  # the latter: nobody is there to be told
+        one = One()
+        one.do(end)
+        assert one.do(MemberDied()) == [] and one.member.wake == math.inf
 
 
 # the parts

@@ -110,6 +110,7 @@ LIES = {
     "one that nobody knows": Lie("signature", (signed(account(3), by=1),), {"state": ALIVE}, about=3),
     "in the name of another": Lie("sender", (), {"life": 5}, signed(account(2, life=5))),
     "in the name of another, unsigned": Lie("sender", (), {"refutes": 9}, account(2, refutes=9)),
+    "the last word of another": Lie("sender", (), {"state": DEAD}, TRUE._replace(state=DEAD)),
     "another's own words": Lie("sender", (), {"own": 7}, TRUE._replace(round=7, said=1)),
     "itself, unsigned": Lie("signature", (), {"refutes": 3}, account(1, refutes=3), about=1),
 }
@@ -180,6 +181,37 @@ def test_an_answer_counts_from_who_was_asked_and_by_its_own_link(with_keys: bool
         one.told(message=Nack(), seq=ask.seq)
     one.passes(LAN.interval)
     assert one.held(2).state == (SUSPECT if with_keys else ALIVE)
+
+
+@pytest.mark.parametrize("lately", [True, False], ids=["lately", "long ago"])
+@pytest.mark.parametrize("with_keys", [True, False], ids=["keys", "no keys"])
+def test_a_last_word_counts_when_its_member_says_it_again(with_keys: bool, lately: bool) -> None:
+    """Who says of itself that it has died is asked, also where it has just answered, and believed at once."""
+    for answer in (DEAD, ALIVE):
+        one, asked = Honest(with_keys), list[Datagram]()
+        while lately and not asked:
+            asked = [ping for to, ping in said(one.passes(0.01), DirectPing) if to == address(2)]
+        for ping in asked:
+            one.told(by=2, message=Ack(), seq=ping.seq)
+        effects = one.told(by=account(2, DEAD), message=DirectPing(0))
+        question = next(ping for to, ping in said(effects, DirectPing) if to == address(2))
+        assert one.held(2).state == ALIVE and said(effects, Ack), "a letter alone ends no life"
+        effects = one.told(by=account(2, answer), message=Ack(), seq=question.seq)
+        assert one.held(2).state == answer
+        assert [drop.reason for drop in of(effects, MemberDrop)] == (["denied"] if answer == ALIVE else [])
+
+
+@pytest.mark.parametrize("with_keys", [True, False], ids=["keys", "no keys"])
+def test_a_last_word_of_an_earlier_life_is_no_news(with_keys: bool) -> None:
+    """The node is there again: the word is not asked about, and who says it hears of the present life."""
+    one = Honest(with_keys)
+    one.told(by=account(2, life=5))
+    one.passes(LAN.interval)
+    before = one.held(2)
+    effects = one.told(by=account(2, DEAD), message=DirectPing(0))
+    assert one.held(2) == before and before.life == 5 and not said(effects, DirectPing)
+    one.told(account(2, DEAD), by=1)
+    assert one.held(2) == before
 
 
 @pytest.mark.parametrize("with_keys", [True, False], ids=["keys", "no keys"])

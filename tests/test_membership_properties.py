@@ -132,6 +132,22 @@ def test_a_crash_is_found_within_the_same_time_whatever_the_size() -> None:
     assert max(rates.values()) <= 1.2 * min(rates.values()), f"messages per member and second: {rates}"
 
 
+@pytest.mark.parametrize("n, loss, keys", [(2, 0.0, None), (8, 0.0, None), (8, 0.0, KEYS), (8, 0.2, None)])
+def test_who_is_killed_without_its_membership_is_suspected_by_nobody(n: int, loss: float, keys: Any) -> None:
+    """Its last word is known to all within a period of probing, as a death, and its next life is there at once."""
+    world, node = World(1, lossy(loss), keys=keys).all(n), n // 2
+    start = world.now
+    world.kill(node)
+    assert world.run(8 * LAN.interval, until=lambda: world.last(DEAD, node) < math.inf)
+    if not loss:  # else some hear of it from others, and ask in vain
+        assert world.last(DEAD, node) - start < LAN.interval / 2 and world.first(SUSPECT, node) == math.inf
+    assert world.deaths() == 1 and world.first(LEFT, node) == math.inf
+    world.start(node, [0 if node else 1], life=9)
+    world.run(3.0)
+    assert world.views() == {tuple((each, 9 if each == node else 1) for each in range(n))}
+    assert not world.of(Accused)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("n, seeds", [(3, 500), (8, 200), (16, 200), (32, 20), (64, 5), (128, 1)])
 def test_a_crash_is_found_within_the_same_time_over_many_seeds(n: int, seeds: int) -> None:

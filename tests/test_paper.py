@@ -92,8 +92,8 @@ def test_the_index_names_every_file_with_what_the_page_says(written: tuple[Path,
             assert re.sub("'", "&#39;", caption) in text, name
 
 
-EXPLAINED = ("explanations", "importance")
-"""Figures of `p2pfl explain`, which nobody has called for this run."""
+EXPLAINED = ("explanations", "importance", "leaks", "reconstructed")
+"""Figures of `p2pfl explain` and `p2pfl audit`, which nobody has called for this run."""
 
 
 @pytest.mark.more

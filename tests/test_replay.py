@@ -34,14 +34,6 @@ GRADIENT_TRACKING = Case("gradient_tracking")
 PUSH_SUM = Case("push_sum", "one_peer_exponential", 6)
 
 
-def lanes(more: Case, soak: Case) -> list[Any]:
-    """One case for `make test-all`, and one for the night."""
-    return [
-        pytest.param(more, marks=pytest.mark.more, id=str(more)),
-        pytest.param(soak, marks=pytest.mark.soak, id=str(soak)),
-    ]
-
-
 def looped(folder: Path, case: Case, rounds: int = 24, more: str = "") -> Path:
     """A run directory of the plain loop."""
     file = write(folder, case, rounds=rounds, more=more)
@@ -97,7 +89,8 @@ def test_a_live_crash_and_return_is_replayed(start: Callable[..., Started], tmp_
 
 
 @pytest.mark.live
-@pytest.mark.parametrize("case", lanes(PUSH_SUM, GRADIENT_TRACKING))
+@pytest.mark.soak  # as above
+@pytest.mark.parametrize("case", [PUSH_SUM, GRADIENT_TRACKING], ids=str)
 def test_a_live_kill_and_a_freeze_at_any_moment_are_replayed(
     start: Callable[..., Started],  # noqa: F811
     tmp_path: Path,

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 from click.testing import CliRunner
-from federations import CASES, MECHANISMS, TABLE, at_once, federation_of, flat, looped, spoilt
+from federations import CASES, MECHANISMS, TABLE, at_once, federation_of, flat, flattened, looped, spoilt
 
 import p2pfl
 from p2pfl import tree
@@ -37,17 +37,27 @@ from p2pfl.topology import plan
 AGAIN = {
     "dsgd cta", "dmsgd", "qg_dsgdm", "gradient_tracking", "diging", "exact_diffusion", "d2", "push_sum",
     "epidemic oracle", "dfedavg", "outer", "outer pairs", "fedavg complete", "fedprox", "local", "base graph",
-    "complete", "loss", "self", "loss, fedavg", "churn", "grows", "scheduled", "epidemic", "share",
+    "complete", "loss", "self", "loss, fedavg", "churn", "grows", "epidemic",
     "objectives", "more objectives", "weights and widths", "reconstruction", "widths, churn", "spectra and weights",
-    "share, corrections", "share, push", "share, churn", "share, outer", "share, gossip",
-    "noise and features", "rules", "scores", "a lie for each", "replay", "colours", "private steps",
+    "share, push", "share, churn", "share, outer",
+    "noise and features", "scores", "a lie for each", "replay", "colours", "private steps",
     "a share of the nodes",
 }  # fmt: skip
 """Other variants of what the rest tries; each algorithm by itself is held to its equations in test_algorithms.py."""
 
 
+NIGHTLY = {"share", "share, corrections", "share, gossip", "scheduled", "rules"}
+"""Of "share" others have the same and more: "share, churn", "share, push" and "share, outer"; each algorithm:
+test_share.py. Of two the bits depend on how XLA emits fusions, which is another way by day (conftest.py): a learning
+rate is in float32 (test_virtual.py has such by day), and rules choose among neighbours, whose distances are rounded
+("scores" and "a lie for each" have others by day)."""
+
+
 def some(names: Iterable[str]) -> list[Any]:
-    return [pytest.param(name, marks=pytest.mark.more if name in AGAIN else ()) for name in names]
+    return [
+        pytest.param(name, marks=pytest.mark.soak if name in NIGHTLY else pytest.mark.more if name in AGAIN else ())
+        for name in names
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -68,21 +78,19 @@ def test_all_nodes_at_once_are_the_plain_loop(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", some(MECHANISMS))
-def test_all_nodes_at_once_are_the_plain_loop_also_with_what_a_study_adds(case: str, optimised: None) -> None:
-    """Batch normalisation divides by small numbers: rounding grows. With XLA's optimiser, without which the last bit of
-    a first model, drawn in float32, depends on the program around."""
+def test_all_nodes_at_once_are_the_plain_loop_also_with_what_a_study_adds(case: str) -> None:
+    """But for the last bit of a first model, which is drawn in float32 and depends on the program around: 2^-24 of 1.
+    Batch normalisation divides by small numbers, so that it may grow; what is computed otherwise differs by more."""
     with jax.numpy_dtype_promotion("standard"):  # Flax's batch normalisation refuses strict float64
         made = federation_of(MECHANISMS[case])
-        np.testing.assert_allclose(at_once(made), looped(made), rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(at_once(made), looped(made), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     "case", [
         "dsgd",
-        *(
-            pytest.param(case, marks=pytest.mark.more)
-            for case in ("push_sum", "late", "gradient_tracking", "epidemic", "fedavg star", "churn, push", "local")
-        ),
+        *(pytest.param(one, marks=pytest.mark.more) for one in ("push_sum", "epidemic", "fedavg star", "churn, push")),
+        *(pytest.param(one, marks=pytest.mark.soak) for one in ("late", "gradient_tracking", "local")),
     ],
 )  # fmt: skip
 def test_spread_over_devices_is_the_same(case: str) -> None:
@@ -108,17 +116,18 @@ def test_every_way_of_mixing_is_the_same(graph: str, devices: int, monkeypatch: 
         np.testing.assert_allclose(at_once(made, devices=devices, chunk=3), expected, rtol=1e-12, atol=1e-13)
 
 
+OTHERS = ("epidemic", "gossip_learning", "fedavg star", "renormalise", "loss, push", "base graph", "wraps")
+"""On one device by day, on four by night, where those of `test_spread_over_devices_is_the_same` are by day."""
+
+
 @pytest.mark.parametrize(
     ("case", "way", "devices"),
     [
         ("dsgd", "", 1), ("late", "", 1), ("complete", "mean", 4), ("complete", "dense", 1), ("churn", "", 1),
+        *(pytest.param(case, "", 4, marks=pytest.mark.more) for case in ("dsgd", "gradient_tracking", "late")),
         pytest.param("push_sum", "", 4, marks=pytest.mark.more),
-        *(
-            pytest.param(case, "", devices, marks=pytest.mark.more)
-            for case in ("dsgd", "gradient_tracking", "epidemic", "gossip_learning", "fedavg star", "renormalise",
-                         "loss, push", "base graph", "wraps", "complete", "late")
-            for devices in (1, 4)
-        ),
+        *(pytest.param(case, "", 1, marks=pytest.mark.more) for case in OTHERS),
+        *(pytest.param(case, "", 4, marks=pytest.mark.soak) for case in (*OTHERS, "complete")),
     ],
 )  # fmt: skip
 def test_who_is_not_finite_is_refused_as_in_the_plain_loop(
@@ -129,10 +138,12 @@ def test_who_is_not_finite_is_refused_as_in_the_plain_loop(
     told: list[simulation.Evaluated] = []
     if way:
         monkeypatch.setattr(autotune, "mixing", lambda *given: way)
-    models = at_once(made, devices=devices, progress=lambda round, evaluated: told.extend(evaluated))
+    outcome = simulated.simulate_federation(
+        made, devices=devices, progress=lambda round, evaluated: told.extend(evaluated)
+    )
+    models = flattened(made, outcome)
     np.testing.assert_allclose(models, looped(made), rtol=1e-10, atol=1e-12)
     assert [i for i, model in enumerate(models) if not np.isfinite(model).all()] == [1]
-    outcome = simulated.simulate_federation(made, devices=devices)
     assert np.flatnonzero(outcome.diverged).tolist() == [1] and outcome.diverged[1] == 1
     assert outcome.booked == sum(int(one.arrived.sum()) for one in told) < outcome.planned
     assert not any((one.neighbor[one.arrived] == 1).any() or one.arrived[1].any() for one in told) or case != "dsgd"
@@ -353,13 +364,15 @@ def test_a_run_leaves_the_records_of_a_run(tmp_path: Path) -> None:
     wanted: Experiment = experiment.parse(TABLE, "test.toml", Experiment)
     file.write_text(experiment.dump(wanted))
     command = [sys.executable, "-m", "p2pfl", "run", str(file), "--json", "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env={**os.environ, "XLA_FLAGS": ""})
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # which the command then sets
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     summary = json.loads(done.stdout)
     # the quadratic's figures, and they are those of theory: two local steps towards (I - W H) x = W (I - H) b
     assert summary["distance_to_optimum"] > 0.01
     assert summary["mean_residual"] < 1e-15
-    assert summary["simulated_by"]["devices"] >= 1 and summary["seconds_processor_per_round"] > 0
+    cores = len(os.sched_getaffinity(0))
+    assert (summary["simulated_by"]["devices"] > 1) == (cores > 1) and summary["seconds_processor_per_round"] > 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {row["round"] for row in rows} == {3, 6, 7} and {row["node"] for row in rows} == set(range(9))
     assert (tmp_path / "run" / "report.html").exists() and (tmp_path / "run" / "models.safetensors").exists()

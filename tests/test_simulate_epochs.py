@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,15 @@ def float64() -> Iterator[None]:
 
 
 def federation(
-    algorithm: str, churn: list[dict[str, Any]], graph: str = "ring", nodes: int = NODES, rounds: int = 15, **more: Any
-) -> Federation:
+    algorithm: str, churn: list[dict[str, Any]], graph: str = "ring", nodes: int = NODES, rounds: int = 15,
+    wrap: Sequence[dict[str, Any]] = (), **more: Any,
+) -> Federation:  # fmt: skip
     table = {
         "name": "t", "rounds": rounds, "data": {"source": "quadratic", "dim": 3}, "churn": churn,
         "training": {
             "optimizer": {"name": "sgd", "learning_rate": 0.1}, "batch_size": 2, "local_steps": 2, "dtype": "float64",
         },
-        "topology": {"graph": graph, "nodes": nodes}, "algorithm": {"name": algorithm},
+        "topology": {"graph": graph, "nodes": nodes}, "algorithm": {"name": algorithm, "wrap": [*wrap]},
         "driver": {"kind": "simulate"}, "evaluation": {"every": rounds}, "baselines": False, **more,
         "network": {"alone": "train", **more.get("network", {})},
     }  # fmt: skip
@@ -75,6 +76,7 @@ def course(made: Federation) -> Course:
         pytest.param("exact_diffusion", "base", {}, marks=pytest.mark.more),
         pytest.param("push_sum", "one_peer_exponential", {}, marks=pytest.mark.more),
         pytest.param("gossip_learning", "ring", {}, marks=pytest.mark.more),
+        pytest.param("dsgd", "complete", {"wrap": [{"name": "zip_dl", "scale": 0.1}]}, marks=pytest.mark.more),
         pytest.param("gradient_tracking", "path", {"network": {"late": 2, "detection": 0}}, marks=pytest.mark.soak),
         pytest.param("fedavg", "star", {}, marks=pytest.mark.soak),
         pytest.param("epidemic", "complete", {}, marks=pytest.mark.soak),

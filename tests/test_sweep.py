@@ -24,6 +24,7 @@ from click.testing import CliRunner, Result
 from p2pfl.cli import main
 from p2pfl.config import experiment
 from p2pfl.errors import ConfigError, Exit
+from p2pfl.federation.federation import build
 from p2pfl.sweeps import plan, process, table
 from p2pfl.sweeps.results import ALONE, Row, SweepTable
 from p2pfl.sweeps.workers import Workers
@@ -567,3 +568,25 @@ def test_a_run_directory_is_judged_by_its_experiment(folder: Path) -> None:
     run = plan.runs(plan.read(folder / "sweep.toml"))[0]
     assert not plan.done(folder, run)
     assert plan.directory(folder, run) == folder / "runs" / "0-dsgd-seed0"
+
+
+def test_a_run_whose_nodes_the_data_count_is_there(folder: Path) -> None:
+    """It has written their number down, which the sweep leaves out."""
+    rows = "\n".join(f"{'abc'[i % 3]},{i % 7},{i // 3 % 2}" for i in range(30))
+    (folder / "rows.csv").write_text(f"site,age,ill\n{rows}\n")
+    table = f'{{ source = "csv", path = "{folder}/rows.csv", site = "site", label = "ill", partition = "by_site" }}'
+    text = BASE.replace('{ source = "quadratic", dim = 2 }', table).replace(", nodes = 4", "")
+    (folder / "experiment.toml").write_text(text.replace("float64", "float32") + 'model = { name = "logistic" }\n')
+    (folder / "sweep.toml").write_text(SWEEP.replace('"distance_to_optimum", ', "").split("[picture]")[0])
+    run = plan.runs(plan.read(folder / "sweep.toml"))[0]
+    out = plan.directory(folder, run)
+    out.mkdir(parents=True)
+    (out / "summary.json").write_text("{}")
+    written = experiment.dump(build(run.wanted).experiment)
+    assert run.wanted.topology.nodes is None and "nodes = 3\n" in written
+    for text, there in ((written, True), (written.replace("rounds = 6", "rounds = 7"), False)):
+        (out / "experiment.toml").write_text(text)
+        assert plan.done(folder, run) == there
+    (folder / "sweep.toml").write_text(SWEEP.replace("dsgd = []", 'dsgd = ["topology.nodes=4"]'))
+    (out / "experiment.toml").write_text(written)  # of three
+    assert not plan.done(folder, plan.runs(plan.read(folder / "sweep.toml"))[0])

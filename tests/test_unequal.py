@@ -129,7 +129,7 @@ def test_a_narrow_node_holds_nothing_but_its_slice() -> None:
     [
         (objective({"name": "ditto", "strength": 1.0}, {"name": "widths", "ratios": [0.5] * 4}), "name widths first"),
         ({**WIDTHS, "algorithm": {"name": "dsgd", "wrap": [{"name": "fourier", "start": 0.5, "rounds": 2}]}},
-         r"algorithm.wrap\[0\]: fourier compares all channels"),
+         r"algorithm.wrap\[0\]: fourier takes all channels"),
         ({**WIDTHS, "model": {"name": "unequal_models:declared"}}, "model: does not compute with the first channels"),
         ({**WIDTHS, "algorithm": {"name": "push_sum"}}, "wrap widths: push_sum sends one way"),
         ({"training": {**WIDTHS["training"], "lora": {"rank": 1}}}, "training.lora: does not go with the objective"),

@@ -269,6 +269,22 @@ def test_a_crash_is_a_new_epoch_without_the_dead(seed: int) -> None:
     assert ring.number(1).mixed[390] == [0, 3]
 
 
+@pytest.mark.parametrize(("end", "waits"), [("crash", False), ("vanish", True)])
+def test_neighbors_go_on_at_once_without_who_is_killed_and_not_without_who_has_no_last_word(
+    end: str, waits: bool
+) -> None:
+    ring = Ring(6, 10**6)
+    ring.until_round(50)
+    began = ring.world.now
+    getattr(ring.world.nodes[2], end)()
+    ring.until_round(60)
+    took = ring.world.now - began
+    assert (took > PRESETS["local"].silence) == waits and (took < 20 * STEP) == (not waits), took
+    ring.world.run(began + 5.0)
+    assert {(event, about) for _, by, event, about, _ in ring.notes if by != 2} == {("removed", 2)}  # no leave
+    assert all(ring.number(i).epochs[-1][1] == (0, 1, 3, 4, 5) for i in (0, 1, 3, 4, 5))
+
+
 @pytest.mark.parametrize("seed", seeds(2))
 def test_the_last_one_goes_on_alone(seed: int) -> None:
     others = [Event("crash", i, 10 + i) for i in range(1, 5)]

@@ -221,4 +221,4 @@ def test_what_cannot_be_wrapped(wrap: Any, text: str) -> None:
 def test_the_table_of_wraps() -> None:
     assert WRAPS["cast"] is cast and WRAPS["clip"] is clip
     weighed = {"by_samples", "by_loss", "by_similarity", "by_labels"}
-    assert set(WRAPS) == {"cast", "clip", "fourier", "noise", *weighed, *RULES}
+    assert set(WRAPS) == {"cast", "clip", "fourier", "noise", "zip_dl", "shatter", *weighed, *RULES}

@@ -5,7 +5,7 @@ training from rows in a file beside training from rows in memory.
 
 python tools/bench.py                    # the figures of the README
 python tools/bench.py --only simulate    # or live, goodput, joining, links, floods, cache
-python tools/bench.py --only goodput --for 10min
+python tools/bench.py --only goodput --for 10min --driver live    # real processes alone
 python tools/bench.py --smoke            # one short run of each: does the benchmark itself still work?
 """
 
@@ -490,6 +490,7 @@ def main() -> None:
     parser.add_argument("--flood", default="", help="only floods with this in their name, as in member or models")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--for", dest="length", help="how long each run of goodput is, as in 10min")
+    parser.add_argument("--driver", choices=["simulate", "virtual", "live"], help="goodput of this one alone")
     arguments = parser.parse_args()
     smoke, repeats = arguments.smoke, 1 if arguments.smoke else arguments.repeats
     if arguments.only not in ("goodput", "joining", "floods", "links", "cache"):
@@ -497,7 +498,7 @@ def main() -> None:
     if arguments.only in (None, "goodput"):
         # minutes where time is not the clock's; of real processes one
         whole = (("simulate", 16, "5min"), ("virtual", 16, "2min"), ("live", 8, "60s"))
-        cases = (("virtual", 4, "15s"),) if smoke else whole
+        cases = (("virtual", 4, "15s"),) if smoke else [case for case in whole if arguments.driver in (None, case[0])]
         bench_goodput([(driver, nodes, arguments.length or length) for driver, nodes, length in cases])
     if arguments.only in (None, "joining"):
         bench_joining(repeats, "[1200, 1100]" if smoke else "[3400, 3200]", 6 if smoke else 30)

@@ -1,4 +1,4 @@
-"""One table of all methods: each beside every hospital alone, plain mixing, and all data pooled.
+"""One table of methods: each beside every hospital alone, plain mixing, and all data pooled.
 
     python experiments/imaging/table.py                      # all that expected.json lacks, then the files below
     python experiments/imaging/table.py --only FedBN --only ground=hearts --workers 1
@@ -71,6 +71,7 @@ class Method(NamedTuple):
     set: tuple[str, ...]
     answer: str  # of evaluation.answers: the model that is the method's; "": the node's own
     note: str  # what is to be said of the result
+    row: str  # its row in docs/medical.md, "The methods, one by one", where that has another name
 
     @property
     def line(self) -> str:
@@ -85,6 +86,7 @@ class Table(NamedTuple):
     seeds: tuple[int, ...]
     grounds: dict[str, Ground]
     methods: tuple[Method, ...]
+    elsewhere: dict[str, str]  # a row of docs/medical.md that is none here -> the test that holds it; "": none does
 
 
 Row = dict[str, Any]
@@ -112,7 +114,7 @@ def read(file: Path = HERE / "methods.toml") -> Table:
             faults.append(f"grounds.{name}.experiment: no such file: {experiment}")
     for number, given in enumerate(whole.get("method", [])):
         where = f"method[{number}] ({given.get('name', 'without a name')})"
-        faults += _fields(where, given, ("name", "source", "claims", "ground"), ("set", "answer", "note"))
+        faults += _fields(where, given, ("name", "source", "claims", "ground"), ("set", "answer", "note", "row"))
         fields = {name: given.get(name, "") for name in Method._fields}
         methods.append(Method(**{**fields, "set": (*given.get("set", ()),)}))
         if given.get("ground") not in grounds:
@@ -123,7 +125,7 @@ def read(file: Path = HERE / "methods.toml") -> Table:
         faults.append(f"seeds={whole.get('seeds')}: must be {min(T95)} to {max(T95)} whole numbers")
     if faults:
         sys.exit("\n".join(f"{file}: {fault}" for fault in faults))
-    return Table(tuple(whole["seeds"]), grounds, tuple(methods))
+    return Table(tuple(whole["seeds"]), grounds, tuple(methods), whole.get("elsewhere", {}))
 
 
 def _fields(where: str, given: dict[str, Any], needed: Sequence[str], others: Sequence[str]) -> list[str]:
@@ -395,6 +397,9 @@ def markdown(table: Table, stored: Stored) -> str:
     absent = [each.name for each in table.methods if each.name not in {one.method.name for one in found}]
     if absent:
         lines += ["", "## Not computed yet", "", f"{'; '.join(absent)}: `python experiments/imaging/table.py` goes on."]
+    why = "What asks for data, stages or a score that no row has, or is no training: with its file in tests/."
+    held = ((name, f"`{test}`" if test else "no test shows an effect") for name, test in table.elsewhere.items())
+    lines += ["", "## Not in this table", "", why, "", *(f"- {name}: {test}" for name, test in held)]
     return "\n".join(lines) + "\n"
 
 
@@ -529,7 +534,7 @@ def chosen(table: Table, only: Sequence[str]) -> set[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the table of all methods.")
+    parser = argparse.ArgumentParser(description="Make the table of methods.")
     parser.add_argument("--only", action="append", default=[], metavar="METHOD|ground=NAME", help="only these rows")
     parser.add_argument("--again", action="store_true", help="make rows anew that expected.json has")
     parser.add_argument("--draw", action="store_true", help="write table.md and picture.png of expected.json alone")

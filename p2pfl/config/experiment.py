@@ -19,9 +19,9 @@ from pydantic.dataclasses import dataclass
 from p2pfl.check import LIST, STRICT, Count, Texts
 from p2pfl.config import attack, churn, data, model, toml
 from p2pfl.config.attack import AttackTable
-from p2pfl.config.churn import ChurnTable
+from p2pfl.config.churn import ChurnTable, Nodes
 from p2pfl.config.data import Data, DataFile, DataTable
-from p2pfl.config.model import ModelTable
+from p2pfl.config.model import ModelTable, OtherModel
 from p2pfl.config.virtual import Virtual, VirtualLink
 from p2pfl.data import layout
 from p2pfl.errors import ConfigError
@@ -61,14 +61,30 @@ class Training:
 
 @dataclass(frozen=True, config=STRICT)
 class Privacy:
-    """[privacy]: local steps are differentially private for each training row: DP-SGD."""
+    """[privacy]: what local steps tell of the rows is differentially private: DP-SGD, or noise on whole updates."""
 
-    clip: Annotated[float, Field(gt=0)]  # largest norm of the gradient of a row
+    clip: Annotated[float, Field(gt=0)]  # largest norm of the gradient of a row, or of an update
     delta: Annotated[float, Field(gt=0, lt=1)]  # of (epsilon, delta)
-    noise: Annotated[float, Field(gt=0)] | None = None  # standard deviation of the noise on their sum, in units of
-    # clip; None: as little as keeps all rounds within epsilon
+    noise: Annotated[float, Field(gt=0)] | None = None  # standard deviation of the noise on their sum, or on an
+    # update, in units of clip; None: as little as keeps all rounds within epsilon
     epsilon: Annotated[float, Field(gt=0)] | None = None  # budget: a node trains no more before it is exceeded
     sampling: Literal["passes", "poisson"] = "passes"  # how rows get into batches
+    of: Literal["rows", "updates"] = "rows"  # what is clipped and noised: gradients of rows, or the update of a round
+    law: Literal["gaussian", "laplace"] = "gaussian"  # of the noise; laplace is for updates
+    correlated: Annotated[float, Field(gt=0)] | None = None  # standard deviation of the noise that each pair of
+    # neighbours shares, and that cancels between them, in units of clip
+    adversary: Literal["neighbours", "neighbour", "stranger"] | Nodes = "neighbours"
+    # who epsilon is meant against: all neighbours of a node together, one other node, a stranger, or these nodes
+
+
+@dataclass(frozen=True, config=STRICT)
+class Secure:
+    """[secure]: nodes mask what they send, and masks cancel in sums: nobody sees what a single node has sent."""
+
+    mixing: bool = True  # of what is mixed; the sums of [statistics] are masked in any case
+    colluders: Annotated[int, Field(ge=0, lt=1000)] = 1  # neighbours that may work together with the one that mixes
+    bits: Literal[32, 64] = 64  # of a masked number
+    bound: Annotated[float, Field(gt=0)] | None = None  # what no number that is mixed is beyond: 2^20, of 32 bits 2^6
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -166,7 +182,9 @@ class Experiment:
     training: Training = dataclasses.field(default_factory=Training)
     statistics: Statistics = dataclasses.field(default_factory=Statistics)
     privacy: Privacy | None = None  # noise on what local steps learn of single rows
+    secure: Secure | None = None  # masks on what is sent, which cancel in sums
     model: ModelTable | None = None  # must be given, but for the source quadratic
+    other_model: Annotated[tuple[OtherModel, ...], LIST] = ()  # nodes with a model of another architecture
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     churn: Annotated[tuple[ChurnTable, ...], LIST] = ()
     attack: Annotated[tuple[AttackTable, ...], LIST] = ()  # nodes that lie
@@ -243,6 +261,10 @@ def _paths(table: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
     places = [(table.get("data"), name, f"data.{name}") for name in ("path", "dictionary", "cache")]
     places += [(table.get("topology"), "file", "topology.file"), (table.get("model"), "weights", "model.weights")]
     places += [(each, "path", f"churn[{i}].path") for i, each in enumerate(churn if isinstance(churn, list) else ())]
+    training = table.get("training")
+    named = training.get("objective") if isinstance(training, dict) else None
+    for i, each in enumerate(named if isinstance(named, list) else ()):  # a number there is a node
+        places += [(each, key, f"training.objective[{i}].{key}") for key in ("public", "reference")]
     for found, key, field in places:
         if isinstance(found, dict) and isinstance(found.get(key), str):
             yield found, key, field
@@ -370,12 +392,14 @@ TABLES: Mapping[str, tuple[type[Any], ...]] = MappingProxyType(
         "[data]": data.KINDS,
         "[data.degrade]": data.DEGRADE,
         "[model]": model.KINDS,
+        "[[other_model]]": (OtherModel,),
         "[training]": (Training,),
         "[training.lora]": (Lora,),
         "[topology]": (TopologyTable,),
         "[algorithm]": (AlgorithmTable,),
         "[statistics]": (Statistics,),
         "[privacy]": (Privacy,),
+        "[secure]": (Secure,),
         "[[churn]]": churn.KINDS,
         "[[attack]]": attack.KINDS,
         "[network]": (NetworkTable,),

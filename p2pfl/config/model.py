@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from p2pfl.check import LIST, STRICT, Count, Texts
-from p2pfl.config.unions import Tagged, members
+from p2pfl.config.unions import Tagged, fields_of, inlined, members
 
 Counts = Annotated[tuple[Count, ...], LIST]
 Norm = Literal["batch", "group"]
@@ -139,3 +139,14 @@ Model = (
 ModelTable = Annotated[Model, Tagged(("name",), group="p2pfl.models")]
 KINDS = members(Model)
 """The dataclasses of [model]."""
+_FIELDS = tuple(dict.fromkeys(name for kind in KINDS for name in fields_of(kind)))
+
+
+@dataclass(frozen=True, config=STRICT)
+class OtherModel:
+    """[[other_model]]: nodes whose model is not that of [model]; beside these fields it has those of [model]."""
+
+    nodes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], LIST]  # whose model it is
+    model: Annotated[Model, Tagged(("name",), inline=True, group="p2pfl.models")]
+
+    _gather = model_validator(mode="before")(inlined("model", _FIELDS))

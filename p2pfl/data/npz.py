@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def load(
     where = str(path)
     if intensity is not None and not intensity[0] < intensity[1] < np.inf:
         raise ConfigError(f"intensity={list(intensity)}: must be [low, high]: the values that become 0 and 1")
-    arrays, keys = _read(file, where)
+    arrays, keys = _read(file, where, _wanted)
     raw = {key: images(arrays[key], key, where) for key in IMAGES if key in arrays}
     between, notes = _scaling(raw, intensity, where)
     x = {key: _scaled(array, between) for key, array in raw.items()}
@@ -86,6 +87,48 @@ def load(
     )
     validate(dataset, where)
     return dataset
+
+
+def pictures(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read images without labels from an .npz: "images", or "x".
+
+    Args:
+        path: of the file.
+
+    Returns:
+        [N, H, W, C] float32, scaled as `load` does.
+
+    Raises:
+        DataError: the file is missing, damaged or holds Python objects (never unpickled), or no images; or images that
+            are not finite, or whose scale nobody says.
+
+    Example:
+        >>> import pathlib, tempfile, numpy as np
+        >>> from p2pfl.data import npz
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder) / "some.npz"
+        ...     np.savez(file, images=np.full((2, 4, 4, 3), 51, np.uint8))
+        ...     npz.pictures(file)[0, 0, 0].tolist()
+        [0.20000000298023224, 0.20000000298023224, 0.20000000298023224]
+    """
+    where = str(path)
+    arrays, _ = _read(Path(path), where, _pictured)
+    ((key, array),) = arrays.items()
+    found = images(array, key, where)
+    if found.ndim != 4 or not len(found):
+        raise DataError(f"{where}: {key} has shape {array.shape}; it must hold some images [N, H, W] or [N, H, W, C]")
+    between, _ = _scaling({key: found}, None, where)
+    x = _scaled(found, between)
+    if not np.isfinite(x).all():
+        raise DataError(f"{where}: {key} holds values that are not finite; leave such images out")
+    return x
+
+
+def _pictured(keys: list[str], where: str) -> list[str]:
+    for key in ("images", "x"):
+        if key in keys:
+            return [key]
+    raise DataError(f"{where}: no images. Needed: images, or x. Found: {', '.join(keys) or 'nothing'}")
 
 
 def _parts(arrays: dict[str, np.ndarray], x: dict[str, np.ndarray], where: str) -> Dataset:
@@ -125,8 +168,10 @@ def _labels(
     return *encode_labels(raw, names, where), "classes"
 
 
-def _read(file: Path, where: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays that are used, by key, and the keys of all."""
+def _read(
+    file: Path, where: str, wanted: Callable[[list[str], str], list[str]]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays that are used, by key, and the keys of all. `wanted`: of the keys, those that are used."""
     if not file.is_file():
         raise DataError(f"{where}: no such file ({file.resolve()})")
     if not zipfile.is_zipfile(file):
@@ -134,7 +179,7 @@ def _read(file: Path, where: str) -> tuple[dict[str, np.ndarray], list[str]]:
     try:
         with np.load(file, allow_pickle=False) as found:
             keys = list(found.files)
-            return {key: found[key] for key in _wanted(keys, where)}, keys
+            return {key: found[key] for key in wanted(keys, where)}, keys
     except ValueError as exc:  # what numpy raises for an array of Python objects, and for a damaged header
         raise DataError(
             f"{where}: {exc}. Arrays of Python objects are never read; store plain numbers or text of fixed width"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,11 +27,12 @@ from p2pfl.config.data import (
     given,
 )  # fmt: skip
 from p2pfl.config.experiment import Experiment
-from p2pfl.data import Dataset, degrade, dictionary, partition
+from p2pfl.data import Dataset, degrade, dictionary, new_rows, partition
 from p2pfl.data.csv import CsvTable
-from p2pfl.data.dataset import left_out, split
+from p2pfl.data.dataset import left_out, prepared, split
 from p2pfl.data.dictionary import Dictionary
 from p2pfl.data.far_off import answers_turned
+from p2pfl.data.image import DARK, is_far
 from p2pfl.data.partition import Partition
 from p2pfl.data.stored import Stored
 from p2pfl.data.stored import part as rows_of
@@ -39,7 +41,12 @@ from p2pfl.federation import events, plugins
 from p2pfl.federation.topology import Topology
 from p2pfl.learning import quadratic
 from p2pfl.methods.answers import HELD_BACK
+from p2pfl.methods.objectives.medisecfed import NAME as TELLS
+from p2pfl.methods.objectives.medisecfed import ROWS
 from p2pfl.methods.watching import BEST
+
+_PUBLIC = 0x9B11
+"""Of the seed of which rows are public, so that other draws of the same seed are others."""
 
 
 class Datasets(NamedTuple):
@@ -52,6 +59,8 @@ class Datasets(NamedTuple):
     events: tuple[churn.Event, ...]  # of [[churn]], with what depends on the data
     task: quadratic.Quadratic | None = None  # of the source "quadratic": what is to be found
     validation: tuple[np.ndarray, ...] | None = None  # where nodes watch their models: rows of dataset.validation
+    public: np.ndarray | None = None  # [N, ...] x of rows that all nodes have, where a method asks for such
+    public_line: np.ndarray | None = None  # [N] the lines of the file that these are from, where the source says so
 
     @property
     def samples(self) -> np.ndarray:
@@ -87,6 +96,7 @@ def resolve_datasets(experiment: Experiment, topology: Topology, dataset: Datase
         return _quadratic(experiment, topology, data)
     dataset = _tested_on(read(data, experiment.seed) if dataset is None else dataset, experiment.evaluation.rows)
     dataset = _watched(experiment, dataset)
+    dataset, public, line = _set_apart(experiment, dataset)
     if experiment.evaluation.splits and isinstance(dataset.train.x, Stored):
         raise ConfigError(
             "evaluation.splits: rows that are read from a cache (patches of volumes, or data.cache) are not split "
@@ -103,7 +113,7 @@ def resolve_datasets(experiment: Experiment, topology: Topology, dataset: Datase
         planned = events.planned(experiment, topology.schedule, labels)
     dataset = _degraded(experiment, data, dataset, parts, validation)
     notes = (*dataset.notes, *answers_turned(dataset), *partition.describe(parts, dataset))
-    return Datasets(dataset, parts, True, notes, planned, validation=validation)
+    return Datasets(dataset, parts, True, notes, planned, validation=validation, public=public, public_line=line)
 
 
 def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data, admitted: int = 0) -> Datasets:
@@ -126,6 +136,7 @@ def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data
         raise ConfigError("data.source='quadratic' in a node's own [data]: it has no rows; name it in the experiment")
     dataset = _tested_on(read(own, experiment.seed, by_name=True), experiment.evaluation.rows)
     dataset = _watched(experiment, dataset)
+    dataset, public, _ = _set_apart(experiment, dataset, alone=True)
     events.no_labels(experiment)
     train, test, kept = [[np.zeros(0, np.int64)] * nodes for _ in range(3)]
     train[node], test[node] = np.arange(len(dataset.train.y)), np.arange(len(dataset.test.y))
@@ -134,7 +145,7 @@ def resolve_own(experiment: Experiment, topology: Topology, node: int, own: Data
     validation = tuple(kept) if watched(experiment) else None
     parts = Partition(tuple(train), tuple(test))
     dataset = _degraded(experiment, own, dataset, parts, tuple(kept))
-    return Datasets(dataset, parts, False, dataset.notes, topology.events, validation=validation)
+    return Datasets(dataset, parts, False, dataset.notes, topology.events, validation=validation, public=public)
 
 
 def _degraded(
@@ -183,6 +194,72 @@ def _watched(experiment: Experiment, dataset: Dataset) -> Dataset:
     return dataset._replace(train=train, validation=validation, notes=(*dataset.notes, note))
 
 
+def _set_apart(
+    experiment: Experiment, dataset: Dataset, alone: bool = False
+) -> tuple[Dataset, np.ndarray | None, np.ndarray | None]:
+    """The data without the rows that are public, and x and lines of these, where a method asks for such.
+
+    Raises ConfigError.
+
+    `alone`: the rows are one node's, so that nobody else has them.
+    """
+    asked = [(i, each) for i, each in enumerate(experiment.training.objective) if each.get("name") == TELLS]
+    if not asked:
+        return dataset, None, None
+    where, file = f"training.objective[{asked[0][0]}]", asked[0][1].get("public")
+    rows = asked[0][1].get("rows", ROWS)
+    if isinstance(dataset.train.x, Stored):
+        raise ConfigError(f"{where}: {TELLS} is not for rows that are read from a cache; leave data.cache out")
+    if type(rows) is not int or rows < 1:
+        return dataset, None, None  # the method itself says what it asks for
+    if any(column.standardize in ({"node", "pooled"} if alone else {"node"}) for column in dataset.columns):
+        raise ConfigError(
+            f"{where}: every site scales its columns by its own rows, so that a public row would be another one at "
+            'each; set data.standardize = "none", with statistics.normalize = true'
+        )
+    if file is not None:
+        return dataset, _read_public(where, Path(str(file)), rows, dataset), None
+    if alone:
+        raise ConfigError(
+            f"{where}.public: missing; this node has rows of its own, and public ones must be the same at all sites: "
+            "name a file of them"
+        )
+    many = len(dataset.train.y)
+    if rows >= many:
+        raise ConfigError(f"{where}.rows={rows}: there are {many} training rows; set fewer of them apart")
+    apart = np.zeros(many, bool)
+    apart[np.random.default_rng([experiment.seed, _PUBLIC]).permutation(many)[:rows]] = True
+    note = f"{rows} of {many} training rows are set apart as public rows, whose labels nobody uses"
+    public = _part(dataset.train, apart)
+    dataset = dataset._replace(train=_part(dataset.train, ~apart), notes=(*dataset.notes, note))
+    return dataset, np.asarray(public.x), public.line
+
+
+def _read_public(where: str, file: Path, rows: int, dataset: Dataset) -> np.ndarray:
+    """[N, ...] the first rows of a file, as the data's own became x. Raises ConfigError."""
+    if not file.exists():
+        raise ConfigError(f"{where}.public={str(file)!r}: no such file")
+    if dataset.recipe is None:
+        raise ConfigError(f"{where}.public: nobody knows how rows of these data become inputs; leave it out")
+    found = new_rows.load(file, dataset.recipe, (), dataset.train.x.shape[1:], dataset.features)
+    if len(found.x) < rows:
+        raise ConfigError(f"{where}.rows={rows}: {file.name} has {len(found.x)}; ask for fewer, or give more")
+    if not np.isfinite(found.x[:rows]).all():
+        raise ConfigError(
+            f"{where}.public: {file.name} has cells that are missing, which every site would fill in by its own rows; "
+            "fill them in, or leave rows out"
+        )
+    x = prepared(found.x[:rows], dataset.recipe.numbers).astype(dataset.train.x.dtype)
+    own = dataset.train.x
+    dark = x.max() <= own.max() / DARK
+    if x.ndim > 2 and (dark or (is_far(x) and not is_far(own))):
+        raise ConfigError(
+            f"{where}.public: images of {file.name} become {x.min():.3g} to {x.max():.3g}, and the data's own are "
+            f"{own.min():.3g} to {own.max():.3g}; store them in the type and the scale of the data"
+        )
+    return x
+
+
 def resolve_script(experiment: Experiment, topology: Topology, node: int = 0) -> Datasets:
     """No data: they are in a script that takes part by itself, which may be a `node` beyond the planned ones.
 
@@ -203,6 +280,8 @@ def _quadratic(experiment: Experiment, topology: Topology, data: QuadraticData) 
         raise ConfigError("training.patience: source='quadratic' has no rows to validate by; leave it out")
     if data.degrade is not None:
         raise ConfigError("data.degrade: source='quadratic' has no images; leave it out")
+    if experiment.other_model:
+        raise ConfigError("other_model: source='quadratic' brings its own; leave it out")
     if experiment.model is not None:
         raise ConfigError(f"model.name={experiment.model.name!r}: source='quadratic' brings its own; leave [model] out")
     if experiment.training.loss is not None:

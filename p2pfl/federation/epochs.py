@@ -18,6 +18,7 @@ import numpy as np
 from p2pfl import topology
 from p2pfl.config.experiment import Experiment
 from p2pfl.errors import ConfigError, TopologyError
+from p2pfl.federation import secure
 from p2pfl.federation.plugins import called, chosen, seeded
 from p2pfl.packages import registered
 from p2pfl.topology import requirements
@@ -109,9 +110,20 @@ def planner(
             schedule = suited(able, graph, planning, f"the graph of the {len(members)} members that are left")
         except TopologyError as error:
             note, schedule = f"nobody mixes while only these are members: {error}", _empty(graph)
+        schedule, said = secure.resting(experiment, schedule, members)
+        note = "; ".join(each for each in (note, said) if each)
+        asked = algorithm.demands
+        if asked.rests:
+            schedule, resting = _rested(schedule, asked.models - 1)
+            if resting:
+                listed = ", ".join(str(members[i]) for i in resting)
+                said = (
+                    f"too few neighbours for {asked.rule}, which needs {asked.models - 1}, has node {listed}: it mixes "
+                    "with nobody until there are more"
+                )
+                note = f"{note}; {said}" if note else said
         few = [str(members[i]) for i in np.flatnonzero(requirements.short(algorithm, schedule).any(axis=0))]
         if few:
-            asked = algorithm.demands
             said = (
                 f"too few neighbours for {asked.rule}, which needs {asked.models} models, has node {', '.join(few)}: "
                 "it keeps its own until there are more"
@@ -126,6 +138,19 @@ def planner(
         return made[key]
 
     return plan
+
+
+def _rested(schedule: Schedule, least: int) -> tuple[Schedule, tuple[int, ...]]:
+    """The part of each round in which every node that mixes has so many neighbours, and who is in some round not in it.
+
+    In slots that stand for the same neighbour in every round.
+    """
+    if not schedule.neighbor.shape[2]:
+        return schedule, ()
+    rounds = [Schedule(*(part[t : t + 1] for part in schedule)) for t in range(len(schedule.neighbor))]
+    left, resting = zip(*(secure.core(each, least) for each in rounds), strict=True)
+    whole = Schedule(*(np.concatenate(parts) for parts in zip(*left, strict=True)))
+    return topology.stable(whole), tuple(sorted({node for each in resting for node in each}))
 
 
 def _empty(schedule: Schedule) -> Schedule:

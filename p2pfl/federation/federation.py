@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +31,7 @@ from p2pfl.config.model import MmoeModel
 from p2pfl.data import Dataset
 from p2pfl.data.partition import Partition
 from p2pfl.errors import ConfigError, nearest
-from p2pfl.federation import attacks, epochs
+from p2pfl.federation import attacks, epochs, secure
 from p2pfl.federation import learning as stage
 from p2pfl.federation.datasets import Datasets, by_sites, resolve_datasets, resolve_own, resolve_script
 from p2pfl.federation.events import founders, joining, newcomers
@@ -40,6 +41,7 @@ from p2pfl.federation.plugins import chosen
 from p2pfl.federation.topology import Topology, resolve_topology
 from p2pfl.learning import quadratic
 from p2pfl.methods import compose
+from p2pfl.methods.objectives.medisecfed import NAME as TELLS
 from p2pfl.node.plan import Terms
 from p2pfl.packages import claimed
 from p2pfl.protocol.neighbor import WAIT
@@ -225,6 +227,7 @@ def build_script(experiment: Experiment, script: ScriptedSteps, node: int = 0) -
     topology = resolve_topology(experiment)
     timing(experiment)
     attacks.check(experiment, topology.nodes)
+    secure.check(experiment)
     _named(experiment)
     data = resolve_script(experiment, topology, node)
     return Federation(experiment, topology, data, resolve_learning(experiment, topology, data, script))
@@ -234,6 +237,7 @@ def _script(experiment: Experiment) -> None:
     """Raises ConfigError for what a script does by itself, and for what asks for rows that it does not show."""
     given = {
         "model": experiment.model,
+        "other_model": experiment.other_model,
         "training.loss": experiment.training.loss,
         "training.objective": experiment.training.objective,
         "training.compute": experiment.training.compute,
@@ -267,6 +271,7 @@ def check(experiment: Experiment, topology: Topology, own: Data | None = None) -
         )
     timing(experiment)
     attacks.check(experiment, nodes)
+    secure.check(experiment)
     steps, data = experiment.training.node_steps, own or experiment.data
     if steps is not None and len(steps) != nodes:
         raise ConfigError(f"training.node_steps: {len(steps)} numbers for {nodes} nodes; give one for each node")
@@ -276,6 +281,7 @@ def check(experiment: Experiment, topology: Topology, own: Data | None = None) -
         raise ConfigError("training.node_steps: all are 0; somebody must train")
     _named(experiment)
     _check_tasks(experiment)
+    _check_models(experiment, nodes)
     stage.optimizer(experiment)
 
 
@@ -287,15 +293,50 @@ def _named(experiment: Experiment) -> None:
 
 def _check_tasks(experiment: Experiment) -> None:
     """Raises ConfigError where the model's tasks are not those of the objective."""
-    if not isinstance(experiment.model, MmoeModel):
+    others = {f"other_model[{i}]": table.model for i, table in enumerate(experiment.other_model)}
+    for field, model in {"model": experiment.model, **others}.items():
+        if not isinstance(model, MmoeModel):
+            continue
+        groups = [[*group] for group in model.groups or ()]
+        for i, given in enumerate(experiment.training.objective):
+            if given.get("name") == "tasks" and given.get("groups") != groups:
+                raise ConfigError(
+                    f"{field}.groups={groups}: training.objective[{i}].groups is {given.get('groups')}; write the same "
+                    "in both: the tasks of the model must be those of the objective"
+                )
+
+
+def _check_models(experiment: Experiment, nodes: int) -> None:
+    """Raises ConfigError where nodes have unlike models that nobody can exchange, or that nobody has."""
+    tables, training = experiment.other_model, experiment.training
+    told = Counter(node for table in tables for node in table.nodes)
+    for i, table in enumerate(tables):
+        where = f"other_model[{i}].nodes={[*table.nodes]}"
+        if not table.nodes:
+            raise ConfigError(f"{where}: names nobody; name the nodes whose model it is, or leave the table out")
+        for node in table.nodes:
+            if node >= nodes:
+                raise ConfigError(f"{where}: there is no node {node}; there are {nodes}, 0 to {nodes - 1}")
+            if told[node] > 1:
+                raise ConfigError(f"{where}: node {node} is named twice; a node has one model")
+        if table.model.weights is not None or table.model.rename or table.model.fresh:
+            raise ConfigError(f"other_model[{i}].weights: models of several architectures begin anew; leave it out")
+    if not tables:
         return
-    groups = [[*group] for group in experiment.model.groups or ()]
-    for i, given in enumerate(experiment.training.objective):
-        if given.get("name") == "tasks" and given.get("groups") != groups:
-            raise ConfigError(
-                f"model.groups={groups}: training.objective[{i}].groups is {given.get('groups')}; write the same "
-                "in both: the tasks of the model must be those of the objective"
-            )
+    telling = any(each.get("name") == TELLS for each in training.objective)
+    if not telling and experiment.algorithm.name != "local":
+        raise ConfigError(
+            "other_model: models of unlike architecture can't be mixed; exchange predictions, by training.objective = "
+            f'[{{ name = "{TELLS}" }}], or let all nodes have the same model'
+        )
+    given = {
+        "model.weights": experiment.model is not None and experiment.model.weights is not None,
+        "training.freeze": training.freeze is not None,
+        "evaluation.leave_site_out": experiment.evaluation.leave_site_out,
+    }
+    for field, said in given.items():
+        if said:
+            raise ConfigError(f"{field}: does not go with [[other_model]]; leave one of the two out")
 
 
 def _check_table(experiment: Experiment, data: CsvData) -> None:
@@ -351,6 +392,12 @@ def _private_left_out(federation: Federation) -> dict[str, Any]:
         del table["data"]["picture"]["folder"]
     if isinstance(weights := (table["model"] or {}).get("weights"), str):  # what it holds is meant, wherever it lies
         table["model"]["weights"] = hashlib.blake2b(Path(weights).read_bytes(), digest_size=16).hexdigest()
+    for given in table["training"]["objective"]:
+        if isinstance(file := given.get("reference"), str) and Path(file).is_file():  # what it holds is meant
+            given["reference"] = hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
+        public = federation.data.public
+        if given.get("name") == TELLS and public is not None:  # what models see of them, wherever they lie
+            given["public"] = hashlib.blake2b(public.tobytes(), digest_size=16).hexdigest()
     if isinstance(data, FolderData):  # its classes and values of labels are meant, wherever the file lies
         table["data"]["layout"] = hashlib.blake2b(Path(data.layout).read_bytes()).hexdigest()
     table["loss"], table["alone"] = federation.experiment.network.loss, federation.experiment.network.alone

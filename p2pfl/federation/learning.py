@@ -7,7 +7,7 @@ algorithm:  the named one; what is not mixed kept out of it; what objectives ask
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from p2pfl.data import BUILTIN, Dataset
 from p2pfl.data.partition import PARTITIONS
 from p2pfl.data.stored import Stored
 from p2pfl.errors import ConfigError, nearest
-from p2pfl.federation import attacks, epochs, privacy
+from p2pfl.federation import attacks, epochs, privacy, secure
 from p2pfl.federation.datasets import Datasets, watched
 from p2pfl.federation.events import growing, memberships
 from p2pfl.federation.plugins import FAULTS, called, chosen, function, unknown
@@ -36,17 +36,31 @@ from p2pfl.federation.topology import Topology
 from p2pfl.learning import flax, local_steps, losses, models, optimizers, quadratic
 from p2pfl.learning.batching import chunk, in_batches
 from p2pfl.learning.targets import TARGETS, PerSample
-from p2pfl.methods import adapters, answers, bulletin, compose, freezing, sharing, starting, statistics, watching
+from p2pfl.methods import (
+    adapters,
+    answers,
+    bulletin,
+    compose,
+    freezing,
+    other_models,
+    sharing,
+    starting,
+    statistics,
+    watching,
+)
 from p2pfl.methods import site_facts as sites
 from p2pfl.methods.objectives import OBJECTIVES, Objective
+from p2pfl.methods.objectives.medisecfed import BEFORE
 from p2pfl.methods.privacy import dp_sgd
 from p2pfl.methods.site_facts import counting
 from p2pfl.node import model_file
 from p2pfl.topology import GRAPHS
-from p2pfl.types import Algorithm, Learner, Planning, Schedule, Tree
+from p2pfl.types import Algorithm, Learner, Neighborhood, Planning, Schedule, Tree
 
 BEGIN = ("name", "weights", "rename", "fresh")
 """Fields of [model] that its maker does not take."""
+EARLY = ("crash", "leave", "freeze", "partition")
+"""Events after which somebody has not heard what others say."""
 FLATTENED = MappingProxyType(
     {
         "cnn": "head/kernel", "cnn3d": "head/kernel", "cnn_gnn": "encoder/nodes/kernel",
@@ -91,8 +105,8 @@ def resolve_learning(
     """Resolve the learner and the algorithm of an experiment. Raises ConfigError."""
     rule, dataset = optimizer(experiment) if script is None else script.optimizer, data.dataset
     sliced: Sliced | None = None
-    private = privacy.resolve(experiment, data, rule)
-    methods = [*([private.objective] if private else []), *objectives(experiment, rule)]
+    private = privacy.resolve(experiment, data, rule, topology.graph)
+    methods = [*([private.objective] if private else []), *objectives(experiment, rule, data.public)]
     real = not data.pooled and data.task is None
     sites, notes = known(experiment, methods, dataset, data.partition.train, topology.nodes, real)
     held = np.array([len(rows) for rows in data.validation or ()], np.int32)
@@ -108,7 +122,7 @@ def resolve_learning(
         return watching.watch(made, learner, ahead, every, patience, at_once)
 
     if script is None:
-        base = base_learner(experiment, dataset) if data.task is None else quadratic.learner(data.task.a.shape[1])
+        base = first_learner(experiment, dataset) if data.task is None else quadratic.learner(data.task.a.shape[1])
         base = attacks.learned(experiment, base, dataset)
         begun = started(experiment, flax.cast(base, experiment.training.dtype), dataset.train.x.shape[1:])
         learner = made_learner(experiment, begun.learner, methods, rule, sites, dataset.train.x.shape[1:])
@@ -117,14 +131,14 @@ def resolve_learning(
     else:
         learner = script.learner
     _check_answers(experiment, learner, data)
-    apart = bool(sites) or set(jax.eval_shape(learner.init, jax.random.key(0))) > {"trained", "carried"}
+    apart = bool(sites) or set(tree.drawn(learner.init)) > {"trained", "carried"}
 
     def make(learner: Learner) -> Algorithm:
         made = watch(named(experiment, learner, methods, rule, apart), learner)
         made = made._replace(weigh=renormalized) if experiment.network.rule == "renormalise" else made
         for method in methods:
             made = method.around(made) if method.around else made
-        return attacks.told(experiment, made)
+        return attacks.told(experiment, made)._replace(whole=secure.mixing(experiment) is not None)
 
     algorithm = make(learner)
     if not isinstance(experiment.training.optimizer, dict):  # some of what a list may hold looks at the model's shapes
@@ -135,12 +149,14 @@ def resolve_learning(
     where = f"topology {table.graph or table.file!s} of {topology.nodes} nodes"
     planning = Planning(experiment.rounds, experiment.seed, data.samples[: topology.nodes], table.take_part)
     schedule = epochs.suited(algorithm, topology.schedule, planning, where)
+    secure.check_algorithm(experiment, algorithm, schedule, shape(learner, sites), sliced is not None)
     _check_growth(experiment, algorithm, topology, data)
     jax.eval_shape(lambda model: algorithm.init(model, 1), shape(learner, sites))  # some wraps look at the model
     notes = (*notes, *_own_scales(experiment, data, algorithm))
     notes = (*notes, *(privacy.notes(experiment, data, private) if private else ()))
     learning = Learning(learner, algorithm, make, schedule, sites, notes, sliced, private)
-    return _gossiping(experiment, topology, data, learning) if "sums" in sites else learning
+    learning = _gathering(experiment, topology, data, learning)
+    return learning._replace(notes=(*learning.notes, *secure.notes(experiment, real, schedule, _table(learning))))
 
 
 def _told(methods: Sequence[Objective], model: Tree) -> tuple[str, ...]:
@@ -189,6 +205,13 @@ def _own_scales(experiment: Experiment, data: Datasets, algorithm: Algorithm) ->
     )
 
 
+def _gathering(experiment: Experiment, topology: Topology, data: Datasets, learning: Learning) -> Learning:
+    """The same, with the nodes' sums found out before they train, where any are asked for."""
+    if "row" in learning.sites:
+        return _masked(experiment, topology, data, learning)
+    return _gossiping(experiment, topology, data, learning) if "sums" in learning.sites else learning
+
+
 def _gossiping(experiment: Experiment, topology: Topology, data: Datasets, learning: Learning) -> Learning:
     """The same, with the nodes' sums averaged by gossip before (or while) they train."""
     algorithm, network = learning.algorithm, experiment.network
@@ -208,6 +231,44 @@ def _gossiping(experiment: Experiment, topology: Topology, data: Datasets, learn
         algorithms = tuple(statistics.gossip(each, needed) for each in sliced.algorithms)
         sliced = sliced._replace(algorithms=algorithms)
     return learning._replace(make=make, algorithm=make(learning.learner), sliced=sliced)
+
+
+def _masked(experiment: Experiment, topology: Topology, data: Datasets, learning: Learning) -> Learning:
+    """The same, with the nodes' sums added up behind masks before they train. Raises ConfigError."""
+    if learning.sliced is not None:
+        raise ConfigError("secure: masked statistics do not go with the objective widths; leave one of them out")
+    needed = secure.rounds(experiment, learning.schedule)
+    early = [each for each in data.events if each.round <= needed and each.event in EARLY]
+    if early:
+        raise ConfigError(
+            f"churn: {early[0].event} in round {early[0].round}: of a node that is away before word of all has gone "
+            f"around twice, in {needed} rounds, nobody gets the masked sums, and the run ends; let it happen later"
+        )
+    anew = [each for each in data.events if each.event in ("join", "rejoin") and each.state != "kept"]
+    if anew and secure.mixing(experiment) is not None and not secure.hands_over(learning.schedule):
+        raise ConfigError(
+            f"churn: {anew[0].event} in round {anew[0].round}: of a node that comes with nothing, to a graph whose "
+            "members hand over no model with [secure]: it would not know the masked sums; take the complete graph, or "
+            'state = "kept"'
+        )
+    like = jax.tree.map(lambda rows: jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype), learning.sites["sums"])
+    late = {each.node for each in data.events if each.event == "join"}  # whose sums are in no total
+    founders = np.array([node not in late for node in range(topology.nodes)])
+
+    def make(learner: Learner) -> Algorithm:
+        return statistics.masked(learning.make(learner), founders, like, needed)
+
+    return learning._replace(make=make, algorithm=make(learning.learner))
+
+
+def _table(learning: Learning) -> Tree:
+    """Shapes of the table of masked sums that goes along with models; () for none."""
+    if "row" not in learning.sites:
+        return ()
+    algorithm, around = learning.algorithm, Neighborhood(jnp.zeros(1), jnp.zeros(1))
+    model = shape(learning.learner, learning.sites)
+    payload = jax.eval_shape(lambda params: algorithm.send(algorithm.init(params, 1), around)[1], model)
+    return payload.get("told", ()) if isinstance(payload, dict) else ()
 
 
 def _sliced(
@@ -234,9 +295,9 @@ def _sliced(
             "one of the two out (training.freeze goes with widths)"
         )
     for i, given in enumerate(experiment.algorithm.wrap):
-        if given.get("name") in ("by_similarity", "fourier"):
+        if given.get("name") in ("by_similarity", "fourier", *compose.UNLIKE):
             raise ConfigError(
-                f"algorithm.wrap[{i}]: {given['name']} compares all channels of two models, and with the objective "
+                f"algorithm.wrap[{i}]: {given['name']} takes all channels of two models, and with the objective "
                 "widths two nodes hold unequal numbers of them; leave one of the two out"
             )
     learners, algorithms = [], []
@@ -246,7 +307,7 @@ def _sliced(
         _check_slice(learner, shape(learner, sites), dataset, level)
         learners.append(learner)
         algorithms.append(watch(named(experiment, learner, own, rule, withheld=True), learner))
-    whole = jax.eval_shape(base.init, jax.random.key(0))
+    whole = tree.drawn(base.init)
     return Sliced(slices.levels, tuple(learners), tuple(algorithms), slices.stretches(whole))
 
 
@@ -289,6 +350,7 @@ def own_names(experiment: Experiment) -> set[tuple[str, str]]:
         ("p2pfl.algorithms", experiment.algorithm.name),
         ("p2pfl.graphs", experiment.topology.graph),
         ("p2pfl.models", experiment.model.name if experiment.model else None),
+        *(("p2pfl.models", table.model.name) for table in experiment.other_model),
         ("p2pfl.losses", (training.loss or {}).get("name")),
         *(("p2pfl.optimizers", table.get("name")) for table in listed),
         *(("p2pfl.schedules", name) for name in optimizers.schedules_in(listed)),
@@ -310,8 +372,10 @@ def own_names(experiment: Experiment) -> set[tuple[str, str]]:
     return {(group, name) for group, name in named if isinstance(name, str) and name in own[group]}
 
 
-def objectives(experiment: Experiment, optimizer: optax.GradientTransformation) -> list[Objective]:
-    """Return the objectives that [training] names. Raises ConfigError."""
+def objectives(
+    experiment: Experiment, optimizer: optax.GradientTransformation, public: np.ndarray | None = None
+) -> list[Objective]:
+    """Return the objectives that [training] names; `public`: rows that all nodes have. Raises ConfigError."""
     found = []
     for i, given in enumerate(experiment.training.objective):
         where, name = f"training.objective[{i}]", given.get("name")
@@ -343,8 +407,41 @@ def objectives(experiment: Experiment, optimizer: optax.GradientTransformation) 
                 "and training.patience and the answer best go by scores from the first round on: those before would "
                 "end training, or be the best; leave both out"
             )
+        if made.shown is not None:
+            _check_alone(experiment, i, str(name))
+            made = made if public is None else made.shown(public)
         found.append(made)
     return found
+
+
+def _check_alone(experiment: Experiment, at: int, name: str) -> None:
+    """Raises ConfigError for what goes with models that are exchanged, where they are not. `at`: the objective."""
+    where = f"training.objective[{at}]"
+    named = [str(each.get("name")) for each in experiment.training.objective]
+    if at != len(named) - 1:
+        raise ConfigError(f"{where}: {name} must stand last, since it keeps the model that the others train at home")
+    wrong = [each for each in named[:at] if each not in BEFORE]
+    if wrong:
+        raise ConfigError(
+            f"{where}: {name} exchanges no models, and {wrong[0]} does something with them; before it may stand "
+            f"{', '.join(BEFORE)}"
+        )
+    others = {
+        "algorithm.share": experiment.algorithm.share is not None,
+        "training.lora": experiment.training.lora is not None,
+        "training.patience": experiment.training.patience is not None,
+    }
+    for field, given in others.items():
+        if given:
+            raise ConfigError(f"{field}: is about models that are exchanged, and with {name} none is; leave it out")
+    for answer in experiment.evaluation.answers:
+        if answer not in ("consensus", "fine_tuned"):
+            raise ConfigError(f"evaluation.answers={answer!r}: with {name} there is one model a node; leave it out")
+    for i, wrap in enumerate(experiment.algorithm.wrap):
+        if wrap.get("name") in ("fourier", "by_similarity"):
+            raise ConfigError(
+                f"algorithm.wrap[{i}]: {wrap['name']} compares layers, and with {name} predictions travel; leave it out"
+            )
 
 
 def made_learner(
@@ -391,7 +488,7 @@ def partly(experiment: Experiment, made: Learner) -> Learner:
         )
     try:
         if training.freeze is not None:
-            paths = sharing.leaves(jax.eval_shape(made.init, jax.random.key(0)))
+            paths = sharing.leaves(tree.drawn(made.init))
             return freezing.freeze(made, sharing.matching(training.freeze, paths, "freeze"))
         if training.lora is None:
             return made
@@ -443,8 +540,8 @@ def learner_alone(experiment: Experiment, like: Dataset, sites: Tree) -> Learner
     `sites`: [1, ...] what a node knows of its own data, by the leaves of a model.
     """
     rule, table = optimizer(experiment), experiment.privacy
-    base = base_learner(experiment, like)
-    private = [] if table is None else [dp_sgd(table.clip, 1)]  # trains nothing here
+    base = first_learner(experiment, like)
+    private = [] if table is None else [dp_sgd(table.clip, 1)]  # trains nothing here; updates have the same leaves
     return made_learner(
         experiment, base, [*private, *objectives(experiment, rule)], rule, sites, like.train.x.shape[1:]
     )
@@ -514,6 +611,8 @@ def known(
         wanted.update(dict.fromkeys(compose.FACTS.get(str(given.get("name")), ())))
     found: dict[str, Any] = {name: np.stack([sites.FACTS[name](dataset, rows) for rows in parts]) for name in wanted}
     found.update(attacks.facts(experiment, len(parts)))
+    if experiment.other_model:
+        found[other_models.ARCHITECTURE] = architectures(experiment, len(parts))
     for method in methods:
         for name, array in method.given.items():
             if len(array) != len(parts):
@@ -523,7 +622,8 @@ def known(
         found["node"] = np.eye(len(parts), nodes, dtype=np.int32)
     if "entropy" in wanted:
         found["entropy"] = sites.entropy(len(parts), None if real else experiment.seed)
-    said = (*attacks.notes(experiment), *(_noise_notes(real) if "entropy" in wanted else ()))
+    dealt = [given.get("name") for given in experiment.algorithm.wrap] == ["shatter"] and not methods
+    said = (*attacks.notes(experiment), *(_noise_notes(real) if "entropy" in wanted and not dealt else ()))
     dtype = np.dtype(experiment.training.dtype)
     found = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in found.items()}
     table, names = experiment.statistics, gathered(experiment)
@@ -531,7 +631,17 @@ def known(
         return found, said
     seed = None if real else experiment.seed
     found["sums"] = statistics.stacked(names, dataset, parts, table.minimum, table.noise, seed, dtype.name)
+    if experiment.secure is not None:
+        found |= secure.facts(experiment, found["sums"], nodes, real)
     return found, (*said, *statistics.notes(names, dataset, parts, table.minimum))
+
+
+def architectures(experiment: Experiment, nodes: int) -> np.ndarray:
+    """[n] int32: which model each node has: 0 that of [model], i + 1 that of other_model[i]."""
+    found = np.zeros(nodes, np.int32)
+    for i, table in enumerate(experiment.other_model):
+        found[[node for node in table.nodes if node < nodes]] = i + 1
+    return found
 
 
 def _noise_notes(real: bool) -> tuple[str, ...]:
@@ -546,7 +656,7 @@ def _noise_notes(real: bool) -> tuple[str, ...]:
 def shape(learned: Learner, sites: Tree) -> Tree:
     """Shapes and dtypes of the model of a node; `sites`: of `known`."""
     site = jax.tree.map(lambda rows: jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype), sites)
-    return local_steps.placed(jax.eval_shape(learned.init, jax.random.key(0)), site)
+    return local_steps.placed(tree.drawn(learned.init), site)
 
 
 def gathered(experiment: Experiment) -> tuple[str, ...]:
@@ -555,21 +665,34 @@ def gathered(experiment: Experiment) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*table.gather, *(("moments",) if table.normalize else ()))))
 
 
-def base_learner(experiment: Experiment, dataset: Dataset) -> Learner:
+def first_learner(experiment: Experiment, dataset: Dataset) -> Learner:
+    """The learner before anything is done to it: of the model that is named, or of several. Raises ConfigError."""
+    base = base_learner(experiment, dataset)
+    if not experiment.other_model:
+        return base
+    others = [
+        base_learner(replace(experiment, model=table.model), dataset, f"other_model[{i}]")
+        for i, table in enumerate(experiment.other_model)
+    ]
+    return other_models.together([base, *others])
+
+
+def base_learner(experiment: Experiment, dataset: Dataset, field: str = "model") -> Learner:
     """The model that is named, tried on the shape of the data. Raises ConfigError."""
     table, shape, classes = experiment.model, dataset.train.x.shape[1:], len(dataset.classes)
     if table is None:
         raise ConfigError("model: missing; a table [model] must be given")
     given = {name: value for name, value in asdict(table).items() if name not in BEGIN and value is not None}
     first = dataset.train.x  # of rows that are stored none is read: the first may be another node's
-    where = f"model.name={table.name!r}"
-    example = jnp.zeros((1, *shape), first.dtype) if isinstance(first, Stored) else jnp.asarray(first[:1])
+    where = f"{field}.name={table.name!r}"
+    example = np.zeros((1, *shape), first.dtype) if isinstance(first, Stored) else first[:1]
+    example = example.astype(jax.dtypes.canonicalize_dtype(example.dtype))  # as jax would have it, which compiles that
     fits = None if experiment.training.loss is None else loss(experiment, dataset)
     more = dataset.kind, fits, experiment.training.compute, _still(experiment)
     if not isinstance(table, FunctionModel):
         given |= _pictured(table, dataset)
         return flax.from_flax(models.MODELS[table.name](shape, classes, **given), example, classes, *more)
-    maker = chosen(table.name, "model.name", models.MODELS, "p2pfl.models")
+    maker = chosen(table.name, f"{field}.name", models.MODELS, "p2pfl.models")
     try:
         return flax.from_flax(maker(shape, classes, **(table.arguments or {})), example, classes, *more)
     except ConfigError as error:
@@ -652,6 +775,11 @@ def _check_network(experiment: Experiment, algorithm: Algorithm, plan: Schedule)
     if network.late:
         if live:
             raise ConfigError('network.late: real nodes are as late as they are; use driver.kind = "simulate"')
+        if algorithm.link == "exchange" and algorithm.per_edge:
+            raise ConfigError(
+                f"network.late: {algorithm.name} with its combinators tells each neighbour something else, which late "
+                "does not keep apart; leave it out"
+            )
         if algorithm.link != "exchange" or algorithm.plan is not None or len(plan.neighbor) > 1:
             raise ConfigError(
                 "network.late: needs an algorithm of exchanges on a graph that stays the same; leave it out"

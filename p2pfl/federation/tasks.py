@@ -14,6 +14,7 @@ from p2pfl.data import dictionary
 from p2pfl.data.far_off import beside_all
 from p2pfl.data.stored import part as rows_of
 from p2pfl.errors import ConfigError
+from p2pfl.federation import secure
 from p2pfl.federation.epochs import Epoch
 from p2pfl.federation.federation import Federation
 from p2pfl.federation.learning import shape
@@ -150,8 +151,11 @@ def task(
         growth=shapes.growth,
         part=experiment.topology.take_part,
         budget=None if (private := federation.learning.private) is None else StepBudget(
-            int(private.objective.given[ALLOWED][node]), private.terms(node), counted_from
+            int(private.objective.given[ALLOWED][node]), private.terms(node), counted_from,
+            1 if private.table.of == "updates" else None,
         ),
+        sums=secure.sums(experiment, node, lambda members: plan(members).schedule, whole),
+        due=secure.due(experiment, federation.schedule),
     )  # fmt: skip
 
 

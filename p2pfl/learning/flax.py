@@ -164,7 +164,7 @@ def _nnx(make: Callable[[nnx.Rngs], Any], still: Still | None) -> tuple[Init, Ap
         return make(nnx.Rngs(key))
 
     try:
-        abstract = nnx.eval_shape(build, jax.random.key(0))
+        abstract = nnx.eval_shape(lambda: build(jax.random.key(0)))
     except USER_FAULTS as error:
         raise ConfigError(f"model: calling it with nnx.Rngs failed: {reason(error)}; {_RULE}") from error
     if not isinstance(abstract, nnx.Module):
@@ -272,16 +272,16 @@ def _check(init: Init, apply: Apply, example: Array, wanted: tuple[int, ...]) ->
     def forward(params: Params, x: Array) -> Any:
         return apply(params, x, None)[0]
 
-    def step(params: Params, x: Array, key: Key) -> Tree:
-        return apply(params, x, key)[1]
+    def step(params: Params, x: Array) -> Tree:
+        return apply(params, x, jax.random.key(0))[1]
 
-    key, doing = jax.random.key(0), ""
+    doing = ""
     try:
-        params = jax.eval_shape(init, key)
+        params = tree.drawn(init)
         _check_leaves(params)
         traced = jax.make_jaxpr(forward)(params, example)
         doing = " in training"
-        carried = jax.eval_shape(step, params, example, key)
+        carried = jax.eval_shape(step, params, example)
     except (TypeError, ValueError) as error:
         shape = f"inputs of shape {example.shape[1:]}{doing}"
         raise ConfigError(f"model: does not take {shape}: {reason(error)}") from error
@@ -303,7 +303,7 @@ def _check(init: Init, apply: Apply, example: Array, wanted: tuple[int, ...]) ->
             f"model: output of shape {got[1:]} for inputs of shape {example.shape[1:]}; "
             f"must be {wanted}, one number per class (label, target) of the data"
         )
-    return jax.default_backend() == "cpu" and "conv_general_dilated" in str(traced)
+    return "conv_general_dilated" in str(traced) and jax.default_backend() == "cpu"
 
 
 def _check_leaves(params: Params) -> None:

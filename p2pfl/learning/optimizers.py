@@ -156,9 +156,9 @@ def _tried(made: optax.GradientTransformation, text: str) -> optax.GradientTrans
 def tried(made: optax.GradientTransformation, like: Tree, text: str) -> optax.GradientTransformation:
     """The optimizer, after a step in shapes alone on parameters `like` these. Raises ConfigError, with `text` first."""
     try:
-        step = partial(updated, made, loss=jnp.zeros(()), loss_at=_square)
-        state = jax.eval_shape(made.init, like)
-        after, new_state = jax.eval_shape(step, like, state, like)
+        state, loss = jax.eval_shape(made.init, like), jax.eval_shape(lambda: jnp.zeros(()))
+        step = partial(updated, made, loss_at=_square)
+        after, new_state = jax.eval_shape(step, like, state, like, loss)
         _same_shapes("updates", like, after)
         _same_shapes("state", state, new_state)
     except USER_FAULTS as error:

@@ -15,8 +15,10 @@ from p2pfl.methods.masking import masked
 from p2pfl.methods.noise import noise
 from p2pfl.methods.robust import clip, dos, geometric_median, krum, median, monna, multi_krum, trimmed_mean
 from p2pfl.methods.sharing import PRESETS, keep, predicate
+from p2pfl.methods.shatter import shatter
 from p2pfl.methods.starting import start
 from p2pfl.methods.weighting import by_labels, by_loss, by_samples, by_similarity
+from p2pfl.methods.zip_dl import zip_dl
 
 __all__ = [
     "PRESETS",
@@ -45,9 +47,11 @@ __all__ = [
     "objectives",
     "predicate",
     "sharing",
+    "shatter",
     "start",
     "statistics",
     "trimmed_mean",
     "watching",
     "withhold",
+    "zip_dl",
 ]

@@ -19,7 +19,9 @@ from p2pfl.errors import ConfigError
 from p2pfl.methods.fourier import fourier
 from p2pfl.methods.noise import noise
 from p2pfl.methods.robust import RULES, clip, dos, geometric_median, krum, median, monna, multi_krum, trimmed_mean
+from p2pfl.methods.shatter import shatter
 from p2pfl.methods.weighting import by_labels, by_loss, by_samples, by_similarity
+from p2pfl.methods.zip_dl import zip_dl
 from p2pfl.tree import is_model, mixed
 from p2pfl.types import Algorithm, Array, Inbox, Neighborhood, Params, Payload, State, Tree
 
@@ -169,6 +171,8 @@ WRAPS: Mapping[str, Callable[..., Wrap]] = MappingProxyType(
         "by_labels": by_labels,
         "fourier": fourier,
         "noise": noise,
+        "zip_dl": zip_dl,
+        "shatter": shatter,
         "trimmed_mean": trimmed_mean,
         "median": median,
         "krum": krum,
@@ -183,6 +187,9 @@ WRAPS: Mapping[str, Callable[..., Wrap]] = MappingProxyType(
 WEIGHED = ("by_samples", "by_loss", "by_similarity", "by_labels")
 """Those that weigh neighbours, which the rules in RULES do not look at."""
 
+UNLIKE = ("zip_dl", "shatter")
+"""Those that send each neighbour something else."""
+
 
 def check(names: Sequence[str]) -> None:
     """Raises ConfigError for combinators, by name, of which one would undo what another does."""
@@ -194,9 +201,34 @@ def check(names: Sequence[str]) -> None:
         )
     if rules and weighed:
         raise ConfigError(f"{weighed[0]} and {rules[0]}: a robust rule looks at no weights; leave one of the two out")
+    unlike = [name for name in names if name in UNLIKE]
+    if not unlike:
+        return
+    if names[-1] not in UNLIKE or len(unlike) > 1:
+        raise ConfigError(
+            f"{unlike[0]}: sends each neighbour something else, and nothing can stand around that; give one such "
+            "combinator, and give it last"
+        )
+    compares = [name for name in names if name in (*RULES, "clip", "fourier")]
+    if compares:
+        raise ConfigError(
+            f"{compares[0]} and {unlike[0]}: {compares[0]} compares what came with what a node has sent, which is now "
+            "something else to each; leave one of the two out"
+        )
+    if weighed:
+        raise ConfigError(
+            f"{weighed[0]} and {unlike[0]}: what {unlike[0]} sends is made for the graph's weights, and {weighed[0]} "
+            "puts others in their place; leave one of the two out"
+        )
 
 
 FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"by_samples": ("samples",), "by_labels": ("labels",), "noise": ("entropy",)}
+    {
+        "by_samples": ("samples",),
+        "by_labels": ("labels",),
+        "noise": ("entropy",),
+        "zip_dl": ("entropy",),
+        "shatter": ("entropy",),
+    }
 )
 """What combinators ask to know of each site, by their names: names of p2pfl.methods.site_facts.FACTS."""

@@ -36,11 +36,11 @@ def noise(scale: float, kind: str = "gaussian") -> Callable[[Algorithm], Algorit
 
     A leaf of one number, or whose numbers are all alike (biases at first), has no spread and gets none. Batch
     statistics travel as they are, since noise can make a variance negative: keep them at home with share = "silobn".
-    A node that joins is given a member's model as it is. The noise of a study follows from its seed, for each node and
-    message anew; where a machine has its own data only, it follows from a key of 64 bits that the operating system
-    draws when the node starts. It is no differential privacy: nothing bounds what one row can do to a weight, and
-    nothing is accounted for. Source: Li, Gu, Dvornek, Staib, Ventola, Duncan, "Multi-site fMRI analysis using
-    privacy-preserving federated learning and domain adaptation: ABIDE results" (2020), section 3.3.
+    A node that joins, or asks a neighbour for its model, is given it as it is. The noise of a study follows from its
+    seed, for each node and message anew; where a machine has its own data only, it follows from a key of 64 bits that
+    the operating system draws when the node starts. It is no differential privacy: nothing bounds what one row can do
+    to a weight, and nothing is accounted for. Source: Li, Gu, Dvornek, Staib, Ventola, Duncan, "Multi-site
+    fMRI analysis using privacy-preserving federated learning and domain adaptation: ABIDE results" (2020), section 3.3.
 
     Args:
         scale: >= 0, in units of the standard deviation of each leaf.

@@ -1,8 +1,8 @@
 """Checkpoints of one node: its state and a small table, in one file that is whole or not there.
 
-The file is safetensors: whoever reads such files can look into it. Its metadata carry the table, what the format has no
-word for, and a digest over everything, so that a torn or changed file is known as such. The checkpoint before stays
-beside it. A crash between any two operations leaves at least one that can be read:
+The file is safetensors: whoever may read it (its owner alone) can look into it. Its metadata carry the table, what the
+format has no word for, and a digest over everything, so that a torn or changed file is known as such. The checkpoint
+before stays beside it. A crash between any two operations leaves at least one that can be read:
 
     write the partial file, sync it; current -> previous; partial -> current; sync the directory
 """
@@ -188,7 +188,7 @@ def _made(opened: _Opened, like: State | Callable[[Table], State]) -> Checkpoint
 
 
 def _write(path: Path, whole: bytes) -> None:
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         rest = memoryview(whole)
         while rest:

@@ -129,10 +129,11 @@ class Handover(Replica):
             self._owes = False
             self._returned.put(self.newest)
 
-    def mix(self, round: int, booked: Sequence[Booked]) -> None:
+    def mix(self, round: int, booked: Sequence[Booked]) -> list[Booked]:
         """As any node does."""
-        super().mix(round, booked)
-        self._booked = tuple(sorted(each.node for each in booked))
+        mixed = super().mix(round, booked)
+        self._booked = tuple(sorted(each.node for each in mixed))
+        return mixed
 
     def adopt(self, model: Params, node: int, life: int, round: int) -> records.Adopted:
         """As any node does; the loop has not seen that model."""

@@ -11,6 +11,7 @@ import safetensors.numpy
 
 from p2pfl import tree
 from p2pfl.errors import ConfigError
+from p2pfl.node.secrets import for_file
 from p2pfl.types import Params
 
 NAME = "model.safetensors"
@@ -18,11 +19,12 @@ NAME = "model.safetensors"
 
 
 def write(path: Path, model: Params, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a model; what was there before stays until the new one is whole.
+    """Write a model, without what is its node's secret; what was there before stays until the new one is whole.
 
     Raises OSError and safetensors.SafetensorError.
     """
-    arrays = {name: np.asarray(leaf, order="C") for name, leaf in tree.named_leaves(model).items()}  # keeps scalars so
+    leaves = tree.named_leaves(for_file(model))
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}  # keeps scalars so
     partial = path.with_suffix(".partial")
     try:
         safetensors.numpy.save_file(arrays, partial, dict(metadata) if metadata else None)

@@ -56,7 +56,7 @@ def facts(
         payload_bytes=sum(payload.nbytes),
         timing=starting(terms.timing, terms.nodes, compiled),
         lateness=terms.lateness,
-        per_edge=task.per_edge or task.fit is not None,
+        per_edge=task.per_edge or task.fit is not None or task.sums is not None,
         exchanges=task.link == "exchange",
         sync=terms.sync,
         join_round=join_round,

@@ -82,7 +82,7 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int, fit: 
         if algorithm.keeps_mean == "exchange" and inbox.received:
             weight = jnp.where(inbox.arrived, around.weight, 0).astype(jnp.float32)
             rows = [
-                weight[k] * tree.sketch(widened(tree.subtract(inbox.received[k], inbox.sent[k])))
+                weight[k] * tree.sketch(widened(_difference(inbox.received[k], inbox.sent[k])))
                 for k in range(weight.shape[0])
             ]
             exchanged = jnp.stack(rows)
@@ -93,13 +93,13 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int, fit: 
         sums = learner.evaluate(algorithm.params(state), {"x": x, "y": y}, mask)
         return sums["score"], sums["loss"]
 
-    @jax.jit
-    def init(key: Array, site: Tree) -> State:
-        return algorithm.init(placed(learner.init(key), site), slots)
+    @jax.jit  # with its key: each small program of its own takes a while to load
+    def init(seed: Array, site: Tree) -> State:
+        return algorithm.init(placed(learner.init(jax.random.key(seed)), site), slots)
 
     return Program(
         slots=slots,
-        init=lambda seed, site=None: init(jax.random.key(seed), site or {}),
+        init=lambda seed, site=None: init(np.uint32(seed), site or {}),
         train=train,
         mix=mix,
         adopt=jax.jit(algorithm.adopt),
@@ -108,6 +108,15 @@ def compile(algorithm: Algorithm, learner: Learner, slots: int, seed: int, fit: 
         params=jax.jit(lambda state: shown(algorithm.params(state))),
         evaluate=lambda state, test: _evaluated(evaluate, state, test),
     )
+
+
+def _difference(received: Payload, sent: Payload) -> Payload:
+    """By how much two sides differ; nothing of what is masked: bits do not differ by amounts."""
+
+    def leaf(a: Array, b: Array) -> Array:
+        return jnp.zeros_like(a) if jnp.issubdtype(a.dtype, jnp.unsignedinteger) else a - b
+
+    return jax.tree.map(leaf, received, sent)
 
 
 def _evaluated(evaluate: Callable[..., Any], state: State, test: EvalSet) -> tuple[np.ndarray, np.ndarray]:

@@ -50,6 +50,10 @@ class Replica:
         self._exchanged: dict[str, np.ndarray] = {}  # "neighbour:life" -> sketch of what its exchanges have moved
         self._model: np.ndarray | None = None  # sketch of the model after the latest mixing
         self._mixed = 0  # the round of that
+        self._known = False  # that statistics are known, where they must be by some round
+        # where nobody sees a single model: what those get that join, mixed from several, and before that the first
+        self._first = self._shown = None if task.sums is None else tree.public(task.program.params(self.state))
+        self._gives = task.sums is not None and task.sums.hands_over(None)
 
     def sample(self) -> tuple[Payload, Params]:
         """Return a payload and a model as they will be, before any training; that payload is the latest until then."""
@@ -108,6 +112,7 @@ class Replica:
             if self._taken:
                 self._diverged = None if math.isfinite(self._loss) else self._diverged or round
             self._before = evaluated(task, self.state, round)
+        model = model if self._shown is None else self._shown
         self._receivers = [j for j in task.schedule.sends_to(round) if j in receivers] if task.link == "push" else []
         self.payloads[round], self.models[round] = payload, payload if model is None else model
         self._slots[round] = task.neighbors
@@ -140,6 +145,9 @@ class Replica:
     def sent(self, to: int, round: int) -> Payload:
         """Return what a neighbour got, or was to get, of a round's payload."""
         side, fit, growth = self.side(to, round), self.task.fit, self.task.growth
+        if self.task.sums is not None:
+            with self.faults("send", round):
+                return self.task.sums.share(side, self.task.schedule.weight_of(to, round))
         if growth is not None:
             return growth.payload(round, side)
         return side if fit is None else fit.payload(to, side)
@@ -166,8 +174,34 @@ class Replica:
         for round in models:
             del self.models[round]
 
-    def mix(self, round: int, booked: Sequence[Booked]) -> None:
-        """Mix what was booked: at most one of each neighbour."""
+    def usable(self, round: int, booked: Sequence[Booked]) -> list[Booked]:
+        """Return what can be mixed of what was booked: all of it; where only sums are known, all or nothing.
+
+        A sum is known of a whole neighbourhood whose ends were all in one round.
+        """
+        if self.task.sums is None:
+            return list(booked)
+        planned, rounds = {*self.task.schedule.receives_from(round)}, {each.theirs for each in booked}
+        whole = planned == {each.node for each in booked} and len(booked) == len(planned)
+        return list(booked) if whole and len(rounds) <= 1 else []
+
+    def _summed(self, round: int, booked: Sequence[Booked]) -> list[Booked]:
+        """The neighbours of a round with the mean of all in the place of each; none, where that is none."""
+        sums = self.task.sums
+        if sums is None or not booked:
+            return list(booked)
+        weight = sum(self.task.schedule.weight_of(each.node, round) for each in booked)
+        means = sums.mean([each.received for each in booked], booked[0].sent, weight)
+        if means is None:
+            return []
+        return [each._replace(received=mean) for each, mean in zip(booked, means, strict=True)]
+
+    def mix(self, round: int, booked: Sequence[Booked]) -> list[Booked]:
+        """Mix what was booked: at most one of each neighbour, and of what is `usable`.
+
+        Returns what was mixed: all of it, or nothing where masks do not cancel.
+        """
+        booked = self._summed(round, booked)
         if (unequal := self.task.fit or self.task.growth) is not None:
             booked = [each._replace(received=unequal.into(each.sent, each.received)) for each in booked]
         with self.faults("mix", round):
@@ -176,9 +210,26 @@ class Replica:
             exchanged = np.asarray(mixed.exchanged, np.float64)
             self._model = np.asarray(mixed.model, np.float64)
         self._mixed = round
+        if booked:
+            self._show()
+        self._check_due(round)
         for each in booked:
             total = self._exchanged.setdefault(f"{each.node}:{each.life}", np.zeros(tree.SKETCH))
             total += exchanged[slots[each.node]]
+        return booked
+
+    def _check_due(self, round: int) -> None:
+        """Raises LocalError where the masked sums of all nodes should be known by now."""
+        due = self.task.due
+        if not due or round < due or self._known:
+            return
+        self._known = bool(float(self.task.program.params(self.state)["statistics"]["known"]))
+        if not self._known:
+            text = (
+                "the masked sums of some node have not come around, as when one goes before all have them: nobody "
+                "learns anything, and nothing was trained. Start the run again, with the nodes that are there"
+            )
+            raise LocalError(text, node=self.task.node, round=round, part="statistics")
 
     def evaluate(self, round: int) -> None:
         """Evaluate the model after the round's mixing, where that is due."""
@@ -193,8 +244,20 @@ class Replica:
             if self.task.fit is not None:  # what the neighbour does not hold stays as it is
                 model = self.task.fit.into(self._own(), model)
             self.state = self.task.program.adopt(self.state, model)
+        self._show()
         self._diverged = None
         return records.Adopted(self.life, round + 1, [node, life, round])
+
+    def _show(self) -> None:
+        """Let those have the model as it is that join, where it tells no member more than it knows.
+
+        Else the first one, with what is known to all of all data.
+        """
+        if self._first is None:
+            return
+        now = tree.public(self.task.program.params(self.state))
+        known = {name: part for name, part in now.items() if name == "statistics"}
+        self._shown = now if self._gives else {**self._first, **known}
 
     def _own(self) -> Params:
         """This node's model, as others may have it, in its own shapes."""
@@ -206,13 +269,27 @@ class Replica:
         with self.faults("enter", round):
             self.task = self.whole.at(members)
             self.state = self.task.program.restart(self.state, self.task.slots)
+        if self.task.sums is not None:
+            self._gives = self.task.sums.hands_over(members)
+            if not self._gives:
+                self._show()
         return records.Entered(self.life, round, list(members))
 
+    @property
+    def kept(self) -> State:
+        """What another life of the node goes on from: its state; with masks also what those get that join."""
+        return self.state if self._shown is None else (self.state, self._shown)
+
+    def go_on(self, kept: State) -> None:
+        """Take what an earlier life has kept."""
+        self.state, self._shown = (kept, None) if self._shown is None else kept
+
     def like(self, slots: int) -> State:
-        """Return a state of so many slots, by its shapes alone: what is kept for each follows the graph of an epoch."""
+        """Return what is `kept` of so many slots, by shapes alone: what there is for each follows an epoch's graph."""
         if slots == self.task.slots:
-            return self.state
-        return jax.eval_shape(lambda state: self.task.program.restart(state, slots), self.state)
+            return self.kept
+        state = jax.eval_shape(lambda state: self.task.program.restart(state, slots), self.state)
+        return state if self._shown is None else (state, self._shown)
 
     def note(self, members: tuple[int, ...]) -> str:
         """Return what a person should know of an epoch; "" for nothing."""

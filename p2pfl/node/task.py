@@ -11,6 +11,7 @@ import numpy as np
 from p2pfl.churn import Event
 from p2pfl.learning.batching import Batching, EvalSet
 from p2pfl.node.fit import Growth, NodeSlice
+from p2pfl.node.masked import MaskedSums
 from p2pfl.node.program import Program
 from p2pfl.types import Inbox, Neighborhood, Payload, Schedule, State, Tree
 
@@ -85,6 +86,7 @@ class StepBudget(NamedTuple):
     steps: int
     terms: str  # what a step costs: of other terms no count of earlier processes means anything
     counted: Callable[[State, int], State]  # a state, and what earlier processes have taken: one that counts them
+    a_round: int | None = None  # counted in a round; None: its local steps
 
 
 class Held(NamedTuple):
@@ -129,6 +131,8 @@ class Task(NamedTuple):
     growth: Growth | None = None  # where what travels depends on the round
     part: float = 1.0  # share of the nodes that takes part in a round
     budget: StepBudget | None = None  # where local steps are counted
+    sums: MaskedSums | None = None  # where nobody sees what a single node sends
+    due: int = 0  # the round at whose end statistics of all data must be known; 0: none
 
     def at(self, members: tuple[int, ...]) -> Task:
         """Return the same task in the epoch of these members, this node among them. Slots never become fewer."""
@@ -158,10 +162,13 @@ class Task(NamedTuple):
         return self.neighbors.index(node)
 
     def outgoing(self, round: int, receivers: tuple[int, ...]) -> Neighborhood:
-        """Return what `send` needs: the shares of those `receivers` that the schedule names in this round."""
+        """Return what `send` needs: the shares of those that the schedule names in this round.
+
+        `receivers`: where algorithms push, the only ones who get anything; exchanges are opened with all who are there.
+        """
         weight = np.zeros(self.slots)
         share = np.zeros(self.slots)
-        named = [j for j in self.schedule.sends_to(round) if j in receivers]
+        named = [j for j in self.schedule.sends_to(round) if j in receivers or self.link == "exchange"]
         for k, j in enumerate(named):
             share[self.slot(j) if self.per_edge else k] = self.schedule.out_weight_of(j, round)
         return Neighborhood(weight, share)

@@ -16,8 +16,9 @@ import safetensors
 
 from p2pfl import tree
 from p2pfl.errors import LocalError
-from p2pfl.node import model_file, records
+from p2pfl.node import model_file, records, secrets
 from p2pfl.node.fit import NodeSlice
+from p2pfl.node.masked import MaskedSums
 from p2pfl.node.payload import Frames, Incoming, Outgoing, outgoing
 from p2pfl.node.replica import Cost, Replica
 from p2pfl.node.said import Said
@@ -25,7 +26,12 @@ from p2pfl.node.spending import AHEAD, SpendingFile
 from p2pfl.node.task import Booked, Task, part
 from p2pfl.protocol.events import Adopt, Advance, Booking, Finished, Leave, Trained
 from p2pfl.protocol.exchange import Side
-from p2pfl.types import Params, Payload, State, Tree
+from p2pfl.types import Params, Payload, State
+
+_NO_SUM = (
+    "mixed with nobody: what the neighbours have sent is no sum of models, since their masks do not cancel: one of "
+    "them has the key, the seed or the federation of another run, or lies. See that all have the same"
+)
 
 
 class SavedState(Protocol):
@@ -65,16 +71,6 @@ class Host(NamedTuple):
     spending: SpendingFile | None = None  # where processes end and begin again: private steps, counted for them all
 
 
-def unlike(state: State, site: Tree) -> State:
-    """Return a state with the source of noise of this process: what an earlier one has drawn is not drawn again."""
-
-    def leaf(path: tuple[Any, ...], leaf: Any) -> Any:
-        names = [getattr(key, "key", None) for key in path[-2:]]
-        return site["entropy"] if names == ["site", "entropy"] else leaf
-
-    return jax.tree_util.tree_map_with_path(leaf, state) if isinstance(site, dict) and "entropy" in site else state
-
-
 class Worker:
     """Carries out what a `Peer` wants computed; writes metrics.jsonl, trace.jsonl, checkpoints and the model."""
 
@@ -86,6 +82,8 @@ class Worker:
         like = jax.tree.map(lambda leaf: np.empty(leaf.shape[1:], leaf.dtype), payload) if task.per_edge else payload
         fit, growth = task.fit, task.growth
         self.payloads, self.models = Incoming(like), Incoming(model)
+        if task.sums is not None:
+            self.payloads = Incoming(task.sums.like(like))
         if growth is not None:
             self.payloads = Incoming(like, growth.payloads[1:], lambda node, round: growth.of(round))
         if fit is not None:
@@ -104,6 +102,7 @@ class Worker:
         self._ended = False  # it is said that training has ended
         self._saved = 0  # the last round that a checkpoint was made after
         self._bytes = (0, 0)
+        self._members: tuple[int, ...] = ()  # of the present epoch
         self._spent = self._reserved = 0  # private steps of all processes, and how many are written down
 
     @property
@@ -126,7 +125,7 @@ class Worker:
         saved, notes = self._host.store.load(lambda table: self.replica.like(table.get("slots", self.task.slots)))
         if saved is None:
             return [*notes, "no checkpoint: beginning without one"]
-        self.replica.state = unlike(saved.state, self.task.site)
+        self.replica.go_on(secrets.with_own(saved.state, self.task.site))
         self.kept, self.untrained = (saved.table["life"], saved.table["round"]), False
         self._kept_sketches = saved.table.get("sketches")
         return [*notes, f"going on from the checkpoint after round {saved.table['round']}"]
@@ -177,7 +176,7 @@ class Worker:
                 return Leave(idle=True)
             if effect.members is not None:
                 self._enter(effect.next, effect.members, effect.life)
-            return self._train(effect.next, effect.speak)
+            return self._train(effect.next, effect.speak, effect.epoch)
 
     def _enter(self, round: int, members: tuple[int, ...], life: int) -> None:
         """Enter another epoch, as another life where the node was held for dead."""
@@ -187,15 +186,18 @@ class Worker:
             self._trace.write(self.replica.renew(life, round))
         if note := self.replica.note(members):
             self._host.say(Said(f"round {round}: {note}", "epoch", round=round, members=[*members]))
+        self._members = members
         self._trace.write(self.replica.enter(round, members))
 
-    def _train(self, round: int, receivers: tuple[int, ...]) -> Trained:
+    def _train(self, round: int, receivers: tuple[int, ...], epoch: int) -> Trained:
         task = self.task
         if task.link == "push":  # whoever gets it may record it before this node records the round, if it ever does
             self._trace.write(self.replica.began(round, receivers))
         self._reserve(round)
         payload, model = self.replica.train(round, receivers)
         self.trained, self.untrained = self.trained + 1, False
+        if task.sums is not None:
+            return self._masked(task.sums, round, epoch, model)
         if task.fit is not None:
             return self._cut(task.fit, payload, model)
         if task.growth is not None:
@@ -208,11 +210,22 @@ class Worker:
         )
         return Trained(going, None if model is None else outgoing(model))
 
+    def _masked(self, sums: MaskedSums, round: int, epoch: int, model: Params | None) -> Trained:
+        """Mask what goes to each neighbour of the round; this node's side of it is its model as it is."""
+        going = {}
+        for j in self.task.schedule.receives_from(round):
+            share = self.replica.sent(j, round)
+            with self.replica.faults("send", round):
+                masked = sums.masked(share, j, self._members, epoch, round)
+            going[j] = outgoing(masked)._replace(tree=self.replica.side(j, round))
+        return Trained(going, outgoing(model))
+
     def _reserve(self, round: int) -> None:
         """Write down the private steps of this round and some to come, before they are taken."""
         if self._host.spending is None or self.task.budget is None:
             return
-        steps, most = self.task.batching.width, self.task.budget.steps
+        budget = self.task.budget
+        steps, most = self.task.batching.width if budget.a_round is None else budget.a_round, budget.steps
         self._spent = min(self._spent + steps, most)
         if self._spent > self._reserved:
             self._reserved = min(self._spent + (AHEAD - 1) * steps, most)
@@ -241,11 +254,18 @@ class Worker:
         trained = round == self.replica.round
         if not trained and not effect.booked:
             return
-        booked = [self._booked(each) for each in effect.booked]
+        booked = self.replica.usable(round, [self._booked(each) for each in effect.booked])
+        if self.task.sums is not None and not booked and self.task.schedule.receives_from(round):
+            text = f"round {round}: mixed with nobody: not all neighbours were there, and less than all is no sum"
+            self._host.say(Said(text, "not_whole", round=round))
+        mixed: list[Booked] = []
         for group in _groups(booked, self.task.slots):
-            self.replica.mix(round, group)
-            self._trace.write(self.replica.traced(round, group, trained))
+            found = self.replica.mix(round, group)
+            self._trace.write(self.replica.traced(round, found, trained))
             trained = False
+            mixed += found
+        if len(mixed) < len(booked):
+            self._host.say(Said(f"round {round}: {_NO_SUM}", "no_sum", logging.WARNING, round=round))
         self._learn(round)
         self._end(round)
         self.replica.evaluate(round)
@@ -258,11 +278,11 @@ class Worker:
             waited=_rounded(effect.waited),
             time=_rounded(now),
         )
-        measured = self.replica.measured(round, booked, cost)
+        measured = self.replica.measured(round, mixed, cost)
         for score in (measured.score_after_mixing, measured.score_own):
             self.score = self.score if score is None else score
         self.loss = measured.train_loss
-        self._host.finished(measured, self.replica.five_steps(round, booked))
+        self._host.finished(measured, self.replica.five_steps(round, mixed))
         self._measured = measured if self._measured is None else records.together(self._measured, measured)
         if records.recorded(round) or effect.next is None:
             self._record()
@@ -337,7 +357,7 @@ class Worker:
         if store is None or not self._host.every or self._saved == round or not round:
             return
         table = {"life": self.life, "round": round, "slots": self.task.slots, "sketches": self.replica.sketches()}
-        wrong = store.save(self.replica.state, table)
+        wrong = store.save(secrets.without_secrets(self.replica.kept), table)
         if wrong is not None:
             self._host.say(
                 Said(f"no checkpoint after round {round}: {wrong}", "checkpoint", logging.ERROR, round=round)

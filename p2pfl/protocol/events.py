@@ -147,6 +147,7 @@ class Advance(NamedTuple):
     speak: tuple[int, ...] = ()
     members: tuple[int, ...] | None = None  # None: the epoch goes on
     life: int = 0
+    epoch: int = 0  # the name of the epoch that `next` is in: no other has it, in this run or in another
 
 
 class Adopt(NamedTuple):

@@ -581,7 +581,7 @@ class Peer:
         granted += [other for other in self._named(plan.lost) if other.finished]
         self._granted = {other.node: other.life for other in granted}
         speak, members = tuple(sorted(self._granted)), state.members if entered else None
-        state.out.append(Advance(finished, booked, waited, round, speak, members, state.life))
+        state.out.append(Advance(finished, booked, waited, round, speak, members, state.life, state.epoch))
         if entered:
             self._presence.greet()
 

@@ -26,7 +26,7 @@ from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, to_hex, to_
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from p2pfl.reporting import clinical_figures, explanation_figures, published, terminal
+from p2pfl.reporting import clinical_figures, explanation_figures, leak_figures, published, terminal
 from p2pfl.reporting.run_data import Absence, Nodes, RunData, Score, measured
 from p2pfl.reporting.style import CSS, LIGHT, ON_PAGE, SHADES, Paint, of_report
 
@@ -74,6 +74,7 @@ def drawn(run: RunData, paint: Paint) -> dict[str, Drawn]:
         "survival": clinical_figures.survival, "observed": clinical_figures.observed,
         "roc": clinical_figures.roc, "calibration": clinical_figures.calibration,
         "explanations": explanation_figures.explanations, "importance": explanation_figures.importance,
+        "leaks": leak_figures.nearness, "reconstructed": leak_figures.reconstructed,
         **{fit: partial(clinical_figures.forest, fit) for fit in published.TITLES},
     }  # fmt: skip
     made = {name: make(run, paint) for name, make in makers.items()}

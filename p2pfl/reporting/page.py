@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from p2pfl.reporting import published, run_data, style, terminal
+from p2pfl.reporting import leaks, published, run_data, style, terminal
 from p2pfl.reporting.run_data import AWAY, DASH, Absence, RunData, Summary, measured
 
 EVENT_ROWS = 60
@@ -181,6 +181,9 @@ def _render(run: RunData) -> str:
         coefficients=published.coefficients(run.coefficients),
         over_splits=published.over_splits(run.splits, summary.score, summary.extra_metrics),
         left_out=published.left_out(run.left_out, summary.extra_metrics),
+        leaked=leaks.tables(run.leaked),
+        leak=leaks.headline(run.leaked) if run.leaked else "",
+        leak_notes=run.leaked.get("notes", []),
         pictures={name: picture._replace(svg=Markup(picture.svg)) for name, picture in figures.pictures(run).items()},
         light=list(zip(style.CSS, style.LIGHT, strict=True)),
         events=grouped(run.events),

@@ -16,6 +16,7 @@ FIGURES = {
     "traffic": "bytes-sent-by-round", "time": "seconds-by-round", "survival": "survival-by-risk-group",
     "observed": "survival-predicted-and-observed", "roc": "roc-of-each-site", "calibration": "calibration-of-each-site",
     "explanations": "explanations-of-images", "importance": "importance-of-columns",
+    "leaks": "what-a-neighbour-gets", "reconstructed": "rows-that-came-back",
     **{key: f"forest-{key.replace('_', '-')}" for key in published.TITLES},
 }  # fmt: skip
 """Name of a figure -> of its files."""

@@ -303,6 +303,8 @@ class RunData(NamedTuple):
     left_out: dict[str, Any]  # left_out.json
     explained: dict[str, Any]  # explanations/explanations.json
     shown: dict[str, np.ndarray]  # explanations/explanations.npz
+    leaked: dict[str, Any]  # audit/audit.json
+    leaked_rows: dict[str, np.ndarray]  # audit/audit.npz
 
 
 def read(run: Path) -> RunData:
@@ -338,6 +340,8 @@ def read(run: Path) -> RunData:
         left_out=_object(run / "left_out.json", unread),
         explained=_object(run / "explanations" / "explanations.json", unread),
         shown=_arrays(run / "explanations" / "explanations.npz", unread),
+        leaked=_object(run / "audit" / "audit.json", unread),
+        leaked_rows=_arrays(run / "audit" / "audit.npz", unread),
     )
 
 

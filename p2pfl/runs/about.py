@@ -26,6 +26,7 @@ class About(NamedTuple):
     score: str  # what scores are called by in the records
     federation: str = ""  # digest of what all nodes have in common
     planned_losses: tuple[int, ...] = ()  # nodes that the experiment plans to lose
+    sums: bool = False  # a node knows the sum of its neighbours alone
 
     def write(self, directory: Path) -> None:
         """Write about.json into the node's directory."""
@@ -45,6 +46,7 @@ def about(federation: Federation, node: int, score: str) -> About:
         score=score,
         federation=terms(federation).federation,
         planned_losses=tuple(sorted(planned_losses(federation))),
+        sums=federation.algorithm.whole,
     )
 
 

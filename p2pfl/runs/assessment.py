@@ -27,7 +27,7 @@ from p2pfl.data.stored import part
 from p2pfl.federation import learning
 from p2pfl.federation.federation import Federation, model_shape
 from p2pfl.federation.metrics import KNOWN
-from p2pfl.learning import intervals, metrics
+from p2pfl.learning import intervals, local_steps, metrics
 from p2pfl.learning.batching import chunk
 from p2pfl.methods import answers as predict
 from p2pfl.methods.watching import BEST
@@ -591,6 +591,8 @@ def _majority(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> float:
     return float((dataset.test.y[test] == np.bincount(dataset.train.y[train]).argmax()).mean())
 
 
-def loaded(federation: Federation, arrays: Mapping[str, np.ndarray]) -> Params:
-    """A node's model from its leaves by path, as model.safetensors holds them."""
-    return jax.tree.map(jnp.asarray, models_of.unflattened(model_shape(federation), arrays, Path(model_file.NAME)))
+def loaded(federation: Federation, arrays: Mapping[str, np.ndarray], node: int) -> Params:
+    """A node's model from its leaves by path, as model.safetensors holds them, with what the file keeps to itself."""
+    model = models_of.unflattened(model_shape(federation), arrays, Path(model_file.NAME))
+    site = jax.tree.map(lambda rows: rows[node], federation.sites)
+    return jax.tree.map(jnp.asarray, local_steps.placed(model, site))

@@ -96,7 +96,7 @@ def pooled(experiment: Experiment, nodes: int) -> Experiment:
     plain = alone(experiment)
     training = replace(training, objective=plain.training.objective)
     topology = TopologyTable(graph="complete", nodes=1)
-    return replace(plain, data=data, training=training, topology=topology, attack=())
+    return replace(plain, data=data, training=training, topology=topology, attack=(), other_model=())
 
 
 def alone(experiment: Experiment) -> Experiment:
@@ -111,5 +111,6 @@ def alone(experiment: Experiment) -> Experiment:
         topology = TopologyTable(graph="complete", nodes=founders(experiment) + more)
     return replace(
         experiment, algorithm=AlgorithmTable("local"), churn=(), network=network, training=training,
-        topology=topology, evaluation=evaluation, statistics=known, privacy=None, baselines=False,
+        topology=topology, evaluation=evaluation, statistics=known, privacy=None, secure=None,
+        baselines=False,
     )  # fmt: skip

@@ -40,6 +40,9 @@ from p2pfl.runs.run import fresh
 from p2pfl.runs.run import run as run_experiment
 from p2pfl.runs.verdict import RunVerdict, verdict
 
+_STANDBY = 0.25
+"""Of the time from one kill to the next, when the process of who is next begins: by then who was killed is back."""
+
 BACK = 2.0
 """Seconds until a node is there again where no process has to be started: about what a real one takes."""
 
@@ -279,12 +282,14 @@ class _Killer:
 
     def _strike(self, server: Launcher, now: float) -> None:
         """Kill who is next, if it is time, and choose another."""
+        assert self._began is not None
+        if now < self._began + (self._number + _STANDBY) * self._wanted.every:
+            return
         at_work = {node for node, member in server.members.items() if member.state == "alive"}
         if self._next is None or self._next not in at_work:
             self._next = victim(self._wanted.seed, self._number, at_work, len(server.members))
             if self._next is not None:
                 server.stand_by(self._next)
-        assert self._began is not None
         if now < self._began + (self._number + 1) * self._wanted.every:
             return
         if self._next is not None:

@@ -73,6 +73,8 @@ class Checked(NamedTuple):
         if books.mean_residual is not None:
             balance = f"mean residual {books.mean_residual:.3g}, residue {books.residue}"
             balance += f" (drift {books.residue_drift:.3g})" if books.residue else ""
+        elif books.keeps_mean == "exchange" and books.residue:
+            balance = f"residue {books.residue}: by how much the mean has moved is not known, since sums were mixed"
         dropped = ", ".join(f"{reason} {count}" for reason, count in (books.messages_dropped or {}).items())
         return [
             *flow.lines(self.flow),
@@ -95,7 +97,7 @@ def check(paths: Sequence[Path]) -> Checked:
     ended = {node: each for node, each in results.items() if each is not None}
     rows = {node: records.read(path / "metrics.jsonl") for node, path in places.items()}
     lives = {(node, each.life) for node, each in ended.items()}
-    books = ledger.balance(dict(places), lives, facts.parameters, facts.link, facts.keeps_mean)
+    books = ledger.balance(dict(places), lives, facts.parameters, facts.link, facts.keeps_mean, sums=facts.sums)
     lost = _lost(results, rows)
     nodes = {*range(facts.nodes), *_joined(places)} | places.keys()
     missing = tuple(sorted(nodes - places.keys()))

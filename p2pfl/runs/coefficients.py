@@ -32,6 +32,7 @@ from p2pfl.learning.likelihood import (
     penalized,
 )  # fmt: skip
 from p2pfl.learning.risk_sets import Baseline
+from p2pfl.methods.objectives.medisecfed import NAME as TELLS
 from p2pfl.types import Params
 
 INTERCEPT = "(intercept)"
@@ -54,7 +55,9 @@ class Scale(NamedTuple):
 def asked(federation: Federation) -> bool:
     """Return whether a federation learns a linear model that has a table of coefficients."""
     experiment, dataset = federation.experiment, federation.dataset
-    linear = experiment.model is not None and experiment.model.name == "logistic"
+    told = any(each.get("name") == TELLS for each in experiment.training.objective)  # then what is shared is no model
+    unlike = told or bool(experiment.other_model)
+    linear = experiment.model is not None and experiment.model.name == "logistic" and not unlike
     flat = dataset.train.x.ndim == 2 and dataset.train.x.shape[1] <= MOST and not dataset.picture
     known = dataset.kind == "survival" or (dataset.kind == "classes" and len(dataset.classes) == 2)
     return linear and flat and known

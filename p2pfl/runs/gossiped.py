@@ -51,7 +51,7 @@ from p2pfl.node.task import Task
 from p2pfl.runs import coefficients, flow, keyed
 from p2pfl.runs.coefficients import Scale
 from p2pfl.runs.verdict import RunVerdict
-from p2pfl.types import Inbox, Neighborhood, Params, Payload, Schedule
+from p2pfl.types import Inbox, Neighborhood, Params, Payload
 
 KEYS = ("logistic", "stratified_by_site", "one_baseline_hazard")
 """The fits of coefficients.json that are found here."""
@@ -194,7 +194,12 @@ class Fitting(NamedTuple):
 
 
 def experiment_of(given: Experiment) -> Experiment:
-    """The experiment of a fit: the same data, model and graph; nothing is trained."""
+    """The experiment of a fit: the same data, model and graph; nothing is trained. Raises ConfigError."""
+    if given.secure is not None:
+        raise ConfigError(
+            "p2pfl coefficients: the experiment asks for [secure], and a fit sends each site's sums without masks; "
+            "give a node file whose experiment has none, where that is allowed"
+        )
     return replace(
         undisturbed(given, "p2pfl coefficients"),
         name=f"{given.name}-coefficients",
@@ -221,19 +226,9 @@ def planned(federation: Federation, unstratified: Unstratified | None = None) ->
     if isinstance(unstratified, int) and not 1 <= unstratified <= MOST_TIMES:
         raise ConfigError(f"--unstratified {unstratified}: must be 1 to {MOST_TIMES} stretches of time, or exact")
     averaging = statistics.rounds(federation.schedule, TOLERANCE, _MOST // PHASES, "exchange")
-    phase = Phase(_heard(federation.schedule), averaging, 2 if unstratified else 1)
+    heard = statistics.hops(federation.schedule) + 2  # for one that misses a word
+    phase = Phase(heard, averaging, 2 if unstratified else 1)
     return federation._replace(experiment=replace(federation.experiment, rounds=phase.rounds)), phase
-
-
-def _heard(schedule: Schedule) -> int:
-    """Rounds until every node has heard of every other, and two more for one that misses a word."""
-    nodes, round = schedule.neighbor.shape[1], 0
-    known = np.eye(nodes, dtype=bool)
-    while not known.all():
-        row = schedule.neighbor[round % len(schedule.neighbor)]
-        heard = [[node, *(int(j) for j in row[node] if j >= 0)] for node in range(nodes)]
-        known, round = np.array([known[of].any(axis=0) for of in heard]), round + 1
-    return round + 2
 
 
 def task(

@@ -26,6 +26,7 @@ from p2pfl.learning.local_steps import placed
 from p2pfl.node import result
 from p2pfl.node.handover import Handover
 from p2pfl.node.said import whole
+from p2pfl.node.task import Task
 from p2pfl.protocol.timing import starting
 from p2pfl.runs import about, keyed
 from p2pfl.runs.keyed import CompleteNode
@@ -134,7 +135,8 @@ def join(
         trusted=keyed.trusted(given, keyring, log.info), calls=given.calls, admitted=given.admitted,
     )  # fmt: skip
     with shapes.precision():
-        return _started(built, shapes, place_of, given.node)
+        masked = keyed.masking(where, tasks.task(built, given.node), place_of.trusted, True)
+        return _started(built, shapes, place_of, masked)
 
 
 def _say(text: str) -> None:
@@ -142,9 +144,9 @@ def _say(text: str) -> None:
     log.log(whole(text).level, "%s", text)
 
 
-def _started(federation: Federation, shapes: ScriptModel, place: Place, node: int) -> Peers:
+def _started(federation: Federation, shapes: ScriptModel, place: Place, task: Task) -> Peers:
     """Start the node. Raises ConfigError."""
-    task = tasks.task(federation, node)
+    node = task.node
     for event in task.events:
         if event.node == node and event.event in ("crash", "freeze"):
             raise ConfigError(

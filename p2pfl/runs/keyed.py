@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,8 +14,10 @@ from p2pfl.config.experiment import NodeFile
 from p2pfl.drivers.live import addresses
 from p2pfl.drivers.live.trusted import Trusted
 from p2pfl.errors import ConfigError
+from p2pfl.federation import secure
 from p2pfl.node.said import Said
-from p2pfl.trust import assembly, keyring, keys, store
+from p2pfl.node.task import Task
+from p2pfl.trust import assembly, keyring, keys, masks, store
 from p2pfl.trust.document import Document
 from p2pfl.trust.keyring import Keyring
 from p2pfl.trust.sites import Site
@@ -97,6 +100,41 @@ def trusted(node: CompleteNode, ring: Keyring | None, say: Callable[[str], None]
     text = f"{ring.names[ring.node]} of the federation {ring.federation}: links are encrypted, members prove their keys"
     say(Said(text, "federation"))
     return Trusted(node.federation, ring.signer, lambda text: say(Said(text, "federation")))
+
+
+def masking(file: Path | str, task: Task, trusted: Trusted | None, own: bool) -> Task:
+    """Return the task of a node, whose masks are made with the keys of its site.
+
+    Args:
+        file: of the node.
+        task: as the experiment has it: masks follow from the seed.
+        trusted: what it goes by while it runs; None: it has no keys.
+        own: the node holds rows of its own, so that this is no study.
+
+    Returns:
+        The task.
+
+    Raises:
+        ConfigError: it is no study, and there are no keys; or none of some node of the experiment.
+    """
+    if task.sums is None and not (isinstance(task.site, dict) and "secrets" in task.site):
+        return task
+    if trusted is None:
+        if own:
+            raise ConfigError(
+                f"{file}: federation: missing, and the experiment asks for [secure]: masks are made with the keys of "
+                "sites. p2pfl federation keygen makes one, docs/federation.md is the whole way; or leave [secure] out"
+            )
+        return task
+
+    @functools.cache  # also of one that is revoked while a round with it is under way: no id is used again
+    def secret(node: int) -> bytes:
+        if trusted.keyring is None:
+            raise KeyError(node)
+        return masks.of_keys(trusted.keyring)(node)
+
+    sums = None if task.sums is None else task.sums._replace(secret=secret)
+    return task._replace(sums=sums, site=secure.with_keys(task.site, secret, task.node))
 
 
 def whose(node: CompleteNode) -> dict[str, int]:

@@ -28,8 +28,9 @@ class Ledger(NamedTuple):
 
 
 def balance(
-    places: dict[int, Path], ended: Collection[Life], size: int, link: str, keeps_mean: str, whole: bool = True
-) -> Ledger:
+    places: dict[int, Path], ended: Collection[Life], size: int, link: str, keeps_mean: str, whole: bool = True,
+    sums: bool = False,
+) -> Ledger:  # fmt: skip
     """Balance the books. `places`: the directory of each node's records; `ended`: lives whose model counts at the end.
     `whole`: no record of a trace was dropped; else nothing can be said.
 
@@ -37,7 +38,8 @@ def balance(
     have exchanged must cancel. What a life exchanged with one that does not count is left out: the other side is gone
     with its model, so that no mean can be wrong by it. Vectors are sketches (tree.sketch), whose norm estimates the
     true one without bias. `size`: parameters of a model; `link`, `keeps_mean`: of the algorithm. Running sums keep the
-    mean by construction, and "nothing" keeps none: nothing is to be balanced.
+    mean by construction, and "nothing" keeps none: nothing is to be balanced. `sums`: a node knows the sum of its
+    neighbours alone, and not what it has moved by each: books balance as a whole, or nothing can be said of drift.
     """
     if link != "exchange":
         return Ledger(None, 0, None)
@@ -61,6 +63,8 @@ def balance(
                 moved[me, (int(other), int(life))] = records.unpack(vector)
     residue = sum(len(numbers - booked.get(pair[::-1], set())) for pair, numbers in list(booked.items()))
     if not ended or keeps_mean != "exchange":
+        return Ledger(None, residue, None)
+    if sums and (residue or any(life not in limits for pair in moved for life in pair)):
         return Ledger(None, residue, None)
     total, given_up = np.zeros((2, tree.SKETCH))
     for (me, other), vector in moved.items():

@@ -45,6 +45,7 @@ _PRELOAD = (
     "safetensors.numpy",
     "p2pfl.drivers.live.node",
     "p2pfl.federation.federation",
+    "p2pfl.runs.node",
 )
 
 _FREEZE = 10.0

@@ -34,6 +34,7 @@ from p2pfl.federation import learning
 from p2pfl.federation.federation import Federation
 from p2pfl.methods.answers import SELECTOR, Selector, selector
 from p2pfl.methods.freezing import FROZEN
+from p2pfl.methods.objectives.medisecfed import NAME as TELLS
 from p2pfl.node import model_file, result
 from p2pfl.packages import version
 from p2pfl.tree import named_leaves
@@ -339,7 +340,12 @@ def plain(chosen: ChosenModel) -> ChosenModel:
         return chosen
     experiment = replace(
         chosen.experiment,
-        training=replace(chosen.experiment.training, freeze=None, lora=None),
+        training=replace(
+            chosen.experiment.training,
+            freeze=None,
+            lora=None,
+            objective=tuple(each for each in chosen.experiment.training.objective if each.get("name") != TELLS),
+        ),
         algorithm=replace(chosen.experiment.algorithm, share=None),
     )
     about = chosen.about._replace(experiment=toml.plain(experiment))

@@ -86,7 +86,7 @@ def run(
         federation = _meant(file, given, experiment, admitted)
         count = max(len(federation.graph), admitted)
         files.fits(count, limit, here=False)
-        task = tasks.task(federation, given.node)
+        task = keyed.masking(file, tasks.task(federation, given.node), trusted, given.data is not None)
         _introduce(federation, task, count, say)
         place = Place(
             listen=given.listen,
@@ -218,7 +218,7 @@ def _describe(federation: Federation, task: Task, directory: Path, alone: bool) 
 def _assess(federation: Federation, node: int, directory: Path, say: Callable[[str], None], alone: bool) -> None:
     """Test the model that the node has ended with on its own rows, and say how good it is."""
     arrays = model_file.read(directory / model_file.NAME)
-    model = {node: assessment.loaded(federation, arrays)}
+    model = {node: assessment.loaded(federation, arrays, node)}
     for spent in privacy.write(federation, model, directory):
         say(Said(spent, "privacy"))
     figures = assessment.assess(federation, model, directory).figures

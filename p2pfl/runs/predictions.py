@@ -23,9 +23,10 @@ def write(federation: Federation, outputs: Mapping[int, np.ndarray], out: Path) 
     """Write split.csv and predictions.csv, of a segmentation dice.csv instead.
 
     split.csv has a line for each row: its part, its number there, its node, and where the source says so the line of
-    its file. predictions.csv has one for each test row and node: the node whose model answers, the row's number among
-    the test rows, the node whose row it is, what is true, and what the model says (of classes and labels,
-    probabilities). `outputs`: node -> [N, ...] of all test rows, or of the node's own where nobody has all.
+    its file; public rows are a part of their own, and no node's. predictions.csv has one for each test row and node:
+    the node whose model answers, the row's number among the test rows, the node whose row it is, what is true, and what
+    the model says (of classes and labels, probabilities). `outputs`: node -> [N, ...] of all test rows, or of the
+    node's own where nobody has all.
     """
     dataset, parts = federation.dataset, federation.partition
     called = names(parts, dataset)
@@ -36,6 +37,10 @@ def write(federation: Federation, outputs: Mapping[int, np.ndarray], out: Path) 
             line = [""] * len(samples.y) if samples.line is None else samples.line.tolist()
             for node, own in enumerate(of_nodes):
                 lines.writerows((part, row, node, called[node], line[row]) for row in own.tolist())
+        public, known = federation.data.public, federation.data.public_line
+        if public is not None:
+            line = [""] * len(public) if known is None else known.tolist()
+            lines.writerows(("public", row, "", "", at) for row, at in enumerate(line))
     if dataset.kind == "segmentation":
         _write_dice(federation, outputs, out)
     if dataset.kind in ("segmentation", "reconstruction"):

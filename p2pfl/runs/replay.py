@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from p2pfl.drivers.simulate.replay import replay as compute
 from p2pfl.errors import ConfigError
 from p2pfl.federation import tasks
 from p2pfl.federation.federation import build, precision
-from p2pfl.node import model_file, records, result
+from p2pfl.node import model_file, records, result, secrets
 from p2pfl.runs import summary
 from p2pfl.types import Params
 
@@ -66,10 +65,9 @@ def replay(run: Path | str, say: Callable[[str], None] = lambda text: None) -> l
             f"{run}: the trace of node {', '.join(torn)} is not whole: the disk was full or the file at its bound, "
             "and records were dropped. Such a run can't be replayed; its models and metrics are what is left"
         )
-    for node, path in places.items():
-        file = path / "node.toml"
-        if file.exists() and "data" in tomllib.loads(file.read_text("utf-8")):
-            raise ConfigError(f"{file}: node {node} trained on rows of its own, which are not here; nothing to replay")
+    if (own := summary.own_rows(run)) is not None:
+        node, file = own
+        raise ConfigError(f"{file}: node {node} trained on rows of its own, which are not here; nothing to replay")
     experiment = config.load(run / "experiment.toml")
     precision(experiment)
     federation = build(experiment)
@@ -83,7 +81,7 @@ def _verdict(place: Path, model: Params, digest: str, name: Name) -> Verdict:
     again = jax.tree.map(np.asarray, model)
     if tree.digest(again) == digest:
         return Verdict(name.node, name.life, True, 0.0)
-    was, found = model_file.read(place / model_file.NAME), tree.named_leaves(again)
+    was, found = model_file.read(place / model_file.NAME), tree.named_leaves(secrets.for_file(again))
     difference = max(
         (float(np.max(np.abs(was[path].astype(np.float64) - leaf), initial=0.0)) for path, leaf in found.items()),
         default=0.0,

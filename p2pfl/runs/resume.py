@@ -81,7 +81,8 @@ def check(federation: Federation, run: Path, rows: str) -> Origin:
         )
     if known.rounds != federation.experiment.rounds:
         before = dataclasses.replace(federation.experiment, rounds=known.rounds)
-        _same_start(build(before, federation.dataset), federation)
+        whole = federation.data.public is None  # else rows were set apart of it, and are to be again
+        _same_start(build(before, federation.dataset if whole else None), federation)
     return known
 
 

@@ -88,6 +88,7 @@ def _run(
     with driver.prepare(experiment, view) as start:
         federation = build(experiment)
         driver.check(federation)
+        splits.tried(federation)
         if driver.several_hosts and jax.process_index() > 0:
             return start(federation, out, terminal.quiet(), callbacks).summary
         rows = origin.rows_digest(federation)
@@ -106,7 +107,7 @@ def _run(
         result = start(federation, out, view, callbacks)
     if callbacks.early:
         result = result._replace(notes=(*result.notes, *_early(callbacks, federation.experiment, out)))
-    ended = (*assessment.ended(federation, result.whole), *privacy.write(federation, result.whole, out))
+    ended = (*assessment.ended(federation, result.whole), *privacy.write(federation, result.whole, out, True))
     result = result._replace(notes=(*result.notes, *ended))
     for note in result.notes:
         view.say(note)

@@ -22,6 +22,7 @@ from p2pfl.drivers.simulate.keeping import Keeper
 from p2pfl.drivers.simulate.plan import tested_in
 from p2pfl.drivers.simulate.simulation import Evaluated, How, Look, Outcome, Simulation, by_step, make_work
 from p2pfl.drivers.simulate.voids import Divergence
+from p2pfl.federation import secure
 from p2pfl.federation.federation import Federation, identity, model_shape
 from p2pfl.federation.tasks import tasks, unequal
 from p2pfl.node import model_file, records
@@ -109,7 +110,17 @@ def course_of(federation: Federation) -> Course | None:
         return federation.planner()(members)  # a new one each time: it would keep all schedules, and few come twice
 
     rounds = federation.experiment.rounds
-    return course(federation.churn, len(federation.graph), rounds, given.detection, plan, given.late > 0, given.waits)
+    made = course(federation.churn, len(federation.graph), rounds, given.detection, plan, given.late > 0, given.waits)
+    return made if secure.mixing(federation.experiment) is None else _without_donors(federation, made)
+
+
+def _without_donors(federation: Federation, made: Course) -> Course:
+    """The same where nobody is given a model by members of a graph that hands none over."""
+    planner, donor = federation.planner(), made.donor.copy()
+    for r, i in zip(*np.nonzero(donor >= 0), strict=True):
+        if not secure.hands_over(planner(made.members[made.epoch[r - 1, donor[r, i]]]).schedule):
+            donor[r, i] = -1
+    return made._replace(donor=donor)
 
 
 def _quiet(round: int, evaluated: list[Evaluated]) -> None:
@@ -166,7 +177,8 @@ def into(
         keeper = Keeper(store, every, clock.now, kept.beside, kept.begin, say)
     else:
         kept.begin(0, {}, None)
-    chunk = driver.chunk or (None if federation.learning.sliced is None else 1)  # each at its own cost
+    unlike = federation.learning.sliced is not None or federation.experiment.other_model
+    chunk = driver.chunk or (1 if unlike else None)  # each at its own cost
     outcome = engine.run(work, How(chunk, driver.devices), kept.progress, clock.now, look, keeper, clock.spent)
     (last,) = kept.last
     if writes:

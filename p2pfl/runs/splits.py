@@ -20,11 +20,13 @@ from p2pfl.data import Dataset, Samples
 from p2pfl.data.dataset import split as draw_split
 from p2pfl.drivers.live import clock
 from p2pfl.errors import ConfigError
+from p2pfl.federation import learning
 from p2pfl.federation.datasets import read
 from p2pfl.federation.events import undisturbed
 from p2pfl.federation.federation import Federation, build
 from p2pfl.learning import intervals
 from p2pfl.learning.targets import TARGETS
+from p2pfl.methods.objectives.medisecfed import NAME as TELLS
 from p2pfl.reporting import published, terminal
 from p2pfl.reporting.terminal import View
 from p2pfl.runs import assessment, baselines, simulated
@@ -45,6 +47,7 @@ def check(experiment: Experiment) -> None:
     wanted = experiment.evaluation
     if (wanted.splits or wanted.leave_site_out) and not wanted.metrics:
         raise ConfigError("evaluation.metrics=false: splits and leave_site_out give metrics; leave metrics out")
+    _apart(experiment)
     if wanted.leave_site_out:
         by_site = isinstance(part := experiment.data.partition, EvenPartition) and part.partition == "by_site"
         if not by_site:
@@ -58,8 +61,44 @@ def check(experiment: Experiment) -> None:
                     f"evaluation.leave_site_out: numbers nodes anew, and training.objective[{i}] ({name}) has "
                     "one of them as its reference; leave one of the two out"
                 )
+        looks = experiment.privacy.adversary if experiment.privacy else ""
+        if isinstance(looks, tuple):
+            raise ConfigError(
+                f"evaluation.leave_site_out: numbers nodes anew, and privacy.adversary={[*looks]} names some of them; "
+                "leave one of the two out"
+            )
+        for i, method in enumerate(learning.objectives(experiment, learning.optimizer(experiment))):
+            if method.given:
+                name = experiment.training.objective[i]["name"]
+                raise ConfigError(
+                    f"evaluation.leave_site_out: numbers nodes anew, and training.objective[{i}] ({name}) has a value "
+                    "for each of them; leave one of the two out"
+                )
     if wanted.splits and experiment.topology.graph is None:
         undisturbed(experiment, "evaluation.splits")
+
+
+def tried(federation: Federation) -> None:
+    """Refuse before anything is trained what there can't be with a node fewer. Raises ConfigError."""
+    if not federation.experiment.evaluation.leave_site_out:
+        return
+    try:
+        _left(federation, 0)
+    except ConfigError as error:
+        name = federation.dataset.sites[0]
+        raise ConfigError(f"evaluation.leave_site_out: there can't be a run without site {name}: {error}") from error
+
+
+def _apart(experiment: Experiment) -> None:
+    """Raises ConfigError where training rows are public, which can't be drawn anew or tested on with the others."""
+    for i, given in enumerate(experiment.training.objective):
+        for field in ("splits", "leave_site_out"):
+            alone = given.get("name") == TELLS and given.get("public") is None
+            if alone and getattr(experiment.evaluation, field):
+                raise ConfigError(
+                    f"evaluation.{field}: deals all rows out anew, and training.objective[{i}] ({TELLS}) has set some "
+                    "of them apart as public rows; name a file of such: public = ..."
+                )
 
 
 def write(federation: Federation, out: Path, view: View) -> None:
@@ -115,9 +154,9 @@ def repeated(federation: Federation, out: Path, view: View) -> dict[str, Any]:
 
 
 def _rows_of(federation: Federation) -> np.ndarray:
-    """The training rows before anything was drawn for them, which another seed would draw anew."""
-    train = federation.dataset.train
-    return train.y if federation.experiment.data.degrade is not None else train.x
+    """The test rows before anything was drawn for them. Of training rows a seed may hold some back, or set apart."""
+    test = federation.dataset.test
+    return test.y if federation.experiment.data.degrade is not None else test.x
 
 
 def _whole(federation: Federation) -> Dataset:
@@ -183,10 +222,9 @@ def left_out(federation: Federation, out: Path, view: View) -> dict[str, Any]:
     data of the other sites pooled; less_alone: than the mean over models that each learned at one of them alone.
     """
     dataset, table = federation.dataset, {}
-    quiet = undisturbed(federation.experiment, "evaluation.leave_site_out")
     for site, name in enumerate(dataset.sites):
         view.say(f"without site {name}")
-        built = build(without(quiet, site), without_site(dataset, site))
+        built = _left(federation, site)
         runs = _all(built, out / "left_out" / str(site))
         known, less = assessment.compared(runs.this, runs.others)
         names = [key for key in runs.this.figures if key.endswith("_mean") and not key.endswith("_own_mean")]
@@ -203,6 +241,13 @@ def left_out(federation: Federation, out: Path, view: View) -> dict[str, Any]:
             },
         }
     return table
+
+
+def _left(federation: Federation, site: int) -> Federation:
+    """The federation without a site. Raises ConfigError."""
+    # of fewer nodes than masks may need; masks change no figure
+    quiet = replace(undisturbed(federation.experiment, "evaluation.leave_site_out"), secure=None)
+    return build(without(quiet, site), without_site(federation.dataset, site))
 
 
 def without(experiment: Experiment, site: int) -> Experiment:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -74,7 +75,9 @@ def collect(federation: Federation, out: Path, began: float | None = None, until
     lives = {(node, each.life) for node, each in results.items()}
     torn = sorted(node for node, each in results.items() if not each.trace_whole)
     algorithm = federation.algorithm
-    books = ledger.balance(places, lives, size, algorithm.link, algorithm.keeps_mean, whole=not torn)
+    books = ledger.balance(
+        places, lives, size, algorithm.link, algorithm.keeps_mean, whole=not torn, sums=algorithm.whole
+    )
     arrays = {node: leaf for node, leaf in leaves(out, results, until).items() if node not in liars}
     scored = [row for row in metrics if row["node"] not in liars]
     mixed = [{path: x for path, x in leaf.items() if path.split("/")[0] in MIXED} for leaf in arrays.values()]
@@ -96,7 +99,7 @@ def collect(federation: Federation, out: Path, began: float | None = None, until
     notes = dict.fromkeys(plan(members).note for members in memberships(out))
     if torn:
         notes[f"records of node {', '.join(map(str, torn))} were dropped: no ledger, and no replay"] = None
-    whole = {node: assessment.loaded(federation, leaf) for node, leaf in arrays.items()}
+    whole = {node: assessment.loaded(federation, leaf, node) for node, leaf in arrays.items()}
     loss = {row["node"]: math.nan if row["train_loss"] is None else row["train_loss"] for row in metrics}
     return Collected(
         summary, mixed, [note for note in notes if note], whole, {node: loss[node] for node in whole if node in loss}
@@ -156,6 +159,16 @@ def directories(run: Path) -> dict[int, Path]:
     """The records of each node."""
     places = {int(path.name): path for path in (run / "nodes").iterdir() if path.name.isdigit()}
     return dict(sorted(places.items()))
+
+
+def own_rows(run: Path) -> tuple[int, Path] | None:
+    """Return a node of a run that had rows of its own, which are not here, and its file; None: there is none."""
+    places = directories(run) if (run / "nodes").is_dir() else {}
+    for node, path in places.items():
+        file = path / "node.toml"
+        if file.is_file() and "data" in tomllib.loads(file.read_text("utf-8")):
+            return node, file
+    return None
 
 
 def merge(run: Path) -> list[dict[str, Any]]:

@@ -29,7 +29,10 @@ rule, which ends as soon as it sees that it is alone."""
 _AT_LAST = 2.0
 """Seconds for which a port is tried that was free a moment ago."""
 
-_LOOK_EVERY = 0.1
+_LOOK_EVERY = 0.02
+
+_USUAL = 0.5
+"""Seconds for which nobody is told: the membership process of a node that died has a last word to say."""
 
 T = TypeVar("T")
 
@@ -76,12 +79,11 @@ def await_free(wanted: Sequence[str], say: Callable[[str], None]) -> None:
 
     Whoever binds them then is told in its own words what is wrong, be it this or anything else.
     """
-    limit = clock.now() + _RELEASE
-    waiting = False
+    began, said = clock.now(), False
     for address in wanted:
-        while _taken(address) and (left := limit - clock.now()) > 0:
-            if not waiting:
-                waiting = True
+        while _taken(address) and (left := began + _RELEASE - clock.now()) > 0:
+            if not said and clock.now() - began >= _USUAL:
+                said = True
                 text = f"{address} is held by another process: waiting up to {_RELEASE:g} s for it to be free"
                 say(Said(text, "ports", logging.WARNING))
             clock.pause(min(left, _LOOK_EVERY))

@@ -135,9 +135,12 @@ def _train(
 
     def node(state: State, item: Any) -> tuple[State, Tree, Tree, Array, Array]:
         index, rows, steps, active, out_weight, present = item
-        share = out_weight if present is None else jnp.where(present, out_weight, 0)
+        # as at a node: exchanges are opened with all that the schedule names
+        every = present is None or algorithm.link == "exchange"
+        share = out_weight if every else jnp.where(present, out_weight, 0)
         new, metrics = algorithm.local(state, rows, node_key(seed, index, now.number), steps)
-        models = algorithm.params(new) if shape.keep else ()
+        # where nobody sees a single model, who joins gets one that is mixed
+        models = algorithm.params(state if algorithm.whole else new) if shape.keep else ()
         new, payload = algorithm.send(new, Neighborhood(jnp.zeros_like(share), share))
         if active is not None:
             new = where(active, new, state)

@@ -126,6 +126,8 @@ def mixing(
         new = {"sent": payload, "table": table.mine, "sent_finite": done.finite, "table_finite": finite}
         history = jax.tree.map(lambda kept, new: kept.at[at].set(new), history, new)
     arrived &= _accepted(algorithm, shape, history, done.finite, finite, now, around, age)
+    if algorithm.whole:
+        arrived &= (arrived | ~planned).all(axis=1, keepdims=True)
     if algorithm.weigh is not None:
         weight = jax.vmap(algorithm.weigh)(weight, arrived)
     whole = None

@@ -11,10 +11,12 @@ from p2pfl.churn.course import Course
 from p2pfl.node import records
 from p2pfl.node.replica import Cost, Replica
 from p2pfl.node.task import Booked, Task
-from p2pfl.types import Delivery, Params
+from p2pfl.types import Delivery, Params, Payload
 
 Record = Callable[[int, records.Measured, records.Trace], None]
 """Takes what a node did in a round: (node, metrics, trace); first, how its life began and what epoch it has entered."""
+Listen = Callable[[int, int, int, Payload], None]
+"""Takes what a node has been sent: (round, sender, receiver, payload)."""
 
 
 def run(
@@ -24,12 +26,14 @@ def run(
     now: Callable[[], float],
     course: Course | None = None,
     look: Callable[[int, Callable[[], list[Params]]], bool] = lambda round, models: False,
+    listen: Listen = lambda round, sender, receiver, payload: None,
 ) -> list[Params]:
     """Run all rounds; return the final model of every node (of one that is away: its last).
 
     A node that comes with nothing takes the model that a neighbour, or else another member, has after its local steps
     of the round before, if it is finite. `course`: of planned churn. `now` reads a clock, for the records alone.
-    `look`: asked after each round whether to end there, with what gives the models of then. Raises LocalError.
+    `look`: asked after each round whether to end there, with what gives the models of then. `listen`: takes every
+    payload that a node books, as it came. Raises LocalError.
     """
     keep = int(delivery.age.max(initial=0)) + 2
     nodes = [Replica(task, keep=keep) for task in tasks]
@@ -41,11 +45,14 @@ def run(
             nodes[i].train(round, present, int(delivery.steps[round - 1, i]))
         booked = {int(i): _booked(nodes, int(i), round, delivery) for i in np.flatnonzero(there)}
         for i, mine in booked.items():
-            nodes[i].mix(round, mine)
+            for each in mine:
+                listen(round, each.node, i, each.received)
+        for i, mine in booked.items():
+            mixed = nodes[i].mix(round, mine)
             nodes[i].evaluate(round)
             nbytes, ended = sum(tree.nbytes(each.received) for each in mine), now()
-            measured = nodes[i].measured(round, mine, Cost(nbytes, nbytes, ended - began, 0.0, ended))
-            for traced in (*changed.get(i, ()), nodes[i].traced(round, mine, whole=True)):
+            measured = nodes[i].measured(round, mixed, Cost(nbytes, nbytes, ended - began, 0.0, ended))
+            for traced in (*changed.get(i, ()), nodes[i].traced(round, mixed, whole=True)):
                 record(i, measured, traced)
         if look(round, lambda: _models(nodes)):
             break
@@ -66,7 +73,7 @@ def _booked(nodes: Sequence[Replica], i: int, round: int, delivery: Delivery) ->
         if not tree.finite(received) or (me.task.link == "exchange" and not tree.finite(me.sent(j, opened))):
             continue
         result.append(Booked(j, nodes[j].life, opened, opened, opened, me.side(j, opened), received))
-    return result
+    return me.usable(round, result)
 
 
 def _started(nodes: Sequence[Replica], round: int) -> dict[int, list[records.Trace]]:

@@ -136,7 +136,7 @@ class _Replay:
             earlier, round = life.kept
             if round not in self.lives[earlier].states:
                 return False
-            node.state = self.lives[earlier].states[round]
+            node.go_on(self.lives[earlier].states[round])
             life.kept, moved = None, True
         if life.adopted is not None:
             donor, round = life.adopted
@@ -173,7 +173,7 @@ class _Replay:
     def _keep(self, life: _Life, round: int) -> bool:
         """Keep the state of before this round for the lives that go on from it; return whether there were any."""
         due = [r for name, r in self._states if name == life.name and r < round and r not in life.states]
-        life.states.update(dict.fromkeys(due, life.node.state))
+        life.states.update(dict.fromkeys(due, life.node.kept))
         return bool(due)
 
     def _enter(self, life: _Life, round: int) -> None:

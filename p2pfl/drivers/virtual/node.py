@@ -91,7 +91,10 @@ class NodeSetup(NamedTuple):
 
 
 class VirtualNode:
-    """See the module. A node that has crashed or gone hears and says nothing any more: `up` is False."""
+    """See the module. A node that has crashed or gone hears and says nothing any more: `up` is False.
+
+    Its membership may have a last word, as that of a process that is killed.
+    """
 
     def __init__(self, world: Surroundings, facts: Facts, given: NodeSetup) -> None:
         self.world, self.facts, self.given = world, facts, given
@@ -102,6 +105,7 @@ class VirtualNode:
             me, facts.federation, seeds, given.probe_timing, world.seed, given.sign, given.verify
         )
         self.up = True
+        self._speaks = True  # its membership
         self.done = False  # the peer has ended in good order
         self.ended = 0.0  # when it had
         self.error: LocalError | None = None
@@ -219,17 +223,17 @@ class VirtualNode:
 
     def member(self, event: membership.Event) -> None:
         """Something happens to the membership, which goes on for a while when the rest of the node stands still."""
-        if not self.up or self._stalled():
+        if not self._speaks or self._stalled():
             return
         for effect in self.membership.handle(event, self.world.now):
             match effect:
                 case membership.Say(to, data):
                     self.world.say(self, to, data)
                 case membership.Gone():
-                    self._end()
-                case _:
+                    self.vanish()
+                case _ if self.up:
                     self._take(effect)
-        if self.up and self.membership.wake < self._wakes:
+        if self._speaks and self.membership.wake < self._wakes:
             self._wakes = self.membership.wake
             self.world.when(self._wakes, self._wake, self._wakes)
 
@@ -245,7 +249,7 @@ class VirtualNode:
                 self.event_log.drop(drop, self.peer.round)
             case LocalError() as error:
                 self.error = error
-                self._end()
+                self.vanish()
 
     def _wake(self, due: float) -> None:
         if due == self._wakes:
@@ -253,15 +257,22 @@ class VirtualNode:
             self.member(membership.MemberTick())
 
     def _stalled(self) -> bool:
-        return self._frozen is not None and self.world.now - self._frozen > self.given.probe_timing.stalled_after
+        if not self.up or self._frozen is None:
+            return False
+        return self.world.now - self._frozen > self.given.probe_timing.stalled_after
 
     # --- what happens to it from outside
 
     def crash(self) -> None:
-        """End at once, with all it had."""
-        self._end()
+        """End at once, with all it had, as a process that is killed: its membership says so."""
+        if self.up:
+            self.up = False
+            self.member(membership.MemberDied())
+            self.world.over(self)
 
-    def _end(self) -> None:
+    def vanish(self) -> None:
+        """End without a word, as when the machine is gone."""
+        self._speaks = False
         if self.up:
             self.up = False
             self.world.over(self)

@@ -66,8 +66,10 @@ class World:
     def add(self, node: VirtualNode) -> None:
         """Begin a life of a node, now. ConfigError when it has another one."""
         me = node.facts.node
-        if me in self.nodes and self.nodes[me].up:
-            raise ConfigError(f"node={me}: is still there; let it crash or leave before it begins a new life")
+        if me in self.nodes:
+            if self.nodes[me].up:
+                raise ConfigError(f"node={me}: is still there; let it crash or leave before it begins a new life")
+            self.nodes[me].vanish()  # who listens there from now on is another
         self.nodes[me] = node
         node.start()
 

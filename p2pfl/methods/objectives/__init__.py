@@ -18,6 +18,7 @@ from types import MappingProxyType
 
 from p2pfl.methods.objectives.align import align
 from p2pfl.methods.objectives.augmentation import augment
+from p2pfl.methods.objectives.bottlegan import bottlegan
 from p2pfl.methods.objectives.contrast import fedmri, moon
 from p2pfl.methods.objectives.deputy import deputy
 from p2pfl.methods.objectives.experts import experts
@@ -27,6 +28,7 @@ from p2pfl.methods.objectives.gradient import fedprox, proportional, ridge, shar
 from p2pfl.methods.objectives.hetero_width import widths
 from p2pfl.methods.objectives.label_graph import label_graph
 from p2pfl.methods.objectives.label_shift import class_weights, fedsld, missing_classes
+from p2pfl.methods.objectives.medisecfed import medisecfed
 from p2pfl.methods.objectives.multitask import tasks
 from p2pfl.methods.objectives.objective import Objective
 from p2pfl.methods.objectives.personal import average, cusfl, ditto, iop, pfedme, soft_pull
@@ -41,6 +43,7 @@ __all__ = [
     "align",
     "augment",
     "average",
+    "bottlegan",
     "class_weights",
     "cusfl",
     "deputy",
@@ -54,6 +57,7 @@ __all__ = [
     "fl_mrcm",
     "iop",
     "label_graph",
+    "medisecfed",
     "missing_classes",
     "moon",
     "pfedme",
@@ -98,6 +102,8 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType(
         "align": align,
         "label_graph": label_graph,
         "stain_gan": stain_gan,
+        "medisecfed": medisecfed,
+        "bottlegan": bottlegan,
     }
 )
 """Makers by name; each takes the experiment's optimizer and the arguments of its table."""

@@ -45,6 +45,8 @@ class Objective(NamedTuple):
     `ahead`: local steps that a node takes before the method does anything to its model: it learns something else first.
     Such a method is refused where nobody would take more, and where models are chosen by validation rows meanwhile.
     `awaits`: nodes whose local steps it waits for, without which it never begins; None: all that are planned.
+    `shown`: makes the method that has rows [N, ...] which are public, where it asks for such; without them it knows the
+    shapes of its models alone, which is enough to use one. It exchanges no models, so those of nodes may differ.
     """
 
     learner: Callable[[Learner], Learner] | None = None
@@ -58,6 +60,7 @@ class Objective(NamedTuple):
     shaped: Callable[[Learner, tuple[int, ...]], Learner] | None = None
     ahead: int = 0
     awaits: tuple[int, ...] | None = ()
+    shown: Callable[[np.ndarray], Objective] | None = None
 
 
 def finder(name: str, learner: Learner) -> Features:

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from p2pfl.data import Dataset
@@ -14,14 +15,26 @@ from p2pfl.errors import ConfigError
 from p2pfl.learning.models import shifted
 from p2pfl.types import Array, Key, Tree
 
+_LOOK, _ROUGHLY = 64, 1e-3
+"""So many rows are looked at; what rounding adds to a colour."""
+
 
 def in_color(name: str, dataset: Dataset) -> None:
-    """Raises ConfigError for rows that are no images in red, green and blue; `name`: of the method."""
+    """Raises ConfigError for rows that are no images in red, green and blue in 0..1; `name`: of the method.
+
+    Of their values the first rows are looked at, since all of them may not be in memory.
+    """
     shape = dataset.train.x.shape[1:]
     if len(shape) != 3 or shape[-1] != 3:
         raise ConfigError(
             f"objective {name}: needs images [height, width, 3] in red, green and blue; a row of the data has shape "
             f"{[*shape]}. Leave it out"
+        )
+    some = np.asarray(dataset.train.x[:_LOOK])
+    if some.size and (some.min() < -_ROUGHLY or some.max() > 1 + _ROUGHLY):
+        raise ConfigError(
+            f"objective {name}: values from {some.min():.3g} to {some.max():.3g}; colours must be in 0..1, where 1 is "
+            "white: leave out what scales them (data.standardize), or say data.intensity"
         )
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from p2pfl.check import at_least, fraction, positive
+from p2pfl.check import at_least, fraction, one_of, positive
 from p2pfl.errors import ConfigError
 
 TAIL = 1e-3
@@ -18,6 +18,8 @@ _GRID = 1e-3
 """Of privacy losses; the coarser, the more epsilon is rounded up: here by some ten-thousandths."""
 _LEAST = 0.1
 """Noise multipliers below this are not looked for: epsilon is then in the hundreds."""
+_LARGE = 20.0
+"""Of the epsilon of one update: more of them are added up."""
 
 
 class Sampling(NamedTuple):
@@ -113,6 +115,69 @@ def of_gaussian(mu_squared: float, delta: float) -> float:
     return float(get_epsilon_gaussian(1 / math.sqrt(mu_squared), delta))
 
 
+LAWS = ("gaussian", "laplace")
+"""How noise on updates is distributed."""
+
+
+def of_updates(noise: float, times: int, delta: float, law: str = "gaussian") -> float:
+    """Return epsilon of so many noised updates of a node, for any two sets of rows that it may have: local privacy.
+
+    An update whose norm is at most C is at most 2 C away from any other. With Gaussian noise (norm: Euclidean) so many
+    updates are one Gaussian mechanism. With Laplace noise (norm: sum of absolute values) each is (2 / noise, 0)-private
+    (Dwork, McSherry, Nissim, Smith 2006), and they are composed as any such mechanisms can be (Kairouz, Oh, Viswanath
+    2015, by dp-accounting), or by adding up, whichever is less.
+
+    Args:
+        noise: standard deviation, or Laplace's scale, in units of C, > 0.
+        times: updates sent, >= 0.
+        delta: > 0 and < 1.
+        law: "gaussian" or "laplace".
+
+    Returns:
+        Epsilon, >= 0.
+
+    Raises:
+        ConfigError: an argument is out of bounds, or dp-accounting is not installed.
+
+    Example:
+        >>> from p2pfl.methods.privacy import of_updates
+        >>> of_updates(1.0, times=1, delta=1e-5, law="laplace")
+        2.0
+    """
+    positive(noise=noise)
+    at_least(0, times=times)
+    fraction(delta=delta)
+    one_of(LAWS, law=law)
+    if not times:
+        return 0.0
+    if law == "gaussian":
+        return of_gaussian(4 * times / noise**2, delta)
+    needed()
+    from dp_accounting.pld import common
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
+    each = 2 / noise
+    added = times * each
+    if times == 1 or each > _LARGE:  # the grid would be endless, and nothing is gained
+        return added
+    one = pld.from_privacy_parameters(common.DifferentialPrivacyParameters(each, 0), _GRID)
+    return min(added, max(float(one.self_compose(times).get_epsilon_for_delta(delta)), 0.0))
+
+
+def least(spent: Callable[[float], float], budget: float) -> float:
+    """Return the least noise, to a thousandth and rounded up, with which `spent(noise)` is no more than the budget."""
+    enough = 1.0
+    while spent(enough) > budget:
+        enough *= 2
+    little = enough / 2
+    while little > _LEAST and spent(little) <= budget:
+        enough, little = little, little / 2
+    while enough / little > 1.001:
+        middle = math.sqrt(enough * little)
+        enough, little = (middle, little) if spent(middle) <= budget else (enough, middle)
+    return enough
+
+
 def noise_for(budget: float, sampling: Sampling, steps: int, delta: float) -> float:
     """Return the least noise multiplier, to a thousandth, with which so many steps stay within a budget of epsilon.
 
@@ -141,16 +206,7 @@ def noise_for(budget: float, sampling: Sampling, steps: int, delta: float) -> fl
         from dp_accounting import get_sigma_gaussian
 
         return float(get_sigma_gaussian(budget, delta)) * math.sqrt(sampling.parts(steps)) * (1 + 1e-9)
-    enough = 1.0
-    while epsilon(enough, sampling, steps, delta) > budget:
-        enough *= 2
-    little = enough / 2
-    while little > _LEAST and epsilon(little, sampling, steps, delta) <= budget:
-        enough, little = little, little / 2
-    while enough / little > 1.001:
-        middle = math.sqrt(enough * little)
-        enough, little = (middle, little) if epsilon(middle, sampling, steps, delta) <= budget else (enough, middle)
-    return enough
+    return least(lambda noise: epsilon(noise, sampling, steps, delta), budget)
 
 
 def steps_within(budget: float, most: int, spent: Callable[[int], float]) -> int:

@@ -11,7 +11,9 @@ from p2pfl.check import at_least, positive
 from p2pfl.errors import ConfigError
 from p2pfl.learning.local_steps import rest, steps_in
 from p2pfl.methods import site_facts
+from p2pfl.methods.noise import LAWS
 from p2pfl.methods.objectives.objective import Objective
+from p2pfl.methods.privacy.correlated import shared
 from p2pfl.types import Algorithm, Array, Batches, Key, Learner, Metrics, Params, State, Steps, Tree
 
 NAME = "privacy"
@@ -23,7 +25,7 @@ AT_ONCE = 16
 """Rows whose gradients are held at the same time."""
 
 
-def dp_sgd(clip: float, batch_size: int, poisson: bool = False) -> Objective:
+def dp_sgd(clip: float, batch_size: int, poisson: bool = False, correlated: float = 0.0) -> Objective:
     """Make local steps differentially private: g = (sum_i g_i min(1, C / |g_i|) + s C N(0, 1)) / batch_size.
 
     s is the node's noise multiplier, its fact NOISE. The sum goes over the rows of a batch; |g_i| is the norm over all
@@ -31,6 +33,10 @@ def dp_sgd(clip: float, batch_size: int, poisson: bool = False) -> Objective:
     is not finite counts as zero. It must be the first of all objectives: the others then get what is private already.
     The node counts its steps, and takes none beyond what the fact ALLOWED says of it: then its model moves by mixing
     alone. The noise follows from the seed in studies, and comes from the operating system where data are a node's own.
+
+    `correlated`: to the sum comes for each neighbour c C N(0, 1), which the neighbour takes away from its own sum of
+    the same step: in the mean over the nodes it cancels, and who does not know what the two share sees more noise by it
+    (DECOR, Allouah et al. 2024). Both must have taken as many steps before.
 
     Source: Abadi, Chu, Goodfellow, McMahan, Mironov, Talwar, Zhang, "Deep learning with differential privacy" (2016),
     algorithm 1.
@@ -40,6 +46,7 @@ def dp_sgd(clip: float, batch_size: int, poisson: bool = False) -> Objective:
         batch_size: rows of a batch, >= 1; with `poisson` how many are expected.
         poisson: every row is in a batch with the probability that the fact RATE says, by itself: of the rows that come,
             which are in an order drawn anew for each batch, the first K count, K binomial.
+        correlated: c, >= 0; needs the facts of p2pfl.methods.privacy.correlated.
 
     Returns:
         The objective, which asks to know ALLOWED and NOISE of each node (with `poisson` RATE and "samples" too).
@@ -65,18 +72,10 @@ def dp_sgd(clip: float, batch_size: int, poisson: bool = False) -> Objective:
     """
     positive(clip=clip)
     at_least(1, batch_size=batch_size)
+    at_least(0, correlated=correlated)
 
     def wrap_learner(inner: Learner) -> Learner:
-        if jax.tree.leaves(jax.eval_shape(inner.init, jax.random.key(0)).get("carried", {})):
-            raise ConfigError(
-                "privacy: the model has batch statistics, which are sums over rows that no noise is added to; take a "
-                'model without them, as with model.norm = "group"'
-            )
-
-        def init(key: Key) -> Params:
-            params = inner.init(key)
-            kept = {**params.get("private", {}), NAME: {"steps": jnp.zeros((), jnp.int32)}}
-            return {**params, "private": kept}
+        inner = counting_steps(inner)
 
         def grad(params: Params, batch: Tree, key: Key) -> tuple[Tree, Params, Metrics]:
             counts = jnp.ones(len(batch["x"]), bool)
@@ -84,16 +83,33 @@ def dp_sgd(clip: float, batch_size: int, poisson: bool = False) -> Objective:
                 counts, params = _drawn(params, len(batch["x"]))
             total, loss = _clipped_sum(inner, params, batch, counts, key, clip)
             own, params = site_facts.drawn(params)
-            gradient = _noised(total, own, clip * params["private"]["site"][NOISE], batch_size)
-            steps = params["private"][NAME]["steps"] + 1
+            site, taken = params["private"]["site"], params["private"][NAME]["steps"]
+            total = noised(total, own, clip * site[NOISE], "gaussian", clip * correlated, site, taken)
+            gradient = jax.tree.map(lambda leaf: leaf / jnp.asarray(batch_size, leaf.dtype), total)
+            steps = taken + 1
             private = {**params["private"], NAME: {"steps": steps}}
             shown = loss / jnp.maximum(counts.sum(), 1).astype(loss.dtype)  # to this node alone
             return gradient, {**rest(params), "private": private}, {"loss": shown}
 
-        return inner._replace(init=init, grad=grad)
+        return inner._replace(grad=grad)
 
     facts = ("entropy", "samples") if poisson else ("entropy",)
     return Objective(wrap_learner, wrap=_within_budget, facts=facts)
+
+
+def counting_steps(inner: Learner) -> Learner:
+    """The learner whose models count what their node has told of its rows. Raises ConfigError: see `dp_sgd`."""
+    if jax.tree.leaves(jax.eval_shape(inner.init, jax.random.key(0)).get("carried", {})):
+        raise ConfigError(
+            "privacy: the model has batch statistics, which are sums over rows that no noise is added to; take a model "
+            'without them, as with model.norm = "group"'
+        )
+
+    def init(key: Key) -> Params:
+        params = inner.init(key)
+        return {**params, "private": {**params.get("private", {}), NAME: {"steps": jnp.zeros((), jnp.int32)}}}
+
+    return inner._replace(init=init)
 
 
 def counted_from(state: State, steps: int) -> State:
@@ -141,15 +157,15 @@ def _clipped_sum(
     return total
 
 
-def _noised(total: Tree, key: Key, scale: Array, batch_size: int) -> Tree:
-    """A sum of gradients with noise of this standard deviation, over the number of rows."""
+def noised(total: Tree, key: Key, scale: Array, law: str, correlated: float, site: Tree, turn: Array) -> Tree:
+    """A tree with noise of this scale, and what the node shares with its neighbours, of the deviation `correlated`."""
     leaves, structure = jax.tree.flatten(total)
-    noisy = [
-        (leaf + scale.astype(leaf.dtype) * jax.random.normal(jax.random.fold_in(key, i), leaf.shape, leaf.dtype))
-        / jnp.asarray(batch_size, leaf.dtype)
-        for i, leaf in enumerate(leaves)
-    ]
-    return jax.tree.unflatten(structure, noisy)
+
+    def one(index: int, leaf: Array) -> Array:
+        found = leaf + scale.astype(leaf.dtype) * LAWS[law](jax.random.fold_in(key, index), leaf.shape, leaf.dtype)
+        return found + jnp.asarray(correlated, leaf.dtype) * shared(site, turn, index, leaf) if correlated else found
+
+    return jax.tree.unflatten(structure, [one(index, leaf) for index, leaf in enumerate(leaves)])
 
 
 def _drawn(params: Params, most: int) -> tuple[Array, Params]:
@@ -171,12 +187,16 @@ def _within_budget(inner: Algorithm) -> Algorithm:
         left = jnp.maximum(private["site"][ALLOWED] - private[NAME]["steps"], 0)
         wanted = jnp.asarray(steps_in(batches), jnp.int32) if steps is None else steps
         after, metrics = inner.local(state, batches, key, jnp.minimum(wanted, left))
-        if not steps_in(batches):
-            return after, metrics
-        first = jax.tree.map(lambda leaf: leaf[0], batches)
-        ones = jnp.ones(jax.tree.leaves(first)[0].shape[0], jnp.float32)
-        as_it_is = learner.evaluate(inner.params(state), first, ones)["loss"].mean()
-        loss = jnp.where(left > 0, metrics["loss"], as_it_is.astype(metrics["loss"].dtype))  # of steps there are none
-        return after, {**metrics, "loss": loss}
+        return after, shown(learner, inner.params(state), batches, metrics, left > 0)
 
     return inner._replace(local=local, any_steps=False)
+
+
+def shown(learner: Learner, params: Params, batches: Batches, metrics: Metrics, trains: Array) -> Metrics:
+    """The metrics of a round with the loss of the model as it is, where no step was taken."""
+    if not steps_in(batches):
+        return metrics
+    first = jax.tree.map(lambda leaf: leaf[0], batches)
+    ones = jnp.ones(jax.tree.leaves(first)[0].shape[0], jnp.float32)
+    as_it_is = learner.evaluate(params, first, ones)["loss"].mean()
+    return {**metrics, "loss": jnp.where(trains, metrics["loss"], as_it_is.astype(metrics["loss"].dtype))}

@@ -59,6 +59,21 @@ def rounds(
     )
 
 
+def hops(schedule: Schedule) -> int:
+    """Rounds until every node has heard of every other, where each passes on all it has heard. Raises ConfigError."""
+    nodes, period, round = schedule.neighbor.shape[1], len(schedule.neighbor), 0
+    known, before = np.eye(nodes, dtype=bool), -1
+    while not known.all():
+        if round % period == 0:
+            if known.sum() == before:
+                raise ConfigError("statistics: parts of the graph never hear of each other; join them")
+            before = int(known.sum())
+        neighbor, heard = _row(schedule.neighbor, round + 1), _row(schedule.weight, round + 1) > 0
+        known = np.array([known[[i, *neighbor[i][heard[i]]]].any(axis=0) for i in range(nodes)])
+        round += 1
+    return round
+
+
 def average(
     values: Sequence[Tree], graph: Schedule | nx.Graph, tolerance: float, loss: float = 0.0, seed: int = 0
 ) -> list[Tree]:

@@ -75,7 +75,7 @@ def gossip(inner: Algorithm, rounds: int) -> Algorithm:
     def send(state: SumsState, neighborhood: Neighborhood) -> tuple[SumsState, Payload]:
         inside, payload = inner.send(state.inner, neighborhood)
         if not running:
-            return state._replace(inner=inside), {"inner": payload, "sums": state.sums}
+            return state._replace(inner=inside), {"inner": payload, "sums": to_each(inner, state.sums, neighborhood)}
         kept, sent = pushed(state.sums, state.sent, neighborhood.out_weight)
         return state._replace(inner=inside, sums=kept, sent=sent), {"inner": payload, "sums": sent}
 
@@ -88,7 +88,7 @@ def gossip(inner: Algorithm, rounds: int) -> Algorithm:
         since, age = state.since + 1, state.age + 1
         waits = inner.params(inside)["statistics"]["known"] == 0
         due = (since == rounds) | (waits & (age == rounds))
-        after = _written(inner, inside, sums)
+        after = written(inner, inside, sums)
         inside = jax.tree.map(lambda new, old: jnp.where(due, new, old), after, inside)
         return SumsState(inside, sums, state.sent, seen, since, age)
 
@@ -114,6 +114,14 @@ def gossip(inner: Algorithm, rounds: int) -> Algorithm:
     )  # fmt: skip
 
 
+def to_each(inner: Algorithm, told: Tree, neighborhood: Neighborhood) -> Tree:
+    """What is sent beside a model: the same to each neighbour, also where each gets something else of the model."""
+    slots = len(neighborhood.out_weight)
+    if not inner.per_edge:
+        return told
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (slots, *leaf.shape)), told)
+
+
 def _begun(inner: Algorithm, running: bool, inside: Any, slots: int, age: Array) -> SumsState:
     """The state of a node whose sums are its own, and not yet on their way."""
     own = inner.params(inside)["private"]["site"]["sums"]
@@ -121,7 +129,7 @@ def _begun(inner: Algorithm, running: bool, inside: Any, slots: int, age: Array)
     return SumsState(inside, own, away, away, jnp.zeros((), jnp.int32), age)
 
 
-def _written(inner: Algorithm, state: Any, sums: Tree) -> Any:
+def written(inner: Algorithm, state: Any, sums: Tree) -> Any:
     """The state of a node that knows what the sums say."""
     model = inner.params(state)
     return inner.replaced(state, {**model, "statistics": _said(model["statistics"], sums)})

@@ -10,7 +10,8 @@
     reinhard    {"count" [], "mean" [3], "sd" [3]}       of l, alpha and beta of each image      -> means of both [3]
     macenko     {"count" [], "stains" [3, 2], "most" [2]}    of the images that tell them, see `color`  -> means of both
 
-A sum says something about every row in it, and a neighbour sees a site's own sums in the first round. So a site with
+A sum says something about every row in it, and a neighbour sees a site's own sums in the first round, unless they are
+`masked_sums`; then what all sites' sums say of a small one is in the total still. So a site with
 fewer rows than `minimum` says nothing, and nothing about a class or a feature of which it has fewer, nor about stains
 that fewer of its images tell; `noise` blurs the rest. That is disclosure control, as statistical offices do it, and no
 differential privacy: the noise is measured by the largest part that a row of the site has, which is itself a fact of

@@ -80,6 +80,13 @@ class MemberLeave(NamedTuple):
     """This node leaves for good: tell the others, then `Gone`."""
 
 
+class MemberDied(NamedTuple):
+    """This node has died, and what speaks for it has not: tell the others, then `Gone`. Who has left says nothing more.
+
+    Nobody but a node's own membership can know: it says so of this life alone, and in answer to who asks.
+    """
+
+
 Event = (
     MemberStart
     | Heard
@@ -90,6 +97,7 @@ Event = (
     | MemberReborn
     | MemberAdmitted
     | MemberLeave
+    | MemberDied
     | Admit
     | OwnDocument
     | Unwanted
@@ -157,7 +165,7 @@ class MemberDrop(NamedTuple):
 
 
 class Gone(NamedTuple):
-    """The leaving has been said: the socket may close."""
+    """The leaving, or the death, has been said: the socket may close."""
 
 
 Effect = Say | Changed | Accused | Superseded | Conflict | Expelled | Told | MemberDrop | Gone

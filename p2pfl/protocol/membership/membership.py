@@ -32,6 +32,7 @@ from p2pfl.protocol.membership.events import (
     Heard,
     Known,
     MemberAdmitted,
+    MemberDied,
     MemberDrop,
     MemberLeave,
     MemberReborn,
@@ -49,7 +50,7 @@ from p2pfl.protocol.membership.probe import Probe, Relay, RoundRobin, Trips
 from p2pfl.protocol.membership.roster import Roster, Source, Word
 from p2pfl.protocol.membership.seeds import Seed, Seeds
 from p2pfl.protocol.membership.statement import Sign, Signatures, Verify
-from p2pfl.protocol.membership.table import LEFT, NOBODY, SUSPECT, Me, Member, MemberEntry
+from p2pfl.protocol.membership.table import DEAD, LEFT, NOBODY, SUSPECT, Me, Member, MemberEntry
 from p2pfl.protocol.membership.timing import ProbeTiming, check
 from p2pfl.protocol.membership.wire import (
     Ack,
@@ -74,7 +75,8 @@ _QUESTIONS = 1024
 """Questions whose answers are known as such."""
 
 _FAREWELLS = 24
-"""Members that a leaver tells at first: they believe it at once, the others when it no longer answers."""
+"""Members that a leaver tells at first, and one that has died at a time: they believe it at once, the others when it no
+longer answers."""
 
 _HELLOS = 20
 """Rounds of greeting the seeds after the first has answered; the others are tried on at the pace of the dead."""
@@ -121,7 +123,9 @@ class Membership:
             "leave": self._gone,
         }
         self._hellos = 0
-        self._receipts: set[int] = set()
+        self._words: set[int] = set()  # numbers of the letters that say that this life is over,
+        self._receipts: set[int] = set()  # members that have answered one of them ...
+        self._sure: set[int] = set()  # ... and that have asked, and were told
         self._answered: dict[int, float] = {}  # when a node was last told what it said wrong
         self._checked: dict[int, float] = {}  # when a node was last asked whether it holds to what it has said
         self._last_gossip = self._last_changed = -math.inf
@@ -191,9 +195,10 @@ class Membership:
                 self._roster.admit(nodes)
                 self._soon("sync")  # others may have told this node of them before, and do so once
             case MemberLeave():
-                self._roster.say(state=LEFT, at=now)
-                self._receipts.clear()
-                self._timers |= {"probe": math.inf, "leave": now + self._timing.leave, "farewell": now}
+                self._part(LEFT, self._timing.leave)
+            case MemberDied():
+                if self._roster.mine.state != LEFT:
+                    self._part(DEAD, self._timing.interval)
             case MemberTick():
                 pass
         self._settle()
@@ -495,6 +500,7 @@ class Membership:
             case DirectPing(target):
                 if target == self._roster.me.node:
                     self._tell(sender, Ack(), seq, wrong[:PIGGYBACK])
+                    self._assured(sender.node)
                     return
                 self._drop("target", f"a ping of node {sender.node} for node {target}")
             case Sync():
@@ -591,7 +597,8 @@ class Membership:
 
     def _acked(self, datagram: Datagram) -> None:
         sender, probe = datagram.sender, self._probe
-        self._receipts.add(sender.node)
+        if datagram.seq in self._words:  # an answer that was under way before tells of nothing
+            self._receipts.add(sender.node)
         relay = self._relays.get(datagram.seq)
         if relay is not None and relay.target == sender.node:
             del self._relays[datagram.seq]
@@ -650,18 +657,37 @@ class Membership:
         self._seeds.ask(seq, seed.address)
         self._say(seed.node, seed.address, Sync(), seq, self._table())
 
-    # --- leaving
+    # --- leaving, and a last word
+
+    def _part(self, state: str, most: float) -> None:
+        """Say that this life is over, for so many seconds at most. Who hears of it asks, and believes the answer."""
+        self._roster.say(state=state, at=self._now)
+        self._receipts.clear()
+        self._sure.clear()
+        self._timers |= {"probe": math.inf, "leave": self._now + most, "farewell": self._now}
 
     def _farewell(self) -> None:
-        """Say left to some members until a few have given their receipt; the rest learn it from them."""
-        live = len(self._roster.live)
-        if len(self._receipts & self._roster.live.keys()) >= min(self._timing.fanout, live):
+        """Say so to some members until enough have given their receipt; the rest learn it from them.
+
+        Of one that leaves, whose node waits for that, a few are enough. Of one that has died all: nobody waits, and its
+        neighbors would wait for it.
+        """
+        died, live = self._roster.mine.state == DEAD, self._roster.live
+        left = [node for node in live if node not in self._receipts]
+        if len(live) - len(left) >= (len(live) if died else min(self._timing.fanout, len(live))):
             self._gone()
             return
         self._timers["farewell"] = self._now + self._timing.gossip_every
-        most, self._parting = self._timing.fanout if self._parting else _FAREWELLS, True
-        for node in self._draw.sample([*self._roster.live], min(most, live)):
-            self._ping(node, self._question(node))
+        most, self._parting = self._timing.fanout if self._parting and not died else _FAREWELLS, True
+        for node in self._draw.sample(left, min(most, len(left))):
+            self._words.add(seq := self._question(node))
+            self._ping(node, seq)
+
+    def _assured(self, node: int) -> None:
+        """A member has asked, and was answered. When all have of one that has died, it need not stay for more."""
+        self._sure.add(node)
+        if self._roster.mine.state == DEAD and self._roster.live.keys() <= self._sure:
+            self._timers["leave"] = self._now
 
     def _gone(self) -> None:
         self._silence()

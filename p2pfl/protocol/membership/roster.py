@@ -269,7 +269,12 @@ class Roster:
                 return True
         elif (entry.life == held.life and not entry.terminal) or node in self.silent:
             return False
-        elif entry.life == held.life and entry.state == DEAD and self._answered_lately(node, now):
+        elif (
+            entry.life == held.life
+            and entry.state == DEAD
+            and source.node != node  # who says so of itself may have died since
+            and self._answered_lately(node, now)
+        ):
             self._deny(entry, *source)
             return True
         self._inquire(node, now).add(entry, *source)
