@@ -40,7 +40,6 @@ from p2pfl.protocol.membership.events import (
     Heard,
     Known,
     MemberAdmitted,
-    MemberDied,
     MemberDrop,
     MemberLeave,
     MemberReborn,
@@ -79,7 +78,7 @@ _STRANGE = 64
 Whoever is asked to ping, or to answer, at an address that a message has would else have one for each."""
 
 _LAST_WORD = 1000
-"""Milliseconds in which a last word may still leave: to a member that is revoked, or that the node has died."""
+"""Milliseconds in which a member that is revoked may still be told so."""
 
 _ROWS = 256
 """Members in a packet."""
@@ -250,12 +249,12 @@ class MemberSockets:
             self.listener.blame(message, now)
 
     def close(self) -> None:
-        """Close all sockets, the listening one first: the node's next life may be waiting for it."""
-        self.listener.close()
+        """Close all sockets."""
         if self._inlets is not None:
             self._inlets.close()
         for each in self.dealers.values():
-            each.close(_LAST_WORD)
+            each.close()
+        self.listener.close()
         self._context.term()
 
     def hang_up(self, now: float) -> None:
@@ -281,11 +280,7 @@ class MemberSockets:
 
 
 class MemberProcess:
-    """The member of a node, and what the node says to it over `link`.
-
-    When the link closes the node has died, or has closed it: the member says so to the others, if it has not left, in
-    a fraction of a second. So nobody has to find out by the silence of a node whose machine and membership are there.
-    """
+    """The member of a node, and what the node says to it over `link`."""
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
@@ -309,15 +304,13 @@ class MemberProcess:
         self._drops: dict[str, str] = {}  # not yet told: the latest detail of each reason
         self._drops_told = -math.inf
         self._tidied = 0.0
-        self._bereft = False  # the node has died
         self.over = False
 
     def step(self) -> None:
         """Wait for something, and do what is due."""
         self._await()
         now = clock.now()
-        if not self._bereft:
-            self._listen_to_node(now)
+        self._listen_to_node(now)
         if self.over or self._sockets is None or self._member is None:
             return
         if self._stalled(now):
@@ -337,15 +330,7 @@ class MemberProcess:
         if now - self._tidied > _IDLE:
             self._tidied = now
             self._sockets.hang_up(now)
-        if self._bereft:
-            self.over = math.isinf(self._member.wake) and not self._delayed
-        else:
-            self._tell_node(now)
-
-    def close(self) -> None:
-        """Close what was opened."""
-        if self._sockets is not None:
-            self._sockets.close()
+        self._tell_node(now)
 
     def _await(self) -> None:
         now = clock.now()
@@ -408,9 +393,9 @@ class MemberProcess:
         return bool(self._cut) and wire.sender(data, self._cluster, now) in self._cut
 
     def _stalled(self, now: float) -> bool:
-        """Return whether the node has shown no life for too long, and may show some again."""
+        """Return whether the node has shown no life for too long."""
         assert self._probe_timing is not None
-        return not self._bereft and now > max(self._beat, self._busy_until) + self._probe_timing.stalled_after
+        return now > max(self._beat, self._busy_until) + self._probe_timing.stalled_after
 
     def _dropped(self, reason: str, detail: str) -> None:
         self._drops[reason] = detail
@@ -423,10 +408,10 @@ class MemberProcess:
                 what = packets.receive(self._link)
             except BlockingIOError:
                 return
-            except ConnectionResetError:  # it has not read all; what it has said last is still to be read
-                continue
+            except ConnectionResetError:
+                what = None
             if what is None:
-                self._lose_node(now)
+                self.over = True
                 return
             self._beat = now  # whatever it says, it is there
             if self._member is None and what["do"] != "begin":  # said to an earlier process, which has died
@@ -463,15 +448,6 @@ class MemberProcess:
                     self._sockets.admit(keys)
                 case "unwanted":
                     self._unwanted(bytes.fromhex(what["digest"]), what["by"], now)
-
-    def _lose_node(self, now: float) -> None:
-        """The node has died, or has closed the link: the others hear so, unless it has said before that it leaves."""
-        self._bereft = True
-        self._poller.unregister(self._link)
-        if self._member is None:
-            self.over = True
-        else:
-            self._handle(MemberDied(), now)
 
     def _unwanted(self, digest: bytes, by: int, now: float) -> None:
         """What a member has sent as its document is none, and its link is to blame."""
@@ -559,7 +535,7 @@ class MemberProcess:
         except BlockingIOError:
             return  # the node has much to read; it will be tried again in the next step
         except (BrokenPipeError, ConnectionResetError):
-            return  # which is found where it is listened to
+            self.over = True
 
 
 def _entry(member: Member, now: float) -> MemberEntry:
@@ -577,8 +553,7 @@ def _admitted(keys: Keyring | None, revoked: list[int]) -> Admit:
 
 
 def run(link: socket.socket) -> None:
-    """Until the node's end of the link closes, and a moment longer where the others have to be told."""
+    """Until the node's end of the link closes."""
     process = MemberProcess(link)
     while not process.over:
         process.step()
-    process.close()

@@ -3,11 +3,11 @@
 While the node's process compiled for jax and copied arrays of 44 MB, 99 of 100 pings of a sidecar were answered within
 27 ms and all within 47; of a thread in the node's process within 138 and 176 (two busy cores, 1000 pings each).
 
-The process is joined to the node by a socket pair (`packets`), and has all from there that it needs, keys too. When the
-node's end closes it ends, so that a dead node does not go on answering, and takes a moment to say that it is dead; and
-it falls silent when the node's loop has shown no life for long. A small parent, forked early, forks it: where it dies
-it is forked again, and goes on as the same life at the same address, from what the node knows. Where both die, a Python
-of its own starts both again. Ctrl-C and SIGTERM are for the node, which says what follows. No pickle.
+The process is joined to the node by a socket pair (`packets`), and has all from there that it needs, keys too. It ends
+at once when the node's end closes, so that a dead node does not go on answering; and it falls silent when the node's
+loop has shown no life for long. A small parent, forked early, forks it: where it dies it is forked again, and goes on
+as the same life at the same address, from what the node knows. Where both die, a Python of its own starts both again.
+Ctrl-C and SIGTERM are for the node, which says what follows. No pickle.
 """
 
 from __future__ import annotations
@@ -262,7 +262,8 @@ class Sidecar:
                 del self._owed[kind]
 
     def close(self) -> None:
-        """End the process; it says nothing more to anybody: its link closes after it has ended, and is no last word."""
+        """End the process; it says nothing more to anybody."""
+        self._link.close()
         if self.pid:
             # both would end by themselves, but not where they have been stopped; the parent first, or it forks again
             with contextlib.suppress(ProcessLookupError, ChildProcessError):  # somebody has collected it
@@ -272,7 +273,6 @@ class Sidecar:
                 if self.member_pid:
                     os.kill(self.member_pid, signal.SIGKILL)
             self.pid = self.member_pid = 0
-        self._link.close()
 
     def _receive(self) -> dict[str, Any] | None:
         """Return what it says; None where it says nothing, and where it will say nothing any more."""
